@@ -1,0 +1,69 @@
+"""Evaluate a checkpoint or a model: accuracy, greedy accuracy and unbiased pass@k, in parallel on the pool.
+
+    python jobs/evaluate.py ~/kray-runs/quickstart-20261121-101500
+    python jobs/evaluate.py Qwen/Qwen2.5-0.5B-Instruct --config configs/gsm8k.yaml evaluate.samples=16 --json out.json
+
+A run folder stands for its newest checkpoint and brings its own configuration. prompts.test is what is evaluated on:
+point it at any source, for instance prompts.test.kind=jsonl prompts.test.path=mine.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+from kray.config import to_yaml
+from kray.launch import connect, drive, find_model, guarded, load_both, load_checked, tags
+from kray.records import ConfigError
+from kray.train.checkpoints import find_resume
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("policy", help="a run folder, a checkpoint folder, a Hugging Face folder or a hub id")
+    parser.add_argument("--config", help="a YAML file; needed for a model, a run has its own")
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys")
+    arguments = parser.parse_intermixed_args()
+    path = Path(arguments.policy).expanduser()
+    checkpoint = None
+    overrides = list(arguments.overrides)
+    if path.is_dir() and not (path / "config.json").is_file():
+        checkpoint = find_resume(str(path), "", "")
+        file = arguments.config or str(checkpoint.parent.parent / "config.yaml")
+        overrides.append("resume=")
+    elif arguments.config:
+        file = arguments.config
+        overrides += [f"model.path={arguments.policy}", "model.tiny=null"]
+    else:
+        raise ConfigError(f"{arguments.policy} is no run or checkpoint folder; to evaluate a model give --config")
+    config = load_checked(file, overrides)
+    load_both(config)
+    model = find_model(config)
+    connect(config)
+    with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
+        evaluation = drive(config, model, Path(folder), checkpoint, "judge")
+        found = dataclasses.asdict(evaluation) | {"policy": str(checkpoint or model)}
+        if arguments.json:
+            Path(arguments.json).write_text(
+                json.dumps(found | {"tags": tags(), "config": to_yaml(config)}, indent=2) + "\n"
+            )
+    print(f"\npolicy            {found['policy']}")
+    print(
+        f"prompts           {evaluation.prompts}, {evaluation.samples} samples each, {evaluation.failed} responses lost"
+    )
+    print(f"accuracy          {evaluation.accuracy:.4f} ± {1.96 * evaluation.accuracy_se:.4f} (95 % over prompts)")
+    if evaluation.greedy is not None:
+        print(f"greedy accuracy   {evaluation.greedy:.4f}")
+    for k, value in evaluation.pass_at.items():
+        print(f"{f'pass@{k}':<18}{value:.4f}")
+    for kind, (prompts, accuracy) in evaluation.by_kind.items():
+        print(f"  {kind:<16}{accuracy:.4f}  of {prompts}")
+    return 0
+
+
+if __name__ == "__main__":
+    guarded(main)

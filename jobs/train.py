@@ -1,0 +1,90 @@
+"""Train a policy: GRPO whose rollouts are spent by a knapsack planner.
+
+    python jobs/train.py --config configs/quickstart.yaml --check
+    python jobs/train.py --config configs/gsm8k.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct train.lr=2e-6
+    python jobs/train.py --config configs/quickstart.yaml resume=auto
+
+Every key and its default is in kray/config/schema.py; `a.b=c` overrides a key. Without RAY_ADDRESS a Ray of its own is
+started; on a cluster submit it: ray job submit --working-dir . -- python jobs/train.py --config ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from kray.config import derived
+from kray.launch import (
+    check_model,
+    connect,
+    drive,
+    find_model,
+    guarded,
+    load_both,
+    load_checked,
+    note_changes,
+    run_folder,
+)
+from kray.report import duration
+from kray.train.checkpoints import find_resume
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
+    parser.add_argument(
+        "--check", action="store_true", help="resolve, load the prompts, print what would run; start nothing"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys")
+    arguments = parser.parse_intermixed_args()
+    config = load_checked(arguments.config, arguments.overrides)
+    checkpoint = find_resume(config.resume, config.run.dir, config.run.name)
+    train, test = load_both(config)
+    if arguments.check:
+        if config.model.tiny is None:
+            check_model(config)
+        rows = derived(config, len(train), len(test))
+        print("\n".join(f"{label:<26} {value}" for label, value in rows))
+        print(
+            "\nfirst prompts\n"
+            + "\n".join(f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3])
+        )
+        return 0
+    folder = checkpoint.parent.parent.absolute() if checkpoint else run_folder(config)
+    for line in note_changes(config, folder) if checkpoint else []:
+        print(line)
+    model = find_model(config)
+    connect(config)
+    summary = drive(config, model, folder, checkpoint, "run")
+    report(summary, arguments.config)
+    return 0
+
+
+def report(summary, config: str) -> None:
+    """What came out, and what to do next."""
+    python = ".venv/bin/python" if Path(sys.executable).parent.parent.name == ".venv" else "python"
+    before, after = (
+        "not measured" if value is None else f"{value:.3f}"
+        for value in (summary.accuracy_before, summary.accuracy_after)
+    )
+    greedy = "" if summary.greedy_after is None else f" (greedy {summary.greedy_after:.3f})"
+    shares = ", ".join(f"{part} {share:.0%}" for part, share in summary.shares.items())
+    ending = f"stopped {summary.stopped}" if summary.stopped else "finished"
+    print(
+        f"\n{ending} after {summary.steps} of {summary.of_steps} steps, {duration(summary.elapsed_s)}, "
+        f"{summary.rollouts:,} rollouts, {summary.tokens:,} tokens\n"
+        f"  held-out accuracy     {before} before, {after} after{greedy}, on {summary.test_prompts} prompts\n"
+        f"  effective gradients   {summary.effective_prompts:.0%} of prompts, {summary.effective_rollouts:.0%} of rollouts\n"
+        f"  time in steps         {shares}\n"
+        f"  engines lost          {summary.engine_deaths}\n"
+        f"  results               {summary.folder}\n"
+        f"  open them             {summary.open_command}\n"
+        f"  resume                {python} jobs/train.py --config {config} resume={summary.folder}\n"
+        f"  evaluate              {python} jobs/evaluate.py {summary.folder}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,46 @@
+"""What a run is told to do: the schema, loading with errors that name their place, checks, and what follows from it.
+
+Loads OmegaConf and YAML only: neither Ray nor torch nor MLflow.
+"""
+
+from kray.config.checks import check, require
+from kray.config.export import changed_keys, digest, flat, to_yaml
+from kray.config.loading import load_config
+from kray.config.schema import (
+    EvaluateConfig,
+    KrayConfig,
+    ModelConfig,
+    PlanConfig,
+    PromptsConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    SourceConfig,
+    TinyPolicyConfig,
+    TrackConfig,
+    TrainConfig,
+)
+from kray.config.table import derived
+
+__all__ = [
+    "EvaluateConfig",
+    "KrayConfig",
+    "ModelConfig",
+    "PlanConfig",
+    "PromptsConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SourceConfig",
+    "TinyPolicyConfig",
+    "TrackConfig",
+    "TrainConfig",
+    "changed_keys",
+    "check",
+    "derived",
+    "digest",
+    "flat",
+    "load_config",
+    "require",
+    "to_yaml",
+]

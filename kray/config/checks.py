@@ -1,0 +1,210 @@
+"""What a configuration must satisfy beyond its types, and what follows from it.
+
+`problems` looks at one key at a time (ranges, names) and at keys against each other; each problem names its keys.
+Every numeric key of the schema stands in LIMITS or FIXED exactly once (there is a test). Pure: opens no file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kray.config.schema import KrayConfig, SourceConfig
+from kray.records import ConfigError
+
+RULES: dict[str, Callable[[float], bool]] = {
+    "at least 1": lambda value: value >= 1,
+    "at least 0": lambda value: value >= 0,
+    "above 0": lambda value: value > 0,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "in (0, 1]": lambda value: 0 < value <= 1,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "0 or 1": lambda value: value in (0, 1),
+}
+
+LIMITS: dict[str, str] = {
+    "at least 1": """
+        run.steps run.keep_checkpoints prompts.per_step prompts.max_tokens prompts.train.size prompts.test.size
+        model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
+        model.tiny.batch_size plan.budget plan.lower plan.upper rollout.engines rollout.max_response_tokens
+        rollout.max_sequences rollout.split rollout.max_attempts reward.workers train.ranks train.updates
+        train.microbatch_tokens track.every
+        """,
+    "at least 0": """
+        run.seed run.checkpoint_every model.tiny.warmup_steps model.tiny.seed prompts.train.limit prompts.test.limit
+        prompts.train.seed prompts.test.seed rollout.cpus_per_engine rollout.gpus_per_engine rollout.max_context_tokens
+        rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps
+        train.weight_decay train.grad_clip train.clip_high evaluate.every evaluate.samples track.samples
+        """,
+    "above 0": """
+        model.tiny.lr plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib rollout.task_timeout_s
+        rollout.start_timeout_s rollout.sync_timeout_s reward.timeout_s train.eps train.timeout_s evaluate.temperature
+        """,
+    "in [0, 1]": "run.max_failed_share plan.discount train.clip_low",
+    "in (0, 1]": "rollout.gpu_memory_share",
+    "in [0, 1)": "train.beta1 train.beta2",
+    "0 or 1": "train.gpus_per_rank",
+}
+FIXED = {  # key -> the one value that training allows, and why
+    "rollout.top_p": (1.0, "cut tails would make the sampled distribution another than the one that logprobs describe"),
+    "rollout.top_k": (0, "cut tails would make the sampled distribution another than the one that logprobs describe"),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "plan.mode": ("static", "uniform", "paper"),
+    "prompts.train.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
+    "prompts.test.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
+    "model.dtype": ("float32", "bfloat16"),
+    "train.advantage": ("std", "mean"),
+    "train.aggregation": ("token_mean", "sequence_mean", "prompt_mean"),
+    "rollout.transport": ("auto", "object_store", "nccl"),
+}
+VERIFIERS = ("math", "exact", "reasoning_gym")  # or pkg.module:function
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and the dotted keys that a person could change."""
+
+    keys: tuple[str, ...]
+    message: str
+
+
+def check(config: KrayConfig) -> list[str]:
+    """All problems as sentences; empty when the configuration can be run."""
+    return [problem.message for problem in problems(config)]
+
+
+def require(config: KrayConfig) -> None:
+    """Raises ConfigError with all problems, one a line."""
+    found = check(config)
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def problems(config: KrayConfig) -> list[Problem]:
+    """Single keys first; contradictions between keys only when those are sound, so that no cause is told twice."""
+    single = list(_single(config))
+    return single or [*_run(config), *_model(config), *_prompts(config), *_plan(config), *_resources(config)]
+
+
+def value_at(config: KrayConfig, key: str) -> Any:
+    """The value of a dotted key; None under a section that is None."""
+    value: Any = config
+    for part in key.split("."):
+        value = None if value is None else getattr(value, part)
+    return value
+
+
+def _single(config: KrayConfig) -> Iterator[Problem]:
+    for rule, keys in LIMITS.items():
+        for key in keys.split():
+            value = value_at(config, key)
+            if value is not None and not RULES[rule](value):
+                yield Problem((key,), f"{key} must be {rule}, not {value}")
+    for key, (only, reason) in FIXED.items():
+        if value_at(config, key) != only:
+            yield Problem((key,), f"{key} must stay {only} in training, not {value_at(config, key)}: {reason}")
+    for key, choices in CHOICES.items():
+        value = value_at(config, key)
+        if value not in choices:
+            yield Problem((key,), f"{key} must be one of {', '.join(choices)}, not {value!r}{_near(value, choices)}")
+
+
+def _near(value: str, choices: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(value, choices, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _run(config: KrayConfig) -> Iterator[Problem]:
+    name = config.run.name
+    if not name.strip() or "/" in name or "\0" in name or name in (".", ".."):
+        yield Problem(("run.name",), f"run.name is part of a folder's name and cannot be {name!r}")
+    if not os.path.isabs(os.path.expanduser(config.run.dir)):
+        reason = "a job's working directory goes away with the cluster"
+        yield Problem(("run.dir",), f"run.dir must be absolute or begin with ~, not {config.run.dir!r}: {reason}")
+
+
+def _model(config: KrayConfig) -> Iterator[Problem]:
+    model, tiny = config.model, config.model.tiny
+    keys = ("model.path", "model.tiny")
+    if not model.path and tiny is None:
+        yield Problem(keys, "no model: set model.path (a Hugging Face folder or hub id) or a section model.tiny")
+    if model.path and tiny is not None:
+        yield Problem(keys, f"two models: model.path {model.path!r} and model.tiny; empty one (model.tiny=null)")
+    if tiny is not None and tiny.hidden_size % (2 * tiny.heads):
+        keys = ("model.tiny.hidden_size", "model.tiny.heads")
+        rule = "must be a multiple of twice model.tiny.heads"
+        yield Problem(keys, f"model.tiny.hidden_size {tiny.hidden_size} {rule} {tiny.heads} (heads have an even width)")
+    if tiny is not None and tiny.heads % tiny.kv_heads:
+        keys = ("model.tiny.heads", "model.tiny.kv_heads")
+        yield Problem(keys, f"model.tiny.heads {tiny.heads} must be a multiple of model.tiny.kv_heads {tiny.kv_heads}")
+
+
+def _prompts(config: KrayConfig) -> Iterator[Problem]:
+    yield from _source("prompts.train", config.prompts.train)
+    yield from _source("prompts.test", config.prompts.test)
+    verifiers = {
+        "reward.verifier": config.reward.verifier,
+        "prompts.train.verifier": config.prompts.train.verifier,
+        "prompts.test.verifier": config.prompts.test.verifier,
+    }
+    for key, name in verifiers.items():
+        module, colon, function = name.partition(":")
+        inherits = not name and key != "reward.verifier"
+        named = colon and all(part.isidentifier() for part in [*module.split("."), function])
+        if not (inherits or named or name in VERIFIERS):
+            known = f"{', '.join(VERIFIERS)} or pkg.module:function"
+            yield Problem((key,), f"{key} must be one of {known}, not {name!r}{_near(name, VERIFIERS)}")
+
+
+def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
+    if source.kind in ("jsonl", "parquet", "huggingface") and not source.path:
+        yield Problem((f"{key}.path", f"{key}.kind"), f"{key}.path is empty: {key}.kind {source.kind} reads from it")
+    if source.kind == "reasoning_gym" and not source.tasks:
+        yield Problem((f"{key}.tasks",), f"{key}.tasks is empty: {key}.kind reasoning_gym needs at least one task name")
+    if source.kind == "arithmetic" and source.split not in ("train", "test"):
+        yield Problem((f"{key}.split",), f"{key}.split must be train or test for arithmetic, not {source.split!r}")
+    if source.template:
+        try:
+            fits = "\x00prompt\x00" in source.template.format(prompt="\x00prompt\x00")
+        except (ValueError, LookupError, AttributeError):
+            fits = False
+        if not fits:
+            rule = "must contain {prompt}, with every other brace doubled"
+            yield Problem((f"{key}.template",), f"{key}.template {rule}, not {source.template!r}")
+
+
+def _plan(config: KrayConfig) -> Iterator[Problem]:
+    plan, per_step = config.plan, config.prompts.per_step
+    keys = ("plan.budget", "plan.lower", "plan.upper", "prompts.per_step")
+    if plan.lower > plan.upper:
+        yield Problem(keys[1:3], f"plan.lower {plan.lower} is above plan.upper {plan.upper}")
+    elif plan.budget < plan.lower * per_step:
+        least = f"plan.lower {plan.lower} x prompts.per_step {per_step} = {plan.lower * per_step}"
+        yield Problem((keys[0], keys[1], keys[3]), f"plan.budget {plan.budget} is below {least} rollouts")
+    elif plan.budget > plan.upper * per_step:
+        most = f"plan.upper {plan.upper} x prompts.per_step {per_step} = {plan.upper * per_step}"
+        yield Problem((keys[0], keys[2], keys[3]), f"plan.budget {plan.budget} is above {most} rollouts")
+    if config.train.updates > per_step:
+        text = f"train.updates {config.train.updates} is above prompts.per_step {per_step}: an update needs a prompt"
+        yield Problem(("train.updates", "prompts.per_step"), text)
+
+
+def _resources(config: KrayConfig) -> Iterator[Problem]:
+    rollout, train = config.rollout, config.train
+    needed = config.prompts.max_tokens + rollout.max_response_tokens
+    if 0 < rollout.max_context_tokens < needed:
+        keys = ("rollout.max_context_tokens", "prompts.max_tokens", "rollout.max_response_tokens")
+        parts = f"{keys[1]} {config.prompts.max_tokens} + {keys[2]} {rollout.max_response_tokens} = {needed}"
+        yield Problem(keys, f"{keys[0]} {rollout.max_context_tokens} is below {parts}")
+    if rollout.transport == "nccl":
+        for key, gpus in (
+            ("rollout.gpus_per_engine", rollout.gpus_per_engine),
+            ("train.gpus_per_rank", train.gpus_per_rank),
+        ):
+            if gpus == 0:
+                text = f"rollout.transport nccl moves weights between GPUs, but {key} is 0 (use auto or object_store)"
+                yield Problem(("rollout.transport", key), text)

@@ -1,0 +1,61 @@
+"""A configuration as YAML, as flat parameters, as a digest, and compared with another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from kray.config.reading import Dumper
+from kray.config.schema import KrayConfig
+
+
+def to_yaml(config: KrayConfig) -> str:
+    """Every key with its value; `load_config` of it gives an equal configuration."""
+    return yaml.dump(_escaped(dataclasses.asdict(config)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def flat(config: KrayConfig) -> dict[str, Any]:
+    """{dotted key: scalar}; lists as JSON, an absent section and an empty mapping as None."""
+    found: dict[str, Any] = {}
+    _flatten(dataclasses.asdict(config), "", found)
+    return found
+
+
+def digest(config: KrayConfig) -> str:
+    """16 hex digits; equal exactly for equal configurations."""
+    canonical = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def changed_keys(old: KrayConfig, new: KrayConfig) -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of all that differs; None where a key is absent."""
+    before, after = flat(old), flat(new)
+    keys = list(dict.fromkeys([*before, *after]))
+    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def _flatten(value: Any, key: str, found: dict[str, Any]) -> None:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            _flatten(inner, f"{key}.{name}" if key else str(name), found)
+    elif isinstance(value, Mapping):
+        found[key] = None
+    else:
+        found[key] = json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+def _escaped(value: Any) -> Any:
+    """The same tree, with text that would be taken for an interpolation escaped."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, Mapping):
+        return {name: _escaped(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(inner) for inner in value]
+    return value

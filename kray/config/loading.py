@@ -1,0 +1,190 @@
+"""From a YAML file and `a.b=c` overrides to a KrayConfig.
+
+`load_config` returns a plain dataclass in which every value has its declared type, every interpolation (`${run.seed}`,
+`${oc.env:HOME}`) is resolved and every check holds, or raises ConfigError, whose message names each key that is wrong
+and the place it was written at. Later overrides win over earlier ones, overrides over the file, the file over defaults.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kray.config.checks import problems
+from kray.config.reading import (
+    MISSING,
+    Reading,
+    all_keys,
+    declared,
+    fields_of,
+    fit,
+    is_section,
+    located,
+    parse,
+    suggestion,
+)
+from kray.config.schema import KrayConfig
+from kray.records import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), checked: bool = True) -> KrayConfig:
+    """The configuration of a file with overrides (`plan.budget=256`, `model.tiny.hidden_size=64`) put on top.
+
+    checked: also refuse values out of range and keys that contradict each other.
+    Raises ConfigError, one line a problem.
+    """
+    trees: list[dict] = []
+    places: dict[str, str] = {}
+    found: list[str] = []
+    for reading, tree in _readings(path, overrides):
+        trees.append(tree)
+        places.update(reading.places)
+        found.extend(reading.problems)
+    if found:
+        raise ConfigError("\n".join(found))
+    config = _merge(trees, places)
+    if checked:
+        found = [located(problem.message, _origin(problem.keys, places) or str(path)) for problem in problems(config)]
+    if found:
+        raise ConfigError("\n".join(found))
+    return config
+
+
+def _readings(path: str | Path, overrides: Sequence[str]) -> Iterable[tuple[Reading, dict]]:
+    """Each source with what it gives, weakest first."""
+    name = str(path)
+    node = parse(_text(path), name)
+    reading = Reading(KrayConfig, lambda at: f"{name}:{at.start_mark.line + 1}")
+    if node is None or (isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"):
+        yield reading, {}
+    elif not isinstance(node, yaml.MappingNode):
+        raise ConfigError(located("a configuration is a mapping of sections, not a list or a value", f"{name}:1"))
+    else:
+        yield reading, reading.section(KrayConfig, node)
+    for override in overrides:
+        yield _override(override)
+
+
+def _text(path: str | Path) -> str:
+    """The file's text. Raises ConfigError that names the file and, when it is missing, one of a similar name."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        folder = Path(path).parent
+        names = [str(near) for near in folder.glob("*.y*ml")] if folder.is_dir() else []
+        near = difflib.get_close_matches(str(path), names, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"{path} does not exist{hint}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder, not a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _override(override: str) -> tuple[Reading, dict]:
+    """The nested mapping that one `a.b=c` stands for."""
+    place = f"command line: {override}"
+    reading = Reading(KrayConfig, lambda _: place)
+    dotted, equals, text = override.partition("=")
+    dotted = dotted.strip()
+    if not equals or not dotted:
+        reading.problems.append(located(f"{override!r} is not an override: write key=value", place))
+        return reading, {}
+    annotation: Any = KrayConfig
+    parts = dotted.split(".")
+    for depth, part in enumerate(parts):
+        kind, _ = declared(annotation)
+        if is_section(kind) and part in fields_of(kind):
+            annotation = fields_of(kind)[part]
+        elif not is_section(kind) and part and (kind is Any or getattr(kind, "__origin__", None) is dict):
+            annotation = Any
+        elif is_section(kind):
+            reading.problems.append(located(f"{dotted} is not a key{suggestion(dotted, all_keys(KrayConfig))}", place))
+            return reading, {}
+        else:
+            reading.problems.append(located(f"{'.'.join(parts[:depth])} is a value and has no key {part!r}", place))
+            return reading, {}
+    value = _override_value(reading, annotation, text, dotted, place)
+    if value is MISSING:
+        return reading, {}
+    reading.places[dotted] = place
+    for part in reversed(parts):
+        value = {part: value}
+    return reading, value
+
+
+def _override_value(reading: Reading, annotation: Any, text: str, key: str, place: str) -> Any:
+    """Text fields take what stands after `=` as it is (quotes around all of it are dropped); others are YAML."""
+    kind, _ = declared(annotation)
+    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
+    if kind is str and not quoted and text.strip() not in ("null", "~", "???"):
+        return text
+    try:
+        node = parse(text, place)
+    except ConfigError as error:
+        reading.problems.append(str(error))
+        return MISSING
+    if node is None:  # "key=" with nothing after it
+        node = yaml.ScalarNode("tag:yaml.org,2002:null", "")
+    return reading.value(annotation, node, key)
+
+
+def _merge(trees: Sequence[dict], places: Mapping[str, str]) -> KrayConfig:
+    """The typed union of the trees with all interpolations resolved. Raises ConfigError that names the key."""
+    key = ""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(KrayConfig), *trees)
+        for key in places:  # one by one, so that a failure has a name; a key may be gone under a later null
+            OmegaConf.select(merged, key, throw_on_resolution_failure=True)
+        key = ""
+        config: Any = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        key = getattr(error, "full_key", None) or key
+        reason = "an interpolation refers to itself" if isinstance(error, RecursionError) else str(error)
+        first = reason.splitlines()[0] if reason else type(error).__name__
+        raise ConfigError(located(f"{key or 'the configuration'}: {first}", _origin([key], places))) from None
+    wrong = _settle(config, "")
+    if wrong:
+        raise ConfigError("\n".join(located(text, _origin([key], places)) for key, text in wrong))
+    return config
+
+
+def _settle(section: Any, prefix: str) -> list[tuple[str, str]]:
+    """Hold what interpolations brought to the declared types, in place; (key, message) for what does not fit."""
+    wrong = []
+    kind: Any = type(section)
+    for name, annotation in fields_of(kind).items():
+        key, value = f"{prefix}{name}", getattr(section, name)
+        kind, optional = declared(annotation)
+        if value is None and optional:
+            continue
+        if is_section(kind):
+            wrong.extend(_settle(value, f"{key}.") if isinstance(value, kind) else [(key, f"{key} must be a section")])
+        elif kind in (int, float, bool, str):
+            fitted = fit(kind, value)
+            if fitted is MISSING:
+                wrong.append((key, f"{key} must be {kind.__name__}, not {value!r}"))
+            else:
+                setattr(section, name, fitted)
+        elif not isinstance(value, getattr(kind, "__origin__", object)):
+            wrong.append((key, f"{key} must be {kind}, not {value!r}"))
+    return wrong
+
+
+def _origin(keys: Iterable[str], places: Mapping[str, str]) -> str:
+    """Where the keys were written: the places of those that were, nearest key above where only that was."""
+    found: list[str] = []
+    for key in keys:
+        while key and key not in places:
+            key = key.rpartition(".")[0]
+        if key and places[key] not in found:
+            found.append(places[key])
+    return ", ".join(found)

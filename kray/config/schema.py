@@ -1,0 +1,170 @@
+"""Every key of a configuration, its default, its unit and what it is for.
+
+A file gives any subset; `a.b=c` on the command line overrides it. A key that is not here is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class RunConfig:
+    name: str = "run"  # results go to <dir>/<name>-<time>
+    dir: str = "~/kray-runs"  # an absolute place outside the job's temporary working directory
+    seed: int = 0
+    steps: int = 100  # one step: plan, generate, reward, update, sync
+    checkpoint_every: int = 20  # steps; 0: only at the end and when stopped
+    keep_checkpoints: int = 2
+    max_failed_share: float = 0.2  # of a step's rollouts that may be lost to data failures before the run stops
+
+
+@dataclass
+class TinyPolicyConfig:
+    """A small Qwen3 policy, made and warmed up by supervised learning on arithmetic; cached, so it happens once."""
+
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate_size: int = 512
+    tie_embeddings: bool = True
+    warmup_steps: int = 600
+    batch_size: int = 192  # sequences
+    lr: float = 2e-3
+    seed: int = 0
+
+
+@dataclass
+class ModelConfig:
+    path: str = ""  # a Hugging Face folder or hub id; empty when `tiny` is given
+    dtype: str = "float32"  # float32 | bfloat16: of the engines' weights and the learner's compute (its master is fp32)
+    tiny: TinyPolicyConfig | None = None
+
+
+@dataclass
+class SourceConfig:
+    """Where prompts come from."""
+
+    kind: str = "arithmetic"  # arithmetic | jsonl | parquet | huggingface | reasoning_gym
+    path: str = ""  # file, folder or glob (jsonl, parquet); dataset id or folder (huggingface)
+    subset: str = ""  # huggingface configuration name
+    split: str = "train"  # huggingface split; arithmetic: train | test are disjoint
+    prompt_field: str = "prompt"  # text or a list of chat messages; dots reach into nested fields
+    answer_field: str = "answer"
+    id_field: str = ""  # empty: <source>:<row>
+    system: str = ""  # system message put before a text prompt when a chat template is used
+    template: str = ""  # wraps a text prompt: "{prompt}\nPut the final answer in \\boxed{{}}."
+    chat: bool = True  # apply the tokenizer's chat template when it has one
+    verifier: str = ""  # empty: reward.verifier (reasoning_gym sources use their own)
+    limit: int = 0  # prompts; 0: all
+    size: int = 1024  # prompts to generate (arithmetic, reasoning_gym)
+    seed: int = 0  # of the generators
+    tasks: dict[str, Any] = field(default_factory=dict)  # reasoning_gym: task name -> its options, mixed evenly
+
+
+@dataclass
+class PromptsConfig:
+    per_step: int = 64  # prompts a step
+    max_tokens: int = 1024  # longer prompts are dropped, counted and reported
+    shuffle: bool = True  # a new order each epoch, from run.seed
+    train: SourceConfig = field(default_factory=SourceConfig)
+    test: SourceConfig = field(default_factory=lambda: SourceConfig(split="test", size=256))
+
+
+@dataclass
+class PlanConfig:
+    mode: str = "static"  # static (knapsack) | uniform | paper (arXiv 2509.25849)
+    budget: int = 512  # rollouts a step, over all prompts of the step
+    lower: int = 2  # rollouts every prompt gets
+    upper: int = 128  # rollouts no prompt exceeds
+    discount: float = 0.5  # of a prompt's old labels at each new visit: the policy has moved
+    prior_alpha: float = 1.0  # Beta prior of the success rate before the population has been fitted
+    prior_beta: float = 1.0
+    fit_prior: bool = True  # empirical Bayes: refit the prior to the population as labels arrive
+
+
+@dataclass
+class RolloutConfig:
+    engines: int = 1
+    cpus_per_engine: int = 1
+    gpus_per_engine: int = 0  # tensor-parallel size on GPUs
+    max_response_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0  # must stay 1 in training: logprobs would not be the sampled distribution's
+    top_k: int = 0  # must stay 0 in training
+    max_sequences: int = 256  # that one engine generates at a time
+    max_context_tokens: int = 0  # 0: prompts.max_tokens + max_response_tokens
+    kv_cache_gib: float = 1.0  # per engine on CPU
+    gpu_memory_share: float = 0.85  # of a GPU that an engine may take
+    eager: bool = True  # skip compilation and graph capture: starts faster, right for small models
+    split: int = 32  # rollouts of one prompt that travel as one task
+    task_timeout_s: float = 600.0
+    start_timeout_s: float = 600.0
+    sync_timeout_s: float = 300.0
+    max_attempts: int = 3  # at one task, over engine deaths and time-outs
+    max_restarts: int = 5  # of one engine in a run
+    transport: str = "auto"  # auto | object_store | nccl
+    probe_tolerance: float = 0.0  # nats between engine and learner on the probe; 0: 1e-3 in float32, 0.1 in bfloat16
+
+
+@dataclass
+class RewardConfig:
+    verifier: str = "exact"  # math | exact | reasoning_gym | pkg.module:function
+    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the verifier
+    workers: int = 1  # processes
+    timeout_s: float = 10.0  # for one answer; over it the reward is 0 and the process is replaced
+
+
+@dataclass
+class TrainConfig:
+    ranks: int = 1  # FSDP2 learner actors
+    cpus_per_rank: int = 1
+    gpus_per_rank: int = 0
+    lr: float = 1e-6
+    lr_warmup_steps: int = 0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    grad_clip: float = 1.0  # of the global norm; 0: off
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    advantage: str = "std"  # std: GRPO (arXiv 2402.03300) | mean: Dr.GRPO (arXiv 2503.20783)
+    aggregation: str = "token_mean"  # token_mean | sequence_mean | prompt_mean
+    updates: int = 1  # optimizer steps a step; groups are split evenly over them
+    microbatch_tokens: int = 16384  # padded tokens of one forward pass on one rank
+    activation_checkpointing: bool = False
+    timeout_s: float = 1800.0  # for one update
+
+
+@dataclass
+class EvaluateConfig:
+    every: int = 20  # steps; 0: only before and after
+    samples: int = 4  # sampled responses for each test prompt
+    temperature: float = 1.0
+    greedy: bool = True  # also one greedy response each
+
+
+@dataclass
+class TrackConfig:
+    uri: str = ""  # empty: MLFLOW_TRACKING_URI, else sqlite in the run folder
+    experiment: str = "kray"
+    every: int = 10  # steps between tables of rollouts and figures
+    samples: int = 16  # rollouts in a table
+    system_metrics: bool = True
+
+
+@dataclass
+class KrayConfig:
+    resume: str = ""  # a run folder, a checkpoint folder, or auto: the newest run of this name
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)

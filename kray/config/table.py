@@ -1,0 +1,46 @@
+"""What a configuration amounts to: the table that `--check` prints before anything is started."""
+
+from __future__ import annotations
+
+from kray.config.schema import KrayConfig
+
+
+def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[tuple[str, str]]:
+    """(label, value) rows. train_prompts, test_prompts: how many prompts the sources hold."""
+    run, plan, per_step = config.run, config.plan, config.prompts.per_step
+    responses = config.evaluate.samples + int(config.evaluate.greedy)
+    evaluations = 2 + ((run.steps - 1) // config.evaluate.every if config.evaluate.every else 0)
+    epochs = run.steps * per_step / train_prompts if train_prompts else float("nan")
+    tokens = plan.budget * config.rollout.max_response_tokens
+    return [
+        ("model", config.model.path or "tiny policy, made and warmed up"),
+        ("train prompts", f"{train_prompts:,}"),
+        ("test prompts", f"{test_prompts:,}"),
+        ("steps", f"{run.steps:,}"),
+        ("prompts a step", f"{per_step:,}"),
+        ("rollouts a step", f"{plan.budget:,}"),
+        ("mean rollouts per prompt", f"{plan.budget / per_step:.1f} (from {plan.lower} to {plan.upper}, {plan.mode})"),
+        ("response tokens a step", f"at most {tokens:,}"),
+        ("rollouts in all", f"{run.steps * plan.budget:,}"),
+        ("epochs", f"{epochs:.2f}"),
+        ("optimizer steps", f"{run.steps * config.train.updates:,}"),
+        ("evaluations", f"{evaluations:,} x {test_prompts * responses:,} responses"),
+        *_actors(config),
+    ]
+
+
+def _actors(config: KrayConfig) -> list[tuple[str, str]]:
+    rollout, train = config.rollout, config.train
+    cpus = 1 + rollout.engines * rollout.cpus_per_engine + train.ranks * train.cpus_per_rank
+    gpus = rollout.engines * rollout.gpus_per_engine + train.ranks * train.gpus_per_rank
+    return [
+        ("driver", f"1 x {_asks(1, 0)}"),
+        ("engines", f"{rollout.engines} x {_asks(rollout.cpus_per_engine, rollout.gpus_per_engine)}"),
+        ("learner ranks", f"{train.ranks} x {_asks(train.cpus_per_rank, train.gpus_per_rank)}"),
+        ("scorer processes", f"{config.reward.workers}, in the driver's node"),
+        ("actors ask for", _asks(cpus, gpus)),
+    ]
+
+
+def _asks(cpus: int, gpus: int) -> str:
+    return f"{{CPU: {cpus}, GPU: {gpus}}}" if gpus else f"{{CPU: {cpus}}}"

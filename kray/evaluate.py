@@ -1,0 +1,106 @@
+"""How good a policy is: accuracy of sampled and greedy responses, and unbiased pass@k, on prompts it does not train on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+import numpy as np
+
+from kray.collect import Collected, Collector, Order
+from kray.config.schema import EvaluateConfig
+from kray.records import Prompt, Sampling, derive_seed
+
+SOLVED = 0.5  # a reward above it counts as solved in pass@k
+
+
+def pass_at_k(solved: int, samples: int, k: int) -> float:
+    """Probability that one of k of the `samples` responses is among the `solved` ones, without bias.
+
+    1 - C(n - c, k) / C(n, k): Chen et al., arXiv 2107.03374, equation 1. Raises ValueError unless 0 <= c <= n, 1 <= k <= n.
+    """
+    if not (0 <= solved <= samples and 1 <= k <= samples):
+        raise ValueError(f"pass@k needs 0 <= solved <= samples and 1 <= k <= samples; got {solved}, {samples}, k {k}")
+    return 1.0 - comb(samples - solved, k) / comb(samples, k)
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """prompts: how many were judged. accuracy: mean reward of sampled responses; accuracy_se: its standard error over
+    prompts. greedy: mean reward of greedy responses, None if none were made. pass_at: by k. failed: responses lost."""
+
+    prompts: int
+    samples: int
+    accuracy: float
+    accuracy_se: float
+    greedy: float | None
+    pass_at: dict[int, float]
+    mean_tokens: float
+    failed: int
+    by_kind: dict[str, tuple[int, float]]  # kind of prompt, where the source names one -> (prompts, accuracy)
+    rows: list[dict[str, Any]]  # one per prompt: id, prompt, answer, accuracy, a response
+
+    def metrics(self) -> dict[str, float]:
+        """As MLflow names them."""
+        named = {"eval/accuracy": self.accuracy, "eval/accuracy_se": self.accuracy_se, "eval/failed": self.failed}
+        named |= {f"eval/pass_at_{k}": value for k, value in self.pass_at.items()}
+        named |= {"eval/mean_length": self.mean_tokens}
+        return named | ({} if self.greedy is None else {"eval/greedy_accuracy": self.greedy})
+
+
+async def evaluate(
+    collector: Collector,
+    prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
+    settings: EvaluateConfig,
+    sampling: Sampling,
+    version: int,
+    seed: int,
+) -> Evaluation:
+    """Judges the served policy on (prompt, tokens) pairs. The same seed draws the same responses from the same policy."""
+    orders = [Order(p, t, settings.samples, derive_seed(seed, "evaluate", p.id)) for p, t in prompts]
+    sampled = await collector.collect(orders, sampling, version)
+    greedy: Collected | None = None
+    if settings.greedy:
+        once = [Order(order.prompt, order.tokens, 1, 0) for order in orders]
+        cold = Sampling(sampling.max_tokens, temperature=0.0, stop_token_ids=sampling.stop_token_ids)
+        greedy = await collector.collect(once, cold, version)
+    return _summarise(sampled, greedy, settings.samples)
+
+
+def _summarise(sampled: Collected, greedy: Collected | None, samples: int) -> Evaluation:
+    means = np.array([group.rewards.mean() for group in sampled.groups])
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
+    whole = [group for group in sampled.groups if len(group.rollouts) == samples]  # pass@k needs them all
+    solved = [int((group.rewards > SOLVED).sum()) for group in whole]
+    lengths = [len(rollout.tokens) for group in sampled.groups for rollout in group.rollouts]
+    kinds: dict[str, list[float]] = {}
+    for group, mean in zip(sampled.groups, means, strict=True):
+        kinds.setdefault(str(group.prompt.metadata.get("kind", "")), []).append(float(mean))
+    kinds.pop("", None)
+    return Evaluation(
+        prompts=len(sampled.groups),
+        samples=samples,
+        accuracy=float(means.mean()) if len(means) else float("nan"),
+        accuracy_se=float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else float("nan"),
+        greedy=_mean([float(group.rewards[0]) for group in greedy.groups]) if greedy is not None else None,
+        pass_at={k: _mean([pass_at_k(c, samples, k) for c in solved]) for k in ks},
+        mean_tokens=_mean(lengths),
+        failed=sampled.failed + (greedy.failed if greedy is not None else 0),
+        by_kind={kind: (len(values), _mean(values)) for kind, values in sorted(kinds.items())},
+        rows=[
+            {
+                "id": group.prompt.id,
+                "prompt": group.prompt.text or str(group.prompt.messages),
+                "answer": group.prompt.answer,
+                "accuracy": float(mean),
+                "response": group.rollouts[0].text,
+            }
+            for group, mean in zip(sampled.groups, means, strict=True)
+        ],
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")

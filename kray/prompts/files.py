@@ -1,0 +1,148 @@
+"""Rows of files: one at a time, each with its place in a form that people can go to. Rows count from 1."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kray.config.schema import SourceConfig
+from kray.records import DataError
+
+_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """fields of one row; place: "file:line" for people; source and number: "<source>:<number>" is the default id."""
+
+    place: str
+    source: str
+    number: int
+    fields: Mapping[str, Any]
+
+
+def jsonl_rows(source: SourceConfig) -> Iterator[Row]:
+    """The objects of JSON-lines files. Blank lines are passed over; anything else that is no object raises DataError."""
+    for path, name in _files(source, ".jsonl"):
+        found = False
+        with _opened(path) as lines:
+            for number, raw in enumerate(lines, start=1):
+                if raw.strip():
+                    yield Row(f"{path}:{number}", name, number, _object(raw, f"{path}:{number}", number))
+                    found = True
+        if not found:
+            raise DataError(f"{path}: the file is empty")
+
+
+def _object(raw: bytes, place: str, number: int) -> Mapping[str, Any]:
+    try:
+        value = json.loads(raw.rstrip().decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: byte {error.start + 1} of the line is not UTF-8 ({error.reason})") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place}: the line is not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise DataError(f"{place}: the line is not JSON: it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: the line is {type(value).__name__}, not an object with fields")
+    return value
+
+
+def parquet_rows(source: SourceConfig) -> Iterator[Row]:
+    """The rows of parquet files; only the columns that are asked for are read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    for path, name in _files(source, ".parquet"):
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                if not file.metadata.num_rows:
+                    raise DataError(f"{path}: the file is empty")
+                columns = _columns(source, file.schema_arrow.names, f"{path}: row 1")
+                number = 0
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                    for fields in batch.to_pylist():
+                        number += 1
+                        yield Row(f"{path}: row {number}", name, number, fields)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: it cannot be read as parquet: {_first_line(error)}") from error
+
+
+def huggingface_rows(source: SourceConfig) -> Iterator[Row]:
+    """The rows of one split of a dataset: a folder written by save_to_disk, a folder of files, or a hub id."""
+    if not source.path:
+        raise DataError("path is empty: a huggingface source needs a dataset id or a folder")
+    import datasets
+
+    path = os.path.expanduser(source.path)
+    place = f"{source.path} ({source.split})"
+    try:
+        if any(os.path.exists(os.path.join(path, mark)) for mark in ("dataset_dict.json", "state.json")):
+            dataset = datasets.load_from_disk(path)
+        else:
+            dataset = datasets.load_dataset(path, source.subset or None, split=source.split)
+    except Exception as error:  # the library has dozens of kinds
+        raise DataError(
+            f"{place}: the dataset cannot be loaded: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    if isinstance(dataset, datasets.DatasetDict):
+        if source.split not in dataset:
+            raise DataError(f'{source.path}: split "{source.split}" is missing (splits: {", ".join(dataset)})')
+        dataset = dataset[source.split]
+    if not len(dataset):
+        raise DataError(f"{place}: it is empty")
+    dataset = dataset.select_columns(_columns(source, dataset.column_names, f"{place}: row 1"))
+    name = f"{Path(path).name}/{source.split}"
+    for number, fields in enumerate(dataset, start=1):
+        yield Row(f"{place}: row {number}", name, number, fields)
+
+
+def _columns(source: SourceConfig, names: list[str], place: str) -> list[str]:
+    """The columns that hold the configured fields."""
+    columns = []
+    for field in filter(None, (source.prompt_field, source.answer_field, source.id_field)):
+        column = field if field in names else field.split(".")[0]
+        if column not in names:
+            raise DataError(f'{place}: field "{field}" is missing (fields: {", ".join(names)})')
+        if column not in columns:
+            columns.append(column)
+    return columns
+
+
+def _files(source: SourceConfig, suffix: str) -> list[tuple[str, str]]:
+    """(path, short name that tells it from the others) of the files that a path, folder or glob means, sorted."""
+    if not source.path:
+        raise DataError(f"path is empty: a {source.kind} source needs a file, a folder or a glob")
+    path = os.path.expanduser(source.path)
+    if os.path.isfile(path):
+        return [(path, os.path.basename(path))]
+    if os.path.isdir(path):
+        found = sorted(str(file) for file in Path(path).glob(f"*{suffix}") if file.is_file())
+        missing = f"{source.path}: the folder holds no {suffix} file"
+    elif glob.has_magic(path):
+        found = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+        missing = f"{source.path}: no file matches (in {os.getcwd()})"
+    else:
+        found, missing = [], f"{source.path}: the file does not exist"
+        if not os.path.isabs(path):
+            missing += f" (in {os.getcwd()})"
+    if not found:
+        raise DataError(missing)
+    folder = os.path.commonpath([os.path.dirname(file) for file in found])
+    return [(file, os.path.relpath(file, folder or ".")) for file in found]
+
+
+def _opened(path: str) -> Any:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be read: {error.strerror}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

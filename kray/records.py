@@ -1,0 +1,135 @@
+"""The nouns that travel between rooms: plain data, numpy only, cheap to pickle.
+
+"Task" alone means a Ray task elsewhere in the world; here the thing learned from is a Prompt, and a RolloutTask is the
+order "generate k rollouts of this prompt". Ids are explicit and never derived from a prompt's text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class KrayError(Exception):
+    """A failure whose message says what went wrong, where, and what to do; shown to people without a traceback."""
+
+
+class ConfigError(KrayError):
+    """A configuration that cannot be run; names the key and, where known, file:line."""
+
+
+class DataError(KrayError):
+    """Prompts that cannot be used; names the file, the line and the field."""
+
+
+def derive_seed(*parts: object) -> int:
+    """A 62-bit seed from (run seed, step, prompt id, ...): equal parts give equal seeds on every machine.
+
+    62 bits, so that an engine can add a rollout's index without leaving int64.
+    """
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the policy is asked, and what is needed to judge its response. Exactly one of text and messages is set."""
+
+    id: str
+    answer: str
+    verifier: str
+    source: str
+    text: str | None = None
+    messages: tuple[Mapping[str, str], ...] | None = None  # chat messages: {"role": ..., "content": ...}
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. temperature 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutTask:
+    """The order to generate `rollouts` rollouts of one prompt.
+
+    Rollout i of the group (first_index <= i < first_index + rollouts) is sampled with seed + i, so a group's rollouts do
+    not depend on how it was split into tasks.
+    """
+
+    id: int
+    prompt_id: str
+    prompt_tokens: tuple[int, ...]
+    rollouts: int
+    first_index: int
+    seed: int
+    policy_version: int
+    sampling: Sampling
+    timeout_s: float
+    expected_tokens: float = 0.0  # expected response tokens of one rollout, for scheduling
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One sampled response. tokens (T,) int32 without the prompt; logprobs (T,) float32 of the tokens as sampled."""
+
+    prompt_id: str
+    index: int
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    finish_reason: str  # "stop": ended by itself; "length": cut at max_tokens
+    policy_versions: tuple[tuple[int, int, int], ...]  # (version, first token, end token), half-open spans
+    text: str = ""
+    reward: float | None = None
+    reward_detail: str = ""
+
+
+@dataclass(slots=True)
+class RolloutGroup:
+    """All rollouts of one prompt in one step, ordered by index. weight: the planner's weight of the prompt in the loss."""
+
+    prompt: Prompt
+    prompt_tokens: tuple[int, ...]
+    rollouts: list[Rollout]
+    weight: float
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """(N,) float64; NaN where a rollout has not been scored."""
+        return np.array([np.nan if r.reward is None else r.reward for r in self.rollouts], dtype=np.float64)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the rewards differ: only then does the group carry a gradient."""
+        rewards = self.rewards
+        return len(rewards) > 1 and bool((rewards != rewards[0]).any())
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens of all rollouts."""
+        return sum(len(r.tokens) for r in self.rollouts)
+
+
+@dataclass(slots=True)
+class Allocation:
+    """A plan for one step, aligned by position over M prompts.
+
+    budgets (M,) int64 rollouts; weights (M,) float64 in the loss (default: the budgets, what token_mean does by itself);
+    expected_success (M,) float64 in [0, 1], NaN where nothing is known; expected_value (M,) float64 of the budget.
+    """
+
+    prompt_ids: list[str]
+    budgets: np.ndarray
+    weights: np.ndarray
+    expected_success: np.ndarray
+    expected_value: np.ndarray

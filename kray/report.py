@@ -1,0 +1,125 @@
+"""What a run says and records of itself: lines for people, rows and metrics for MLflow. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kray.collect import Collected
+from kray.config import KrayConfig
+from kray.evaluate import Evaluation
+from kray.records import Allocation
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a run ended. Accuracies are mean rewards on the test prompts, None where there was no evaluation."""
+
+    folder: str
+    steps: int
+    of_steps: int
+    stopped: str  # why it ended early, "" if it did not
+    accuracy_before: float | None
+    accuracy_after: float | None
+    greedy_after: float | None
+    test_prompts: int
+    effective_rollouts: float  # mean over the steps: rollouts in mixed groups / rollouts
+    effective_prompts: float  # mean over the steps: prompts with a mixed group / prompts
+    shares: dict[str, float]  # of the steps' time: generate, reward, update, sync
+    rollouts: int
+    tokens: int
+    elapsed_s: float  # in steps
+    engine_deaths: int
+    open_command: str
+
+
+def start_line(folder: Path, config: KrayConfig, train: int, test: int, resumed: int | None) -> str:
+    begin = "new run" if resumed is None else f"resumed after step {resumed}"
+    return (
+        f"{begin}: {folder}: {config.run.steps} steps of {config.prompts.per_step} prompts and {config.plan.budget} rollouts "
+        f"({config.plan.mode}), {train} prompts to train on, {test} held out"
+    )
+
+
+def step_line(step: int, steps: int, metrics: dict[str, float], left_s: float) -> str:
+    """The one compact line of a step."""
+    m = metrics
+    return (
+        f"step {step:>{len(str(steps))}}/{steps}  reward {m['reward/mean']:.3f}  "
+        f"teaching {m['group/effective_ratio_prompts']:.0%} of prompts, {m['group/effective_ratio_rollouts']:.0%} of rollouts  "
+        f"budget {m['budget/min']:.0f}..{m['budget/max']:.0f}  {m['timing_s/step']:.1f} s "
+        f"(generate {m['timing_s/generate']:.1f}, update {m['timing_s/update']:.1f}, sync {m['timing_s/sync']:.1f})  "
+        f"left {duration(left_s)}"
+    )
+
+
+def evaluation_line(step: int, evaluation: Evaluation, when: str, seconds: float) -> str:
+    """accuracy with its 95 % interval over prompts."""
+    greedy = "" if evaluation.greedy is None else f", greedy {evaluation.greedy:.3f}"
+    return (
+        f"evaluation {when or f'after step {step}'}: accuracy {evaluation.accuracy:.3f} ± {1.96 * evaluation.accuracy_se:.3f}"
+        f"{greedy} on {evaluation.prompts} held-out prompts x {evaluation.samples} samples ({seconds:.1f} s)"
+    )
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min' or '3 h 20 min'."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def step_record(collected: Collected, update: dict[str, float]) -> dict[str, float]:
+    """Rewards and responses of a step, and what the learner said of its update."""
+    rewards = np.concatenate([group.rewards for group in collected.groups] or [np.zeros(0)])
+    rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
+    lengths = np.array([len(rollout.tokens) for rollout in rollouts])
+    cut = np.array([rollout.finish_reason == "length" for rollout in rollouts])
+    flat = [not group.mixed for group in collected.groups]
+    some = len(rollouts) > 0
+    nan = float("nan")
+    return update | {
+        "reward/mean": float(rewards.mean()) if some else nan,
+        "reward/std": float(rewards.std()) if some else nan,
+        "reward/failed": float(collected.failed),
+        "frac_reward_zero_std": float(np.mean(flat)) if flat else nan,
+        "completions/mean_length": float(lengths.mean()) if some else nan,
+        "completions/max_length": float(lengths.max()) if some else nan,
+        "completions/clipped_ratio": float(cut.mean()) if some else nan,
+    }
+
+
+def sample_rows(allocation: Allocation, collected: Collected, count: int, seed: int) -> list[dict[str, Any]]:
+    """A table of `count` rollouts drawn from the step, of as many prompts."""
+    rng = np.random.default_rng(seed)
+    plan = {
+        prompt_id: (float(belief), int(budget))
+        for prompt_id, belief, budget in zip(
+            allocation.prompt_ids, allocation.expected_success, allocation.budgets, strict=True
+        )
+    }
+    rows = []
+    for index in rng.permutation(len(collected.groups))[:count]:
+        group = collected.groups[index]
+        rollout = group.rollouts[rng.integers(len(group.rollouts))]
+        belief, budget = plan[group.prompt.id]
+        rows.append(
+            {
+                "prompt_id": group.prompt.id,
+                "prompt": group.prompt.text if group.prompt.text is not None else str(group.prompt.messages),
+                "response": rollout.text,
+                "answer": group.prompt.answer,
+                "reward": rollout.reward,
+                "detail": rollout.reward_detail,
+                "belief": round(belief, 4),
+                "budget": budget,
+                "group_success": round(float(group.rewards.mean()), 4),
+                "tokens": len(rollout.tokens),
+                "finish": rollout.finish_reason,
+            }
+        )
+    return rows

@@ -1,0 +1,1 @@
+"""Rollouts: pure scheduling decisions, the Ray pool that carries them out, and the vLLM engine."""

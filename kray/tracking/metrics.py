@@ -1,0 +1,67 @@
+"""Every metric that kray writes, with its unit and meaning; MLflow's x axis is the training step.
+
+Times are wall-clock seconds of the driver. MLflow's own system/* metrics (every 5 s, the driver's machine) come on top.
+"""
+
+from __future__ import annotations
+
+METRICS: dict[str, tuple[str, str]] = {
+    "train/loss": ("nats", "policy loss of the step, mean over its optimizer steps"),
+    "train/grad_norm": ("1", "global gradient norm before clipping"),
+    "train/lr": ("1", "learning rate of the last optimizer step"),
+    "train/entropy": ("nats", "mean entropy of the policy's next-token distribution over response tokens"),
+    "train/clip_ratio": ("ratio", "response tokens whose probability ratio was clipped"),
+    "train/logprob_gap_mean": ("nats", "mean |learner - engine| logprob of the sampled tokens before the update"),
+    "train/logprob_gap_max": ("nats", "largest |learner - engine| logprob of a sampled token"),
+    "train/logprob_kl": ("nats", "estimated KL from the engines' to the learner's distribution"),
+    "train/padding_ratio": ("ratio", "padding among the tokens that the learner computed on"),
+    "train/skipped": ("count", "optimizer steps skipped because a gradient was not finite or no group was mixed"),
+    "reward/mean": ("reward", "mean over the step's rollouts"),
+    "reward/std": ("reward", "standard deviation over the step's rollouts"),
+    "reward/failed": ("rollouts", "rollouts lost to data failures"),
+    "frac_reward_zero_std": ("ratio", "groups whose rewards are all equal"),
+    "completions/mean_length": ("tokens", "mean response length"),
+    "completions/max_length": ("tokens", "longest response"),
+    "completions/clipped_ratio": ("ratio", "responses cut at the length limit"),
+    "budget/min": ("rollouts", "smallest budget of a prompt in the step"),
+    "budget/p50": ("rollouts", "median budget"),
+    "budget/p99": ("rollouts", "99th percentile of the budgets"),
+    "budget/max": ("rollouts", "largest budget"),
+    "group/effective_ratio_rollouts": ("ratio", "rollouts that belong to a group with mixed rewards"),
+    "group/effective_ratio_prompts": ("ratio", "prompts whose group has mixed rewards"),
+    "planner/value_planned": ("value", "sum over prompts of Value(N, p), expected by the plan"),
+    "planner/value_realised": ("value", "the same with the success rates seen in the step"),
+    "planner/calibration_error": ("ratio", "mean |expected - observed| success rate over prompts with a belief"),
+    "planner/seconds": ("s", "time to make the plan"),
+    "pool/engines": ("engines", "engines that served the step"),
+    "pool/restarts": ("count", "engine restarts so far in the run"),
+    "pool/retries": ("tasks", "rollout tasks given to another engine in the step"),
+    "timing_s/plan": ("s", "planning"),
+    "timing_s/generate": ("s", "generation, first task out to last rollout in"),
+    "timing_s/reward": ("s", "waiting for rewards after the last rollout"),
+    "timing_s/update": ("s", "the learner's update"),
+    "timing_s/sync": ("s", "sending weights to the engines and proving them"),
+    "timing_s/evaluate": ("s", "evaluation"),
+    "timing_s/checkpoint": ("s", "saving a checkpoint"),
+    "timing_s/idle": ("s", "mean time that an engine had nothing to do during generation"),
+    "timing_s/step": ("s", "the whole step"),
+    "progress/rollouts": ("rollouts", "rollouts since the run began"),
+    "progress/tokens": ("tokens", "response tokens since the run began"),
+    "progress/epoch": ("epochs", "passes over the training prompts"),
+    "throughput/rollouts_per_s": ("rollouts/s", "of the whole step"),
+    "throughput/tokens_per_s": ("tokens/s", "response tokens, of the whole step"),
+    "eval/accuracy": ("ratio", "mean success of sampled responses to the test prompts"),
+    "eval/greedy_accuracy": ("ratio", "success of one greedy response to each test prompt"),
+    "eval/pass_at_k": ("ratio", "test prompts that one of evaluate.samples responses solves"),
+    "memory/driver_gib": ("GiB", "resident memory of the driver process"),
+    "memory/learner_gib": ("GiB", "peak memory of a learner rank: the GPU's, or resident without one"),
+    "tracking/nonfinite": ("count", "metrics of the step that were not finite and are left out"),
+}
+
+
+def describe() -> str:
+    """METRICS as a Markdown table."""
+    rows = [
+        f"| `{name}` | {unit} | {meaning.replace('|', chr(92) + '|')} |" for name, (unit, meaning) in METRICS.items()
+    ]
+    return "\n".join(["| metric | unit | meaning |", "|---|---|---|", *rows])

@@ -1,0 +1,248 @@
+"""Where MLflow keeps a run, and everything that is said to it. The only module that calls MLflow's client.
+
+`Store` names the place; `MlflowRun` is one run in it. Every method of MlflowRun may block for as long as MLflow's own
+time-outs and may raise anything: they are called from one thread only, the writer's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from kray.records import KrayError
+
+REACH_TIMEOUT_S = 5.0
+TABLES_TAG = "mlflow.loggedArtifacts"  # tells the UI which JSON artifacts are tables
+TABLES_IN_TAG = 60  # a tag holds 8,000 characters
+
+
+@dataclass(frozen=True)
+class Store:
+    """uri: MLflow's tracking URI. artifacts: folder URI for a new experiment, None: the server decides."""
+
+    uri: str
+    artifacts: str | None
+    origin: str  # who chose it, for errors
+
+    @property
+    def remote(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def shown(self) -> str:
+        """The URI without a password."""
+        parts = urlsplit(self.uri)
+        if not parts.password:
+            return self.uri
+        return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"))
+
+
+def locate(uri: str, run_folder: Path) -> Store:
+    """track.uri, else MLFLOW_TRACKING_URI, else sqlite in the run folder. KrayError for what cannot hold a run."""
+    origin = "track.uri" if uri else "MLFLOW_TRACKING_URI"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        folder = run_folder.absolute()
+        return Store(f"sqlite:///{folder}/mlflow.db", (folder / "mlruns-artifacts").as_uri(), "the run folder")
+    scheme = urlsplit(uri).scheme
+    if scheme.startswith("sqlite"):
+        database = Path(uri.partition("///")[2])
+        if not database.is_absolute():
+            raise KrayError(
+                f"{origin} {uri} is relative to a folder that a job loses: write sqlite:////absolute/path.db"
+            )
+        return Store(uri, (database.parent / "mlruns-artifacts").as_uri(), origin)
+    if scheme in ("", "file"):
+        raise KrayError(f"{origin} {uri}: MLflow 3 has no file stores; use sqlite:////absolute/path.db or a server")
+    return Store(uri, None, origin)
+
+
+def reach(store: Store) -> None:
+    """Raises KrayError when a server does not accept connections. Other stores are tried when they are opened."""
+    if not store.remote:
+        return
+    parts = urlsplit(store.uri)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=REACH_TIMEOUT_S).close()
+    except OSError as error:
+        raise unreachable(store, error) from None
+
+
+def unreachable(store: Store, error: object) -> KrayError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return KrayError(f"MLflow at {store.shown} ({store.origin}) cannot be used: {reason}")
+
+
+def name_of(text: str) -> str:
+    """text with every character that MLflow refuses in names replaced by _, at most 250 long."""
+    return re.sub(r"[^\w\-./ :]", "_", text, flags=re.ASCII).strip("/")[:250] or "_"
+
+
+class MlflowRun:
+    """One run: opened (or reopened), fed, ended. `run_id` and `url` are there once `open` has returned."""
+
+    def __init__(self, store: Store, experiment: str, run_name: str, run_id: str | None = None):
+        self.store = store
+        self.experiment = experiment
+        self.run_name = run_name
+        self.run_id = run_id or ""
+        self.started_s = 0.0  # seconds since 1970
+        self.experiment_id = ""
+        self._client: Any = None
+        self._tables: list[str] = []
+
+    def open(self, params: Mapping[str, Any], tags: Mapping[str, Any], files: Iterable[tuple[Path, str]]) -> None:
+        """Create the run with params, tags and files [(local path, artifact folder)]; a resumed one gets no params."""
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        self._client = MlflowClient(tracking_uri=self.store.uri)
+        if self.run_id:
+            run = self._reopened()
+        else:
+            self.experiment_id = self._experiment()
+            run = self._client.create_run(self.experiment_id, run_name=self.run_name)
+            self.run_id = run.info.run_id
+            entries = [Param(name_of(key), str(value)) for key, value in params.items()]
+            for start in range(0, len(entries), 100):  # MLflow takes 100 at a time
+                self._client.log_batch(self.run_id, params=entries[start : start + 100])
+        self.started_s = run.info.start_time / 1000
+        self._tables = [entry["path"] for entry in json.loads(run.data.tags.get(TABLES_TAG, "[]"))]
+        self.tags(tags)
+        for path, folder in files:
+            self.file(path, folder)
+
+    def alive(self) -> bool:
+        """Whether the store answers at all."""
+        try:
+            self._client.get_run(self.run_id)
+        except Exception:
+            return False
+        return True
+
+    def metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of {step, time, name: value, ...}; the same row twice is stored once."""
+        from mlflow.entities import Metric
+
+        points = [
+            Metric(name_of(name), value, int(row["time"] * 1000), row["step"])
+            for row in rows
+            for name, value in row.items()
+            if name not in ("step", "time")
+        ]
+        for start in range(0, len(points), 1000):
+            self._client.log_batch(self.run_id, metrics=points[start : start + 1000])
+
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(name_of(key), str(value)[:8000]) for key, value in tags.items()]
+        for start in range(0, len(entries), 100):
+            self._client.log_batch(self.run_id, tags=entries[start : start + 100])
+
+    def file(self, path: Path, folder: str) -> None:
+        self._client.log_artifact(self.run_id, str(path), folder or None)
+
+    def table(self, path: Path, folder: str) -> None:
+        """A JSON file in MLflow's table form; the newest tables are made known to the UI."""
+        self.file(path, folder)
+        name = f"{folder}/{path.name}"
+        self._tables = [*(known for known in self._tables if known != name), name][-TABLES_IN_TAG:]
+        self.tags({TABLES_TAG: json.dumps([{"path": known, "type": "table"} for known in self._tables])})
+
+    def image(self, path: Path, folder: str, key: str, step: int) -> None:
+        """A PNG as a file, and under `key` in the UI's slider over steps."""
+        from PIL import Image
+
+        self.file(path, folder)
+        with Image.open(path) as image:
+            self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+
+    def dataset(self, name: str, digest: str, rows: Sequence[Mapping[str, Any]], count: int, context: str) -> None:
+        """A dataset input. rows: a sample with the columns; count: prompts in all."""
+        import pandas
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.pandas_dataset import from_pandas
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        sources = ", ".join(sorted({str(row["source"]) for row in rows}))[:500]
+        source = CodeDatasetSource(tags={"sources": sources})
+        described = from_pandas(pandas.DataFrame(list(rows)), source=source, name=name, digest=digest).to_dict()
+        described["profile"] = json.dumps({"num_rows": count})
+        entry = DatasetInput(Dataset(**described), [InputTag("mlflow.data.context", context)])
+        self._client.log_inputs(self.run_id, [entry])
+
+    def end(self, status: str) -> None:
+        self._client.set_terminated(self.run_id, status)
+
+    @property
+    def open_command(self) -> str:
+        """What to type, or where to look, to see the run."""
+        if self.store.remote:
+            return f"{self.store.shown.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.store.shown)} --host 127.0.0.1 --port 5000"
+
+    def _reopened(self) -> Any:
+        run = self._client.get_run(self.run_id)
+        if run.info.lifecycle_stage == "deleted":
+            raise KrayError(f"MLflow run {self.run_id} at {self.store.shown} is deleted; restore it to resume into it")
+        self.experiment_id = run.info.experiment_id
+        self._client.update_run(self.run_id, status="RUNNING")
+        return run
+
+    def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        for _ in range(2):  # twice: another run may create it in between
+            found = self._client.get_experiment_by_name(self.experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise KrayError(
+                    f"track.experiment {self.experiment} is deleted at {self.store.shown}; take another name"
+                )
+            if found is not None:
+                return found.experiment_id
+            try:
+                return self._client.create_experiment(self.experiment, artifact_location=self.store.artifacts)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+        raise KrayError(f"track.experiment {self.experiment} can neither be found nor created at {self.store.shown}")
+
+
+class SystemSamples:
+    """CPU, memory, disk, network and GPU use of this machine, as MLflow's own monitor names it."""
+
+    def __init__(self, started_s: float, every_s: float):
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        self.started_s = started_s
+        self.every_s = every_s
+        self._monitors: list[Any] = []
+        for monitor in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+            try:
+                self._monitors.append(monitor())
+            except Exception:  # no GPU, no driver library: nothing to measure there
+                continue
+
+    def take(self) -> dict[str, Any]:
+        """One row; its step counts sampling intervals since the run began, so that a resumed run goes on in order."""
+        now = time.time()
+        row: dict[str, Any] = {"step": int((now - self.started_s) / self.every_s), "time": now}
+        for monitor in self._monitors:
+            monitor.collect_metrics()
+            row.update({f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()})
+            monitor.clear_metrics()
+        return row

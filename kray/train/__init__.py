@@ -1,0 +1,4 @@
+"""Learning: advantages, loss, micro-batches, the FSDP2 learner and its checkpoints.
+
+Importing this package loads nothing; `kray.train.group` is the only module here that imports Ray.
+"""

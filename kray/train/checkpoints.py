@@ -1,0 +1,157 @@
+"""Checkpoint folders: written whole or not at all, and found again. Standard library only.
+
+A run folder holds
+
+    checkpoints/step-000020/state.json    the driver's state, written last: a folder without it does not count
+    checkpoints/step-000020/learner/      model and optimizer, written by the learner ranks
+    checkpoints/.tmp-step-000040/         being written
+
+Promises: `newest` names a checkpoint that was complete when it was named so, whatever died in between; an older
+checkpoint is removed only after a newer one is complete and on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kray.records import ConfigError, KrayError
+
+STATE = "state.json"
+FOLDER = "checkpoints"
+STEP = re.compile(r"step-(\d{6,})")
+
+
+def _steps(run_folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the complete checkpoints of a run, oldest first."""
+    found = []
+    for folder in (run_folder / FOLDER).glob("step-*"):
+        match = STEP.fullmatch(folder.name)
+        if match and (folder / STATE).is_file():
+            found.append((int(match[1]), folder))
+    return sorted(found)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(root) / name)
+        _sync(Path(root))
+
+
+def newest(run_folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    steps = _steps(Path(run_folder))
+    return steps[-1][1] if steps else None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The driver's state in a checkpoint. Raises KrayError that names the file when it cannot be read."""
+    file = Path(checkpoint) / STATE
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise KrayError(f"checkpoint {checkpoint}: {file} cannot be read: {error}") from error
+
+
+class CheckpointStore:
+    """The checkpoints of one run; one process at a time writes.
+
+    folder = store.begin(20); (the learners write into folder / "learner"); store.commit(20, state)
+    """
+
+    def __init__(self, run_folder: str | Path, keep: int):
+        """keep: how many complete checkpoints stay, at least 1. Cleans up after a writer that died."""
+        if keep < 1:
+            raise ConfigError(f"config error: run.keep_checkpoints is {keep}; at least 1 must stay")
+        self.run_folder = Path(run_folder)
+        self.folder = self.run_folder / FOLDER
+        self.keep = keep
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in self.folder.glob(".old-step-*"):
+            if self._path(old.name.removeprefix(".old-")).exists():
+                shutil.rmtree(old)
+            else:  # the writer died between the two renames in `commit`
+                old.rename(self._path(old.name.removeprefix(".old-")))
+        for unfinished in self.folder.glob(".tmp-step-*"):
+            shutil.rmtree(unfinished)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name
+
+    def begin(self, step: int) -> Path:
+        """An empty temporary folder for the checkpoint of `step`, with `learner/` in it."""
+        folder = self._path(f".tmp-step-{step:06d}")
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "learner").mkdir(parents=True)
+        return folder
+
+    def commit(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Makes what was written since `begin(step)` the checkpoint of `step`, then removes the oldest ones.
+
+        state: JSON values. An earlier checkpoint of the same step is replaced. Returns the checkpoint's folder.
+        """
+        unfinished, final = self._path(f".tmp-step-{step:06d}"), self._path(f"step-{step:06d}")
+        if not unfinished.is_dir():
+            raise KrayError(f"checkpoint of step {step}: {unfinished} is gone; call begin({step}) first")
+        _sync_tree(unfinished)  # what state.json vouches for is on disk before state.json is
+        (unfinished / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        _sync(unfinished / STATE)
+        _sync(unfinished)
+        old = self._path(f".old-step-{step:06d}")
+        if final.exists():
+            final.rename(old)
+        unfinished.rename(final)
+        _sync(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+        self._prune(final)
+        return final
+
+    def _prune(self, just_written: Path) -> None:
+        complete = [folder for _, folder in _steps(self.run_folder)]
+        for folder in complete[: -self.keep]:
+            if folder != just_written:
+                shutil.rmtree(folder)
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+        return newest(self.run_folder)
+
+
+def find_resume(resume: str, runs_dir: str | Path, name: str) -> Path | None:
+    """The checkpoint that `resume` means: "" none; a checkpoint; a run folder, then its newest; "auto".
+
+    auto: among the folders `<name>-<date...>` in runs_dir (the date beginning YYYYMMDD or YYYY-MM-DD) the one whose
+    newest checkpoint was written last; None when there is none, so that the same command can start a run and continue
+    it after a preemption. Raises ConfigError when a path names no complete checkpoint.
+    """
+    if not resume:
+        return None
+    if resume == "auto":
+        pattern = re.compile(re.escape(name) + r"-\d{4}-?\d{2}-?\d{2}.*")
+        folders = Path(runs_dir).expanduser().glob("*")
+        found = [newest(folder) for folder in folders if pattern.fullmatch(folder.name)]
+        complete = [checkpoint for checkpoint in found if checkpoint]
+        return max(complete, key=lambda folder: ((folder / STATE).stat().st_mtime_ns, str(folder)), default=None)
+    path = Path(resume).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f"config error: resume: {path} is not a folder")
+    if (path / STATE).is_file():
+        return path
+    checkpoint = newest(path)
+    if checkpoint is None:
+        raise ConfigError(f"config error: resume: {path} is no complete checkpoint and holds none in {FOLDER}/")
+    return checkpoint

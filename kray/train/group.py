@@ -1,0 +1,210 @@
+"""All ranks of the learner as Ray actors, called together. Lives in the driver actor; its methods are coroutines.
+
+Promises
+- Every wait has a deadline, and an error says what was waited for and which rank failed.
+- All ranks get every call in the same order, which is what their collectives need: one caller at a time.
+- A failed call leaves the gang broken: `close` it, build a new one and `load` a checkpoint. No rank is restarted alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from kray.config.schema import TrainConfig
+from kray.records import ConfigError, KrayError, RolloutGroup
+from kray.train.learner import Learner, step_rows
+
+PLACEMENT_TIMEOUT_S = 120.0
+# After one rank has failed, how long to wait for the others' outcomes: a rank that dies breaks its peers' collectives,
+# and their complaint often comes before the news of the death, which is what the error should name.
+BLAME_S = 5.0
+
+
+def _free_address() -> tuple[str, int]:
+    """This node's ip and a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
+def _counts(resources: dict[str, float]) -> str:
+    return "{" + ", ".join(f"{name}: {amount:g}" for name, amount in sorted(resources.items())) + "}"
+
+
+class LearnerGroup:
+    """group = LearnerGroup(...); await group.start(); await group.update(groups); ...; group.close()"""
+
+    def __init__(
+        self,
+        train: TrainConfig,
+        dtype: str,
+        model_path: str,
+        total_steps: int,
+        seed: int,
+        temperature: float = 1.0,
+        placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
+    ):
+        """Starts nothing. Arguments as in `Learner`."""
+        self.train = train
+        self.arguments = (model_path, train, dtype, total_steps, seed)
+        self.temperature = temperature
+        self.placement_timeout_s = placement_timeout_s
+        self.actors: list[Any] = []
+        self.placement: PlacementGroup | None = None
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """The resources of one rank."""
+        wanted = {"CPU": float(self.train.cpus_per_rank), "GPU": float(self.train.gpus_per_rank)}
+        return {name: amount for name, amount in wanted.items() if amount > 0}
+
+    async def start(self) -> list[dict[str, Any]]:
+        """Places the ranks, joins them, loads the model; returns what each says of itself. Cleans up when it fails."""
+        try:
+            await self._place()
+            address, port = await self._rendezvous()
+            self.actors = [self._make_actor(rank, address, port) for rank in range(self.train.ranks)]
+            return await self._all("describe", "to load the model and join the process group")
+        except BaseException:
+            self.close()
+            raise
+
+    async def update(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """One GRPO step on all ranks; returns its metrics. Rollouts without a reward raise ValueError."""
+        rows = await asyncio.to_thread(step_rows, groups, self.train)
+        return (await self._all("update", "to update", ray.put(rows)))[0]
+
+    async def weights(self) -> ray.ObjectRef:
+        """A reference to rank 0's FlatWeights, which do not pass through this process; returns when they are there.
+
+        Actors that get the reference as an argument read the buffer from shared memory without copying it.
+        """
+        pairs = [actor.sized_weights.options(num_returns=2).remote() for actor in self.actors]
+        await self._wait([size for size, _ in pairs], "to gather the weights")
+        return pairs[0][1]
+
+    async def logprobs(
+        self, token_rows: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0
+    ) -> list[np.ndarray]:
+        """The learner's log-probability of each response token: (T,) float32 for each (prompt, response)."""
+        return (await self._all("logprobs", "to compute log-probabilities", list(token_rows), temperature))[0]
+
+    async def save(self, folder: str | Path) -> None:
+        """Writes the sharded checkpoint; `folder` must be on a file system that all ranks share."""
+        await self._all("save", f"to save {folder}", str(folder))
+
+    async def load(self, folder: str | Path) -> None:
+        """Goes on from a checkpoint of any number of ranks."""
+        await self._all("load", f"to load {folder}", str(folder))
+
+    async def export(self, folder: str | Path) -> None:
+        """Writes a Hugging Face folder."""
+        await self._all("export", f"to export {folder}", str(folder))
+
+    def close(self) -> None:
+        """Ends all ranks and gives their resources back; safe to call twice."""
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []
+        if self.placement is not None:
+            remove_placement_group(self.placement)
+            self.placement = None
+
+    async def _place(self) -> None:
+        self.placement = placement_group([self.bundle] * self.train.ranks, strategy="PACK", name="kray-learner")
+        try:
+            await asyncio.wait_for(_value(self.placement.ready()), self.placement_timeout_s)
+        except TimeoutError as error:
+            has, free = ray.cluster_resources(), ray.available_resources()
+            seen = {name: has.get(name, 0.0) for name in self.bundle}
+            left = {name: free.get(name, 0.0) for name in self.bundle}
+            raise KrayError(
+                f"learner: {self.train.ranks} ranks not placed after {self.placement_timeout_s:.0f} s; waiting for "
+                f"{_counts(self.bundle)} x {self.train.ranks}; the cluster has {_counts(seen)}, free {_counts(left)}; "
+                "lower train.ranks, train.cpus_per_rank or train.gpus_per_rank, or add nodes"
+            ) from error
+
+    def _strategy(self, rank: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=rank)
+
+    async def _rendezvous(self) -> tuple[str, int]:
+        if self.train.ranks == 1:
+            return "", 0
+        task = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=self._strategy(0))
+        return (await self._wait([task.remote()], "to name an address to meet at"))[0]
+
+    def _make_actor(self, rank: int, address: str, port: int) -> Any:
+        threads = str(max(1, self.train.cpus_per_rank))
+        environment = {"OMP_NUM_THREADS": threads}
+        if not self.train.gpus_per_rank:
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # a process without GPUs sees all of them otherwise
+        options = ray.remote(Learner).options(
+            name=f"learner-{rank}-{os.getpid()}-{id(self):x}",
+            num_cpus=self.train.cpus_per_rank,
+            num_gpus=self.train.gpus_per_rank,
+            scheduling_strategy=self._strategy(rank),
+            runtime_env={"env_vars": environment},
+        )
+        device = "cuda" if self.train.gpus_per_rank else "cpu"
+        return options.remote(rank, self.train.ranks, address, port, *self.arguments, device, self.temperature)
+
+    async def _all(self, method: str, purpose: str, *arguments: Any) -> list[Any]:
+        """The method's results of all ranks, rank 0 first."""
+        if not self.actors:
+            raise KrayError(f"learner: asked {purpose}, but it is not running")
+        return await self._wait([getattr(actor, method).remote(*arguments) for actor in self.actors], purpose)
+
+    async def _wait(self, refs: list[ray.ObjectRef], purpose: str) -> list[Any]:
+        timeout_s = self.train.timeout_s
+        tasks = [asyncio.ensure_future(_value(ref)) for ref in refs]
+        try:
+            done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+            if pending and any(task.exception() for task in done):
+                await asyncio.wait(pending, timeout=BLAME_S)
+            errors = {rank: task.exception() for rank, task in enumerate(tasks) if task.done() and task.exception()}
+            if errors:
+                raise _blame(errors, purpose)
+            if pending:
+                ranks = ", ".join(str(rank) for rank, task in enumerate(tasks) if not task.done())
+                raise KrayError(f"learner: waited {timeout_s:.0f} s for rank {ranks} {purpose} (train.timeout_s)")
+            return [task.result() for task in tasks]
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _value(ref: ray.ObjectRef) -> Any:
+    return await ref
+
+
+def _blame(errors: dict[int, BaseException], purpose: str) -> KrayError:
+    """The error that explains best why the ranks could not do it: a death before a complaint."""
+    for rank, error in errors.items():
+        if isinstance(error, RayActorError):
+            last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+            named, _, message = last.partition("Error: ")
+            if named == "kray.records.Config":  # raised while the actor was made; Ray keeps only its text
+                kind: type[KrayError] = ConfigError
+                text = message
+            else:
+                kind, text = KrayError, f"learner rank {rank} died when asked {purpose}: {last}"
+            failure = kind(text)
+            failure.__cause__ = error
+            return failure
+    rank, error = next(iter(errors.items()))
+    cause = error.cause if isinstance(error, RayTaskError) and error.cause else error
+    kind = ConfigError if isinstance(cause, ConfigError) else KrayError
+    failure = kind(f"learner rank {rank} failed {purpose}: {cause}")
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,166 @@
+"""The policy as a torch model: loading, sharding with FSDP2, gathering and exporting.
+
+Promises
+- Master parameters are float32 whatever the compute dtype is.
+- A gathered state lists every parameter once, in the model's own fixed order; a tied output layer is not repeated.
+- After a forward pass without a backward pass call `reshard`: FSDP2 keeps the root's parameters gathered otherwise, and
+  the next forward pass would read stale ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from kray.records import ConfigError
+from kray.weights import ALIGNMENT, FlatWeights
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
+
+# What a tokenizer and a generation configuration are made of, in a Hugging Face folder.
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "generation_config.json",
+    "spiece.model",
+    "tekken.json",
+)
+
+
+def load_policy(path: str, dtype: str = "float32", activation_checkpointing: bool = False) -> nn.Module:
+    """The model at `path` (a Hugging Face folder or hub id) in train mode on the CPU, its parameters in float32.
+
+    `dtype` is that of compute, kept in the config for exports. Dropout is off: the ratio of new to old probabilities must
+    come from the weights alone. Raises ConfigError on a dtype or path that cannot be used.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"config error: model.dtype is {dtype!r}; known: {', '.join(DTYPES)}")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config error: model.path {path!r} cannot be loaded: {error}") from error
+    model.config.use_cache = False
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The ModuleList that holds the most parameters: the decoder layers, under whatever name."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if not lists:
+        raise ConfigError(
+            f"config error: model.path: {type(model).__name__} has no list of layers that could be sharded"
+        )
+    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> nn.Module:
+    """Shards each decoder layer, then the rest, over the 1-d mesh in place (FSDP2); returns the model.
+
+    Parameters are gathered in `dtype` and stay float32 in the shards; gradients are reduced in float32.
+    """
+    policy = MixedPrecisionPolicy()
+    if DTYPES[dtype] != torch.float32:
+        policy = MixedPrecisionPolicy(param_dtype=DTYPES[dtype], reduce_dtype=torch.float32)
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    return fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def state_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter once, then the buffers that belong to the state: names and (sharded) tensors, in a fixed order."""
+    named = list(model.named_parameters())  # yields a tied parameter under its first name only
+    persistent = model.state_dict().keys()
+    return named + [(name, buffer) for name, buffer in model.named_buffers() if name in persistent]
+
+
+def _gathered(model: nn.Module, dtype: str | None) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole tensor of the state, one at a time on the model's device, floats in `dtype`. A collective."""
+    for name, tensor in state_tensors(model):
+        tensor = tensor.detach()
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        yield name, tensor.to(DTYPES[dtype]) if dtype and tensor.is_floating_point() else tensor
+
+
+def full_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
+    """The whole state on the CPU, floats in `dtype`. A collective: every rank must call it.
+
+    Where `keep` is false, only takes part and returns [].
+    """
+    return [(name, tensor.to("cpu", copy=True)) for name, tensor in _gathered(model, dtype) if keep]
+
+
+def flat_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> FlatWeights:
+    """`full_state` in one flat buffer, without a second copy of the model. A collective; empty where `keep` is false."""
+    manifest: list[tuple[str, tuple[int, ...], str, int]] = []
+    end = 0
+    for name, tensor in state_tensors(model) if keep else []:
+        kind = DTYPES[dtype] if dtype and tensor.is_floating_point() else tensor.dtype
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        manifest.append((name, tuple(tensor.shape), str(kind).removeprefix("torch."), start))
+        end = start + tensor.numel() * kind.itemsize
+    weights = FlatWeights(manifest, np.zeros(end, dtype=np.uint8))
+    places = dict(weights.tensors())
+    for name, tensor in _gathered(model, dtype):
+        if keep:
+            places[name].copy_(tensor)
+    return weights
+
+
+def state_digest(state: list[tuple[str, Tensor]]) -> str:
+    """32 hex digits that depend on every name, shape, dtype and bit of the state."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in state:
+        digest.update(f"{name}\x1f{tuple(tensor.shape)}\x1f{tensor.dtype}\x1e".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def export_policy(model: nn.Module, state: list[tuple[str, Tensor]], dtype: str, source: str, folder: Path) -> None:
+    """Writes a Hugging Face folder: config, safetensors with `state`, and the tokenizer of `source`.
+
+    `folder` is made; AutoModelForCausalLM and vLLM load it. Not a collective: one rank calls it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, state_dict=dict(state))
+    # save_pretrained notes the dtype of the live parameters, which are the float32 master, not of the state.
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = dtype
+    config["use_cache"] = True
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    copy_tokenizer(source, folder)
+
+
+def copy_tokenizer(source: str, folder: Path) -> None:
+    """Puts the tokenizer of `source` (a folder or a hub id) into `folder`, file by file where they are files."""
+    if Path(source).is_dir():
+        for pattern in TOKENIZER_FILES:
+            for file in sorted(Path(source).glob(pattern)):
+                if file.is_file():
+                    shutil.copy2(file, folder / file.name)
+    else:
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)

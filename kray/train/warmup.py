@@ -1,0 +1,190 @@
+"""A policy small enough to learn on a laptop: made here, warmed up on arithmetic with noisy answers, and cached.
+
+Promises: equal settings give the same folder, made once per cache; it appears whole or not at all, also when two processes
+make it at once; it is a plain Hugging Face folder (config, safetensors, tokenizer, generation config).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from kray.config.schema import TinyPolicyConfig
+from kray.prompts.arithmetic import CHARACTERS, KINDS, TEACHER, make_problems, noisy_answer
+from kray.records import ConfigError
+
+VERSION = 1  # raise it when the recipe or the problems change, so that old folders are not taken for new ones
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
+PROBLEMS = 32_768  # different training problems; each is met a few times, with another answer drawn each time
+MAX_POSITIONS = 4096
+RISE_STEPS = 20
+PROGRESS_STEPS = 50
+IGNORED = -100
+
+
+def ensure_tiny_policy(
+    tiny: TinyPolicyConfig, cache_dir: str | Path | None = None, progress: Callable[[str], None] = print
+) -> Path:
+    """The folder of the warmed-up policy; made when the cache does not hold it yet (minutes on two cores).
+
+    cache_dir: default KRAY_CACHE, else XDG_CACHE_HOME/kray, else ~/.cache/kray. A run on several nodes needs one that all
+    of them share. progress gets a line now and then. Raises ConfigError for settings that give no model.
+    """
+    _check(tiny)
+    policies = (Path(cache_dir) if cache_dir else default_cache()).expanduser() / "policies"
+    final = policies / _digest(tiny)
+    if (final / "config.json").is_file():
+        return final
+    policies.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=policies))
+    try:
+        _build(tiny, unfinished, progress)
+        unfinished.chmod(0o755)  # mkdtemp makes it private
+        try:
+            unfinished.rename(final)
+        except OSError:
+            if not (final / "config.json").is_file():
+                raise
+            # Another process was faster; its folder holds the same policy.
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    progress(f"tiny policy: ready in {final}")
+    return final
+
+
+def default_cache() -> Path:
+    """Where kray keeps what it can make again."""
+    if os.environ.get("KRAY_CACHE"):
+        return Path(os.environ["KRAY_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
+
+
+def _check(tiny: TinyPolicyConfig) -> None:
+    for name in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "batch_size"):
+        if getattr(tiny, name) < 1:
+            raise ConfigError(f"config error: model.tiny.{name} is {getattr(tiny, name)}; at least 1 is needed")
+    if tiny.heads % tiny.kv_heads:
+        raise ConfigError(f"config error: model.tiny.heads ({tiny.heads}) is no multiple of kv_heads ({tiny.kv_heads})")
+
+
+def _digest(tiny: TinyPolicyConfig) -> str:
+    text = json.dumps([VERSION, asdict(tiny), CHARACTERS, list(KINDS), TEACHER], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each character of the arithmetic problems; nothing is added when it encodes; no chat template."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=MAX_POSITIONS,
+    )
+
+
+def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """Random weights, from torch's global generator."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=tiny.hidden_size,
+        intermediate_size=tiny.intermediate_size,
+        num_hidden_layers=tiny.layers,
+        num_attention_heads=tiny.heads,
+        num_key_value_heads=tiny.kv_heads,
+        head_dim=32 * math.ceil(tiny.hidden_size / tiny.heads / 32),  # vLLM's CPU attention takes no other sizes
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=tiny.tie_embeddings,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]) -> None:
+    tokenizer = make_tokenizer()
+    threads = torch.get_num_threads()
+    # Ray sets OMP_NUM_THREADS=1 in its workers, but nothing else runs during the warm-up.
+    torch.set_num_threads(min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(tiny.seed)
+            model = make_model(tiny, tokenizer)
+            _train(model, tokenizer, tiny, progress)
+    finally:
+        torch.set_num_threads(threads)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _batches(tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless (input_ids, labels), (B, T) int64 each; labels are IGNORED outside answer and <eos>."""
+    rng = random.Random(tiny.seed)
+    problems = make_problems(KINDS, PROBLEMS, tiny.seed, "train")
+    index_of = {token: index for token, index in tokenizer.get_vocab().items() if len(token) == 1}
+    while True:
+        texts = [(problem.text, noisy_answer(problem, rng)) for problem in rng.choices(problems, k=tiny.batch_size)]
+        longest = max(len(prompt) + len(answer) for prompt, answer in texts) + 1
+        input_ids = torch.full((tiny.batch_size, longest), tokenizer.pad_token_id)
+        labels = torch.full((tiny.batch_size, longest), IGNORED)
+        for b, (prompt, answer) in enumerate(texts):
+            tokens = torch.tensor([index_of[character] for character in prompt + answer] + [tokenizer.eos_token_id])
+            input_ids[b, : len(tokens)] = tokens
+            labels[b, len(prompt) : len(tokens)] = tokens[len(prompt) :]
+        yield input_ids, labels
+
+
+def _train(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig, progress: Callable[[str], None]
+) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=tiny.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    batches = _batches(tokenizer, tiny)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    progress(f"tiny policy: warming up {parameters / 1e6:.2f} M parameters for {tiny.warmup_steps} steps, once")
+    started, losses = time.monotonic(), []
+    for step in range(tiny.warmup_steps):
+        input_ids, labels = next(batches)
+        for group in optimizer.param_groups:
+            group["lr"] = tiny.lr * _schedule(step, tiny.warmup_steps)
+        logits = model(input_ids=input_ids[:, :-1], use_cache=False).logits
+        loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        done = step + 1
+        if done % PROGRESS_STEPS == 0 or done == tiny.warmup_steps:
+            left_s = (time.monotonic() - started) / done * (tiny.warmup_steps - done)
+            mean = sum(losses[-PROGRESS_STEPS:]) / len(losses[-PROGRESS_STEPS:])
+            progress(f"tiny policy: step {done}/{tiny.warmup_steps}, loss {mean:.3f}, {left_s:.0f} s left")
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Factor of the learning rate: a short rise, then half a cosine down to a tenth."""
+    rise = min(1.0, (step + 1) / min(RISE_STEPS, steps))
+    return rise * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -1,0 +1,49 @@
+"""What several rooms' tests share: a local Ray cluster of this test run's own, and tiny policies with random weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def ray_local():
+    """A Ray cluster of our own: never one that happens to run on this machine."""
+    import ray
+
+    ray.init(
+        address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1",
+        object_store_memory=300 * 2**20,
+    )
+    yield ray
+    ray.shutdown()
+
+
+def make_policy(folder: Path, tied: bool = True, vocabulary: int = 48, seed: int = 0) -> Path:
+    """A Qwen3 policy of a few thousand parameters with random weights, as a Hugging Face folder without a tokenizer."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocabulary, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=128, head_dim=32, max_position_embeddings=256, tie_word_embeddings=tied,
+        eos_token_id=1, pad_token_id=0, bos_token_id=None, initializer_range=0.3,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=[True, False], ids=["tied", "untied"])
+def policy(request, tmp_path_factory) -> Path:
+    return make_policy(tmp_path_factory.mktemp("policy"), tied=request.param)
+
+
+@pytest.fixture(scope="session")
+def tied_policy(tmp_path_factory) -> Path:
+    return make_policy(tmp_path_factory.mktemp("policy"))

@@ -1,0 +1,162 @@
+"""Beliefs: what labels, visits and the population do to them."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kray.planner import Beliefs
+from kray.planner.beliefs import PRIOR_PROMPTS, calibration, fit_beta_binomial
+
+
+def test_old_labels_are_discounted_once_a_visit_and_new_ones_count_in_full():
+    beliefs = Beliefs(discount=0.5)
+    beliefs.begin_visit(["a", "b"])
+    beliefs.observe("a", [1, 0, 0, 1])
+    beliefs.observe("a", 1.0)
+    assert [x.tolist() for x in beliefs.posterior(["a", "b", "c"])] == [[4, 1, 1], [3, 1, 1]]
+    beliefs.begin_visit(["a"])
+    assert [x.tolist() for x in beliefs.posterior(["a"])] == [[2.5], [2]]
+    beliefs.observe("a", [0, 0])
+    assert [x.tolist() for x in beliefs.posterior(["a"])] == [[2.5], [4]]
+    assert beliefs.visits(["a", "b", "c"]).tolist() == [2, 1, 0]
+    assert len(beliefs) == 2  # asking about c does not make it known
+
+
+def test_the_last_visit_is_raw_and_stays_until_the_next_label():
+    beliefs = Beliefs()
+    beliefs.begin_visit(["a"])
+    beliefs.observe("a", [1, 0, 1])
+    beliefs.begin_visit(["a"])
+    successes, trials = beliefs.last_visit(["a", "never"])
+    assert successes[0] == 2
+    assert np.isnan(successes[1])
+    assert trials.tolist() == [3, 0]
+    beliefs.observe("a", [0])
+    assert [x.tolist() for x in beliefs.last_visit(["a"])] == [[0], [1]]
+
+
+def test_graded_rewards_count_in_part():
+    beliefs = Beliefs()
+    beliefs.observe("a", [0.25, 0.5])
+    assert [x.tolist() for x in beliefs.posterior(["a"])] == [[1.75], [2.25]]
+
+
+@pytest.mark.parametrize("bad", [[0.5, np.nan], [-0.1], [1.2], [[1, 0]], np.inf])
+def test_bad_rewards_are_named_and_change_nothing(bad):
+    beliefs = Beliefs()
+    with pytest.raises(ValueError, match="rewards of prompt a"):
+        beliefs.observe("a", bad)
+    assert [x.tolist() for x in beliefs.posterior(["a"])] == [[1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("discount", {"discount": 1.5}), ("prior_alpha", {"prior_alpha": 0}), ("prior_beta", {"prior_beta": np.nan})],
+)
+def test_bad_settings_are_named(name, arguments):
+    with pytest.raises(ValueError, match=name):
+        Beliefs(**arguments)
+
+
+def test_a_prompt_begins_a_visit_once():
+    with pytest.raises(ValueError, match="prompt_ids"):
+        Beliefs().begin_visit(["a", "a"])
+
+
+events = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.one_of(st.none(), st.lists(st.floats(0, 1), max_size=4))), max_size=30
+)
+
+
+@given(events, events, st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_saved_beliefs_go_on_exactly_as_if_never_saved(before, after, discount):
+    def live(beliefs, events):
+        for prompt, rewards in events:
+            if rewards is None:
+                beliefs.begin_visit([prompt])
+            else:
+                beliefs.observe(prompt, rewards)
+
+    one = Beliefs(discount, 0.1, 0.7)
+    live(one, before)
+    other = Beliefs.from_dict(json.loads(json.dumps(one.to_dict())))
+    assert other.to_dict() == one.to_dict()
+    live(one, after)
+    live(other, after)
+    assert other.to_dict() == one.to_dict()
+
+
+def test_beliefs_of_another_version_or_damaged_are_refused():
+    beliefs = Beliefs()
+    beliefs.observe("a", [1])
+    with pytest.raises(ValueError, match="version"):
+        Beliefs.from_dict({**beliefs.to_dict(), "version": 9})
+    with pytest.raises(ValueError, match="successes"):
+        Beliefs.from_dict({**beliefs.to_dict(), "successes": []})
+
+
+def test_many_prompts_grow_the_arrays():
+    beliefs = Beliefs()
+    ids = [f"p{i}" for i in range(30_000)]
+    for at in range(0, len(ids), 700):
+        beliefs.begin_visit(ids[at : at + 700])
+    beliefs.observe(ids[-1], [1, 1])
+    alpha, beta = beliefs.posterior(ids)
+    assert alpha[-1] == 3
+    assert (alpha[:-1] == 1).all()
+    assert (beta == 1).all()
+    assert len(beliefs) == 30_000
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (0.3, 0.9), (2.0, 5.0), (0.1, 0.1)])
+def test_empirical_bayes_recovers_the_population(a, b):
+    rng = np.random.default_rng(3)
+    trials = rng.integers(2, 33, 20_000)
+    fitted = fit_beta_binomial(rng.binomial(trials, rng.beta(a, b, 20_000)), trials)
+    assert fitted == pytest.approx((a, b), rel=0.06)
+
+
+def test_the_prior_is_fitted_from_the_latest_visits():
+    rng = np.random.default_rng(5)
+    beliefs = Beliefs()
+    for i, p in enumerate(rng.beta(0.4, 1.2, 4000)):
+        beliefs.observe(f"p{i}", rng.binomial(1, p, 8))
+    assert beliefs.refit_prior()
+    assert (beliefs.prior_alpha, beliefs.prior_beta) == pytest.approx((0.4, 1.2), rel=0.15)
+    assert not beliefs.refit_prior()  # nothing new
+    assert beliefs.posterior(["unseen"])[0][0] == beliefs.prior_alpha
+
+
+def test_a_few_prompts_or_a_fixed_prior_fit_nothing():
+    for beliefs, prompts in ((Beliefs(), PRIOR_PROMPTS - 1), (Beliefs(fit_prior=False), 100)):
+        for i in range(prompts):
+            beliefs.observe(f"p{i}", [0, 0])
+        assert not beliefs.refit_prior()
+        assert beliefs.prior_beta == 1
+
+
+@pytest.mark.parametrize("rewards", [[0, 0], [1, 1], [0, 1], [0.5], [0.33, 0.9]])
+def test_one_sided_populations_keep_the_prior_in_bounds(rewards):
+    beliefs = Beliefs()
+    for i in range(50):
+        beliefs.observe(f"p{i}", rewards)
+    beliefs.refit_prior()
+    assert 0.0199 <= beliefs.prior_alpha <= 50.1
+    assert 0.0199 <= beliefs.prior_beta <= 50.1
+
+
+def test_calibration():
+    found = calibration([0.05, 0.05, 0.95, np.nan, 1.0], [0, 1, 3, 5, 0], [10, 10, 4, 5, 0])
+    errors = 1 * 0.95**2 + 19 * 0.05**2 + 3 * 0.05**2 + 1 * 0.95**2
+    assert found["brier"] == pytest.approx(errors / 24)
+    assert found["trials"].tolist() == [20, 0, 0, 0, 0, 0, 0, 0, 0, 4]
+    assert found["observed"][0] == pytest.approx(0.05)
+    assert found["predicted"][9] == pytest.approx(0.95)
+    assert np.isnan(found["observed"][1])
+    assert np.isnan(calibration([], [], [])["brier"])
+    with pytest.raises(ValueError, match="successes"):
+        calibration([0.1], [1, 2], [1, 2])

@@ -1,0 +1,84 @@
+"""Checkpoints are whole or absent, and are found again."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from kray.records import ConfigError, KrayError
+from kray.train.checkpoints import CheckpointStore, find_resume, newest, read_state
+
+
+def write(run, step, keep=2):
+    store = CheckpointStore(run, keep)
+    (store.begin(step) / "learner" / "shard").write_text(f"weights of {step}")
+    return store.commit(step, {"step": step})
+
+
+def test_the_newest_checkpoints_stay(tmp_path):
+    for step in (5, 10, 20, 100):
+        folder = write(tmp_path, step)
+        assert newest(tmp_path) == folder
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-000020", "step-000100"]
+    assert read_state(folder) == {"step": 100}
+    assert (folder / "learner" / "shard").read_text() == "weights of 100"
+
+
+def test_what_was_not_committed_does_not_count_and_is_cleaned_up(tmp_path):
+    folder = write(tmp_path, 5)
+    store = CheckpointStore(tmp_path, 2)
+    (store.begin(10) / "learner" / "shard").write_text("half")
+    (tmp_path / "checkpoints" / "step-000020").mkdir()  # no state.json
+    assert store.newest() == folder
+    assert CheckpointStore(tmp_path, 2).newest() == folder
+    assert not list((tmp_path / "checkpoints").glob(".tmp-*"))
+
+
+def test_a_write_that_fails_leaves_the_older_checkpoint(tmp_path):
+    folder = write(tmp_path, 5, keep=1)
+    store = CheckpointStore(tmp_path, 1)
+    store.begin(10)
+    with pytest.raises(TypeError):
+        store.commit(10, {"step": object()})
+    assert newest(tmp_path) == folder
+    with pytest.raises(KrayError, match="begin\\(30\\)"):
+        store.commit(30, {})
+
+
+def test_the_same_step_can_be_written_again_and_a_death_between_the_renames_is_mended(tmp_path):
+    write(tmp_path, 5)
+    folder = write(tmp_path, 5)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
+    folder.rename(folder.with_name(".old-step-000005"))
+    assert newest(tmp_path) is None
+    assert CheckpointStore(tmp_path, 1).newest() == folder
+
+
+def test_resume_finds_checkpoint_run_and_newest_run(tmp_path):
+    old, other = write(tmp_path / "run-20260101-120000", 5), write(tmp_path / "run-2-20270101-120000", 9)
+    new = write(tmp_path / "run-2026-03-01T00-00-00", 3)
+    (tmp_path / "run-20280101-120000").mkdir()  # a run that died before its first checkpoint
+    os.utime(old / "state.json", ns=(1, 1))
+    assert find_resume("", tmp_path, "run") is None
+    assert find_resume("auto", tmp_path, "run") == new
+    assert find_resume("auto", tmp_path, "run-2") == other
+    assert find_resume("auto", tmp_path, "another") is None
+    assert find_resume(str(old), tmp_path, "run") == old
+    assert find_resume(str(old.parent.parent), tmp_path, "run") == old
+
+
+def test_a_resume_that_names_nothing_is_a_config_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in ("missing", "empty"):
+        with pytest.raises(ConfigError, match=r"resume: .*" + path):
+            find_resume(str(tmp_path / path), tmp_path, "run")
+    with pytest.raises(ConfigError, match="keep_checkpoints"):
+        CheckpointStore(tmp_path, 0)
+
+
+def test_a_state_that_cannot_be_read_is_named(tmp_path):
+    folder = write(tmp_path, 5)
+    (folder / "state.json").write_text("{")
+    with pytest.raises(KrayError, match="state.json"):
+        read_state(folder)

@@ -1,0 +1,70 @@
+"""The tiny policy is made once and is a folder like any other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kray.config.schema import TinyPolicyConfig
+from kray.prompts.arithmetic import CHARACTERS
+from kray.records import ConfigError
+from kray.train.warmup import default_cache, ensure_tiny_policy
+
+TINY = TinyPolicyConfig(hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=32, warmup_steps=3, batch_size=8)
+
+
+def test_made_once_and_reloads(tmp_path):
+    lines: list[str] = []
+    folder = ensure_tiny_policy(TINY, tmp_path, lines.append)
+    assert any("3/3" in line for line in lines)
+    lines.clear()
+    assert ensure_tiny_policy(TINY, tmp_path, lines.append) == folder
+    assert not lines
+    assert [path.name for path in (tmp_path / "policies").iterdir()] == [folder.name]
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = CHARACTERS + "12+34="
+    tokens = tokenizer(text).input_ids
+    assert len(tokens) == len(text)
+    assert tokenizer.unk_token_id not in tokens
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.decode([*tokens, tokenizer.eos_token_id], skip_special_tokens=True) == text
+    assert tokenizer.chat_template is None
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eos_token_id
+    assert model.dtype == torch.float32
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_equal_settings_give_equal_weights_and_others_another_folder(tmp_path):
+    first = ensure_tiny_policy(TINY, tmp_path / "a", lambda _: None)
+    second = ensure_tiny_policy(TINY, tmp_path / "b", lambda _: None)
+    assert first.name == second.name
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    other = TinyPolicyConfig(**{**vars(TINY), "seed": 1})
+    assert ensure_tiny_policy(other, tmp_path / "a", lambda _: None) != first
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure_tiny_policy(TINY, tmp_path, stop)
+    assert not list((tmp_path / "policies").iterdir())
+
+
+def test_settings_that_give_no_model_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="kv_heads"):
+        ensure_tiny_policy(TinyPolicyConfig(heads=4, kv_heads=3), tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.tiny\.layers"):
+        ensure_tiny_policy(TinyPolicyConfig(layers=0), tmp_path)
+
+
+def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("KRAY_CACHE", raising=False)
+    assert default_cache() == tmp_path / "kray"
+    monkeypatch.setenv("KRAY_CACHE", str(tmp_path / "own"))
+    assert default_cache() == tmp_path / "own"
