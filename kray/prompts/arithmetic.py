@@ -5,10 +5,11 @@ significant digit first: "21+43=" asks for 12 + 34 and wants "640". In that orde
 which makes the difference between a tiny policy that learns in minutes and one that does not.
 
 The teacher, and why it errs. Reinforcement learning can only raise what the policy sometimes does. A policy warmed up on
-right answers fails where it lacks the ability, and no number of rollouts changes that quickly; one warmed up by this
-teacher knows how to compute everywhere, but on some kinds it has learned to prefer a slip. There the right answer is a
-rarely chosen mode, which a few rewards make common. TEACHER is U-shaped over the kinds, so that success rates are as
-spread as in real data: many prompts are nearly hopeless, many are nearly solved, few lie between. Within a kind the
+right answers fails where it lacks the ability, and no number of rollouts changes that quickly; one that is then warmed up
+by this teacher knows how to compute, but on some kinds it has learned to prefer a slip. There the right answer is a rarely
+chosen mode, which a few rewards make common. Right answers have to come first: with slips from the start the same policy
+had a third of the accuracy after 300 steps (.08 against .24). TEACHER is U-shaped over the kinds, so that success rates are
+as spread as in real data: many prompts are nearly hopeless, many are nearly solved, few lie between. Within a kind the
 accuracy moves with the first character of the text, so that prompts of one kind differ too.
 """
 

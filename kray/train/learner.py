@@ -319,7 +319,7 @@ class Learner:
         if self.rank == 0:
             try:
                 write()
-            except Exception as failure:  # noqa: BLE001  told to all, then raised: no rank may wait for one that gave up
+            except Exception as failure:  # told to all, then raised: no rank may wait for one that gave up
                 error = [f"{type(failure).__name__}: {failure}"]
         dist.broadcast_object_list(error, src=0, device=torch.device("cpu"))
         if error[0]:

@@ -7,6 +7,7 @@ make it at once; it is a plain Hugging Face folder (config, safetensors, tokeniz
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -23,16 +24,23 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import TinyPolicyConfig
 from kray.prompts.arithmetic import CHARACTERS, KINDS, TEACHER, make_problems, noisy_answer
 from kray.records import ConfigError
 
+transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
+
 VERSION = 1  # raise it when the recipe or the problems change, so that old folders are not taken for new ones
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
-PROBLEMS = 32_768  # different training problems; each is met a few times, with another answer drawn each time
+PROBLEMS = 131_072  # at most so many different training problems; they come in turn, each with an answer of its own
 MAX_POSITIONS = 4096
-RISE_STEPS = 20
+RISE_STEPS = 50
+FALL_SHARE = 0.2  # of the steps, at the end, in which the learning rate falls to zero
+CLEAN_SHARE = 2 / 3  # of the steps, at the beginning, with right answers: first the ability, then the teacher's slips
+INITIALIZER_RANGE = 0.06  # at 0.02 a model this narrow needs more than twice the steps
+ROPE_THETA = 100.0  # positions of problems this short turn far enough to be told apart
 PROGRESS_STEPS = 50
 IGNORED = -100
 
@@ -114,6 +122,8 @@ def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
         num_key_value_heads=tiny.kv_heads,
         head_dim=32 * math.ceil(tiny.hidden_size / tiny.heads / 32),  # vLLM's CPU attention takes no other sizes
         max_position_embeddings=MAX_POSITIONS,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        initializer_range=INITIALIZER_RANGE,
         tie_word_embeddings=tiny.tie_embeddings,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -125,8 +135,10 @@ def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
 def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]) -> None:
     tokenizer = make_tokenizer()
     threads = torch.get_num_threads()
-    # Ray sets OMP_NUM_THREADS=1 in its workers, but nothing else runs during the warm-up.
-    torch.set_num_threads(min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Ray sets OMP_NUM_THREADS=1 in its workers, but nothing else of the run is busy now. Half of the cores: threads that
+    # spin for a core which another program has were five to twenty times slower than one thread alone.
+    torch.set_num_threads(max(1, min(4, cores // 2)))
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tiny.seed)
@@ -142,12 +154,15 @@ def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]
 
 
 def _batches(tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (input_ids, labels), (B, T) int64 each; labels are IGNORED outside answer and <eos>."""
+    """(input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED outside answer and <eos>."""
     rng = random.Random(tiny.seed)
-    problems = make_problems(KINDS, PROBLEMS, tiny.seed, "train")
+    problems = make_problems(KINDS, min(PROBLEMS, tiny.warmup_steps * tiny.batch_size), tiny.seed, "train")
+    turns = itertools.cycle(problems)
     index_of = {token: index for token, index in tokenizer.get_vocab().items() if len(token) == 1}
-    while True:
-        texts = [(problem.text, noisy_answer(problem, rng)) for problem in rng.choices(problems, k=tiny.batch_size)]
+    for step in range(tiny.warmup_steps):
+        clean = step < CLEAN_SHARE * tiny.warmup_steps
+        met = itertools.islice(turns, tiny.batch_size)
+        texts = [(problem.text, problem.answer if clean else noisy_answer(problem, rng)) for problem in met]
         longest = max(len(prompt) + len(answer) for prompt, answer in texts) + 1
         input_ids = torch.full((tiny.batch_size, longest), tokenizer.pad_token_id)
         labels = torch.full((tiny.batch_size, longest), IGNORED)
@@ -161,13 +176,11 @@ def _batches(tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig) -> Iter
 def _train(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig, progress: Callable[[str], None]
 ) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=tiny.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    batches = _batches(tokenizer, tiny)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=tiny.lr, weight_decay=0.01)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     progress(f"tiny policy: warming up {parameters / 1e6:.2f} M parameters for {tiny.warmup_steps} steps, once")
     started, losses = time.monotonic(), []
-    for step in range(tiny.warmup_steps):
-        input_ids, labels = next(batches)
+    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny)):
         for group in optimizer.param_groups:
             group["lr"] = tiny.lr * _schedule(step, tiny.warmup_steps)
         logits = model(input_ids=input_ids[:, :-1], use_cache=False).logits
@@ -185,6 +198,5 @@ def _train(
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Factor of the learning rate: a short rise, then half a cosine down to a tenth."""
-    rise = min(1.0, (step + 1) / min(RISE_STEPS, steps))
-    return rise * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    """Factor of the learning rate: a short rise, a plateau, a fall to almost zero."""
+    return min(1.0, (step + 1) / min(RISE_STEPS, steps), (steps - step) / (steps * FALL_SHARE))

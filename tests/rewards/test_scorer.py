@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -225,3 +226,28 @@ asyncio.run(main())
 def test_impossible_settings_are_refused(arguments, name):
     with pytest.raises(ValueError, match=name):
         Scorer("exact", **arguments)
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_it_works_on_the_event_loop_of_an_actor(kind):
+    """In a thread that is not the main one, and on the loop that Ray's asynchronous actors use."""
+    loops = pytest.importorskip(kind)
+    outcomes: list = []
+
+    async def run(scorer):
+        return await scorer.score([("", r, "") for r in ("fine", "endless", "fine")])
+
+    def in_thread():
+        loop = loops.new_event_loop()
+        try:
+            outcomes.extend(loop.run_until_complete(run(scorer)))
+        finally:
+            scorer.close()
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+
+    scorer = Scorer("verdicts:endless", timeout_s=0.5)
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join(60)
+    assert [outcome.reward for outcome in outcomes] == [1.0, 0.0, 1.0]

@@ -80,5 +80,5 @@ def test_a_resume_that_names_nothing_is_a_config_error(tmp_path):
 def test_a_state_that_cannot_be_read_is_named(tmp_path):
     folder = write(tmp_path, 5)
     (folder / "state.json").write_text("{")
-    with pytest.raises(KrayError, match="state.json"):
+    with pytest.raises(KrayError, match=r"state\.json"):
         read_state(folder)

@@ -23,7 +23,9 @@ def mixed_groups() -> list[RolloutGroup]:
     groups = []
     for g in range(3):
         rollouts = [
-            Rollout(f"p{g}", i, rng.integers(0, 40, 5), np.full(5, -3.0, np.float32), "stop", ((0, 0, 5),), reward=i % 2)
+            Rollout(
+                f"p{g}", i, rng.integers(0, 40, 5), np.full(5, -3.0, np.float32), "stop", ((0, 0, 5),), reward=i % 2
+            )
             for i in range(4)
         ]
         groups.append(RolloutGroup(Prompt(f"p{g}", "", "exact", "test", text="x"), (3, 4, 5), rollouts, 4.0))

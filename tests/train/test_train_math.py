@@ -42,7 +42,11 @@ def reference_advantages(rewards: list[float], scale: bool) -> list[float]:
 
 @given(st.lists(REWARDS, max_size=6), st.booleans(), st.randoms(use_true_random=False))
 def test_advantages_equal_the_reference_in_any_order(groups, scale, random):
-    pairs = [(r, 10 * g - 7, a) for g, rs in enumerate(groups) for r, a in zip(rs, reference_advantages(rs, scale), strict=True)]
+    pairs = [
+        (r, 10 * g - 7, a)
+        for g, rs in enumerate(groups)
+        for r, a in zip(rs, reference_advantages(rs, scale), strict=True)
+    ]
     random.shuffle(pairs)
     rewards, ids, expected = (torch.tensor([pair[i] for pair in pairs], dtype=torch.float64) for i in range(3))
     got = advantages(rewards, ids.long(), scale)
@@ -226,7 +230,9 @@ def test_a_collated_batch_points_at_the_response_tokens():
     targets = batch.input_ids[:, 1:][batch.target_mask]
     np.testing.assert_array_equal(targets, np.concatenate([rollout.tokens for rollout in picked]))
     np.testing.assert_array_equal(batch.logprobs, np.concatenate([rollout.logprobs for rollout in picked]))
-    assert batch.attention_mask.sum() == sum(len(groups[i // 3].prompt_tokens) + len(rollouts[i].tokens) for i in (5, 0, 7))
+    assert batch.attention_mask.sum() == sum(
+        len(groups[i // 3].prompt_tokens) + len(rollouts[i].tokens) for i in (5, 0, 7)
+    )
     assert (batch.input_ids[~batch.attention_mask] == 0).all()
     assert not batch.target_mask[:, : batch.first_target].any()
     empty = collate(rows, np.zeros(0, dtype=np.int64))

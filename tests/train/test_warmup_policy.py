@@ -11,7 +11,9 @@ from kray.prompts.arithmetic import CHARACTERS
 from kray.records import ConfigError
 from kray.train.warmup import default_cache, ensure_tiny_policy
 
-TINY = TinyPolicyConfig(hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=32, warmup_steps=3, batch_size=8)
+TINY = TinyPolicyConfig(
+    hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=32, warmup_steps=3, batch_size=8
+)
 
 
 def test_made_once_and_reloads(tmp_path):
