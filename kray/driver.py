@@ -104,13 +104,15 @@ class Driver:
         self.stop_reason = self.stop_reason or reason
         self._stop.set()
 
-    def run(self) -> AsyncIterator[str | Summary]:
+    async def run(self) -> AsyncIterator[str | Summary]:
         """Trains; yields a line at each event and step, and a Summary at the end. Raises KrayError."""
-        return self._tell(self._run())
+        async for item in self._tell(self._run()):
+            yield item
 
-    def judge(self) -> AsyncIterator[str | Evaluation]:
+    async def judge(self) -> AsyncIterator[str | Evaluation]:
         """Evaluates the policy once; yields lines and, at the end, the Evaluation."""
-        return self._tell(self._judge())
+        async for item in self._tell(self._judge()):
+            yield item
 
     async def _run(self) -> Summary:
         ending = "FAILED"
@@ -253,7 +255,7 @@ class Driver:
 
     def _make_probe(self) -> tuple[int, ...]:
         """Fixed tokens on which engines must agree with the learner: the start of a prompt, then tokens at random."""
-        length = min(PROBE_TOKENS, self._context())
+        length = min(PROBE_TOKENS, self._context() - 1)  # the engine wants room for one more
         start = list(self.test[0][1][: length // 2])
         rng = np.random.default_rng(0)
         return tuple(start + rng.integers(self.vocabulary, size=length - len(start)).tolist())

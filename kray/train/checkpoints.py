@@ -76,7 +76,7 @@ class CheckpointStore:
     def __init__(self, run_folder: str | Path, keep: int):
         """keep: how many complete checkpoints stay, at least 1. Cleans up after a writer that died."""
         if keep < 1:
-            raise ConfigError(f"config error: run.keep_checkpoints is {keep}; at least 1 must stay")
+            raise ConfigError(f"run.keep_checkpoints is {keep}; at least 1 must stay")
         self.run_folder = Path(run_folder)
         self.folder = self.run_folder / FOLDER
         self.keep = keep
@@ -148,10 +148,10 @@ def find_resume(resume: str, runs_dir: str | Path, name: str) -> Path | None:
         return max(complete, key=lambda folder: ((folder / STATE).stat().st_mtime_ns, str(folder)), default=None)
     path = Path(resume).expanduser()
     if not path.is_dir():
-        raise ConfigError(f"config error: resume: {path} is not a folder")
+        raise ConfigError(f"resume: {path} is not a folder")
     if (path / STATE).is_file():
         return path
     checkpoint = newest(path)
     if checkpoint is None:
-        raise ConfigError(f"config error: resume: {path} is no complete checkpoint and holds none in {FOLDER}/")
+        raise ConfigError(f"resume: {path} is no complete checkpoint and holds none in {FOLDER}/")
     return checkpoint

@@ -52,11 +52,11 @@ def load_policy(path: str, dtype: str = "float32", activation_checkpointing: boo
     come from the weights alone. Raises ConfigError on a dtype or path that cannot be used.
     """
     if dtype not in DTYPES:
-        raise ConfigError(f"config error: model.dtype is {dtype!r}; known: {', '.join(DTYPES)}")
+        raise ConfigError(f"model.dtype is {dtype!r}; known: {', '.join(DTYPES)}")
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"config error: model.path {path!r} cannot be loaded: {error}") from error
+        raise ConfigError(f"model.path {path!r} cannot be loaded: {error}") from error
     model.config.use_cache = False
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -73,7 +73,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:
         raise ConfigError(
-            f"config error: model.path: {type(model).__name__} has no list of layers that could be sharded"
+            f"model.path: {type(model).__name__} has no list of layers that could be sharded"
         )
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
 

@@ -85,9 +85,9 @@ def default_cache() -> Path:
 def _check(tiny: TinyPolicyConfig) -> None:
     for name in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "batch_size"):
         if getattr(tiny, name) < 1:
-            raise ConfigError(f"config error: model.tiny.{name} is {getattr(tiny, name)}; at least 1 is needed")
+            raise ConfigError(f"model.tiny.{name} is {getattr(tiny, name)}; at least 1 is needed")
     if tiny.heads % tiny.kv_heads:
-        raise ConfigError(f"config error: model.tiny.heads ({tiny.heads}) is no multiple of kv_heads ({tiny.kv_heads})")
+        raise ConfigError(f"model.tiny.heads ({tiny.heads}) is no multiple of kv_heads ({tiny.kv_heads})")
 
 
 def _digest(tiny: TinyPolicyConfig) -> str:
