@@ -114,7 +114,7 @@ class Collector:
             if verdict.reward is None:
                 failures.append((prompt.id, 1, f"reward: {verdict.error}"))
             else:
-                rollout.reward, rollout.reward_detail = verdict.reward.value, verdict.reward.detail
+                rollout.reward, rollout.reward_detail = verdict.reward, verdict.detail
                 scored.append(rollout)
         return scored, failures
 
