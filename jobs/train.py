@@ -63,7 +63,7 @@ def main() -> int:
 
 def report(summary, config: str) -> None:
     """What came out, and what to do next."""
-    python = ".venv/bin/python" if Path(sys.executable).parent.parent.name == ".venv" else "python"
+    bin = ".venv/bin/" if Path(sys.executable).parent.parent.name == ".venv" else ""
     before, after = (
         "not measured" if value is None else f"{value:.3f}"
         for value in (summary.accuracy_before, summary.accuracy_after)
@@ -79,9 +79,9 @@ def report(summary, config: str) -> None:
         f"  time in steps         {shares}\n"
         f"  engines lost          {summary.engine_deaths}\n"
         f"  results               {summary.folder}\n"
-        f"  open them             {summary.open_command}\n"
-        f"  resume                {python} jobs/train.py --config {config} resume={summary.folder}\n"
-        f"  evaluate              {python} jobs/evaluate.py {summary.folder}",
+        f"  open them             {bin if summary.open_command.startswith('mlflow') else ''}{summary.open_command}\n"
+        f"  resume                {bin}python jobs/train.py --config {config} resume={summary.folder}\n"
+        f"  evaluate              {bin}python jobs/evaluate.py {summary.folder}",
         flush=True,
     )
 

@@ -78,7 +78,7 @@ class Driver:
         self.stop_reason = ""
         self.running = False  # learner, pool and scorer have been made
         self.tracker: Tracker | None = None
-        self.last_evaluation: Evaluation | None = None
+        self.last_evaluation: Evaluation | None = None  # of a policy that has been trained here
         self._stop = asyncio.Event()
         self._said: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -198,7 +198,8 @@ class Driver:
         evaluation, evaluate_s = await _timed(self._unless_stopped(self._evaluate()))
         if self.state.accuracy_before is None:
             self.state.accuracy_before = evaluation.accuracy
-        self.last_evaluation = evaluation
+        else:
+            self.last_evaluation = evaluation
         self.tracker.log_step(self.state.step, evaluation.metrics() | {"timing_s/evaluate": evaluate_s})
         self.say(evaluation_line(self.state.step, evaluation, when, evaluate_s))
 

@@ -16,6 +16,9 @@ from typing import Any
 from kray.config import KrayConfig, changed_keys, load_config, require
 from kray.records import ConfigError, DataError, KrayError, Prompt
 
+# Ray takes the loopback address as a node's own only where it is told that there is no cluster to join (as on macOS), and
+# reads this when it is imported.
+LOCAL_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 STOP_WAIT_S = 600.0  # for the step under way to be given up and a checkpoint to be written
 SETTLED = ("model.", "run.seed", "prompts.train.", "prompts.per_step", "prompts.shuffle")  # for the life of a run
 
@@ -124,7 +127,7 @@ def tags() -> dict[str, str]:
     import ray
 
     found = {
-        "git_commit": os.environ.get("KRAY_GIT_COMMIT") or _git_commit(),
+        "git_commit": os.environ.get("KRAY_GIT_COMMIT") or git_commit(),
         "ray_job_id": ray.get_runtime_context().get_job_id(),
     }
     found["ray_submission_id"] = _submission_id()
@@ -138,7 +141,8 @@ def tags() -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
+    """Of the source that this is, "" where it is not known."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
@@ -154,12 +158,14 @@ def _submission_id() -> str:
 
 
 def connect(config: KrayConfig) -> None:
-    """Joins the cluster of this job or of RAY_ADDRESS; without either, starts a Ray of its own on 127.0.0.1."""
+    """Joins the cluster of this job or of RAY_ADDRESS; without either, starts a Ray of its own that only this machine sees."""
+    joins = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or os.environ.get("RAY_ADDRESS")
+    if not joins:
+        os.environ.update(LOCAL_RAY)
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
+    if joins:
+        ray.init(log_to_driver=False, logging_level="ERROR")
         return
     needed = config.rollout.engines * config.rollout.cpus_per_engine + config.train.ranks * config.train.cpus_per_rank
     ray.init(
@@ -167,7 +173,7 @@ def connect(config: KrayConfig) -> None:
         num_cpus=max(os.cpu_count() or 1, needed),
         include_dashboard=False,
         log_to_driver=False,
-        _node_ip_address="127.0.0.1",
+        logging_level="ERROR",
     )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kray.collect import Collected
 from kray.config import KrayConfig
-from kray.evaluate import Evaluation
 from kray.records import Allocation
+
+if TYPE_CHECKING:  # jobs read reports without loading Ray
+    from kray.collect import Collected
+    from kray.evaluate import Evaluation
 
 
 @dataclass(frozen=True, slots=True)

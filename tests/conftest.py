@@ -17,7 +17,11 @@ def ray_local():
     import ray
 
     ray.init(
-        address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1",
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
         object_store_memory=300 * 2**20,
     )
     yield ray
@@ -31,9 +35,19 @@ def make_policy(folder: Path, tied: bool = True, vocabulary: int = 48, seed: int
 
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=vocabulary, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=128, head_dim=32, max_position_embeddings=256, tie_word_embeddings=tied,
-        eos_token_id=1, pad_token_id=0, bos_token_id=None, initializer_range=0.3,
+        vocab_size=vocabulary,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=128,
+        head_dim=32,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+        initializer_range=0.3,
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder

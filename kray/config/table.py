@@ -31,10 +31,10 @@ def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[t
 
 def _actors(config: KrayConfig) -> list[tuple[str, str]]:
     rollout, train = config.rollout, config.train
-    cpus = 1 + rollout.engines * rollout.cpus_per_engine + train.ranks * train.cpus_per_rank
+    cpus = rollout.engines * rollout.cpus_per_engine + train.ranks * train.cpus_per_rank
     gpus = rollout.engines * rollout.gpus_per_engine + train.ranks * train.gpus_per_rank
     return [
-        ("driver", f"1 x {_asks(1, 0)}"),
+        ("driver", f"1 x {_asks(0, 0)}"),
         ("engines", f"{rollout.engines} x {_asks(rollout.cpus_per_engine, rollout.gpus_per_engine)}"),
         ("learner ranks", f"{train.ranks} x {_asks(train.cpus_per_rank, train.gpus_per_rank)}"),
         ("scorer processes", f"{config.reward.workers}, in the driver's node"),

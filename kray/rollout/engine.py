@@ -209,7 +209,10 @@ class Engine:
             name = f"{task.id}"
             try:
                 self._engine.add_request(name, {"prompt_token_ids": list(task.prompt_tokens)}, params)
-            except (VLLMClientError, ValueError) as error:  # this prompt's own fault: too long, or a token that does not exist
+            except (
+                VLLMClientError,
+                ValueError,
+            ) as error:  # this prompt's own fault: too long, or a token that does not exist
                 self._tell(lambda report, task=task, error=error: report.refused.append((task.id, str(error))))
             else:
                 self._tasks[name] = task

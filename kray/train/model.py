@@ -72,9 +72,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The ModuleList that holds the most parameters: the decoder layers, under whatever name."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:
-        raise ConfigError(
-            f"model.path: {type(model).__name__} has no list of layers that could be sharded"
-        )
+        raise ConfigError(f"model.path: {type(model).__name__} has no list of layers that could be sharded")
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
 
 

@@ -55,8 +55,17 @@ def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, 
 
     rollout = RolloutConfig(engines=engines, start_timeout_s=180, sync_timeout_s=60, **changes)
     spec = EngineSpec(
-        model_path=str(folder), dtype="float32", context_tokens=128, max_sequences=16, cpus=1, gpus=0,
-        kv_cache_gib=0.1, gpu_memory_share=0.0, eager=True, transport="object_store", seed=0,
+        model_path=str(folder),
+        dtype="float32",
+        context_tokens=128,
+        max_sequences=16,
+        cpus=1,
+        gpus=0,
+        kv_cache_gib=0.1,
+        gpu_memory_share=0.0,
+        eager=True,
+        transport="object_store",
+        seed=0,
     )
     return Pool(rollout, spec, label, (lines if lines is not None else []).append)
 
@@ -128,7 +137,9 @@ def test_a_group_does_not_depend_on_how_it_was_split(ray_local, tied_policy):
             await pool.publish(learner.publication(0))
             once = await gather(pool, whole)
             pieces: dict[str, list] = {}
-            async for outcome in pool.run([RolloutTask(**{n: getattr(t, n) for n in t.__slots__} | {"id": t.id + 1000}) for t in parts]):
+            async for outcome in pool.run(
+                [RolloutTask(**{n: getattr(t, n) for n in t.__slots__} | {"id": t.id + 1000}) for t in parts]
+            ):
                 pieces.setdefault(outcome.task.prompt_id, []).extend(outcome.rollouts)
             return once, {key: sorted(value, key=lambda r: r.index) for key, value in pieces.items()}
         finally:
@@ -155,13 +166,22 @@ def test_killing_an_engine_in_the_middle_loses_and_repeats_nothing(ray_local, ti
             reference = await gather(pool, orders)
             victim = (await pool.engines[0].actor.start.remote())["pid"]
             seen = []
-            async for outcome in pool.run([RolloutTask(**{n: getattr(t, n) for n in t.__slots__} | {"id": t.id + 1000}) for t in orders]):
+            async for outcome in pool.run(
+                [RolloutTask(**{n: getattr(t, n) for n in t.__slots__} | {"id": t.id + 1000}) for t in orders]
+            ):
                 if not seen:
                     os.kill(victim, signal.SIGKILL)
                 seen.append(outcome)
             await pool._until(lambda: pool.serving == 2)  # it came back and proved its weights
             after = await gather(pool, tasks(10, first_id=5000))
-            return reference, seen, pool.deaths, pool.schedule, len(after), ray.get(pool.engines[0].actor.start.remote())["pid"] != victim
+            return (
+                reference,
+                seen,
+                pool.deaths,
+                pool.schedule,
+                len(after),
+                ray.get(pool.engines[0].actor.start.remote())["pid"] != victim,
+            )
         finally:
             await pool.close()
 

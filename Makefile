@@ -1,0 +1,48 @@
+# make train   installs what is missing, starts a local Ray head when none runs, trains configs/quickstart.yaml
+# make test    installs what is missing, runs the whole suite
+# Overrides: make train ARGS="plan.mode=uniform run.steps=40"   CONFIG=configs/gsm8k.yaml   PYTHON=python3.12
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+CONFIG ?= configs/quickstart.yaml
+EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+ARGS ?=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-$(EXTRA)
+
+.PHONY: train check test lint stop install clean
+.DEFAULT_GOAL := train
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@echo "installing kray into $(VENV) with the $(EXTRA) build of vLLM: some minutes, once"
+	@$(PYTHON) -c 'import sys; sys.exit("kray needs Python 3.11 or 3.12, not " + sys.version.split()[0]) if not (3, 11) <= sys.version_info < (3, 13) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --editable '.[$(EXTRA),dev]'
+	@$(BIN)/python -c 'import torchvision' >/dev/null 2>&1 || { \
+	  echo "removing torchvision, torchaudio and torchcodec: vLLM pulls builds of them that do not fit this torch and break transformers; text models do not need them"; \
+	  $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; }
+	@touch $@
+
+train: $(INSTALLED)
+	@$(BIN)/python jobs/submit.py jobs/train.py --config $(CONFIG) $(ARGS)
+
+check: $(INSTALLED)
+	@$(BIN)/python jobs/train.py --config $(CONFIG) --check $(ARGS)
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy kray
+
+stop:
+	@file="$${XDG_CACHE_HOME:-$$HOME/.cache}/kray/ray-head.pid"; \
+	if [ -f "$$file" ] && kill "$$(cat "$$file")" 2>/dev/null; then echo "Ray head stopped"; else echo "no Ray head of kray's runs"; fi; \
+	rm -f "$$file"
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

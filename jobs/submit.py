@@ -1,0 +1,140 @@
+"""Submit a job with `ray job submit` and follow it; Ctrl-C stops the job, which saves and ends.
+
+    python jobs/submit.py jobs/train.py --config configs/quickstart.yaml
+    RAY_API_SERVER_ADDRESS=http://head:8265 python jobs/submit.py jobs/train.py --config configs/gsm8k.yaml
+
+Without RAY_API_SERVER_ADDRESS the Ray head on 127.0.0.1:8265 is used, and started when none answers. It stays up for the
+next job; `make stop` ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from kray.launch import LOCAL_RAY, git_commit, guarded
+from kray.records import KrayError
+
+LOCAL = "http://127.0.0.1:8265"
+START_S, STOP_S = 90.0, 600.0
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+CARRIED = ("MLFLOW_TRACKING_URI", "KRAY_CACHE", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE")
+
+
+def main() -> int:
+    command = sys.argv[1:]
+    if not command or command[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", LOCAL)
+    if address == LOCAL:
+        for key, value in (LOCAL_RAY | {"RAY_AUTH_MODE": "token"}).items():
+            os.environ.setdefault(key, value)  # before Ray is imported
+        ensure_token()
+    client = reach(address)
+    if client is None and address != LOCAL:
+        raise KrayError(f"no Ray dashboard answers at {address} (RAY_API_SERVER_ADDRESS)")
+    if client is None:
+        client = start_head()
+    variables = {"KRAY_GIT_COMMIT": git_commit(), "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}", "PYTHONUNBUFFERED": "1"}
+    variables |= {name: os.environ[name] for name in CARRIED if name in os.environ}
+    name = f"kray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    submit = [str(BIN / "ray"), "job", "submit", "--no-wait", "--address", address, "--submission-id", name]
+    submit += ["--working-dir", str(ROOT), "--runtime-env-json", json.dumps({"env_vars": variables}), "--"]
+    done = subprocess.run([*submit, "python", *command], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise KrayError(f"ray job submit failed:\n{done.stdout}{done.stderr}")
+    print(f"job {name} on {address}: python {shlex.join(command)}", flush=True)
+    return follow(client, name)
+
+
+def ensure_token() -> None:
+    """A token of this user's, so that nobody else on this machine can submit jobs to the local head."""
+    if "RAY_AUTH_TOKEN" not in os.environ and os.environ["RAY_AUTH_MODE"] == "token":
+        command = [str(BIN / "ray"), "get-auth-token", "--generate"]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60, check=True)
+
+
+def reach(address: str):
+    """A client of the dashboard at the address; None when nothing answers there."""
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise KrayError(f"{address} wants another token: {str(error).splitlines()[0]}") from error
+    except (ConnectionError, RuntimeError):
+        return None
+
+
+def start_head():
+    """A Ray head of our own on 127.0.0.1, which stays up when this process ends."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "ray-head.log"
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--port=0", "--node-ip-address=127.0.0.1"]
+    command += ["--dashboard-host=127.0.0.1", "--dashboard-port=8265", f"--num-cpus={max(2, os.cpu_count() or 1)}"]
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
+    with log.open("w") as output:
+        head = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+    (folder / "ray-head.pid").write_text(str(head.pid))
+    print(f"no Ray answers on {LOCAL}: starting a head (log: {log}; `make stop` ends it)", flush=True)
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if head.poll() is not None:
+            raise KrayError(f"the Ray head ended at once, see {log}:\n{log.read_text()[-800:]}")
+        client = reach(LOCAL)
+        if client is not None:
+            return client
+        time.sleep(0.5)
+    raise KrayError(f"the Ray head did not answer on {LOCAL} within {START_S:.0f} s, see {log}")
+
+
+def follow(client, name: str) -> int:
+    """Prints the job's output to its end; the exit code of the job."""
+    stopping: list[int] = []
+
+    def stop(*_: object) -> None:
+        stopping.append(1)
+        if len(stopping) > 1:
+            raise KeyboardInterrupt
+        client.stop_job(name)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # of the closed connection
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(name):
+            print(lines, end="", flush=True)
+
+    asyncio.run(tail())
+    deadline = time.monotonic() + STOP_S
+    while not (status := client.get_job_status(name)).is_terminal():
+        if time.monotonic() > deadline:
+            raise KrayError(f"job {name} is still {status} {STOP_S:.0f} s after its last line")
+        time.sleep(0.2)
+    if status.value == "SUCCEEDED":
+        return 0
+    info = client.get_job_info(name)
+    if status.value == "STOPPED":
+        print(f"job {name} was stopped")
+        return 130
+    if info.driver_exit_code is None:
+        print(f"job {name}: {info.message}", file=sys.stderr)
+    return info.driver_exit_code or 1
+
+
+if __name__ == "__main__":
+    guarded(main)
