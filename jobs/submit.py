@@ -3,8 +3,8 @@
     python jobs/submit.py jobs/train.py --config configs/quickstart.yaml
     RAY_API_SERVER_ADDRESS=http://head:8265 python jobs/submit.py jobs/train.py --config configs/gsm8k.yaml
 
-Without RAY_API_SERVER_ADDRESS the Ray head on 127.0.0.1:8265 is used, and started when none answers. It stays up for the
-next job; `make stop` ends it.
+Without RAY_API_SERVER_ADDRESS the Ray head on 127.0.0.1:8265 is used. A head on this machine is started when none answers
+there; it stays up for the next job; `make stop` ends it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from kray.launch import LOCAL_RAY, git_commit, guarded
 from kray.records import KrayError
@@ -36,15 +37,16 @@ def main() -> int:
         print(__doc__)
         return 0
     address = os.environ.get("RAY_API_SERVER_ADDRESS", LOCAL)
-    if address == LOCAL:
+    local = urlsplit(address).hostname in ("127.0.0.1", "localhost")
+    if local:
         for key, value in (LOCAL_RAY | {"RAY_AUTH_MODE": "token"}).items():
             os.environ.setdefault(key, value)  # before Ray is imported
         ensure_token()
     client = reach(address)
-    if client is None and address != LOCAL:
+    if client is None and not local:
         raise KrayError(f"no Ray dashboard answers at {address} (RAY_API_SERVER_ADDRESS)")
     if client is None:
-        client = start_head()
+        client = start_head(address)
     variables = {"KRAY_GIT_COMMIT": git_commit(), "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}", "PYTHONUNBUFFERED": "1"}
     variables |= {name: os.environ[name] for name in CARRIED if name in os.environ}
     name = f"kray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -77,27 +79,27 @@ def reach(address: str):
         return None
 
 
-def start_head():
+def start_head(address: str):
     """A Ray head of our own on 127.0.0.1, which stays up when this process ends."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "ray-head.log"
     command = [str(BIN / "ray"), "start", "--head", "--block", "--port=0", "--node-ip-address=127.0.0.1"]
-    command += ["--dashboard-host=127.0.0.1", "--dashboard-port=8265", f"--num-cpus={max(2, os.cpu_count() or 1)}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={urlsplit(address).port}", f"--num-cpus={max(2, os.cpu_count() or 1)}"]
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
     with log.open("w") as output:
         head = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
     (folder / "ray-head.pid").write_text(str(head.pid))
-    print(f"no Ray answers on {LOCAL}: starting a head (log: {log}; `make stop` ends it)", flush=True)
+    print(f"no Ray answers on {address}: starting a head (log: {log}; `make stop` ends it)", flush=True)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if head.poll() is not None:
             raise KrayError(f"the Ray head ended at once, see {log}:\n{log.read_text()[-800:]}")
-        client = reach(LOCAL)
+        client = reach(address)
         if client is not None:
             return client
         time.sleep(0.5)
-    raise KrayError(f"the Ray head did not answer on {LOCAL} within {START_S:.0f} s, see {log}")
+    raise KrayError(f"the Ray head did not answer on {address} within {START_S:.0f} s, see {log}")
 
 
 def follow(client, name: str) -> int:

@@ -31,19 +31,28 @@ class Order:
     weight: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A data failure: rollouts of a prompt that could not be had, or not be judged."""
+
+    prompt_id: str
+    rollouts: int
+    why: str
+
+
 @dataclass(slots=True)
 class Collected:
-    """groups: those with at least one scored rollout. failures: (prompt id, rollouts lost, why)."""
+    """groups: those with at least one scored rollout."""
 
     groups: list[RolloutGroup]
-    failures: list[tuple[str, int, str]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     generate_s: float = 0.0  # first task out to last rollout in
     reward_s: float = 0.0  # from then to the last reward
 
     @property
     def failed(self) -> int:
         """Rollouts lost to data failures."""
-        return sum(rollouts for _, rollouts, _ in self.failures)
+        return sum(failure.rollouts for failure in self.failures)
 
 
 class Collector:
@@ -66,7 +75,7 @@ class Collector:
             async for outcome in self.pool.run(self._tasks(orders, sampling, version)):
                 prompt = by_id[outcome.task.prompt_id].prompt
                 if outcome.failure:
-                    collected.failures.append((prompt.id, outcome.task.rollouts, outcome.failure))
+                    collected.failures.append(Failure(prompt.id, outcome.task.rollouts, outcome.failure))
                     continue
                 scoring.append(asyncio.create_task(self._score(prompt, outcome)))
             generated = time.monotonic()
@@ -104,7 +113,7 @@ class Collector:
             for first, rollouts in split_rollouts(order.rollouts, self.rollout.split)
         ]
 
-    async def _score(self, prompt: Prompt, outcome: Outcome) -> tuple[list[Rollout], list[tuple[str, int, str]]]:
+    async def _score(self, prompt: Prompt, outcome: Outcome) -> tuple[list[Rollout], list[Failure]]:
         """The outcome's rollouts with rewards, and what could not be judged."""
         for rollout in outcome.rollouts:
             rollout.text = self.tokenizer.decode(rollout.tokens.tolist(), skip_special_tokens=True)
@@ -112,7 +121,7 @@ class Collector:
         scored, failures = [], []
         for rollout, verdict in zip(outcome.rollouts, verdicts, strict=True):
             if verdict.reward is None:
-                failures.append((prompt.id, 1, f"reward: {verdict.error}"))
+                failures.append(Failure(prompt.id, 1, f"reward: {verdict.error}"))
             else:
                 rollout.reward, rollout.reward_detail = verdict.reward, verdict.detail
                 scored.append(rollout)

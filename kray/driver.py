@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kray.collect import Collected, Collector, Order
+from kray.collect import Collected, Collector, Failure, Order
 from kray.config import KrayConfig, flat, to_yaml
 from kray.evaluate import Evaluation, evaluate
 from kray.planner import Beliefs, KnapsackPlanner
@@ -182,7 +182,7 @@ class Driver:
         except BaseException:
             self.planner.withdraw()  # as if the step had never been planned
             raise
-        self._check_failures(collected, allocation)
+        self._check_failures(collected.failures, int(allocation.budgets.sum()))
         for group in collected.groups:
             self.planner.observe(group.prompt.id, np.clip(group.rewards, 0.0, 1.0))
         return allocation, collected
@@ -383,18 +383,21 @@ class Driver:
         sampling = Sampling(
             config.rollout.max_response_tokens, config.evaluate.temperature, stop_token_ids=self.stop_ids
         )
-        return await evaluate(self.collector, self.test, config.evaluate, sampling, self.state.step, config.run.seed)
+        found = await evaluate(self.collector, self.test, config.evaluate, sampling, self.state.step, config.run.seed)
+        self._check_failures(found.failures, len(self.test) * (config.evaluate.samples + config.evaluate.greedy))
+        return found
 
-    def _check_failures(self, collected: Collected, allocation: Allocation) -> None:
-        """Data failures are recorded; too many of them end the run."""
-        for prompt_id, lost, why in collected.failures[:3]:
-            self.say(f"data failure: prompt {prompt_id}: {lost} rollouts: {why}")
-        share, limit = collected.failed / allocation.budgets.sum(), self.config.run.max_failed_share
-        if share > limit:
-            prompt_id, _, why = collected.failures[0]
+    def _check_failures(self, failures: Sequence[Failure], ordered: int) -> None:
+        """Data failures are recorded; too many of the rollouts that were ordered end the run."""
+        lost = sum(failure.rollouts for failure in failures)
+        for failure in failures[:3]:
+            self.say(f"data failure: prompt {failure.prompt_id}: {failure.rollouts} rollouts: {failure.why}")
+        limit = self.config.run.max_failed_share
+        if lost > limit * ordered:
+            first = failures[0]
             raise KrayError(
-                f"{share:.0%} of the step's rollouts failed, run.max_failed_share is {limit:.0%}; the first, of prompt "
-                f"{prompt_id}: {why}"
+                f"{lost} of {ordered} rollouts failed, run.max_failed_share is {limit:g}; the first, of prompt "
+                f"{first.prompt_id}: {first.why}"
             )
 
     def _advance(self, collected: Collected) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kray.collect import Collected, Collector, Order
+from kray.collect import Collected, Collector, Failure, Order
 from kray.config.schema import EvaluateConfig
 from kray.records import Prompt, Sampling, derive_seed
 
@@ -29,7 +29,7 @@ def pass_at_k(solved: int, samples: int, k: int) -> float:
 @dataclass(slots=True)
 class Evaluation:
     """prompts: how many were judged. accuracy: mean reward of sampled responses; accuracy_se: its standard error over
-    prompts. greedy: mean reward of greedy responses, None if none were made. pass_at: by k. failed: responses lost."""
+    prompts. greedy: mean reward of greedy responses, None if none were made. pass_at: by k. failures: responses lost."""
 
     prompts: int
     samples: int
@@ -38,9 +38,14 @@ class Evaluation:
     greedy: float | None
     pass_at: dict[int, float]
     mean_tokens: float
-    failed: int
+    failures: list[Failure]
     by_kind: dict[str, tuple[int, float]]  # kind of prompt, where the source names one -> (prompts, accuracy)
     rows: list[dict[str, Any]]  # one per prompt: id, prompt, answer, accuracy, a response
+
+    @property
+    def failed(self) -> int:
+        """Responses that could not be had or judged."""
+        return sum(failure.rollouts for failure in self.failures)
 
     def metrics(self) -> dict[str, float]:
         """As MLflow names them."""
@@ -87,7 +92,7 @@ def _summarise(sampled: Collected, greedy: Collected | None, samples: int) -> Ev
         greedy=_mean([float(group.rewards[0]) for group in greedy.groups]) if greedy is not None else None,
         pass_at={k: _mean([pass_at_k(c, samples, k) for c in solved]) for k in ks},
         mean_tokens=_mean(lengths),
-        failed=sampled.failed + (greedy.failed if greedy is not None else 0),
+        failures=sampled.failures + (greedy.failures if greedy is not None else []),
         by_kind={kind: (len(values), _mean(values)) for kind, values in sorted(kinds.items())},
         rows=[
             {

@@ -24,7 +24,11 @@ SETTLED = ("model.", "run.seed", "prompts.train.", "prompts.per_step", "prompts.
 
 
 def guarded(main: Callable[[], int | None]) -> None:
-    """Runs a job's main: expected failures end with one message; 2 for bad input, 1 for a failed run, 130 for Ctrl-C."""
+    """Runs a job's main: expected failures end with one message; 2 for bad input, 1 for a failed run, 130 for Ctrl-C.
+
+    Modules of the current folder can be named in the configuration (reward.verifier: mine:judge).
+    """
+    sys.path.insert(1, os.getcwd())
     try:
         sys.exit(main() or 0)
     except ConfigError as error:
@@ -161,7 +165,8 @@ def connect(config: KrayConfig) -> None:
     """Joins the cluster of this job or of RAY_ADDRESS; without either, starts a Ray of its own that only this machine sees."""
     joins = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or os.environ.get("RAY_ADDRESS")
     if not joins:
-        os.environ.update(LOCAL_RAY)
+        path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.environ.update(LOCAL_RAY | {"PYTHONPATH": path})  # what `guarded` allows, in Ray's processes too
     import ray
 
     if joins:

@@ -9,6 +9,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's own loopback address, see kray/launch.py
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +17,7 @@ def ray_local():
     """A Ray cluster of our own: never one that happens to run on this machine."""
     import ray
 
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Ray's processes must find rewards_for_tests
     ray.init(
         address="local",
         num_cpus=8,
@@ -61,3 +63,13 @@ def policy(request, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tied_policy(tmp_path_factory) -> Path:
     return make_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="session")
+def warm_policy(tmp_path_factory) -> Path:
+    """A tiny policy with a tokenizer, warmed up for a few steps only: it writes digits at random."""
+    from kray.config import TinyPolicyConfig
+    from kray.train.warmup import ensure_tiny_policy
+
+    tiny = TinyPolicyConfig(hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=64, warmup_steps=20)
+    return ensure_tiny_policy(tiny, tmp_path_factory.mktemp("cache"), progress=lambda line: None)

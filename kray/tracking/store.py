@@ -212,7 +212,9 @@ class MlflowRun:
             if found is not None:
                 return found.experiment_id
             try:
-                return self._client.create_experiment(self.experiment, artifact_location=self.store.artifacts)
+                # the kind makes MLflow's pages open on training runs rather than on traces of an application
+                kind = {"mlflow.experimentKind": "custom_model_development"}
+                return self._client.create_experiment(self.experiment, self.store.artifacts, kind)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

@@ -236,7 +236,7 @@ def test_derived_table(load):
     assert table["epochs"] == "10.00"
     assert table["mean rollouts per prompt"].startswith("8.0")
     assert table["engines"] == "3 x {CPU: 1, GPU: 2}"
-    assert table["actors ask for"] == "{CPU: 5, GPU: 6}"
+    assert table["actors ask for"] == "{CPU: 4, GPU: 6}"
     assert table["response tokens a step"] == "at most 262,144"
 
 
