@@ -52,18 +52,24 @@ def main() -> int:
     name = f"kray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     submit = [str(BIN / "ray"), "job", "submit", "--no-wait", "--address", address, "--submission-id", name]
     submit += ["--working-dir", str(ROOT), "--runtime-env-json", json.dumps({"env_vars": variables}), "--"]
-    done = subprocess.run([*submit, "python", *command], capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        raise KrayError(f"ray job submit failed:\n{done.stdout}{done.stderr}")
+    deadline = time.monotonic() + START_S
+    while (done := run(*submit, "python", *command)).returncode:
+        # A head that has just started answers before it can take jobs.
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            raise KrayError(f"ray job submit: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        time.sleep(1)
     print(f"job {name} on {address}: python {shlex.join(command)}", flush=True)
     return follow(client, name)
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def ensure_token() -> None:
     """A token of this user's, so that nobody else on this machine can submit jobs to the local head."""
     if "RAY_AUTH_TOKEN" not in os.environ and os.environ["RAY_AUTH_MODE"] == "token":
-        command = [str(BIN / "ray"), "get-auth-token", "--generate"]
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60, check=True)
+        run(str(BIN / "ray"), "get-auth-token", "--generate").check_returncode()
 
 
 def reach(address: str):
@@ -84,8 +90,10 @@ def start_head(address: str):
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "ray-head.log"
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--port=0", "--node-ip-address=127.0.0.1"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={urlsplit(address).port}", f"--num-cpus={max(2, os.cpu_count() or 1)}"]
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
+    command += ["--port=0", "--dashboard-agent-listen-port=0"]  # whatever is free: other Rays may run here
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={urlsplit(address).port}"]
+    command += [f"--num-cpus={max(2, os.cpu_count() or 1)}"]
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
     with log.open("w") as output:
         head = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
