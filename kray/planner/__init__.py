@@ -4,8 +4,20 @@ Pure numpy and scipy: importing this loads neither Ray nor torch.
 """
 
 from kray.planner.beliefs import Beliefs
-from kray.planner.planner import KnapsackPlanner
+from kray.planner.mixtures import CobaValue, GrpoValue
+from kray.planner.planner import MODES, KnapsackPlanner
 from kray.planner.solver import solve
+from kray.planner.step import StepPlan
 from kray.planner.values import BetaValue, PointValue
 
-__all__ = ["Beliefs", "BetaValue", "KnapsackPlanner", "PointValue", "solve"]
+__all__ = [
+    "MODES",
+    "Beliefs",
+    "BetaValue",
+    "CobaValue",
+    "GrpoValue",
+    "KnapsackPlanner",
+    "PointValue",
+    "StepPlan",
+    "solve",
+]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kray.planner.beliefs import Beliefs
+from kray.planner.mixtures import beta_density, coba_shape, coba_tau
 from kray.planner.solver import solve, spread
-from kray.planner.values import BetaValue, PointValue
+from kray.planner.values import PointValue, Value
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,16 @@ class PlanRequest:
     lower: int
     upper: int
     beliefs: Beliefs
-    value: BetaValue  # of the M prompts, at their posteriors
+    value: Value  # of the M prompts, at their posteriors
+
+
+def static(request: PlanRequest) -> np.ndarray:
+    """The knapsack of arXiv 2509.25849 on the expected value under each prompt's posterior, (M,) int64.
+
+    Needs no fallback and no warm-up: unseen prompts have the prior, unsolved ones keep a share that shrinks with the
+    evidence.
+    """
+    return solve(request.value, request.budget, request.lower, request.upper)
 
 
 def uniform(request: PlanRequest) -> np.ndarray:
@@ -43,6 +53,33 @@ def paper(request: PlanRequest) -> np.ndarray:
     fallback respects `upper` and gives unseen prompts nothing twice (theirs does neither); if unsolved prompts are
     full too, the last rollouts go evenly to solved ones, so that the budget is always spent.
     """
+    return _knapsack_on_ratios(request, released=False)
+
+
+def paper_released(request: PlanRequest) -> np.ndarray:
+    """Knapsack RL as its authors' code does it (their verl fork of arXiv 2509.25849), (M,) int64.
+
+    Like `paper`, but "no extra rollout" is scored 0, so that a prompt's first rollout over `lower` seems to bring all of
+    Value(lower + 1); and the fallback serves unseen prompts beside unsolved ones, on top of their uniform share.
+    Departures: that objective is maximised by its marginal gains (it stays concave) where they run a dynamic programme,
+    and the fallback is capped at `upper` (theirs is not).
+    """
+    return _knapsack_on_ratios(request, released=True)
+
+
+class _ReleasedValue(PointValue):
+    """PointValue whose first rollout over `lower` brings the whole value, as in the authors' code."""
+
+    def __init__(self, success_rate: np.ndarray, lower: int):
+        super().__init__(success_rate)
+        self.first = lower
+        self._whole = self.total(np.full(len(self), lower + 1))
+
+    def gain_at(self, rows: np.ndarray, n: np.ndarray) -> np.ndarray:
+        return np.where(n == self.first, self._whole[rows], super().gain_at(rows, n))
+
+
+def _knapsack_on_ratios(request: PlanRequest, released: bool) -> np.ndarray:
     successes, trials = request.beliefs.last_visit(request.prompt_ids)
     budgets = uniform(request)
     seen = trials > 0
@@ -56,12 +93,73 @@ def paper(request: PlanRequest) -> np.ndarray:
     rate = successes[between] / trials[between]
     if between.any():
         bought = request.lower * int(between.sum()) + share
-        budgets[between] = solve(PointValue(rate), bought, request.lower, request.upper)
+        value = _ReleasedValue(rate, request.lower) if released else PointValue(rate)
+        budgets[between] = solve(value, bought, request.lower, request.upper)
     left -= share
-    for group in (unsolved, solved):
-        share = min(left, room * int(group.sum()))
-        if share:
-            upper = np.full(int(group.sum()), request.upper)
-            budgets[group] = spread(budgets[group], upper, share)
-        left -= share
+    for group in (unsolved | ~seen, solved) if released else (unsolved, solved):
+        left -= _give(budgets, group, left, request.upper)
     return budgets
+
+
+def coba(request: PlanRequest) -> np.ndarray:
+    """CoBA-RL, arXiv 2602.03048, with the constants of the authors' code, (M,) int64.
+
+    Uniform until a prompt of the step has labels. Success rates are ratios, 0.5 for unseen prompts; those in
+    [0.05, 0.99] share 60-80 % of what `lower` leaves, by the marginal gains of (1 - exp(-N p q / tau)) BetaPDF(p; a_t,
+    7 - a_t); the rest goes to very hard prompts, then to the others, then to very easy ones.
+    Departures: a ratio is over the latest visit (theirs: three), F over this step's prompts at that visit (theirs: all
+    prompts of the last three steps), and the rest goes evenly (theirs: by 1 - p within a class).
+    """
+    successes, trials = request.beliefs.last_visit(request.prompt_ids)
+    seen = trials > 0
+    m = len(trials)
+    if not seen.any():
+        return uniform(request)
+    rate = np.full(m, 0.5)
+    rate[seen] = successes[seen] / trials[seen]
+    budgets = np.full(m, request.lower, dtype=np.int64)
+    left = request.budget - int(budgets.sum())
+    hard, easy = rate < 0.05, rate > 0.99
+    between = ~(hard | easy)
+    part = float(between.mean())
+    share = int(left * (0.8 if part > 0.5 else 0.6 + 0.4 * part))
+    share = min(share, (request.upper - request.lower) * int(between.sum()))
+    if share:
+        value = _CobaPoint(rate[between], float(1 - rate[seen].mean()))
+        bought = share + request.lower * int(between.sum())
+        budgets[between] = solve(value, bought, request.lower, request.upper)
+        left -= share
+    for group in (hard, between, easy):
+        left -= _give(budgets, group, left, request.upper)
+    return budgets
+
+
+class _CobaPoint:
+    """CoBA-RL's value at known success rates (M,); `failure_rate` of recent batches."""
+
+    def __init__(self, success_rate: np.ndarray, failure_rate: float):
+        p = np.clip(success_rate, 0.01, 0.99)
+        shape = coba_shape(failure_rate)
+        self._density = beta_density(p, shape, 7.0 - shape)
+        self._rate = p * (1 - p) / coba_tau(p)
+
+    def __len__(self) -> int:
+        return len(self._rate)
+
+    def gain_at(self, rows: np.ndarray, n: np.ndarray) -> np.ndarray:
+        rate = self._rate[rows]
+        return self._density[rows] * np.exp(-n * rate) * -np.expm1(-rate)
+
+    def gain(self, n: np.ndarray) -> np.ndarray:
+        return self.gain_at(np.arange(len(self)), n)
+
+    def total(self, n: np.ndarray) -> np.ndarray:
+        return self._density * -np.expm1(-n * self._rate)
+
+
+def _give(budgets: np.ndarray, group: np.ndarray, left: int, upper: int) -> int:
+    """Spreads up to `left` rollouts evenly over the prompts of the mask, in place; how many found room."""
+    share = min(left, int((upper - budgets[group]).sum()))
+    if share:
+        budgets[group] = spread(budgets[group], np.full(int(group.sum()), upper), share)
+    return share

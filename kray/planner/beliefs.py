@@ -4,6 +4,10 @@ A belief is Beta(prior_alpha + S, prior_beta + F), S and F the prompt's successe
 The policy moves between visits, so a visit begins BEFORE it is planned: `begin_visit` multiplies S and F by `discount`
 once, then the plan reads `posterior`, then `observe` adds the new labels at full weight. Labels of one visit are never
 discounted against each other. All state is in numpy arrays with one row per prompt seen, found by a dict.
+
+The prior is fitted to the whole population, and, where visits begin with labels (source, difficulty), to each label's
+prompts as well once there are PRIOR_PROMPTS of them; a prompt has the prior of its label, or the population's.
+A graded reward r in [0, 1] counts as r successes and 1 - r failures.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from scipy.optimize import minimize
 from scipy.special import betaln
 
 PRIOR_BOUNDS = (0.02, 50.0)  # of each prior parameter: beyond, a prior outweighs any labels or is a pair of spikes
-PRIOR_PROMPTS = 20  # labelled prompts below which a population cannot be fitted
+PRIOR_PROMPTS = 20  # prompts with rewards below which a population cannot be fitted
 
 _COUNTERS = ("successes", "failures", "last_successes", "last_trials", "visits", "awaiting")
 
@@ -47,6 +51,9 @@ class Beliefs:
         self.discount, self.fit_prior = float(discount), bool(fit_prior)
         self.prior_alpha, self.prior_beta = float(prior_alpha), float(prior_beta)
         self._row: dict[str, int] = {}
+        self._labels: dict[str, int] = {"": 0}  # prior label -> its number; "" is the population
+        self._priors: dict[int, tuple[float, float]] = {}  # of labels with enough prompts
+        self._label_of = np.zeros(0, dtype=np.int64)  # (capacity,)
         self._capacity = 0
         self._stale = False  # labels have come in since the prior was fitted
         for name in _COUNTERS:
@@ -58,19 +65,28 @@ class Beliefs:
 
     def posterior(self, prompt_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(alpha (M,), beta (M,)) float64; the prior for prompts never seen, which stay unseen."""
+        priors = np.tile([self.prior_alpha, self.prior_beta], (len(self._labels), 1))
+        for number, prior in self._priors.items():
+            priors[number] = prior
+        mine = priors[self._read(self._label_of, prompt_ids, 0.0).astype(np.int64)]
         return (
-            self.prior_alpha + self._read(self._successes, prompt_ids, 0.0),
-            self.prior_beta + self._read(self._failures, prompt_ids, 0.0),
+            mine[:, 0] + self._read(self._successes, prompt_ids, 0.0),
+            mine[:, 1] + self._read(self._failures, prompt_ids, 0.0),
         )
 
-    def begin_visit(self, prompt_ids: Sequence[str]) -> None:
-        """Discounts all earlier labels of these prompts; called once for each visit, before it is planned.
+    def begin_visit(self, prompt_ids: Sequence[str], labels: Sequence[str] | None = None) -> None:
+        """Discounts all earlier rewards of these prompts; called once for each visit, before it is planned.
 
-        Raises ValueError on an id given twice: its labels would be discounted twice.
+        labels: whose prior each prompt has (its source, its difficulty), from now on. Raises ValueError on an id given
+        twice (its rewards would be discounted twice) and on labels of another number.
         """
         if len(set(prompt_ids)) != len(prompt_ids):
             raise ValueError("prompt_ids holds an id twice; one visit begins once")
-        rows = self._rows(prompt_ids)
+        if labels is not None and len(labels) != len(prompt_ids):
+            raise ValueError(f"labels must be one for each of {len(prompt_ids)} prompts; got {len(labels)}")
+        rows = self.rows(prompt_ids)
+        if labels is not None:
+            self._label_of[rows] = [self._labels.setdefault(str(label), len(self._labels)) for label in labels]
         self._successes[rows] *= self.discount
         self._failures[rows] *= self.discount
         self._visits[rows] += 1
@@ -87,14 +103,16 @@ class Beliefs:
             raise ValueError(f"rewards of prompt {prompt_id} must be (N,) in [0, 1]; got {rewards!r}")
         if not len(labels):
             return
-        row = self._rows([prompt_id])[0]
+        self.add(int(self.rows([prompt_id])[0]), float(labels.sum()), len(labels))
+
+    def add(self, row: int, passed: float, trials: int) -> None:
+        """`observe` for callers that know the prompt's row and have checked its rewards: their sum and their number."""
         if self._awaiting[row]:
             self._awaiting[row] = self._last_successes[row] = self._last_trials[row] = 0
-        passed = float(labels.sum())
         self._successes[row] += passed
-        self._failures[row] += len(labels) - passed
+        self._failures[row] += trials - passed
         self._last_successes[row] += passed
-        self._last_trials[row] += len(labels)
+        self._last_trials[row] += trials
         self._stale = True
 
     def last_visit(self, prompt_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -113,44 +131,63 @@ class Beliefs:
     def snapshot(self, prompt_ids: Sequence[str]) -> dict[str, Any]:
         """What a visit of these prompts may change, for `restore`."""
         columns = {name: self._read(getattr(self, f"_{name}"), prompt_ids, 0.0) for name in _COUNTERS}
-        prior = (self.prior_alpha, self.prior_beta, self._stale)
+        prior = (self.prior_alpha, self.prior_beta, self._stale, dict(self._priors))
         return {"prompt_ids": list(prompt_ids), "columns": columns, "prior": prior}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Undoes what has happened to the snapshot's prompts and to the prior since `snapshot`."""
-        rows = self._rows(snapshot["prompt_ids"])
+        rows = self.rows(snapshot["prompt_ids"])
         for name, column in snapshot["columns"].items():
             getattr(self, f"_{name}")[rows] = column
-        self.prior_alpha, self.prior_beta, self._stale = snapshot["prior"]
+        self.prior_alpha, self.prior_beta, self._stale, self._priors = snapshot["prior"]
 
     def refit_prior(self) -> bool:
-        """Fits the prior to the population by beta-binomial maximum likelihood over the latest visits' raw labels.
+        """Fits the prior to the population by beta-binomial maximum likelihood over the latest visits' raw rewards.
 
-        Keeps the prior when fit_prior is False, nothing new was observed, fewer than PRIOR_PROMPTS prompts have labels,
-        or the optimiser fails. Returns whether a new prior was set.
+        Keeps the prior when fit_prior is False, nothing new was observed, fewer than PRIOR_PROMPTS prompts have rewards,
+        or the optimiser fails; the same for each label. Returns whether a new prior of the population was set.
         """
         trials = self._last_trials[: len(self)]
-        if not (self.fit_prior and self._stale) or np.count_nonzero(trials) < PRIOR_PROMPTS:
+        seen = trials > 0
+        if not (self.fit_prior and self._stale) or np.count_nonzero(seen) < PRIOR_PROMPTS:
             return False
         self._stale = False
-        seen = trials > 0
-        fitted = fit_beta_binomial(
-            self._last_successes[: len(self)][seen], trials[seen], start=(self.prior_alpha, self.prior_beta)
+        successes, trials, labels = (
+            self._last_successes[: len(self)][seen],
+            trials[seen],
+            self._label_of[: len(self)][seen],
         )
+        for number in range(1, len(self._labels)):
+            mine = labels == number
+            if np.count_nonzero(mine) >= PRIOR_PROMPTS:
+                start = self._priors.get(number, (self.prior_alpha, self.prior_beta))
+                found = fit_beta_binomial(successes[mine], trials[mine], start)
+                if found is not None:
+                    self._priors[number] = found
+        fitted = fit_beta_binomial(successes, trials, start=(self.prior_alpha, self.prior_beta))
         if fitted is None:
             return False
         self.prior_alpha, self.prior_beta = fitted
         return True
 
+    def priors(self) -> dict[str, tuple[float, float]]:
+        """(alpha, beta) of the population, under "", and of each label that has its own."""
+        names = {number: label for label, number in self._labels.items()}
+        own = {names[number]: prior for number, prior in self._priors.items()}
+        return {"": (self.prior_alpha, self.prior_beta)} | own
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and floats: json round trips it exactly."""
         state: dict[str, Any] = {
-            "version": 1,
+            "version": 2,
             "discount": self.discount,
             "fit_prior": self.fit_prior,
             "prior": [self.prior_alpha, self.prior_beta],
             "stale": self._stale,
             "prompt_ids": list(self._row),
+            "labels": list(self._labels),
+            "label_of": self._label_of[: len(self)].tolist(),
+            "priors": [[number, *prior] for number, prior in self._priors.items()],
         }
         for name in _COUNTERS:
             state[name] = getattr(self, f"_{name}")[: len(self)].tolist()
@@ -159,11 +196,14 @@ class Beliefs:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Beliefs:
         """The beliefs that `to_dict` wrote; ValueError on another version or arrays that do not match."""
-        if state.get("version") != 1:
-            raise ValueError(f"beliefs of version {state.get('version')!r} cannot be read; this is version 1")
+        if state.get("version") not in (1, 2):
+            raise ValueError(f"beliefs of version {state.get('version')!r} cannot be read; this is version 2")
         beliefs = cls(state["discount"], state["prior"][0], state["prior"][1], state["fit_prior"])
         ids = state["prompt_ids"]
-        rows = beliefs._rows(ids)
+        rows = beliefs.rows(ids)
+        beliefs._labels = {label: number for number, label in enumerate(state.get("labels", [""]))}
+        beliefs._priors = {int(number): (a, b) for number, a, b in state.get("priors", [])}
+        beliefs._label_of[rows] = state.get("label_of", 0)
         for name in _COUNTERS:
             if len(state[name]) != len(ids) or len(beliefs) != len(ids):
                 raise ValueError(f"beliefs are damaged: {name} has {len(state[name])} entries for {len(ids)} prompts")
@@ -177,8 +217,8 @@ class Beliefs:
         out[rows >= 0] = column[rows[rows >= 0]]
         return out
 
-    def _rows(self, prompt_ids: Sequence[str]) -> np.ndarray:
-        """Rows of the prompts, made where missing, (M,) int64."""
+    def rows(self, prompt_ids: Sequence[str]) -> np.ndarray:
+        """Rows of the prompts, made where missing, (M,) int64; a row is for good."""
         rows = np.fromiter((self._row.setdefault(i, len(self._row)) for i in prompt_ids), np.int64, len(prompt_ids))
         if len(self._row) > self._capacity:
             self._capacity = max(1024, 2 * self._capacity, len(self._row))
@@ -187,6 +227,7 @@ class Beliefs:
                 old = getattr(self, f"_{name}")
                 grown[: len(old)] = old
                 setattr(self, f"_{name}", grown)
+            self._label_of = np.concatenate([self._label_of, np.zeros(self._capacity - len(self._label_of), np.int64)])
         return rows
 
 
@@ -196,10 +237,16 @@ def fit_beta_binomial(
     """Beta(a, b) that maximises the likelihood of the counts, a and b within PRIOR_BOUNDS; None if it cannot be found.
 
     successes (K,), may be fractional; trials (K,) > 0. log p = sum_i betaln(s_i + a, n_i - s_i + b) - betaln(a, b).
+    A population without a single success, or without a failure, has no maximum inside the bounds: it is fitted together
+    with one made-up prompt of either kind, one rollout each, so that its prior can still be overruled.
     """
+    if successes.sum() <= 0 or (trials - successes).sum() <= 0:
+        successes, trials = np.append(successes, [1.0, 0.0]), np.append(trials, [1.0, 1.0])
     # a population has few distinct counts; graded rewards are rounded to keep it so
-    pairs, times = np.unique(np.stack([np.round(successes, 2), trials]), axis=1, return_counts=True)
-    s, f = pairs[0], np.maximum(pairs[1] - pairs[0], 0.0)
+    key = np.round(successes * 100).astype(np.int64) * (int(trials.max()) + 1) + np.round(trials).astype(np.int64)
+    _, first, times = np.unique(key, return_index=True, return_counts=True)
+    s = np.round(successes[first], 2)
+    f = np.maximum(trials[first] - s, 0.0)
 
     def loss(logs: np.ndarray) -> float:
         a, b = np.exp(logs)

@@ -1,115 +1,309 @@
 """From beliefs to a plan: how many rollouts each prompt of a step gets, and with which weight in the loss.
 
-Promises, asserted: the budgets of a plan sum to the step's budget, and each lies in [lower, upper].
-`plan` begins a visit of every prompt in it (beliefs.py), so it is called once a step, before that step's labels.
+`begin` opens a step and returns its StepPlan (step.py), the same interface in every mode; it begins a visit of every prompt
+in it (beliefs.py), so it is called once a step. `plan` is the short way for modes that need no labels of this step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kray.planner.baselines import PlanRequest, paper, uniform
+from kray.planner import baselines
+from kray.planner.baselines import PlanRequest
 from kray.planner.beliefs import Beliefs
+from kray.planner.greedy import Greedy, Purse
+from kray.planner.marginals import make_marginal
+from kray.planner.mixtures import CobaValue, GrpoValue
+from kray.planner.rules import Commit, Online, Respend, Rounds, Rule, Waves, fill
+from kray.planner.settings import MODES, NEED_LABELS, Settings, make_beliefs
 from kray.planner.solver import solve
-from kray.planner.values import BetaValue
+from kray.planner.step import Start, StepPlan, ids_of
+from kray.planner.values import BetaValue, Value
 from kray.records import Allocation
 
-
-def static(request: PlanRequest) -> np.ndarray:
-    """The knapsack of arXiv 2509.25849 on the expected value under each prompt's posterior, (M,) int64.
-
-    Needs no fallback and no warm-up: unseen prompts have the prior, unsolved ones keep a share that shrinks with the
-    evidence.
-    """
-    return solve(request.value, request.budget, request.lower, request.upper)
-
-
-MODES: dict[str, Callable[[PlanRequest], np.ndarray]] = {"static": static, "uniform": uniform, "paper": paper}
+AT_ONCE: dict[str, Callable[[PlanRequest], np.ndarray]] = {  # modes whose budgets are all known at the beginning
+    "static": baselines.static,
+    "uniform": baselines.uniform,
+    "weight_only": baselines.uniform,
+    "paper": baselines.paper,
+    "paper_released": baselines.paper_released,
+    "coba": baselines.coba,
+}
 
 
 class KnapsackPlanner:
     """Plans steps and learns from their labels.
 
-    mode: a key of MODES. budget: rollouts a step; lower, upper: rollouts per prompt. Messages name the configuration's
-    keys (plan.mode, plan.budget, ...); all errors are ValueError.
+    mode: one of MODES. budget: rollouts a step; lower, upper: rollouts per prompt; options: the other keys of Settings.
+    Messages name the configuration's keys (plan.mode, plan.budget, ...); all errors are ValueError.
     """
 
     def __init__(
-        self, mode: str = "static", budget: int = 512, lower: int = 2, upper: int = 128, beliefs: Beliefs | None = None
+        self,
+        mode: str = "static",
+        budget: int = 512,
+        lower: int = 2,
+        upper: int = 128,
+        beliefs: Beliefs | None = None,
+        **options: Any,
     ):
-        if mode not in MODES:
-            raise ValueError(f"plan.mode={mode} is not one of {', '.join(MODES)}")
-        for name, x in (("budget", budget), ("lower", lower), ("upper", upper)):
-            if x != int(x) or x < 0:
-                raise ValueError(f"plan.{name}={x} must be a whole number of rollouts >= 0")
-        if lower > upper:
-            raise ValueError(f"plan.lower={lower} is more than plan.upper={upper}")
-        self.mode, self.budget, self.lower, self.upper = mode, int(budget), int(lower), int(upper)
+        self.settings = Settings(mode, budget, lower, upper, **options)
         self.beliefs = Beliefs() if beliefs is None else beliefs
-        self._before: dict[str, Any] | None = None  # the beliefs that the last plan was made from
+        self._last: StepPlan | None = None
+        self._steps = 0
 
-    def plan(self, prompt_ids: Sequence[str], budget: int | None = None) -> Allocation:
-        """Begins a visit of M prompts and plans it.
+    @classmethod
+    def of(cls, plan: Any) -> KnapsackPlanner:
+        """From a configuration's `plan` section."""
+        planner = cls(beliefs=make_beliefs(plan))
+        planner.settings = Settings.of(plan)
+        return planner
 
-        budget: rollouts of this step where it differs from the usual, as in an epoch's short last step.
-        expected_success is the posterior mean and expected_value the expected value at the posterior (values.py), in
-        every mode, so that plans of different modes compare. Weights are the budgets. Raises ValueError, before any
-        belief has changed, when the bounds and the budget cannot be met or an id is given twice.
+    @property
+    def mode(self) -> str:
+        return self.settings.mode
+
+    def begin(
+        self,
+        prompt_ids: Sequence[str],
+        budget: float | None = None,
+        *,
+        cost: ArrayLike | None = None,
+        due: ArrayLike | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> StepPlan:
+        """Begins a visit of M prompts and a plan for them.
+
+        budget: of this step where it differs from the usual, as in an epoch's short last step; in plan.unit.
+        cost (M,): expected response tokens of one rollout of each prompt; needed where the budget counts tokens, else
+        ignored. due (M,) bool: candidates that must be visited in this step (plan.candidates > 1). labels (M,): whose
+        prior each prompt has (plan.prior_by). Raises ValueError, before any belief has changed, when the bounds and the
+        budget cannot be met or an id is given twice.
         """
-        ids = list(prompt_ids)
-        budget = self._feasible(len(ids), self.budget if budget is None else budget)
+        ids, plan = ids_of(prompt_ids), self.settings
+        if labels is not None and len(labels) != len(ids):
+            raise ValueError(f"labels must be one for each of {len(ids)} prompts; got {len(labels)}")
+        prices = self._prices(len(ids), cost)
+        floor = self._floors(len(ids), due)
+        amount = self._feasible(plan.token_budget if plan.unit == "tokens" else plan.budget, budget, prices, floor)
         before = self.beliefs.snapshot(ids)
-        self.beliefs.begin_visit(ids)
-        self._before = before
-        self.beliefs.refit_prior()
+        self.beliefs.begin_visit(ids, labels)
+        if self._steps % plan.refit_every == 0 or self._steps < plan.refit_every:
+            self.beliefs.refit_prior()
+        self._steps += 1
         alpha, beta = self.beliefs.posterior(ids)
-        value = BetaValue(alpha, beta)
-        budgets = MODES[self.mode](PlanRequest(ids, budget, self.lower, self.upper, self.beliefs, value))
-        assert int(budgets.sum()) == budget, (self.mode, budgets.sum(), budget)
-        assert ((budgets >= self.lower) & (budgets <= self.upper)).all(), (self.mode, budgets.min(), budgets.max())
-        return Allocation(
-            prompt_ids=ids,
-            budgets=budgets,
-            weights=budgets.astype(np.float64),
-            expected_success=alpha / (alpha + beta),
-            expected_value=value.total(budgets),
+        value = self._value(ids, alpha, beta)
+        held, rule, whole = self._opening(ids, value, amount, prices, floor)
+        purse = Purse(
+            held=held.tolist(),
+            cap=np.maximum(held, plan.upper).tolist(),
+            cost=prices.tolist(),
+            free=whole - float(prices @ held),
+            block=self._block,
+            fragile=plan.lower == 0,
+            tolerance=1e-9 * (1 + whole),
         )
+        if plan.mode in AT_ONCE and plan.unit == "rollouts" and self._admits is False:
+            assert int(held.sum()) == amount, (plan.mode, held.sum(), amount)
+        assert ((held >= floor) & (held <= plan.upper)).all(), (plan.mode, held.min(), held.max())
+        binary = plan.mode in ("online", "rounds") and plan.marginal != "expected_gain"
+        groups = self._groups(len(ids)) if plan.mode == "dynamic_sampling" else plan.target_groups
+        start = Start(ids, plan, self.beliefs, before, alpha, beta, value, whole, binary, groups)
+        self._last = StepPlan(start, purse, partial(rule, purse, value))
+        return self._last
+
+    def plan(self, prompt_ids: Sequence[str], budget: int | None = None, **known: Any) -> Allocation:
+        """`begin`, with everything dispatched at once and nothing asked of it: the plan without this step's labels.
+
+        known: cost, due and labels of `begin`. ValueError for modes whose plan is made of labels. Labels may then go to
+        `observe`.
+        """
+        if self.mode in NEED_LABELS:
+            raise ValueError(f"plan.mode={self.mode} plans by the labels of the step: use `begin`, not `plan`")
+        step = self.begin(prompt_ids, budget, **known)
+        while step.take(None):
+            pass
+        return step.allocation()
 
     def observe(self, prompt_id: str, rewards: ArrayLike) -> None:
-        """Adds a prompt's labels, scalar or (N,) in [0, 1], to the visit that `plan` began; ValueError otherwise."""
+        """Adds a prompt's labels, scalar or (N,) in [0, 1], to the visit that `plan` began; ValueError otherwise.
+
+        Not for steps whose StepPlan gets the labels: its `observe` hands them on.
+        """
         self.beliefs.observe(prompt_id, rewards)
 
     def withdraw(self) -> None:
-        """Takes the last plan back, with the labels observed for it: as if that step had never been planned."""
-        if self._before is not None:
-            self.beliefs.restore(self._before)
-            self._before = None
+        """Takes the last step back, with the labels observed for it: as if it had never been planned."""
+        if self._last is not None:
+            self._last.withdraw()
+            self._last = None
+            self._steps -= 1
 
     def to_dict(self) -> dict[str, Any]:
         """What has been learned, for a checkpoint. Mode and bounds are not in it: they come from the configuration."""
-        return {"version": 1, "beliefs": self.beliefs.to_dict()}
+        return {"version": 1, "steps": self._steps, "beliefs": self.beliefs.to_dict()}
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `to_dict` wrote; ValueError on another version."""
         if state.get("version") != 1:
             raise ValueError(f"a planner of version {state.get('version')!r} cannot be read; this is version 1")
         self.beliefs = Beliefs.from_dict(state["beliefs"])
+        self._steps = int(state.get("steps", 0))
+        self._last = None
 
-    def _feasible(self, m: int, budget: int) -> int:
-        if budget != int(budget) or budget < 0:
-            raise ValueError(f"plan.budget={budget} must be a whole number of rollouts >= 0")
-        if budget < self.lower * m:
-            raise ValueError(
-                f"plan.budget={budget} is less than plan.lower={self.lower} for each of {m} prompts; "
-                f"raise plan.budget to {self.lower * m} or lower plan.lower"
+    # -- how a step opens ----------------------------------------------------------------------------------------------
+
+    @property
+    def _admits(self) -> bool:
+        """Whether a prompt may stay without rollouts."""
+        return self.settings.candidates > 1
+
+    @property
+    def _block(self) -> int:
+        """Rollouts that open a prompt: one alone teaches nothing."""
+        return min(max(self.settings.lower, 2), self.settings.upper)
+
+    def _groups(self, m: int) -> int:
+        return self.settings.target_groups or max(1, round(m / self.settings.candidates))
+
+    def _value(self, ids: list[str], alpha: np.ndarray, beta: np.ndarray) -> Value:
+        if self.settings.value == "grpo":
+            return GrpoValue(alpha, beta)
+        if self.settings.value == "coba":
+            successes, trials = self.beliefs.last_visit(ids)
+            seen = trials > 0
+            rate = (
+                float(np.mean(successes[seen] / trials[seen])) if seen.any() else float((alpha / (alpha + beta)).mean())
             )
-        if budget > self.upper * m:
+            return CobaValue(alpha, beta, min(1.0, max(0.0, 1 - rate)))
+        return BetaValue(alpha, beta)
+
+    def _opening(
+        self, ids: list[str], value: Value, budget: float, cost: np.ndarray, floor: np.ndarray
+    ) -> tuple[np.ndarray, Callable[[Purse, Value, StepPlan], Rule], float]:
+        """(held (M,) at the beginning, how to make the rule, the whole budget)."""
+        plan, m = self.settings, len(ids)
+        if plan.mode == "dynamic_sampling":
+            groups = min(self._groups(m), m)
+            size = int(np.clip(budget // max(groups, 1), plan.lower, plan.upper))
+            held = np.where(np.arange(m) < groups, size, 0)
+            rule = partial(_waves, groups, size)
+            return held.astype(np.int64), rule, float(size * m)
+        if plan.mode == "online" or (plan.mode == "static" and self._admits):
+            return floor, self._online, budget
+        if plan.mode in ("rounds", "pilot_commit"):
+            top = np.maximum(floor, np.minimum(plan.pilot, plan.upper))
+            held = floor + fill(np.zeros_like(floor), top - floor, cost, budget - float(cost @ floor))
+            return held, self._rounds if plan.mode == "rounds" else _commit, budget
+        make = partial(self._at_once, ids, value)
+        held = make(int(budget)) if plan.unit == "rollouts" else self._in_tokens(make, value, budget, cost)
+        return held, self._respend if plan.mode == "static" else _nothing, budget
+
+    def _at_once(self, ids: list[str], value: Value, rollouts: int) -> np.ndarray:
+        plan = self.settings
+        return AT_ONCE[plan.mode](PlanRequest(ids, rollouts, plan.lower, plan.upper, self.beliefs, value))
+
+    def _in_tokens(
+        self, make: Callable[[int], np.ndarray], value: Value, budget: float, cost: np.ndarray
+    ) -> np.ndarray:
+        """Budgets of a one-shot mode whose expected tokens come to at most `budget`, short of it by less than a rollout."""
+        plan, m = self.settings, len(cost)
+        if plan.mode == "static":
+            held = solve(value, budget, plan.lower, plan.upper, cost)
+        else:  # the mode's own plan for as many rollouts as the tokens pay for
+            low, high = plan.lower * m, plan.upper * m
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if cost @ make(middle) <= budget else (low, middle - 1)
+            held = make(low)
+        left = budget - float(cost @ held)
+        for row in np.lexsort((np.arange(m), held)):  # to those with fewest
+            if held[row] < plan.upper and cost[row] <= left:
+                held[row] += 1
+                left -= float(cost[row])
+        return held
+
+    def _greedy(self, purse: Purse, value: Value, step: StepPlan | None = None) -> Greedy:
+        plan = self.settings
+        held = np.array(purse.held, dtype=np.int64)
+        opening = None
+        if not held.all():
+            block = np.full(len(value), purse.block, dtype=np.int64)
+            opening = value.total(block) / max(purse.block, 1)
+        greedy = Greedy(make_marginal(plan.marginal, value, held, plan.target_size), purse, opening)
+        if step is not None:  # made in the middle of a step
+            for row, (passed, failed) in enumerate(step.labels()):
+                if passed or failed:
+                    greedy.marginal.label(row, passed, failed)
+                    greedy.touched(row)
+        return greedy
+
+    def _online(self, purse: Purse, value: Value, step: StepPlan) -> Rule:
+        return Online(self._greedy(purse, value), step, self.settings.target_groups)
+
+    def _rounds(self, purse: Purse, value: Value, step: StepPlan) -> Rule:
+        return Rounds(self._greedy(purse, value), step, self.settings.rounds)
+
+    def _respend(self, purse: Purse, value: Value, step: StepPlan) -> Rule:
+        return Respend(lambda: self._greedy(purse, value, step))
+
+    # -- what is refused -----------------------------------------------------------------------------------------------
+
+    def _prices(self, m: int, cost: ArrayLike | None) -> np.ndarray:
+        if self.settings.unit == "rollouts":
+            return np.ones(m)
+        if cost is None:
+            raise ValueError("cost is needed: plan.unit=tokens counts expected response tokens of each prompt")
+        prices = np.asarray(cost, dtype=np.float64)
+        if prices.shape != (m,) or not ((prices > 0) & np.isfinite(prices)).all():
+            raise ValueError(f"cost must be ({m},), positive and finite")
+        return prices
+
+    def _floors(self, m: int, due: ArrayLike | None) -> np.ndarray:
+        """Rollouts that each prompt gets in any case, (M,) int64."""
+        must = np.zeros(m, dtype=bool) if due is None else np.asarray(due, dtype=bool)
+        if must.shape != (m,):
+            raise ValueError(f"due must have shape ({m},); got {must.shape}")
+        if self._admits:
+            return np.where(must, self._block, 0).astype(np.int64)
+        return np.full(m, self.settings.lower, dtype=np.int64)
+
+    def _feasible(self, usual: float, given: float | None, cost: np.ndarray, floor: np.ndarray) -> float:
+        budget, plan, m = usual if given is None else given, self.settings, len(cost)
+        key = "plan.token_budget" if plan.unit == "tokens" else "plan.budget"
+        if not (budget >= 0 and np.isfinite(budget) and (plan.unit == "tokens" or budget == int(budget))):
+            raise ValueError(f"{key}={budget} must be a whole number of {plan.unit} >= 0")
+        least, most = float(cost @ floor), plan.upper * m
+        if budget < least and self._admits:
+            raise ValueError(f"{key}={budget} is less than {least:g}, the first blocks of the prompts that are due")
+        if budget < least:
             raise ValueError(
-                f"plan.budget={budget} is more than plan.upper={self.upper} for each of {m} prompts; "
-                f"lower plan.budget to {self.upper * m} or raise plan.upper (or plan.lower and prompts.per_step)"
+                f"{key}={budget} is less than plan.lower={plan.lower} for each of {m} prompts; "
+                f"raise {key} to {least:g} or lower plan.lower"
             )
-        return int(budget)
+        if plan.unit == "rollouts" and budget > most:
+            raise ValueError(
+                f"plan.budget={budget} is more than plan.upper={plan.upper} for each of {m} prompts; "
+                f"lower plan.budget to {most} or raise plan.upper (or plan.lower and prompts.per_step)"
+            )
+        return float(budget)
+
+
+def _nothing(purse: Purse, value: Value, step: StepPlan) -> Rule:
+    return Rule()
+
+
+def _commit(purse: Purse, value: Value, step: StepPlan) -> Rule:
+    return Commit(purse, step)
+
+
+def _waves(groups: int, size: int, purse: Purse, value: Value, step: StepPlan) -> Rule:
+    return Waves(purse, step, groups, size)
+
+
+__all__ = ["MODES", "KnapsackPlanner"]

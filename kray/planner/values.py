@@ -119,10 +119,15 @@ class BetaValue:
 
     def gain_at(self, rows: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Gain of one more rollout after n[k] of prompt rows[k], (K,) float64; both (K,) int, not checked."""
+        passed, failed = self.terms_at(rows, n)
+        return np.where(n < 1, 0.0, passed + failed)
+
+    def terms_at(self, rows: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The two terms of E[gain(n)]: a first failure after n successes, a first success after n failures, (K,) each."""
         below = _log_rising(self._sum[rows], self._gamma_sum[rows], n + 4)
         passed = _log_rising(self.alpha[rows], self._gamma_a[rows], n + 1) + self._log_b3[rows]
         failed = _log_rising(self.beta[rows], self._gamma_b[rows], n + 2) + self._log_a2[rows]
-        return np.where(n < 1, 0.0, np.exp(passed - below) + np.exp(failed - below))
+        return np.exp(passed - below), np.exp(failed - below)
 
 
 def _log_rising(x: np.ndarray, log_gamma_x: np.ndarray, k: np.ndarray) -> np.ndarray:

@@ -1,0 +1,379 @@
+"""A step's plan under any order of events: exact budgets, floors and caps, determinism, and what each mode does with labels."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kray.planner import MODES, BetaValue, GrpoValue, KnapsackPlanner, solve
+from kray.planner.marginals import MARGINALS
+from kray.planner.settings import NEED_LABELS, RESPEND
+
+SPENDING = [mode for mode in MODES if mode != "dynamic_sampling"]  # modes that spend the budget exactly
+
+
+def drive(step, rates, rng, room=None, lose=0.0, batch=3):
+    """Carries a step out with arrivals in a random order; returns the calls made and how often nothing was to be had."""
+    flying, calls, waits = [], [], 0
+    while not step.done:
+        free = None if room is None else room - len(flying)
+        chunks = step.take(step.room(free))
+        for prompt, rollouts in chunks:
+            assert rollouts > 0
+            flying += [prompt] * rollouts
+            calls.append((prompt, rollouts))
+        assert room is None or len(flying) <= room
+        assert step.in_flight == len(flying)
+        waits += not chunks
+        assert flying, "nothing in flight, nothing to take, and not done"
+        for _ in range(min(len(flying), int(rng.integers(1, batch + 1)))):
+            prompt = flying.pop(int(rng.integers(len(flying))))
+            if rng.random() < lose:
+                step.lost(prompt)
+            else:
+                step.observe(prompt, float(rng.random() < rates[prompt]))
+    return calls, waits
+
+
+def population(rng, m):
+    return {f"p{i}": float(p) for i, p in enumerate(rng.beta(0.4, 0.6, m))}
+
+
+options = st.fixed_dictionaries(
+    {
+        "lower": st.integers(0, 4),
+        "marginal": st.sampled_from(MARGINALS),
+        "pilot": st.integers(0, 6),
+        "rounds": st.integers(1, 4),
+        "in_flight": st.integers(0, 9),
+        "weights": st.sampled_from(["rollouts", "uniform", "knapsack"]),
+        "target_size": st.integers(2, 9),
+    }
+)
+
+
+@given(
+    st.sampled_from(SPENDING),
+    options,
+    st.integers(1, 12),
+    st.integers(0, 12),
+    st.integers(0, 2**32),
+    st.one_of(st.none(), st.integers(1, 20)),
+    st.sampled_from([0.0, 0.1, 0.6]),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_interleaving_spends_the_budget_within_the_bounds(mode, options, m, width, seed, room, lose):
+    rng = np.random.default_rng(seed)
+    lower = options["lower"]
+    upper = lower + width
+    budget = int(rng.integers(lower * m, upper * m + 1))
+    planner = KnapsackPlanner(mode, budget, upper=upper, **options)
+    rates = population(rng, m)
+    for _ in range(2):
+        step = planner.begin(list(rates))
+        drive(step, rates, rng, room, lose)
+        plan, lost = step.allocation(), step.metrics()["planner/lost"]
+        assert (plan.budgets <= upper).all()
+        assert plan.weights.sum() == pytest.approx(plan.budgets.sum())
+        if not lost:
+            assert plan.budgets.sum() == budget
+            assert (plan.budgets >= lower).all()
+        elif mode not in RESPEND:
+            assert plan.budgets.sum() + lost == budget
+        else:
+            assert plan.budgets.sum() <= budget
+        assert (np.isfinite(plan.expected_value) & (plan.expected_value >= 0)).all()
+
+
+@given(st.sampled_from(MODES), st.sampled_from(MARGINALS), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_equal_histories_give_equal_plans(mode, marginal, seed):
+    found = []
+    for _ in range(2):
+        rng = np.random.default_rng(seed)
+        rates = population(rng, 10)
+        planner = KnapsackPlanner(mode, 60, marginal=marginal)
+        calls = [drive(planner.begin(list(rates)), rates, rng, room=12, lose=0.05)[0] for _ in range(3)]
+        found.append((calls, json.dumps(planner.to_dict())))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_withdrawn_step_leaves_no_trace(mode):
+    planner, straight = (KnapsackPlanner(mode, 80, 2, 40) for _ in range(2))
+    rates = population(np.random.default_rng(1), 30)
+    ids = list(rates)
+    for one in (planner, straight):
+        drive(one.begin(ids[:20], 80), rates, np.random.default_rng(2))
+    step = planner.begin(ids[5:], 80)
+    for prompt, rollouts in step.take(None)[:7]:
+        step.observe(prompt, [1] * rollouts)
+    planner.withdraw()
+    planner.withdraw()
+    with pytest.raises(ValueError, match="withdrawn"):
+        step.observe(ids[5], 1)
+    calls = [drive(one.begin(ids, 80), rates, np.random.default_rng(3))[0] for one in (planner, straight)]
+    assert calls[0] == calls[1]
+
+
+@pytest.mark.parametrize("mode", sorted(set(SPENDING) - set(NEED_LABELS) - {"online"}))
+def test_one_shot_modes_give_everything_at_once(mode):
+    step = KnapsackPlanner(mode, 40).begin(list("abcde"))
+    first = step.take(7)
+    assert sum(n for _, n in first) == 7
+    assert sum(n for _, n in step.take(None)) == 33
+    assert step.take(None) == []
+    assert not step.done
+    for prompt, rollouts in zip(step.allocation().prompt_ids, step.allocation().budgets, strict=True):
+        step.observe(prompt, np.zeros(rollouts))
+    assert step.done
+
+
+def test_online_without_labels_is_the_static_plan():
+    rng = np.random.default_rng(0)
+    for value in ("paper", "grpo"):
+        static, online = (KnapsackPlanner(mode, 300, value=value) for mode in ("static", "online"))
+        for planner in (static, online):
+            planner.beliefs.fit_prior = False
+            for i in range(40):
+                planner.observe(f"p{i}", np.arange(12) < i % 13)
+        ids = [f"p{i}" for i in rng.permutation(45)]
+        np.testing.assert_array_equal(static.plan(ids).budgets, online.plan(ids).budgets)
+
+
+def test_online_takes_the_best_rollout_now():
+    """Each unit goes to the largest E[gain(n)] under the beliefs as they are, recomputed from scratch."""
+    rng = np.random.default_rng(5)
+    rates = population(rng, 12)
+    ids = list(rates)
+    for value, make in (("paper", BetaValue), ("grpo", GrpoValue)):
+        planner = KnapsackPlanner("online", 90, 2, 30, value=value)
+        step = planner.begin(ids)
+        counts, flying = dict.fromkeys(ids, 0), []
+        while not step.done:
+            floors = min(counts.values()) < 2
+            alpha, beta = planner.beliefs.posterior(ids)
+            gains = make(alpha, beta).gain(np.array([counts[i] for i in ids]))
+            for prompt, rollouts in step.take(1 if len(flying) < 20 else 0):
+                assert floors or gains[ids.index(prompt)] == pytest.approx(gains.max(), rel=1e-9)
+                counts[prompt] += rollouts
+                flying += [prompt] * rollouts
+            if len(flying) >= 20 or step.take(0) == [] and sum(counts.values()) == 90:
+                prompt = flying.pop(0)
+                step.observe(prompt, float(rng.random() < rates[prompt]))
+        assert sum(counts.values()) == 90
+
+
+def test_bulk_and_single_choices_agree(monkeypatch):
+    rng = np.random.default_rng(2)
+    ids = [f"p{i}" for i in range(200)]
+    plans = []
+    for bulk in (10, 10**9):
+        monkeypatch.setattr("kray.planner.greedy.BULK", bulk)
+        planner = KnapsackPlanner("online", 3000, 2, 60)
+        planner.beliefs.fit_prior = False
+        for i, prompt in enumerate(ids):
+            planner.observe(prompt, np.arange(16) < i % 17)
+        plans.append(planner.plan(ids).budgets)
+    del rng
+    np.testing.assert_array_equal(*plans)
+
+
+def test_rounds_wait_for_their_labels():
+    planner = KnapsackPlanner("rounds", 40, pilot=3, rounds=2)
+    rates = dict.fromkeys("abcde", 0.4)
+    step = planner.begin(list(rates))
+    pilot = step.take(None)
+    assert pilot == [(p, 3) for p in "abcde"]
+    for prompt in "abcd":
+        step.observe(prompt, [1, 0, 0])
+        assert step.take(None) == []
+    step.observe("e", [0, 0, 0])
+    first = step.take(None)
+    assert sum(n for _, n in first) == 13
+    _, waits = drive_rest(step, first)
+    assert waits == 1
+    assert step.allocation().budgets.sum() == 40
+
+
+def drive_rest(step, flying):
+    rounds = 0
+    while not step.done:
+        for prompt, rollouts in flying:
+            step.observe(prompt, [0] * rollouts)
+        flying = step.take(None)
+        rounds += bool(flying)
+    return flying, rounds
+
+
+def test_stop_at_mixed_turns_to_what_is_not_mixed_and_expected_gain_does_not_have_to():
+    planner = KnapsackPlanner("online", 12, 2, 8, marginal="stop_at_mixed")
+    step = planner.begin(["mixed", "unmixed"])
+    step.take(4)
+    step.observe("mixed", [0, 1])
+    step.observe("unmixed", [0, 0])
+    for _ in range(6):
+        assert step.take(1) == [("unmixed", 1)]
+    assert step.take(1) == [("mixed", 1)]  # the other is full
+    with pytest.raises(ValueError, match="rewards of prompt unmixed must be 0 or 1"):
+        step.observe("unmixed", 0.5)
+    sized = KnapsackPlanner("online", 60, 2, 40, marginal="target_size", target_size=6).begin(["a", "b", "c"])
+    for prompt, rollouts in sized.take(6):
+        sized.observe(prompt, [0, 1] if prompt == "a" else [0] * rollouts)
+    sized.take(12)
+    assert sized.allocation().budgets[0] <= 6
+
+
+def test_pilot_commit_spends_the_rest_on_middling_prompts():
+    step = KnapsackPlanner("pilot_commit", 40, pilot=4).begin(["easy", "hard", "mid", "mid2"])
+    labels = {"easy": [1] * 4, "hard": [0] * 4, "mid": [1, 0, 0, 0], "mid2": [1, 1, 0, 1]}
+    for prompt, _ in step.take(None):
+        step.observe(prompt, labels[prompt])
+    assert dict(step.take(None)) == {"mid": 12, "mid2": 12}
+
+
+def test_dynamic_sampling_counts_all_and_trains_on_the_first_mixed():
+    planner = KnapsackPlanner("dynamic_sampling", 16, candidates=3, target_groups=4, lower=2)
+    ids = [f"p{i}" for i in range(12)]
+    step = planner.begin(ids)
+    assert step.take(None) == [(f"p{i}", 4) for i in range(4)]
+    for i in range(4):
+        assert step.take(None) == []
+        step.observe(ids[i], [0, 0, 0, int(i == 1)])
+    assert not step.done
+    assert step.take(None) == [(f"p{i}", 4) for i in range(4, 8)]
+    for i in range(4, 8):
+        step.observe(ids[i], [1, 0, 0, 0])
+    assert step.done
+    plan = step.allocation()
+    assert plan.budgets.tolist() == [4] * 8 + [0] * 4
+    assert plan.weights.tolist() == [0, 4, 0, 0, 4, 4, 4, 0, 0, 0, 0, 0]
+
+
+def test_lost_rollouts_are_respent_elsewhere_or_forfeited():
+    for mode, total in (("static", 40), ("online", 40), ("uniform", 37)):
+        step = KnapsackPlanner(mode, 40, in_flight=100).begin(list("abcd"))
+        taken = step.take(None)
+        step.lost(taken[0][0], 3)
+        again = step.take(None)
+        assert all(prompt != taken[0][0] for prompt, _ in again)
+        assert sum(step.allocation().budgets) == total
+        assert step.metrics()["planner/lost"] == 3
+        with pytest.raises(ValueError, match="rollouts"):
+            step.lost("b", 1000)
+
+
+@given(
+    st.sampled_from(SPENDING),
+    st.sampled_from(["paper", "grpo", "coba"]),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_budget_of_tokens_is_met_within_one_rollout(mode, value, seed):
+    rng = np.random.default_rng(seed)
+    rates = population(rng, 30)
+    cost = rng.lognormal(5, 0.6, 30)
+    budget = float(cost.sum()) * 8
+    planner = KnapsackPlanner(mode, unit="tokens", token_budget=int(budget), value=value)
+    for _ in range(2):
+        step = planner.begin(list(rates), cost=cost)
+        drive(step, rates, rng, room=40)
+        plan = step.allocation()
+        assert (plan.budgets >= 2).all()
+        spent = float(cost @ plan.budgets)
+        assert spent <= int(budget) + 1e-6
+        assert spent >= 0.98 * budget
+        assert spent >= int(budget) - cost.max()
+
+
+def test_reported_tokens_replace_their_expectation():
+    step = KnapsackPlanner("online", unit="tokens", token_budget=1000).begin(["a", "b"], cost=[10.0, 10.0])
+    spent = 0
+    while not step.done:
+        for prompt, rollouts in step.take(4 - step.in_flight):
+            step.observe(prompt, [0] * rollouts, tokens=25 * rollouts)  # all responses are far longer than expected
+            spent += 25 * rollouts
+    assert 1000 - 25 <= spent <= 1000 + 60
+
+
+@given(st.sampled_from(["static", "online"]), st.integers(2, 4), st.integers(0, 2**32), st.sampled_from([0, 6]))
+@settings(max_examples=80, deadline=None)
+def test_candidates_may_stay_without_rollouts_but_never_those_that_are_due(mode, lower, seed, target):
+    rng = np.random.default_rng(seed)
+    rates = population(rng, 30)
+    target = target if mode == "online" else 0
+    planner = KnapsackPlanner(mode, 80, lower, 30, candidates=3, target_groups=target)
+    due = rng.random(30) < 0.2
+    for _ in range(3):
+        step = planner.begin(list(rates), due=due)
+        drive(step, rates, rng, room=25)
+        budgets = step.allocation().budgets
+        assert ((budgets == 0) | (budgets >= lower)).all()
+        assert (budgets[due] >= lower).all()
+        assert budgets.sum() <= 80
+        if target:
+            assert budgets.sum() == 80 or step.mixed >= target
+        else:
+            assert budgets.sum() == 80
+        np.testing.assert_array_equal(step.allocation().weights > 0, budgets > 0)
+
+
+def test_admission_without_labels_is_the_concave_envelope():
+    planner = KnapsackPlanner("static", 60, 2, 128, candidates=3)
+    planner.beliefs.fit_prior = False
+    ids = [f"p{i}" for i in range(40)]
+    for i, prompt in enumerate(ids):
+        planner.observe(prompt, np.arange(20) < i % 21)
+    planner.beliefs.discount = 1.0
+    plan = planner.plan(ids)
+    value = BetaValue(*planner.beliefs.posterior(ids))
+    want = solve(value, 60, 0, 128)
+    assert value.total(plan.budgets).sum() >= value.total(want).sum() * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("match", "call"),
+    [
+        ("prompt_id", lambda step: step.observe("zz", [1])),
+        ("rewards", lambda step: step.observe("a", [1] * 500)),
+        ("rewards", lambda step: step.observe("a", [float("nan")])),
+        ("rewards", lambda step: step.observe("a", [0.0, 1.5])),
+        ("tokens", lambda step: step.observe("a", [0.0], tokens=float("nan"))),
+        ("rollouts", lambda step: step.lost("a", -1)),
+        ("rollouts", lambda step: step.lost("a", 0.5)),
+        ("room", lambda step: step.take(-1)),
+    ],
+)
+def test_bad_calls_are_named_and_change_nothing(match, call):
+    planner = KnapsackPlanner("static", 16)
+    step = planner.begin(["a", "b"])
+    step.take(None)
+    before = json.dumps(planner.to_dict())
+    with pytest.raises(ValueError, match=f"^{match}"):
+        call(step)
+    assert json.dumps(planner.to_dict()) == before
+    assert step.in_flight == 16
+
+
+@pytest.mark.parametrize(
+    ("match", "settings", "known"),
+    [
+        (r"plan\.value", {"value": "gold"}, {}),
+        (r"plan\.marginal=hybrid", {"marginal": "hybrid", "value": "grpo"}, {}),
+        (r"plan\.candidates", {"mode": "rounds", "candidates": 2}, {}),
+        (r"plan\.token_budget", {"unit": "tokens"}, {}),
+        ("cost", {"unit": "tokens", "token_budget": 100}, {}),
+        ("cost", {"unit": "tokens", "token_budget": 100}, {"cost": [1.0, float("nan")]}),
+        ("due", {"candidates": 2}, {"due": [True]}),
+        ("labels", {}, {"labels": ["x"]}),
+        ("prompt_ids", {}, {"prompt_ids": ["a", "a"]}),
+        (r"plan\.token_budget=3", {"unit": "tokens", "token_budget": 3}, {"cost": [1.0, 1.0]}),
+    ],
+)
+def test_what_cannot_be_planned_is_named(match, settings, known):
+    with pytest.raises(ValueError, match=match):
+        KnapsackPlanner(**{"budget": 16, **settings}).begin(**{"prompt_ids": ["a", "b"], **known})
+    with pytest.raises(ValueError, match="begin"):
+        KnapsackPlanner("rounds").plan(["a"], 8)
