@@ -1,6 +1,6 @@
-"""From a plan to scored groups: rollout tasks out, rollouts in, rewards on.
+"""From a plan to scored groups: rollout tasks out, rollouts in, rewards on, and labels back to the plan as they come.
 
-Promise: every rollout that was asked for is in exactly one group, or counted among the failures with its prompt's id.
+Promise: every rollout that the plan took is in exactly one group, or counted among the failures with its prompt's id.
 Groups come back in the order of the prompts and rollouts in the order of their index, whatever the order of arrival.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from kray.config.schema import RolloutConfig
 from kray.records import Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
@@ -19,16 +19,48 @@ from kray.rewards.scorer import Scorer
 from kray.rollout.pool import Outcome, Pool
 from kray.rollout.schedule import split_rollouts
 
+Seeds = Callable[[str], int]  # a group's seed from its prompt's id
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """`rollouts` rollouts of a prompt. seed: of the group; weight: of the prompt in the loss."""
 
-    prompt: Prompt
-    tokens: tuple[int, ...]
-    rollouts: int
-    seed: int
-    weight: float = 0.0
+class Plan(Protocol):
+    """What is to be generated, named bit by bit as labels come back; kray.planner.step.StepPlan is one."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def room(self, free: int | None = None) -> int | None: ...
+
+    def take(self, room: int | None = None) -> list[tuple[str, int]]: ...
+
+    def observe(self, prompt_id: str, rewards: list[float], tokens: float | None = None) -> None: ...
+
+    def lost(self, prompt_id: str, rollouts: int = 1) -> None: ...
+
+
+class Fixed:
+    """A plan that asks for the same number of rollouts of each prompt, all at once."""
+
+    def __init__(self, prompt_ids: Sequence[str], rollouts: int):
+        self._waiting = [(prompt_id, rollouts) for prompt_id in prompt_ids]
+        self._flying = 0
+
+    @property
+    def done(self) -> bool:
+        return not self._waiting and not self._flying
+
+    def room(self, free: int | None = None) -> int | None:
+        return free
+
+    def take(self, room: int | None = None) -> list[tuple[str, int]]:
+        taken, self._waiting = self._waiting, []
+        self._flying += sum(rollouts for _, rollouts in taken)
+        return taken
+
+    def observe(self, prompt_id: str, rewards: list[float], tokens: float | None = None) -> None:
+        self._flying -= len(rewards)
+
+    def lost(self, prompt_id: str, rollouts: int = 1) -> None:
+        self._flying -= rollouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,58 +95,103 @@ class Collector:
         self.lengths: dict[str, float] = {}
         self._ids = count()
 
-    async def collect(self, orders: Sequence[Order], sampling: Sampling, version: int) -> Collected:
-        """Carries the orders out with the policy of this version."""
-        started = time.monotonic()
-        by_id = {order.prompt.id: order for order in orders}
-        assert len(by_id) == len(orders), "a prompt was ordered twice"
+    async def collect(
+        self,
+        plan: Plan,
+        prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
+        seeds: Seeds,
+        sampling: Sampling,
+        version: int,
+    ) -> Collected:
+        """Carries a plan over (prompt, tokens) pairs out with the policy of this version.
+
+        seeds: a group's seed from its prompt's id. Groups have weight 0: the plan knows it when it is done.
+        """
+        started = generated = time.monotonic()
+        known = dict((prompt.id, (prompt, tokens)) for prompt, tokens in prompts)
         collected = Collected([])
-        rollouts: dict[str, list[Rollout]] = {order.prompt.id: [] for order in orders}
-        scoring: list[asyncio.Task] = []
+        rollouts: dict[str, list[Rollout]] = {prompt_id: [] for prompt_id in known}
+        drawn = dict.fromkeys(known, 0)
+        scoring: set[asyncio.Task] = set()
+        upcoming: asyncio.Task | None = None
         try:
-            async for outcome in self.pool.run(self._tasks(orders, sampling, version)):
-                prompt = by_id[outcome.task.prompt_id].prompt
-                if outcome.failure:
-                    collected.failures.append(Failure(prompt.id, outcome.task.rollouts, outcome.failure))
-                    continue
-                scoring.append(asyncio.create_task(self._score(prompt, outcome)))
-            generated = time.monotonic()
-            for scored, failures in await asyncio.gather(*scoring):
-                collected.failures += failures
-                for rollout in scored:
-                    rollouts[rollout.prompt_id].append(rollout)
+            with self.pool.open() as session:
+                while not plan.done:
+                    session.submit(self._tasks(plan.take(plan.room()), known, drawn, seeds, sampling, version))
+                    if session.left and upcoming is None:
+                        upcoming = asyncio.create_task(session.next())
+                    waiting = scoring | ({upcoming} if upcoming else set())
+                    assert waiting, "the plan waits, but nothing is under way"
+                    ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    if upcoming in ended:
+                        outcome, upcoming, generated = upcoming.result(), None, time.monotonic()
+                        scoring.add(asyncio.create_task(self._score(known[outcome.task.prompt_id][0], outcome)))
+                    for task in ended & scoring:
+                        scoring.discard(task)
+                        self._take_in(plan, *task.result(), rollouts, collected)
         finally:
-            for task in scoring:
+            for task in scoring | ({upcoming} if upcoming else set()):
                 task.cancel()
-        for order in orders:
-            found = sorted(rollouts[order.prompt.id], key=lambda rollout: rollout.index)
+        for prompt_id, found in rollouts.items():
             if found:
-                collected.groups.append(RolloutGroup(order.prompt, order.tokens, found, order.weight))
-                self._remember(order.prompt.id, found)
+                found.sort(key=lambda rollout: rollout.index)
+                collected.groups.append(RolloutGroup(*known[prompt_id], found, 0.0))
+                self._remember(prompt_id, found)
         collected.generate_s, collected.reward_s = generated - started, time.monotonic() - generated
-        assert sum(len(g.rollouts) for g in collected.groups) + collected.failed == sum(o.rollouts for o in orders)
+        assert sum(len(g.rollouts) for g in collected.groups) + collected.failed == sum(drawn.values())
         return collected
 
-    def _tasks(self, orders: Sequence[Order], sampling: Sampling, version: int) -> list[RolloutTask]:
-        return [
-            RolloutTask(
-                id=next(self._ids),
-                prompt_id=order.prompt.id,
-                prompt_tokens=order.tokens,
-                rollouts=rollouts,
-                first_index=first,
-                seed=order.seed,
-                policy_version=version,
-                sampling=sampling,
-                timeout_s=self.rollout.task_timeout_s,
-                expected_tokens=self.lengths.get(order.prompt.id, float(sampling.max_tokens)),
-            )
-            for order in orders
-            for first, rollouts in split_rollouts(order.rollouts, self.rollout.split)
-        ]
+    def _tasks(
+        self,
+        taken: list[tuple[str, int]],
+        known: Mapping[str, tuple[Prompt, tuple[int, ...]]],
+        drawn: dict[str, int],
+        seeds: Seeds,
+        sampling: Sampling,
+        version: int,
+    ) -> list[RolloutTask]:
+        """Rollout tasks for what the plan asks for now; `drawn` counts a prompt's rollouts and gives them their index."""
+        tasks = []
+        for prompt_id, wanted in taken:
+            for first, part in split_rollouts(wanted, self.rollout.split):
+                tasks.append(
+                    RolloutTask(
+                        id=next(self._ids),
+                        prompt_id=prompt_id,
+                        prompt_tokens=known[prompt_id][1],
+                        rollouts=part,
+                        first_index=drawn[prompt_id] + first,
+                        seed=seeds(prompt_id),
+                        policy_version=version,
+                        sampling=sampling,
+                        timeout_s=self.rollout.task_timeout_s,
+                        expected_tokens=self.lengths.get(prompt_id, float(sampling.max_tokens)),
+                    )
+                )
+            drawn[prompt_id] += wanted
+        return tasks
+
+    @staticmethod
+    def _take_in(
+        plan: Plan,
+        scored: list[Rollout],
+        failures: list[Failure],
+        rollouts: dict[str, list[Rollout]],
+        collected: Collected,
+    ) -> None:
+        """Tells the plan what has come back of one task. Beliefs count rewards in [0, 1]: others are clipped for them."""
+        for failure in failures:
+            plan.lost(failure.prompt_id, failure.rollouts)
+        collected.failures += failures
+        if scored:
+            rewards = [min(1.0, max(0.0, rollout.reward)) for rollout in scored]
+            plan.observe(scored[0].prompt_id, rewards, float(sum(len(rollout.tokens) for rollout in scored)))
+            rollouts[scored[0].prompt_id] += scored
 
     async def _score(self, prompt: Prompt, outcome: Outcome) -> tuple[list[Rollout], list[Failure]]:
-        """The outcome's rollouts with rewards, and what could not be judged."""
+        """The outcome's rollouts with rewards, and what could not be had or judged."""
+        if outcome.failure:
+            return [], [Failure(prompt.id, outcome.task.rollouts, outcome.failure)]
         for rollout in outcome.rollouts:
             rollout.text = self.tokenizer.decode(rollout.tokens.tolist(), skip_special_tokens=True)
         verdicts = await self.scorer.score([(prompt.verifier, r.text, prompt.answer) for r in outcome.rollouts])

@@ -17,24 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from kray.collect import Collected, Collector, Failure, Order
+from kray.collect import Collected, Collector, Failure
 from kray.config import KrayConfig, flat, to_yaml
 from kray.evaluate import Evaluation, evaluate
-from kray.planner import Beliefs, KnapsackPlanner
+from kray.parts import engine_spec, load_parts
 from kray.planner.metrics import status, step_metrics
-from kray.prompts import PromptSampler, load_prompts
-from kray.prompts.tokenize import encode_all
-from kray.records import Allocation, DataError, KrayError, Sampling, derive_seed
+from kray.records import Allocation, KrayError, Sampling, derive_seed
 from kray.report import Summary, evaluation_line, sample_rows, start_line, step_line, step_record
 from kray.rewards.scorer import Scorer
-from kray.rollout.engine import EngineSpec
 from kray.rollout.pool import Pool, Published
 from kray.tracking import Tracker
 from kray.tracking.figures import budget_histogram, budgets_against_beliefs
 from kray.train.checkpoints import CheckpointStore, read_state
 from kray.train.group import LearnerGroup
-
-PROBE_TOKENS = 64
 
 
 @dataclass
@@ -135,7 +130,7 @@ class Driver:
         try:
             await self._load()
             await self._bring_up()
-            self.say(f"evaluating {len(self.test)} prompts x {self.config.evaluate.samples} responses")
+            self.say(f"evaluating {len(self.parts.test)} prompts x {self.config.evaluate.samples} responses")
             return await self._unless_stopped(self._evaluate())
         finally:
             await self._close("FINISHED")
@@ -166,32 +161,35 @@ class Driver:
 
     async def collect(self, step: int) -> tuple[Allocation, Collected]:
         """Plans the step, generates and judges its rollouts, and learns from the labels. Raises Stopped."""
-        chosen = [self.train[i] for i in self.sampler.take(step)]
+        chosen = [self.parts.train[i] for i in self.parts.sampler.take(step)]
         ids = [prompt.id for prompt, _ in chosen]
         self.previous_status = status(*self.planner.beliefs.last_visit(ids))
         started = time.monotonic()
-        allocation = self.planner.plan(ids)
+        plan = self.planner.begin(ids)
         self.plan_s = time.monotonic() - started
-        orders = [
-            Order(prompt, tokens, int(budget), derive_seed(self.config.run.seed, step, prompt.id), float(weight))
-            for (prompt, tokens), budget, weight in zip(chosen, allocation.budgets, allocation.weights, strict=True)
-        ]
         self.busy_before_s = self.pool.busy_s
+
+        def seeds(prompt_id: str) -> int:
+            return derive_seed(self.config.run.seed, step, prompt_id)
+
         try:
-            collected = await self._unless_stopped(self.collector.collect(orders, self._sampling(), self.state.step))
+            work = self.collector.collect(plan, chosen, seeds, self._sampling(), self.state.step)
+            collected = await self._unless_stopped(work)
         except BaseException:
             self.planner.withdraw()  # as if the step had never been planned
             raise
-        self._check_failures(collected.failures, int(allocation.budgets.sum()))
+        allocation = plan.allocation()
+        weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
         for group in collected.groups:
-            self.planner.observe(group.prompt.id, np.clip(group.rewards, 0.0, 1.0))
+            group.weight = weights[group.prompt.id]
+        self._check_failures(collected.failures, int(allocation.budgets.sum()) + collected.failed)
         return allocation, collected
 
     async def serve(self, version: int) -> float:
         """Every live engine proves the learner's weights; the largest gap in nats."""
         weights = await self.learners.weights()
-        logprobs = (await self.learners.logprobs([(self.probe[:1], self.probe[1:])]))[0]
-        return await self.pool.publish(Published(version, weights, self.probe, logprobs))
+        logprobs = (await self.learners.logprobs([(self.parts.probe[:1], self.parts.probe[1:])]))[0]
+        return await self.pool.publish(Published(version, weights, self.parts.probe, logprobs))
 
     async def evaluate(self, when: str = "") -> None:
         """Judges the policy on the test prompts, says and records it. Raises Stopped."""
@@ -218,53 +216,15 @@ class Driver:
     # -- beginning and end --------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        """Prompts, tokenizer, planner; nothing remote yet."""
-        from transformers import AutoConfig, AutoTokenizer
-
-        config = self.config
-        self.tokenizer = AutoTokenizer.from_pretrained(self.model_path)
-        self.vocabulary = int(AutoConfig.from_pretrained(self.model_path).get_text_config().vocab_size)
-        self.stop_ids = _stop_ids(self.model_path, self.tokenizer)
-        self.train = self._prompts("train")
-        self.test = self._prompts("test")
-        self.sampler = PromptSampler(
-            [prompt.id for prompt, _ in self.train], config.prompts.per_step, config.run.seed, config.prompts.shuffle
-        )
-        plan = config.plan
-        beliefs = Beliefs(plan.discount, plan.prior_alpha, plan.prior_beta, plan.fit_prior)
-        self.planner = KnapsackPlanner(plan.mode, plan.budget, plan.lower, plan.upper, beliefs)
-        self.probe = self._make_probe()
+        """Prompts, tokenizer, planner and, on resume, the state; nothing remote yet."""
+        self.parts = load_parts(self.config, self.model_path, self.say)
+        self.planner = self.parts.planner
         self.saved_step: int | None = None
         if self.checkpoint is not None:
             self.state = RunState.from_dict(read_state(self.checkpoint))
             self.planner.load_dict(self.state.planner)
             self.saved_step = self.state.step
         self.records: list[dict[str, float]] = []  # metrics of the steps since this start
-
-    def _prompts(self, part: str) -> list[tuple[Any, tuple[int, ...]]]:
-        source = getattr(self.config.prompts, part)
-        prompts = load_prompts(source, self.config.reward.verifier)
-        kept, dropped = encode_all(prompts, self.tokenizer, source, self.config.prompts.max_tokens)
-        limit = f"prompts.max_tokens is {self.config.prompts.max_tokens}"
-        if dropped:
-            self.say(
-                f"note: {len(dropped)} of {len(prompts)} {part} prompts dropped, longer than {limit}: {dropped[0]}"
-            )
-        if not kept:
-            raise DataError(f"prompts.{part}: no prompt is left of {len(prompts)}; {limit}")
-        return kept
-
-    def _make_probe(self) -> tuple[int, ...]:
-        """Fixed tokens on which engines must agree with the learner: the start of a prompt, then tokens at random."""
-        length = min(PROBE_TOKENS, self._context() - 1)  # the engine wants room for one more
-        start = list(self.test[0][1][: length // 2])
-        rng = np.random.default_rng(0)
-        return tuple(start + rng.integers(self.vocabulary, size=length - len(start)).tolist())
-
-    def _context(self) -> int:
-        return self.config.rollout.max_context_tokens or (
-            self.config.prompts.max_tokens + self.config.rollout.max_response_tokens
-        )
 
     async def _open_tracker(self) -> None:
         """Makes the run folder and MLflow's run."""
@@ -282,9 +242,9 @@ class Driver:
             resumed,
         )
         self.state.mlflow_run_id = self.tracker.mlflow_run_id
-        for part, pairs in (("train", self.train), ("test", self.test)):
+        for part, pairs in (("train", self.parts.train), ("test", self.parts.test)):
             self.tracker.log_dataset(part, [prompt for prompt, _ in pairs], part)
-        self.say(start_line(self.folder, self.config, len(self.train), len(self.test), resumed))
+        self.say(start_line(self.folder, self.config, len(self.parts.train), len(self.parts.test), resumed))
 
     async def _bring_up(self) -> None:
         """Starts learner, engines and scorer; returns when an engine serves the policy."""
@@ -299,10 +259,10 @@ class Driver:
             config.run.seed,
             config.rollout.temperature,
         )
-        self.pool = Pool(config.rollout, self._spec(), self.folder.name, self.say)
+        self.pool = Pool(config.rollout, engine_spec(config, self.model_path), self.folder.name, self.say)
         reward = config.reward
         self.scorer = Scorer(reward.verifier, dict(reward.options), reward.workers, reward.timeout_s)
-        self.collector = Collector(self.pool, self.scorer, self.tokenizer, config.rollout)
+        self.collector = Collector(self.pool, self.scorer, self.parts.tokenizer, config.rollout)
         self.collector.lengths = dict(self.state.lengths)
         self.pool.start()  # engines load while the learner does
         await self._unless_stopped(self.learners.start())
@@ -313,25 +273,6 @@ class Driver:
         self.say(
             f"{self.pool.serving} of {config.rollout.engines} engines and {config.train.ranks} learner ranks up after "
             f"{took_s:.0f} s; engine and learner agree to {gap:.1e} nats"
-        )
-
-    def _spec(self) -> EngineSpec:
-        rollout = self.config.rollout
-        transport = rollout.transport
-        if transport == "auto":
-            transport = "object_store"
-        return EngineSpec(
-            model_path=self.model_path,
-            dtype=self.config.model.dtype,
-            context_tokens=self._context(),
-            max_sequences=rollout.max_sequences,
-            cpus=rollout.cpus_per_engine,
-            gpus=rollout.gpus_per_engine,
-            kv_cache_gib=rollout.kv_cache_gib,
-            gpu_memory_share=rollout.gpu_memory_share,
-            eager=rollout.eager,
-            transport=transport,
-            seed=self.config.run.seed % 2**31,
         )
 
     def _summary(self) -> Summary:
@@ -348,7 +289,7 @@ class Driver:
             accuracy_before=self.state.accuracy_before,
             accuracy_after=last.accuracy if last else None,
             greedy_after=last.greedy if last else None,
-            test_prompts=len(self.test),
+            test_prompts=len(self.parts.test),
             effective_rollouts=mean("group/effective_ratio_rollouts"),
             effective_prompts=mean("group/effective_ratio_prompts"),
             shares={
@@ -376,15 +317,19 @@ class Driver:
 
     def _sampling(self) -> Sampling:
         rollout = self.config.rollout
-        return Sampling(rollout.max_response_tokens, rollout.temperature, rollout.top_p, rollout.top_k, self.stop_ids)
+        return Sampling(
+            rollout.max_response_tokens, rollout.temperature, rollout.top_p, rollout.top_k, self.parts.stop_ids
+        )
 
     async def _evaluate(self) -> Evaluation:
         config = self.config
         sampling = Sampling(
-            config.rollout.max_response_tokens, config.evaluate.temperature, stop_token_ids=self.stop_ids
+            config.rollout.max_response_tokens, config.evaluate.temperature, stop_token_ids=self.parts.stop_ids
         )
-        found = await evaluate(self.collector, self.test, config.evaluate, sampling, self.state.step, config.run.seed)
-        self._check_failures(found.failures, len(self.test) * (config.evaluate.samples + config.evaluate.greedy))
+        found = await evaluate(
+            self.collector, self.parts.test, config.evaluate, sampling, self.state.step, config.run.seed
+        )
+        self._check_failures(found.failures, len(self.parts.test) * (config.evaluate.samples + config.evaluate.greedy))
         return found
 
     def _check_failures(self, failures: Sequence[Failure], ordered: int) -> None:
@@ -428,7 +373,7 @@ class Driver:
             "pool/retries": self.pool.schedule.retried,
             "progress/rollouts": self.state.rollouts,
             "progress/tokens": self.state.tokens,
-            "progress/epoch": step * self.config.prompts.per_step / len(self.train),
+            "progress/epoch": step * self.config.prompts.per_step / len(self.parts.train),
             "throughput/rollouts_per_s": rollouts / times["step"],
             "throughput/tokens_per_s": tokens / times["step"],
             "memory/driver_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -469,19 +414,3 @@ class Driver:
 async def _timed(work: Any) -> tuple[Any, float]:
     started = time.monotonic()
     return await work, time.monotonic() - started
-
-
-def _stop_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end a response: the tokenizer's, and those of the model's generation config."""
-    from transformers import GenerationConfig
-
-    found = {tokenizer.eos_token_id}
-    try:
-        listed = GenerationConfig.from_pretrained(model_path).eos_token_id
-    except OSError:  # the model has none
-        listed = None
-    found |= set(listed) if isinstance(listed, list) else {listed}
-    found.discard(None)
-    if not found:
-        raise KrayError(f"model {model_path}: neither its tokenizer nor its generation config names an end of sequence")
-    return tuple(sorted(found))

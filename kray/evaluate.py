@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kray.collect import Collected, Collector, Failure, Order
+from kray.collect import Collected, Collector, Failure, Fixed
 from kray.config.schema import EvaluateConfig
 from kray.records import Prompt, Sampling, derive_seed
 
@@ -64,13 +64,16 @@ async def evaluate(
     seed: int,
 ) -> Evaluation:
     """Judges the served policy on (prompt, tokens) pairs. The same seed draws the same responses from the same policy."""
-    orders = [Order(p, t, settings.samples, derive_seed(seed, "evaluate", p.id)) for p, t in prompts]
-    sampled = await collector.collect(orders, sampling, version)
+    ids = [prompt.id for prompt, _ in prompts]
+
+    def seeds(prompt_id: str) -> int:
+        return derive_seed(seed, "evaluate", prompt_id)
+
+    sampled = await collector.collect(Fixed(ids, settings.samples), prompts, seeds, sampling, version)
     greedy: Collected | None = None
     if settings.greedy:
-        once = [Order(order.prompt, order.tokens, 1, 0) for order in orders]
         cold = Sampling(sampling.max_tokens, temperature=0.0, stop_token_ids=sampling.stop_token_ids)
-        greedy = await collector.collect(once, cold, version)
+        greedy = await collector.collect(Fixed(ids, 1), prompts, seeds, cold, version)
     return _summarise(sampled, greedy, settings.samples)
 
 

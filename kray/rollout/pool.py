@@ -107,24 +107,16 @@ class Pool:
         await self._until(lambda: self.serving > 0 and all(e.health.state is not State.STALE for e in live))
         return max(engine.gap for engine in self.engines if engine.health.state is State.SERVING)
 
+    def open(self) -> Session:
+        """A session in which tasks can be submitted while others run."""
+        return Session(self)
+
     async def run(self, tasks: Sequence[RolloutTask]) -> AsyncIterator[Outcome]:
         """Yields each task's outcome as it ends; every task ends exactly once. Leaving early cancels what is left."""
-        mine: asyncio.Queue[Outcome] = asyncio.Queue()
-        left = {task.id for task in tasks}
-        self._outcomes.update(dict.fromkeys(left, mine))
-        self.schedule.submit(tasks)
-        self._dispatch()
-        try:
-            while left:
-                try:
-                    outcome = await asyncio.wait_for(mine.get(), POLL_S)
-                except TimeoutError:
-                    self._fail_if_none_left()
-                    continue
-                left.discard(outcome.task.id)
-                yield outcome
-        finally:
-            self._cancel(left)
+        with self.open() as session:
+            session.submit(tasks)
+            while session.left:
+                yield await session.next()
 
     async def close(self) -> None:
         """Kills the engines; what they held is dropped."""
@@ -320,6 +312,40 @@ class Pool:
         if engine.actor is not None:
             ray.kill(engine.actor)
             engine.actor = None
+
+
+class Session:
+    """Work that belongs together: submitted bit by bit, and cancelled together when its `with` block is left early."""
+
+    def __init__(self, pool: Pool):
+        self._pool = pool
+        self._ended: asyncio.Queue[Outcome] = asyncio.Queue()
+        self.left: set[int] = set()  # ids of tasks whose outcome has not been handed out
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool._cancel(self.left)
+        self.left = set()
+
+    def submit(self, tasks: Sequence[RolloutTask]) -> None:
+        """Adds work. Tasks of one call are dispatched together."""
+        self.left |= {task.id for task in tasks}
+        self._pool._outcomes.update({task.id: self._ended for task in tasks})
+        self._pool.schedule.submit(tasks)
+        self._pool._dispatch()
+
+    async def next(self) -> Outcome:
+        """The next task that ends; only while some are left. Raises KrayError when no engine is left to run it."""
+        while True:
+            try:
+                outcome = await asyncio.wait_for(self._ended.get(), POLL_S)
+            except TimeoutError:
+                self._pool._fail_if_none_left()
+                continue
+            self.left.discard(outcome.task.id)
+            return outcome
 
 
 def _last_line(error: BaseException) -> str:

@@ -1,0 +1,111 @@
+"""What a run is made of before anything is started: tokenizer, prompts, sampler, planner, probe, an engine's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kray.config import KrayConfig
+from kray.planner import Beliefs, KnapsackPlanner
+from kray.prompts import PromptSampler, load_prompts
+from kray.prompts.tokenize import encode_all
+from kray.records import DataError, KrayError, Prompt
+from kray.rollout.engine import EngineSpec
+
+PROBE_TOKENS = 64
+
+Encoded = list[tuple[Prompt, tuple[int, ...]]]  # prompts with their tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """stop_ids: tokens that end a response. probe: tokens on which engines must agree with the learner."""
+
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    train: Encoded
+    test: Encoded
+    sampler: PromptSampler
+    planner: KnapsackPlanner
+    probe: tuple[int, ...]
+
+
+def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) -> Parts:
+    """Reads tokenizer and prompts. Raises DataError, KrayError."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    vocabulary = int(AutoConfig.from_pretrained(model_path).get_text_config().vocab_size)
+    train, test = (_encoded(config, part, tokenizer, say) for part in ("train", "test"))
+    ids = [prompt.id for prompt, _ in train]
+    plan, prompts = config.plan, config.prompts
+    beliefs = Beliefs(plan.discount, plan.prior_alpha, plan.prior_beta, plan.fit_prior)
+    return Parts(
+        tokenizer=tokenizer,
+        stop_ids=_stop_ids(model_path, tokenizer),
+        train=train,
+        test=test,
+        sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
+        planner=KnapsackPlanner(plan.mode, plan.budget, plan.lower, plan.upper, beliefs),
+        probe=_probe(test[0][1], vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
+    )
+
+
+def context_tokens(config: KrayConfig) -> int:
+    """Prompt and response together."""
+    return config.rollout.max_context_tokens or config.prompts.max_tokens + config.rollout.max_response_tokens
+
+
+def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
+    """What every engine of the run is started with."""
+    rollout = config.rollout
+    return EngineSpec(
+        model_path=model_path,
+        dtype=config.model.dtype,
+        context_tokens=context_tokens(config),
+        max_sequences=rollout.max_sequences,
+        cpus=rollout.cpus_per_engine,
+        gpus=rollout.gpus_per_engine,
+        kv_cache_gib=rollout.kv_cache_gib,
+        gpu_memory_share=rollout.gpu_memory_share,
+        eager=rollout.eager,
+        transport="object_store" if rollout.transport == "auto" else rollout.transport,
+        seed=config.run.seed % 2**31,
+    )
+
+
+def _encoded(config: KrayConfig, part: str, tokenizer: Any, say: Callable[[str], None]) -> Encoded:
+    source = getattr(config.prompts, part)
+    prompts = load_prompts(source, config.reward.verifier)
+    kept, dropped = encode_all(prompts, tokenizer, source, config.prompts.max_tokens)
+    limit = f"prompts.max_tokens is {config.prompts.max_tokens}"
+    if dropped:
+        say(f"note: {len(dropped)} of {len(prompts)} {part} prompts dropped, longer than {limit}; first {dropped[0]}")
+    if not kept:
+        raise DataError(f"prompts.{part}: no prompt is left of {len(prompts)}; {limit}")
+    return kept
+
+
+def _probe(start: tuple[int, ...], vocabulary: int, length: int) -> tuple[int, ...]:
+    """The start of a prompt, then tokens at random: fixed for a run, and sensitive to every layer."""
+    real = list(start[: length // 2])
+    return (*real, *np.random.default_rng(0).integers(vocabulary, size=length - len(real)).tolist())
+
+
+def _stop_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
+    """The tokenizer's end of sequence, and those of the model's generation config. Raises KrayError without any."""
+    from transformers import GenerationConfig
+
+    found = {tokenizer.eos_token_id}
+    try:
+        listed = GenerationConfig.from_pretrained(model_path).eos_token_id
+    except OSError:  # the model has none
+        listed = None
+    found |= set(listed) if isinstance(listed, list) else {listed}
+    found.discard(None)
+    if not found:
+        raise KrayError(f"model {model_path}: neither its tokenizer nor its generation config names an end of sequence")
+    return tuple(sorted(found))
