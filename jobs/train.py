@@ -69,14 +69,14 @@ def report(summary, config: str) -> None:
         for value in (summary.accuracy_before, summary.accuracy_after)
     )
     greedy = "" if summary.greedy_after is None else f" (greedy {summary.greedy_after:.3f})"
-    shares = ", ".join(f"{part} {share:.0%}" for part, share in summary.shares.items())
+    shares = ", ".join(f"{part} {share:.0%}" for part, share in summary.shares.items() if part != "idle")
     ending = f"stopped {summary.stopped}" if summary.stopped else "finished"
     print(
         f"\n{ending} after {summary.steps} of {summary.of_steps} steps, {duration(summary.elapsed_s)}, "
         f"{summary.rollouts:,} rollouts, {summary.tokens:,} tokens\n"
         f"  held-out accuracy     {before} before, {after} after{greedy}, on {summary.test_prompts} prompts\n"
         f"  effective gradients   {summary.effective_prompts:.0%} of prompts, {summary.effective_rollouts:.0%} of rollouts\n"
-        f"  time in steps         {shares}\n"
+        f"  time in steps         {shares} (an engine is idle for {summary.shares['idle']:.0%})\n"
         f"  engines lost          {summary.engine_deaths}\n"
         f"  results               {summary.folder}\n"
         f"  open them             {bin if summary.open_command.startswith('mlflow') else ''}{summary.open_command}\n"

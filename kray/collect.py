@@ -184,7 +184,7 @@ class Collector:
             plan.lost(failure.prompt_id, failure.rollouts)
         collected.failures += failures
         if scored:
-            rewards = [min(1.0, max(0.0, rollout.reward)) for rollout in scored]
+            rewards = [min(1.0, max(0.0, rollout.reward or 0.0)) for rollout in scored]
             plan.observe(scored[0].prompt_id, rewards, float(sum(len(rollout.tokens) for rollout in scored)))
             rollouts[scored[0].prompt_id] += scored
 

@@ -20,10 +20,10 @@ import numpy as np
 from kray.collect import Collected, Collector, Failure
 from kray.config import KrayConfig, flat, to_yaml
 from kray.evaluate import Evaluation, evaluate
-from kray.parts import engine_spec, load_parts
-from kray.planner.metrics import status, step_metrics
+from kray.parts import Parts, engine_spec, load_parts
+from kray.planner.metrics import STATUSES, status, step_metrics, transition_matrix
 from kray.records import Allocation, KrayError, Sampling, derive_seed
-from kray.report import Summary, evaluation_line, sample_rows, start_line, step_line, step_record
+from kray.report import Summary, evaluation_line, sample_rows, start_line, step_line, step_record, transition_rows
 from kray.rewards.scorer import Scorer
 from kray.rollout.pool import Pool, Published
 from kray.tracking import Tracker
@@ -65,14 +65,24 @@ class Stopped(Exception):
 class Driver:
     """Made by jobs/train.py and jobs/evaluate.py as a Ray actor; `run` or `judge` is called once."""
 
+    parts: Parts
+    tracker: Tracker
+    store: CheckpointStore
+    learners: LearnerGroup
+    pool: Pool
+    scorer: Scorer
+    collector: Collector
+
     def __init__(self, config: KrayConfig, model_path: str, run_folder: str, checkpoint: str, tags: dict[str, str]):
         """model_path: a Hugging Face folder or hub id. checkpoint: to go on from, "" for none. tags: for MLflow."""
         self.config, self.model_path, self.folder = config, model_path, Path(run_folder)
         self.checkpoint, self.tags = Path(checkpoint) if checkpoint else None, tags
         self.state = RunState()
         self.stop_reason = ""
-        self.running = False  # learner, pool and scorer have been made
-        self.tracker: Tracker | None = None
+        self.started = self.ready = False  # actors have been made; the learner holds the state's policy
+        self.saved_step: int | None = None
+        self.records: list[dict[str, float]] = []  # metrics of the steps since this start
+        self.transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
         self.last_evaluation: Evaluation | None = None  # of a policy that has been trained here
         self._stop = asyncio.Event()
         self._said: asyncio.Queue[str | None] = asyncio.Queue()
@@ -119,7 +129,7 @@ class Driver:
                 await self._train()
             except Stopped:
                 self.say(f"stopping after step {self.state.step}: {self.stop_reason}")
-            if self.running and self.saved_step != self.state.step:
+            if self.ready and self.saved_step != self.state.step:
                 await self.save()
             ending = "KILLED" if self.stop_reason else "FINISHED"
             return self._summary()
@@ -219,12 +229,10 @@ class Driver:
         """Prompts, tokenizer, planner and, on resume, the state; nothing remote yet."""
         self.parts = load_parts(self.config, self.model_path, self.say)
         self.planner = self.parts.planner
-        self.saved_step: int | None = None
         if self.checkpoint is not None:
             self.state = RunState.from_dict(read_state(self.checkpoint))
             self.planner.load_dict(self.state.planner)
             self.saved_step = self.state.step
-        self.records: list[dict[str, float]] = []  # metrics of the steps since this start
 
     async def _open_tracker(self) -> None:
         """Makes the run folder and MLflow's run."""
@@ -250,7 +258,7 @@ class Driver:
         """Starts learner, engines and scorer; returns when an engine serves the policy."""
         config = self.config
         started = time.monotonic()
-        self.running = True
+        self.started = True
         self.learners = LearnerGroup(
             config.train,
             config.model.dtype,
@@ -268,6 +276,7 @@ class Driver:
         await self._unless_stopped(self.learners.start())
         if self.checkpoint is not None:
             await self.learners.load(self.checkpoint / "learner")
+        self.ready = True
         gap = await self._unless_stopped(self.serve(self.state.step))
         took_s = time.monotonic() - started
         self.say(
@@ -294,22 +303,22 @@ class Driver:
             effective_prompts=mean("group/effective_ratio_prompts"),
             shares={
                 part: mean(f"timing_s/{part}") / mean("timing_s/step")
-                for part in ("generate", "reward", "update", "sync")
+                for part in ("generate", "reward", "update", "sync", "idle")
             },
             rollouts=self.state.rollouts,
             tokens=self.state.tokens,
             elapsed_s=self.state.elapsed_s,
-            engine_deaths=self.pool.deaths if self.running else 0,
+            engine_deaths=self.pool.deaths if self.started else 0,
             open_command=self.tracker.open_command,
         )
 
     async def _close(self, ending: str) -> None:
         """Ends what was started, in any state, and MLflow's run as `ending`."""
-        if self.running:
+        if self.started:
             await self.pool.close()
             self.learners.close()
             self.scorer.close()
-        if self.tracker is not None:
+        if hasattr(self, "tracker"):
             for missing in await asyncio.to_thread(self.tracker.finish, ending):
                 self.say(f"warning: {missing}")
 
@@ -363,7 +372,7 @@ class Driver:
         metrics = step_record(collected, update) | step_metrics(allocation, successes, trials, self.previous_status)
         busy_s = (self.pool.busy_s - self.busy_before_s) / self.config.rollout.engines
         times |= {"plan": self.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
-        times["idle"] = max(0.0, collected.generate_s - busy_s)
+        times["idle"] = times["step"] - busy_s
         metrics |= {f"timing_s/{name}": value for name, value in times.items()}
         rollouts = sum(len(group.rollouts) for group in collected.groups)
         tokens = sum(group.tokens for group in collected.groups)
@@ -379,16 +388,19 @@ class Driver:
             "memory/driver_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
         self.records.append(metrics)
+        self.transitions += transition_matrix(self.previous_status, status(successes, trials))
         self.tracker.log_step(step, metrics)
         if self._due(self.config.track.every):
             self._show(allocation, collected, successes, trials)
         return metrics
 
     def _show(self, allocation: Allocation, collected: Collected, successes: np.ndarray, trials: np.ndarray) -> None:
-        """The table of rollouts and the figures of the step."""
+        """The table of rollouts and the figures of the step, and how prompts have changed their status since the last."""
         step, config = self.state.step, self.config
         seed = derive_seed(config.run.seed, step, "samples")
         self.tracker.log_table(step, sample_rows(allocation, collected, config.track.samples, seed))
+        self.tracker.log_table(step, transition_rows(self.transitions), "transitions")
+        self.transitions[:] = 0
         observed = np.divide(successes, trials, out=np.full(len(trials), np.nan), where=trials > 0)
         figure = budgets_against_beliefs(allocation.expected_success, allocation.budgets, observed)
         self.tracker.log_figure(step, "budgets_against_beliefs", figure)

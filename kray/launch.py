@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import signal
@@ -170,7 +171,7 @@ def connect(config: KrayConfig) -> None:
     import ray
 
     if joins:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
     needed = config.rollout.engines * config.rollout.cpus_per_engine + config.train.ranks * config.train.cpus_per_rank
     ray.init(
@@ -178,7 +179,7 @@ def connect(config: KrayConfig) -> None:
         num_cpus=max(os.cpu_count() or 1, needed),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kray.config import KrayConfig
+from kray.planner.metrics import STATUSES
 from kray.records import Allocation
 
 if TYPE_CHECKING:  # jobs read reports without loading Ray
@@ -30,7 +31,7 @@ class Summary:
     test_prompts: int
     effective_rollouts: float  # mean over the steps: rollouts in mixed groups / rollouts
     effective_prompts: float  # mean over the steps: prompts with a mixed group / prompts
-    shares: dict[str, float]  # of the steps' time: generate, reward, update, sync
+    shares: dict[str, float]  # of the steps' time: generate, reward, update, sync; idle: of an engine's
     rollouts: int
     tokens: int
     elapsed_s: float  # in steps
@@ -93,6 +94,14 @@ def step_record(collected: Collected, update: dict[str, float]) -> dict[str, flo
         "completions/max_length": float(lengths.max()) if some else nan,
         "completions/clipped_ratio": float(cut.mean()) if some else nan,
     }
+
+
+def transition_rows(transitions: np.ndarray) -> list[dict[str, Any]]:
+    """Prompts by status at their last visit (rows) and at this one (columns), (5, 5) counts, as a table."""
+    return [
+        {"from": before} | dict(zip(STATUSES, row, strict=True))
+        for before, row in zip(STATUSES, transitions.tolist(), strict=True)
+    ]
 
 
 def sample_rows(allocation: Allocation, collected: Collected, count: int, seed: int) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import pytest
 from kray.config import load_config
 from kray.launch import drive
 from kray.records import KrayError
+from kray.tracking.metrics import documented
 from kray.train.checkpoints import newest, read_state
 
 pytestmark = pytest.mark.slow
@@ -50,7 +51,16 @@ def story(ray_local, warm_policy, tmp_path):
 
 def steps_of(folder: Path) -> list[dict]:
     """metrics.jsonl without what depends on the clock or the machine."""
-    clocked = ("time", "timing_s/", "memory/", "throughput/", "pool/", "train/update_s", "train/peak", "planner/seconds")
+    clocked = (
+        "time",
+        "timing_s/",
+        "memory/",
+        "throughput/",
+        "pool/",
+        "train/update_s",
+        "train/peak",
+        "planner/seconds",
+    )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not name.startswith(clocked)} for line in lines]
 
@@ -78,6 +88,7 @@ def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(story,
     straight, broken = (steps_of(tmp_path / name) for name in ("straight", "broken"))
     assert [line["step"] for line in straight] == [line["step"] for line in broken] == [0, 1, 2, 3, 4]
     assert straight == broken
+    assert {name for line in straight for name in line if name != "step" and not documented(name)} == set()
     ends = [read_state(newest(tmp_path / name)) for name in ("straight", "broken")]
     assert ends[0]["planner"] == ends[1]["planner"]
     assert same_weights(*(newest(tmp_path / name) for name in ("straight", "broken")))
@@ -89,7 +100,11 @@ def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(story,
     assert {"git_commit", "ray_job_id", "version.vllm", "version.torch"} <= set(run.data.tags)
     history = client.get_metric_history(run.info.run_id, "group/effective_ratio_prompts")
     assert [point.step for point in history] == [1, 2, 3, 4]
-    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "samples", "figures"}
+    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} >= {
+        "config.yaml",
+        "samples",
+        "figures",
+    }
     assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"train", "test"}
     rows = json.loads((tmp_path / "straight/samples/step-000002.json").read_text())
     assert {"prompt", "response", "reward", "belief", "budget"} <= set(rows["columns"])
@@ -112,7 +127,9 @@ def same_weights(one: Path, other: Path) -> bool:
         states.append(torch.load(flat, weights_only=False))
     tensors = [{name: value for name, value in state.items() if isinstance(value, torch.Tensor)} for state in states]
     assert len(tensors[0]) > 20
-    return tensors[0].keys() == tensors[1].keys() and all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    return tensors[0].keys() == tensors[1].keys() and all(
+        torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0]
+    )
 
 
 def test_an_engine_killed_in_the_middle_of_a_run_loses_nothing(story, tmp_path):
@@ -130,8 +147,15 @@ def test_an_engine_killed_in_the_middle_of_a_run_loses_nothing(story, tmp_path):
     thread = threading.Thread(target=kill)
     thread.start()
     summary = story(
-        "run", "rollout.engines=2", "train.ranks=2", "plan.mode=paper", "run.steps=10", "evaluate.every=0",
-        "rollout.max_response_tokens=40", "rollout.split=4", "plan.budget=96",
+        "run",
+        "rollout.engines=2",
+        "train.ranks=2",
+        "plan.mode=paper",
+        "run.steps=10",
+        "evaluate.every=0",
+        "rollout.max_response_tokens=40",
+        "rollout.split=4",
+        "plan.budget=96",
     )
     thread.join()
     assert killed.is_set()
@@ -176,11 +200,25 @@ def test_a_chat_model_trains_on_gsm8k(ray_local, tmp_path):
     config = load_config(
         "configs/gsm8k.yaml",
         [
-            f"model.path={model}", f"run.dir={tmp_path}", "run.steps=1", "model.dtype=float32", "prompts.per_step=4",
-            "plan.budget=8", f"prompts.train.path={GSM8K}/train.jsonl", f"prompts.test.path={GSM8K}/test.jsonl",
-            "prompts.train.limit=30", "prompts.test.limit=4", "rollout.max_response_tokens=8", "rollout.engines=1",
-            "rollout.gpus_per_engine=0", "train.gpus_per_rank=0", "train.ranks=1", "rollout.kv_cache_gib=0.2",
-            "rollout.max_sequences=16", "evaluate.samples=1", "prompts.max_tokens=600",
+            f"model.path={model}",
+            f"run.dir={tmp_path}",
+            "run.steps=1",
+            "model.dtype=float32",
+            "prompts.per_step=4",
+            "plan.budget=8",
+            f"prompts.train.path={GSM8K}/train.jsonl",
+            f"prompts.test.path={GSM8K}/test.jsonl",
+            "prompts.train.limit=30",
+            "prompts.test.limit=4",
+            "rollout.max_response_tokens=8",
+            "rollout.engines=1",
+            "rollout.gpus_per_engine=0",
+            "train.gpus_per_rank=0",
+            "train.ranks=1",
+            "rollout.kv_cache_gib=0.2",
+            "rollout.max_sequences=16",
+            "evaluate.samples=1",
+            "prompts.max_tokens=600",
         ],
     )
     summary = drive(config, str(model), tmp_path / "gsm8k", None, "run")
@@ -202,7 +240,10 @@ def chat_model(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
     )
     wrapped.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -210,8 +251,17 @@ def chat_model(folder: Path) -> Path:
     )
     wrapped.save_pretrained(folder)
     config = Qwen3Config(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=64, head_dim=32, max_position_embeddings=2048, eos_token_id=2, pad_token_id=0, bos_token_id=None,
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=64,
+        head_dim=32,
+        max_position_embeddings=2048,
+        eos_token_id=2,
+        pad_token_id=0,
+        bos_token_id=None,
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder

@@ -15,7 +15,15 @@ METRICS: dict[str, tuple[str, str]] = {
     "train/logprob_gap_max": ("nats", "largest |learner - engine| logprob of a sampled token"),
     "train/logprob_kl": ("nats", "estimated KL from the engines' to the learner's distribution"),
     "train/padding_ratio": ("ratio", "padding among the tokens that the learner computed on"),
-    "train/skipped": ("count", "optimizer steps skipped because a gradient was not finite or no group was mixed"),
+    "train/kl": ("nats", "estimated KL from the policy before the step's first optimizer step"),
+    "train/tokens": ("tokens", "response tokens trained on: those of mixed groups"),
+    "train/rows": ("rollouts", "rollouts trained on"),
+    "train/groups_ratio": ("ratio", "groups that were trained on"),
+    "train/optimizer_steps": ("count", "optimizer steps done in the step"),
+    "train/nonfinite": ("count", "optimizer steps skipped because the gradient was not finite"),
+    "train/skipped": ("0 or 1", "1 if the step did no optimizer step: no group was mixed, or no gradient finite"),
+    "train/update_s": ("s", "the update as the learner's rank 0 saw it"),
+    "train/peak_memory_gib": ("GiB", "peak memory of the largest learner rank: the GPU's, or resident without one"),
     "reward/mean": ("reward", "mean over the step's rollouts"),
     "reward/std": ("reward", "standard deviation over the step's rollouts"),
     "reward/failed": ("rollouts", "rollouts lost to data failures"),
@@ -27,15 +35,19 @@ METRICS: dict[str, tuple[str, str]] = {
     "budget/p50": ("rollouts", "median budget"),
     "budget/p99": ("rollouts", "99th percentile of the budgets"),
     "budget/max": ("rollouts", "largest budget"),
+    "budget/share_<status>": (
+        "ratio",
+        "rollouts given to prompts that were never_solved, hard (<= .2), medium, easy (>= .8), always_solved at their last "
+        "visit, or unlabelled",
+    ),
     "group/effective_ratio_rollouts": ("ratio", "rollouts that belong to a group with mixed rewards"),
     "group/effective_ratio_prompts": ("ratio", "prompts whose group has mixed rewards"),
-    "planner/value_planned": ("value", "sum over prompts of Value(N, p), expected by the plan"),
-    "planner/value_realised": ("value", "the same with the success rates seen in the step"),
-    "planner/calibration_error": ("ratio", "mean |expected - observed| success rate over prompts with a belief"),
-    "planner/seconds": ("s", "time to make the plan"),
+    "planner/value_planned": ("value", "sum over prompts of the expected Value(N, p) of their budget"),
+    "planner/value_realised": ("value", "sum over mixed groups of p (1 - p)^2 at the success rate seen in the step"),
+    "planner/brier": ("1", "mean squared error of the beliefs' success rate over the step's rollouts"),
     "pool/engines": ("engines", "engines that served the step"),
     "pool/restarts": ("count", "engine restarts so far in the run"),
-    "pool/retries": ("tasks", "rollout tasks given to another engine in the step"),
+    "pool/retries": ("tasks", "rollout tasks given to another engine so far in this start of the run"),
     "timing_s/plan": ("s", "planning"),
     "timing_s/generate": ("s", "generation, first task out to last rollout in"),
     "timing_s/reward": ("s", "waiting for rewards after the last rollout"),
@@ -43,7 +55,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "timing_s/sync": ("s", "sending weights to the engines and proving them"),
     "timing_s/evaluate": ("s", "evaluation"),
     "timing_s/checkpoint": ("s", "saving a checkpoint"),
-    "timing_s/idle": ("s", "mean time that an engine had nothing to do during generation"),
+    "timing_s/idle": ("s", "time of the step in which an engine did not generate, mean over engines"),
     "timing_s/step": ("s", "the whole step"),
     "progress/rollouts": ("rollouts", "rollouts since the run began"),
     "progress/tokens": ("tokens", "response tokens since the run began"),
@@ -52,11 +64,18 @@ METRICS: dict[str, tuple[str, str]] = {
     "throughput/tokens_per_s": ("tokens/s", "response tokens, of the whole step"),
     "eval/accuracy": ("ratio", "mean success of sampled responses to the test prompts"),
     "eval/greedy_accuracy": ("ratio", "success of one greedy response to each test prompt"),
-    "eval/pass_at_k": ("ratio", "test prompts that one of evaluate.samples responses solves"),
-    "memory/driver_gib": ("GiB", "resident memory of the driver process"),
-    "memory/learner_gib": ("GiB", "peak memory of a learner rank: the GPU's, or resident without one"),
+    "eval/accuracy_se": ("ratio", "standard error of eval/accuracy over prompts"),
+    "eval/pass_at_<k>": ("ratio", "probability that one of k sampled responses solves a test prompt, without bias"),
+    "eval/mean_length": ("tokens", "mean length of sampled responses"),
+    "eval/failed": ("responses", "lost to data failures"),
+    "memory/driver_gib": ("GiB", "peak resident memory of the driver process"),
     "tracking/nonfinite": ("count", "metrics of the step that were not finite and are left out"),
 }
+
+
+def documented(name: str) -> bool:
+    """Whether METRICS has the name, perhaps as a pattern such as eval/pass_at_<k>."""
+    return name in METRICS or any("<" in known and name.startswith(known.partition("<")[0]) for known in METRICS)
 
 
 def describe() -> str:

@@ -27,7 +27,9 @@ def job(name: str, *arguments: str, limit_s: float = 120.0) -> subprocess.Comple
 def test_check_prints_what_would_run_and_starts_nothing(tmp_path):
     done = job("train", "--config", QUICK, "--check", "plan.budget=320", f"run.dir={tmp_path}/runs")
     assert done.returncode == 0, done.stderr
-    table = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in done.stdout.splitlines() if re.search(r"\S\s{2,}\S", line))
+    table = dict(
+        re.split(r"\s{2,}", line, maxsplit=1) for line in done.stdout.splitlines() if re.search(r"\S\s{2,}\S", line)
+    )
     assert table["rollouts a step"] == "320"
     assert table["mean rollouts per prompt"].startswith("5.0")
     assert table["engines"] == "1 x {CPU: 1}"
@@ -89,12 +91,19 @@ def test_submit_starts_a_head_trains_stops_on_ctrl_c_and_evaluates(tmp_path, war
         "MLFLOW_TRACKING_URI": "",
     }
     small = [
-        "model.tiny=null", f"model.path={warm_policy}", f"run.dir={tmp_path}/runs", "prompts.train.size=128",
-        "prompts.test.size=16", "evaluate.every=0", "evaluate.samples=2",
+        "model.tiny=null",
+        f"model.path={warm_policy}",
+        f"run.dir={tmp_path}/runs",
+        "prompts.train.size=128",
+        "prompts.test.size=16",
+        "evaluate.every=0",
+        "evaluate.samples=2",
     ]
     command = [sys.executable, "jobs/submit.py", "jobs/train.py", "--config", "configs/quickstart.yaml", *small]
     try:
-        running = subprocess.Popen([*command, "run.steps=100000"], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
+        running = subprocess.Popen(
+            [*command, "run.steps=100000"], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE
+        )
         said = []
         for line in running.stdout:
             said.append(line)
@@ -109,8 +118,12 @@ def test_submit_starts_a_head_trains_stops_on_ctrl_c_and_evaluates(tmp_path, war
         done_steps = int(re.search(r"stopped by SIGTERM after (\d+) of", text)[1])
 
         more = subprocess.run(
-            [*command, f"run.steps={done_steps + 2}", "resume=auto"], cwd=ROOT, env=environment, capture_output=True,
-            text=True, timeout=180,
+            [*command, f"run.steps={done_steps + 2}", "resume=auto"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
         )
         assert more.returncode == 0, more.stdout + more.stderr
         assert "starting a head" not in more.stdout

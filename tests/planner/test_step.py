@@ -160,7 +160,7 @@ def test_online_takes_the_best_rollout_now():
                 assert floors or gains[ids.index(prompt)] == pytest.approx(gains.max(), rel=1e-9)
                 counts[prompt] += rollouts
                 flying += [prompt] * rollouts
-            if len(flying) >= 20 or step.take(0) == [] and sum(counts.values()) == 90:
+            if len(flying) >= 20 or (step.take(0) == [] and sum(counts.values()) == 90):
                 prompt = flying.pop(0)
                 step.observe(prompt, float(rng.random() < rates[prompt]))
         assert sum(counts.values()) == 90

@@ -214,7 +214,7 @@ def test_an_engine_that_serves_other_weights_than_the_learners_is_ended(ray_loca
         finally:
             await pool.close()
 
-    with pytest.raises(KrayError, match="no engine is left.*not the learner's"):
+    with pytest.raises(KrayError, match=r"no engine is left.*not the learner's"):
         asyncio.run(story())
     assert sum("not the learner's" in line for line in lines) == 2
 
