@@ -155,7 +155,10 @@ class Pool:
             "max_concurrency": 8,
             "runtime_env": {"env_vars": self.spec.environment()},
         }
-        engine.actor = ray.remote(Engine).options(**options).remote(self.spec)
+        try:
+            engine.actor = ray.remote(Engine).options(**options).remote(self.spec)
+        except ValueError as error:  # the name of an actor that is still dying
+            raise EngineLost(str(error)) from error
         await self._call(engine, "start", self.rollout.start_timeout_s)
         engine.health.started()
         self._changed.set()

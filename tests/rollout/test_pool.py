@@ -224,7 +224,7 @@ def test_a_prompt_that_no_engine_can_run_fails_alone_and_a_slow_task_is_given_up
     good, long, *_ = tasks(2)
     changed = {"id": 7, "prompt_id": "long", "prompt_tokens": (5,) * 500}
     long = RolloutTask(**{name: getattr(long, name) for name in long.__slots__} | changed)
-    late = list(tasks(1, rollouts=64, max_tokens=110, first_id=50, timeout_s=0.0))
+    late = list(tasks(1, rollouts=1500, max_tokens=110, first_id=50, timeout_s=0.0))  # many seconds of work
 
     async def story():
         pool = make_pool(tied_policy, 1, "refused", max_attempts=1)
