@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kray.plan_rules import MODES, NEED_LABELS
 from kray.planner import baselines
 from kray.planner.baselines import PlanRequest
 from kray.planner.beliefs import Beliefs
@@ -20,7 +21,7 @@ from kray.planner.greedy import Greedy, Purse
 from kray.planner.marginals import make_marginal
 from kray.planner.mixtures import CobaValue, GrpoValue
 from kray.planner.rules import Commit, Online, Respend, Rounds, Rule, Waves, fill
-from kray.planner.settings import MODES, NEED_LABELS, Settings, make_beliefs
+from kray.planner.settings import Settings, make_beliefs
 from kray.planner.solver import solve
 from kray.planner.step import Start, StepPlan, ids_of
 from kray.planner.values import BetaValue, Value

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kray.plan_rules import RESPEND
 from kray.planner.beliefs import Beliefs
 from kray.planner.greedy import Purse
 from kray.planner.marginals import rising
 from kray.planner.rules import Rule
-from kray.planner.settings import RESPEND, Settings
+from kray.planner.settings import Settings
 from kray.planner.solver import solve
 from kray.planner.values import BetaValue, Value
 from kray.records import Allocation

@@ -126,7 +126,7 @@ def test_a_saved_planner_makes_the_same_plans():
         (r"plan\.budget=100 is more than plan\.upper=8", {"upper": 8}, 4, 100),
         (r"plan\.budget=-1", {"budget": -1}, 1, None),
         (r"plan\.budget=2\.5", {}, 1, 2.5),
-        (r"plan\.lower=9 is more than plan\.upper=8", {"lower": 9, "upper": 8}, 1, None),
+        (r"plan\.lower 9 is above plan\.upper 8", {"lower": 9, "upper": 8}, 1, None),
     ],
 )
 def test_what_cannot_be_met_is_named_and_changes_nothing(match, arguments, m, budget):
