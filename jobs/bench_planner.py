@@ -14,6 +14,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +38,34 @@ def best_of(times: int, work: Callable[[], Any]) -> float:
 
 def dynamic_programme() -> Callable[..., float]:
     spec = importlib.util.spec_from_file_location("reference", REFERENCE)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.exact_optimum
 
 
+def solve_grpo(alpha: np.ndarray, beta: np.ndarray, budget: int) -> np.ndarray:
+    return solve(GrpoValue(alpha, beta), budget)
+
+
 def static_rows(quick: bool) -> list[dict[str, float]]:
-    """Seconds of `solve` and of a whole `begin` for M prompts and 8 M rollouts; of the dynamic programme where bearable."""
+    """Seconds of `solve` and of a whole `plan` for M prompts and 8 M rollouts; of the dynamic programme where bearable."""
     exact, rows = dynamic_programme(), []
     for m in (64, 256, 512, 4096, 65536) if quick else (64, 256, 512, 4096, 65536, 1_000_000):
         rng = np.random.default_rng(0)
         alpha, beta = rng.uniform(0.1, 9, (2, m))
         value, budget, times = BetaValue(alpha, beta), (16 if m == 512 else 8) * m, 5 if m < 1e5 else 1
-        row = {"prompts": m, "budget": budget, "solve_s": best_of(times, lambda v=value, b=budget: solve(v, b))}
+        row = {"prompts": m, "budget": budget, "solve_s": best_of(times, partial(solve, value, budget))}
         if m <= (256 if quick else 512):
             low, high = np.full(m, 2), np.full(m, 128)
-            row["dynamic_programme_s"] = best_of(1, lambda v=value, b=budget, lo=low, hi=high: exact(v, b, lo, hi))
+            row["dynamic_programme_s"] = best_of(1, partial(exact, value, budget, low, high))
         if m <= 65536:
-            row["solve_grpo_s"] = best_of(1, lambda a=alpha, z=beta, b=budget: solve(GrpoValue(a, z), b))
+            row["solve_grpo_s"] = best_of(1, partial(solve_grpo, alpha, beta, budget))
         planner, ids = KnapsackPlanner("static", budget, beliefs=Beliefs()), [f"p{i}" for i in range(m)]
         for prompt in ids[:1000]:
             planner.observe(prompt, rng.integers(0, 2, 8))
-        row["begin_s"] = best_of(1, lambda p=planner, i=ids: p.begin(i).take(None))
+        row["plan_s"] = best_of(1, partial(planner.plan, ids))
         rows.append(row)
         print("  ".join(f"{k} {v:.6g}" for k, v in row.items()), flush=True)
     return rows

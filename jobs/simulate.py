@@ -25,7 +25,7 @@ import numpy as np
 
 from kray.records import ConfigError, DataError, KrayError
 from kray.simulate.populations import SHAPES, find_population
-from kray.simulate.study import PLANS, correlations, curve, figure, study, summary, table
+from kray.simulate.study import PLANS, WIDER, correlations, curve, figure, study, summary, table, title
 from kray.simulate.world import World
 
 
@@ -49,6 +49,9 @@ def main() -> int:
     parser.add_argument(
         "--noise", type=float, default=World.noise, help="of a rollout's gradient (default: %(default)s)"
     )
+    parser.add_argument(
+        "--rate", type=float, default=World.rate, help="of learning; 0: drift alone (default: %(default)s)"
+    )
     parser.add_argument("--figure", help="write a PNG to this file (with the population's name if there are several)")
     parser.add_argument("--json", help="write all figures of all seeds to this file")
     arguments = parser.parse_args()
@@ -61,25 +64,25 @@ def main() -> int:
     if unknown:
         raise ConfigError(f"--modes {unknown[0]} is not one of {', '.join(plans)}")
     plans = {name: plans[name] for name in dict.fromkeys(["uniform", *wanted])}
-    out = {"python": platform.python_version(), "numpy": np.__version__, "settings": vars(arguments), "results": {}}
+    results: dict[str, object] = {}
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    out = {**versions, "settings": vars(arguments), "results": results}
     names = arguments.population or list(SHAPES)
     for name in names:
         started = time.monotonic()
         world = World(
             find_population(name), arguments.prompts, arguments.per_step, arguments.rollouts, arguments.steps,
-            arguments.in_flight, noise=arguments.noise, unit=arguments.unit,
+            arguments.in_flight, rate=arguments.rate, noise=arguments.noise, unit=arguments.unit,
         )  # fmt: skip
         found = study(world, plans, arguments.seeds)
-        title = (
-            f"{name}: {world.prompts} prompts, {world.per_step} x {world.rollouts} rollouts a step, equal {world.unit}"
-        )
-        print(f"\n{title}, {arguments.seeds} seeds, {time.monotonic() - started:.0f} s\n{table(found)}")
-        predicts = correlations(found, ["dynamic_sampling", "online, 2x candidates"])
+        head = title(name, world, arguments.seeds)
+        print(f"\n{head} ({time.monotonic() - started:.0f} s)\n{table(found)}")
+        predicts = correlations(found, WIDER)
         print("correlation with learned over modes: " + ", ".join(f"{key} {r:.2f}" for key, r in predicts.items()))
-        out["results"][name] = {"seeds": found, "summary": summary(found), "correlations": predicts}
+        results[name] = {"seeds": found, "summary": summary(found), "correlations": predicts}
         if arguments.figure:
             path = Path(arguments.figure)
-            figure(found, title).savefig(path if len(names) == 1 else path.with_stem(f"{path.stem}-{Path(name).stem}"))
+            figure(found, head).savefig(path if len(names) == 1 else path.with_stem(f"{path.stem}-{Path(name).stem}"))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(out, indent=1) + "\n")
     return 0

@@ -34,28 +34,39 @@ PLANS: dict[str, dict[str, Any]] = {
     "dynamic_sampling": {"mode": "dynamic_sampling"},
     "weight_only": {"mode": "weight_only"},
     "static": {"mode": "static"},
-    "static, V*": {"mode": "static", "value": "grpo"},
+    "static V*": {"mode": "static", "value": "grpo"},
     "rounds": {"mode": "rounds"},
     "online": {"mode": "online"},
-    "online, V*": {"mode": "online", "value": "grpo"},
-    "online, stop at mixed": {"mode": "online", "marginal": "stop_at_mixed"},
-    "online, hybrid": {"mode": "online", "marginal": "hybrid"},
-    "online, target 8": {"mode": "online", "marginal": "target_size", "target_size": 8},
-    "uniform, 2x prompts": {"mode": "uniform", "wide": 2},
-    "static, 2x prompts": {"mode": "static", "wide": 2},
-    "online, 2x candidates": {"mode": "online", "candidates": 2.0},
-    "oracle (knows p)": {"mode": "oracle"},
+    "online V*": {"mode": "online", "value": "grpo"},
+    "online stop_at_mixed": {"mode": "online", "marginal": "stop_at_mixed"},
+    "online hybrid": {"mode": "online", "marginal": "hybrid"},
+    "online target_size 8": {"mode": "online", "marginal": "target_size", "target_size": 8},
+    "uniform 2x prompts": {"mode": "uniform", "wide": 2},
+    "static 2x prompts": {"mode": "static", "wide": 2},
+    "online 2x candidates": {"mode": "online", "candidates": 2.0},
+    "oracle": {"mode": "oracle"},
 }
+
+
+WIDER = ("dynamic_sampling", "uniform 2x prompts", "static 2x prompts", "online 2x candidates")  # other prompts a step
+
+
+def title(name: str, world: World, seeds: int) -> str:
+    """What was simulated, for heads of tables and figures."""
+    size = f"{world.prompts} prompts, {world.per_step} x {world.rollouts} rollouts a step"
+    return (
+        f"{name}: {size}, {world.in_flight:g} of them in flight, {world.steps} steps, equal {world.unit}, {seeds} seeds"
+    )
 
 
 def curve() -> dict[str, dict[str, Any]]:
     """The trade-off between teaching many prompts and teaching them well: marginal, value, target size, floor."""
-    plans: dict[str, dict[str, Any]] = {"uniform": {"mode": "uniform"}, "oracle (knows p)": {"mode": "oracle"}}
+    plans: dict[str, dict[str, Any]] = {"uniform": {"mode": "uniform"}, "oracle": {"mode": "oracle"}}
     for floor in (2, 3, 4, 6):
         for marginal in ("expected_gain", "hybrid", "stop_at_mixed"):
-            plans[f"{marginal}, floor {floor}"] = {"mode": "online", "marginal": marginal, "lower": floor}
+            plans[f"{marginal} floor {floor}"] = {"mode": "online", "marginal": marginal, "lower": floor}
         for value in ("grpo", "coba"):
-            plans[f"{value}, floor {floor}"] = {"mode": "online", "value": value, "lower": floor}
+            plans[f"{value} floor {floor}"] = {"mode": "online", "value": value, "lower": floor}
     for size in (4, 6, 12, 16, 32):
         plans[f"target_size {size}"] = {"mode": "online", "marginal": "target_size", "target_size": size}
     return plans
@@ -126,27 +137,31 @@ def correlations(found: Mapping[str, Mapping[str, Sequence[float]]], skip: Seque
     """Correlation over plans of each figure's mean with what was learned: which one predicts it."""
     plans = [name for name in found if name not in skip]
     learned = [float(np.mean(found[name]["learned"])) for name in plans]
-    keys = ("value", "realised", "effective_prompts", "effective_rollouts", "hit_rare")
-    return {
-        key: float(np.corrcoef([float(np.mean(found[name][key])) for name in plans], learned)[0, 1]) for key in keys
-    }
+    out = {}
+    for key in ("value", "realised", "effective_prompts", "effective_rollouts", "hit_rare"):
+        means = [float(np.mean(found[name][key])) for name in plans]
+        varies = len(plans) > 2 and np.std(means) > 0 and np.std(learned) > 0
+        out[key] = float(np.corrcoef(means, learned)[0, 1]) if varies else float("nan")
+    return out
 
 
 def figure(found: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Figure:
-    """What was learned against three candidate figures of merit, a point a plan with 95 % intervals over seeds."""
+    """What was learned, less uniform's (paired, 95 % over seeds), against three candidate figures of merit; a point a plan."""
     from matplotlib.figure import Figure as Canvas
 
-    picture = Canvas(figsize=(15, 5.2), layout="constrained")
+    picture = Canvas(figsize=(15, 5.4), layout="constrained")
     axes = picture.subplots(1, 3, sharey=True)
     rows = summary(found)
     for axis, key in zip(axes, ("value", "effective_prompts", "effective_rollouts"), strict=True):
-        for i, (name, row) in enumerate(rows.items()):
-            (x, dx), (y, dy) = row[key], row["learned"]
+        for number, (name, row) in enumerate(rows.items(), 1):
+            x, (y, dy) = row[key][0], row["learned_difference"]
             colour = "#D55E00" if name == "uniform" else "#009E73" if "oracle" in name else "#0072B2"
-            axis.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", ms=4, lw=0.8, color=colour)
-            axis.annotate(name, (x, y), xytext=(4, 3 if i % 2 else -9), textcoords="offset points", fontsize=6.5)
+            axis.errorbar(x, y, yerr=dy, fmt="o", ms=4, lw=0.8, color=colour, label=f"{number} {name}")
+            axis.annotate(str(number), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        axis.axhline(0, lw=0.6, color="#8a8a8a")
         axis.set_xlabel(FIGURES[key][1], fontsize=8)
         axis.grid(alpha=0.25)
-    axes[0].set_ylabel(FIGURES["learned"][1], fontsize=8)
+    axes[0].set_ylabel("gain in mean success rate, less uniform's", fontsize=8)
+    picture.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
     picture.suptitle(title, fontsize=10)
     return picture
