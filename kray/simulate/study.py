@@ -21,6 +21,7 @@ FIGURES = {  # figure -> (column head, unit and meaning); per-step figures are m
     "effective_rollouts": ("mixed/rollouts", "rollouts in mixed groups / all rollouts"),
     "hit_rare": ("hit p<.1", "prompts with 0 < p < .1 that succeed at least once"),
     "largest": ("largest", "largest budget of a prompt, rollouts"),
+    "mixed": ("mixed/step", "mixed groups in a step"),
     "rollouts_a_step": ("rollouts/step", "rollouts of one step"),
     "planner_ms": ("plan ms", "planner's time a step, milliseconds"),
 }
@@ -44,11 +45,24 @@ PLANS: dict[str, dict[str, Any]] = {
     "uniform 2x prompts": {"mode": "uniform", "wide": 2},
     "static 2x prompts": {"mode": "static", "wide": 2},
     "online 2x candidates": {"mode": "online", "candidates": 2.0},
+    "online until mixed enough": {
+        "mode": "online",
+        "marginal": "target_size",
+        "candidates": 3.0,
+        "target_groups": -1,
+        "most": 3,
+    },
     "oracle": {"mode": "oracle"},
 }
 
 
-WIDER = ("dynamic_sampling", "uniform 2x prompts", "static 2x prompts", "online 2x candidates")  # other prompts a step
+WIDER = (
+    "dynamic_sampling",
+    "uniform 2x prompts",
+    "static 2x prompts",
+    "online 2x candidates",
+    "online until mixed enough",
+)  # other prompts a step
 
 
 def title(name: str, world: World, seeds: int) -> str:

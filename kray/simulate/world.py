@@ -71,7 +71,8 @@ class Tally:
 def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
     """Runs one plan on one seed; figures as in `FIGURES` of study.py.
 
-    plan: keys of Settings; mode may be `oracle`, and `wide` multiplies the prompts, not the rollouts, of a step.
+    plan: keys of Settings; mode may be `oracle`; `wide` multiplies the prompts, not the rollouts, of a step, `most` the
+    rollouts that a step may spend; target_groups -1 means as many as the step has prompts.
 
     Every plan on the same seed meets the same prompts in the same order. The run ends when the rollouts (or tokens) of
     `steps` whole budgets are spent, so that modes with larger steps get fewer of them.
@@ -128,7 +129,12 @@ def _planner(world: World, plan: dict[str, Any], mean_tokens: float) -> Knapsack
         plan = {"candidates": 3.0} | plan
     unit = world.unit if plan["mode"] != "dynamic_sampling" else "rollouts"
     sizes: dict[str, Any] = {"budget": world.budget, "unit": unit, "token_budget": int(world.budget * mean_tokens)}
+    most = plan.pop("most", 1)
     plan = sizes | plan
+    if plan.get("target_groups", 0) < 0:
+        plan["target_groups"] = world.per_step
+    plan["budget"] *= most
+    plan["token_budget"] *= most
     return KnapsackPlanner(beliefs=Beliefs(world.discount), **plan)
 
 
@@ -227,6 +233,7 @@ def _measure(p: np.ndarray, budgets: np.ndarray, passed: np.ndarray) -> dict[str
         "effective_rollouts": float(budgets[mixed].sum()) / total,
         "hit_rare": float((passed[rare] > 0).mean()) if rare.any() else float("nan"),
         "largest": float(budgets.max()),
+        "mixed": float(mixed.sum()),
         "rollouts": total,
     }
 

@@ -319,6 +319,21 @@ def test_candidates_may_stay_without_rollouts_but_never_those_that_are_due(mode,
         np.testing.assert_array_equal(step.allocation().weights > 0, budgets > 0)
 
 
+def test_a_step_ends_when_enough_groups_are_mixed_and_not_long_after():
+    rng = np.random.default_rng(3)
+    rates = {f"p{i}": float(p) for i, p in enumerate(rng.uniform(0.2, 0.8, 60))}
+    spent = {}
+    for target in (5, 20):
+        planner = KnapsackPlanner(
+            "online", 400, candidates=3, target_groups=target, marginal="target_size", in_flight=16
+        )
+        step = planner.begin(list(rates))
+        drive(step, rates, np.random.default_rng(4), room=16)
+        assert target <= step.mixed <= target + 8
+        spent[target] = step.allocation().budgets.sum()
+    assert spent[5] < spent[20] < 400
+
+
 def test_admission_without_labels_is_the_concave_envelope():
     planner = KnapsackPlanner("static", 60, 2, 128, candidates=3)
     planner.beliefs.fit_prior = False
