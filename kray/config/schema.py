@@ -102,6 +102,7 @@ class PlanConfig:
     prior_beta: float = 1.0
     fit_prior: bool = True  # empirical Bayes: refit the prior to the population as labels arrive
     prior_by: str = ""  # source, or a metadata field such as difficulty: its prompts share a prior; empty: all do
+    prior_features: bool = False  # a prior learned from prompt features; acts only while it wins on held-out labels
     refit_every: int = 1  # steps between fits of the prior (one takes 0.1 s for a million prompts)
 
 

@@ -63,11 +63,19 @@ class Beliefs:
         """Prompts seen."""
         return len(self._row)
 
-    def posterior(self, prompt_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(alpha (M,), beta (M,)) float64; the prior for prompts never seen, which stay unseen."""
+    def posterior(
+        self, prompt_ids: Sequence[str], prior: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(alpha (M,), beta (M,)) float64; the prior for prompts never seen, which stay unseen.
+
+        prior: (alpha (M,), beta (M,)) to use instead of the fitted ones.
+        """
+        if prior is not None:
+            rows = self._find(prompt_ids)
+            return prior[0] + _at(self._successes, rows), prior[1] + _at(self._failures, rows)
         priors = np.tile([self.prior_alpha, self.prior_beta], (len(self._labels), 1))
-        for number, prior in self._priors.items():
-            priors[number] = prior
+        for number, fitted in self._priors.items():
+            priors[number] = fitted
         rows = self._find(prompt_ids)
         mine = priors[_at(self._label_of, rows)]
         return mine[:, 0] + _at(self._successes, rows), mine[:, 1] + _at(self._failures, rows)
@@ -121,6 +129,10 @@ class Beliefs:
         rows = self._find(prompt_ids)
         trials, successes = _at(self._last_trials, rows), _at(self._last_successes, rows)
         return np.where(trials > 0, successes, np.nan), trials
+
+    def last_labels(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(successes, trials) of the latest visit with labels, by row, (K,) each; 0 trials: none."""
+        return self._last_successes[rows], self._last_trials[rows]
 
     def visits(self, prompt_ids: Sequence[str]) -> np.ndarray:
         """Visits begun, (M,) int64."""

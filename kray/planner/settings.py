@@ -29,6 +29,7 @@ class Settings:
     candidates: float = 1.0
     target_groups: int = 0
     refit_every: int = 1
+    prior_features: bool = False
 
     def __post_init__(self) -> None:
         for key, known in (("mode", MODES), ("value", VALUES), ("marginal", MARGINALS), ("weights", WEIGHTS)):
