@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from kray import plan_rules
 from kray.config.schema import KrayConfig, SourceConfig
 from kray.records import ConfigError
 
 RULES: dict[str, Callable[[float], bool]] = {
     "at least 1": lambda value: value >= 1,
+    "at least 2": lambda value: value >= 2,
     "at least 0": lambda value: value >= 0,
     "above 0": lambda value: value > 0,
     "in [0, 1]": lambda value: 0 <= value <= 1,
@@ -31,14 +33,16 @@ LIMITS: dict[str, str] = {
         model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
         model.tiny.batch_size plan.budget plan.lower plan.upper rollout.engines rollout.max_response_tokens
         rollout.max_sequences rollout.split rollout.max_attempts reward.workers train.ranks train.updates
-        train.microbatch_tokens track.every
+        train.microbatch_tokens track.every plan.rounds plan.candidates plan.max_wait plan.refit_every
         """,
     "at least 0": """
         run.seed run.checkpoint_every model.tiny.warmup_steps model.tiny.seed prompts.train.limit prompts.test.limit
         prompts.train.seed prompts.test.seed rollout.cpus_per_engine rollout.gpus_per_engine rollout.max_context_tokens
         rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps
         train.weight_decay train.grad_clip train.clip_high evaluate.every evaluate.samples track.samples
+        plan.token_budget plan.in_flight plan.pilot plan.target_groups
         """,
+    "at least 2": "plan.target_size",
     "above 0": """
         model.tiny.lr plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib rollout.task_timeout_s
         rollout.start_timeout_s rollout.sync_timeout_s reward.timeout_s train.eps train.timeout_s evaluate.temperature
@@ -53,7 +57,11 @@ FIXED = {  # key -> the one value that training allows, and why
     "rollout.top_k": (0, "cut tails would make the sampled distribution another than the one that logprobs describe"),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
-    "plan.mode": ("static", "uniform", "paper"),
+    "plan.mode": plan_rules.MODES,
+    "plan.unit": plan_rules.UNITS,
+    "plan.value": plan_rules.VALUES,
+    "plan.marginal": plan_rules.MARGINALS,
+    "plan.weights": plan_rules.WEIGHTS,
     "prompts.train.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
     "prompts.test.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
     "model.dtype": ("float32", "bfloat16"),
@@ -179,9 +187,17 @@ def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
 
 def _plan(config: KrayConfig) -> Iterator[Problem]:
     plan, per_step = config.plan, config.prompts.per_step
+    wrong = plan_rules.contradictions(plan)
+    for names, text in wrong:
+        yield Problem(tuple(f"plan.{name}" for name in names), text)
     keys = ("plan.budget", "plan.lower", "plan.upper", "prompts.per_step")
-    if plan.lower > plan.upper:
-        yield Problem(keys[1:3], f"plan.lower {plan.lower} is above plan.upper {plan.upper}")
+    offered = round(plan.candidates * per_step)
+    if wrong or plan.unit == "tokens":
+        pass
+    elif plan.candidates > 1 and plan.mode != "dynamic_sampling" and plan.budget < max(2, plan.lower) * offered:
+        least = f"plan.lower {plan.lower} x plan.candidates {plan.candidates} x prompts.per_step {per_step}"
+        text = f"plan.budget {plan.budget} is below {least}: all candidates of a step may fall due at once"
+        yield Problem((*keys[:2], "plan.candidates", keys[3]), text)
     elif plan.budget < plan.lower * per_step:
         least = f"plan.lower {plan.lower} x prompts.per_step {per_step} = {plan.lower * per_step}"
         yield Problem((keys[0], keys[1], keys[3]), f"plan.budget {plan.budget} is below {least} rollouts")

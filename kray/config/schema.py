@@ -75,14 +75,35 @@ class PromptsConfig:
 
 @dataclass
 class PlanConfig:
-    mode: str = "static"  # static (knapsack) | uniform | paper (arXiv 2509.25849)
+    """How a step's budget is spent; kray/planner says what each mode, value and marginal is."""
+
+    # knapsack: static | online | rounds; rivals: uniform | paper | paper_released | coba | pilot_commit | dynamic_sampling;
+    # weight_only: uniform budgets with the knapsack's weights in the loss
+    mode: str = "static"
     budget: int = 512  # rollouts a step, over all prompts of the step
     lower: int = 2  # rollouts every prompt gets
     upper: int = 128  # rollouts no prompt exceeds
+    unit: str = "rollouts"  # rollouts | tokens: what the budget counts
+    token_budget: int = 0  # expected response tokens a step, where unit is tokens
+    value: str = "paper"  # of n rollouts at success rate p: paper (p (1 - p)^2 if mixed) | grpo | coba
+    marginal: str = "expected_gain"  # online, rounds: expected_gain | stop_at_mixed | hybrid | target_size
+    target_size: int = 8  # rollouts of a group that marginal target_size fills up
+    in_flight: int = 0  # most rollouts in flight; 0: a quarter of the budget in mode online, else no limit
+    pilot: int = 4  # rollouts of each prompt before the first labels count, in rounds and pilot_commit
+    rounds: int = 2  # after the pilot, in mode rounds
+    weights: str = (
+        "rollouts"  # of a prompt in the loss: rollouts (its own) | uniform | knapsack (what static would give)
+    )
+    candidates: float = 1.0  # prompts offered / prompts.per_step; over 1 the planner leaves some without rollouts
+    target_groups: int = 0  # mixed groups that end a step early; 0: the budget is always spent
+    max_wait: int = 8  # steps that a candidate may be passed over before it must be visited
     discount: float = 0.5  # of a prompt's old labels at each new visit: the policy has moved
     prior_alpha: float = 1.0  # Beta prior of the success rate before the population has been fitted
     prior_beta: float = 1.0
     fit_prior: bool = True  # empirical Bayes: refit the prior to the population as labels arrive
+    prior_by: str = ""  # source, or a metadata field such as difficulty: its prompts share a prior; empty: all do
+    prior_features: bool = False  # a prior learned from prompt features; acts only while it wins on held-out labels
+    refit_every: int = 1  # steps between fits of the prior (one takes 0.1 s for a million prompts)
 
 
 @dataclass

@@ -63,16 +63,22 @@ class Beliefs:
         """Prompts seen."""
         return len(self._row)
 
-    def posterior(self, prompt_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(alpha (M,), beta (M,)) float64; the prior for prompts never seen, which stay unseen."""
+    def posterior(
+        self, prompt_ids: Sequence[str], prior: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(alpha (M,), beta (M,)) float64; the prior for prompts never seen, which stay unseen.
+
+        prior: (alpha (M,), beta (M,)) to use instead of the fitted ones.
+        """
+        if prior is not None:
+            rows = self._find(prompt_ids)
+            return prior[0] + _at(self._successes, rows), prior[1] + _at(self._failures, rows)
         priors = np.tile([self.prior_alpha, self.prior_beta], (len(self._labels), 1))
-        for number, prior in self._priors.items():
-            priors[number] = prior
-        mine = priors[self._read(self._label_of, prompt_ids, 0.0).astype(np.int64)]
-        return (
-            mine[:, 0] + self._read(self._successes, prompt_ids, 0.0),
-            mine[:, 1] + self._read(self._failures, prompt_ids, 0.0),
-        )
+        for number, fitted in self._priors.items():
+            priors[number] = fitted
+        rows = self._find(prompt_ids)
+        mine = priors[_at(self._label_of, rows)]
+        return mine[:, 0] + _at(self._successes, rows), mine[:, 1] + _at(self._failures, rows)
 
     def begin_visit(self, prompt_ids: Sequence[str], labels: Sequence[str] | None = None) -> None:
         """Discounts all earlier rewards of these prompts; called once for each visit, before it is planned.
@@ -120,17 +126,22 @@ class Beliefs:
 
         Right after `begin_visit` that is still the previous visit. NaN and 0 where there are no labels.
         """
-        trials = self._read(self._last_trials, prompt_ids, 0.0)
-        successes = self._read(self._last_successes, prompt_ids, 0.0)
+        rows = self._find(prompt_ids)
+        trials, successes = _at(self._last_trials, rows), _at(self._last_successes, rows)
         return np.where(trials > 0, successes, np.nan), trials
+
+    def last_labels(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(successes, trials) of the latest visit with labels, by row, (K,) each; 0 trials: none."""
+        return self._last_successes[rows], self._last_trials[rows]
 
     def visits(self, prompt_ids: Sequence[str]) -> np.ndarray:
         """Visits begun, (M,) int64."""
-        return self._read(self._visits, prompt_ids, 0.0).astype(np.int64)
+        return _at(self._visits, self._find(prompt_ids)).astype(np.int64)
 
     def snapshot(self, prompt_ids: Sequence[str]) -> dict[str, Any]:
         """What a visit of these prompts may change, for `restore`."""
-        columns = {name: self._read(getattr(self, f"_{name}"), prompt_ids, 0.0) for name in _COUNTERS}
+        rows = self._find(prompt_ids)
+        columns = {name: _at(getattr(self, f"_{name}"), rows) for name in _COUNTERS}
         prior = (self.prior_alpha, self.prior_beta, self._stale, dict(self._priors))
         return {"prompt_ids": list(prompt_ids), "columns": columns, "prior": prior}
 
@@ -211,11 +222,10 @@ class Beliefs:
         beliefs._stale = bool(state["stale"])
         return beliefs
 
-    def _read(self, column: np.ndarray, prompt_ids: Sequence[str], missing: float) -> np.ndarray:
-        rows = np.fromiter((self._row.get(i, -1) for i in prompt_ids), np.int64, len(prompt_ids))
-        out = np.full(len(rows), missing)
-        out[rows >= 0] = column[rows[rows >= 0]]
-        return out
+    def _find(self, prompt_ids: Sequence[str]) -> np.ndarray:
+        """Rows of the prompts, -1 for those never seen, (M,) int64."""
+        get = self._row.get
+        return np.fromiter((get(i, -1) for i in prompt_ids), np.int64, len(prompt_ids))
 
     def rows(self, prompt_ids: Sequence[str]) -> np.ndarray:
         """Rows of the prompts, made where missing, (M,) int64; a row is for good."""
@@ -229,6 +239,14 @@ class Beliefs:
                 setattr(self, f"_{name}", grown)
             self._label_of = np.concatenate([self._label_of, np.zeros(self._capacity - len(self._label_of), np.int64)])
         return rows
+
+
+def _at(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """column[rows], 0 where the row is -1, (M,)."""
+    out = np.zeros(len(rows), dtype=column.dtype)
+    seen = rows >= 0
+    out[seen] = column[rows[seen]]
+    return out
 
 
 def fit_beta_binomial(

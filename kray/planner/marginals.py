@@ -21,10 +21,9 @@ from typing import Protocol
 import numpy as np
 from scipy.special import betaln
 
+from kray.plan_rules import MARGINALS
 from kray.planner.mixtures import MOST_ROLLOUTS, NodeValue, nodes
 from kray.planner.values import BetaValue, Value
-
-MARGINALS = ("expected_gain", "stop_at_mixed", "hybrid", "target_size")
 
 
 class Marginal(Protocol):

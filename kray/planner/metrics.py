@@ -6,6 +6,9 @@ The effective-gradient ratio is always given both ways. Weighted by rollouts it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -70,6 +73,47 @@ def step_metrics(
     out["planner/value_realised"] = float((rate * (1 - rate) ** 2).sum())
     out["planner/brier"] = calibration(allocation.expected_success, s, n)["brier"]
     return out
+
+
+class CalibrationTally:
+    """How well beliefs have predicted labels since the last `clear`, say over an epoch: counts only, so it adds exactly."""
+
+    def __init__(self, bins: int = 10):
+        self.bins = bins
+        self.clear()
+
+    def clear(self) -> None:
+        self._sums = np.zeros(
+            (3, self.bins)
+        )  # rollouts, their predicted and their observed successes, by predicted rate
+        self._brier = 0.0
+
+    def add(self, expected_success: ArrayLike, successes: ArrayLike, trials: ArrayLike) -> None:
+        """One step's predictions and labels, (M,) each."""
+        found = calibration(expected_success, successes, trials, self.bins)
+        n = found["trials"]
+        self._sums += np.nan_to_num([n, n * found["predicted"], n * found["observed"]])
+        self._brier += float(np.nan_to_num(found["brier"] * n.sum()))
+
+    def metrics(self) -> dict[str, float]:
+        """planner/epoch_brier: mean squared error over rollouts; planner/epoch_calibration_error: mean |predicted - observed|
+        success rate over rollouts, by tenths of the predicted; planner/predicted_<k>, planner/observed_<k>: rates in the
+        k-th tenth (NaN where empty)."""
+        n, predicted, observed = self._sums
+        out = {
+            "planner/epoch_brier": _ratio(self._brier, n.sum()),
+            "planner/epoch_calibration_error": _ratio(np.abs(predicted - observed).sum(), n.sum()),
+        }
+        for k in range(self.bins):
+            out[f"planner/predicted_{k}"] = _ratio(predicted[k], n[k])
+            out[f"planner/observed_{k}"] = _ratio(observed[k], n[k])
+        return out
+
+    def to_dict(self) -> dict[str, object]:
+        return {"sums": self._sums.tolist(), "brier": self._brier}
+
+    def load_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums, self._brier = np.array(state["sums"], dtype=np.float64), float(state["brier"])
 
 
 def _ratio(part: float, whole: float) -> float:

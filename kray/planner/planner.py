@@ -7,20 +7,23 @@ in it (beliefs.py), so it is called once a step. `plan` is the short way for mod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kray.plan_rules import MODES, NEED_LABELS
 from kray.planner import baselines
 from kray.planner.baselines import PlanRequest
 from kray.planner.beliefs import Beliefs
+from kray.planner.features import FeaturePrior
 from kray.planner.greedy import Greedy, Purse
 from kray.planner.marginals import make_marginal
 from kray.planner.mixtures import CobaValue, GrpoValue
 from kray.planner.rules import Commit, Online, Respend, Rounds, Rule, Waves, fill
-from kray.planner.settings import MODES, NEED_LABELS, Settings, make_beliefs
+from kray.planner.settings import Settings, make_beliefs
 from kray.planner.solver import solve
 from kray.planner.step import Start, StepPlan, ids_of
 from kray.planner.values import BetaValue, Value
@@ -54,15 +57,14 @@ class KnapsackPlanner:
     ):
         self.settings = Settings(mode, budget, lower, upper, **options)
         self.beliefs = Beliefs() if beliefs is None else beliefs
+        self.features = FeaturePrior() if self.settings.prior_features else None
         self._last: StepPlan | None = None
         self._steps = 0
 
     @classmethod
     def of(cls, plan: Any) -> KnapsackPlanner:
         """From a configuration's `plan` section."""
-        planner = cls(beliefs=make_beliefs(plan))
-        planner.settings = Settings.of(plan)
-        return planner
+        return cls(beliefs=make_beliefs(plan), **asdict(Settings.of(plan)))
 
     @property
     def mode(self) -> str:
@@ -76,14 +78,15 @@ class KnapsackPlanner:
         cost: ArrayLike | None = None,
         due: ArrayLike | None = None,
         labels: Sequence[str] | None = None,
+        features: ArrayLike | None = None,
     ) -> StepPlan:
         """Begins a visit of M prompts and a plan for them.
 
         budget: of this step where it differs from the usual, as in an epoch's short last step; in plan.unit.
         cost (M,): expected response tokens of one rollout of each prompt; needed where the budget counts tokens, else
         ignored. due (M,) bool: candidates that must be visited in this step (plan.candidates > 1). labels (M,): whose
-        prior each prompt has (plan.prior_by). Raises ValueError, before any belief has changed, when the bounds and the
-        budget cannot be met or an id is given twice.
+        prior each prompt has (plan.prior_by). features (M, d): for plan.prior_features, else ignored. Raises ValueError,
+        before any belief has changed, when the bounds and the budget cannot be met or an id is given twice.
         """
         ids, plan = ids_of(prompt_ids), self.settings
         if labels is not None and len(labels) != len(ids):
@@ -92,11 +95,15 @@ class KnapsackPlanner:
         floor = self._floors(len(ids), due)
         amount = self._feasible(plan.token_budget if plan.unit == "tokens" else plan.budget, budget, prices, floor)
         before = self.beliefs.snapshot(ids)
+        known = self._features(ids, features)
         self.beliefs.begin_visit(ids, labels)
         if self._steps % plan.refit_every == 0 or self._steps < plan.refit_every:
             self.beliefs.refit_prior()
+            if self.features is not None:
+                self.features.refit(*self.beliefs.last_labels(self.features.rows()))
         self._steps += 1
-        alpha, beta = self.beliefs.posterior(ids)
+        own = self.features.shape(known) if self.features and self.features.active and known is not None else None
+        alpha, beta = self.beliefs.posterior(ids, own)
         value = self._value(ids, alpha, beta)
         held, rule, whole = self._opening(ids, value, amount, prices, floor)
         purse = Purse(
@@ -251,6 +258,11 @@ class KnapsackPlanner:
 
     def _respend(self, purse: Purse, value: Value, step: StepPlan) -> Rule:
         return Respend(lambda: self._greedy(purse, value, step))
+
+    def _features(self, ids: list[str], features: ArrayLike | None) -> np.ndarray | None:
+        if self.features is None or features is None:
+            return None
+        return self.features.remember(self.beliefs.rows(ids), features)
 
     # -- what is refused -----------------------------------------------------------------------------------------------
 

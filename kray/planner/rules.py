@@ -25,7 +25,7 @@ class Labels(Protocol):
 
     def success_rate(self) -> np.ndarray: ...
 
-    def expected_mixed(self, enough: int) -> float: ...
+    def expected_mixed(self) -> float: ...
 
 
 class Rule:
@@ -70,7 +70,7 @@ class Online(Rule):
         self.greedy, self._step, self._target = greedy, step, target_groups
 
     def more(self, rollouts: int) -> list[tuple[int, int]]:
-        if self._target and self._step.expected_mixed(self._target) >= self._target:
+        if self._target and self._step.expected_mixed() >= self._target:
             return []
         return self.greedy.more(min(rollouts, self._target) if self._target else rollouts)
 

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kray.plan_rules import RESPEND
 from kray.planner.beliefs import Beliefs
 from kray.planner.greedy import Purse
 from kray.planner.marginals import rising
 from kray.planner.rules import Rule
-from kray.planner.settings import RESPEND, Settings
+from kray.planner.settings import Settings
 from kray.planner.solver import solve
 from kray.planner.values import BetaValue, Value
 from kray.records import Allocation
@@ -55,6 +56,8 @@ class StepPlan:
         self._pending: deque[tuple[int, int]] = deque((row, k) for row, k in enumerate(purse.held) if k)
         self._drawn, self._labelled, self._lost = [0] * m, [0] * m, [0] * m
         self._passed, self._least, self._most = [0.0] * m, [2.0] * m, [-1.0] * m
+        self._hoping = start.groups > 0 and start.settings.mode == "online"
+        self._chance, self._hope = [0.0] * m, 0.0
         self._forfeited = 0.0
         self._withdrawn = False
         self.in_flight = 0
@@ -85,6 +88,7 @@ class StepPlan:
             self._drawn[row] += rollouts
             self.in_flight += rollouts
             left -= rollouts
+            self._expect(row)
             out.append((ids[row], rollouts))
             assert self._drawn[row] <= self._purse.held[row] <= self._purse.cap[row]
         return out
@@ -118,6 +122,7 @@ class StepPlan:
         self._passed[row] += passed
         self.in_flight -= n
         self._start.beliefs.add(self._belief_rows[row], passed, n)
+        self._expect(row)
         self._rule.labelled(row, passed, n - passed)
         if tokens is not None and self._start.settings.unit == "tokens":
             excess = tokens - self._purse.cost[row] * n
@@ -148,6 +153,7 @@ class StepPlan:
             purse.held[row] = purse.cap[row] = self._drawn[row]
         else:
             self._forfeited += cost * rollouts
+        self._expect(row)
         self._rule.lost(row)
         self._check()
 
@@ -221,23 +227,29 @@ class StepPlan:
         """(successes, failures) of this step by prompt."""
         return [(s, n - s) for s, n in zip(self._passed, self._labelled, strict=True)]
 
-    def expected_mixed(self, enough: int) -> float:
-        """Mixed groups, counting those whose rollouts in flight may yet mix them by their probability of doing so.
+    def expected_mixed(self) -> float:
+        """Mixed groups, and those whose rollouts in flight may yet mix them by their probability of doing so.
 
         That is 1 - E[q^j] for an all-fail group with j in flight, 1 - E[p^j] for an all-pass one, and with no labels
-        1 - E[p^j] - E[q^j] (j >= 2). Not counted where the answer cannot reach `enough`.
+        1 - E[p^j] - E[q^j] (j >= 2).
         """
-        open_rows = [row for row, n in enumerate(self._drawn) if n > self._labelled[row] and not self._is_mixed(row)]
-        if self.mixed + len(open_rows) < enough:
-            return float(self.mixed)
-        return self.mixed + sum(self._chance_of_mixing(row) for row in open_rows)
+        return self.mixed + self._hope + 1e-9  # a sum of many small changes
 
     def _is_mixed(self, row: int) -> bool:
         return self._most[row] > self._least[row]
 
+    def _expect(self, row: int) -> None:
+        """Keeps the sum of the chances of mixing up to date after an event of the prompt."""
+        if self._hoping:
+            chance = self._chance_of_mixing(row)
+            self._hope += chance - self._chance[row]
+            self._chance[row] = chance
+
     def _chance_of_mixing(self, row: int) -> float:
         n, s = self._labelled[row], self._passed[row]
         flying = self._drawn[row] - n
+        if not flying or self._is_mixed(row):
+            return 0.0
         a, b = float(self._start.alpha[row]) + s, float(self._start.beta[row]) + n - s
         below = rising(a + b, flying)
         all_pass, all_fail = exp(rising(a, flying) - below), exp(rising(b, flying) - below)

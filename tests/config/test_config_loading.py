@@ -165,6 +165,13 @@ def test_interpolations_and_merge_keys(load, monkeypatch):
     ("overrides", "parts"),
     [
         (["plan.mode=statik"], ["plan.mode", "did you mean static"]),
+        (["plan.mode=onlin"], ["plan.mode", "did you mean online?"]),
+        (["plan.value=grpo", "plan.marginal=hybrid"], ["plan.marginal hybrid", "plan.value paper"]),
+        (["plan.unit=tokens"], ["plan.token_budget"]),
+        (["plan.candidates=2", "plan.mode=rounds"], ["plan.candidates 2.0", "plan.mode static or online"]),
+        (["plan.candidates=5"], ["plan.budget 512 is below", "all candidates of a step may fall due at once"]),
+        (["plan.target_groups=8"], ["plan.target_groups 8 needs plan.mode online"]),
+        (["plan.target_size=1"], ["plan.target_size must be at least 2"]),
         (["plan.budget=100"], ["plan.budget 100 is below plan.lower 2 x prompts.per_step 64 = 128"]),
         (["plan.budget=9999"], ["plan.budget 9999 is above plan.upper 128 x prompts.per_step 64 = 8192"]),
         (

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kray.planner import Beliefs
 from kray.planner.beliefs import PRIOR_PROMPTS, calibration, fit_beta_binomial
+from kray.planner.metrics import CalibrationTally
 
 
 def test_old_labels_are_discounted_once_a_visit_and_new_ones_count_in_full():
@@ -147,6 +148,63 @@ def test_one_sided_populations_keep_the_prior_in_bounds(rewards):
     beliefs.refit_prior()
     assert 0.0199 <= beliefs.prior_alpha <= 50.1
     assert 0.0199 <= beliefs.prior_beta <= 50.1
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_a_one_sided_population_can_still_be_overruled(reward):
+    beliefs = Beliefs()
+    for i in range(400):
+        beliefs.observe(f"p{i}", [reward] * 8)
+    assert beliefs.refit_prior()
+    alpha, beta = beliefs.posterior(["new"])
+    mean = float(alpha[0] / (alpha[0] + beta[0]))
+    assert 1e-4 < (mean if reward == 0 else 1 - mean) < 0.05
+    for i in range(20):
+        beliefs.observe(f"q{i}", [1 - reward] * 8)
+    assert beliefs.refit_prior()
+    again = [float(x[0]) for x in beliefs.posterior(["new"])]
+    assert 0.03 < abs(again[0] / sum(again) - reward) < 0.1
+
+
+def test_each_label_has_its_own_prior_once_it_has_prompts_enough():
+    rng = np.random.default_rng(0)
+    beliefs = Beliefs()
+    ids = [f"p{i}" for i in range(600)]
+    labels = ["easy" if i % 2 else "hard" for i in range(590)] + ["rare"] * 10
+    beliefs.begin_visit(ids, labels)
+    for prompt, label in zip(ids, labels, strict=True):
+        beliefs.observe(prompt, rng.binomial(1, {"easy": 0.9, "hard": 0.1, "rare": 0.5}[label], 8))
+    assert beliefs.refit_prior()
+    assert sorted(beliefs.priors()) == ["", "easy", "hard"]
+    before = beliefs.snapshot(["new easy", "new rare", "p0"])
+    beliefs.begin_visit(["new easy", "new rare"], ["easy", "rare"])
+    alpha, beta = beliefs.posterior(["new easy", "new rare", "unknown"])
+    rates = (alpha / (alpha + beta)).tolist()
+    assert rates[0] == pytest.approx(0.9, abs=0.03)
+    assert rates[1] == rates[2] == pytest.approx(0.5, abs=0.05)
+    restored = Beliefs.from_dict(json.loads(json.dumps(beliefs.to_dict())))
+    assert restored.to_dict() == beliefs.to_dict()
+    assert restored.priors() == beliefs.priors()
+    beliefs.restore(before)
+    with pytest.raises(ValueError, match="labels"):
+        beliefs.begin_visit(["a"], [])
+
+
+def test_a_tally_of_steps_is_the_calibration_of_all_their_rollouts():
+    rng = np.random.default_rng(1)
+    p, n = rng.random((3, 50)), rng.integers(0, 9, (3, 50))
+    s = rng.binomial(n, p)
+    tally, other = CalibrationTally(), CalibrationTally()
+    for row in range(3):
+        tally.add(p[row], s[row], n[row])
+        other.load_dict(json.loads(json.dumps(tally.to_dict())))
+    want = calibration(p.ravel(), s.ravel(), n.ravel())
+    for one in (tally, other):
+        found = one.metrics()
+        assert found["planner/epoch_brier"] == pytest.approx(want["brier"])
+        assert found["planner/observed_3"] == pytest.approx(want["observed"][3])
+    tally.clear()
+    assert np.isnan(tally.metrics()["planner/epoch_brier"])
 
 
 def test_calibration():

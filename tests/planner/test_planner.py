@@ -126,7 +126,7 @@ def test_a_saved_planner_makes_the_same_plans():
         (r"plan\.budget=100 is more than plan\.upper=8", {"upper": 8}, 4, 100),
         (r"plan\.budget=-1", {"budget": -1}, 1, None),
         (r"plan\.budget=2\.5", {}, 1, 2.5),
-        (r"plan\.lower=9 is more than plan\.upper=8", {"lower": 9, "upper": 8}, 1, None),
+        (r"plan\.lower 9 is above plan\.upper 8", {"lower": 9, "upper": 8}, 1, None),
     ],
 )
 def test_what_cannot_be_met_is_named_and_changes_nothing(match, arguments, m, budget):
@@ -197,3 +197,27 @@ def test_a_withdrawn_step_leaves_no_trace(mode):
     first, second = planner.plan(ids), straight.plan(ids)
     np.testing.assert_array_equal(first.budgets, second.budgets)
     np.testing.assert_array_equal(first.expected_success, second.expected_success)
+
+
+def test_the_configuration_s_plan_section_makes_a_planner():
+    from kray.config import PlanConfig
+
+    plan = PlanConfig(mode="online", value="grpo", budget=64, refit_every=3, discount=0.25, candidates=2.0)
+    planner = KnapsackPlanner.of(plan)
+    assert (planner.mode, planner.settings.value, planner.settings.candidates) == ("online", "grpo", 2.0)
+    assert (planner.settings.refit_every, planner.beliefs.discount) == (3, 0.25)
+    assert planner.begin(list("abcd"), 32).room() == 8
+    with pytest.raises(ValueError, match=r"plan\.marginal"):
+        KnapsackPlanner.of(PlanConfig(value="grpo", marginal="hybrid"))
+
+
+def test_the_prior_is_refitted_every_so_many_steps():
+    planner = KnapsackPlanner("uniform", 100, refit_every=4)
+    ids, fits = [f"p{i}" for i in range(25)], []
+    for step in range(12):
+        before = planner.beliefs.prior_alpha, planner.beliefs.prior_beta
+        planner.plan(ids)
+        fits += [step] if (planner.beliefs.prior_alpha, planner.beliefs.prior_beta) != before else []
+        for i, prompt in enumerate(ids):
+            planner.observe(prompt, [float(i > step)] * 3 + [float(i % 2)])
+    assert fits == [1, 2, 3, 4, 8]  # every step while little is known, then each fourth

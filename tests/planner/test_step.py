@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kray.plan_rules import MARGINALS, NEED_LABELS, RESPEND
 from kray.planner import MODES, BetaValue, GrpoValue, KnapsackPlanner, solve
-from kray.planner.marginals import MARGINALS
-from kray.planner.settings import NEED_LABELS, RESPEND
 
 SPENDING = [mode for mode in MODES if mode != "dynamic_sampling"]  # modes that spend the budget exactly
 
@@ -160,7 +159,7 @@ def test_online_takes_the_best_rollout_now():
                 assert floors or gains[ids.index(prompt)] == pytest.approx(gains.max(), rel=1e-9)
                 counts[prompt] += rollouts
                 flying += [prompt] * rollouts
-            if len(flying) >= 20 or (step.take(0) == [] and sum(counts.values()) == 90):
+            if len(flying) >= 20 or sum(counts.values()) == 90:
                 prompt = flying.pop(0)
                 step.observe(prompt, float(rng.random() < rates[prompt]))
         assert sum(counts.values()) == 90
@@ -320,6 +319,21 @@ def test_candidates_may_stay_without_rollouts_but_never_those_that_are_due(mode,
         np.testing.assert_array_equal(step.allocation().weights > 0, budgets > 0)
 
 
+def test_a_step_ends_when_enough_groups_are_mixed_and_not_long_after():
+    rng = np.random.default_rng(3)
+    rates = {f"p{i}": float(p) for i, p in enumerate(rng.uniform(0.2, 0.8, 60))}
+    spent = {}
+    for target in (5, 20):
+        planner = KnapsackPlanner(
+            "online", 400, candidates=3, target_groups=target, marginal="target_size", in_flight=16
+        )
+        step = planner.begin(list(rates))
+        drive(step, rates, np.random.default_rng(4), room=16)
+        assert target <= step.mixed <= target + 8
+        spent[target] = step.allocation().budgets.sum()
+    assert spent[5] < spent[20] < 400
+
+
 def test_admission_without_labels_is_the_concave_envelope():
     planner = KnapsackPlanner("static", 60, 2, 128, candidates=3)
     planner.beliefs.fit_prior = False
@@ -361,7 +375,7 @@ def test_bad_calls_are_named_and_change_nothing(match, call):
     ("match", "settings", "known"),
     [
         (r"plan\.value", {"value": "gold"}, {}),
-        (r"plan\.marginal=hybrid", {"marginal": "hybrid", "value": "grpo"}, {}),
+        (r"plan\.marginal hybrid", {"marginal": "hybrid", "value": "grpo"}, {}),
         (r"plan\.candidates", {"mode": "rounds", "candidates": 2}, {}),
         (r"plan\.token_budget", {"unit": "tokens"}, {}),
         ("cost", {"unit": "tokens", "token_budget": 100}, {}),

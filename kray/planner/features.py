@@ -1,0 +1,120 @@
+"""A prior of the success rate learned from what is known about a prompt, used only while it proves itself.
+
+A prompt with features x has the prior Beta(k m, k (1 - m)), m = sigmoid(c + w x): beta-binomial regression, fitted by maximum
+likelihood with a ridge on w. Off by default (plan.prior_features): in trials a prompt's own few labels said more. So every
+fit is a contest: the regression and the plain population prior are fitted to half of the prompts, and the regression acts only
+if its log-likelihood on the other half is higher by more than two standard errors. It is not saved: after a resume it proves
+itself again as prompts come by.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize
+from scipy.special import betaln, digamma, expit
+
+from kray.planner.beliefs import fit_beta_binomial
+
+LEAST_PROMPTS = 100  # with features and labels, below which nothing is fitted
+MOST_PROMPTS = 20_000  # that a fit looks at: the latest to come by
+
+
+class FeaturePrior:
+    """Features of the prompts that came by, the regression on them, and whether it acts."""
+
+    def __init__(self, ridge: float = 1.0):
+        """ridge: weight of |w|^2 / 2 in the loss, for features scaled to unit variance."""
+        self.ridge = ridge
+        self.active = False
+        self.gain = float("nan")  # held-out log-likelihood over the plain prior's, nats a prompt, of the last contest
+        self._known: dict[int, np.ndarray] = {}  # row of beliefs -> features, the latest last
+        self._centre = self._scale = self._weights = np.zeros(0)
+
+    def remember(self, rows: np.ndarray, features: ArrayLike) -> np.ndarray:
+        """Notes the features (M, d) of prompts by their rows; returns them as floats. ValueError on shape, NaN or inf."""
+        x = np.asarray(features, dtype=np.float64)
+        width = len(next(iter(self._known.values()))) if self._known else None
+        if (
+            x.ndim != 2
+            or len(x) != len(rows)
+            or not np.isfinite(x).all()
+            or (width is not None and x.shape[1] != width)
+        ):
+            raise ValueError(f"features must be ({len(rows)}, {width or 'd'}) and finite; got {x.shape}")
+        for row, values in zip(rows.tolist(), x, strict=True):
+            self._known.pop(row, None)
+            self._known[row] = values
+        while len(self._known) > MOST_PROMPTS:
+            del self._known[next(iter(self._known))]
+        return x
+
+    def rows(self) -> np.ndarray:
+        """Rows of the prompts whose features are known, (K,) int64."""
+        return np.fromiter(self._known, np.int64, len(self._known))
+
+    def refit(self, successes: np.ndarray, trials: np.ndarray) -> bool:
+        """Holds the contest on the labels of the prompts of `rows()`, (K,) each, 0 trials: none. Whether it is active now."""
+        self.active = False
+        use = trials > 0
+        if np.count_nonzero(use) < LEAST_PROMPTS:
+            return False
+        x, s, n = np.array(list(self._known.values()))[use], successes[use], trials[use]
+        self._centre, self._scale = x.mean(0), np.maximum(x.std(0), 1e-9)
+        x = np.column_stack([np.ones(len(x)), (x - self._centre) / self._scale])
+        train = self.rows()[use] % 2 == 0
+        held = ~train
+        if min(np.count_nonzero(train), np.count_nonzero(held)) < LEAST_PROMPTS // 4:
+            return False
+        plain = fit_beta_binomial(s[train], n[train])
+        weights = self._fit(x[train], s[train], n[train])
+        if plain is None or weights is None:
+            return False
+        a, b = _shape(weights, x[held])
+        better = _likelihood(a, b, s[held], n[held]) - _likelihood(
+            np.array(plain[0]), np.array(plain[1]), s[held], n[held]
+        )
+        self.gain = float(better.mean())
+        if self.gain <= 2 * float(better.std(ddof=1)) / np.sqrt(len(better)):
+            return False
+        whole = self._fit(x, s, n)
+        self.active = whole is not None
+        self._weights = weights if whole is None else whole
+        return self.active
+
+    def shape(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(alpha (M,), beta (M,)) of prompts with these features (M, d); only while active."""
+        assert self.active
+        x = np.column_stack([np.ones(len(features)), (features - self._centre) / self._scale])
+        return _shape(self._weights, x)
+
+    def _fit(self, x: np.ndarray, s: np.ndarray, n: np.ndarray) -> np.ndarray | None:
+        """(1 + d + 1,) constant, weights and log k; None if it cannot be found."""
+        f = n - s
+
+        def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+            m, k = expit(x @ theta[:-1]), float(np.exp(theta[-1]))
+            m = np.clip(m, 1e-6, 1 - 1e-6)
+            a, b = k * m, k * (1 - m)
+            below = digamma(a + b + n) - digamma(a + b)
+            da = digamma(a + s) - digamma(a) - below
+            db = digamma(b + f) - digamma(b) - below
+            slope = np.append(((da - db) * k * m * (1 - m)) @ x, float((da * a + db * b).sum()))
+            slope[1:-1] -= self.ridge * theta[1:-1]
+            value = float(_likelihood(a, b, s, n).sum()) - self.ridge * float(theta[1:-1] @ theta[1:-1]) / 2
+            return -value / len(s), -slope / len(s)
+
+        start = np.zeros(x.shape[1] + 1)
+        box = [(-12.0, 12.0)] * x.shape[1] + [(np.log(0.1), np.log(200.0))]
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=box)
+        return found.x if np.isfinite(found.fun) and np.isfinite(found.x).all() else None
+
+
+def _shape(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    m, k = np.clip(expit(x @ theta[:-1]), 1e-6, 1 - 1e-6), float(np.exp(theta[-1]))
+    return k * m, k * (1 - m)
+
+
+def _likelihood(a: np.ndarray, b: np.ndarray, s: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Log-likelihood of each prompt's labels under Beta(a, b), up to what no prior changes, (K,) nats."""
+    return betaln(s + a, n - s + b) - betaln(a, b)

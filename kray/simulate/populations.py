@@ -1,0 +1,141 @@
+"""Where the simulator's true success rates come from: made-up shapes, or what a real run has seen.
+
+A population is a function (prompts, rng) -> (prompts,) success rates in [0, 1]; every seed draws its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kray.planner.beliefs import fit_beta_binomial
+from kray.records import DataError
+
+Population = Callable[[int, np.random.Generator], np.ndarray]
+
+
+def logit_normal(prompts: int, rng: np.random.Generator) -> np.ndarray:
+    """logit p ~ N(-0.8, 2.6^2), and 8 % that never succeed: the population of the design notes."""
+    p = _sigmoid(rng.normal(-0.8, 2.6, prompts))
+    return np.where(rng.random(prompts) < 0.08, 0.0, p)
+
+
+def u_shaped(prompts: int, rng: np.random.Generator) -> np.ndarray:
+    """10 % under .003, 40 % .003-.05, 10 % .05-.3, 10 % .3-.9, 30 % over .9; log-uniform in the lower cells."""
+    low = np.array([3e-4, 3e-3, 0.05, 0.3, 0.9])
+    high = np.array([3e-3, 0.05, 0.3, 0.9, 0.999])
+    cell = rng.choice(5, prompts, p=[0.1, 0.4, 0.1, 0.1, 0.3])
+    u = rng.random(prompts)
+    return np.where(cell < 3, low[cell] * (high[cell] / low[cell]) ** u, low[cell] + (high[cell] - low[cell]) * u)
+
+
+def hard(prompts: int, rng: np.random.Generator) -> np.ndarray:
+    """logit p ~ N(-2, 2^2), and 25 % that never succeed."""
+    p = _sigmoid(rng.normal(-2.0, 2.0, prompts))
+    return np.where(rng.random(prompts) < 0.25, 0.0, p)
+
+
+SHAPES: dict[str, Population] = {"logit_normal": logit_normal, "u_shaped": u_shaped, "hard": hard}
+
+
+def find_population(name: str) -> Population:
+    """A shape by name, or the population of a file or run folder (`read_counts`). Raises DataError."""
+    if name in SHAPES:
+        return SHAPES[name]
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise DataError(f"--population {name} is neither one of {', '.join(SHAPES)} nor a file or run folder")
+    successes, trials = read_counts(path)
+    return seen_population(successes, trials)
+
+
+def seen_population(successes: np.ndarray, trials: np.ndarray) -> Population:
+    """Prompts like those with these labels, (K,) each; trials inf: the rate is known.
+
+    Each draw picks prompts (all once, before any twice) and gives each a rate from its posterior under the prior that fits
+    them all: eight failures do not make a prompt impossible.
+    """
+    known = np.isinf(trials)
+    prior = None if known.all() else fit_beta_binomial(successes[~known], trials[~known])
+    a, b = prior or (1.0, 1.0)
+
+    def draw(prompts: int, rng: np.random.Generator) -> np.ndarray:
+        whole, rest = divmod(prompts, len(trials))
+        rows = np.concatenate([np.tile(np.arange(len(trials)), whole), rng.permutation(len(trials))[:rest]])
+        n = np.where(known, 0, trials)[rows]
+        s = np.where(known, 0, successes)[rows]
+        return np.where(known[rows], successes[rows], rng.beta(a + s, b + n - s))
+
+    return draw
+
+
+def read_counts(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(successes (K,), trials (K,)) of a previous run; trials inf where successes are success rates instead.
+
+    A run folder, a checkpoint folder or its state.json: each prompt's latest visit. A JSONL file: one prompt a line, a bare
+    number or an object with `success_rate`, `group_success`, or `successes` and `trials`; or one rollout a line, with
+    `prompt_id` and `reward`. Raises DataError, naming the line.
+    """
+    if path.is_dir():
+        states = [path / "state.json"] if (path / "state.json").is_file() else sorted(path.glob("**/state.json"))
+        if not states:
+            raise DataError(f"{path}: no checkpoint here (no state.json)")
+        path = states[-1]
+    if path.name == "state.json":
+        return _of_state(path)
+    rates: list[float] = []
+    counts: list[tuple[float, float]] = []
+    rollouts: dict[str, list[float]] = {}
+    with path.open() as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                if isinstance(row, dict) and "trials" in row:
+                    counts.append((float(row["successes"]), float(row["trials"])))
+                    sound = 0 <= counts[-1][0] <= counts[-1][1] and counts[-1][1] >= 1
+                elif isinstance(row, dict) and "prompt_id" in row and "reward" in row:
+                    rollouts.setdefault(row["prompt_id"], []).append(float(row["reward"]))
+                    sound = 0 <= rollouts[row["prompt_id"]][-1] <= 1
+                else:
+                    rates.append(float(_rate(row)))
+                    sound = 0 <= rates[-1] <= 1
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(f"{path}:{number}: not a success rate, counts or a rollout ({error!r})") from None
+            if not sound:
+                raise DataError(f"{path}:{number}: success rates and rewards lie in [0, 1], successes in [0, trials]")
+    counts += [(sum(rewards), len(rewards)) for rewards in rollouts.values()]
+    if not rates and not counts:
+        raise DataError(f"{path}: no success rates")
+    s = np.array(rates + [s for s, _ in counts], dtype=np.float64)
+    return s, np.array([np.inf] * len(rates) + [n for _, n in counts], dtype=np.float64)
+
+
+def _rate(row: Any) -> Any:
+    if not isinstance(row, dict):
+        return row
+    for name in ("success_rate", "group_success", "p"):
+        if name in row:
+            return row[name]
+    raise KeyError("success_rate")
+
+
+def _of_state(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        state = json.loads(path.read_text())
+        beliefs = (state.get("planner") or state)["beliefs"]
+        s, n = (np.array(beliefs[key], dtype=np.float64) for key in ("last_successes", "last_trials"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: holds no beliefs of a planner ({error!r})") from None
+    if not (n > 0).any():
+        raise DataError(f"{path}: the run has seen no labels yet")
+    return s[n > 0], n[n > 0]
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))

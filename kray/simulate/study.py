@@ -1,0 +1,181 @@
+"""Many simulated runs: every plan on the same seeds, with paired intervals, a table, a figure and plain data for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from kray.simulate.world import World, simulate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = {  # figure -> (column head, unit and meaning); per-step figures are means after the first epoch
+    "learned": ("learned", "mean success rate at the end less that at the beginning"),
+    "value": ("value", "sum of true Value(N, p) per mean budget of rollouts x 1000"),
+    "realised": ("realised", "sum of p (1 - p)^2 over mixed groups per mean budget of rollouts x 1000"),
+    "effective_prompts": ("mixed/prompts", "mixed groups / prompts with rollouts"),
+    "effective_rollouts": ("mixed/rollouts", "rollouts in mixed groups / all rollouts"),
+    "hit_rare": ("hit p<.1", "prompts with 0 < p < .1 that succeed at least once"),
+    "largest": ("largest", "largest budget of a prompt, rollouts"),
+    "mixed": ("mixed/step", "mixed groups in a step"),
+    "rollouts_a_step": ("rollouts/step", "rollouts of one step"),
+    "planner_ms": ("plan ms", "planner's time a step, milliseconds"),
+}
+
+PLANS: dict[str, dict[str, Any]] = {
+    "uniform": {"mode": "uniform"},
+    "paper": {"mode": "paper"},
+    "paper_released": {"mode": "paper_released"},
+    "coba": {"mode": "coba"},
+    "pilot_commit": {"mode": "pilot_commit"},
+    "dynamic_sampling": {"mode": "dynamic_sampling"},
+    "weight_only": {"mode": "weight_only"},
+    "static": {"mode": "static"},
+    "static V*": {"mode": "static", "value": "grpo"},
+    "rounds": {"mode": "rounds"},
+    "online": {"mode": "online"},
+    "online V*": {"mode": "online", "value": "grpo"},
+    "online stop_at_mixed": {"mode": "online", "marginal": "stop_at_mixed"},
+    "online hybrid": {"mode": "online", "marginal": "hybrid"},
+    "online target_size 8": {"mode": "online", "marginal": "target_size", "target_size": 8},
+    "uniform 2x prompts": {"mode": "uniform", "wide": 2},
+    "static 2x prompts": {"mode": "static", "wide": 2},
+    "online 2x candidates": {"mode": "online", "candidates": 2.0},
+    "online until mixed enough": {
+        "mode": "online",
+        "marginal": "target_size",
+        "candidates": 3.0,
+        "target_groups": -1,
+        "most": 3,
+    },
+    "oracle": {"mode": "oracle"},
+}
+
+
+WIDER = (
+    "dynamic_sampling",
+    "uniform 2x prompts",
+    "static 2x prompts",
+    "online 2x candidates",
+    "online until mixed enough",
+)  # other prompts a step
+
+
+def title(name: str, world: World, seeds: int) -> str:
+    """What was simulated, for heads of tables and figures."""
+    size = f"{world.prompts} prompts, {world.per_step} x {world.rollouts} rollouts a step"
+    return (
+        f"{name}: {size}, {world.in_flight:g} of them in flight, {world.steps} steps, equal {world.unit}, {seeds} seeds"
+    )
+
+
+def curve() -> dict[str, dict[str, Any]]:
+    """The trade-off between teaching many prompts and teaching them well: marginal, value, target size, floor."""
+    plans: dict[str, dict[str, Any]] = {"uniform": {"mode": "uniform"}, "oracle": {"mode": "oracle"}}
+    for floor in (2, 3, 4, 6):
+        for marginal in ("expected_gain", "hybrid", "stop_at_mixed"):
+            plans[f"{marginal} floor {floor}"] = {"mode": "online", "marginal": marginal, "lower": floor}
+        for value in ("grpo", "coba"):
+            plans[f"{value} floor {floor}"] = {"mode": "online", "value": value, "lower": floor}
+    for size in (4, 6, 12, 16, 32):
+        plans[f"target_size {size}"] = {"mode": "online", "marginal": "target_size", "target_size": size}
+    return plans
+
+
+def study(
+    world: World, plans: Mapping[str, Mapping[str, Any]], seeds: int, say: Callable[[str], None] = lambda line: None
+) -> dict[str, dict[str, list[float]]]:
+    """Figures of every plan: {plan: {figure: one number a seed}}."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, plan in plans.items():
+        runs = [simulate(world, seed, dict(plan)) for seed in range(seeds)]
+        found[name] = {key: [run[key] for run in runs] for key in runs[0]}
+        say(f"{name}: learned {np.mean(found[name]['learned']):+.4f}")
+    return found
+
+
+def interval(numbers: Sequence[float]) -> tuple[float, float]:
+    """(mean, half width of its 95 % interval) over seeds, by Student's t; NaN half width for one seed."""
+    x = np.asarray(numbers, dtype=np.float64)
+    if len(x) < 2:
+        return float(x.mean()), float("nan")
+    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+
+
+def summary(found: Mapping[str, Mapping[str, Sequence[float]]], against: str = "uniform") -> dict[str, dict[str, Any]]:
+    """Per plan and figure: mean, half width, and for `learned` and `value` the paired difference with `against`."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, figures in found.items():
+        row: dict[str, Any] = {key: interval(numbers) for key, numbers in figures.items()}
+        for key in ("learned", "value", "realised"):
+            pairs = np.subtract(figures[key], found[against][key])
+            row[f"{key}_difference"] = interval(pairs.tolist())
+            row[f"{key}_up"] = int((pairs > 0).sum())
+        out[name] = row
+    return out
+
+
+def table(found: Mapping[str, Mapping[str, Sequence[float]]], against: str = "uniform") -> str:
+    """A plain table: means, the paired difference in what was learned with its 95 % half width, and seeds that were up."""
+    rows = summary(found, against)
+    base = rows[against]["value"][0]
+    head = ["plan", "learned", f"- {against}", "seeds up", "value", "%"]
+    head += [FIGURES[key][0] for key in FIGURES if key not in ("learned", "value")]
+    lines = [head]
+    for name, row in rows.items():
+        difference, half = row["learned_difference"]
+        seeds = len(found[name]["learned"])
+        cells = [name, f"{row['learned'][0]:.4f}", f"{difference:+.4f} ±{half:.4f}", f"{row['learned_up']}/{seeds}"]
+        cells += [f"{row['value'][0]:.1f}", f"{100 * (row['value'][0] / base - 1):+.0f}"]
+        for key in FIGURES:
+            if key in ("learned", "value"):
+                continue
+            mean = row[key][0]
+            cells.append(f"{mean:.2f}" if key.startswith(("effective", "hit")) else f"{mean:.1f}")
+        lines.append(cells)
+    width = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, width, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def correlations(found: Mapping[str, Mapping[str, Sequence[float]]], skip: Sequence[str] = ()) -> dict[str, float]:
+    """Correlation over plans of each figure's mean with what was learned: which one predicts it."""
+    plans = [name for name in found if name not in skip]
+    learned = [float(np.mean(found[name]["learned"])) for name in plans]
+    out = {}
+    for key in ("value", "realised", "effective_prompts", "effective_rollouts", "hit_rare"):
+        means = [float(np.mean(found[name][key])) for name in plans]
+        varies = len(plans) > 2 and np.std(means) > 0 and np.std(learned) > 0
+        out[key] = float(np.corrcoef(means, learned)[0, 1]) if varies else float("nan")
+    return out
+
+
+def figure(found: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Figure:
+    """What was learned, less uniform's (paired, 95 % over seeds), against three candidate figures of merit; a point a plan."""
+    from matplotlib.figure import Figure as Canvas
+
+    picture = Canvas(figsize=(15, 5.4), layout="constrained")
+    axes = picture.subplots(1, 3, sharey=True)
+    rows = summary(found)
+    for axis, key in zip(axes, ("value", "effective_prompts", "effective_rollouts"), strict=True):
+        for number, (name, row) in enumerate(rows.items(), 1):
+            x, (y, dy) = row[key][0], row["learned_difference"]
+            colour = "#D55E00" if name == "uniform" else "#009E73" if "oracle" in name else "#0072B2"
+            axis.errorbar(x, y, yerr=dy, fmt="o", ms=4, lw=0.8, color=colour, label=f"{number} {name}")
+            axis.annotate(str(number), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        axis.axhline(0, lw=0.6, color="#8a8a8a")
+        axis.set_xlabel(FIGURES[key][1], fontsize=8)
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("gain in mean success rate, less uniform's", fontsize=8)
+    picture.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
+    picture.suptitle(title, fontsize=10)
+    return picture
