@@ -185,8 +185,7 @@ def _attend(
         out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     else:  # Gemma 2
         scores = torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap)) * softcap
-        scores = scores.masked_fill(~mask, -math.inf).float().softmax(-1)
-        out = scores.to(value.dtype) @ value
+        out = _softmax(scores.masked_fill(~mask, -math.inf)) @ value
     return out.view(b, kv_heads, shared, q, dv).permute(0, 3, 1, 2, 4).reshape(b * q, kv_heads * shared * dv)
 
 
@@ -232,6 +231,11 @@ def packed_attention(
     return functional.embedding(layout.source, torch.cat(parts)).view(1, tokens, heads, dv), None
 
 
+def _softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension, computed in at least float32."""
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+
+
 def _soft(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float) -> Tensor:
     """Attention with capped scores (Gemma 2), which SDPA does not know; (B, T, H, D)."""
     shared = query.shape[1] // key.shape[1]
@@ -241,7 +245,7 @@ def _soft(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scalin
         q, k = scores.shape[-2:]
         mask = torch.ones(q, k, dtype=torch.bool, device=scores.device).tril(k - q)
     scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return (scores.float().softmax(-1).to(value.dtype) @ value).transpose(1, 2)
+    return (_softmax(scores) @ value).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -112,6 +112,8 @@ class Learner:
             self.optimizer = ShardedAdamW(self.model, train)
             self.saver = saving.Saver(rank, train.timeout_s)
             self.packed, self.whole = self._choose_layout()
+            for layer in policy.decoder_layers(self.model) if train.compile else []:
+                layer.compile(dynamic=True)
         except BaseException:
             self.shutdown()
             raise
@@ -141,7 +143,7 @@ class Learner:
             raise ConfigError(next(filter(None, problems)))
         if frozen:
             model.requires_grad_(False).to(policy.DTYPES[self.dtype])
-        model = policy.shard(model, self.mesh, self.dtype, self.train.compile and not frozen)
+        model = policy.shard(model, self.mesh, self.dtype)
         model.to(self.device)  # what FSDP does not shard: buffers
         make_scorable(model)
         return model

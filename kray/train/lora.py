@@ -33,7 +33,10 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> None:
         raise ConfigError(f"model.lora.targets: no linear layer is named {unknown[0]!r}; there are {', '.join(known)}")
     options: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets}
     config = PeftConfig(**options, lora_dropout=0.0, bias="none")
-    inject_adapter_in_model(config, model, ADAPTER)
+    try:
+        inject_adapter_in_model(config, model, ADAPTER)
+    except ValueError as error:
+        raise ConfigError(f"model.lora: peft cannot adapt this model so: {error}") from error
 
 
 def _layers(model: nn.Module) -> list[Any]:

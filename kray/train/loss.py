@@ -65,7 +65,7 @@ def _sequence(
     """
     rollouts = int(rollout_T.max()) + 1 if len(rollout_T) else 0
     log_ratio_T = logprobs_T - old_T
-    length_R = torch.zeros(rollouts, device=old_T.device).index_add(0, rollout_T, torch.ones_like(old_T))
+    length_R = old_T.new_zeros(rollouts).index_add(0, rollout_T, torch.ones_like(old_T))
     mean_R = log_ratio_T.new_zeros(rollouts).index_add(0, rollout_T, log_ratio_T) / length_R.clamp(min=1)
     return clipped_ratio(mean_R[rollout_T], advantages_T, low, high)
 

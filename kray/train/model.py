@@ -105,7 +105,7 @@ def _without_memory() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
 
 
-def _fill_from_rank_0(module: nn.Module, done: dict[int, nn.Parameter]) -> None:
+def _fill_from_rank_0(module: nn.Module, done: dict[int, Any]) -> None:
     """Gives the module's parameters and buffers memory where they have none, and rank 0's values. A collective.
 
     done: what has been filled, by the id of what it was before: a tied parameter stays one.
@@ -141,7 +141,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32", compiled: bool = False) -> nn.Module:
+def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> nn.Module:
     """Shards each decoder layer, then the rest, over the 1-d mesh in place (FSDP2); returns the model.
 
     Values are rank 0's: they go to the other ranks one layer at a time, so that a rank holds at most its shards and one
@@ -151,13 +151,11 @@ def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32", compiled: 
     policy = MixedPrecisionPolicy()
     if DTYPES[dtype] != torch.float32:
         policy = MixedPrecisionPolicy(param_dtype=DTYPES[dtype], reduce_dtype=torch.float32)
-    done: dict[int, nn.Parameter] = {}
+    done: dict[int, Any] = {}
     keep = [*model.parameters(), *model.buffers()]  # ids must not be used again while `done` speaks of them
     for part in [*decoder_layers(model), model]:
         if mesh.size() > 1:
             _fill_from_rank_0(part, done)
-        if compiled and part is not model:
-            part.compile(dynamic=True)
         fully_shard(part, mesh=mesh, mp_policy=policy)
     del keep
     return model
