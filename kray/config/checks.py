@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kray import plan_rules
-from kray.config.schema import KrayConfig, SourceConfig
+from kray.config.schema import KrayConfig, SourceConfig, aggregation_of
 from kray.records import ConfigError
 
 RULES: dict[str, Callable[[float], bool]] = {
@@ -31,7 +31,7 @@ LIMITS: dict[str, str] = {
     "at least 1": """
         run.steps run.keep_checkpoints prompts.per_step prompts.max_tokens prompts.train.size prompts.test.size
         model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
-        model.tiny.batch_size plan.budget plan.lower plan.upper rollout.engines rollout.max_response_tokens
+        model.tiny.batch_size model.lora.rank plan.budget plan.lower plan.upper rollout.engines rollout.max_response_tokens
         rollout.max_sequences rollout.split rollout.max_attempts reward.workers train.ranks train.updates
         train.microbatch_tokens track.every plan.rounds plan.candidates plan.max_wait plan.refit_every
         """,
@@ -39,13 +39,15 @@ LIMITS: dict[str, str] = {
         run.seed run.checkpoint_every model.tiny.warmup_steps model.tiny.seed prompts.train.limit prompts.test.limit
         prompts.train.seed prompts.test.seed rollout.cpus_per_engine rollout.gpus_per_engine rollout.max_context_tokens
         rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps
-        train.weight_decay train.grad_clip train.clip_high evaluate.every evaluate.samples track.samples
+        train.weight_decay train.grad_clip train.clip_high train.constant_tokens train.advantage_clip train.tis train.kl
+        evaluate.every evaluate.samples track.samples
         plan.token_budget plan.in_flight plan.pilot plan.target_groups
         """,
     "at least 2": "plan.target_size",
     "above 0": """
-        model.tiny.lr plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib rollout.task_timeout_s
-        rollout.start_timeout_s rollout.sync_timeout_s reward.timeout_s train.eps train.timeout_s evaluate.temperature
+        model.tiny.lr model.lora.alpha plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib
+        rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s reward.timeout_s train.eps
+        train.timeout_s evaluate.temperature
         """,
     "in [0, 1]": "run.max_failed_share plan.discount train.clip_low",
     "in (0, 1]": "rollout.gpu_memory_share",
@@ -65,8 +67,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prompts.train.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
     "prompts.test.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
     "model.dtype": ("float32", "bfloat16"),
-    "train.advantage": ("std", "mean"),
-    "train.aggregation": ("token_mean", "sequence_mean", "prompt_mean"),
+    "train.loss": ("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
+    "train.advantage": ("auto", "std", "mean"),
+    "train.aggregation": ("auto", "token_mean", "sequence_mean", "prompt_mean", "constant"),
+    "train.lr_scaling": ("none", "sqrt", "linear"),
     "rollout.transport": ("auto", "object_store", "nccl"),
 }
 VERIFIERS = ("math", "exact", "reasoning_gym")  # or pkg.module:function
@@ -95,7 +99,14 @@ def require(config: KrayConfig) -> None:
 def problems(config: KrayConfig) -> list[Problem]:
     """Single keys first; contradictions between keys only when those are sound, so that no cause is told twice."""
     single = list(_single(config))
-    return single or [*_run(config), *_model(config), *_prompts(config), *_plan(config), *_resources(config)]
+    return single or [
+        *_run(config),
+        *_model(config),
+        *_prompts(config),
+        *_plan(config),
+        *_train(config),
+        *_resources(config),
+    ]
 
 
 def value_at(config: KrayConfig, key: str) -> Any:
@@ -207,6 +218,16 @@ def _plan(config: KrayConfig) -> Iterator[Problem]:
     if config.train.updates > per_step:
         text = f"train.updates {config.train.updates} is above prompts.per_step {per_step}: an update needs a prompt"
         yield Problem(("train.updates", "prompts.per_step"), text)
+
+
+def _train(config: KrayConfig) -> Iterator[Problem]:
+    train = config.train
+    if aggregation_of(train) == "constant" and train.constant_tokens < 1:
+        keys = ("train.constant_tokens", "train.aggregation", "train.loss")
+        usual = f"set train.constant_tokens, usually rollout.max_response_tokens {config.rollout.max_response_tokens}"
+        yield Problem(keys, f"the aggregation constant (that of loss dr_grpo) divides by a length: {usual}")
+    if config.model.lora is not None and not config.model.lora.targets:
+        yield Problem(("model.lora.targets",), "model.lora.targets is empty: name linear layers, or [all-linear]")
 
 
 def _resources(config: KrayConfig) -> Iterator[Problem]:

@@ -37,9 +37,19 @@ class TinyPolicyConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685); engines get them merged into the weights."""
+
+    rank: int = 16
+    alpha: float = 32.0  # the adapters' product is scaled by alpha / rank
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])  # or names: [q_proj, v_proj]
+
+
+@dataclass
 class ModelConfig:
     path: str = ""  # a Hugging Face folder or hub id; empty when `tiny` is given
     dtype: str = "float32"  # float32 | bfloat16: of the engines' weights and the learner's compute (its master is fp32)
+    lora: LoraConfig | None = None  # {} for its defaults; null: all weights are trained
     tiny: TinyPolicyConfig | None = None
 
 
@@ -150,14 +160,55 @@ class TrainConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     grad_clip: float = 1.0  # of the global norm; 0: off
+    # grpo (arXiv 2402.03300), dr_grpo (2503.20783), dapo (2503.14476): PPO's clip with the paper's advantage and
+    # aggregation | gspo (2507.18071): clips the ratio of whole rollouts; its paper's clips are 3e-4 and 4e-4 |
+    # cispo (2506.13585): bounds each token's weight, and no token loses its gradient
+    loss: str = "dapo"
     clip_low: float = 0.2
     clip_high: float = 0.28
-    advantage: str = "std"  # std: GRPO (arXiv 2402.03300) | mean: Dr.GRPO (arXiv 2503.20783)
-    aggregation: str = "token_mean"  # token_mean | sequence_mean | prompt_mean
+    advantage: str = "auto"  # std: divided by the group's std | mean: not | auto: as in the loss's paper
+    # How rollouts are averaged: token_mean | sequence_mean | prompt_mean (a group counts once however many rollouts it
+    # got) | constant (Dr.GRPO: by constant_tokens) | auto: as in the loss's paper. With adaptive budgets this choice
+    # decides much of the gain: in all but prompt_mean a prompt counts by its rollouts, which was two thirds of the
+    # knapsack's effect in our trials. The planner's explicit weights multiply whatever is chosen here.
+    aggregation: str = "auto"
+    constant_tokens: int = 0  # of aggregation constant; usually rollout.max_response_tokens
+    advantage_clip: float = (
+        0.0  # bound of an advantage's size; 0: off. The one success among N rollouts has sqrt(N - 1)
+    )
+    tis: float = 0.0  # cap of the truncated importance weight between engine and learner (2 is usual); 0: off
+    kl: float = 0.0  # coefficient of the KL to the start model, on the rollouts that carry an advantage; 0: off
+    # Learning rate by how much a step has to teach: none | sqrt | linear: lr times (groups with a gradient / groups)
+    # to that power. Adam undoes the size of gradients, so a step with few informative prompts is otherwise as long, and
+    # noisier.
+    lr_scaling: str = "none"
     updates: int = 1  # optimizer steps a step; groups are split evenly over them
-    microbatch_tokens: int = 16384  # padded tokens of one forward pass on one rank
+    microbatch_tokens: int = 16384  # tokens of one forward pass on one rank, padding included
+    packing: bool = True  # no padding, shared prompts computed once; models that cannot be packed are padded anyway
+    reduce_each_microbatch: bool = False  # on several ranks: less memory (no whole gradient), more communication
     activation_checkpointing: bool = False
+    compile: bool = False  # torch.compile of the decoder layers
     timeout_s: float = 1800.0  # for one update
+
+
+# What a loss's paper pairs it with: (advantage, aggregation).
+PAPERS = {
+    "grpo": ("std", "sequence_mean"),
+    "dr_grpo": ("mean", "constant"),
+    "dapo": ("std", "token_mean"),
+    "gspo": ("std", "sequence_mean"),
+    "cispo": ("std", "token_mean"),
+}
+
+
+def advantage_of(train: TrainConfig) -> str:
+    """std | mean."""
+    return PAPERS[train.loss][0] if train.advantage == "auto" else train.advantage
+
+
+def aggregation_of(train: TrainConfig) -> str:
+    """token_mean | sequence_mean | prompt_mean | constant."""
+    return PAPERS[train.loss][1] if train.aggregation == "auto" else train.aggregation
 
 
 @dataclass

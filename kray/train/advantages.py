@@ -12,6 +12,7 @@ from torch import Tensor
 # Added to the standard deviation. It is small against the smallest std that 0/1 rewards can have in a group of N (about
 # 1 / sqrt(N)), and it keeps the advantages of nearly equal real-valued rewards from blowing up.
 EPSILON = 1e-6
+ROUNDING = 1e-14  # a reward this near to its group's mean, relative to itself, equals it
 
 
 def advantages(rewards_R: Tensor, group_R: Tensor, scale: bool) -> Tensor:
@@ -33,9 +34,10 @@ def advantages(rewards_R: Tensor, group_R: Tensor, scale: bool) -> Tensor:
     _, group_R, size_G = torch.unique(group_R, return_inverse=True, return_counts=True)
     mean_G = torch.zeros(len(size_G), dtype=torch.float64).index_add(0, group_R, rewards_R) / size_G
     centred_R = rewards_R - mean_G[group_R]
+    average_R = centred_R.abs() <= ROUNDING * rewards_R.abs()  # such a rollout teaches nothing and need not be computed
     low_G = torch.full_like(mean_G, torch.inf).scatter_reduce(0, group_R, rewards_R, "amin")
     high_G = torch.full_like(mean_G, -torch.inf).scatter_reduce(0, group_R, rewards_R, "amax")
     if scale:
         std_G = (torch.zeros_like(mean_G).index_add(0, group_R, centred_R**2) / size_G).sqrt()
         centred_R = centred_R / (std_G[group_R] + EPSILON)
-    return torch.where((low_G == high_G)[group_R], 0.0, centred_R).to(torch.float32)
+    return torch.where((low_G == high_G)[group_R] | average_R, 0.0, centred_R).to(torch.float32)

@@ -4,7 +4,8 @@ A run folder holds
 
     checkpoints/step-000020/state.json    the driver's state, written last: a folder without it does not count
     checkpoints/step-000020/learner/      model and optimizer, written by the learner ranks
-    checkpoints/.tmp-step-000040/         being written
+    checkpoints/.tmp-step-000040/         being written, or being removed
+    checkpoints/.old-step-000040/         being replaced
 
 Promises: `newest` names a checkpoint that was complete when it was named so, whatever died in between; an older
 checkpoint is removed only after a newer one is complete and on disk.
@@ -28,13 +29,16 @@ STEP = re.compile(r"step-(\d{6,})")
 
 
 def _steps(run_folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of the complete checkpoints of a run, oldest first."""
-    found = []
-    for folder in (run_folder / FOLDER).glob("step-*"):
-        match = STEP.fullmatch(folder.name)
+    """(step, folder) of the complete checkpoints of a run, oldest first.
+
+    `.old-step-N` counts where step-N is missing: its writer died between the two renames that replace one by the other.
+    """
+    found = {}
+    for folder in [*(run_folder / FOLDER).glob(".old-step-*"), *(run_folder / FOLDER).glob("step-*")]:
+        match = STEP.fullmatch(folder.name.removeprefix(".old-"))
         if match and (folder / STATE).is_file():
-            found.append((int(match[1]), folder))
-    return sorted(found)
+            found[int(match[1])] = folder
+    return sorted(found.items())
 
 
 def _sync(path: Path) -> None:
@@ -124,7 +128,9 @@ class CheckpointStore:
         complete = [folder for _, folder in _steps(self.run_folder)]
         for folder in complete[: -self.keep]:
             if folder != just_written:
-                shutil.rmtree(folder)
+                going = folder.with_name(f".tmp-{folder.name}")  # a folder that is half removed must not look complete
+                folder.rename(going)
+                shutil.rmtree(going)
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint, or None."""

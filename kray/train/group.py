@@ -2,7 +2,7 @@
 
 Promises
 - Every wait has a deadline, and an error says what was waited for and which rank failed.
-- All ranks get every call in the same order, which is what their collectives need: one caller at a time.
+- All ranks get every call in the same order, which is what their collectives need: one caller at a time (`saved` apart).
 - A failed call leaves the gang broken: `close` it, build a new one and `load` a checkpoint. No rank is restarted alone.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from kray.config.schema import TrainConfig
+from kray.config.schema import LoraConfig, TrainConfig
 from kray.records import ConfigError, KrayError, RolloutGroup
 from kray.train.learner import Learner, step_rows
 
@@ -29,6 +30,8 @@ PLACEMENT_TIMEOUT_S = 120.0
 # After one rank has failed, how long to wait for the others' outcomes: a rank that dies breaks its peers' collectives,
 # and their complaint often comes before the news of the death, which is what the error should name.
 BLAME_S = 5.0
+SAVED_POLL_S = 0.2
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
 
 def _free_address() -> tuple[str, int]:
@@ -54,11 +57,12 @@ class LearnerGroup:
         seed: int,
         temperature: float = 1.0,
         placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
+        lora: LoraConfig | None = None,
     ):
         """Starts nothing. Arguments as in `Learner`."""
         self.train = train
         self.arguments = (model_path, train, dtype, total_steps, seed)
-        self.temperature = temperature
+        self.options = (temperature, lora)
         self.placement_timeout_s = placement_timeout_s
         self.actors: list[Any] = []
         self.placement: PlacementGroup | None = None
@@ -100,9 +104,24 @@ class LearnerGroup:
         """The learner's log-probability of each response token: (T,) float32 for each (prompt, response)."""
         return (await self._all("logprobs", "to compute log-probabilities", list(token_rows), temperature))[0]
 
-    async def save(self, folder: str | Path) -> None:
-        """Writes the sharded checkpoint; `folder` must be on a file system that all ranks share."""
-        await self._all("save", f"to save {folder}", str(folder))
+    async def save(self, folder: str | Path, wait: bool = True) -> None:
+        """Writes the sharded checkpoint; `folder` must be on a file system that all ranks share.
+
+        wait false: returns as soon as every rank has taken a copy, and writes while training goes on; the checkpoint may
+        be committed when `saved` has returned. One at a time: a later `save` or `load` waits for the write under way.
+        """
+        await self._all("save", f"to save {folder}", str(folder), not wait)
+
+    async def saved(self) -> None:
+        """Returns when no checkpoint is being written on any rank. Raises KrayError when the write failed.
+
+        May be awaited while other calls are made: it is the one method that is no collective.
+        """
+        deadline = time.monotonic() + self.train.timeout_s
+        while not all(await self._all("saved", "whether the checkpoint is written")):
+            if time.monotonic() > deadline:
+                raise KrayError(f"learner: a checkpoint was not written after {self.train.timeout_s:.0f} s")
+            await asyncio.sleep(SAVED_POLL_S)
 
     async def load(self, folder: str | Path) -> None:
         """Goes on from a checkpoint of any number of ranks."""
@@ -136,6 +155,7 @@ class LearnerGroup:
             ) from error
 
     def _strategy(self, rank: int) -> PlacementGroupSchedulingStrategy:
+        assert self.placement is not None
         return PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=rank)
 
     async def _rendezvous(self) -> tuple[str, int]:
@@ -148,7 +168,9 @@ class LearnerGroup:
         threads = str(max(1, self.train.cpus_per_rank))
         environment = {"OMP_NUM_THREADS": threads}
         if not self.train.gpus_per_rank:
-            environment["CUDA_VISIBLE_DEVICES"] = ""  # a process without GPUs sees all of them otherwise
+            # A process without GPUs sees all of them otherwise; and glibc gives activations back to the system after every
+            # step, to have each of their pages cleared again in the next.
+            environment |= {"CUDA_VISIBLE_DEVICES": ""} | KEEP_MEMORY
         options = ray.remote(Learner).options(
             name=f"learner-{rank}-{os.getpid()}-{id(self):x}",
             num_cpus=self.train.cpus_per_rank,
@@ -157,7 +179,7 @@ class LearnerGroup:
             runtime_env={"env_vars": environment},
         )
         device = "cuda" if self.train.gpus_per_rank else "cpu"
-        return options.remote(rank, self.train.ranks, address, port, *self.arguments, device, self.temperature)
+        return options.remote(rank, self.train.ranks, address, port, *self.arguments, device, *self.options)
 
     async def _all(self, method: str, purpose: str, *arguments: Any) -> list[Any]:
         """The method's results of all ranks, rank 0 first."""
@@ -172,7 +194,8 @@ class LearnerGroup:
             done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
             if pending and any(task.exception() for task in done):
                 await asyncio.wait(pending, timeout=BLAME_S)
-            errors = {rank: task.exception() for rank, task in enumerate(tasks) if task.done() and task.exception()}
+            failures = {rank: task.exception() for rank, task in enumerate(tasks) if task.done()}
+            errors = {rank: error for rank, error in failures.items() if error}
             if errors:
                 raise _blame(errors, purpose)
             if pending:

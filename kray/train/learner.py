@@ -1,8 +1,8 @@
 """One rank of the learner: a plain class that Ray (group.py) or a test puts into a process of its own.
 
 Promises
-- Every public method except `describe` and `shutdown` is a collective: all ranks call it, with the same arguments, in the
-  same order.
+- Every public method except `describe`, `saved` and `shutdown` is a collective: all ranks call it, with the same
+  arguments, in the same order.
 - The update does not depend on how many ranks or micro-batches it was split over, up to float32 rounding.
 - A step without an effective group, or with a gradient that is not finite, leaves weights and optimizer as they were.
 """
@@ -10,10 +10,9 @@ Promises
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,32 +20,58 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 
-from kray.config.schema import TrainConfig
-from kray.records import KrayError, RolloutGroup
+from kray.config.schema import LoraConfig, TrainConfig, advantage_of, aggregation_of
+from kray.records import ConfigError, KrayError, RolloutGroup
 from kray.train import model as policy
+from kray.train import saving
 from kray.train.advantages import advantages
-from kray.train.batches import Batch, Rows, collate, make_rows, split_ranks
-from kray.train.loss import k3, policy_loss, token_logprobs_and_entropy
+from kray.train.batches import Rows, make_rows
+from kray.train.lora import without_adapters
+from kray.train.loss import k3, policy_loss
+from kray.train.metrics import SUMS, update_metrics
+from kray.train.optimizer import ShardedAdamW
+from kray.train.packing import Batch, collate, split_ranks
+from kray.train.scores import make_scorable
 from kray.weights import FlatWeights
 
-# What one update adds up over its tokens, micro-batches and ranks.
-SUMS = ("loss", "clipped", "kl", "entropy", "gap", "engine_kl", "tokens", "padded", "filled", "rows")
+LR_POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # of the share of groups that carry a gradient
+SAME_NATS = {"float32": 1e-3, "bfloat16": 0.1}  # two ways to compute a log-probability that differ less are the same
 
 
 def step_rows(groups: Sequence[RolloutGroup], train: TrainConfig) -> Rows:
     """What one update learns from the groups of a step. Raises ValueError that names an unusable rollout."""
 
     def compute(rewards_R: np.ndarray, group_R: np.ndarray) -> np.ndarray:
-        return advantages(
-            torch.from_numpy(rewards_R), torch.from_numpy(group_R), scale=train.advantage == "std"
-        ).numpy()
+        scale = advantage_of(train) == "std"
+        return advantages(torch.from_numpy(rewards_R), torch.from_numpy(group_R), scale).numpy()
 
-    return make_rows(groups, compute, train.aggregation, train.updates)
+    constant, clip = train.constant_tokens, train.advantage_clip
+    return make_rows(groups, compute, aggregation_of(train), train.updates, constant, clip)
+
+
+def plain_rows(token_rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Rows:
+    """(prompt tokens, response tokens) as rows without rewards; equal neighbouring prompts are one group."""
+    prompts = [tuple(prompt) for prompt, _ in token_rows]
+    sizes = np.array([len(response) for _, response in token_rows], dtype=np.int64)
+    count = len(prompts)
+    changes = [i > 0 and prompts[i] != prompts[i - 1] for i in range(count)]
+    parts = [np.asarray(part, dtype=np.int32) for row in token_rows for part in row]
+    return Rows(
+        tokens=np.concatenate([np.zeros(0, np.int32), *parts]),
+        prompt_lengths=np.array([len(prompt) for prompt in prompts], dtype=np.int64),
+        response_lengths=sizes,
+        logprobs=np.zeros(int(sizes.sum()), dtype=np.float32),
+        advantages=np.zeros(count, dtype=np.float32),
+        weights=np.zeros(count),
+        group=np.cumsum(changes, dtype=np.int64),
+        update=np.zeros(count, dtype=np.int64),
+        updates=1,
+        groups=0,
+        effective_groups=0,
+    )
 
 
 class Learner:
@@ -65,24 +90,33 @@ class Learner:
         seed: int,
         device: str = "cpu",
         temperature: float = 1.0,
+        lora: LoraConfig | None = None,
     ):
-        """Loads the model and joins the process group (blocks until all ranks did, at most train.timeout_s).
+        """Joins the process group (blocks until all ranks did, at most train.timeout_s) and loads the model.
 
         dtype: of compute and of the weights handed out, float32 | bfloat16; the master is float32. total_steps: kray steps
         of the run, which bound the warm-up of the learning rate. device: cpu (gloo) | cuda (nccl, one device).
         temperature: at which the rollouts are sampled; the policy that learns is the policy at this temperature.
         """
         self.rank, self.world_size, self.train, self.dtype = rank, world_size, train, dtype
-        self.model_path, self.seed, self.temperature = model_path, seed, temperature
+        self.model_path, self.seed, self.temperature, self.lora = model_path, seed, temperature, lora
         self.device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
         self.warmup_updates = min(train.lr_warmup_steps, total_steps) * train.updates
         self.updates_done = 0  # optimizer steps
         torch.manual_seed(seed)
-        model = policy.load_policy(model_path, dtype, train.activation_checkpointing)
         self._join(master_addr, master_port)
-        self.model = policy.shard(model, init_device_mesh(self.device.type, (world_size,)), dtype)
-        self.model.to(self.device)  # what FSDP does not shard: buffers
-        self.optimizer = self._make_optimizer()
+        try:
+            self.mesh = init_device_mesh(self.device.type, (world_size,))
+            self.model: Any = self._load_policy(lora)  # an FSDPModule and a PreTrainedModel
+            self.reference = self._load_reference()
+            self.optimizer = ShardedAdamW(self.model, train)
+            self.saver = saving.Saver(rank, train.timeout_s)
+            self.packed, self.whole = self._choose_layout()
+            for layer in policy.decoder_layers(self.model) if train.compile else []:
+                layer.compile(dynamic=True)
+        except BaseException:
+            self.shutdown()
+            raise
 
     def _join(self, master_addr: str, master_port: int) -> None:
         timeout = timedelta(seconds=self.train.timeout_s)
@@ -94,42 +128,71 @@ class Learner:
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=timeout)
 
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        train = self.train
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},  # norms and biases
-        ]
-        optimizer = torch.optim.AdamW(
-            groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.eps, foreach=True
-        )
-        for parameter in parameters:  # as AdamW's first step would, so that a load always finds its place
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-        return optimizer
+    def _load_policy(self, lora: LoraConfig | None, frozen: bool = False) -> Any:
+        """The sharded model; all ranks raise when one cannot load it."""
+        checkpointing = self.train.activation_checkpointing and not frozen
+        model: Any = None
+        problem = ""
+        try:
+            model = policy.load_policy(self.model_path, self.dtype, checkpointing, lora, empty=self.rank > 0)
+        except ConfigError as error:
+            problem = str(error)
+        problems: list[Any] = [""] * self.world_size
+        dist.all_gather_object(problems, problem)
+        if model is None or any(problems):
+            raise ConfigError(next(filter(None, problems)))
+        if frozen:
+            model.requires_grad_(False).to(policy.DTYPES[self.dtype])
+        model = policy.shard(model, self.mesh, self.dtype)
+        model.to(self.device)  # what FSDP does not shard: buffers
+        make_scorable(model)
+        return model
+
+    def _load_reference(self) -> Any:
+        """The start model, sharded and frozen, when train.kl needs one. LoRA's base weights are their own."""
+        if self.train.kl == 0:
+            return None
+        return self.model if self.lora is not None else self._load_policy(None, frozen=True)
+
+    def _choose_layout(self) -> tuple[bool, bool]:
+        """(packed, whole): the fastest way to compute that gives the log-probabilities of the model's own forward pass."""
+        size = int(self.model.config.get_text_config().vocab_size)
+        tokens = np.random.default_rng(0).integers(size, size=20).tolist()
+        rows = plain_rows([(tokens[:7], tokens[7:12]), (tokens[:7], tokens[12:])])
+        exact = self._probe(rows, False, True)
+        for packed, whole in ((True, False), (True, True), (False, False)):
+            if packed and not self.train.packing:
+                continue
+            try:
+                gap = np.abs(self._probe(rows, packed, whole) - exact).max()
+            except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+                continue  # this model cannot be asked so
+            if gap <= SAME_NATS[self.dtype]:
+                return packed, whole
+        return False, True
 
     def __repr__(self) -> str:
         return f"learner-{self.rank}"  # Ray puts it before the rank's log lines
 
     def describe(self) -> dict[str, Any]:
-        """Who this is, for logs: rank, host, process id, device, parameters of the whole model."""
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        """Who this is, for logs: rank, host, process id, device, parameters of the model, trained ones, layout."""
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
         where = {"host": socket.gethostname(), "pid": os.getpid(), "device": str(self.device)}
-        return {"rank": self.rank, **where, "parameters": parameters}
+        counts = {"parameters": sum(n for n, _ in sizes), "trained": sum(n for n, trained in sizes if trained)}
+        return {"rank": self.rank, **where, **counts, "packed": self.packed}
 
     # -- the update ---------------------------------------------------------------------------------------------------
 
-    @property
-    def lr(self) -> float:
-        """Of the next optimizer step: rises in a straight line over the warm-up, then stays."""
-        return self.train.lr * min(1.0, (self.updates_done + 1) / max(1, self.warmup_updates))
+    def lr(self, share: float = 1.0) -> float:
+        """Of the next optimizer step: rises in a straight line over the warm-up, then stays.
+
+        share: of the step's groups that carry a gradient; counts as train.lr_scaling says.
+        """
+        rise = min(1.0, (self.updates_done + 1) / max(1, self.warmup_updates))
+        return self.train.lr * rise * share ** LR_POWERS[self.train.lr_scaling]
 
     def update(self, rows: Rows) -> dict[str, float]:
-        """One GRPO step: rows.updates optimizer steps. Returns the same metrics on every rank; README lists them.
+        """One GRPO step: rows.updates optimizer steps. Returns the same metrics on every rank (metrics.py lists them).
 
         With one optimizer step the old log-probabilities are this pass's own, detached: the ratio is 1 and the clip inert.
         With several they are computed before the first one.
@@ -137,21 +200,26 @@ class Learner:
         started = time.monotonic()
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         gap_max = torch.zeros((), dtype=torch.float64, device=self.device)
-        lr, norms = self.lr, []
+        share = rows.effective_groups / max(1, rows.groups)
+        lr, norms = self.lr(share), []
         plan = [self._batches(rows, update) for update in range(rows.updates)]
-        old = [[None] * len(batches) for batches in plan]
+        old: list[list[Tensor | None]] = [[None] * len(batches) for batches in plan]
         if rows.updates > 1:
             old = [[self._old_logprobs(batch) for batch in batches] for batches in plan]
             self.model.reshard()
         for batches, olds in zip(plan, old, strict=True):
-            for batch, old_N in zip(batches, olds, strict=True):
+            for k, (batch, old_N) in enumerate(zip(batches, olds, strict=True)):
+                last = k == len(batches) - 1
+                self.model.set_requires_gradient_sync(last or self.train.reduce_each_microbatch)
+                self.model.set_is_last_backward(last)
                 part, part_gap = self._backward(batch, old_N)
                 sums += part
                 gap_max = torch.maximum(gap_max, part_gap)
-            norms.append(self._optimizer_step())
+            norms.append(self.optimizer.step(self.lr(share)))
+            self.updates_done += bool(np.isfinite(norms[-1]))
         dist.all_reduce(sums)
         dist.all_reduce(gap_max, dist.ReduceOp.MAX)
-        metrics = self._metrics(dict(zip(SUMS, sums.tolist(), strict=True)), norms, rows)
+        metrics = update_metrics(dict(zip(SUMS, sums.tolist(), strict=True)), norms, rows, self.train, self.device)
         metrics["train/logprob_gap_max"] = gap_max.item() if plan else np.nan
         metrics |= {"train/lr": lr, "train/update_s": time.monotonic() - started}
         # Left out rather than NaN: what is unknown because nothing was trained on.
@@ -159,85 +227,72 @@ class Learner:
 
     def _batches(self, rows: Rows, update: int) -> list[Batch]:
         mine = np.flatnonzero(rows.update == update)
-        split = split_ranks(rows.lengths[mine], self.train.microbatch_tokens, self.world_size)
-        return [collate(rows, mine[indices]) for indices in split[self.rank]]
+        split = split_ranks(rows, mine, self.train.microbatch_tokens, self.world_size, self.packed)
+        return [collate(rows, indices, self.packed).to(self.device) for indices in split[self.rank]]
 
-    def _forward(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, batch: Batch, temperature: float, model: Any = None, whole: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of the batch's N targets, each (N,) float32."""
-        first = batch.first_target
-        input_ids = torch.from_numpy(batch.input_ids).to(self.device)
-        mask = torch.from_numpy(batch.target_mask[:, first:]).to(self.device)
-        # No attention mask: padding is on the right, so causal attention hides it from every token that counts, and
-        # without a mask the kernels that need no (T, T) matrix can be used. Positions count from 0, the default.
-        keep = torch.arange(first, input_ids.shape[1] - 1, device=self.device)
-        logits = self.model(input_ids=input_ids, logits_to_keep=keep, use_cache=False).logits
-        return token_logprobs_and_entropy(logits[mask], input_ids[:, first + 1 :][mask], temperature)
+        whole = self.whole if whole is None else whole
+        model = self.model if model is None else model
+        return model.score(batch.inputs, batch.keep, batch.source, batch.targets, temperature, whole)
 
+    @torch.no_grad()
     def _old_logprobs(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            return self._forward(batch, self.temperature)[0]
+        return self._forward(batch, self.temperature)[0]
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: Batch) -> Tensor | None:
+        if self.reference is None:
+            return None
+        with without_adapters(self.reference):
+            logprobs_N = self._forward(batch, self.temperature, self.reference)[0]
+        self.reference.reshard()
+        return logprobs_N
 
     def _backward(self, batch: Batch, old_N: Tensor | None) -> tuple[Tensor, Tensor]:
         """Adds the batch's gradient; returns the SUMS (S,) float64 and the largest gap to the engine's logprobs."""
+        train = self.train
+        reference_N = self._reference_logprobs(batch)
         logprobs_N, entropy_N = self._forward(batch, self.temperature)
         old_N = logprobs_N.detach() if old_N is None else old_N
-        engine_N, advantages_N, weights_N = (
-            torch.from_numpy(array).to(self.device) for array in (batch.logprobs, batch.advantages, batch.weights)
+        result = policy_loss(
+            train.loss,
+            logprobs_N,
+            old_N,
+            batch.logprobs,
+            batch.advantages,
+            batch.weights,
+            batch.rollout,
+            (train.clip_low, train.clip_high),
+            train.tis,
+            train.kl,
+            reference_N,
         )
-        train = self.train
-        result = policy_loss(logprobs_N, old_N, advantages_N, weights_N, train.clip_low, train.clip_high)
         (result.loss * self.world_size).backward()  # FSDP averages gradients over ranks; the loss is a sum
-        gap_N = (old_N - engine_N).abs().double()
-        filled = int(batch.attention_mask.sum())
-        parts = [result.loss, result.clipped, result.kl, entropy_N.sum(), gap_N.sum(), k3(old_N, engine_N).sum()]
-        counts = [len(logprobs_N), batch.input_ids.size, filled, int(batch.attention_mask.any(axis=1).sum())]
+        gap_N = (old_N - batch.logprobs).abs().double()
+        engine_kl = k3(old_N, batch.logprobs).sum()
+        parts = [result.loss, result.clipped, result.kl, result.truncated, result.reference_kl, entropy_N.sum()]
+        parts += [gap_N.sum(), engine_kl]
+        counts = [len(logprobs_N), batch.input_ids.numel(), batch.filled, batch.rows, *_attention_places(batch)]
         sums = torch.stack([part.detach().double() for part in parts])
         gap_max = gap_N.max() if len(gap_N) else gap_N.new_zeros(())
         return torch.cat([sums, torch.tensor(counts, dtype=torch.float64, device=self.device)]), gap_max
 
-    def _optimizer_step(self) -> float:
-        """Steps unless the gradient is not finite; clears the gradient; returns its norm before clipping."""
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if bool(norm.isfinite()):  # the norm is global, so all ranks decide alike
-            if self.train.grad_clip > 0:
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.train.grad_clip, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr
-            self.optimizer.step()
-            self.updates_done += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm.item()
-
-    def _metrics(self, sums: dict[str, float], norms: list[float], rows: Rows) -> dict[str, float]:
-        tokens = sums["tokens"] or np.nan
-        finite = [norm for norm in norms if np.isfinite(norm)]
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        memory = torch.tensor(peak / 2**30, dtype=torch.float64, device=self.device)
-        dist.all_reduce(memory, dist.ReduceOp.MAX)
-        return {
-            "train/loss": sums["loss"] / len(norms) if norms else np.nan,
-            "train/grad_norm": float(np.mean(finite)) if finite else np.nan,
-            "train/entropy": sums["entropy"] / tokens,
-            "train/clip_ratio": sums["clipped"] / tokens,
-            "train/kl": sums["kl"] / tokens,
-            "train/tokens": sums["tokens"],
-            "train/rows": sums["rows"],
-            "train/groups_ratio": rows.effective_groups / max(1, rows.groups),
-            "train/padding_ratio": 1 - sums["filled"] / sums["padded"] if sums["padded"] else np.nan,
-            "train/logprob_gap_mean": sums["gap"] / tokens,
-            "train/logprob_kl": sums["engine_kl"] / tokens,
-            "train/optimizer_steps": float(len(finite)),
-            "train/nonfinite": float(len(norms) - len(finite)),
-            "train/skipped": float(not finite),
-            "train/peak_memory_gib": memory.item(),
-        }
-
     # -- weights ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _probe(self, rows: Rows, packed: bool, whole: bool, temperature: float = 1.0) -> np.ndarray:
+        """Log-probabilities of all response tokens of all rows, one row after the other."""
+        try:
+            batch = collate(rows, np.arange(len(rows)), packed).to(self.device)
+            logprobs = self._forward(batch, temperature, whole=whole)[0].float().cpu()
+        finally:
+            self.model.reshard()
+        found = np.empty(len(logprobs), dtype=np.float32)
+        found[batch.order.cpu().numpy()] = logprobs.numpy()
+        return found
 
     def logprobs(
         self, token_rows: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0
@@ -246,15 +301,14 @@ class Learner:
 
         For probes that prove an engine's weights: every rank computes all rows.
         """
-        found = []
-        for prompt, response in token_rows:
-            tokens = np.array([[*prompt, *response]], dtype=np.int64)
-            mask = (np.arange(1, tokens.shape[1]) >= len(prompt))[None]
-            none = np.zeros(0, dtype=np.float32)
-            batch = Batch(tokens, np.ones(tokens.shape, dtype=bool), mask, none, none, none)
-            with torch.no_grad():
-                found.append(self._forward(batch, temperature)[0].cpu().numpy())
-        self.model.reshard()
+        kept = [i for i, (_, response) in enumerate(token_rows) if len(response)]
+        rows = plain_rows([token_rows[i] for i in kept])
+        found = [np.zeros(0, dtype=np.float32) for _ in token_rows]
+        if kept:
+            split = np.cumsum(rows.response_lengths)[:-1]
+            computed = np.split(self._probe(rows, self.packed, self.whole, temperature), split)
+            for i, values in zip(kept, computed, strict=True):
+                found[i] = values
         return found
 
     def state(self) -> list[tuple[str, Tensor]]:
@@ -277,35 +331,39 @@ class Learner:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def _sharded_state(self) -> dict[str, Any]:
-        """Everything that is sharded, by name, and shared with the live tensors: loading into it loads the learner."""
-        state: dict[str, Any] = {f"model.{name}": tensor for name, tensor in policy.state_tensors(self.model)}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"optimizer.{name}.{key}"] = value
-        return state
+    def _sharded_state(self) -> dict[str, Tensor]:
+        """Everything that is trained, by name, and shared with the live tensors: loading into it loads the learner.
 
-    def save(self, folder: str | Path) -> None:
-        """Writes model, optimizer, step and random states; each rank writes its shard, so all must see `folder`."""
-        folder = Path(folder)
-        self._on_rank_0(lambda: folder.mkdir(parents=True, exist_ok=True))
-        dcp.save(self._sharded_state(), checkpoint_id=str(folder))
+        Frozen parameters are the start model's and stay out; so a checkpoint of LoRA is small.
+        """
+        named = policy.state_tensors(self.model)
+        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        frozen = {name for name, _ in self.model.named_parameters()} - trained
+        state = {f"model.{name}": tensor for name, tensor in named if name not in frozen}
+        return state | {f"optimizer.{name}": tensor for name, tensor in self.optimizer.tensors().items()}
+
+    def save(self, folder: str | Path, background: bool = False) -> None:
+        """Writes model, optimizer, step and random states; each rank writes its shard, so all must see `folder`.
+
+        background: returns when a copy has been taken; `saved` then tells when it is on disk. A later call waits for an
+        earlier write.
+        """
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state()
-        torch.save({"updates_done": self.updates_done, "rng": rng}, folder / f"rank-{self.rank}.pt")
-        dist.barrier()
+        own = {"updates_done": self.updates_done, "rng": rng}
+        self.saver.start(Path(folder), self._sharded_state(), own, background)
+
+    def saved(self) -> bool:
+        """Whether this rank has nothing left to write; never waits. Raises KrayError when the last write failed."""
+        return self.saver.done()
 
     def load(self, folder: str | Path) -> None:
         """Goes on from `save`, also of another number of ranks (a new rank then draws its random state from the seed)."""
-        folder = Path(folder)
-        if not (folder / ".metadata").is_file():
-            raise KrayError(f"learner: {folder} holds no learner checkpoint (no .metadata); nothing was loaded")
-        dcp.load(self._sharded_state(), checkpoint_id=str(folder))
-        mine = folder / f"rank-{self.rank}.pt"
-        own = torch.load(mine if mine.is_file() else folder / "rank-0.pt", weights_only=True)
+        self.saver.finish()
+        own, mine = saving.read(Path(folder), self._sharded_state(), self.rank)
         self.updates_done = own["updates_done"]
-        if mine.is_file():
+        if mine:
             torch.set_rng_state(own["rng"]["cpu"])
             if self.device.type == "cuda" and "cuda" in own["rng"]:
                 torch.cuda.set_rng_state(own["rng"]["cuda"])
@@ -313,9 +371,9 @@ class Learner:
             torch.manual_seed(self.seed + self.updates_done)
         dist.barrier()
 
-    def _on_rank_0(self, write) -> None:
+    def _on_rank_0(self, write: Callable[[], Any]) -> None:
         """Runs `write` on rank 0; all ranks leave together and with rank 0's error, if it had one."""
-        error = [None]
+        error: list[str | None] = [None]
         if self.rank == 0:
             try:
                 write()
@@ -326,6 +384,14 @@ class Learner:
             raise KrayError(f"learner rank 0: {error[0]}")
 
     def shutdown(self) -> None:
-        """Leaves the process group; safe to call twice."""
+        """Ends a background write and leaves the process group; safe to call twice."""
+        saver = getattr(self, "saver", None)
+        if saver is not None and saver.thread is not None:
+            saver.thread.join()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _attention_places(batch: Batch) -> tuple[int, int]:
+    """(tokens, places) of the keys that attention reads, padding included."""
+    return (batch.filled, batch.input_ids.numel()) if batch.plan is None else batch.plan.padding

@@ -13,18 +13,24 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from kray.config.schema import LoraConfig
 from kray.records import ConfigError
+from kray.train.attention import ATTENTION
+from kray.train.lora import add_lora, merges, plain_name
 from kray.weights import ALIGNMENT, FlatWeights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,16 +51,28 @@ TOKENIZER_FILES = (
 )
 
 
-def load_policy(path: str, dtype: str = "float32", activation_checkpointing: bool = False) -> nn.Module:
+def load_policy(
+    path: str,
+    dtype: str = "float32",
+    activation_checkpointing: bool = False,
+    lora: LoraConfig | None = None,
+    empty: bool = False,
+) -> nn.Module:
     """The model at `path` (a Hugging Face folder or hub id) in train mode on the CPU, its parameters in float32.
 
     `dtype` is that of compute, kept in the config for exports. Dropout is off: the ratio of new to old probabilities must
-    come from the weights alone. Raises ConfigError on a dtype or path that cannot be used.
+    come from the weights alone. empty: parameters have a shape and no memory. Raises ConfigError on a dtype or path that
+    cannot be used.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"model.dtype is {dtype!r}; known: {', '.join(DTYPES)}")
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+        if empty:
+            with _without_memory():
+                config = AutoConfig.from_pretrained(path)
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=ATTENTION)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path {path!r} cannot be loaded: {error}") from error
     model.config.use_cache = False
@@ -63,9 +81,56 @@ def load_policy(path: str, dtype: str = "float32", activation_checkpointing: boo
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
+    if lora is not None:
+        add_lora(model, lora)
     if activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    """Inside, parameters of new modules are made on the meta device; buffers are computed as ever."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+
+
+def _fill_from_rank_0(module: nn.Module, done: dict[int, Any]) -> None:
+    """Gives the module's parameters and buffers memory where they have none, and rank 0's values. A collective.
+
+    done: what has been filled, by the id of what it was before: a tied parameter stays one.
+    """
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            if parameter is None or isinstance(parameter, DTensor):
+                continue
+            if id(parameter) not in done:
+                filled: nn.Parameter = parameter
+                if parameter.is_meta:
+                    filled = nn.Parameter(torch.empty_like(parameter, device="cpu"), parameter.requires_grad)
+                _broadcast(filled.detach())
+                done[id(parameter)], done[id(filled)] = filled, filled
+            setattr(part, name, done[id(parameter)])
+        for buffer in part._buffers.values():
+            if buffer is not None and id(buffer) not in done:
+                _broadcast(buffer)
+                done[id(buffer)] = buffer
+
+
+def _broadcast(tensor: Tensor) -> None:
+    """Rank 0's bytes into everyone's tensor: gloo need not know the dtype."""
+    if tensor.numel():
+        dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=0)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -79,14 +144,21 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> nn.Module:
     """Shards each decoder layer, then the rest, over the 1-d mesh in place (FSDP2); returns the model.
 
-    Parameters are gathered in `dtype` and stay float32 in the shards; gradients are reduced in float32.
+    Values are rank 0's: they go to the other ranks one layer at a time, so that a rank holds at most its shards and one
+    whole layer (rank 0 holds the model that it has read). Parameters are gathered in `dtype` and stay float32 in the
+    shards; gradients are reduced in float32.
     """
     policy = MixedPrecisionPolicy()
     if DTYPES[dtype] != torch.float32:
         policy = MixedPrecisionPolicy(param_dtype=DTYPES[dtype], reduce_dtype=torch.float32)
-    for layer in decoder_layers(model):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    return fully_shard(model, mesh=mesh, mp_policy=policy)
+    done: dict[int, Any] = {}
+    keep = [*model.parameters(), *model.buffers()]  # ids must not be used again while `done` speaks of them
+    for part in [*decoder_layers(model), model]:
+        if mesh.size() > 1:
+            _fill_from_rank_0(part, done)
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    del keep
+    return model
 
 
 def state_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -96,12 +168,26 @@ def state_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return named + [(name, buffer) for name, buffer in model.named_buffers() if name in persistent]
 
 
+def _policy_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """(name in the model, plain name, tensor) of what is handed out: adapters come merged into what they adapt."""
+    for name, tensor in state_tensors(model):
+        plain = plain_name(name)
+        if plain is not None:
+            yield name, plain, tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def _gathered(model: nn.Module, dtype: str | None) -> Iterator[tuple[str, Tensor]]:
     """Name and whole tensor of the state, one at a time on the model's device, floats in `dtype`. A collective."""
-    for name, tensor in state_tensors(model):
-        tensor = tensor.detach()
-        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        yield name, tensor.to(DTYPES[dtype]) if dtype and tensor.is_floating_point() else tensor
+    merge_of = merges(model)
+    for name, plain, tensor in _policy_tensors(model):
+        tensor = _whole(tensor.detach())
+        if name in merge_of:
+            tensor = merge_of[name](tensor, _whole)
+        yield plain, tensor.to(DTYPES[dtype]) if dtype and tensor.is_floating_point() else tensor
 
 
 def full_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
@@ -116,7 +202,7 @@ def flat_state(model: nn.Module, dtype: str | None = None, keep: bool = True) ->
     """`full_state` in one flat buffer, without a second copy of the model. A collective; empty where `keep` is false."""
     manifest: list[tuple[str, tuple[int, ...], str, int]] = []
     end = 0
-    for name, tensor in state_tensors(model) if keep else []:
+    for _, name, tensor in _policy_tensors(model) if keep else []:
         kind = DTYPES[dtype] if dtype and tensor.is_floating_point() else tensor.dtype
         start = -(-end // ALIGNMENT) * ALIGNMENT
         manifest.append((name, tuple(tensor.shape), str(kind).removeprefix("torch."), start))
@@ -134,17 +220,19 @@ def state_digest(state: list[tuple[str, Tensor]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in state:
         digest.update(f"{name}\x1f{tuple(tensor.shape)}\x1f{tensor.dtype}\x1e".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def export_policy(model: nn.Module, state: list[tuple[str, Tensor]], dtype: str, source: str, folder: Path) -> None:
+def export_policy(model: Any, state: list[tuple[str, Tensor]], dtype: str, source: str, folder: Path) -> None:
     """Writes a Hugging Face folder: config, safetensors with `state`, and the tokenizer of `source`.
 
     `folder` is made; AutoModelForCausalLM and vLLM load it. Not a collective: one rank calls it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, state_dict=dict(state))
+    with torch.device("meta"):  # the model as it would be loaded: without shards and adapters
+        plain = type(model)(model.config)
+    plain.save_pretrained(folder, state_dict=dict(state))
     # save_pretrained notes the dtype of the live parameters, which are the float32 master, not of the state.
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = dtype

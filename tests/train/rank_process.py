@@ -1,4 +1,4 @@
-"""One rank of several, for test_learner.py: rank_process.py JOB RANK, where JOB is a pickled list of cases."""
+"""One rank of several, for test_learner_ranks.py: rank_process.py JOB RANK, where JOB is a pickled list of cases."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ def main(job: Path, rank: int) -> None:
     ranks, cases = pickle.loads(job.read_bytes())
     results = []
     for case in cases:
-        learner = Learner(rank, ranks, "127.0.0.1", case["port"], case["model"], case["train"], "float32", 10, 0)
+        address = ("127.0.0.1", case["port"])
+        learner = Learner(rank, ranks, *address, case["model"], case["train"], "float32", 10, 0, lora=case["lora"])
         metrics = [learner.update(rows) for rows in case["rows"]]
         probe = learner.logprobs(case["probe"])
-        learner.save(case["checkpoint"])
-        results.append({"metrics": metrics, "probe": probe, "state": [(n, t.numpy()) for n, t in learner.state()]})
+        learner.save(case["checkpoint"], background=True)
+        state = [(name, tensor.numpy()) for name, tensor in learner.state()]
+        learner.update(case["rows"][0])  # goes on while the checkpoint is written, and must not show in it
+        learner.saver.finish()
+        results.append({"metrics": metrics, "probe": probe, "state": state})
         learner.shutdown()
     job.with_name(f"result-{rank}").write_bytes(pickle.dumps(results))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +53,7 @@ def test_the_same_step_can_be_written_again_and_a_death_between_the_renames_is_m
     folder = write(tmp_path, 5)
     assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
     folder.rename(folder.with_name(".old-step-000005"))
-    assert newest(tmp_path) is None
+    assert newest(tmp_path) == folder.with_name(".old-step-000005")
     assert CheckpointStore(tmp_path, 1).newest() == folder
 
 
@@ -82,3 +84,50 @@ def test_a_state_that_cannot_be_read_is_named(tmp_path):
     (folder / "state.json").write_text("{")
     with pytest.raises(KrayError, match=r"state\.json"):
         read_state(folder)
+
+
+class Crash(BaseException):
+    pass
+
+
+def test_a_crash_at_any_instant_leaves_the_newest_checkpoint_whole(tmp_path, monkeypatch):
+    """Every call that touches the disk is made to be the last one, in turn."""
+    calls = {Path: ("rename", "write_text", "mkdir"), os: ("unlink", "rmdir", "fsync"), shutil: ("rmtree",)}
+    for step, replaced in ((20, False), (15, True)):
+        crashes = 0
+        while True:
+            run = tmp_path / f"{step}-{crashes}"
+            write(run, 10, keep=2)
+            write(run, 15, keep=2)
+            left = crashes
+
+            def dying(real):
+                def call(*args, **options):
+                    nonlocal left
+                    left -= 1
+                    if left < 0:
+                        raise Crash
+                    return real(*args, **options)
+
+                return call
+
+            with monkeypatch.context() as patch:
+                for owner, names in calls.items():
+                    for name in names:
+                        patch.setattr(owner, name, dying(getattr(owner, name)))
+                try:
+                    write(run, step, keep=2)
+                    died = False
+                except Crash:
+                    died = True
+            found = newest(run)
+            assert found is not None
+            shard = (found / "learner" / "shard").read_text()
+            saved = read_state(found)["step"]
+            assert shard == f"weights of {saved}"
+            assert saved in ((15,) if replaced else (15, 20))
+            assert CheckpointStore(run, 2).newest().name == f"step-{saved:06d}"
+            if not died:
+                break
+            crashes += 1
+        assert crashes > 5

@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from kray.config.schema import TrainConfig
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.advantages import EPSILON, advantages
-from kray.train.batches import collate, make_rows, microbatches, split_ranks, split_updates, token_weights
+from kray.train.batches import make_rows, split_updates, token_weights
 from kray.train.learner import step_rows
-from kray.train.loss import policy_loss, token_logprobs_and_entropy
 
 REWARDS = st.lists(st.sampled_from([0.0, 1.0, 0.1, 0.3, -2.0]), max_size=7)
-LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 
 
 def group_of(name: str, rewards: list[float], rng: np.random.Generator, weight: float | None = None) -> RolloutGroup:
@@ -65,90 +63,6 @@ def test_a_reward_that_is_not_finite_is_refused(bad):
         advantages(torch.tensor([0.0, bad]), torch.zeros(2, dtype=torch.int64), scale=False)
 
 
-def test_loss_equals_the_reference():
-    generator = torch.Generator().manual_seed(0)
-    new, old, advantage = (torch.randn(200, generator=generator) * 0.4 for _ in range(3))
-    weight = torch.rand(200, generator=generator)
-    new.requires_grad_()
-    result = policy_loss(new, old, advantage, weight, 0.2, 0.28)
-    loss, clipped, kl, gradient = 0.0, 0, 0.0, []
-    for n, o, a, w in zip(*(tensor.tolist() for tensor in (new, old, advantage, weight)), strict=True):
-        ratio = math.exp(n - o)
-        bounded = min(max(ratio, 0.8), 1.28)
-        loss -= w * min(ratio * a, bounded * a)
-        active = (ratio > 1.28 and a > 0) or (ratio < 0.8 and a < 0)
-        clipped += active
-        gradient.append(0.0 if active else -w * a * ratio)
-        kl += ratio - 1 - (n - o)
-    result.loss.backward()
-    assert result.loss.item() == pytest.approx(loss, rel=1e-5)
-    assert result.clipped.item() == clipped > 10
-    assert result.kl.item() == pytest.approx(kl, rel=1e-4)
-    torch.testing.assert_close(new.grad, torch.tensor(gradient), rtol=1e-5, atol=1e-6)
-
-
-def test_loss_of_nothing_is_zero_and_has_a_gradient():
-    new = torch.zeros(0, requires_grad=True)
-    none = torch.zeros(0)
-    policy_loss(new, none, none, none, 0.2, 0.2).loss.backward()
-    assert new.grad is not None
-
-
-def test_an_old_logprob_of_its_own_makes_the_clip_inert():
-    new = torch.randn(50, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    advantage = torch.linspace(-3, 3, 50)
-    result = policy_loss(new, new.detach(), advantage, torch.ones(50), 0.2, 0.28)
-    result.loss.backward()
-    assert result.clipped.item() == 0
-    torch.testing.assert_close(new.grad, -advantage)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_token_logprobs_do_not_depend_on_the_chunks(dtype, temperature):
-    generator = torch.Generator().manual_seed(2)
-    logits = (torch.randn(23, 11, generator=generator) * 3).to(dtype).requires_grad_()
-    targets = torch.randint(0, 11, (23,), generator=generator)
-    weights = torch.randn(23, generator=generator)
-    exact = (logits.detach().double() / temperature).log_softmax(-1)
-    gradients = []
-    for chunk in (10**6, 44, 1):
-        logprobs, entropy = token_logprobs_and_entropy(logits, targets, temperature, chunk_elements=chunk)
-        assert not entropy.requires_grad
-        torch.testing.assert_close(logprobs.double(), exact.gather(-1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(entropy.double(), -(exact.exp() * exact).sum(-1), rtol=1e-5, atol=1e-5)
-        (gradient,) = torch.autograd.grad((logprobs * weights).sum(), logits)
-        gradients.append(gradient)
-    torch.testing.assert_close(gradients[1], gradients[0])
-    torch.testing.assert_close(gradients[2], gradients[0])
-
-
-def test_a_forbidden_token_does_not_spoil_the_entropy():
-    _, entropy = token_logprobs_and_entropy(torch.tensor([[0.0, 0.0, -math.inf]]), torch.tensor([0]))
-    assert entropy.item() == pytest.approx(math.log(2))
-
-
-@given(LENGTHS, st.integers(1, 120))
-def test_microbatches_hold_every_row_once_within_the_bound(lengths, bound):
-    lengths = np.array(lengths, dtype=np.int64)
-    batches = microbatches(lengths, bound)
-    assert sorted(np.concatenate([np.zeros(0, int), *batches]).tolist()) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= bound
-
-
-@given(LENGTHS, st.integers(1, 120), st.integers(1, 5))
-def test_ranks_get_every_row_once_and_equally_many_microbatches(lengths, bound, ranks):
-    lengths = np.array(lengths, dtype=np.int64)
-    split = split_ranks(lengths, bound, ranks)
-    assert len(split) == ranks
-    assert len({len(batches) for batches in split}) == 1
-    rows = [row for batches in split for batch in batches for row in batch.tolist()]
-    assert sorted(rows) == list(range(len(lengths)))
-    tokens = [sum(int(lengths[batch].sum()) for batch in batches) for batches in split]
-    assert max(tokens) - min(tokens) <= lengths.max(initial=0)
-
-
 @given(st.lists(st.integers(), max_size=30, unique=True), st.integers(1, 8))
 def test_updates_share_the_groups_evenly(groups, updates):
     split = split_updates(groups, updates)
@@ -157,7 +71,7 @@ def test_updates_share_the_groups_evenly(groups, updates):
     assert not split or max(map(len, split)) - min(map(len, split)) <= 1
 
 
-AGGREGATIONS = ("token_mean", "sequence_mean", "prompt_mean")
+AGGREGATIONS = ("token_mean", "sequence_mean", "prompt_mean")  # their weights sum to 1
 
 
 @settings(deadline=None)
@@ -218,24 +132,3 @@ def test_unusable_rollouts_are_named():
         step_rows([group], TrainConfig())
     with pytest.raises(ValueError, match="aggregation"):
         make_rows([group_of("c", [0.0, 1.0], rng)], lambda rewards, _: rewards, "mean")
-
-
-def test_a_collated_batch_points_at_the_response_tokens():
-    rng = np.random.default_rng(3)
-    groups = [group_of(f"p{g}", [0.0, 1.0, 1.0], rng) for g in range(3)]
-    rows = step_rows(groups, TrainConfig(advantage="mean"))
-    batch = collate(rows, np.array([5, 0, 7]))
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    picked = [rollouts[5], rollouts[0], rollouts[7]]
-    targets = batch.input_ids[:, 1:][batch.target_mask]
-    np.testing.assert_array_equal(targets, np.concatenate([rollout.tokens for rollout in picked]))
-    np.testing.assert_array_equal(batch.logprobs, np.concatenate([rollout.logprobs for rollout in picked]))
-    assert batch.attention_mask.sum() == sum(
-        len(groups[i // 3].prompt_tokens) + len(rollouts[i].tokens) for i in (5, 0, 7)
-    )
-    assert (batch.input_ids[~batch.attention_mask] == 0).all()
-    assert not batch.target_mask[:, : batch.first_target].any()
-    empty = collate(rows, np.zeros(0, dtype=np.int64))
-    assert empty.input_ids.shape == (1, 2)
-    assert not empty.target_mask.any()
-    assert len(empty.weights) == 0

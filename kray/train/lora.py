@@ -1,0 +1,82 @@
+"""LoRA (arXiv 2106.09685): peft's adapters inside the policy, merged wherever the policy's weights go.
+
+Promises: engines, exports and probes see ordinary weights, W + (alpha / rank) B A, under their ordinary names; with the
+adapters off the model is the start model, bit for bit, and so its own reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from kray.config.schema import LoraConfig
+from kray.records import ConfigError
+
+ADAPTER = "default"
+
+
+def add_lora(model: nn.Module, lora: LoraConfig) -> None:
+    """Puts adapters around the linear layers that `lora.targets` name, and freezes everything else."""
+    try:
+        from peft import LoraConfig as PeftConfig
+        from peft import inject_adapter_in_model
+    except ImportError as error:
+        raise ConfigError(f"model.lora needs peft: pip install 'kray[cpu]' or peft itself ({error})") from error
+    targets: list[str] | str = "all-linear" if lora.targets == ["all-linear"] else list(lora.targets)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    unknown = [t for t in targets if not any(n.endswith(t) for n in linear)] if isinstance(targets, list) else []
+    if unknown:
+        known = sorted({name.rpartition(".")[2] for name in linear})
+        raise ConfigError(f"model.lora.targets: no linear layer is named {unknown[0]!r}; there are {', '.join(known)}")
+    options: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets}
+    config = PeftConfig(**options, lora_dropout=0.0, bias="none")
+    try:
+        inject_adapter_in_model(config, model, ADAPTER)
+    except ValueError as error:
+        raise ConfigError(f"model.lora: peft cannot adapt this model so: {error}") from error
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes what the start model does."""
+    layers = _layers(model)
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+class Merge:
+    """How one base weight becomes the weight that is handed out; its parts may be sharded."""
+
+    def __init__(self, layer: Any):
+        self.a, self.b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        self.scaling = layer.scaling[ADAPTER]
+
+    def __call__(self, weight: Tensor, whole: Callable[[Tensor], Tensor]) -> Tensor:
+        """W + scaling B A in float32. whole: gathers a sharded tensor (a collective)."""
+        change = whole(self.b.detach()).float() @ whole(self.a.detach()).float()
+        return weight.float() + self.scaling * change
+
+
+def merges(model: nn.Module) -> dict[str, Merge]:
+    """By the base weight's name in the model with adapters."""
+    adapted = {id(layer) for layer in _layers(model)}
+    return {
+        f"{name}.base_layer.weight": Merge(module) for name, module in model.named_modules() if id(module) in adapted
+    }
+
+
+def plain_name(name: str) -> str | None:
+    """A parameter's name in the model without adapters; None for the adapters' own."""
+    return None if ".lora_" in name else name.replace(".base_layer.", ".")

@@ -1,0 +1,70 @@
+"""What one update tells: every train/* metric but logprob_gap_max, lr and update_s, which the learner adds.
+
+train/loss (mean over optimizer steps), grad_norm (before clipping, mean), entropy (nats a token), clip_ratio (share of
+tokens where the clip was active), kl (nats a token, old to new), reference_kl (nats a token, new to the start model; with
+train.kl), tis_ratio (share of tokens whose importance weight was cut; with train.tis), tokens (response tokens trained
+on), rows (rollouts trained on), computed_tokens (tokens the layers computed, padding included), groups_ratio (share of
+groups that carry a gradient), padding_ratio (share of computed places without a token), attention_padding_ratio (share of
+the key places that attention reads), logprob_gap_mean (nats, engine to learner), logprob_kl (nats a token, engine to
+learner), optimizer_steps, nonfinite (optimizer steps left out), skipped (1: no optimizer step), advantage_max (largest
+magnitude before the clip), advantage_cut_groups (groups in which train.advantage_clip cut a rollout), peak_memory_gib.
+"""
+
+from __future__ import annotations
+
+import resource
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from kray.config.schema import TrainConfig
+from kray.train.batches import Rows
+
+# What one update adds up over its tokens, micro-batches and ranks.
+SUMS = (
+    *("loss", "clipped", "kl", "truncated", "reference_kl", "entropy", "gap", "engine_kl"),
+    *("tokens", "padded", "filled", "rows", "keys", "key_places"),
+)
+
+
+def update_metrics(
+    sums: dict[str, float], norms: list[float], rows: Rows, train: TrainConfig, device: torch.device
+) -> dict[str, float]:
+    """The metrics of one update; NaN where nothing is known. norms: of each optimizer step. A collective."""
+    tokens = sums["tokens"] or np.nan
+    finite = [norm for norm in norms if np.isfinite(norm)]
+    return {
+        "train/loss": sums["loss"] / len(norms) if norms else np.nan,
+        "train/grad_norm": float(np.mean(finite)) if finite else np.nan,
+        "train/entropy": sums["entropy"] / tokens,
+        "train/clip_ratio": sums["clipped"] / tokens,
+        "train/kl": sums["kl"] / tokens,
+        "train/reference_kl": sums["reference_kl"] / tokens if train.kl else np.nan,
+        "train/tis_ratio": sums["truncated"] / tokens if train.tis else np.nan,
+        "train/tokens": sums["tokens"],
+        "train/rows": sums["rows"],
+        "train/computed_tokens": sums["padded"],
+        "train/groups_ratio": rows.effective_groups / max(1, rows.groups),
+        "train/padding_ratio": 1 - sums["filled"] / sums["padded"] if sums["padded"] else np.nan,
+        "train/attention_padding_ratio": 1 - sums["keys"] / sums["key_places"] if sums["key_places"] else np.nan,
+        "train/logprob_gap_mean": sums["gap"] / tokens,
+        "train/logprob_kl": sums["engine_kl"] / tokens,
+        "train/optimizer_steps": float(len(finite)),
+        "train/nonfinite": float(len(norms) - len(finite)),
+        "train/skipped": float(not finite),
+        "train/advantage_max": rows.advantage_max,
+        "train/advantage_cut_groups": float(rows.cut_groups),
+        "train/peak_memory_gib": _peak_memory_gib(device),
+    }
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Of the rank that needed most. A collective."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = torch.tensor(peak / 2**30, dtype=torch.float64, device=device)
+    dist.all_reduce(memory, dist.ReduceOp.MAX)
+    return memory.item()

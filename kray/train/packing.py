@@ -1,0 +1,226 @@
+"""From rows to the micro-batches of each rank: packed, or padded for models that cannot be packed. numpy, then tensors.
+
+Promises
+- Every row is in exactly one micro-batch of exactly one rank, whole: a rollout is never split.
+- Every rank gets the same number of micro-batches, because FSDP's collectives must match; missing ones are empty.
+- Packed, a prompt's tokens stand once in a micro-batch for all its rollouts there, and no token is padding. The last
+  token of a response predicts nothing and is left out.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kray.train.attention import Layout, buckets_of, layout
+from kray.train.batches import Rows
+
+PIECES = (
+    4  # a group is dealt out in pieces of at most 1 / (ranks * PIECES) of all tokens, so that ranks can be balanced
+)
+
+
+@dataclass(slots=True)
+class Batch:
+    """One micro-batch: B sequences of T tokens (packed: B = 1), K places that predict something, N targets.
+
+    input_ids, positions (B, T) int64; keep (K,) int64: places in the flattened B * T; source (N,) int64, sorted: which of
+    the K predicts target n; targets (N,) int64; rollout (N,) int64: which row of the micro-batch; order (N,) int64: where
+    the target stood in the rows, one after the other; logprobs (the engine's), advantages, weights (N,) float32.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    plan: Layout | None
+    keep: Tensor
+    source: Tensor
+    targets: Tensor
+    rollout: Tensor
+    order: Tensor
+    logprobs: Tensor
+    advantages: Tensor
+    weights: Tensor
+    filled: int  # places of the B * T that hold a token
+    rows: int
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in self.__slots__
+            if isinstance(getattr(self, name), Tensor)
+        }
+        plan = None if self.plan is None else self.plan.to(device)
+        return Batch(**moved, plan=plan, filled=self.filled, rows=self.rows)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Keyword arguments of the model. Padded, neither mask nor positions are needed: causal attention hides padding
+        on the right from every token that counts."""
+        if self.plan is None:
+            return {"input_ids": self.input_ids}
+        # Any mask of four dimensions is handed on as it is, and the packed attention looks at its layout instead.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.input_ids.device)
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.positions,
+            "attention_mask": mask,
+            "layout": self.plan,
+        }
+
+
+def split_ranks(rows: Rows, chosen: np.ndarray, max_tokens: int, ranks: int, packed: bool) -> list[list[np.ndarray]]:
+    """Rows of each micro-batch of each rank, `chosen` among them (indices); equally many micro-batches for every rank.
+
+    A micro-batch computes at most max_tokens tokens unless a single row is longer.
+    """
+    split = _split_packed(rows, chosen, max_tokens, ranks) if packed else _split_padded(rows, chosen, max_tokens, ranks)
+    longest = max(len(batches) for batches in split)
+    return [batches + [np.zeros(0, dtype=np.int64)] * (longest - len(batches)) for batches in split]
+
+
+def _split_packed(rows: Rows, chosen: np.ndarray, max_tokens: int, ranks: int) -> list[list[np.ndarray]]:
+    responses, prompts = rows.response_lengths - 1, rows.prompt_lengths
+    share = np.inf if ranks == 1 else responses[chosen].sum() / ranks / PIECES
+    pieces: list[tuple[int, list[int]]] = []
+    for group in _runs(rows.group[chosen]):
+        members = chosen[group]
+        prompt, tokens = int(prompts[members[0]]), 0
+        piece: list[int] = []
+        for row in members:
+            own = int(responses[row])
+            if piece and (prompt + tokens + own > max_tokens or tokens + own > share):
+                pieces.append((prompt + tokens, piece))
+                piece, tokens = [], 0
+            piece.append(int(row))
+            tokens += own
+        pieces.append((prompt + tokens, piece))
+    pieces.sort(key=lambda piece: -piece[0])
+    loads = [(0, rank) for rank in range(ranks)]
+    dealt: list[list[tuple[int, list[int]]]] = [[] for _ in range(ranks)]
+    for tokens, piece in pieces:
+        load, rank = heapq.heappop(loads)
+        dealt[rank].append((tokens, piece))
+        heapq.heappush(loads, (load + tokens, rank))
+    return [_fill(part, max_tokens) for part in dealt]
+
+
+def _runs(values: np.ndarray) -> list[np.ndarray]:
+    """Indices of each run of equal neighbours."""
+    return [] if len(values) == 0 else np.split(np.arange(len(values)), np.flatnonzero(np.diff(values)) + 1)
+
+
+def _fill(pieces: list[tuple[int, list[int]]], max_tokens: int) -> list[np.ndarray]:
+    """First fit, largest first; micro-batches come out about largest first."""
+    room: list[int] = []
+    filled: list[list[int]] = []
+    for tokens, piece in pieces:
+        place = next((place for place, left in enumerate(room) if tokens <= left), None)
+        if place is None:
+            room.append(max_tokens - tokens)
+            filled.append(list(piece))
+        else:
+            room[place] -= tokens
+            filled[place] += piece
+    return [np.array(sorted(batch), dtype=np.int64) for batch in filled]
+
+
+def _split_padded(rows: Rows, chosen: np.ndarray, max_tokens: int, ranks: int) -> list[list[np.ndarray]]:
+    """Rows are dealt longest first, back and forth (0 1 2 2 1 0 ...), so that ranks differ by about one row."""
+    lengths = rows.lengths[chosen] - 1
+    order = np.argsort(-lengths, kind="stable")
+    place = np.arange(len(order)) % (2 * ranks)
+    rank_of = np.minimum(place, 2 * ranks - 1 - place)
+    split = []
+    for rank in range(ranks):
+        mine = order[rank_of == rank]
+        batches = []
+        for bucket in reversed(buckets_of(lengths[mine])):
+            size = max(1, max_tokens // max(1, int(lengths[mine[bucket]].max())))
+            batches += [chosen[mine[bucket[first : first + size]]] for first in range(0, len(bucket), size)]
+        split.append(batches)
+    return split
+
+
+def collate(rows: Rows, indices: np.ndarray, packed: bool) -> Batch:
+    """The chosen rows as one micro-batch; no rows give a token or two that predict nothing."""
+    if len(indices) == 0:
+        none = torch.zeros(0, dtype=torch.int64)
+        real = torch.zeros(0)
+        tokens = torch.zeros(1, 1, dtype=torch.int64)
+        plan = layout([(0, 1, 0, 0)], 1) if packed else None
+        return Batch(tokens, tokens, plan, none, none, none, none, none, real, real, real, filled=0, rows=0)
+    starts = (np.cumsum(rows.lengths) - rows.lengths)[indices]
+    prompts, responses = rows.prompt_lengths[indices], rows.response_lengths[indices]
+    ends = starts + prompts + responses
+    targets = np.concatenate([rows.tokens[e - n : e] for e, n in zip(ends, responses, strict=True)])
+    if packed:
+        input_ids, positions, places, plan = _packed(rows, indices, starts, prompts, responses)
+    else:
+        input_ids, positions, places, plan = _padded(rows, starts, prompts, responses)
+    keep, source = np.unique(places, return_inverse=True)
+    order = np.argsort(source, kind="stable")
+    first = (np.cumsum(rows.response_lengths) - rows.response_lengths)[indices]
+    engine = np.concatenate([rows.logprobs[s : s + n] for s, n in zip(first, responses, strict=True)])
+
+    def each(values: np.ndarray, kind: type) -> Tensor:
+        return torch.from_numpy(values[order].astype(kind))
+
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        positions=torch.from_numpy(positions),
+        plan=plan,
+        keep=torch.from_numpy(keep),
+        source=each(source, np.int64),
+        targets=each(targets, np.int64),
+        rollout=each(np.repeat(np.arange(len(indices)), responses), np.int64),
+        order=torch.from_numpy(order),
+        logprobs=each(engine, np.float32),
+        advantages=each(np.repeat(rows.advantages[indices], responses), np.float32),
+        weights=each(np.repeat(rows.weights[indices], responses), np.float32),
+        filled=input_ids.size if packed else int((prompts + responses - 1).sum()),
+        rows=len(indices),
+    )
+
+
+def _packed(
+    rows: Rows, indices: np.ndarray, starts: np.ndarray, prompts: np.ndarray, responses: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Layout]:
+    """input_ids and positions (1, T), the place that predicts each target (N,), and the layout."""
+    tokens, positions, places, segments, end = [], [], [], [], 0
+    for run in _runs(rows.group[indices]):
+        prompt, root = int(prompts[run[0]]), end
+        tokens.append(rows.tokens[starts[run[0]] : starts[run[0]] + prompt])
+        positions.append(np.arange(prompt))
+        segments.append((root, prompt, 0, 0))
+        end += prompt
+        for i in run:
+            own, begin = int(responses[i]) - 1, int(starts[i]) + prompt
+            places += [np.array([root + prompt - 1]), np.arange(end, end + own)]
+            if own:
+                tokens.append(rows.tokens[begin : begin + own])
+                positions.append(np.arange(prompt, prompt + own))
+                segments.append((end, own, root, prompt))
+                end += own
+    flat = np.concatenate(tokens).astype(np.int64)[None]
+    return flat, np.concatenate(positions)[None], np.concatenate(places), layout(segments, end)
+
+
+def _padded(
+    rows: Rows, starts: np.ndarray, prompts: np.ndarray, responses: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, None]:
+    lengths = prompts + responses - 1
+    width = int(lengths.max())
+    input_ids = np.zeros((len(lengths), width), dtype=np.int64)
+    places = []
+    for b, (start, length, prompt) in enumerate(zip(starts, lengths, prompts, strict=True)):
+        input_ids[b, :length] = rows.tokens[start : start + length]
+        places.append(b * width + np.arange(prompt - 1, length))
+    positions = np.broadcast_to(np.arange(width), input_ids.shape).copy()
+    return input_ids, positions, np.concatenate(places), None

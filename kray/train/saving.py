@@ -1,0 +1,90 @@
+"""A learner's part of a checkpoint: written by all ranks together, at once or in the background.
+
+Promises
+- What is written is the state at the call, whatever the learner does while it is being written.
+- The background write talks over a process group of its own, so that its collectives never meet those of training.
+- A folder without .metadata is no checkpoint: torch writes that file last. Who commits the folder as a whole is
+  checkpoints.py's business.
+"""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from kray.records import KrayError
+
+
+class Saver:
+    """One rank's writer. `start` is a collective; `done` is not and never waits; `finish` waits for this rank's write."""
+
+    def __init__(self, rank: int, timeout_s: float):
+        self.rank = rank
+        self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def start(self, folder: Path, state: dict[str, Tensor], own: dict[str, Any], background: bool) -> None:
+        """state: sharded tensors by name; own: what this rank alone knows. Returns when the state may change again."""
+        self.finish()
+        if background:
+            copied = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+            self.thread = threading.Thread(target=self._guarded, args=(folder, copied, own), name="kray-checkpoint")
+            self.thread.start()
+        else:
+            self._write(folder, state, own)
+
+    def _write(self, folder: Path, state: dict[str, Tensor], own: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(own, folder / f"rank-{self.rank}.pt")
+        dist.barrier(self.group)
+        dcp.save(state, checkpoint_id=str(folder), process_group=self.group)
+        dist.barrier(self.group)
+
+    def _guarded(self, folder: Path, state: dict[str, Tensor], own: dict[str, Any]) -> None:
+        try:
+            self._write(folder, state, own)
+        except BaseException as error:  # raised where the write is waited for
+            self.error = error
+
+    def done(self) -> bool:
+        """Whether nothing is being written. Raises KrayError if the last write failed."""
+        if self.thread is not None and self.thread.is_alive():
+            return False
+        self.finish()
+        return True
+
+    def finish(self) -> None:
+        """Waits for the write under way, if any. Raises KrayError if it failed."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        error, self.error = self.error, None
+        if error is not None:
+            raise KrayError(f"checkpoint: rank {self.rank} could not write: {type(error).__name__}: {error}") from error
+
+
+def read(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[dict[str, Any], bool]:
+    """Loads into the tensors of `state`; returns what this rank had of its own, and whether it was this rank's.
+
+    Raises KrayError that names the folder when it holds no checkpoint of such a learner.
+    """
+    if not (folder / ".metadata").is_file():
+        raise KrayError(f"learner: {folder} holds no learner checkpoint (no .metadata); nothing was loaded")
+    names = dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata.keys()
+    missing = sorted(state.keys() - names)
+    if missing:
+        raise KrayError(
+            f"learner: {folder} is of another kind of learner: it has no {missing[0]} (and {len(missing) - 1} more); "
+            "model.lora must be as it was"
+        )
+    dcp.load(state, checkpoint_id=str(folder))
+    mine = folder / f"rank-{rank}.pt"
+    return torch.load(mine if mine.is_file() else folder / "rank-0.pt", weights_only=True), mine.is_file()

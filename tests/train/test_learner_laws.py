@@ -1,0 +1,166 @@
+"""What must not change an update, and what each option changes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kray.config.schema import LoraConfig
+from kray.train.learner import step_rows
+from kray.train.model import state_digest
+from kray.train.packing import collate, split_ranks
+
+
+def differences(a, b) -> float:
+    return max(float((x - y).abs().max()) for (_, x), (_, y) in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_padding_splits_and_order_do_not_change_an_update(models, make, train, some_groups, ragged, loss, tied):
+    """Packed in one micro-batch = padded = rows one by one = prompts in any order; two optimizer steps, TIS and KL."""
+    train = replace(train, loss=loss, constant_tokens=12, tis=1.5, kl=0.05, microbatch_tokens=10**6)
+    groups = some_groups(0, ragged)
+
+    def learned(groups, **changes):
+        setting = replace(train, **changes)
+        learner = make(models[tied], setting)
+        assert learner.packed is setting.packing
+        metrics = [learner.update(step_rows(groups, setting)) for _ in range(2)]
+        return learner.state(), metrics
+
+    state, metrics = learned(groups)
+    assert metrics[0]["train/padding_ratio"] == 0
+    order = np.random.default_rng(1).permutation(len(groups))
+    for other, changes in [
+        (groups, {"packing": False}),
+        (groups, {"microbatch_tokens": 1}),
+        (groups, {"microbatch_tokens": 40}),
+        (groups, {"packing": False, "microbatch_tokens": 30}),
+        ([groups[i] for i in order], {}),
+        (groups, {"activation_checkpointing": True}),
+    ]:
+        got, others = learned(other, **changes)
+        assert differences(got, state) < 2e-6, changes
+        for name in ("loss", "grad_norm", "entropy", "kl", "reference_kl", "tis_ratio", "clip_ratio", "tokens"):
+            assert others[1][f"train/{name}"] == pytest.approx(metrics[1][f"train/{name}"], rel=1e-4, abs=1e-6), name
+
+
+def test_groups_without_a_gradient_change_nothing_but_the_denominator(models, make, train, some_groups):
+    mixed, equal = some_groups(0, [[0, 1, 0], [1, 0]]), some_groups(1, [[1, 1, 1], [0, 0], [0]])
+    rows = step_rows(mixed, train)
+    more = step_rows([*equal, *mixed], train)
+    assert len(more) == len(rows)
+    scale = sum(g.tokens for g in mixed) / sum(g.tokens for g in [*mixed, *equal])
+    np.testing.assert_allclose(more.weights, rows.weights * scale)
+    learner = make(models[True])
+    computed = learner.update(rows)["train/computed_tokens"]
+    assert learner.update(more)["train/computed_tokens"] == computed
+
+
+def test_a_groups_prompt_is_computed_once(some_groups, train):
+    (group,) = some_groups(0, [[0, 1] * 20])
+    rows = step_rows([group], train)
+    (indices,) = split_ranks(rows, np.arange(40), 10**6, 1, True)[0]
+    batch = collate(rows, indices, True)
+    assert batch.input_ids.numel() == len(group.prompt_tokens) + sum(len(r.tokens) - 1 for r in group.rollouts)
+
+
+def test_the_reference_is_the_start_model(models, make, train, some_groups, ragged):
+    rows = step_rows(some_groups(0, ragged), train)
+    for lora in (None, LoraConfig(rank=2)):
+        learner = make(models[True], replace(train, kl=0.1), lora=lora)
+        first = learner.update(rows)
+        assert first["train/reference_kl"] == pytest.approx(0, abs=1e-9)
+        assert learner.update(rows)["train/reference_kl"] > 1e-6
+    moved = {}
+    for kl in (0.0, 30.0):
+        learner = make(models[True], replace(train, kl=kl))
+        for _ in range(4):
+            learner.update(rows)
+        learned = learner._probe(rows, learner.packed, learner.whole)
+        start = make(models[True], train)
+        moved[kl] = float(np.square(learned - start._probe(rows, start.packed, start.whole)).sum())
+    assert moved[30.0] < 0.7 * moved[0.0]
+
+
+def test_importance_weights_follow_the_engines_gap(models, make, train, some_groups, ragged):
+    groups = some_groups(0, ragged)
+    plain = make(models[True])
+    for group in groups:
+        rows = [(group.prompt_tokens, rollout.tokens) for rollout in group.rollouts]
+        for rollout, logprobs in zip(group.rollouts, plain.logprobs(rows), strict=True):
+            rollout.logprobs = logprobs - np.float32(math.log(3))  # the engine drew every token three times as rarely
+    rows = step_rows(groups, train)
+    norm = plain.update(rows)["train/grad_norm"]
+    capped = make(models[True], replace(train, tis=2.0)).update(rows)
+    assert capped["train/tis_ratio"] == 1
+    assert capped["train/grad_norm"] == pytest.approx(2 * norm, rel=1e-4)
+    free = make(models[True], replace(train, tis=5.0)).update(rows)
+    assert free["train/tis_ratio"] == 0
+    assert free["train/grad_norm"] == pytest.approx(3 * norm, rel=1e-4)
+
+
+def test_the_learning_rate_follows_the_informative_prompts(models, make, train, some_groups):
+    rows = step_rows(some_groups(0, [[0, 1], [1, 1], [0, 0], [0]]), train)
+    for scaling, factor in (("none", 1), ("sqrt", 0.5), ("linear", 0.25)):
+        learner = make(models[True], replace(train, lr_scaling=scaling))
+        assert learner.update(rows)["train/lr"] == pytest.approx(train.lr * factor)
+
+
+def test_an_advantage_clip_that_cuts_says_so(train, some_groups):
+    groups = some_groups(0, [[1] + [0] * 29, [1, 0]])
+    rows = step_rows(groups, replace(train, advantage_clip=3.0))
+    assert rows.advantage_max == pytest.approx(math.sqrt(29), rel=1e-4)
+    assert rows.cut_groups == 1
+    assert rows.advantages.max() == 3
+    assert step_rows(groups, train).advantages.max() == pytest.approx(math.sqrt(29), rel=1e-4)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_what_is_saved_is_the_state_at_the_call(models, make, train, some_groups, ragged, tmp_path, background):
+    first, second = (step_rows(some_groups(seed, ragged), train) for seed in range(2))
+    learner = make(models[True])
+    learner.update(first)
+    expected = state_digest(learner.state())
+    learner.save(tmp_path / "one", background)
+    learner.update(second)
+    after = state_digest(learner.state())
+    learner.save(tmp_path / "two", background)  # waits for the one under way
+    while not learner.saved():
+        pass
+    learner = make(models[True])
+    learner.load(tmp_path / "one")
+    assert state_digest(learner.state()) == expected
+    learner.update(second)
+    assert state_digest(learner.state()) == after
+    learner.load(tmp_path / "two")
+    assert state_digest(learner.state()) == after
+
+
+def test_a_background_write_that_fails_is_told_where_it_is_waited_for(models, make, tmp_path):
+    learner = make(models[True])
+    (tmp_path / "file").write_text("in the way")
+    learner.save(tmp_path / "file" / "learner", background=True)
+    learner.saver.thread.join()
+    with pytest.raises(Exception, match="rank 0 could not write"):
+        learner.saved()
+    assert learner.saved()
+
+
+def test_compiled_layers_learn_the_same(models, make, train, some_groups, ragged, monkeypatch):
+    """Traced and cut into graphs as ever, but not turned into machine code, which takes a minute."""
+    compiling = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **how: compiling(part, backend="aot_eager", **how))
+    rows = step_rows(some_groups(0, ragged), train)
+    plain = make(models[True])
+    plain.update(rows)
+    state = plain.state()
+    compiled = make(models[True], replace(train, compile=True))
+    compiled.update(rows)
+    torch._dynamo.reset()
+    assert differences(compiled.state(), state) < 2e-6

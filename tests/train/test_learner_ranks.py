@@ -1,0 +1,68 @@
+"""Any number of ranks learns what one rank learns, and goes on with what another number has saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kray.config.schema import LoraConfig
+from kray.train.learner import step_rows
+
+# What says something about the machine or the split, not about what was learned.
+OF_THE_SPLIT = ("update_s", "peak_memory_gib", "padding_ratio", "attention_padding_ratio", "computed_tokens")
+
+
+def compare(run_ranks, make, ranks: int, cases: list[dict]) -> None:
+    results = run_ranks(ranks, cases)
+    largest = 0.0
+    for number, case in enumerate(cases):
+        first, others = results[0][number], [result[number] for result in results[1:]]
+        learner = make(case["model"], case["train"], lora=case["lora"])
+        metrics = [learner.update(rows) for rows in case["rows"]]
+        assert all(other["state"] == [] for other in others)
+        for step, expected in enumerate(metrics):
+            assert first["metrics"][step].keys() == expected.keys()
+            for name in set(expected) - {f"train/{name}" for name in OF_THE_SPLIT}:
+                got = first["metrics"][step][name]
+                assert all(other["metrics"][step][name] == got for other in others)
+                assert got == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
+        for (name, tensor), (got_name, array) in zip(learner.state(), first["state"], strict=True):
+            assert got_name == name
+            largest = max(largest, np.abs(array - tensor.numpy()).max())
+            np.testing.assert_allclose(array, tensor.numpy(), rtol=0, atol=3e-6)
+        # What these ranks saved in the background, one rank goes on with.
+        learner = make(case["model"], case["train"], lora=case["lora"])
+        learner.load(case["checkpoint"])
+        for (_, tensor), (_, array) in zip(learner.state(), first["state"], strict=True):
+            np.testing.assert_array_equal(tensor.numpy(), array)
+        assert learner.updates_done == sum(m["train/optimizer_steps"] for m in metrics)
+        for got, expected in zip(learner.logprobs(case["probe"]), first["probe"], strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-6)
+    print(f"largest difference of a weight, {ranks} ranks to 1: {largest:.1e}")
+
+
+@pytest.fixture
+def cases(models, train, probe, some_groups, ragged):
+    single = some_groups(5, [[0, 1]])
+    single[0].rollouts[0].tokens = np.zeros(0, np.int32)  # one row for several ranks: the others have empty batches
+    single[0].rollouts[0].logprobs = np.zeros(0, np.float32)
+    two = [some_groups(0, ragged), some_groups(1, ragged)]
+    found = []
+    for tied, changes, lora, groups in [
+        (True, {}, None, two),
+        (False, {"updates": 2, "loss": "gspo", "tis": 1.5}, None, two),
+        (True, {"kl": 0.1, "loss": "cispo", "reduce_each_microbatch": True}, None, [single, [], two[0]]),
+        (True, {"kl": 0.1, "packing": False}, LoraConfig(rank=2), two),
+    ]:
+        setting = replace(train, **changes)
+        rows = [step_rows(step, setting) for step in groups]
+        found.append({"model": models[tied], "train": setting, "lora": lora, "rows": rows, "probe": probe})
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_several_ranks_learn_what_one_rank_learns(run_ranks, make, cases, ranks):
+    compare(run_ranks, make, ranks, cases if ranks == 2 else cases[:2])
