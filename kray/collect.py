@@ -141,6 +141,11 @@ class Collector:
         assert sum(len(g.rollouts) for g in collected.groups) + collected.failed == sum(drawn.values())
         return collected
 
+    def expected_tokens(self, prompt_ids: Sequence[str]) -> list[float]:
+        """Response tokens that one rollout of each prompt is expected to take: its own mean, else the mean of all known."""
+        usual = sum(self.lengths.values()) / len(self.lengths) if self.lengths else self.rollout.max_response_tokens / 2
+        return [self.lengths.get(prompt_id, usual) for prompt_id in prompt_ids]
+
     def _tasks(
         self,
         taken: list[tuple[str, int]],

@@ -21,9 +21,18 @@ from kray.collect import Collected, Collector, Failure
 from kray.config import KrayConfig, flat, to_yaml
 from kray.evaluate import Evaluation, evaluate
 from kray.parts import Parts, engine_spec, load_parts
-from kray.planner.metrics import STATUSES, status, step_metrics, transition_matrix
+from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
 from kray.records import Allocation, KrayError, Sampling, derive_seed
-from kray.report import Summary, evaluation_line, sample_rows, start_line, step_line, step_record, transition_rows
+from kray.report import (
+    Summary,
+    admitted,
+    evaluation_line,
+    sample_rows,
+    start_line,
+    step_line,
+    step_record,
+    transition_rows,
+)
 from kray.rewards.scorer import Scorer
 from kray.rollout.pool import Pool, Published
 from kray.tracking import Tracker
@@ -43,6 +52,8 @@ class RunState:
     mlflow_run_id: str = ""
     accuracy_before: float | None = None
     planner: dict[str, Any] = field(default_factory=dict)
+    waiting: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     lengths: dict[str, float] = field(default_factory=dict)
     version: int = 1
 
@@ -82,6 +93,7 @@ class Driver:
         self.started = self.ready = False  # actors have been made; the learner holds the state's policy
         self.saved_step: int | None = None
         self.records: list[dict[str, float]] = []  # metrics of the steps since this start
+        self.calibration = CalibrationTally()  # of the epoch
         self.transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
         self.last_evaluation: Evaluation | None = None  # of a policy that has been trained here
         self._stop = asyncio.Event()
@@ -171,11 +183,18 @@ class Driver:
 
     async def collect(self, step: int) -> tuple[Allocation, Collected]:
         """Plans the step, generates and judges its rollouts, and learns from the labels. Raises Stopped."""
-        chosen = [self.parts.train[i] for i in self.parts.sampler.take(step)]
+        parts = self.parts
+        chosen, due = parts.choose(step)
         ids = [prompt.id for prompt, _ in chosen]
-        self.previous_status = status(*self.planner.beliefs.last_visit(ids))
+        last_visit = dict(zip(ids, status(*self.planner.beliefs.last_visit(ids)).tolist(), strict=True))
         started = time.monotonic()
-        plan = self.planner.begin(ids)
+        plan = self.planner.begin(
+            ids,
+            cost=self.collector.expected_tokens(ids),
+            due=due,
+            labels=[parts.labels[i] for i in ids] if parts.labels else None,
+            features=np.array([parts.features[i] for i in ids]) if parts.features else None,
+        )
         self.plan_s = time.monotonic() - started
         self.busy_before_s = self.pool.busy_s
 
@@ -188,7 +207,12 @@ class Driver:
         except BaseException:
             self.planner.withdraw()  # as if the step had never been planned
             raise
-        allocation = plan.allocation()
+        allocation = admitted(plan.allocation())
+        if parts.waiting is not None:
+            index = {prompt.id: i for i, (prompt, _) in enumerate(parts.train)}
+            parts.waiting.visited(step, [index[i] for i in allocation.prompt_ids])
+        self.plan_metrics = plan.metrics() | (parts.waiting.metrics() if parts.waiting else {})
+        self.previous_status = np.array([last_visit[i] for i in allocation.prompt_ids])
         weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
         for group in collected.groups:
             group.weight = weights[group.prompt.id]
@@ -217,6 +241,8 @@ class Driver:
         folder = self.store.begin(self.state.step)
         await self.learners.save(folder / "learner")
         self.state.planner, self.state.lengths = self.planner.to_dict(), self.collector.lengths
+        self.state.waiting = self.parts.waiting.to_dict() if self.parts.waiting else {}
+        self.state.calibration = self.calibration.to_dict()
         final = self.store.commit(self.state.step, self.state.to_dict())
         self.saved_step = self.state.step
         took_s = time.monotonic() - started
@@ -232,6 +258,10 @@ class Driver:
         if self.checkpoint is not None:
             self.state = RunState.from_dict(read_state(self.checkpoint))
             self.planner.load_dict(self.state.planner)
+            if self.state.waiting and self.parts.waiting:
+                self.parts.waiting.load_dict(self.state.waiting)
+            if self.state.calibration:
+                self.calibration.load_dict(self.state.calibration)
             self.saved_step = self.state.step
 
     async def _open_tracker(self) -> None:
@@ -266,6 +296,7 @@ class Driver:
             config.run.steps,
             config.run.seed,
             config.rollout.temperature,
+            lora=config.model.lora,
         )
         self.pool = Pool(config.rollout, engine_spec(config, self.model_path), self.folder.name, self.say)
         reward = config.reward
@@ -370,6 +401,7 @@ class Driver:
         successes = np.array([by_id.get(i, none).sum() for i in allocation.prompt_ids])
         trials = np.array([len(by_id.get(i, none)) for i in allocation.prompt_ids])
         metrics = step_record(collected, update) | step_metrics(allocation, successes, trials, self.previous_status)
+        metrics |= self.plan_metrics | self._calibrate(allocation, successes, trials)
         busy_s = (self.pool.busy_s - self.busy_before_s) / self.config.rollout.engines
         times |= {"plan": self.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
         times["idle"] = times["step"] - busy_s
@@ -393,6 +425,16 @@ class Driver:
         if self._due(self.config.track.every):
             self._show(allocation, collected, successes, trials)
         return metrics
+
+    def _calibrate(self, allocation: Allocation, successes: np.ndarray, trials: np.ndarray) -> dict[str, float]:
+        """Tallies how well the beliefs predicted the step; what came out when an epoch ends."""
+        self.calibration.add(allocation.expected_success, successes, trials)
+        sampler, step = self.parts.sampler, self.state.step
+        if sampler.epoch(step) == sampler.epoch(step - 1):
+            return {}
+        found = self.calibration.metrics()
+        self.calibration.clear()
+        return found
 
     def _show(self, allocation: Allocation, collected: Collected, successes: np.ndarray, trials: np.ndarray) -> None:
         """The table of rollouts and the figures of the step, and how prompts have changed their status since the last."""

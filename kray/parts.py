@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
-from kray.planner import Beliefs, KnapsackPlanner
+from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler, load_prompts
 from kray.prompts.tokenize import encode_all
+from kray.prompts.waiting import Waiting
 from kray.records import DataError, KrayError, Prompt
 from kray.rollout.engine import EngineSpec
 
@@ -29,8 +30,18 @@ class Parts:
     train: Encoded
     test: Encoded
     sampler: PromptSampler
+    waiting: Waiting | None  # in place of the sampler where the planner admits prompts
     planner: KnapsackPlanner
+    labels: dict[str, str] | None  # prompt id -> whose prior it shares (plan.prior_by)
+    features: dict[str, np.ndarray] | None  # prompt id -> what is known about it (plan.prior_features)
     probe: tuple[int, ...]
+
+    def choose(self, step: int) -> tuple[Encoded, list[bool] | None]:
+        """The prompts of a step, and which of them the planner must not leave out (None: it may leave none out)."""
+        if self.waiting is None:
+            return [self.train[i] for i in self.sampler.take(step)], None
+        offered, due = self.waiting.offer(step)
+        return [self.train[i] for i in offered], due
 
 
 def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) -> Parts:
@@ -42,14 +53,20 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
     train, test = (_encoded(config, part, tokenizer, say) for part in ("train", "test"))
     ids = [prompt.id for prompt, _ in train]
     plan, prompts = config.plan, config.prompts
-    beliefs = Beliefs(plan.discount, plan.prior_alpha, plan.prior_beta, plan.fit_prior)
+    waiting = None
+    if plan.candidates > 1:
+        offered = min(len(ids), round(plan.candidates * prompts.per_step))
+        waiting = Waiting(PromptSampler(ids, 1, config.run.seed, prompts.shuffle), offered, plan.max_wait)
     return Parts(
         tokenizer=tokenizer,
         stop_ids=_stop_ids(model_path, tokenizer),
         train=train,
         test=test,
         sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
-        planner=KnapsackPlanner(plan.mode, plan.budget, plan.lower, plan.upper, beliefs),
+        waiting=waiting,
+        planner=KnapsackPlanner.of(plan),
+        labels={prompt.id: _label(prompt, plan.prior_by) for prompt, _ in train} if plan.prior_by else None,
+        features=_features(train) if plan.prior_features else None,
         probe=_probe(test[0][1], vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
     )
 
@@ -75,6 +92,26 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
         transport="object_store" if rollout.transport == "auto" else rollout.transport,
         seed=config.run.seed % 2**31,
     )
+
+
+def _label(prompt: Prompt, by: str) -> str:
+    return prompt.source if by == "source" else str(prompt.metadata.get(by, ""))
+
+
+def _features(prompts: Encoded) -> dict[str, np.ndarray]:
+    """Of each prompt: the log of its length in tokens, and which source and kind it is of."""
+    names = sorted({name for prompt, _ in prompts for name in _belongs(prompt)})
+    return {
+        prompt.id: np.array([np.log(len(tokens)), *(float(name in _belongs(prompt)) for name in names)])
+        for prompt, tokens in prompts
+    }
+
+
+def _belongs(prompt: Prompt) -> set[str]:
+    known = {"source": prompt.source} | {
+        key: prompt.metadata.get(key) for key in ("kind", "task", "difficulty", "level")
+    }
+    return {f"{key}={value}" for key, value in known.items() if value is not None}
 
 
 def _encoded(config: KrayConfig, part: str, tokenizer: Any, say: Callable[[str], None]) -> Encoded:

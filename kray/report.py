@@ -39,6 +39,18 @@ class Summary:
     open_command: str
 
 
+def admitted(allocation: Allocation) -> Allocation:
+    """Without the candidates that got no rollouts."""
+    on = allocation.budgets > 0
+    if on.all():
+        return allocation
+    arrays = ("budgets", "weights", "expected_success", "expected_value")
+    return Allocation(
+        [prompt_id for prompt_id, has in zip(allocation.prompt_ids, on, strict=True) if has],
+        **{name: getattr(allocation, name)[on] for name in arrays},
+    )
+
+
 def start_line(folder: Path, config: KrayConfig, train: int, test: int, resumed: int | None) -> str:
     begin = "new run" if resumed is None else f"resumed after step {resumed}"
     return (
