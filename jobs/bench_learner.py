@@ -46,9 +46,9 @@ def main() -> None:
         results = {}
         for name in options.workloads:
             results[name] = bench.compare(name, options.steps, options.ranks, train, "cpu", "float32")
-            print(f"\n{name}{'':20}    tokens/s  x plain   step s  first s  peak GiB  padding")
+            print(f"\n{name}{'':20}    tokens/s  x plain   step s    cpu s  first s  peak GiB  padding")
             for label, r in results[name].items():
-                print(f"{label:26} {r['tokens_per_s']:12,.0f} {r['speedup']:8.2f} {r['step_s']:8.3f} "
+                print(f"{label:26} {r['tokens_per_s']:12,.0f} {r['speedup']:8.2f} {r['step_s']:8.3f} {r['cpu_s']:8.3f} "
                       f"{r['first_step_s']:8.3f} {r['peak_memory_gib']:9.2f} {r['padding_ratio']:8.1%}")  # fmt: skip
     if options.json:
         versions = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}

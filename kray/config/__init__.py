@@ -9,6 +9,7 @@ from kray.config.loading import load_config
 from kray.config.schema import (
     EvaluateConfig,
     KrayConfig,
+    LoraConfig,
     ModelConfig,
     PlanConfig,
     PromptsConfig,
@@ -25,6 +26,7 @@ from kray.config.table import derived
 __all__ = [
     "EvaluateConfig",
     "KrayConfig",
+    "LoraConfig",
     "ModelConfig",
     "PlanConfig",
     "PromptsConfig",

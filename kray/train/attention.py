@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,32 @@ MAX_BOUNDS = 64  # lengths between which bucket boundaries are looked for
 
 @dataclass(slots=True)
 class Bucket:
-    """B segments of like lengths. queries (B, Q), keys (B, K) int64: places in the packed batch, padded with 0;
-    visible (B, Q, K) bool, or None where plain causal attention (Q = K) hides all padding from all that counts;
-    distance (B, Q, K) int64: how far back each key lies.
+    """B segments of like lengths. queries (B, Q), keys (B, K) int64: places in the packed batch, padded with 0 on the
+    right; offset (B,) int64: tokens of the prompt before the first query, all 0 where `causal`.
     """
 
     queries: Tensor
     keys: Tensor
-    visible: Tensor | None
-    distance: Tensor
+    offset: Tensor
+    causal: bool  # Q = K and plain causal attention hides all padding from all that counts
+    masks: dict[int, Tensor] = field(default_factory=dict)  # made when first needed: ragged kernels need none
+
+    def visible(self, window: int | None) -> Tensor:
+        """(B, Q, K) bool: keys at most `window` - 1 tokens back, or any earlier; padded queries see something."""
+        k = self.keys.shape[1]
+        window = k if window is None else min(window, k)
+        if window not in self.masks:
+            places = torch.arange(k, device=self.keys.device)
+            row = self.offset[:, None] + torch.arange(self.queries.shape[1], device=self.keys.device)
+            seen = places <= row[..., None]
+            if window < k:
+                near = seen & (places > row[..., None] - window)
+                seen = torch.where(near.any(-1, keepdim=True), near, seen)
+            self.masks[window] = seen
+        return self.masks[window]
+
+    def to(self, device: torch.device) -> Bucket:
+        return Bucket(self.queries.to(device), self.keys.to(device), self.offset.to(device), self.causal)
 
 
 @dataclass(slots=True)
@@ -60,15 +77,7 @@ class Layout:
     def to(self, device: torch.device) -> Layout:
         if device.type == "cpu":
             return self
-        buckets = [
-            Bucket(
-                b.queries.to(device),
-                b.keys.to(device),
-                None if b.visible is None else b.visible.to(device),
-                b.distance.to(device),
-            )
-            for b in self.buckets
-        ]
+        buckets = [bucket.to(device) for bucket in self.buckets]
         return Layout(
             buckets,
             self.source.to(device),
@@ -150,9 +159,8 @@ def _bucket(begin: np.ndarray, size: np.ndarray, prefix: np.ndarray, prefix_size
     of_prefix = k < prefix_size[:, None]
     keys = np.where(of_prefix, prefix[:, None] + k, begin[:, None] + k - prefix_size[:, None])
     keys = np.where(k < total[:, None], keys, 0)
-    distance = torch.from_numpy((prefix_size[:, None] + q)[:, :, None] - k)  # >= 0 also hides padding on the right
-    visible = None if not prefix_size.any() else distance >= 0
-    return Bucket(torch.from_numpy(queries), torch.from_numpy(keys), visible, distance)
+    offset = torch.from_numpy(prefix_size)
+    return Bucket(torch.from_numpy(queries), torch.from_numpy(keys), offset, causal=not prefix_size.any())
 
 
 def _attend(
@@ -168,17 +176,11 @@ def _attend(
     kv = functional.embedding(bucket.keys, kv_TF)
     key = kv[..., : kv_heads * d].view(b, k, kv_heads, d).transpose(1, 2)
     value = kv[..., kv_heads * d :].view(b, k, kv_heads, dv).transpose(1, 2)
-    visible = bucket.visible
-    if window is not None and k > window:
-        visible = (bucket.distance >= 0) & (bucket.distance < window)
-        visible = torch.where(
-            visible.any(-1, keepdim=True), visible, bucket.distance >= 0
-        )  # padding must see something
-    if softcap is None and visible is None and shared == 1:
+    narrow = window is not None and k > window
+    if softcap is None and bucket.causal and not narrow and shared == 1:
         out = functional.scaled_dot_product_attention(query[:, :, 0], key, value, is_causal=True, scale=scaling)
         return out.transpose(1, 2).reshape(b * q, kv_heads * dv)
-    if visible is None:
-        visible = bucket.distance >= 0
+    visible = bucket.visible(window)
     mask = visible[:, None, None].expand(b, 1, shared, q, k).reshape(b, 1, shared * q, k)
     query = query.reshape(b, kv_heads, shared * q, d)
     if softcap is None:

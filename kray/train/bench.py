@@ -146,16 +146,17 @@ def _process(rank: int, job: dict[str, Any], answers: Any) -> None:
         learner = Learner(rank, ranks, *address, job["folder"], train, job["dtype"], 100, 0, device)
         update = learner.update
     loaded_s = time.monotonic() - started
-    times, metrics = [], {}
+    times, cpu, metrics = [], [], {}
     for rows in job["rows"]:
-        begun = time.perf_counter()
+        begun, begun_cpu = time.perf_counter(), time.process_time()
         metrics = update(rows)
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
+        cpu.append(time.process_time() - begun_cpu)
     cuda = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     peak = cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    answers.put((rank, {"times": times, "metrics": metrics, "peak_gib": peak / 2**30, "load_s": loaded_s}))
+    answers.put((rank, {"times": times, "cpu": cpu, "metrics": metrics, "peak_gib": peak / 2**30, "load_s": loaded_s}))
     if not job["plain"]:
         learner.shutdown()
 
@@ -182,6 +183,7 @@ def measure(job: dict[str, Any], warm: int = 2) -> dict[str, float]:
     return {
         "tokens_per_s": float(np.median(step_s[warm:])),
         "step_s": float(np.median(times[warm:])),
+        "cpu_s": float(np.median(found[0]["cpu"][warm:])),  # of rank 0: says less about what else runs
         "first_step_s": times[0],
         "load_s": found[0]["load_s"],
         "peak_memory_gib": max(each["peak_gib"] for each in found.values()),

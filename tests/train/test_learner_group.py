@@ -106,8 +106,8 @@ np.save(sys.argv[2], [output.prompt_logprobs[i][tokens[i]].logprob for i in rang
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["full", "lora"])
-def test_vllm_loads_an_export_and_computes_the_same(policy, tmp_path, lora):
-    learner = Learner(0, 1, "", 0, str(policy), replace(TRAIN, ranks=1), "float32", 10, 0, lora=lora)
+def test_vllm_loads_an_export_and_computes_the_same(tied_policy, tmp_path, lora):
+    learner = Learner(0, 1, "", 0, str(tied_policy), replace(TRAIN, ranks=1), "float32", 10, 0, lora=lora)
     try:
         learner.update(step_rows(mixed_groups(), TRAIN))
         learner.export(tmp_path / "export")

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.config.schema import TrainConfig
+from kray.config import check
+from kray.config.schema import KrayConfig, LoraConfig, ModelConfig, TrainConfig
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.advantages import EPSILON, advantages
 from kray.train.batches import make_rows, split_updates, token_weights
@@ -132,3 +133,27 @@ def test_unusable_rollouts_are_named():
         step_rows([group], TrainConfig())
     with pytest.raises(ValueError, match="aggregation"):
         make_rows([group_of("c", [0.0, 1.0], rng)], lambda rewards, _: rewards, "mean")
+
+
+def test_the_constant_aggregation_divides_every_token_by_one_length():
+    rng = np.random.default_rng(0)
+    groups = [group_of("a", [0.0, 1.0, 1.0], rng), group_of("b", [1.0], rng)]
+    weights = token_weights(groups, "constant", 10)
+    assert np.concatenate(weights) == pytest.approx([1 / (10 * 4)] * 4)
+
+
+def test_a_loss_brings_its_papers_advantage_and_aggregation():
+    rng = np.random.default_rng(0)
+    groups = [group_of("a", [0.0, 1.0, 1.0], rng)]
+    paper = step_rows(groups, TrainConfig(loss="dr_grpo", constant_tokens=10))
+    same = step_rows(groups, TrainConfig(advantage="mean", aggregation="constant", constant_tokens=10))
+    np.testing.assert_array_equal(paper.advantages, same.advantages)
+    np.testing.assert_array_equal(paper.weights, same.weights)
+
+
+def test_a_constant_without_a_length_is_a_config_error():
+    config = KrayConfig(train=TrainConfig(loss="dr_grpo"), model=ModelConfig(path="x"))
+    assert any("set train.constant_tokens" in problem for problem in check(config))
+    config.train.constant_tokens = 512
+    config.model.lora = LoraConfig(targets=[])
+    assert any("model.lora.targets is empty" in problem for problem in check(config))
