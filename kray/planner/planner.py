@@ -95,13 +95,32 @@ class KnapsackPlanner:
         floor = self._floors(len(ids), due)
         amount = self._feasible(plan.token_budget if plan.unit == "tokens" else plan.budget, budget, prices, floor)
         before = self.beliefs.snapshot(ids)
+        try:
+            self._last = self._open(ids, before, amount, prices, floor, labels, features)
+        except BaseException:
+            self.beliefs.restore(before)
+            raise
+        self._steps += 1
+        return self._last
+
+    def _open(
+        self,
+        ids: list[str],
+        before: dict[str, Any],
+        amount: float,
+        prices: np.ndarray,
+        floor: np.ndarray,
+        labels: Sequence[str] | None,
+        features: ArrayLike | None,
+    ) -> StepPlan:
+        """`begin` once all is checked: the visit, the prior, the beliefs, and the step on them."""
+        plan = self.settings
         known = self._features(ids, features)
         self.beliefs.begin_visit(ids, labels)
         if self._steps % plan.refit_every == 0 or self._steps < plan.refit_every:
             self.beliefs.refit_prior()
             if self.features is not None:
                 self.features.refit(*self.beliefs.last_labels(self.features.rows()))
-        self._steps += 1
         own = self.features.shape(known) if self.features and self.features.active and known is not None else None
         alpha, beta = self.beliefs.posterior(ids, own)
         value = self._value(ids, alpha, beta)
@@ -121,8 +140,7 @@ class KnapsackPlanner:
         binary = plan.mode in ("online", "rounds") and plan.marginal != "expected_gain"
         groups = self._groups(len(ids)) if plan.mode == "dynamic_sampling" else plan.target_groups
         start = Start(ids, plan, self.beliefs, before, alpha, beta, value, whole, binary, groups)
-        self._last = StepPlan(start, purse, partial(rule, purse, value))
-        return self._last
+        return StepPlan(start, purse, partial(rule, purse, value))
 
     def plan(self, prompt_ids: Sequence[str], budget: int | None = None, **known: Any) -> Allocation:
         """`begin`, with everything dispatched at once and nothing asked of it: the plan without this step's labels.

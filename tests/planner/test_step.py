@@ -391,3 +391,34 @@ def test_what_cannot_be_planned_is_named(match, settings, known):
         KnapsackPlanner(**{"budget": 16, **settings}).begin(**{"prompt_ids": ["a", "b"], **known})
     with pytest.raises(ValueError, match="begin"):
         KnapsackPlanner("rounds").plan(["a"], 8)
+
+
+def test_a_step_that_cannot_be_opened_leaves_no_trace(monkeypatch):
+    planner = KnapsackPlanner("static", 16)
+    planner.plan(["a", "b"])
+    planner.observe("a", [1, 0])
+    before = json.dumps(planner.to_dict())
+
+    def fail(**_):
+        raise RuntimeError("no plan")
+
+    monkeypatch.setattr("kray.planner.planner.Purse", fail)
+    with pytest.raises(RuntimeError):
+        planner.begin(["a", "b"])
+    assert json.dumps(planner.to_dict()) == before
+
+
+def test_two_steps_may_be_open_at_once():
+    """As when generation goes on while the learner updates: labels go to their own step, and one can be taken back."""
+    rates = population(np.random.default_rng(0), 20)
+    ids = list(rates)
+    planner, alone = (KnapsackPlanner("online", 80) for _ in range(2))
+    first, second = planner.begin(ids[:10]), planner.begin(ids[10:])
+    for prompt, rollouts in first.take(20):
+        first.observe(prompt, [1] * rollouts)
+    drive(second, rates, np.random.default_rng(1))
+    first.withdraw()
+    only = alone.begin(ids[10:])
+    drive(only, rates, np.random.default_rng(1))
+    assert second.allocation().budgets.tolist() == only.allocation().budgets.tolist()
+    assert planner.beliefs.visits(ids).tolist() == [0] * 10 + [1] * 10
