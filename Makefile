@@ -2,7 +2,7 @@
 # make test    installs what is missing, runs the whole suite
 # Overrides: make train ARGS="plan.mode=uniform run.steps=40"   CONFIG=configs/gsm8k.yaml   PYTHON=python3.12
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV ?= .venv
 CONFIG ?= configs/quickstart.yaml
 EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -41,7 +41,7 @@ lint: $(INSTALLED)
 
 stop:
 	@file="$${XDG_CACHE_HOME:-$$HOME/.cache}/kray/ray-head.pid"; \
-	if [ -f "$$file" ] && kill "$$(cat "$$file")" 2>/dev/null; then echo "Ray head stopped"; else echo "no Ray head of kray's runs"; fi; \
+	if [ -f "$$file" ] && ps -o args= -p "$$(cat "$$file")" | grep -q "ray start --head" && kill "$$(cat "$$file")"; then echo "Ray head stopped"; else echo "no Ray head of kray's runs"; fi; \
 	rm -f "$$file"
 
 clean:

@@ -51,17 +51,17 @@ def main() -> int:
             + "\n".join(f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3])
         )
         return 0
-    folder = checkpoint.parent.parent.absolute() if checkpoint else run_folder(config)
-    for line in note_changes(config, folder) if checkpoint else []:
+    for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
         print(line)
     model = find_model(config)
+    folder = checkpoint.parent.parent.absolute() if checkpoint else run_folder(config)
     connect(config)
     summary = drive(config, model, folder, checkpoint, "run")
-    report(summary, arguments.config)
+    report(summary)
     return 0
 
 
-def report(summary, config: str) -> None:
+def report(summary) -> None:
     """What came out, and what to do next."""
     bin = ".venv/bin/" if Path(sys.executable).parent.parent.name == ".venv" else ""
     before, after = (
@@ -80,7 +80,7 @@ def report(summary, config: str) -> None:
         f"  engines lost          {summary.engine_deaths}\n"
         f"  results               {summary.folder}\n"
         f"  open them             {bin if summary.open_command.startswith('mlflow') else ''}{summary.open_command}\n"
-        f"  resume                {bin}python jobs/train.py --config {config} resume={summary.folder}\n"
+        f"  resume                {bin}python jobs/train.py --config {summary.folder}/config.yaml resume={summary.folder}\n"
         f"  evaluate              {bin}python jobs/evaluate.py {summary.folder}",
         flush=True,
     )

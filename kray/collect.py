@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from kray.config.schema import RolloutConfig
-from kray.records import Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
+from kray.records import KrayError, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
 from kray.rewards.scorer import Scorer
 from kray.rollout.pool import Outcome, Pool
 from kray.rollout.schedule import split_rollouts
@@ -41,7 +41,7 @@ class Fixed:
     """A plan that asks for the same number of rollouts of each prompt, all at once."""
 
     def __init__(self, prompt_ids: Sequence[str], rollouts: int):
-        self._waiting = [(prompt_id, rollouts) for prompt_id in prompt_ids]
+        self._waiting = [(prompt_id, rollouts) for prompt_id in prompt_ids] if rollouts else []
         self._flying = 0
 
     @property
@@ -102,10 +102,12 @@ class Collector:
         seeds: Seeds,
         sampling: Sampling,
         version: int,
+        remember: bool = True,
     ) -> Collected:
         """Carries a plan over (prompt, tokens) pairs out with the policy of this version.
 
-        seeds: a group's seed from its prompt's id. Groups have weight 0: the plan knows it when it is done.
+        seeds: a group's seed from its prompt's id. remember: whether lengths are to be learned from. Groups have weight 0:
+        the plan knows it when it is done. Raises KrayError when the plan cannot use a reward.
         """
         started = generated = time.monotonic()
         known = dict((prompt.id, (prompt, tokens)) for prompt, tokens in prompts)
@@ -128,7 +130,8 @@ class Collector:
                         scoring.add(asyncio.create_task(self._score(known[outcome.task.prompt_id][0], outcome)))
                     for task in ended & scoring:
                         scoring.discard(task)
-                        self._take_in(plan, *task.result(), rollouts, collected)
+                        scored, failures = task.result()
+                        self._take_in(plan, scored, failures, rollouts, collected)
         finally:
             for task in scoring | ({upcoming} if upcoming else set()):
                 task.cancel()
@@ -136,7 +139,8 @@ class Collector:
             if found:
                 found.sort(key=lambda rollout: rollout.index)
                 collected.groups.append(RolloutGroup(*known[prompt_id], found, 0.0))
-                self._remember(prompt_id, found)
+                if remember:
+                    self._remember(prompt_id, found)
         collected.generate_s, collected.reward_s = generated - started, time.monotonic() - generated
         assert sum(len(g.rollouts) for g in collected.groups) + collected.failed == sum(drawn.values())
         return collected
@@ -190,7 +194,10 @@ class Collector:
         collected.failures += failures
         if scored:
             rewards = [min(1.0, max(0.0, rollout.reward or 0.0)) for rollout in scored]
-            plan.observe(scored[0].prompt_id, rewards, float(sum(len(rollout.tokens) for rollout in scored)))
+            try:
+                plan.observe(scored[0].prompt_id, rewards, float(sum(len(rollout.tokens) for rollout in scored)))
+            except ValueError as error:
+                raise KrayError(f"the plan cannot use a reward: {error}") from error
             rollouts[scored[0].prompt_id] += scored
 
     async def _score(self, prompt: Prompt, outcome: Outcome) -> tuple[list[Rollout], list[Failure]]:

@@ -8,6 +8,7 @@ A run can be stopped at any time: the step under way is given up, and the checkp
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +23,7 @@ from kray.config import KrayConfig, flat, to_yaml
 from kray.evaluate import Evaluation, evaluate
 from kray.parts import Parts, engine_spec, load_parts
 from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
-from kray.records import Allocation, KrayError, Sampling, derive_seed
+from kray.records import Allocation, ConfigError, KrayError, Sampling, derive_seed
 from kray.report import (
     Summary,
     admitted,
@@ -35,7 +36,7 @@ from kray.report import (
 )
 from kray.rewards.scorer import Scorer
 from kray.rollout.pool import Pool, Published
-from kray.tracking import Tracker
+from kray.tracking import Tracker, prompts_digest
 from kray.tracking.figures import budget_histogram, budgets_against_beliefs
 from kray.train.checkpoints import CheckpointStore, read_state
 from kray.train.group import LearnerGroup
@@ -50,6 +51,7 @@ class RunState:
     tokens: int = 0
     elapsed_s: float = 0.0
     mlflow_run_id: str = ""
+    prompts: str = ""  # digest of the training prompts
     accuracy_before: float | None = None
     planner: dict[str, Any] = field(default_factory=dict)
     waiting: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +88,7 @@ class Driver:
 
     def __init__(self, config: KrayConfig, model_path: str, run_folder: str, checkpoint: str, tags: dict[str, str]):
         """model_path: a Hugging Face folder or hub id. checkpoint: to go on from, "" for none. tags: for MLflow."""
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # not in the runtime_env: engines and ranks would inherit it
         self.config, self.model_path, self.folder = config, model_path, Path(run_folder)
         self.checkpoint, self.tags = Path(checkpoint) if checkpoint else None, tags
         self.state = RunState()
@@ -154,6 +157,8 @@ class Driver:
             await self._bring_up()
             self.say(f"evaluating {len(self.parts.test)} prompts x {self.config.evaluate.samples} responses")
             return await self._unless_stopped(self._evaluate())
+        except Stopped:
+            raise KrayError(f"the evaluation was stopped {self.stop_reason}") from None
         finally:
             await self._close("FINISHED")
 
@@ -167,10 +172,10 @@ class Driver:
             started, step = time.monotonic(), self.state.step
             allocation, collected = await self.collect(step)
             update, update_s = await _timed(self.learners.update(collected.groups))
-            _, sync_s = await _timed(self.serve(step + 1))
+            gap, sync_s = await _timed(self.serve(step + 1))
             self._advance(collected)
             times = {"update": update_s, "sync": sync_s, "step": time.monotonic() - started}
-            metrics = self._record(allocation, collected, update, times)
+            metrics = self._record(allocation, collected, update | {"pool/probe_gap": gap}, times)
             left_s = (config.run.steps - self.state.step) * float(
                 np.median([m["timing_s/step"] for m in self.records[-50:]])
             )
@@ -179,6 +184,8 @@ class Driver:
                 await self.evaluate()
             if self._due(config.run.checkpoint_every):
                 await self.save()
+        if self.saved_step != self.state.step:  # first: an evaluation that fails must not cost the training
+            await self.save()
         await self.evaluate("after training")
 
     async def collect(self, step: int) -> tuple[Allocation, Collected]:
@@ -210,7 +217,8 @@ class Driver:
         allocation = admitted(plan.allocation())
         if parts.waiting is not None:
             index = {prompt.id: i for i, (prompt, _) in enumerate(parts.train)}
-            parts.waiting.visited(step, [index[i] for i in allocation.prompt_ids])
+            tried = {*allocation.prompt_ids, *(failure.prompt_id for failure in collected.failures)}
+            parts.waiting.visited(step, [index[i] for i in tried])
         self.plan_metrics = plan.metrics() | (parts.waiting.metrics() if parts.waiting else {})
         self.previous_status = np.array([last_visit[i] for i in allocation.prompt_ids])
         weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
@@ -243,6 +251,7 @@ class Driver:
         self.state.planner, self.state.lengths = self.planner.to_dict(), self.collector.lengths
         self.state.waiting = self.parts.waiting.to_dict() if self.parts.waiting else {}
         self.state.calibration = self.calibration.to_dict()
+        self.state.prompts = self.prompts_digest
         final = self.store.commit(self.state.step, self.state.to_dict())
         self.saved_step = self.state.step
         took_s = time.monotonic() - started
@@ -254,9 +263,12 @@ class Driver:
     async def _load(self) -> None:
         """Prompts, tokenizer, planner and, on resume, the state; nothing remote yet."""
         self.parts = load_parts(self.config, self.model_path, self.say)
+        self.prompts_digest = prompts_digest([prompt for prompt, _ in self.parts.train])
         self.planner = self.parts.planner
         if self.checkpoint is not None:
             self.state = RunState.from_dict(read_state(self.checkpoint))
+            if self.state.prompts not in ("", self.prompts_digest):
+                raise ConfigError("prompts.train: the prompts are not those that this run began with; start a new run")
             self.planner.load_dict(self.state.planner)
             if self.state.waiting and self.parts.waiting:
                 self.parts.waiting.load_dict(self.state.waiting)
@@ -288,7 +300,6 @@ class Driver:
         """Starts learner, engines and scorer; returns when an engine serves the policy."""
         config = self.config
         started = time.monotonic()
-        self.started = True
         self.learners = LearnerGroup(
             config.train,
             config.model.dtype,
@@ -296,6 +307,7 @@ class Driver:
             config.run.steps,
             config.run.seed,
             config.rollout.temperature,
+            placement_timeout_s=config.rollout.start_timeout_s,
             lora=config.model.lora,
         )
         self.pool = Pool(config.rollout, engine_spec(config, self.model_path), self.folder.name, self.say)
@@ -303,6 +315,8 @@ class Driver:
         self.scorer = Scorer(reward.verifier, dict(reward.options), reward.workers, reward.timeout_s)
         self.collector = Collector(self.pool, self.scorer, self.parts.tokenizer, config.rollout)
         self.collector.lengths = dict(self.state.lengths)
+        self.started = True
+        await self._unless_stopped(self.learners.place())  # before the engines: they are the part that can wait
         self.pool.start()  # engines load while the learner does
         await self._unless_stopped(self.learners.start())
         if self.checkpoint is not None:

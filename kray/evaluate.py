@@ -69,11 +69,11 @@ async def evaluate(
     def seeds(prompt_id: str) -> int:
         return derive_seed(seed, "evaluate", prompt_id)
 
-    sampled = await collector.collect(Fixed(ids, settings.samples), prompts, seeds, sampling, version)
+    sampled = await collector.collect(Fixed(ids, settings.samples), prompts, seeds, sampling, version, remember=False)
     greedy: Collected | None = None
     if settings.greedy:
         cold = Sampling(sampling.max_tokens, temperature=0.0, stop_token_ids=sampling.stop_token_ids)
-        greedy = await collector.collect(Fixed(ids, 1), prompts, seeds, cold, version)
+        greedy = await collector.collect(Fixed(ids, 1), prompts, seeds, cold, version, remember=False)
     return _summarise(sampled, greedy, settings.samples)
 
 

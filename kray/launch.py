@@ -21,7 +21,14 @@ from kray.records import ConfigError, DataError, KrayError, Prompt
 # reads this when it is imported.
 LOCAL_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 STOP_WAIT_S = 600.0  # for the step under way to be given up and a checkpoint to be written
-SETTLED = ("model.", "run.seed", "prompts.train.", "prompts.per_step", "prompts.shuffle")  # for the life of a run
+SETTLED = (
+    "model.",
+    "run.seed",
+    "prompts.train.",
+    "prompts.per_step",
+    "prompts.shuffle",
+    "prompts.max_tokens",
+)  # for the life of a run
 
 
 def guarded(main: Callable[[], int | None]) -> None:
@@ -183,6 +190,19 @@ def connect(config: KrayConfig) -> None:
     )
 
 
+def driver_options(folder: Path) -> dict[str, Any]:
+    """How the driver actor is made. On this node, which has the run's folder; it mostly waits, so it asks for no CPU."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {
+        "name": f"kray-{folder.name}-driver",
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}},  # its children inherit this
+    }
+
+
 def drive(config: KrayConfig, model: str, folder: Path, checkpoint: Path | None, method: str) -> Any:
     """Runs Driver.<method> as an actor, prints its lines, returns its result. SIGINT and SIGTERM make it save and end."""
     import ray
@@ -190,15 +210,8 @@ def drive(config: KrayConfig, model: str, folder: Path, checkpoint: Path | None,
 
     from kray.driver import Driver
 
-    driver = (
-        ray.remote(Driver)
-        .options(
-            name=f"kray-{folder.name}-driver",
-            num_cpus=0,  # it mostly waits
-            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}},
-        )
-        .remote(config, model, str(folder), str(checkpoint or ""), tags())
-    )
+    options = driver_options(folder)
+    driver = ray.remote(Driver).options(**options).remote(config, model, str(folder), str(checkpoint or ""), tags())
     news: queue.Queue = queue.Queue()
 
     def listen() -> None:

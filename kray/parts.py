@@ -13,7 +13,7 @@ from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler, load_prompts
 from kray.prompts.tokenize import encode_all
 from kray.prompts.waiting import Waiting
-from kray.records import DataError, KrayError, Prompt
+from kray.records import ConfigError, DataError, KrayError, Prompt
 from kray.rollout.engine import EngineSpec
 
 PROBE_TOKENS = 64
@@ -48,8 +48,11 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
     """Reads tokenizer and prompts. Raises DataError, KrayError."""
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    vocabulary = int(AutoConfig.from_pretrained(model_path).get_text_config().vocab_size)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
+        vocabulary = int(AutoConfig.from_pretrained(model_path).get_text_config().vocab_size)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path: {model_path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     train, test = (_encoded(config, part, tokenizer, say) for part in ("train", "test"))
     ids = [prompt.id for prompt, _ in train]
     plan, prompts = config.plan, config.prompts
@@ -89,7 +92,6 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
         kv_cache_gib=rollout.kv_cache_gib,
         gpu_memory_share=rollout.gpu_memory_share,
         eager=rollout.eager,
-        transport="object_store" if rollout.transport == "auto" else rollout.transport,
         seed=config.run.seed % 2**31,
     )
 
@@ -121,8 +123,9 @@ def _encoded(config: KrayConfig, part: str, tokenizer: Any, say: Callable[[str],
     limit = f"prompts.max_tokens is {config.prompts.max_tokens}"
     if dropped:
         say(f"note: {len(dropped)} of {len(prompts)} {part} prompts dropped, longer than {limit}; first {dropped[0]}")
-    if not kept:
-        raise DataError(f"prompts.{part}: no prompt is left of {len(prompts)}; {limit}")
+    least = config.prompts.per_step if part == "train" else 1
+    if len(kept) < least:
+        raise DataError(f"prompts.{part}: {len(kept)} of {len(prompts)} prompts are left, {least} are needed; {limit}")
     return kept
 
 

@@ -21,6 +21,7 @@ def ray_local():
     ray.init(
         address="local",
         num_cpus=8,
+        num_gpus=1,  # on paper: who would see it can be tested
         include_dashboard=False,
         log_to_driver=False,
         _node_ip_address="127.0.0.1",

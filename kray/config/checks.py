@@ -33,14 +33,14 @@ LIMITS: dict[str, str] = {
         model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
         model.tiny.batch_size model.lora.rank plan.budget plan.lower plan.upper rollout.engines rollout.max_response_tokens
         rollout.max_sequences rollout.split rollout.max_attempts reward.workers train.ranks train.updates
-        train.microbatch_tokens track.every plan.rounds plan.candidates plan.max_wait plan.refit_every
+        train.microbatch_tokens track.every evaluate.samples plan.rounds plan.candidates plan.max_wait plan.refit_every
         """,
     "at least 0": """
         run.seed run.checkpoint_every model.tiny.warmup_steps model.tiny.seed prompts.train.limit prompts.test.limit
         prompts.train.seed prompts.test.seed rollout.cpus_per_engine rollout.gpus_per_engine rollout.max_context_tokens
         rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps
         train.weight_decay train.grad_clip train.clip_high train.constant_tokens train.advantage_clip train.tis train.kl
-        evaluate.every evaluate.samples track.samples
+        evaluate.every track.samples
         plan.token_budget plan.in_flight plan.pilot plan.target_groups
         """,
     "at least 2": "plan.target_size",
@@ -71,7 +71,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.advantage": ("auto", "std", "mean"),
     "train.aggregation": ("auto", "token_mean", "sequence_mean", "prompt_mean", "constant"),
     "train.lr_scaling": ("none", "sqrt", "linear"),
-    "rollout.transport": ("auto", "object_store", "nccl"),
 }
 VERIFIERS = ("math", "exact", "reasoning_gym")  # or pkg.module:function
 
@@ -231,17 +230,12 @@ def _train(config: KrayConfig) -> Iterator[Problem]:
 
 
 def _resources(config: KrayConfig) -> Iterator[Problem]:
-    rollout, train = config.rollout, config.train
+    rollout = config.rollout
     needed = config.prompts.max_tokens + rollout.max_response_tokens
     if 0 < rollout.max_context_tokens < needed:
         keys = ("rollout.max_context_tokens", "prompts.max_tokens", "rollout.max_response_tokens")
         parts = f"{keys[1]} {config.prompts.max_tokens} + {keys[2]} {rollout.max_response_tokens} = {needed}"
         yield Problem(keys, f"{keys[0]} {rollout.max_context_tokens} is below {parts}")
-    if rollout.transport == "nccl":
-        for key, gpus in (
-            ("rollout.gpus_per_engine", rollout.gpus_per_engine),
-            ("train.gpus_per_rank", train.gpus_per_rank),
-        ):
-            if gpus == 0:
-                text = f"rollout.transport nccl moves weights between GPUs, but {key} is 0 (use auto or object_store)"
-                yield Problem(("rollout.transport", key), text)
+    if rollout.gpus_per_engine > 1:
+        text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
+        yield Problem(("rollout.gpus_per_engine",), text)

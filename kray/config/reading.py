@@ -239,7 +239,7 @@ class Reading:
             return node.value
         try:
             value = self._loader.construct_object(node)
-        except (yaml.YAMLError, ValueError, KeyError, OverflowError, TypeError) as error:
+        except (yaml.YAMLError, ValueError, LookupError, OverflowError, TypeError) as error:  # IndexError: "!!int _"
             return self.problem(f"{key} cannot be read: {getattr(error, 'problem', None) or error}", node)
         return self._fitted(kind, value, key, node)
 

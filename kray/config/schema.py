@@ -120,7 +120,7 @@ class PlanConfig:
 class RolloutConfig:
     engines: int = 1
     cpus_per_engine: int = 1
-    gpus_per_engine: int = 0  # tensor-parallel size on GPUs
+    gpus_per_engine: int = 0  # 0 (CPU) or 1; no tensor parallelism yet
     max_response_tokens: int = 512
     temperature: float = 1.0
     top_p: float = 1.0  # must stay 1 in training: logprobs would not be the sampled distribution's
@@ -136,7 +136,6 @@ class RolloutConfig:
     sync_timeout_s: float = 300.0
     max_attempts: int = 3  # at one task, over engine deaths and time-outs
     max_restarts: int = 5  # of one engine in a run
-    transport: str = "auto"  # auto | object_store | nccl
     probe_tolerance: float = 0.0  # nats between engine and learner on the probe; 0: 1e-3 in float32, 0.1 in bfloat16
 
 

@@ -177,7 +177,9 @@ class KnapsackPlanner:
         """Takes over what `to_dict` wrote; ValueError on another version."""
         if state.get("version") != 1:
             raise ValueError(f"a planner of version {state.get('version')!r} cannot be read; this is version 1")
-        self.beliefs = Beliefs.from_dict(state["beliefs"])
+        kept = Beliefs.from_dict(state["beliefs"])
+        kept.discount, kept.fit_prior = self.beliefs.discount, self.beliefs.fit_prior  # these the configuration decides
+        self.beliefs = kept
         self._steps = int(state.get("steps", 0))
         self._last = None
 

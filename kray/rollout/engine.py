@@ -5,6 +5,7 @@ The actor's other threads only put commands in and take results out, so a long s
 
 - Rollout i of a group is sampled with the task's seed + i, whatever else is in the batch and however the group was split.
 - Weights are replaced through vLLM's weight-transfer protocol, tied embeddings included, and only while nothing runs.
+- Orders (submit, cancel, update) are carried out one after the other, in the order in which they were given.
 - After the first failure of that thread the engine answers every call with that failure: its owner must end it.
 """
 
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import ray
 
 from kray.records import Rollout, RolloutTask
 from kray.weights import FlatWeights
@@ -41,7 +43,6 @@ class EngineSpec:
     kv_cache_gib: float
     gpu_memory_share: float
     eager: bool
-    transport: str  # object_store | nccl
     seed: int
 
     def environment(self) -> dict[str, str]:
@@ -86,10 +87,12 @@ class Engine:
         """Returns once the model is loaded: process id and version of vLLM."""
         return self._ready.result()
 
+    @ray.method(concurrency_group="orders")
     def submit(self, tasks: list[RolloutTask]) -> None:
         """Adds work; all tasks of one call enter the same batch, in this order."""
         self._command(self._add, tasks)
 
+    @ray.method(concurrency_group="orders")
     def cancel(self, task_ids: list[int]) -> None:
         """Drops tasks; unknown ids are ignored, and nothing is reported for them any more."""
         self._command(self._abort, task_ids)
@@ -102,17 +105,10 @@ class Engine:
             report, self._report = self._report, Report()
             return report
 
+    @ray.method(concurrency_group="orders")
     def update(self, version: int, weights: FlatWeights, probe: list[int]) -> np.ndarray:
         """Takes new weights and returns what it now thinks of the probe: (P - 1,) logprobs of its tokens after the first."""
         return self._command(self._update, version, weights, probe)
-
-    def transfer(self, method: str, **kwargs: Any) -> None:
-        """One call of vLLM's weight-transfer protocol, for transports that the learner drives (nccl)."""
-        self._command(self._rpc, method, kwargs)
-
-    def adopt(self, version: int, probe: list[int]) -> np.ndarray:
-        """After a `transfer` from outside: label the weights and answer the probe, as `update` does."""
-        return self._command(self._adopt, version, probe)
 
     def _command(self, function: Callable[..., Any], *args: Any) -> Any:
         self._raise_failure()
@@ -157,9 +153,11 @@ class Engine:
         from vllm import EngineArgs, LLMEngine
 
         spec = self.spec
-        if spec.transport == "object_store":
-            _register_transport()
-        device: dict[str, Any] = {"gpu_memory_utilization": spec.gpu_memory_share, "tensor_parallel_size": spec.gpus}
+        _register_transport()
+        device: dict[str, Any] = {
+            "gpu_memory_utilization": spec.gpu_memory_share,
+            "tensor_parallel_size": max(1, spec.gpus),
+        }
         if spec.gpus == 0:
             # With chunked prefill vLLM 0.32 dies on CPU when a seeded request's prompt is cut by a chunk.
             device = {
@@ -177,8 +175,8 @@ class Engine:
                 enforce_eager=spec.eager,
                 enable_prefix_caching=True,  # a group shares its prompt
                 logprobs_mode="processed_logprobs",  # of the distribution that was sampled, after temperature
-                distributed_executor_backend="uni" if spec.gpus <= 1 else "mp",
-                weight_transfer_config={"backend": spec.transport if spec.transport == "nccl" else TRANSPORT},
+                distributed_executor_backend="uni",
+                weight_transfer_config={"backend": TRANSPORT},
                 generation_config="vllm",  # the task says how to sample; a model's own defaults must not
                 disable_log_stats=True,
                 seed=spec.seed,
@@ -229,8 +227,8 @@ class Engine:
         finished = []
         tokens = 0
         for output in outputs:
-            task = self._tasks.pop(output.request_id, None)
-            if task is not None and output.finished:
+            task = self._tasks.pop(output.request_id, None)  # FINAL_ONLY: an output is always the last
+            if task is not None:
                 rollouts = sorted((_rollout(task, one) for one in output.outputs), key=lambda rollout: rollout.index)
                 tokens += sum(len(rollout.tokens) for rollout in rollouts)
                 finished.append((task.id, rollouts))
@@ -255,16 +253,22 @@ class Engine:
         self._rpc("start_weight_update", {})
         self._rpc("update_weights", {"update_info": {"tensors": weights.tensors()}})
         self._rpc("finish_weight_update", {})
-        return self._adopt(version, probe)
+        self._forget_prefixes()
+        self._engine.set_weight_version(str(version))
+        return self._ask(probe)
+
+    def _forget_prefixes(self) -> None:
+        """What was computed with other weights must not be reused."""
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("the prefix cache still holds blocks of old weights")
 
     def _rpc(self, method: str, kwargs: dict[str, Any]) -> None:
         self._engine.collective_rpc(method, kwargs=kwargs)
 
-    def _adopt(self, version: int, probe: list[int]) -> np.ndarray:
+    def _ask(self, probe: list[int]) -> np.ndarray:
+        """(P - 1,) logprobs of the probe's tokens after the first."""
         from vllm import SamplingParams
 
-        self._engine.reset_prefix_cache()
-        self._engine.set_weight_version(str(version))
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         self._engine.add_request("probe", {"prompt_token_ids": probe}, params)
         found: list[float] = []
@@ -273,7 +277,7 @@ class Engine:
                 if output.finished:
                     pairs = zip(probe[1:], output.prompt_logprobs[1:], strict=True)
                     found = [position[token].logprob for token, position in pairs]
-        self._engine.reset_prefix_cache()
+        self._forget_prefixes()
         return np.array(found, dtype=np.float32)
 
 

@@ -23,7 +23,7 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Health:
-    """max_restarts: over the run; back_off_s doubles from 1 s to 30 s while the engine fails without having served."""
+    """max_restarts: over the run; the wait before a restart is 0, 2, 4, ... 30 s while it fails without having served."""
 
     max_restarts: int
     state: State = State.STARTING

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class _Engine:
 
 
 class Pool:
-    """Start with `start`, then `publish` a version, then `run` tasks; `close` at the end."""
+    """Start with `start`, then `publish` a version, then `open` a session for tasks; `close` at the end."""
 
     def __init__(self, rollout: RolloutConfig, spec: EngineSpec, label: str, log: Callable[[str], None] = print):
         self.rollout, self.spec, self.label, self.log = rollout, spec, label, log
@@ -102,21 +102,14 @@ class Pool:
             lost = self.schedule.load(engine.name)
             assert not lost, f"{lost} rollouts were running when version {published.version} was published"
             self.schedule.engine_down(engine.name)
+        for engine in self.engines:  # also those that came up before there was anything to serve
             engine.wake.set()
-        self._changed.set()
         await self._until(lambda: self.serving > 0 and all(e.health.state is not State.STALE for e in live))
         return max(engine.gap for engine in self.engines if engine.health.state is State.SERVING)
 
     def open(self) -> Session:
         """A session in which tasks can be submitted while others run."""
         return Session(self)
-
-    async def run(self, tasks: Sequence[RolloutTask]) -> AsyncIterator[Outcome]:
-        """Yields each task's outcome as it ends; every task ends exactly once. Leaving early cancels what is left."""
-        with self.open() as session:
-            session.submit(tasks)
-            while session.left:
-                yield await session.next()
 
     async def close(self) -> None:
         """Kills the engines; what they held is dropped."""
@@ -152,16 +145,34 @@ class Pool:
             "name": f"kray-{self.label}-{engine.name}-{engine.health.restarts}",
             "num_cpus": self.spec.cpus,
             "num_gpus": self.spec.gpus,
-            "max_concurrency": 8,
+            "max_concurrency": 4,
             "runtime_env": {"env_vars": self.spec.environment()},
         }
         try:
-            engine.actor = ray.remote(Engine).options(**options).remote(self.spec)
+            engine.actor = ray.remote(concurrency_groups={"orders": 1})(Engine).options(**options).remote(self.spec)
         except ValueError as error:  # the name of an actor that is still dying
             raise EngineLost(str(error)) from error
+        await self._placed(engine)
         await self._call(engine, "start", self.rollout.start_timeout_s)
         engine.health.started()
         self._changed.set()
+
+    async def _placed(self, engine: _Engine) -> None:
+        """Waits until the cluster has room for the actor, however long its autoscaler takes; says so now and then.
+
+        `publish` and `Session.next` bound the wait where no engine serves at all.
+        """
+        waiting = asyncio.ensure_future(_value(engine.actor.__ray_ready__.remote()))
+        started = time.monotonic()
+        try:
+            while not (await asyncio.wait({waiting}, timeout=WORRY_S))[0]:
+                waited_s = time.monotonic() - started
+                self.log(f"pool: {engine.name} is not placed after {waited_s:.0f} s{self._shortage()}")
+            waiting.result()
+        except RayError as error:
+            raise EngineLost(f"start: {_last_line(error)}") from error
+        finally:
+            waiting.cancel()
 
     async def _serve_newest(self, engine: _Engine) -> None:
         """Holds the engine back until it has proved the newest version. Raises EngineLost."""
@@ -204,7 +215,7 @@ class Pool:
         self.busy_s += report.busy_s
         self.tokens += report.tokens
         for task_id, rollouts in report.finished:
-            task = self.schedule.done(task_id, engine.name)
+            task = self.schedule.done(task_id, engine.name, time.monotonic())
             if task is None:
                 continue  # cancelled meanwhile
             versions = {version for rollout in rollouts for version, _, _ in rollout.policy_versions}
@@ -261,7 +272,7 @@ class Pool:
         try:
             return await asyncio.wait_for(getattr(engine.actor, method).remote(*args), limit_s)
         except TimeoutError:
-            raise EngineLost(f"no answer to {method} within {limit_s:g} s{self._shortage(method)}") from None
+            raise EngineLost(f"no answer to {method} within {limit_s:g} s") from None
         except RayError as error:
             raise EngineLost(f"{method}: {_last_line(error)}") from error
 
@@ -288,11 +299,11 @@ class Pool:
     def _standing(self) -> str:
         states = [engine.health.state for engine in self.engines]
         counts = ", ".join(f"{states.count(state)} {state.value}" for state in State if state in states)
-        return f"{self.serving} of {len(states)} engines serve ({counts}){self._shortage('start')}"
+        return f"{self.serving} of {len(states)} engines serve ({counts}){self._shortage()}"
 
-    def _shortage(self, method: str) -> str:
+    def _shortage(self) -> str:
         """What the cluster lacks for one more engine, where that can be the reason for the wait."""
-        if method != "start" or not any(e.health.state is State.STARTING for e in self.engines):
+        if not any(engine.health.state is State.STARTING for engine in self.engines):
             return ""
         free = ray.available_resources()
         wanted = {"CPU": self.spec.cpus, "GPU": self.spec.gpus}
@@ -304,7 +315,7 @@ class Pool:
     def _fail_if_none_left(self) -> None:
         for tender in self._tenders:
             if tender.done() and not tender.cancelled() and tender.exception() is not None:
-                raise tender.exception()  # a defect of the pool itself, not of an engine
+                tender.result()  # raises: a defect of the pool itself, not of an engine
         if all(engine.health.state is State.GONE for engine in self.engines):
             reasons = "; ".join(f"{engine.name}: {engine.health.reason}" for engine in self.engines)
             raise KrayError(
@@ -340,15 +351,29 @@ class Session:
         self._pool._dispatch()
 
     async def next(self) -> Outcome:
-        """The next task that ends; only while some are left. Raises KrayError when no engine is left to run it."""
+        """The next task that ends; only while some are left.
+
+        Raises KrayError when no engine is left to run it, or none has served for rollout.start_timeout_s.
+        """
+        pool, served = self._pool, time.monotonic()
         while True:
             try:
                 outcome = await asyncio.wait_for(self._ended.get(), POLL_S)
             except TimeoutError:
-                self._pool._fail_if_none_left()
+                pool._fail_if_none_left()
+                now = time.monotonic()
+                served = now if pool.serving else served
+                if now - served > pool.rollout.start_timeout_s:
+                    raise KrayError(
+                        f"pool: {pool._standing()} for {now - served:.0f} s (rollout.start_timeout_s)"
+                    ) from None
                 continue
             self.left.discard(outcome.task.id)
             return outcome
+
+
+async def _value(reference: Any) -> Any:
+    return await reference
 
 
 def _last_line(error: BaseException) -> str:

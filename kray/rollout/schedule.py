@@ -29,7 +29,7 @@ class _Entry:
     task: RolloutTask
     attempts: int = 0
     engine: str | None = None  # None: waiting
-    deadline: float = 0.0  # of the current attempt, s
+    started: float = 0.0  # of the current attempt, s
 
 
 @dataclass(slots=True)
@@ -37,6 +37,7 @@ class _Load:
     capacity: int | None  # rollouts; None: takes everything at once
     tasks: set[int] = field(default_factory=set)
     rollouts: int = 0
+    progress: float = float("-inf")  # when it last delivered a task, s
 
 
 def expected_work(task: RolloutTask) -> float:
@@ -116,12 +117,13 @@ class Schedule:
         self._check()
         return orders
 
-    def done(self, task_id: int, engine: str) -> RolloutTask | None:
+    def done(self, task_id: int, engine: str, now: float) -> RolloutTask | None:
         """The engine delivered the task; None if the task is no longer this engine's (a late answer: ignore it)."""
         entry = self._entries.get(task_id)
         if entry is None or entry.engine != engine:
             return None
         self._end(entry, Ending.DONE)
+        self._engines[engine].progress = now
         return entry.task
 
     def refused(self, task_id: int, engine: str) -> RolloutTask | None:
@@ -145,10 +147,14 @@ class Schedule:
         return orders
 
     def overdue(self, engine: str, now: float) -> list[RolloutTask]:
-        """The engine's tasks past their deadline: such an engine is not to be trusted any more."""
+        """The engine's tasks past their deadline: such an engine is not to be trusted any more.
+
+        A task's time runs while its engine delivers nothing at all: work that queues inside an engine is not late.
+        """
         load = self._engines.get(engine)
         entries = [self._entries[task_id] for task_id in sorted(load.tasks)] if load else []
-        return [entry.task for entry in entries if entry.deadline <= now]
+        progress = load.progress if load else 0.0
+        return [entry.task for entry in entries if max(entry.started, progress) + entry.task.timeout_s <= now]
 
     def _has_room(self, load: _Load) -> bool:
         return load.capacity is None or load.rollouts == 0 or load.rollouts < load.capacity
@@ -157,7 +163,7 @@ class Schedule:
         load = self._engines[engine]
         load.tasks.add(entry.task.id)
         load.rollouts += entry.task.rollouts
-        entry.engine, entry.deadline = engine, now + entry.task.timeout_s
+        entry.engine, entry.started = engine, now
         entry.attempts += 1
 
     def _release(self, entry: _Entry) -> None:

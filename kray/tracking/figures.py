@@ -47,7 +47,7 @@ def budgets_against_beliefs(
     axes.set_ylim(0, max(1.0, float(budget.max(initial=0))) * 1.06)
     axes.set_xlabel("expected success rate (belief mean)")
     axes.set_ylabel("budget (rollouts)")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     return figure
 
 
@@ -66,7 +66,7 @@ def budget_histogram(budgets: np.ndarray, upper: int, title: str = "") -> Figure
         axes.legend(frameon=False, handlelength=1.2, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     axes.set_xlabel("budget (rollouts)" + (f", bars of {width}" if width > 1 else ""))
     axes.set_ylabel("prompts")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.locator_params(axis="y", integer=True)
     return figure
 

@@ -76,7 +76,8 @@ class LearnerGroup:
     async def start(self) -> list[dict[str, Any]]:
         """Places the ranks, joins them, loads the model; returns what each says of itself. Cleans up when it fails."""
         try:
-            await self._place()
+            if self.placement is None:
+                await self.place()
             address, port = await self._rendezvous()
             self.actors = [self._make_actor(rank, address, port) for rank in range(self.train.ranks)]
             return await self._all("describe", "to load the model and join the process group")
@@ -140,7 +141,8 @@ class LearnerGroup:
             remove_placement_group(self.placement)
             self.placement = None
 
-    async def _place(self) -> None:
+    async def place(self) -> None:
+        """Reserves the ranks' resources; `start` does it where nobody has before. Raises KrayError at the deadline."""
         self.placement = placement_group([self.bundle] * self.train.ranks, strategy="PACK", name="kray-learner")
         try:
             await asyncio.wait_for(_value(self.placement.ready()), self.placement_timeout_s)

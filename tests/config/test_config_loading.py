@@ -186,7 +186,7 @@ def test_interpolations_and_merge_keys(load, monkeypatch):
         (["train.updates=65"], ["train.updates 65 is above prompts.per_step 64"]),
         (["plan.discount=1.5"], ["plan.discount must be in [0, 1]"]),
         (["plan.prior_alpha=0"], ["plan.prior_alpha must be above 0"]),
-        (["rollout.transport=nccl"], ["rollout.gpus_per_engine is 0", "train.gpus_per_rank is 0"]),
+        (["rollout.gpus_per_engine=2"], ["rollout.gpus_per_engine 2"]),
         (["prompts.train.kind=jsonl"], ["prompts.train.path is empty"]),
         (["prompts.test.kind=reasoning_gym"], ["prompts.test.tasks is empty"]),
         (["prompts.train.template=no braces"], ["prompts.train.template must contain {prompt}"]),
@@ -239,11 +239,11 @@ def test_export(load):
 
 
 def test_derived_table(load):
-    table = dict(derived(load(MODEL, "rollout.engines=3", "rollout.gpus_per_engine=2"), 640, 100))
+    table = dict(derived(load(MODEL, "rollout.engines=3", "rollout.gpus_per_engine=1"), 640, 100))
     assert table["epochs"] == "10.00"
     assert table["mean rollouts per prompt"].startswith("8.0")
-    assert table["engines"] == "3 x {CPU: 1, GPU: 2}"
-    assert table["actors ask for"] == "{CPU: 4, GPU: 6}"
+    assert table["engines"] == "3 x {CPU: 1, GPU: 1}"
+    assert table["actors ask for"] == "{CPU: 4, GPU: 3}"
     assert table["response tokens a step"] == "at most 262,144"
 
 

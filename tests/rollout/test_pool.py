@@ -64,7 +64,6 @@ def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, 
         kv_cache_gib=0.1,
         gpu_memory_share=0.0,
         eager=True,
-        transport="object_store",
         seed=0,
     )
     return Pool(rollout, spec, label, (lines if lines is not None else []).append)
@@ -78,8 +77,16 @@ def tasks(count: int, rollouts: int = 4, first_id: int = 0, max_tokens: int = 12
         yield RolloutTask(first_id + i, f"p{i}", prompt, rollouts, 0, 1000 * i, 0, sampling, timeout_s, max_tokens)
 
 
+async def outcomes(pool, orders):
+    """Each task's outcome as it ends."""
+    with pool.open() as session:
+        session.submit(list(orders))
+        while session.left:
+            yield await session.next()
+
+
 async def gather(pool, orders) -> dict[str, list]:
-    return {outcome.task.prompt_id: outcome.rollouts async for outcome in pool.run(list(orders))}
+    return {outcome.task.prompt_id: outcome.rollouts async for outcome in outcomes(pool, list(orders))}
 
 
 def same(one: dict[str, list], other: dict[str, list]) -> bool:
@@ -137,8 +144,8 @@ def test_a_group_does_not_depend_on_how_it_was_split(ray_local, tied_policy):
             await pool.publish(learner.publication(0))
             once = await gather(pool, whole)
             pieces: dict[str, list] = {}
-            async for outcome in pool.run(
-                [RolloutTask(**{n: getattr(t, n) for n in t.__slots__} | {"id": t.id + 1000}) for t in parts]
+            async for outcome in outcomes(
+                pool, [RolloutTask(**{n: getattr(t, n) for n in t.__slots__} | {"id": t.id + 1000}) for t in parts]
             ):
                 pieces.setdefault(outcome.task.prompt_id, []).extend(outcome.rollouts)
             return once, {key: sorted(value, key=lambda r: r.index) for key, value in pieces.items()}
@@ -166,8 +173,8 @@ def test_killing_an_engine_in_the_middle_loses_and_repeats_nothing(ray_local, ti
             reference = await gather(pool, orders)
             victim = (await pool.engines[0].actor.start.remote())["pid"]
             seen = []
-            async for outcome in pool.run(
-                [RolloutTask(**{n: getattr(t, n) for n in t.__slots__} | {"id": t.id + 1000}) for t in orders]
+            async for outcome in outcomes(
+                pool, [RolloutTask(**{n: getattr(t, n) for n in t.__slots__} | {"id": t.id + 1000}) for t in orders]
             ):
                 if not seen:
                     os.kill(victim, signal.SIGKILL)
@@ -195,6 +202,56 @@ def test_killing_an_engine_in_the_middle_loses_and_repeats_nothing(ray_local, ti
     assert schedule.waiting == schedule.running == 0
     assert after == 10
     assert any("engine-0 lost" in line for line in lines)
+
+
+def test_work_that_is_left_early_is_dropped_and_the_engine_takes_new_weights_at_once(ray_local, tied_policy):
+    learner = PlainLearner(tied_policy)
+
+    async def story():
+        pool = make_pool(tied_policy, 1, "left")
+        pool.start()
+        try:
+            await pool.publish(learner.publication(0))
+            for version in range(1, 4):
+                with pool.open() as session:
+                    session.submit(list(tasks(60, rollouts=8, max_tokens=100, first_id=1000 * version)))
+                    await session.next()
+                await pool.publish(learner.publication(version))
+            after = await gather(pool, tasks(5, first_id=9000))
+            return after, pool.deaths, pool.schedule
+        finally:
+            await pool.close()
+
+    after, deaths, schedule = asyncio.run(story())
+    assert deaths == 0
+    assert len(after) == 5
+    assert all(rollout.policy_versions[0][0] == 3 for rollouts in after.values() for rollout in rollouts)
+    assert schedule.waiting == schedule.running == 0
+
+
+def test_an_engine_that_dies_while_it_takes_new_weights_is_replaced_and_proved(ray_local, tied_policy):
+    learner = PlainLearner(tied_policy)
+
+    async def story():
+        pool = make_pool(tied_policy, 1, "dying")
+        pool.start()
+        try:
+            await pool.publish(learner.publication(0))
+            victim = (await pool.engines[0].actor.start.remote())["pid"]
+            os.kill(victim, signal.SIGSTOP)  # it will be in the update when it dies
+            learner.shake()
+            publishing = asyncio.create_task(pool.publish(learner.publication(1)))
+            await asyncio.sleep(0.5)
+            os.kill(victim, signal.SIGKILL)
+            gap = await publishing
+            return gap, pool.deaths, await gather(pool, tasks(4))
+        finally:
+            await pool.close()
+
+    gap, deaths, after = asyncio.run(story())
+    assert gap < 1e-4
+    assert deaths == 1
+    assert {rollout.policy_versions[0][0] for rollouts in after.values() for rollout in rollouts} == {1}
 
 
 def test_an_engine_that_serves_other_weights_than_the_learners_is_ended(ray_local, tied_policy):
@@ -231,8 +288,8 @@ def test_a_prompt_that_no_engine_can_run_fails_alone_and_a_slow_task_is_given_up
         pool.start()
         try:
             await pool.publish(learner.publication(0))
-            first = {o.task.prompt_id: o async for o in pool.run([good, long])}
-            second = [o async for o in pool.run(late)]
+            first = {o.task.prompt_id: o async for o in outcomes(pool, [good, long])}
+            second = [o async for o in outcomes(pool, late)]
             return first, second, pool.deaths
         finally:
             await pool.close()

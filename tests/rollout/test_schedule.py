@@ -45,7 +45,7 @@ def test_every_task_ends_exactly_once_whatever_happens(events, capacity, attempt
             ended += [lost.id for lost in schedule.engine_down(name)]
             del held[name]
         elif event == "done" and mine:
-            assert schedule.done(mine[which % len(mine)], name).id == mine[which % len(mine)]
+            assert schedule.done(mine[which % len(mine)], name, float(now)).id == mine[which % len(mine)]
             ended.append(mine[which % len(mine)])
             held[name].discard(ended[-1])
         elif event == "refused" and mine:
@@ -57,7 +57,7 @@ def test_every_task_ends_exactly_once_whatever_happens(events, capacity, attempt
                 held[engine] -= set(ids)
             ended.append(size % submitted)
         elif event == "late done" and ended:
-            assert schedule.done(ended[0], name) is None
+            assert schedule.done(ended[0], name, float(now)) is None
         for engine, tasks in schedule.dispatch(float(now)).items():
             assert not held[engine] & {one.id for one in tasks}
             held[engine] |= {one.id for one in tasks}
@@ -80,7 +80,7 @@ def test_longest_work_first_to_the_engine_with_least_in_hand():
     orders = schedule.dispatch(0.0)
     assert [one.id for one in orders["a"]] == [3]  # 160 tokens; it is full then
     assert [one.id for one in orders["b"]] == [1, 4]  # 120, then 80, which fills it
-    schedule.done(1, "b")
+    schedule.done(1, "b", 1.0)
     assert [one.id for one in schedule.dispatch(1.0)["b"]] == [0]
     assert expected_work(work[3]) == 160
 
@@ -114,6 +114,21 @@ def test_overdue_tasks_are_named_by_engine():
     assert schedule.overdue("a", 104.9) == []
     assert [one.id for one in schedule.overdue("a", 105.0)] == [0]
     assert schedule.overdue("unknown", 105.0) == []
+    schedule.done(1, "a", 104.0)  # an engine that delivers is not late with what waits inside it
+    assert schedule.overdue("a", 108.9) == []
+    assert [one.id for one in schedule.overdue("a", 109.0)] == [0]
+
+
+def test_an_answer_for_a_task_that_has_moved_on_is_not_taken():
+    schedule = Schedule(2)
+    schedule.engine_up("a", None)
+    schedule.submit([task(0)])
+    schedule.dispatch(0.0)
+    schedule.engine_down("a")
+    schedule.engine_up("b", None)
+    schedule.dispatch(1.0)
+    assert schedule.done(0, "a", 2.0) is None
+    assert schedule.done(0, "b", 2.0).id == 0
 
 
 @given(rollouts=st.integers(0, 500), largest=st.integers(1, 64))

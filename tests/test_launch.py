@@ -1,0 +1,57 @@
+"""What the jobs share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kray.config import KrayConfig, ModelConfig
+from kray.driver import Driver
+from kray.launch import check_model, driver_options, run_folder
+from kray.records import ConfigError
+
+
+class Watched(Driver):
+    """A driver that tells what it and its children see."""
+
+    async def gpus(self) -> tuple[str, str]:
+        import ray
+
+        seen = ray.remote(num_gpus=1, max_calls=1)(lambda: os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+        return os.environ["CUDA_VISIBLE_DEVICES"], await seen.remote()
+
+
+@pytest.mark.slow
+def test_the_driver_sees_no_gpu_and_its_engines_do(ray_local, tmp_path):
+    driver = (
+        ray_local.remote(Watched).options(**driver_options(tmp_path)).remote(KrayConfig(), "", str(tmp_path), "", {})
+    )
+    assert ray_local.get(driver.gpus.remote(), timeout=60) == ("", "0")
+    ray_local.kill(driver)
+
+
+def test_run_folders_are_new_and_a_bad_place_is_named(tmp_path):
+    config = KrayConfig()
+    config.run.dir = str(tmp_path / "runs")
+    folders = {run_folder(config) for _ in range(3)}
+    assert len(folders) == 3
+    assert all(folder.is_dir() and folder.name.startswith("run-2") for folder in folders)
+    (tmp_path / "file").touch()
+    config.run.dir = str(tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"run\.dir"):
+        run_folder(config)
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "~/nowhere/at/all", "/nowhere"])
+def test_a_path_that_is_no_folder_is_not_taken_for_a_hub_id(path):
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        check_model(KrayConfig(model=ModelConfig(path=path)))
+
+
+def test_a_folder_without_a_model_is_refused_and_a_hub_id_is_not(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        check_model(KrayConfig(model=ModelConfig(path=str(tmp_path))))
+    check_model(KrayConfig(model=ModelConfig(path="Qwen/Qwen2.5-0.5B-Instruct")))
+    assert not Path("Qwen").exists()
