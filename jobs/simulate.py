@@ -4,26 +4,29 @@
     python jobs/simulate.py --population hard --modes uniform,static,online --seeds 20
     python jobs/simulate.py --population ~/kray-runs/quickstart-20261121-101500 --rollouts 16 --json what-if.json
     python jobs/simulate.py --population rates.jsonl --unit tokens       # one success rate a line
+    MLFLOW_TRACKING_URI=... python jobs/simulate.py --population mlflow:<run id>
     python jobs/simulate.py --population u_shaped --curve --figure curve.png
 
 A population is logit_normal, u_shaped, hard, a run or checkpoint folder of kray (its prompts' labels, with the uncertainty
-that they leave), or a JSONL file: a success rate a line, objects with success_rate or with successes and trials, or one rollout
-a line with prompt_id and reward. "learned" is the gain in mean success rate of a policy whose logits follow the realised GRPO
-gradient (kray/simulate/world.py); differences are paired by seed, with 95 % intervals. It is a model of training: see what a
-mode does to your population, and let real runs (jobs/compare.py) decide.
+that they leave), an MLflow run of kray (the same), or a JSONL file: a success rate a line, objects with success_rate or with
+successes and trials, or one rollout a line with prompt_id and reward. "learned" is the gain in mean success rate of a policy
+whose logits follow the realised GRPO gradient (kray/simulate/world.py); differences are paired by seed, with 95 % intervals.
+It is a model of training: see what a mode does to your population, and let real runs decide.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from pathlib import Path
 
 import numpy as np
 
-from kray.records import ConfigError, DataError, KrayError
+from kray.launch import guarded
+from kray.records import ConfigError
 from kray.simulate.populations import SHAPES, find_population
 from kray.simulate.study import PLANS, WIDER, correlations, curve, figure, study, summary, table, title
 from kray.simulate.world import World
@@ -65,7 +68,7 @@ def main() -> int:
         raise ConfigError(f"--modes {unknown[0]} is not one of {', '.join(plans)}")
     plans = {name: plans[name] for name in dict.fromkeys(["uniform", *wanted])}
     results: dict[str, object] = {}
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "cores": os.cpu_count()}
     out = {**versions, "settings": vars(arguments), "results": results}
     names = arguments.population or list(SHAPES)
     for name in names:
@@ -89,7 +92,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except (ConfigError, DataError, KrayError) as error:
-        raise SystemExit(f"error: {error}") from None
+    guarded(main)

@@ -12,7 +12,6 @@ import os
 import resource
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +20,26 @@ import numpy as np
 from kray.collect import Collected, Collector, Failure
 from kray.config import KrayConfig, flat, to_yaml
 from kray.evaluate import Evaluation, evaluate
+from kray.ledger import Carried, Ledger
 from kray.parts import Parts, engine_spec, load_parts
-from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
-from kray.records import Allocation, ConfigError, KrayError, Sampling, derive_seed
+from kray.planner.metrics import status
+from kray.records import ConfigError, KrayError, Sampling, derive_seed
 from kray.report import (
     Summary,
     admitted,
+    belief_rows,
     evaluation_line,
-    sample_rows,
     start_line,
     step_line,
-    step_record,
-    transition_rows,
 )
 from kray.rewards.scorer import Scorer
 from kray.rollout.pool import Pool, Published
+from kray.state import RunState
 from kray.tracking import Tracker, prompts_digest
-from kray.tracking.figures import budget_histogram, budgets_against_beliefs
 from kray.train.checkpoints import CheckpointStore, read_state
 from kray.train.group import LearnerGroup
 
-
-@dataclass
-class RunState:
-    """What a checkpoint holds beside the learner's part. The sampler needs the step alone; seeds are derived from it."""
-
-    step: int = 0  # steps completed, and so the policy's version
-    rollouts: int = 0
-    tokens: int = 0
-    elapsed_s: float = 0.0
-    mlflow_run_id: str = ""
-    prompts: str = ""  # digest of the training prompts
-    accuracy_before: float | None = None
-    planner: dict[str, Any] = field(default_factory=dict)
-    waiting: dict[str, Any] = field(default_factory=dict)
-    calibration: dict[str, Any] = field(default_factory=dict)
-    lengths: dict[str, float] = field(default_factory=dict)
-    version: int = 1
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> RunState:
-        if state.get("version") != cls.version:
-            raise KrayError(
-                f"the checkpoint is of version {state.get('version')}; this kray reads version {cls.version}"
-            )
-        return cls(**state)
+BELIEF_ROWS = 50_000  # of the table that comes with a checkpoint
 
 
 class Stopped(Exception):
@@ -80,6 +51,7 @@ class Driver:
 
     parts: Parts
     tracker: Tracker
+    ledger: Ledger
     store: CheckpointStore
     learners: LearnerGroup
     pool: Pool
@@ -95,9 +67,6 @@ class Driver:
         self.stop_reason = ""
         self.started = self.ready = False  # actors have been made; the learner holds the state's policy
         self.saved_step: int | None = None
-        self.records: list[dict[str, float]] = []  # metrics of the steps since this start
-        self.calibration = CalibrationTally()  # of the epoch
-        self.transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
         self.last_evaluation: Evaluation | None = None  # of a policy that has been trained here
         self._stop = asyncio.Event()
         self._said: asyncio.Queue[str | None] = asyncio.Queue()
@@ -170,15 +139,13 @@ class Driver:
             await self.evaluate("before training")
         while self.state.step < config.run.steps:
             started, step = time.monotonic(), self.state.step
-            allocation, collected = await self.collect(step)
-            update, update_s = await _timed(self.learners.update(collected.groups))
+            carried = await self.collect(step)
+            update, update_s = await _timed(self.learners.update(carried.collected.groups))
             gap, sync_s = await _timed(self.serve(step + 1))
-            self._advance(collected)
             times = {"update": update_s, "sync": sync_s, "step": time.monotonic() - started}
-            metrics = self._record(allocation, collected, update | {"pool/probe_gap": gap}, times)
-            left_s = (config.run.steps - self.state.step) * float(
-                np.median([m["timing_s/step"] for m in self.records[-50:]])
-            )
+            self._advance(carried.collected, times["step"])
+            metrics = self.ledger.step(self.state.step, carried, update | self._standing(gap), times)
+            left_s = self.ledger.left_s(config.run.steps - self.state.step)
             self.say(step_line(self.state.step, config.run.steps, metrics, left_s))
             if self._due(config.evaluate.every) and self.state.step < config.run.steps:
                 await self.evaluate()
@@ -188,7 +155,7 @@ class Driver:
             await self.save()
         await self.evaluate("after training")
 
-    async def collect(self, step: int) -> tuple[Allocation, Collected]:
+    async def collect(self, step: int) -> Carried:
         """Plans the step, generates and judges its rollouts, and learns from the labels. Raises Stopped."""
         parts = self.parts
         chosen, due = parts.choose(step)
@@ -202,8 +169,7 @@ class Driver:
             labels=[parts.labels[i] for i in ids] if parts.labels else None,
             features=np.array([parts.features[i] for i in ids]) if parts.features else None,
         )
-        self.plan_s = time.monotonic() - started
-        self.busy_before_s = self.pool.busy_s
+        plan_s, busy_before_s = time.monotonic() - started, self.pool.busy_s
 
         def seeds(prompt_id: str) -> int:
             return derive_seed(self.config.run.seed, step, prompt_id)
@@ -219,13 +185,18 @@ class Driver:
             index = {prompt.id: i for i, (prompt, _) in enumerate(parts.train)}
             tried = {*allocation.prompt_ids, *(failure.prompt_id for failure in collected.failures)}
             parts.waiting.visited(step, [index[i] for i in tried])
-        self.plan_metrics = plan.metrics() | (parts.waiting.metrics() if parts.waiting else {})
-        self.previous_status = np.array([last_visit[i] for i in allocation.prompt_ids])
         weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
         for group in collected.groups:
             group.weight = weights[group.prompt.id]
         self._check_failures(collected.failures, int(allocation.budgets.sum()) + collected.failed)
-        return allocation, collected
+        return Carried(
+            allocation,
+            collected,
+            previous_status=np.array([last_visit[i] for i in allocation.prompt_ids], dtype=np.int64),
+            plan_metrics=plan.metrics() | (parts.waiting.metrics() if parts.waiting else {}),
+            plan_s=plan_s,
+            busy_s=(self.pool.busy_s - busy_before_s) / self.config.rollout.engines,
+        )
 
     async def serve(self, version: int) -> float:
         """Every live engine proves the learner's weights; the largest gap in nats."""
@@ -250,12 +221,14 @@ class Driver:
         await self.learners.save(folder / "learner")
         self.state.planner, self.state.lengths = self.planner.to_dict(), self.collector.lengths
         self.state.waiting = self.parts.waiting.to_dict() if self.parts.waiting else {}
-        self.state.calibration = self.calibration.to_dict()
+        self.state.calibration = self.ledger.calibration.to_dict()
         self.state.prompts = self.prompts_digest
         final = self.store.commit(self.state.step, self.state.to_dict())
         self.saved_step = self.state.step
         took_s = time.monotonic() - started
         self.tracker.log_step(self.state.step, {"timing_s/checkpoint": took_s})
+        ids = [prompt.id for prompt, _ in self.parts.train[:BELIEF_ROWS]]
+        self.tracker.log_table(self.state.step, belief_rows(self.planner.beliefs, ids), "beliefs")
         self.say(f"saved {final} ({took_s:.1f} s)")
 
     # -- beginning and end --------------------------------------------------------------------------------------------
@@ -272,8 +245,6 @@ class Driver:
             self.planner.load_dict(self.state.planner)
             if self.state.waiting and self.parts.waiting:
                 self.parts.waiting.load_dict(self.state.waiting)
-            if self.state.calibration:
-                self.calibration.load_dict(self.state.calibration)
             self.saved_step = self.state.step
 
     async def _open_tracker(self) -> None:
@@ -292,6 +263,9 @@ class Driver:
             resumed,
         )
         self.state.mlflow_run_id = self.tracker.mlflow_run_id
+        self.ledger = Ledger(self.config, self.parts, self.tracker)
+        if self.state.calibration:
+            self.ledger.calibration.load_dict(self.state.calibration)
         for part, pairs in (("train", self.parts.train), ("test", self.parts.test)):
             self.tracker.log_dataset(part, [prompt for prompt, _ in pairs], part)
         self.say(start_line(self.folder, self.config, len(self.parts.train), len(self.parts.test), resumed))
@@ -330,11 +304,7 @@ class Driver:
         )
 
     def _summary(self) -> Summary:
-        last = self.last_evaluation
-
-        def mean(name: str) -> float:
-            return float(np.mean([metrics[name] for metrics in self.records])) if self.records else float("nan")
-
+        last, mean = self.last_evaluation, self.ledger.mean
         return Summary(
             folder=str(self.folder),
             steps=self.state.step,
@@ -399,68 +369,23 @@ class Driver:
                 f"{first.prompt_id}: {first.why}"
             )
 
-    def _advance(self, collected: Collected) -> None:
+    def _advance(self, collected: Collected, step_s: float) -> None:
         self.state.step += 1
+        self.state.elapsed_s += step_s
         self.state.rollouts += sum(len(group.rollouts) for group in collected.groups)
         self.state.tokens += sum(group.tokens for group in collected.groups)
 
-    def _record(
-        self, allocation: Allocation, collected: Collected, update: dict[str, float], times: dict[str, float]
-    ) -> dict[str, float]:
-        """Logs the step that was just completed; returns its metrics."""
-        step = self.state.step
-        self.state.elapsed_s += times["step"]
-        by_id = {group.prompt.id: group.rewards for group in collected.groups}
-        none = np.zeros(0)
-        successes = np.array([by_id.get(i, none).sum() for i in allocation.prompt_ids])
-        trials = np.array([len(by_id.get(i, none)) for i in allocation.prompt_ids])
-        metrics = step_record(collected, update) | step_metrics(allocation, successes, trials, self.previous_status)
-        metrics |= self.plan_metrics | self._calibrate(allocation, successes, trials)
-        busy_s = (self.pool.busy_s - self.busy_before_s) / self.config.rollout.engines
-        times |= {"plan": self.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
-        times["idle"] = times["step"] - busy_s
-        metrics |= {f"timing_s/{name}": value for name, value in times.items()}
-        rollouts = sum(len(group.rollouts) for group in collected.groups)
-        tokens = sum(group.tokens for group in collected.groups)
-        metrics |= {
+    def _standing(self, gap: float) -> dict[str, float]:
+        """Pool, progress and memory after a step."""
+        return {
+            "pool/probe_gap": gap,
             "pool/engines": self.pool.serving,
             "pool/restarts": sum(engine.health.restarts for engine in self.pool.engines),
             "pool/retries": self.pool.schedule.retried,
             "progress/rollouts": self.state.rollouts,
             "progress/tokens": self.state.tokens,
-            "progress/epoch": step * self.config.prompts.per_step / len(self.parts.train),
-            "throughput/rollouts_per_s": rollouts / times["step"],
-            "throughput/tokens_per_s": tokens / times["step"],
             "memory/driver_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
-        self.records.append(metrics)
-        self.transitions += transition_matrix(self.previous_status, status(successes, trials))
-        self.tracker.log_step(step, metrics)
-        if self._due(self.config.track.every):
-            self._show(allocation, collected, successes, trials)
-        return metrics
-
-    def _calibrate(self, allocation: Allocation, successes: np.ndarray, trials: np.ndarray) -> dict[str, float]:
-        """Tallies how well the beliefs predicted the step; what came out when an epoch ends."""
-        self.calibration.add(allocation.expected_success, successes, trials)
-        sampler, step = self.parts.sampler, self.state.step
-        if sampler.epoch(step) == sampler.epoch(step - 1):
-            return {}
-        found = self.calibration.metrics()
-        self.calibration.clear()
-        return found
-
-    def _show(self, allocation: Allocation, collected: Collected, successes: np.ndarray, trials: np.ndarray) -> None:
-        """The table of rollouts and the figures of the step, and how prompts have changed their status since the last."""
-        step, config = self.state.step, self.config
-        seed = derive_seed(config.run.seed, step, "samples")
-        self.tracker.log_table(step, sample_rows(allocation, collected, config.track.samples, seed))
-        self.tracker.log_table(step, transition_rows(self.transitions), "transitions")
-        self.transitions[:] = 0
-        observed = np.divide(successes, trials, out=np.full(len(trials), np.nan), where=trials > 0)
-        figure = budgets_against_beliefs(allocation.expected_success, allocation.budgets, observed)
-        self.tracker.log_figure(step, "budgets_against_beliefs", figure)
-        self.tracker.log_figure(step, "budgets", budget_histogram(allocation.budgets, config.plan.upper))
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.state.step % every == 0

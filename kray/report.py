@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kray.config import KrayConfig
+from kray.planner import Beliefs
 from kray.planner.metrics import STATUSES
 from kray.records import Allocation
 
@@ -113,6 +114,18 @@ def transition_rows(transitions: np.ndarray) -> list[dict[str, Any]]:
     return [
         {"from": before} | dict(zip(STATUSES, row, strict=True))
         for before, row in zip(STATUSES, transitions.tolist(), strict=True)
+    ]
+
+
+def belief_rows(beliefs: Beliefs, prompt_ids: list[str]) -> list[dict[str, Any]]:
+    """What is believed about prompts that have been visited, and the labels of their last visit, as a table."""
+    alpha, beta = beliefs.posterior(prompt_ids)
+    columns = (*beliefs.last_visit(prompt_ids), beliefs.visits(prompt_ids), alpha / (alpha + beta))
+    rows = zip(prompt_ids, *(column.tolist() for column in columns), strict=True)
+    return [
+        {"prompt_id": i, "successes": s, "trials": n, "visits": v, "expected_success": round(p, 4)}
+        for i, s, n, v, p in rows
+        if n
     ]
 
 

@@ -9,11 +9,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kray.config import load_config
 from kray.launch import drive
 from kray.records import KrayError
+from kray.simulate.populations import find_population
 from kray.tracking.metrics import documented
 from kray.train.checkpoints import newest, read_state
 
@@ -75,7 +77,7 @@ def wait_for_line(file: Path, number: int, limit_s: float = 120.0) -> None:
     raise TimeoutError(f"{file} did not get {number} lines")
 
 
-def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(story, tmp_path):
+def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(story, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
     summary = story("straight")
@@ -110,6 +112,11 @@ def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(story,
     assert {"prompt", "response", "reward", "belief", "budget"} <= set(rows["columns"])
     assert len(rows["data"]) == 4
 
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/straight/mlflow.db")
+    population = find_population(f"mlflow:{run.info.run_id}")(100, np.random.default_rng(0))
+    assert population.shape == (100,)
+    assert 0 < population.mean() < 1
+
     judged = story("judged", checkpoint=newest(tmp_path / "straight"), method="judge")
     assert judged.accuracy == pytest.approx(summary.accuracy_after)  # the same seed on the same policy
     assert judged.prompts == 12
@@ -130,6 +137,26 @@ def same_weights(one: Path, other: Path) -> bool:
     return tensors[0].keys() == tensors[1].keys() and all(
         torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0]
     )
+
+
+def test_a_step_is_planned_while_it_runs_among_more_prompts_than_it_needs_and_in_tokens(story, tmp_path):
+    summary = story(
+        "online",
+        "plan.mode=online",
+        "plan.unit=tokens",
+        "plan.token_budget=170",
+        "plan.candidates=1.5",
+        "plan.in_flight=16",
+        "plan.prior_by=kind",
+        "plan.max_wait=2",
+        "evaluate.every=0",
+    )
+    assert summary.steps == 4
+    lines = [line for line in steps_of(tmp_path / "online") if line["step"] > 0]
+    spent = np.diff([0, *(line["progress/tokens"] for line in lines)])
+    assert spent[1:] == pytest.approx(170, rel=0.2)  # the first step knows no lengths; tiny groups vary
+    assert max(line["prompts/longest_wait"] for line in lines) <= 2
+    assert all(8 <= line["planner/admitted"] <= 12 for line in lines)
 
 
 def test_an_engine_killed_in_the_middle_of_a_run_loses_nothing(story, tmp_path):

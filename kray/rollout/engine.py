@@ -154,6 +154,7 @@ class Engine:
 
         spec = self.spec
         _register_transport()
+        options: dict[str, Any] = {"dtype": spec.dtype, "weight_transfer_config": {"backend": TRANSPORT}}
         device: dict[str, Any] = {
             "gpu_memory_utilization": spec.gpu_memory_share,
             "tensor_parallel_size": max(1, spec.gpus),
@@ -169,17 +170,16 @@ class Engine:
             EngineArgs(
                 model=spec.model_path,
                 skip_tokenizer_init=True,  # tokens in, tokens out
-                dtype=spec.dtype,
                 max_model_len=spec.context_tokens,
                 max_num_seqs=spec.max_sequences,
                 enforce_eager=spec.eager,
                 enable_prefix_caching=True,  # a group shares its prompt
                 logprobs_mode="processed_logprobs",  # of the distribution that was sampled, after temperature
                 distributed_executor_backend="uni",
-                weight_transfer_config={"backend": TRANSPORT},
                 generation_config="vllm",  # the task says how to sample; a model's own defaults must not
                 disable_log_stats=True,
                 seed=spec.seed,
+                **options,
                 **device,
             )
         )
@@ -211,7 +211,9 @@ class Engine:
                 VLLMClientError,
                 ValueError,
             ) as error:  # this prompt's own fault: too long, or a token that does not exist
-                self._tell(lambda report, task=task, error=error: report.refused.append((task.id, str(error))))
+                with self._news:
+                    self._report.refused.append((task.id, str(error)))
+                    self._news.notify_all()
             else:
                 self._tasks[name] = task
 
@@ -234,17 +236,11 @@ class Engine:
                 finished.append((task.id, rollouts))
         busy_s = time.monotonic() - started
 
-        def tell(report: Report) -> None:
-            report.finished += finished
-            report.busy_s += busy_s
-            report.tokens += tokens
-
-        self._tell(tell)
-
-    def _tell(self, change: Callable[[Report], None]) -> None:
         with self._news:
-            change(self._report)
-            if self._report.finished or self._report.refused:
+            self._report.finished += finished
+            self._report.busy_s += busy_s
+            self._report.tokens += tokens
+            if finished:
                 self._news.notify_all()
 
     def _update(self, version: int, weights: FlatWeights, probe: list[int]) -> np.ndarray:
@@ -336,7 +332,8 @@ def _register_transport() -> None:
             self.receive_weights(self.parse_update_info(update_info))  # synchronous, nothing to wait for on CPU
 
         def receive_weights(self, update_info: UpdateInfo) -> None:
-            self.model.load_weights(iter(update_info.tensors))
+            model: Any = self.model
+            model.load_weights(iter(update_info.tensors))
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
@@ -346,7 +343,7 @@ def _register_transport() -> None:
         def _retie(self) -> None:
             """vLLM's reload leaves a tied output layer on its old, repacked copy: point it at the embedding again."""
             embeddings = [m for m in self.model.modules() if type(m) is VocabParallelEmbedding]
-            heads = [m for m in self.model.modules() if isinstance(m, ParallelLMHead)]
+            heads: list[Any] = [m for m in self.model.modules() if isinstance(m, ParallelLMHead)]
             for head in heads:
                 head.weight = embeddings[0].weight
                 head.quant_method.process_weights_after_loading(head)

@@ -27,6 +27,7 @@ POLL_S = 2.0  # how long a busy engine is listened to at a time
 HEARTBEAT_S = 15.0  # an idle engine is asked whether it lives
 WORRY_S = 30.0  # how often a long wait says what it waits for
 SILENCE_S = 60.0  # an engine that does not even answer a poll for so long is taken for dead
+EngineActor: Any = ray.remote(concurrency_groups={"orders": 1})(Engine)  # type: ignore[call-overload]
 PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # nats, mean over the probe's tokens
 
 
@@ -149,7 +150,7 @@ class Pool:
             "runtime_env": {"env_vars": self.spec.environment()},
         }
         try:
-            engine.actor = ray.remote(concurrency_groups={"orders": 1})(Engine).options(**options).remote(self.spec)
+            engine.actor = EngineActor.options(**options).remote(self.spec)
         except ValueError as error:  # the name of an actor that is still dying
             raise EngineLost(str(error)) from error
         await self._placed(engine)

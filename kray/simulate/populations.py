@@ -43,9 +43,14 @@ SHAPES: dict[str, Population] = {"logit_normal": logit_normal, "u_shaped": u_sha
 
 
 def find_population(name: str) -> Population:
-    """A shape by name, or the population of a file or run folder (`read_counts`). Raises DataError."""
+    """A shape by name, or the population of a file or run folder (`read_counts`) or of an MLflow run: mlflow:<run id>.
+
+    Raises DataError.
+    """
     if name in SHAPES:
         return SHAPES[name]
+    if name.startswith("mlflow:"):
+        return seen_population(*_of_mlflow(name.removeprefix("mlflow:")))
     path = Path(name).expanduser()
     if not path.exists():
         raise DataError(f"--population {name} is neither one of {', '.join(SHAPES)} nor a file or run folder")
@@ -135,6 +140,18 @@ def _of_state(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not (n > 0).any():
         raise DataError(f"{path}: the run has seen no labels yet")
     return s[n > 0], n[n > 0]
+
+
+def _of_mlflow(run_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """From the newest table beliefs/step-<n>.json of the run, on MLFLOW_TRACKING_URI."""
+    from kray.tracking.store import newest_table
+
+    table = newest_table(run_id, "beliefs")
+    counts = [(row["successes"], row["trials"]) for row in table if row["trials"]]
+    if not counts:
+        raise DataError(f"mlflow:{run_id}: the run has seen no labels")
+    s, n = np.array(counts, dtype=np.float64).T
+    return s, n
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from kray.records import KrayError
+from kray.records import DataError, KrayError
 
 REACH_TIMEOUT_S = 5.0
 TABLES_TAG = "mlflow.loggedArtifacts"  # tells the UI which JSON artifacts are tables
@@ -212,9 +213,7 @@ class MlflowRun:
             if found is not None:
                 return found.experiment_id
             try:
-                # the kind makes MLflow's pages open on training runs rather than on traces of an application
-                kind = {"mlflow.experimentKind": "custom_model_development"}
-                return self._client.create_experiment(self.experiment, self.store.artifacts, kind)
+                return self._client.create_experiment(self.experiment, artifact_location=self.store.artifacts)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -248,3 +247,20 @@ class SystemSamples:
             row.update({f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()})
             monitor.clear_metrics()
         return row
+
+
+def newest_table(run_id: str, name: str) -> list[dict[str, Any]]:
+    """The rows of a run's newest table <name>/step-<n>.json, from MLFLOW_TRACKING_URI. Raises DataError."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient()
+        paths = sorted(file.path for file in client.list_artifacts(run_id, name) if file.path.endswith(".json"))
+        if not paths:
+            raise DataError(f"mlflow:{run_id}: the run has no table of {name}")
+        with tempfile.TemporaryDirectory() as folder:
+            table = json.loads(Path(client.download_artifacts(run_id, paths[-1], folder)).read_text())
+    except MlflowException as error:
+        raise DataError(f"mlflow:{run_id}: {str(error).splitlines()[0]} (is MLFLOW_TRACKING_URI set?)") from error
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]

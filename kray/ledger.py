@@ -1,0 +1,99 @@
+"""What a run keeps account of from step to step: metrics, tables and figures for the tracker, means for the summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kray.collect import Collected
+from kray.config import KrayConfig
+from kray.parts import Parts
+from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
+from kray.records import Allocation, derive_seed
+from kray.report import sample_rows, step_record, transition_rows
+from kray.tracking import Tracker
+from kray.tracking.figures import budget_histogram, budgets_against_beliefs
+
+
+@dataclass(slots=True)
+class Carried:
+    """A step's plan as it was carried out. previous_status (M,): of each prompt's last visit before this one."""
+
+    allocation: Allocation
+    collected: Collected
+    previous_status: np.ndarray
+    plan_metrics: dict[str, float]
+    plan_s: float
+    busy_s: float  # seconds that an engine was generating, mean over engines
+
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """(successes (M,), trials (M,)) that came back, in the order of the plan."""
+        none = np.zeros(0)
+        by_id = {group.prompt.id: group.rewards for group in self.collected.groups}
+        rewards = [by_id.get(prompt_id, none) for prompt_id in self.allocation.prompt_ids]
+        return np.array([float(r.sum()) for r in rewards]), np.array([len(r) for r in rewards])
+
+
+class Ledger:
+    """calibration goes on through checkpoints; the rest begins anew with every start."""
+
+    def __init__(self, config: KrayConfig, parts: Parts, tracker: Tracker):
+        self.config, self.parts, self.tracker = config, parts, tracker
+        self.steps: list[dict[str, float]] = []  # metrics of the steps since this start
+        self.calibration = CalibrationTally()  # of the epoch
+        self._transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
+
+    def step(
+        self, number: int, carried: Carried, update: dict[str, float], times: dict[str, float]
+    ) -> dict[str, float]:
+        """Records step `number`, counted from 1; returns its metrics. update: what is known beside the rollouts."""
+        allocation, collected = carried.allocation, carried.collected
+        successes, trials = carried.labels()
+        metrics = step_record(collected, update) | step_metrics(allocation, successes, trials, carried.previous_status)
+        metrics |= carried.plan_metrics | self._calibrate(number, allocation, successes, trials)
+        times = times | {"plan": carried.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
+        times["idle"] = times["step"] - carried.busy_s
+        metrics |= {f"timing_s/{name}": value for name, value in times.items()}
+        metrics |= {
+            "progress/epoch": number * self.config.prompts.per_step / len(self.parts.train),
+            "throughput/rollouts_per_s": float(trials.sum()) / times["step"],
+            "throughput/tokens_per_s": sum(group.tokens for group in collected.groups) / times["step"],
+        }
+        self.steps.append(metrics)
+        self._transitions += transition_matrix(carried.previous_status, status(successes, trials))
+        self.tracker.log_step(number, metrics)
+        if number % self.config.track.every == 0:
+            self._show(number, carried, successes, trials)
+        return metrics
+
+    def mean(self, name: str) -> float:
+        """Of a metric over the steps since this start."""
+        return float(np.mean([metrics[name] for metrics in self.steps])) if self.steps else float("nan")
+
+    def left_s(self, steps: int) -> float:
+        """Seconds that so many more steps will take, by the median of the last ones."""
+        return steps * float(np.median([metrics["timing_s/step"] for metrics in self.steps[-50:]]))
+
+    def _calibrate(
+        self, number: int, allocation: Allocation, successes: np.ndarray, trials: np.ndarray
+    ) -> dict[str, float]:
+        """Tallies how well the beliefs predicted the step; what came out when an epoch ends."""
+        self.calibration.add(allocation.expected_success, successes, trials)
+        if self.parts.sampler.epoch(number) == self.parts.sampler.epoch(number - 1):
+            return {}
+        found = self.calibration.metrics()
+        self.calibration.clear()
+        return found
+
+    def _show(self, number: int, carried: Carried, successes: np.ndarray, trials: np.ndarray) -> None:
+        """The table of rollouts, the figures, and how prompts have changed their status since the last time."""
+        allocation, config = carried.allocation, self.config
+        seed = derive_seed(config.run.seed, number, "samples")
+        self.tracker.log_table(number, sample_rows(allocation, carried.collected, config.track.samples, seed))
+        self.tracker.log_table(number, transition_rows(self._transitions), "transitions")
+        self._transitions[:] = 0
+        observed = np.divide(successes, trials, out=np.full(len(trials), np.nan), where=trials > 0)
+        figure = budgets_against_beliefs(allocation.expected_success, allocation.budgets, observed)
+        self.tracker.log_figure(number, "budgets_against_beliefs", figure)
+        self.tracker.log_figure(number, "budgets", budget_histogram(allocation.budgets, config.plan.upper))

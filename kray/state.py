@@ -1,0 +1,37 @@
+"""What must survive a run's end: one dataclass, written by the checkpoint beside the learner's part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kray.records import KrayError
+
+
+@dataclass
+class RunState:
+    """What a checkpoint holds beside the learner's part. The sampler needs the step alone; seeds are derived from it."""
+
+    step: int = 0  # steps completed, and so the policy's version
+    rollouts: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    mlflow_run_id: str = ""
+    prompts: str = ""  # digest of the training prompts
+    accuracy_before: float | None = None
+    planner: dict[str, Any] = field(default_factory=dict)
+    waiting: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    lengths: dict[str, float] = field(default_factory=dict)
+    version: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> RunState:
+        if state.get("version") != cls.version:
+            raise KrayError(
+                f"the checkpoint is of version {state.get('version')}; this kray reads version {cls.version}"
+            )
+        return cls(**state)
