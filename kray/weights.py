@@ -5,6 +5,7 @@ Kept at the bottom of the house since both the learner and the engines speak it.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +38,9 @@ class FlatWeights:
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         """The inverse of `pack`. The tensors share the buffer's memory: read-only."""
-        flat = (
-            torch.frombuffer(self.buffer, dtype=torch.uint8) if len(self.buffer) else torch.zeros(0, dtype=torch.uint8)
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor shall it be written to
+            flat = torch.frombuffer(self.buffer, dtype=torch.uint8) if len(self.buffer) else torch.zeros(0).byte()
         state = []
         for name, shape, dtype, start in self.manifest:
             kind: torch.dtype = getattr(torch, dtype)
