@@ -182,9 +182,9 @@ class Driver:
             raise
         allocation = admitted(plan.allocation())
         if parts.waiting is not None:
-            index = {prompt.id: i for i, (prompt, _) in enumerate(parts.train)}
             tried = {*allocation.prompt_ids, *(failure.prompt_id for failure in collected.failures)}
-            parts.waiting.visited(step, [index[i] for i in tried])
+            offered, _ = parts.waiting.offer(step)  # the same as before: nothing has been visited since
+            parts.waiting.visited(step, [i for i in offered if parts.train[i][0].id in tried])
         weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
         for group in collected.groups:
             group.weight = weights[group.prompt.id]

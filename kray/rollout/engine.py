@@ -65,7 +65,6 @@ class Report:
     finished: list[tuple[int, list[Rollout]]] = field(default_factory=list)  # (task id, its rollouts by index)
     refused: list[tuple[int, str]] = field(default_factory=list)  # (task id, why the engine cannot run it)
     busy_s: float = 0.0
-    tokens: int = 0  # generated
 
 
 class Engine:
@@ -227,19 +226,16 @@ class Engine:
         started = time.monotonic()
         outputs = self._engine.step()
         finished = []
-        tokens = 0
         for output in outputs:
             task = self._tasks.pop(output.request_id, None)  # FINAL_ONLY: an output is always the last
             if task is not None:
                 rollouts = sorted((_rollout(task, one) for one in output.outputs), key=lambda rollout: rollout.index)
-                tokens += sum(len(rollout.tokens) for rollout in rollouts)
                 finished.append((task.id, rollouts))
         busy_s = time.monotonic() - started
 
         with self._news:
             self._report.finished += finished
             self._report.busy_s += busy_s
-            self._report.tokens += tokens
             if finished:
                 self._news.notify_all()
 

@@ -79,7 +79,6 @@ class Pool:
         self.published: Published | None = None
         self.deaths = 0
         self.busy_s = 0.0  # engine-seconds of stepping since the pool started
-        self.tokens = 0  # generated since the pool started
         self._outcomes: dict[int, asyncio.Queue[Outcome]] = {}  # task id -> the run that waits for it
         self._changed = asyncio.Event()  # an engine changed its state
         self._tenders: list[asyncio.Task] = []
@@ -214,13 +213,12 @@ class Pool:
 
     def _take(self, engine: _Engine, report: Report) -> None:
         self.busy_s += report.busy_s
-        self.tokens += report.tokens
         for task_id, rollouts in report.finished:
             task = self.schedule.done(task_id, engine.name, time.monotonic())
             if task is None:
                 continue  # cancelled meanwhile
             versions = {version for rollout in rollouts for version, _, _ in rollout.policy_versions}
-            assert versions <= {engine.health.version}, (
+            assert versions == {engine.health.version}, (
                 f"{engine.name} served {versions}, proved {engine.health.version}"
             )
             self._deliver(Outcome(task, rollouts))
