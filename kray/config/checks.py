@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kray import plan_rules
+from kray.config.reading import attribute
 from kray.config.schema import KrayConfig, SourceConfig, aggregation_of
 from kray.records import ConfigError
 
@@ -41,12 +42,12 @@ LIMITS: dict[str, str] = {
         rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps
         train.weight_decay train.grad_clip train.clip_high train.constant_tokens train.advantage_clip train.tis train.kl
         evaluate.every track.samples
-        plan.token_budget plan.in_flight plan.pilot plan.target_groups
+        plan.token_budget plan.in_flight plan.pilot plan.target_groups rollout.min_engines async.max_staleness
         """,
     "at least 2": "plan.target_size",
     "above 0": """
         model.tiny.lr model.lora.alpha plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib
-        rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s reward.timeout_s train.eps
+        rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s rollout.idle_s reward.timeout_s train.eps
         train.timeout_s evaluate.temperature
         """,
     "in [0, 1]": "run.max_failed_share plan.discount train.clip_low",
@@ -112,7 +113,7 @@ def value_at(config: KrayConfig, key: str) -> Any:
     """The value of a dotted key; None under a section that is None."""
     value: Any = config
     for part in key.split("."):
-        value = None if value is None else getattr(value, part)
+        value = None if value is None else getattr(value, attribute(part))
     return value
 
 
@@ -225,6 +226,10 @@ def _train(config: KrayConfig) -> Iterator[Problem]:
         keys = ("train.constant_tokens", "train.aggregation", "train.loss")
         usual = f"set train.constant_tokens, usually rollout.max_response_tokens {config.rollout.max_response_tokens}"
         yield Problem(keys, f"the aggregation constant (that of loss dr_grpo) divides by a length: {usual}")
+    if config.async_.max_staleness and not train.tis:
+        keys = ("train.tis", "async.max_staleness")
+        text = f"async.max_staleness {config.async_.max_staleness} trains on rollouts of older policies: set train.tis, usually 2"
+        yield Problem(keys, text)
     if config.model.lora is not None and not config.model.lora.targets:
         yield Problem(("model.lora.targets",), "model.lora.targets is empty: name linear layers, or [all-linear]")
 
@@ -236,6 +241,9 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
         keys = ("rollout.max_context_tokens", "prompts.max_tokens", "rollout.max_response_tokens")
         parts = f"{keys[1]} {config.prompts.max_tokens} + {keys[2]} {rollout.max_response_tokens} = {needed}"
         yield Problem(keys, f"{keys[0]} {rollout.max_context_tokens} is below {parts}")
+    if rollout.min_engines is not None and rollout.min_engines > rollout.engines:
+        text = f"rollout.min_engines {rollout.min_engines} is above rollout.engines {rollout.engines}"
+        yield Problem(("rollout.min_engines", "rollout.engines"), text)
     if rollout.gpus_per_engine > 1:
         text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
         yield Problem(("rollout.gpus_per_engine",), text)

@@ -17,19 +17,19 @@ from kray.config.schema import KrayConfig
 
 def to_yaml(config: KrayConfig) -> str:
     """Every key with its value; `load_config` of it gives an equal configuration."""
-    return yaml.dump(_escaped(dataclasses.asdict(config)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(_escaped(_tree(config)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flat(config: KrayConfig) -> dict[str, Any]:
     """{dotted key: scalar}; lists as JSON, an absent section and an empty mapping as None."""
     found: dict[str, Any] = {}
-    _flatten(dataclasses.asdict(config), "", found)
+    _flatten(_tree(config), "", found)
     return found
 
 
 def digest(config: KrayConfig) -> str:
     """16 hex digits; equal exactly for equal configurations."""
-    canonical = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    canonical = json.dumps(_tree(config), sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
 
@@ -38,6 +38,11 @@ def changed_keys(old: KrayConfig, new: KrayConfig) -> list[tuple[str, Any, Any]]
     before, after = flat(old), flat(new)
     keys = list(dict.fromkeys([*before, *after]))
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def _tree(config: KrayConfig) -> dict[str, Any]:
+    """Sections by their names in files."""
+    return {name.rstrip("_"): section for name, section in dataclasses.asdict(config).items()}
 
 
 def _flatten(value: Any, key: str, found: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from kray.config.reading import (
     MISSING,
     Reading,
     all_keys,
+    attribute,
     declared,
     fields_of,
     fit,
@@ -141,9 +142,11 @@ def _merge(trees: Sequence[dict], places: Mapping[str, str]) -> KrayConfig:
     """The typed union of the trees with all interpolations resolved. Raises ConfigError that names the key."""
     key = ""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(KrayConfig), *trees)
+        named = [{attribute(section): value for section, value in tree.items()} for tree in trees]
+        merged = OmegaConf.merge(OmegaConf.structured(KrayConfig), *named)
         for key in places:  # one by one, so that a failure has a name; a key may be gone under a later null
-            OmegaConf.select(merged, key, throw_on_resolution_failure=True)
+            section, dot, rest = key.partition(".")
+            OmegaConf.select(merged, f"{attribute(section)}{dot}{rest}", throw_on_resolution_failure=True)
         key = ""
         config: Any = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -162,7 +165,7 @@ def _settle(section: Any, prefix: str) -> list[tuple[str, str]]:
     wrong = []
     kind: Any = type(section)
     for name, annotation in fields_of(kind).items():
-        key, value = f"{prefix}{name}", getattr(section, name)
+        key, value = f"{prefix}{name}", getattr(section, attribute(name))
         kind, optional = declared(annotation)
         if value is None and optional:
             continue
@@ -173,7 +176,7 @@ def _settle(section: Any, prefix: str) -> list[tuple[str, str]]:
             if fitted is MISSING:
                 wrong.append((key, f"{key} must be {kind.__name__}, not {value!r}"))
             else:
-                setattr(section, name, fitted)
+                setattr(section, attribute(name), fitted)
         elif not isinstance(value, getattr(kind, "__origin__", object)):
             wrong.append((key, f"{key} must be {kind}, not {value!r}"))
     return wrong

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import keyword
 import math
 import re
 import types
@@ -67,8 +68,13 @@ def located(message: str, where: str) -> str:
 
 @functools.cache
 def fields_of(section: type) -> Mapping[str, Any]:
-    """Field name -> annotation of a section's dataclass."""
-    return typing.get_type_hints(section)
+    """Key -> annotation of a section's dataclass."""
+    return {name.rstrip("_"): annotation for name, annotation in typing.get_type_hints(section).items()}
+
+
+def attribute(key: str) -> str:
+    """The dataclass field of a key: a word of Python's own gets an underscore."""
+    return f"{key}_" if keyword.iskeyword(key) else key
 
 
 def declared(annotation: Any) -> tuple[Any, bool]:

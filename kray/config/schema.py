@@ -1,6 +1,7 @@
 """Every key of a configuration, its default, its unit and what it is for.
 
-A file gives any subset; `a.b=c` on the command line overrides it. A key that is not here is an error.
+A file gives any subset; `a.b=c` on the command line overrides it. A key that is not here is an error. A field whose name
+would be a word of Python's own carries a trailing underscore here and none in files: `async_` is the section `async`.
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ class PlanConfig:
 
 @dataclass
 class RolloutConfig:
-    engines: int = 1
+    engines: int = 1  # at most; each is asked of Ray as an actor, so a cluster's autoscaler adds nodes for it
+    min_engines: int | None = None  # at least, 0 allowed; null: always `engines`
+    idle_s: float = 60.0  # an engine above min_engines is stopped when it was not needed for so long
     cpus_per_engine: int = 1
     gpus_per_engine: int = 0  # 0 (CPU) or 1; no tensor parallelism yet
     max_response_tokens: int = 512
@@ -211,6 +214,16 @@ def aggregation_of(train: TrainConfig) -> str:
 
 
 @dataclass
+class AsyncConfig:
+    """Overlap of generation and learning. Step s is learned from by policy version s, the policy after s updates."""
+
+    # 0: strictly on-policy, engines wait while the learner updates. n: generation runs up to n steps ahead of the learner,
+    # engines take new weights without losing the rollouts they are at, and no token is older than n versions when it is
+    # learned from; needs train.tis, which corrects for it.
+    max_staleness: int = 0
+
+
+@dataclass
 class EvaluateConfig:
     every: int = 20  # steps; 0: only before and after
     samples: int = 4  # sampled responses for each test prompt
@@ -237,5 +250,6 @@ class KrayConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    async_: AsyncConfig = field(default_factory=AsyncConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
