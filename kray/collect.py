@@ -16,9 +16,11 @@ from typing import Any, Protocol
 from kray.config.schema import RolloutConfig
 from kray.records import KrayError, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
 from kray.rewards.scorer import Scorer
-from kray.rollout.pool import Outcome, Pool
+from kray.rollout.outcome import Outcome
+from kray.rollout.pool import Pool
 from kray.rollout.schedule import split_rollouts
 
+TRAINING, EVALUATION = 0, 1  # priorities of rollout tasks, the lower first
 Seeds = Callable[[str], int]  # a group's seed from its prompt's id
 
 
@@ -87,6 +89,19 @@ class Collected:
         return sum(failure.rollouts for failure in self.failures)
 
 
+def check_failures(failures: Sequence[Failure], ordered: int, max_share: float, say: Callable[[str], None]) -> None:
+    """Says the first data failures; raises KrayError when they cost more than that share of the rollouts ordered."""
+    lost = sum(failure.rollouts for failure in failures)
+    for failure in failures[:3]:
+        say(f"data failure: prompt {failure.prompt_id}: {failure.rollouts} rollouts: {failure.why}")
+    if lost > max_share * ordered:
+        first = failures[0]
+        raise KrayError(
+            f"{lost} of {ordered} rollouts failed, run.max_failed_share is {max_share:g}; the first, of prompt "
+            f"{first.prompt_id}: {first.why}"
+        )
+
+
 class Collector:
     """Owns neither pool nor scorer. lengths: running mean of each prompt's response tokens, for scheduling."""
 
@@ -103,11 +118,13 @@ class Collector:
         sampling: Sampling,
         version: int,
         remember: bool = True,
+        priority: int = TRAINING,
     ) -> Collected:
         """Carries a plan over (prompt, tokens) pairs out with the policy of this version.
 
-        seeds: a group's seed from its prompt's id. remember: whether lengths are to be learned from. Groups have weight 0:
-        the plan knows it when it is done. Raises KrayError when the plan cannot use a reward.
+        seeds: a group's seed from its prompt's id. version: of the policy served now. remember: whether lengths are to be
+        learned from. Groups have weight 0: the plan knows it when it is done.
+        Raises KrayError when the plan cannot use a reward.
         """
         started = generated = time.monotonic()
         known = dict((prompt.id, (prompt, tokens)) for prompt, tokens in prompts)
@@ -117,7 +134,7 @@ class Collector:
         scoring: set[asyncio.Task] = set()
         upcoming: asyncio.Task | None = None
         try:
-            with self.pool.open() as session:
+            with self.pool.open(priority) as session:
                 while not plan.done:
                     session.submit(self._tasks(plan.take(plan.room()), known, drawn, seeds, sampling, version))
                     if session.left and upcoming is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kray.collect import Collected, Collector, Failure, Fixed
+from kray.collect import EVALUATION, Collected, Collector, Failure, Fixed
 from kray.config.schema import EvaluateConfig
 from kray.records import Prompt, Sampling, derive_seed
 
@@ -69,11 +69,15 @@ async def evaluate(
     def seeds(prompt_id: str) -> int:
         return derive_seed(seed, "evaluate", prompt_id)
 
-    sampled = await collector.collect(Fixed(ids, settings.samples), prompts, seeds, sampling, version, remember=False)
+    sampled = await collector.collect(
+        Fixed(ids, settings.samples), prompts, seeds, sampling, version, remember=False, priority=EVALUATION
+    )
     greedy: Collected | None = None
     if settings.greedy:
         cold = Sampling(sampling.max_tokens, temperature=0.0, stop_token_ids=sampling.stop_token_ids)
-        greedy = await collector.collect(Fixed(ids, 1), prompts, seeds, cold, version, remember=False)
+        greedy = await collector.collect(
+            Fixed(ids, 1), prompts, seeds, cold, version, remember=False, priority=EVALUATION
+        )
     return _summarise(sampled, greedy, settings.samples)
 
 

@@ -25,7 +25,6 @@ class Carried:
     previous_status: np.ndarray
     plan_metrics: dict[str, float]
     plan_s: float
-    busy_s: float  # seconds that an engine was generating, mean over engines
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
         """(successes (M,), trials (M,)) that came back, in the order of the plan."""
@@ -53,7 +52,6 @@ class Ledger:
         metrics = step_record(collected, update) | step_metrics(allocation, successes, trials, carried.previous_status)
         metrics |= carried.plan_metrics | self._calibrate(number, allocation, successes, trials)
         times = times | {"plan": carried.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
-        times["idle"] = times["step"] - carried.busy_s
         metrics |= {f"timing_s/{name}": value for name, value in times.items()}
         metrics |= {
             "progress/epoch": number * self.config.prompts.per_step / len(self.parts.train),

@@ -13,7 +13,7 @@ from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler, load_prompts
 from kray.prompts.tokenize import encode_all
 from kray.prompts.waiting import Waiting
-from kray.records import ConfigError, DataError, KrayError, Prompt
+from kray.records import ConfigError, DataError, KrayError, Prompt, Sampling
 from kray.rollout.engine import EngineSpec
 
 PROBE_TOKENS = 64
@@ -72,6 +72,13 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
         features=_features(train) if plan.prior_features else None,
         probe=_probe(test[0][1], vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
     )
+
+
+def sampling(config: KrayConfig, parts: Parts, temperature: float | None = None) -> Sampling:
+    """How responses are drawn in training, or at another temperature."""
+    rollout = config.rollout
+    heat = rollout.temperature if temperature is None else temperature
+    return Sampling(rollout.max_response_tokens, heat, rollout.top_p, rollout.top_k, parts.stop_ids)
 
 
 def context_tokens(config: KrayConfig) -> int:

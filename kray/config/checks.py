@@ -227,9 +227,8 @@ def _train(config: KrayConfig) -> Iterator[Problem]:
         usual = f"set train.constant_tokens, usually rollout.max_response_tokens {config.rollout.max_response_tokens}"
         yield Problem(keys, f"the aggregation constant (that of loss dr_grpo) divides by a length: {usual}")
     if config.async_.max_staleness and not train.tis:
-        keys = ("train.tis", "async.max_staleness")
-        text = f"async.max_staleness {config.async_.max_staleness} trains on rollouts of older policies: set train.tis, usually 2"
-        yield Problem(keys, text)
+        text = f"async.max_staleness {config.async_.max_staleness} learns from older policies: set train.tis, usually 2"
+        yield Problem(("train.tis", "async.max_staleness"), text)
     if config.model.lora is not None and not config.model.lora.targets:
         yield Problem(("model.lora.targets",), "model.lora.targets is empty: name linear layers, or [all-linear]")
 

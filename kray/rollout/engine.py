@@ -4,7 +4,9 @@ Everything that touches vLLM happens in one thread of this process, which takes 
 The actor's other threads only put commands in and take results out, so a long step blocks nobody.
 
 - Rollout i of a group is sampled with the task's seed + i, whatever else is in the batch and however the group was split.
-- Weights are replaced through vLLM's weight-transfer protocol, tied embeddings included, and only while nothing runs.
+- Weights are replaced through vLLM's weight-transfer protocol, tied embeddings included, between two steps of the engine.
+  Rollouts that are under way go on with the new weights (and the keys and values that the old ones computed); vLLM tells
+  which version sampled which token. Prompts that the prefix cache knows from old weights are not found by later tasks.
 - Orders (submit, cancel, update) are carried out one after the other, in the order in which they were given.
 - After the first failure of that thread the engine answers every call with that failure: its owner must end it.
 """
@@ -76,6 +78,8 @@ class Engine:
         self._report = Report()
         self._news = threading.Condition()
         self._failure: str | None = None
+        self._roused = False
+        self._version = -1  # of the weights
         self._tasks: dict[str, RolloutTask] = {}  # vLLM's request id -> task
         self._ready: Future = Future()
         threading.Thread(target=self._live, name="engine", daemon=True).start()
@@ -97,12 +101,20 @@ class Engine:
         self._command(self._abort, task_ids)
 
     def collect(self, timeout_s: float) -> Report:
-        """What has finished since the last call; waits up to timeout_s for something to report."""
+        """What has finished since the last call; waits up to timeout_s for something to report, or for `rouse`."""
         with self._news:
-            self._news.wait_for(lambda: self._report.finished or self._report.refused or self._failure, timeout_s)
+            self._news.wait_for(
+                lambda: self._report.finished or self._report.refused or self._failure or self._roused, timeout_s
+            )
             self._raise_failure()
-            report, self._report = self._report, Report()
+            report, self._report, self._roused = self._report, Report(), False
             return report
+
+    def rouse(self) -> None:
+        """Ends the wait of `collect`, or of its next call."""
+        with self._news:
+            self._roused = True
+            self._news.notify_all()
 
     @ray.method(concurrency_group="orders")
     def update(self, version: int, weights: FlatWeights, probe: list[int]) -> np.ndarray:
@@ -204,8 +216,9 @@ class Engine:
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             name = f"{task.id}"
+            prompt = {"prompt_token_ids": list(task.prompt_tokens), "cache_salt": f"version {self._version}"}
             try:
-                self._engine.add_request(name, {"prompt_token_ids": list(task.prompt_tokens)}, params)
+                self._engine.add_request(name, prompt, params)
             except (
                 VLLMClientError,
                 ValueError,
@@ -222,15 +235,18 @@ class Engine:
         for name in names:
             del self._tasks[name]
 
-    def _step(self) -> None:
+    def _step(self) -> list[Any]:
+        """One step; what was no task's."""
         started = time.monotonic()
         outputs = self._engine.step()
-        finished = []
+        finished, others = [], []
         for output in outputs:
             task = self._tasks.pop(output.request_id, None)  # FINAL_ONLY: an output is always the last
             if task is not None:
                 rollouts = sorted((_rollout(task, one) for one in output.outputs), key=lambda rollout: rollout.index)
                 finished.append((task.id, rollouts))
+            else:
+                others.append(output)
         busy_s = time.monotonic() - started
 
         with self._news:
@@ -238,21 +254,15 @@ class Engine:
             self._report.busy_s += busy_s
             if finished:
                 self._news.notify_all()
+        return others
 
     def _update(self, version: int, weights: FlatWeights, probe: list[int]) -> np.ndarray:
-        if self._tasks:
-            raise RuntimeError(f"new weights came while {len(self._tasks)} tasks were running")
         self._rpc("start_weight_update", {})
         self._rpc("update_weights", {"update_info": {"tensors": weights.tensors()}})
         self._rpc("finish_weight_update", {})
-        self._forget_prefixes()
         self._engine.set_weight_version(str(version))
+        self._version = version
         return self._ask(probe)
-
-    def _forget_prefixes(self) -> None:
-        """What was computed with other weights must not be reused."""
-        if not self._engine.reset_prefix_cache():
-            raise RuntimeError("the prefix cache still holds blocks of old weights")
 
     def _rpc(self, method: str, kwargs: dict[str, Any]) -> None:
         self._engine.collective_rpc(method, kwargs=kwargs)
@@ -262,15 +272,12 @@ class Engine:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
-        self._engine.add_request("probe", {"prompt_token_ids": probe}, params)
-        found: list[float] = []
-        while self._engine.has_unfinished_requests():
-            for output in self._engine.step():
-                if output.finished:
-                    pairs = zip(probe[1:], output.prompt_logprobs[1:], strict=True)
-                    found = [position[token].logprob for token, position in pairs]
-        self._forget_prefixes()
-        return np.array(found, dtype=np.float32)
+        self._engine.add_request("probe", {"prompt_token_ids": probe, "cache_salt": "probe"}, params)
+        answers: list[Any] = []
+        while not answers:  # tasks that are under way take part in these steps
+            answers = [output for output in self._step() if output.request_id == "probe" and output.finished]
+        pairs = zip(probe[1:], answers[0].prompt_logprobs[1:], strict=True)
+        return np.array([position[token].logprob for token, position in pairs], dtype=np.float32)
 
 
 def _rollout(task: RolloutTask, output: Any) -> Rollout:

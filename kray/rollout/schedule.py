@@ -27,6 +27,7 @@ class Ending(Enum):
 @dataclass(slots=True)
 class _Entry:
     task: RolloutTask
+    priority: int = 0
     attempts: int = 0
     engine: str | None = None  # None: waiting
     started: float = 0.0  # of the current attempt, s
@@ -38,6 +39,7 @@ class _Load:
     tasks: set[int] = field(default_factory=set)
     rollouts: int = 0
     progress: float = float("-inf")  # when it last delivered a task, s
+    held: bool = False  # gets no new tasks
 
 
 def expected_work(task: RolloutTask) -> float:
@@ -59,9 +61,10 @@ class Schedule:
     def __init__(self, max_attempts: int):
         self.max_attempts = max_attempts
         self.submitted = self.retried = 0
+        self.rollouts = 0  # of all tasks that have not ended
         self.ended = dict.fromkeys(Ending, 0)
         self._entries: dict[int, _Entry] = {}
-        self._waiting: list[tuple[float, int]] = []  # heap of (-expected work, task id)
+        self._waiting: list[tuple[int, float, int]] = []  # heap of (priority, -expected work, task id)
         self._engines: dict[str, _Load] = {}
 
     @property
@@ -85,19 +88,34 @@ class Schedule:
             raise ValueError(f"engine {engine} is already up")
         self._engines[engine] = _Load(capacity)
 
-    def engine_down(self, engine: str) -> list[RolloutTask]:
-        """The engine is gone: its tasks wait again for another one; those out of attempts fail and are returned."""
+    def is_up(self, engine: str) -> bool:
+        return engine in self._engines
+
+    def hold(self, engine: str, held: bool) -> None:
+        """A held engine keeps its tasks and gets no new ones; unknown engines are ignored."""
+        if engine in self._engines:
+            self._engines[engine].held = held
+
+    def engine_down(self, engine: str, forgive: bool = False) -> list[RolloutTask]:
+        """The engine is gone: its tasks wait again for another one; those out of attempts fail and are returned.
+
+        forgive: the attempt does not count.
+        """
         load = self._engines.pop(engine, None)
         lost = [self._entries[task_id] for task_id in sorted(load.tasks)] if load else []
+        for entry in lost:
+            entry.attempts -= forgive
         return [entry.task for entry in lost if not self._retry(entry)]
 
-    def submit(self, tasks: Iterable[RolloutTask]) -> None:
+    def submit(self, tasks: Iterable[RolloutTask], priority: int = 0) -> None:
+        """priority: the lower first."""
         for task in tasks:
             if task.id in self._entries:
                 raise ValueError(f"task {task.id} was submitted before")
-            self._entries[task.id] = _Entry(task)
-            heapq.heappush(self._waiting, (-expected_work(task), task.id))
+            self._entries[task.id] = _Entry(task, priority)
+            heapq.heappush(self._waiting, (priority, -expected_work(task), task.id))
             self.submitted += 1
+            self.rollouts += task.rollouts
         self._check()
 
     def dispatch(self, now: float) -> dict[str, list[RolloutTask]]:
@@ -107,7 +125,7 @@ class Schedule:
             roomy = [name for name, load in self._engines.items() if self._has_room(load)]
             if not roomy:
                 break
-            _, task_id = heapq.heappop(self._waiting)
+            *_, task_id = heapq.heappop(self._waiting)
             entry = self._entries.get(task_id)
             if entry is None or entry.engine is not None:
                 continue  # ended or started since it was queued
@@ -157,6 +175,8 @@ class Schedule:
         return [entry.task for entry in entries if max(entry.started, progress) + entry.task.timeout_s <= now]
 
     def _has_room(self, load: _Load) -> bool:
+        if load.held:
+            return False
         return load.capacity is None or load.rollouts == 0 or load.rollouts < load.capacity
 
     def _start(self, entry: _Entry, engine: str, now: float) -> None:
@@ -179,7 +199,7 @@ class Schedule:
         if entry.attempts >= self.max_attempts:
             self._end(entry, Ending.FAILED)
             return False
-        heapq.heappush(self._waiting, (-expected_work(entry.task), entry.task.id))
+        heapq.heappush(self._waiting, (entry.priority, -expected_work(entry.task), entry.task.id))
         self.retried += 1
         self._check()
         return True
@@ -187,6 +207,7 @@ class Schedule:
     def _end(self, entry: _Entry, ending: Ending) -> None:
         self._release(entry)
         del self._entries[entry.task.id]
+        self.rollouts -= entry.task.rollouts
         self.ended[ending] += 1
         self._check()
 

@@ -145,6 +145,7 @@ def test_parts_cover_the_group_once_and_are_even(rollouts, largest):
 
 def test_an_engine_serves_only_what_it_has_proved():
     health = Health(max_restarts=2)
+    health.needed()
     with pytest.raises(ValueError, match="starting cannot become serving"):
         health.proved(0)
     health.started()
@@ -162,3 +163,21 @@ def test_an_engine_serves_only_what_it_has_proved():
     health.died("once more")
     assert health.restart() is None
     assert health.state is State.GONE
+
+
+def test_an_engine_that_rests_has_nothing_to_prove_with_and_preemptions_cost_no_restart():
+    health = Health(max_restarts=0)
+    with pytest.raises(ValueError, match="resting cannot rest"):
+        health.rested()
+    health.needed()
+    health.started()
+    health.proved(5)
+    health.rested()
+    assert (health.state, health.version) == (State.RESTING, -1)
+    health.needed()
+    for _ in range(3):
+        health.died("its node was taken", preempted=True)
+        assert health.restart() is not None
+    assert health.restarts == 0
+    health.died("killed")
+    assert health.restart() is None

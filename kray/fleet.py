@@ -1,0 +1,65 @@
+"""What a run lets work for it: learner ranks, engines, scorer processes. Lives in the driver actor."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from kray.config import KrayConfig
+from kray.parts import engine_spec
+from kray.rewards.scorer import Scorer
+from kray.rollout.pool import Pool, Published
+from kray.stop import Stop
+from kray.train.group import LearnerGroup
+
+
+class Fleet:
+    """fleet = Fleet(...); await fleet.start(checkpoint); await fleet.serve(0, probe); ...; await fleet.close()"""
+
+    def __init__(self, config: KrayConfig, model_path: str, label: str, stop: Stop, say: Callable[[str], None]):
+        """Starts nothing. label: part of the actors' names."""
+        self.config, self.stop, self.say = config, stop, say
+        self.ready = False  # the learner holds the policy
+        self.learners = LearnerGroup(
+            config.train,
+            config.model.dtype,
+            model_path,
+            config.run.steps,
+            config.run.seed,
+            config.rollout.temperature,
+            placement_timeout_s=config.rollout.start_timeout_s,
+            lora=config.model.lora,
+        )
+        self.pool = Pool(config.rollout, engine_spec(config, model_path), label, say)
+        reward = config.reward
+        self.scorer = Scorer(reward.verifier, dict(reward.options), reward.workers, reward.timeout_s)
+
+    async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:
+        """Returns when the learner holds the checkpoint's policy and engines serve it. Raises KrayError, Stopped."""
+        started = time.monotonic()
+        await self.stop.unless(self.learners.place())  # before the engines: they are the part that can wait
+        self.pool.start()  # engines load while the learner does
+        await self.stop.unless(self.learners.start())
+        if checkpoint is not None:
+            await self.learners.load(checkpoint / "learner")
+        self.ready = True
+        gap = await self.stop.unless(self.serve(version, probe))
+        agree = "" if math.isnan(gap) else f"; engine and learner agree to {gap:.1e} nats"
+        self.say(
+            f"{self.pool.serving} of {self.config.rollout.engines} engines and {self.config.train.ranks} learner ranks up "
+            f"after {time.monotonic() - started:.0f} s{agree}"
+        )
+
+    async def serve(self, version: int, probe: tuple[int, ...]) -> float:
+        """Every live engine proves the learner's weights; the largest gap on the probe in nats, NaN without an engine."""
+        weights = await self.learners.weights()
+        logprobs = (await self.learners.logprobs([(probe[:1], probe[1:])]))[0]
+        return await self.pool.publish(Published(version, weights, probe, logprobs))
+
+    async def close(self) -> None:
+        """Ends all of it, in any state."""
+        await self.pool.close()
+        self.learners.close()
+        self.scorer.close()

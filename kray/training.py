@@ -1,0 +1,312 @@
+"""The training loop: one step after the other, readable from top to bottom.
+
+A step: the sampler names prompts, the planner gives each a budget, the pool generates, the scorer judges, the learner
+updates, the engines prove the new weights. Policy version v is the policy after v steps; step s is learned from by version
+s. Its collection begins when version s - async.max_staleness is served: with 0 the two take turns, and a run does not
+depend on timing; with more, engines go on while the learner updates.
+A run can be stopped at any time: collecting is given up, what is collected is learned from, the checkpoint holds it all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kray.collect import Collector, check_failures
+from kray.config import KrayConfig
+from kray.evaluate import Evaluation, evaluate
+from kray.fleet import Fleet
+from kray.ledger import Carried, Ledger
+from kray.parts import Parts, sampling
+from kray.planner.metrics import status
+from kray.records import derive_seed
+from kray.report import Summary, admitted, belief_rows, evaluation_line, step_line
+from kray.staleness import fresh
+from kray.state import RunState
+from kray.stop import Stop, Stopped
+from kray.tracking import Tracker
+from kray.train.checkpoints import CheckpointStore
+
+BELIEF_ROWS = 50_000  # of the table that comes with a checkpoint
+
+
+class Training:
+    """Trains the policy that the fleet's learner holds, from `state` on. base: the fleet's policy version at step 0."""
+
+    def __init__(
+        self,
+        config: KrayConfig,
+        parts: Parts,
+        state: RunState,
+        fleet: Fleet,
+        tracker: Tracker,
+        store: CheckpointStore,
+        stop: Stop,
+        say: Callable[[str], None],
+        base: int = 0,
+    ):
+        self.config, self.parts, self.state, self.fleet, self.tracker = config, parts, state, fleet, tracker
+        self.store, self.stop, self.say, self.base = store, stop, say, base
+        self.planner = parts.planner
+        self.collector = Collector(fleet.pool, fleet.scorer, parts.tokenizer, config.rollout)
+        self.collector.lengths = dict(state.lengths)
+        self.ledger = Ledger(config, parts, tracker)
+        if state.calibration:
+            self.ledger.calibration.load_dict(state.calibration)
+        self.last_evaluation: Evaluation | None = None  # of a policy that has been trained here
+        self._collected: asyncio.Queue[Carried | Exception] = asyncio.Queue()
+        self._released = -1  # collecting may use policies up to this version
+        self._release_came = asyncio.Event()
+        self._marks: dict[
+            int, dict[str, Any]
+        ] = {}  # step -> what had been learned about prompts before it was collected
+        self._saved_step = state.step if state.planner else -1  # a state that was never saved has no planner's
+        self._saving: asyncio.Task | None = None
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    async def train(self) -> None:
+        """Raises Stopped, with all that was collected learned from and saved; KrayError."""
+        if self.state.accuracy_before is None:
+            await self.evaluate("before training")
+        collecting = asyncio.create_task(self._collect_all())
+        try:
+            while self.state.step < self.config.run.steps:
+                self._release(self.state.step)
+                started = time.monotonic()
+                await self._learn(await self.stop.unless(self._next()), started)
+                if self._due(self.config.evaluate.every) and self.state.step < self.config.run.steps:
+                    await self.evaluate()
+                if self._due(self.config.run.checkpoint_every):
+                    await self.save()
+        except Stopped:
+            await _end(collecting)
+            while not self._collected.empty():
+                await self._learn(await self._next(), time.monotonic())
+            await self.finish()
+            raise
+        except Exception:
+            with contextlib.suppress(Exception):  # the checkpoint that is being written may yet be complete
+                await self._written()
+            raise
+        finally:
+            await _end(collecting)
+        await self.finish()  # first: an evaluation that fails must not cost the training
+        await self.evaluate("after training")
+
+    async def _collect_all(self) -> None:
+        """Collects the steps one after the other, each when its policy may be used."""
+        try:
+            for step in range(self.state.step, self.config.run.steps):
+                await self._until_released(step - self.config.async_.max_staleness)
+                every = self.config.run.checkpoint_every
+                if every and step % every == 0 and step > self.state.step:  # the learner is behind
+                    self._marks[step] = self._knowledge()
+                self._collected.put_nowait(await self.collect(step))
+        except Exception as error:  # raised where the step is waited for
+            self._collected.put_nowait(error)
+
+    async def _next(self) -> Carried:
+        found = await self._collected.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def collect(self, step: int) -> Carried:
+        """Plans the step, generates and judges its rollouts, and learns from the labels."""
+        parts = self.parts
+        chosen, due = parts.choose(step)
+        ids = [prompt.id for prompt, _ in chosen]
+        last_visit = dict(zip(ids, status(*self.planner.beliefs.last_visit(ids)).tolist(), strict=True))
+        started = time.monotonic()
+        plan = self.planner.begin(
+            ids,
+            cost=self.collector.expected_tokens(ids),
+            due=due,
+            labels=[parts.labels[i] for i in ids] if parts.labels else None,
+            features=np.array([parts.features[i] for i in ids]) if parts.features else None,
+        )
+        plan_s = time.monotonic() - started
+
+        def seeds(prompt_id: str) -> int:
+            return derive_seed(self.config.run.seed, step, prompt_id)
+
+        try:
+            version = self.base + self._released
+            collected = await self.collector.collect(plan, chosen, seeds, sampling(self.config, parts), version)
+        except BaseException:
+            self.planner.withdraw()  # as if the step had never been planned
+            raise
+        allocation = admitted(plan.allocation())
+        if parts.waiting is not None:
+            tried = {*allocation.prompt_ids, *(failure.prompt_id for failure in collected.failures)}
+            offered, _ = parts.waiting.offer(step)  # the same as before: nothing has been visited since
+            parts.waiting.visited(step, [i for i in offered if parts.train[i][0].id in tried])
+        weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
+        for group in collected.groups:
+            group.weight = weights[group.prompt.id]
+        ordered = int(allocation.budgets.sum()) + collected.failed
+        check_failures(collected.failures, ordered, self.config.run.max_failed_share, self.say)
+        return Carried(
+            allocation,
+            collected,
+            previous_status=np.array([last_visit[i] for i in allocation.prompt_ids], dtype=np.int64),
+            plan_metrics=plan.metrics() | (parts.waiting.metrics() if parts.waiting else {}),
+            plan_s=plan_s,
+        )
+
+    async def _learn(self, carried: Carried, started: float) -> None:
+        """One update, new weights for the engines, and the record of it. started: of the step, monotonic s."""
+        config, step, pool = self.config, self.state.step, self.fleet.pool
+        groups, staleness = fresh(carried.collected.groups, self.base + step, config.async_.max_staleness)
+        waited_s = time.monotonic() - started
+        update, update_s = await _timed(self.fleet.learners.update(groups))
+        gap, sync_s = await _timed(self.fleet.serve(self.base + step + 1, self.parts.probe))
+        if config.async_.max_staleness:
+            self._release(step + 1)
+        step_s = time.monotonic() - started
+        times = {"wait": waited_s, "update": update_s, "sync": sync_s, "step": step_s}
+        times["idle"] = step_s * (1 - pool.busy_share())
+        self.state.step += 1
+        self.state.elapsed_s += step_s
+        self.state.rollouts += sum(len(group.rollouts) for group in carried.collected.groups)
+        self.state.tokens += sum(group.tokens for group in carried.collected.groups)
+        standing = self._standing() | ({} if math.isnan(gap) else {"pool/probe_gap": gap})
+        metrics = self.ledger.step(self.state.step, carried, update | staleness | standing, times)
+        left_s = self.ledger.left_s(config.run.steps - self.state.step)
+        self.say(step_line(self.state.step, config.run.steps, metrics, left_s))
+
+    # -- evaluation and checkpoints -----------------------------------------------------------------------------------
+
+    async def evaluate(self, when: str = "") -> None:
+        """Judges the policy on the test prompts, says and records it. Raises Stopped."""
+        work = judge(self.config, self.parts, self.collector, self.base + self.state.step, self.say)
+        evaluation, evaluate_s = await _timed(self.stop.unless(work))
+        if self.state.accuracy_before is None:
+            self.state.accuracy_before = evaluation.accuracy
+        else:
+            self.last_evaluation = evaluation
+        self.tracker.log_step(self.state.step, evaluation.metrics() | {"timing_s/evaluate": evaluate_s})
+        self.say(evaluation_line(self.state.step, evaluation, when, evaluate_s))
+
+    async def save(self) -> None:
+        """Begins a checkpoint of the completed steps; it is written while training goes on, one at a time."""
+        await self._written()
+        started, step = time.monotonic(), self.state.step
+        folder = self.store.begin(step)
+        await self.fleet.learners.save(folder / "learner", wait=False)
+        for name, value in (self._marks.pop(step, None) or self._knowledge()).items():
+            setattr(self.state, name, value)
+        self.state.calibration = self.ledger.calibration.to_dict()
+        self._saving = asyncio.create_task(self._write(step, self.state.to_dict(), started))
+        self.tracker.log_step(step, {"timing_s/checkpoint": time.monotonic() - started})
+        ids = [prompt.id for prompt, _ in self.parts.train[:BELIEF_ROWS]]
+        self.tracker.log_table(step, belief_rows(self.planner.beliefs, ids), "beliefs")
+
+    async def finish(self) -> None:
+        """Returns when the completed steps are on disk."""
+        if self._saved_step != self.state.step:
+            await self.save()
+        await self._written()
+
+    async def _write(self, step: int, state: dict[str, Any], started: float) -> None:
+        await self.fleet.learners.saved()
+        final = await asyncio.to_thread(self.store.commit, step, state)
+        self._saved_step = step
+        self.say(f"saved {final} ({time.monotonic() - started:.1f} s)")
+
+    async def _written(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            await saving
+
+    def _knowledge(self) -> dict[str, Any]:
+        """What labels and lengths have taught, as RunState holds it."""
+        waiting = self.parts.waiting.to_dict() if self.parts.waiting else {}
+        return {"planner": self.planner.to_dict(), "lengths": dict(self.collector.lengths), "waiting": waiting}
+
+    def summary(self) -> Summary:
+        last, mean = self.last_evaluation, self.ledger.mean
+        return Summary(
+            folder=str(self.store.run_folder),
+            steps=self.state.step,
+            of_steps=self.config.run.steps,
+            stopped=self.stop.reason,
+            accuracy_before=self.state.accuracy_before,
+            accuracy_after=last.accuracy if last else None,
+            greedy_after=last.greedy if last else None,
+            test_prompts=len(self.parts.test),
+            effective_rollouts=mean("group/effective_ratio_rollouts"),
+            effective_prompts=mean("group/effective_ratio_prompts"),
+            shares={
+                part: mean(f"timing_s/{part}") / mean("timing_s/step")
+                for part in ("generate", "reward", "update", "sync", "idle")
+            },
+            rollouts=self.state.rollouts,
+            tokens=self.state.tokens,
+            elapsed_s=self.state.elapsed_s,
+            engine_deaths=self.fleet.pool.deaths,
+            open_command=self.tracker.open_command,
+        )
+
+    # -- small steps --------------------------------------------------------------------------------------------------
+
+    def _release(self, version: int) -> None:
+        """This version is served: steps that may be generated by it can be collected."""
+        self._released = version
+        self._release_came.set()
+
+    async def _until_released(self, version: int) -> None:
+        while self._released < version:
+            self._release_came.clear()
+            await self._release_came.wait()
+
+    def _standing(self) -> dict[str, float]:
+        """Pool, progress and memory after a step."""
+        pool = self.fleet.pool
+        return {
+            "pool/engines": pool.serving,
+            "pool/restarts": sum(engine.health.restarts for engine in pool.engines),
+            "pool/retries": pool.schedule.retried,
+            "pool/preemptions": pool.preemptions,
+            "progress/rollouts": self.state.rollouts,
+            "progress/tokens": self.state.tokens,
+            "memory/driver_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.state.step % every == 0
+
+
+async def judge(
+    config: KrayConfig, parts: Parts, collector: Collector, version: int, say: Callable[[str], None]
+) -> Evaluation:
+    """Evaluates the served policy on the test prompts. Raises KrayError when too many responses are lost."""
+    found = await evaluate(
+        collector,
+        parts.test,
+        config.evaluate,
+        sampling(config, parts, config.evaluate.temperature),
+        version,
+        config.run.seed,
+    )
+    ordered = len(parts.test) * (config.evaluate.samples + config.evaluate.greedy)
+    check_failures(found.failures, ordered, config.run.max_failed_share, say)
+    return found
+
+
+async def _timed(work: Any) -> tuple[Any, float]:
+    started = time.monotonic()
+    return await work, time.monotonic() - started
+
+
+async def _end(task: asyncio.Task) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
