@@ -3,97 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 
 import numpy as np
 import pytest
+from pool_stories import PROBE, PlainLearner, gather, make_pool, outcomes, same, tasks
 
-from kray.config.schema import RolloutConfig
 from kray.records import KrayError, RolloutTask, Sampling
 
 pytestmark = pytest.mark.slow
-
-PROBE = tuple(int(token) for token in np.random.default_rng(0).integers(2, 48, 24))
-
-
-class PlainLearner:
-    """The learner's side of a publication, in plain transformers."""
-
-    def __init__(self, folder):
-        from transformers import AutoModelForCausalLM
-
-        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
-
-    def logprobs(self, tokens) -> np.ndarray:
-        import torch
-
-        with torch.no_grad():
-            logits = self.model(torch.tensor([list(tokens)])).logits[0].double()
-        return logits.log_softmax(-1)[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].numpy()
-
-    def shake(self, amount: float = 0.05) -> None:
-        import torch
-
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                parameter.add_(amount * torch.randn_like(parameter))
-
-    def publication(self, version: int):
-        import ray
-
-        from kray.rollout.pool import Published
-        from kray.weights import FlatWeights
-
-        state = [(name, parameter.detach()) for name, parameter in self.model.named_parameters()]
-        return Published(version, ray.put(FlatWeights.pack(state)), PROBE, self.logprobs(PROBE))
-
-
-def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, **changes):
-    from kray.rollout.engine import EngineSpec
-    from kray.rollout.pool import Pool
-
-    rollout = RolloutConfig(engines=engines, start_timeout_s=180, sync_timeout_s=60, **changes)
-    spec = EngineSpec(
-        model_path=str(folder),
-        dtype="float32",
-        context_tokens=128,
-        max_sequences=16,
-        cpus=1,
-        gpus=0,
-        kv_cache_gib=0.1,
-        gpu_memory_share=0.0,
-        eager=True,
-        seed=0,
-    )
-    return Pool(rollout, spec, label, (lines if lines is not None else []).append)
-
-
-def tasks(count: int, rollouts: int = 4, first_id: int = 0, max_tokens: int = 12, timeout_s: float = 120.0):
-    rng = np.random.default_rng(1)
-    for i in range(count):
-        prompt = tuple(int(token) for token in rng.integers(2, 48, 8 + i % 5))
-        sampling = Sampling(max_tokens=max_tokens, stop_token_ids=(1,))
-        yield RolloutTask(first_id + i, f"p{i}", prompt, rollouts, 0, 1000 * i, 0, sampling, timeout_s, max_tokens)
-
-
-async def outcomes(pool, orders):
-    """Each task's outcome as it ends."""
-    with pool.open() as session:
-        session.submit(list(orders))
-        while session.left:
-            yield await session.next()
-
-
-async def gather(pool, orders) -> dict[str, list]:
-    return {outcome.task.prompt_id: outcome.rollouts async for outcome in outcomes(pool, list(orders))}
-
-
-def same(one: dict[str, list], other: dict[str, list]) -> bool:
-    """Whether the same tokens were sampled."""
-    return one.keys() == other.keys() and all(
-        all(np.array_equal(a.tokens, b.tokens) for a, b in zip(one[key], other[key], strict=True)) for key in one
-    )
 
 
 def test_rollouts_carry_the_learners_logprobs_and_the_same_seed_gives_the_same_rollouts(ray_local, policy):
@@ -227,6 +147,56 @@ def test_work_that_is_left_early_is_dropped_and_the_engine_takes_new_weights_at_
     assert len(after) == 5
     assert all(rollout.policy_versions[0][0] == 3 for rollouts in after.values() for rollout in rollouts)
     assert schedule.waiting == schedule.running == 0
+
+
+def test_new_weights_come_while_rollouts_run_and_none_is_lost_or_mislabelled(ray_local, tied_policy):
+    """The keys and values of earlier tokens stay those of the old weights, so the logprobs can be told to the digit."""
+    import copy
+
+    import torch
+
+    learner = PlainLearner(tied_policy)
+    old = copy.deepcopy(learner.model)
+    orders = [dataclasses.replace(t, sampling=Sampling(max_tokens=100)) for t in tasks(12, rollouts=2)]
+    first = list(tasks(1, first_id=500, max_tokens=10))
+
+    async def story():
+        pool = make_pool(tied_policy, 1, "overlap")
+        pool.start()
+        try:
+            await pool.publish(learner.publication(3))
+            learner.shake(0.01)
+            publication = learner.publication(4)
+            with pool.open() as session:
+                session.submit([dataclasses.replace(task, policy_version=3) for task in [*first, *orders]])
+                ended = [await session.next()]
+                gap = await pool.publish(publication)
+                running = pool.schedule.running
+                while session.left:
+                    ended.append(await session.next())
+            return ended, gap, running, pool.deaths
+        finally:
+            await pool.close()
+
+    ended, gap, running, deaths = asyncio.run(story())
+    assert gap < 1e-4
+    assert deaths == 0
+    assert running > 0, "everything had ended before the new weights came"
+    assert len(ended) == 13
+    prompts = {task.prompt_id: list(task.prompt_tokens) for task in orders}
+    crossing = [r for o in ended for r in o.rollouts if len(r.policy_versions) > 1 and len(r.tokens) == 100]
+    assert crossing
+    for rollout in crossing:
+        (v0, _, end), (v1, start, last) = rollout.policy_versions
+        assert (v0, v1, end, last) == (3, 4, start, 100)
+        tokens = torch.tensor([prompts[rollout.prompt_id] + rollout.tokens.tolist()])
+        known = tokens.shape[1] - 100 + end - 1  # the last token under the old weights is read by the new ones
+        with torch.no_grad():
+            before = old(tokens[:, :known], use_cache=True)
+            after = learner.model(tokens[:, known:], past_key_values=before.past_key_values, use_cache=True)
+        logits = torch.cat([before.logits, after.logits], 1)[0].double()
+        found = logits.log_softmax(-1)[:-1].gather(1, tokens[0, 1:, None])[-100:, 0].numpy()
+        np.testing.assert_allclose(rollout.logprobs, found, atol=2e-4)
 
 
 def test_an_engine_that_dies_while_it_takes_new_weights_is_replaced_and_proved(ray_local, tied_policy):
