@@ -14,6 +14,7 @@ import pytest
 
 from kray.config import load_config
 from kray.launch import drive
+from kray.planner import Beliefs
 from kray.records import KrayError
 from kray.simulate.populations import find_population
 from kray.tracking.metrics import documented
@@ -157,6 +158,26 @@ def test_a_step_is_planned_while_it_runs_among_more_prompts_than_it_needs_and_in
     assert spent[1:] == pytest.approx(170, rel=0.2)  # the first step knows no lengths; tiny groups vary
     assert max(line["prompts/longest_wait"] for line in lines) <= 2
     assert all(8 <= line["planner/admitted"] <= 12 for line in lines)
+
+
+def test_generation_goes_on_while_the_learner_updates_and_no_token_is_too_old(story, tmp_path):
+    """Checkpoints are written behind the training's back and know nothing of the steps that are collected ahead."""
+    overlap = ("async.max_staleness=2", "train.tis=2", "evaluate.every=3", "run.checkpoint_every=2")
+    summary = story("run", *overlap, "run.steps=8", "run.keep_checkpoints=9", "rollout.max_response_tokens=40")
+    assert (summary.steps, summary.rollouts) == (8, 8 * 48)
+    lines = [line for line in steps_of(tmp_path / "run") if line["step"] > 0]
+    oldest = [line["staleness/max"] for line in lines]
+    assert max(oldest) > 0, "nothing was generated ahead"
+    assert max(oldest) <= 2
+    assert all(line["staleness/dropped_groups"] == 0 for line in lines)
+    assert all(line["train/skipped"] == 0 for line in lines)
+    for step in (2, 4, 6, 8):
+        state = read_state(tmp_path / f"run/checkpoints/step-{step:06d}")
+        visits = Beliefs.from_dict(state["planner"]["beliefs"]).visits([f"arithmetic/train/{i}" for i in range(16)])
+        assert state["step"] == step
+        assert visits.sum() == 8 * step, "the checkpoint knows labels of later steps, or lacks some"
+    more = story("run", *overlap, "run.steps=10", checkpoint=newest(tmp_path / "run"))
+    assert more.rollouts == 10 * 48
 
 
 def test_an_engine_killed_in_the_middle_of_a_run_loses_nothing(story, tmp_path):

@@ -48,7 +48,7 @@ class Tender:
         self.gap = 0.0  # nats between engine and learner at its last proof
         self.up_since: float | None = None  # monotonic s
         self.wake = asyncio.Event()  # there is work for it, or a new version, or it is not needed any more
-        self._lives = 0
+        self._lives = 0  # actors so far
 
     async def tend(self) -> None:
         """Keeps one engine alive and at work while it is needed, over as many actors as its restarts allow."""
@@ -87,7 +87,6 @@ class Tender:
 
     async def _bring_up(self) -> bool:
         """A new actor for the engine, with its model loaded; false when it was not needed any more before it had room."""
-        self._lives += 1
         options = {
             "name": f"kray-{self.pool.label}-{self.name}-{self._lives}",
             "num_cpus": self.pool.spec.cpus,
@@ -95,6 +94,7 @@ class Tender:
             "max_concurrency": 4,
             "runtime_env": {"env_vars": self.pool.spec.environment()},
         }
+        self._lives += 1
         try:
             self.actor = EngineActor.options(**options).remote(self.pool.spec)
         except ValueError as error:  # the name of an actor that is still dying
