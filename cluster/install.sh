@@ -3,7 +3,7 @@
 # it. The same recipe as the Makefile's, used by both Dockerfiles and by the `ray up` files.
 #
 #     bash cluster/install.sh gpu      # CUDA 13 builds, from PyPI; the node's driver must be 580 or newer
-#     bash cluster/install.sh cpu      # CPU builds, from PyTorch's own index
+#     bash cluster/install.sh cpu      # CPU builds; torch from PyTorch's own index, the rest from PyPI
 set -euo pipefail
 extra="${1:?gpu or cpu}"
 cd "$(dirname "$0")/.."
@@ -18,7 +18,7 @@ case "$extra" in
   *) echo "gpu or cpu, not $extra" >&2; exit 2 ;;
 esac
 python -m pip install --quiet --no-cache-dir "${index[@]}" "$torch"
-python -m pip install --quiet --no-cache-dir "${index[@]}" "$source[$extra]"
+python -m pip install --quiet --no-cache-dir "$source[$extra]"
 # vLLM asks for torchvision, torchaudio and torchcodec; builds that do not fit this torch break transformers, and text
 # models need none of them.
 python -c 'import torchvision' >/dev/null 2>&1 || python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
