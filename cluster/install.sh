@@ -17,6 +17,7 @@ case "$extra" in
   cpu) index=(--extra-index-url https://download.pytorch.org/whl/cpu); torch="$torch+cpu" ;;
   *) echo "gpu or cpu, not $extra" >&2; exit 2 ;;
 esac
+python -m pip install --quiet --no-cache-dir --upgrade pip # an old one says that math-verify lacks its extra
 python -m pip install --quiet --no-cache-dir "${index[@]}" "$torch"
 python -m pip install --quiet --no-cache-dir "$source[$extra]"
 # vLLM asks for torchvision, torchaudio and torchcodec; builds that do not fit this torch break transformers, and text

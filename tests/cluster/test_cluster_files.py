@@ -272,7 +272,8 @@ def test_the_install_recipe_puts_the_pinned_torch_first_and_removes_torchvision_
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     command = ["bash", str(FOLDER / "install.sh"), build]
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
-    torch, rest, vision, removed, _ = log.read_text().splitlines()
+    pip, torch, rest, vision, removed, _ = log.read_text().splitlines()
+    assert pip.endswith("--upgrade pip")
     pin = next(d for d in PROJECT["dependencies"] if d.startswith("torch=="))
     assert torch.endswith(pin + ("+cpu" if build == "cpu" else ""))
     assert rest.endswith(f"[{build}]")
