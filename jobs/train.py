@@ -1,6 +1,7 @@
 """Train a policy: GRPO whose rollouts are spent by a knapsack planner.
 
     python jobs/train.py --config configs/quickstart.yaml --check
+    python jobs/train.py --config configs/gsm8k.yaml --check --cluster cluster/aws.yaml
     python jobs/train.py --config configs/gsm8k.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct train.lr=2e-6
     python jobs/train.py --config configs/quickstart.yaml resume=auto
 
@@ -14,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kray.config import derived
+from kray.config import preview
 from kray.launch import (
     check_model,
     connect,
@@ -36,20 +37,18 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="resolve, load the prompts, print what would run; start nothing"
     )
+    parser.add_argument("--cluster", default="", help="with --check: a file of cluster/ to fit the actors on")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys")
     arguments = parser.parse_intermixed_args()
+    if arguments.cluster and not arguments.check:
+        parser.error("--cluster goes with --check")
     config = load_checked(arguments.config, arguments.overrides)
     checkpoint = find_resume(config.resume, config.run.dir, config.run.name)
     train, test = load_both(config)
     if arguments.check:
         if config.model.tiny is None:
             check_model(config)
-        rows = derived(config, len(train), len(test))
-        print("\n".join(f"{label:<26} {value}" for label, value in rows))
-        print(
-            "\nfirst prompts\n"
-            + "\n".join(f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3])
-        )
+        print(preview(config, train, test, arguments.cluster))
         return 0
     for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
         print(line)

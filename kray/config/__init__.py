@@ -21,7 +21,7 @@ from kray.config.schema import (
     TrackConfig,
     TrainConfig,
 )
-from kray.config.table import derived
+from kray.config.table import derived, preview
 
 __all__ = [
     "EvaluateConfig",
@@ -43,6 +43,7 @@ __all__ = [
     "digest",
     "flat",
     "load_config",
+    "preview",
     "require",
     "to_yaml",
 ]

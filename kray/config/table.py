@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from kray.config.placement import amounts, cluster_rows
 from kray.config.schema import KrayConfig
+from kray.records import Prompt
+
+
+def preview(config: KrayConfig, train: Sequence[Prompt], test: Sequence[Prompt], cluster: str) -> str:
+    """The whole text. cluster: a cluster file that the actors must fit on, or "". Raises ConfigError when they do not."""
+    rows = derived(config, len(train), len(test)) + (cluster_rows(config, cluster) if cluster else [])
+    table = [f"{label:<26} {value}" for label, value in rows]
+    first = [f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3]]
+    return "\n".join([*table, "", "first prompts", *first])
 
 
 def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[tuple[str, str]]:
@@ -34,13 +46,9 @@ def _actors(config: KrayConfig) -> list[tuple[str, str]]:
     cpus = rollout.engines * rollout.cpus_per_engine + train.ranks * train.cpus_per_rank
     gpus = rollout.engines * rollout.gpus_per_engine + train.ranks * train.gpus_per_rank
     return [
-        ("driver", f"1 x {_asks(0, 0)}"),
-        ("engines", f"{rollout.engines} x {_asks(rollout.cpus_per_engine, rollout.gpus_per_engine)}"),
-        ("learner ranks", f"{train.ranks} x {_asks(train.cpus_per_rank, train.gpus_per_rank)}"),
+        ("driver", f"1 x {amounts(0, 0)}"),
+        ("engines", f"{rollout.engines} x {amounts(rollout.cpus_per_engine, rollout.gpus_per_engine)}"),
+        ("learner ranks", f"{train.ranks} x {amounts(train.cpus_per_rank, train.gpus_per_rank)}"),
         ("scorer processes", f"{config.reward.workers}, in the driver's node"),
-        ("actors ask for", _asks(cpus, gpus)),
+        ("actors ask for", amounts(cpus, gpus)),
     ]
-
-
-def _asks(cpus: int, gpus: int) -> str:
-    return f"{{CPU: {cpus}, GPU: {gpus}}}" if gpus else f"{{CPU: {cpus}}}"

@@ -59,6 +59,54 @@ def test_bad_input_ends_with_2_and_one_message_that_names_it(arguments, message,
     assert not (tmp_path / "runs").exists()
 
 
+def test_check_says_where_the_actors_go_on_a_cluster(tmp_path):
+    done = job(
+        "train", "--config", QUICK, "--check", "--cluster", "cluster/kuberay-cpu.yaml", f"run.dir={tmp_path}/runs"
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^learner ranks on +learner: 1$", done.stdout, re.M)
+    assert re.search(r"^engines that fit +0 without another node, at most 2$", done.stdout, re.M)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--check", "--cluster", "cluster/kuberay-cpu.yaml", "rollout.engines=3"], "config error: rollout.engines: 3"),
+        (["--check", "--cluster", "cluster/kuberay-cpu.yaml", "train.ranks=4"], "config error: train.ranks: 4"),
+        (
+            ["--check", "--cluster", "cluster/nowhere.yaml"],
+            "config error: --cluster: cluster/nowhere.yaml cannot be read",
+        ),
+        (["--cluster", "cluster/kuberay-cpu.yaml"], "--cluster goes with --check"),
+    ],
+)
+def test_what_does_not_fit_on_a_cluster_ends_with_2_and_one_message(arguments, message, tmp_path):
+    done = job("train", "--config", QUICK, f"run.dir={tmp_path}/runs", *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_papers_setting_is_checked_on_data_of_its_form(tmp_path):
+    """configs/math-7b.yaml without a hub: files with the fields of the data sets that it names."""
+    train = [{"prompt": f"What is {i} + 1?", "solution": str(i + 1), "data_source": "math_dapo"} for i in range(300)]
+    test = [{"problem": f"What is ${i}^2$?", "answer": str(i * i), "level": 1} for i in range(20)]
+    for name, rows in (("train", train), ("test", test)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = [
+        f"prompts.{part}.{key}" for part in ("train", "test") for key in (f"path={tmp_path}/{part}.jsonl", "kind=jsonl")
+    ]
+    cluster = ["--cluster", "cluster/kuberay-job.yaml"]
+    done = job("train", "--config", "configs/math-7b.yaml", "--check", *cluster, *paths, f"run.dir={tmp_path}/runs")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^rollouts a step +2,048$", done.stdout, re.M)
+    assert re.search(r"^mean rollouts per prompt +8.0 \(from 2 to 128, static\)$", done.stdout, re.M)
+    assert re.search(r"^evaluations +11 x 320 responses$", done.stdout, re.M)  # 16 a problem
+    assert re.search(r"^learner ranks on +learner: 8$", done.stdout, re.M)
+    assert re.search(r"^engines on +rollout: 8$", done.stdout, re.M)
+
+
 def test_a_bad_key_in_a_file_is_found_by_its_line(tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text(Path(QUICK).read_text().replace("  budget: 512", "  budgett: 512"))

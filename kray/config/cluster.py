@@ -1,0 +1,194 @@
+"""What a cluster file offers: the node groups of a `ray up` file, a KubeRay RayCluster or a RayJob.
+
+`load_cluster` reads resources the way Ray's autoscaler does (a group's `resources`, then ray start's parameters, then a
+pod's limits, then its requests) and refuses numbers that contradict each other, which Ray's own validation lets pass.
+Pure: imports no Ray, asks no cloud.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kray.config.reading import located
+from kray.records import ConfigError
+
+KINDS = ("ray up", "RayCluster", "RayJob")
+# Suffixes of Kubernetes quantities that a CPU or GPU count can carry.
+SCALES = {"m": 1e-3, "k": 1e3}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Nodes of one kind. cpus, gpus: what one node offers to actors. least, most: how many nodes there may be."""
+
+    name: str
+    cpus: float
+    gpus: float
+    least: int
+    most: int
+    spot: bool = False
+    idle_timeout_s: float | None = None  # None: the cluster's
+
+    @property
+    def always(self) -> bool:
+        return self.least == self.most
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """groups: the head first. most_workers: nodes besides the head that all groups may have together; None: no limit."""
+
+    path: str
+    kind: str  # of KINDS
+    groups: tuple[Group, ...]
+    most_workers: int | None
+
+    @property
+    def head(self) -> Group:
+        return self.groups[0]
+
+    @property
+    def workers(self) -> tuple[Group, ...]:
+        return self.groups[1:]
+
+
+def load_cluster(path: str | Path) -> Cluster:
+    """The cluster that a file describes. Raises ConfigError that names the file and the key."""
+    name = str(path)
+    kind, spec = _described(name)
+    read = _kuberay_groups if kind in ("RayCluster", "RayJob") else _ray_up_groups
+    try:
+        groups = tuple(read(spec))
+        most = _count(spec.get("max_workers", 2), "max_workers") if kind == "ray up" else None
+        _refuse_contradictions(groups[1:], most)
+    except ConfigError as error:
+        raise ConfigError(located(str(error), name)) from None
+    return Cluster(name, kind, groups, most)
+
+
+def _described(path: str) -> tuple[str, Mapping[str, Any]]:
+    """(kind, the mapping that holds its groups) of the one cluster in the file."""
+    try:
+        documents = [item for item in yaml.safe_load_all(Path(path).read_text()) if isinstance(item, Mapping)]
+    except OSError as error:
+        raise ConfigError(f"--cluster: {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--cluster: {path} is not YAML: {' '.join(str(error).split())}") from error
+    found: list[tuple[str, Any]] = []
+    for item in documents:
+        if "available_node_types" in item:
+            found.append(("ray up", item))
+        elif item.get("kind") == "RayCluster":
+            found.append(("RayCluster", item.get("spec")))
+        elif item.get("kind") == "RayJob":
+            found.append(("RayJob", (item.get("spec") or {}).get("rayClusterSpec")))
+    if len(found) != 1 or not isinstance(found[0][1], Mapping):
+        wanted = "a ray up file (available_node_types), a RayCluster or a RayJob with a rayClusterSpec"
+        raise ConfigError(f"--cluster: {path} describes {len(found) or 'no'} clusters; wanted is one: {wanted}")
+    return found[0]
+
+
+def _ray_up_groups(spec: Mapping[str, Any]) -> Iterator[Group]:
+    types, head = spec["available_node_types"], spec.get("head_node_type")
+    if not isinstance(types, Mapping) or head not in types:
+        raise ConfigError(f"head_node_type is {head!r}, which is not one of available_node_types")
+    for name in sorted(types, key=lambda name: name != head):  # the head first, else as in the file
+        group, key = types[name] or {}, f"available_node_types.{name}"
+        resources = group.get("resources") or {}
+        if "CPU" not in resources:
+            raise ConfigError(
+                f"{key}.resources names no CPU: only the cloud could say how many; write {{CPU: n, GPU: n}}"
+            )
+        node = group.get("node_config") or {}
+        market = (node.get("InstanceMarketOptions") or {}).get("MarketType")
+        scheduling = node.get("scheduling") or []
+        rules = [scheduling] if isinstance(scheduling, Mapping) else scheduling
+        yield Group(
+            name=name,
+            cpus=_amount(resources["CPU"], f"{key}.resources.CPU"),
+            gpus=_amount(resources.get("GPU", 0), f"{key}.resources.GPU"),
+            least=1 if name == head else _count(group.get("min_workers", 0), f"{key}.min_workers"),
+            most=1
+            if name == head
+            else _count(group.get("max_workers", spec.get("max_workers", 2)), f"{key}.max_workers"),
+            spot=market == "spot" or any(r.get("preemptible") or r.get("provisioningModel") == "SPOT" for r in rules),
+            idle_timeout_s=group.get("idle_timeout_s"),
+        )
+
+
+def _kuberay_groups(spec: Mapping[str, Any]) -> Iterator[Group]:
+    head = spec.get("headGroupSpec")
+    if not isinstance(head, Mapping):
+        raise ConfigError("headGroupSpec is missing")
+    cpus, gpus = _pod_resources(head, "headGroupSpec")
+    yield Group("head", cpus, gpus, 1, 1)
+    for number, group in enumerate(spec.get("workerGroupSpecs") or []):
+        key = f"workerGroupSpecs[{number}]"
+        hosts = _count(group.get("numOfHosts", 1), f"{key}.numOfHosts")
+        cpus, gpus = _pod_resources(group, key)
+        pod = (group.get("template") or {}).get("spec") or {}
+        yield Group(
+            name=str(group.get("groupName", number)),
+            cpus=cpus,
+            gpus=gpus,
+            least=hosts * _count(group.get("minReplicas", 0), f"{key}.minReplicas"),
+            most=hosts * _count(group.get("maxReplicas", 2**31 - 1), f"{key}.maxReplicas"),
+            spot=any("spot" in f"{label}={value}" for label, value in (pod.get("nodeSelector") or {}).items()),
+            idle_timeout_s=group.get("idleTimeoutSeconds"),
+        )
+
+
+def _pod_resources(group: Mapping[str, Any], key: str) -> tuple[float, float]:
+    """(CPUs, GPUs) that the Ray container of a group's pod offers."""
+    given, params = group.get("resources") or {}, group.get("rayStartParams") or {}
+    containers = ((group.get("template") or {}).get("spec") or {}).get("containers") or [{}]
+    asked = containers[0].get("resources") or {}
+    limits, requests = asked.get("limits") or {}, asked.get("requests") or {}
+    cpus = _first(given.get("CPU"), params.get("num-cpus"), limits.get("cpu"), requests.get("cpu"))
+    if cpus is None:
+        raise ConfigError(
+            f"{key} names no CPU: neither resources, rayStartParams.num-cpus nor the container's limits do"
+        )
+    device = next((name for name in limits if name.endswith("gpu")), None)
+    gpus = _first(given.get("GPU"), params.get("num-gpus"), limits[device] if device else None, 0)
+    return float(math.ceil(_amount(cpus, f"{key}: CPUs"))), _amount(gpus, f"{key}: GPUs")
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _amount(value: Any, key: str) -> float:
+    """A number or a Kubernetes quantity."""
+    text = str(value)
+    scale = SCALES.get(text[-1:], 1.0)
+    try:
+        amount = float(text[:-1] if text[-1:] in SCALES else text) * scale
+    except ValueError:
+        raise ConfigError(f"{key} must be a number, not {value!r}") from None
+    if not 0 <= amount < math.inf:
+        raise ConfigError(f"{key} must be at least 0, not {value!r}")
+    return amount
+
+
+def _count(value: Any, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{key} must be a whole number of at least 0, not {value!r}")
+    return value
+
+
+def _refuse_contradictions(groups: tuple[Group, ...], most_workers: int | None) -> None:
+    for group in groups:
+        if group.least > group.most:
+            raise ConfigError(
+                f"group {group.name}: its minimum of {group.least} nodes is over its maximum of {group.most}"
+            )
+    least = sum(group.least for group in groups)
+    if most_workers is not None and least > most_workers:
+        raise ConfigError(f"the groups' minimums add up to {least} nodes, but max_workers is {most_workers}")

@@ -1,0 +1,227 @@
+"""Whether and where the actors of a configuration fit on a cluster.
+
+The learner ranks are placed first, as the driver does: side by side on nodes that always run, on spot nodes only when
+nothing else has room. Engines fill what is left, then nodes that the autoscaler has to start. `engines_always` are those
+that need no further node, `engines_at_most` those with every group at its maximum. Pure: no Ray, no clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from kray.config.cluster import Cluster, Group, load_cluster
+from kray.config.schema import KrayConfig
+from kray.records import ConfigError
+
+PLENTY = 10**9  # engines on a node that are not limited by it
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one actor asks for."""
+
+    cpus: float
+    gpus: float
+
+    def times_in(self, cpus: float, gpus: float) -> int:
+        """How many fit beside each other."""
+        room = [have / need for have, need in ((cpus, self.cpus), (gpus, self.gpus)) if need > 0]
+        return int(min(room, default=PLENTY))
+
+    def __str__(self) -> str:
+        return amounts(self.cpus, self.gpus)
+
+
+@dataclass(slots=True)
+class Node:
+    """A node that runs, and what is free on it."""
+
+    group: Group
+    cpus: float
+    gpus: float
+
+
+@dataclass(slots=True)
+class Fit:
+    """Where a configuration's actors go: group name -> how many. nodes: group name -> nodes in use or always there."""
+
+    ranks: Counter[str] = field(default_factory=Counter)
+    engines: Counter[str] = field(default_factory=Counter)
+    nodes: Counter[str] = field(default_factory=Counter)
+    engines_always: int = 0
+    engines_at_most: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def place(config: KrayConfig, cluster: Cluster) -> Fit:
+    """Raises ConfigError with one line: what does not fit, by how much, and what to change."""
+    rollout, train = config.rollout, config.train
+    rank, engine = (
+        Shape(train.cpus_per_rank, train.gpus_per_rank),
+        Shape(rollout.cpus_per_engine, rollout.gpus_per_engine),
+    )
+    room = _Room(cluster)
+    fit = Fit()
+    for placed in range(train.ranks):
+        group = room.take_one(rank)
+        if group is None:
+            raise ConfigError(_ranks_missing(cluster, rank, train.ranks, placed))
+        fit.ranks[group.name] += 1
+    fit.engines_always = room.beside(engine)
+    fit.engines_at_most = fit.engines_always + sum(count for _, count in room.startable(engine))
+    if fit.engines_at_most < rollout.engines:
+        raise ConfigError(_engines_missing(cluster, room, engine, rollout.engines, fit))
+    fit.engines = room.take(engine, rollout.engines)
+    fit.nodes = Counter(node.group.name for node in room.nodes)
+    fit.notes = list(_notes(cluster, fit, rank, engine))
+    return fit
+
+
+class _Room:
+    """Nodes that run, and those that may still be started."""
+
+    def __init__(self, cluster: Cluster):
+        self.nodes = [Node(g, g.cpus, g.gpus) for g in cluster.groups for _ in range(g.least)]
+        started = sum(group.least for group in cluster.workers)
+        self.left = PLENTY if cluster.most_workers is None else cluster.most_workers - started
+        self.unstarted = {group: group.most - group.least for group in cluster.workers}
+
+    def take_one(self, shape: Shape) -> Group | None:
+        """Places one actor; None where there is no room. On demand before spot, running before new."""
+        for node in sorted(self.nodes, key=lambda node: node.group.spot):
+            if not node.group.spot and shape.times_in(node.cpus, node.gpus):
+                return self._use(node, shape)
+        for group in sorted(self.unstarted, key=lambda group: group.spot):
+            running = [node for node in self.nodes if node.group is group and shape.times_in(node.cpus, node.gpus)]
+            if running:
+                return self._use(running[0], shape)
+            if self.left > 0 and self.unstarted[group] > 0 and shape.times_in(group.cpus, group.gpus):
+                return self._use(self._start(group), shape)
+        return None
+
+    def beside(self, shape: Shape) -> int:
+        """How many actors fit on the nodes that run."""
+        return sum(shape.times_in(node.cpus, node.gpus) for node in self.nodes)
+
+    def startable(self, shape: Shape) -> list[tuple[Group, int]]:
+        """(group, actors that fit on the nodes which it may still start), where all share the limit on nodes."""
+        found, left = [], self.left
+        fitting = {group: shape.times_in(group.cpus, group.gpus) for group in self.unstarted}
+        for group in sorted(fitting, key=lambda group: -fitting[group]):
+            nodes = min(self.unstarted[group], left) if fitting[group] else 0
+            found.append((group, nodes * fitting[group]))
+            left -= nodes
+        return found
+
+    def take(self, shape: Shape, count: int) -> Counter[str]:
+        """Places that many actors, for which there is room; starts nodes only when those that run are full."""
+        placed: Counter[str] = Counter()
+        for node in self.nodes:
+            fitting = min(shape.times_in(node.cpus, node.gpus), count - placed.total())
+            node.cpus, node.gpus = node.cpus - fitting * shape.cpus, node.gpus - fitting * shape.gpus
+            placed[node.group.name] += fitting
+        for group, most in self.startable(shape):
+            while most > 0 and placed.total() < count:
+                fitting = min(shape.times_in(group.cpus, group.gpus), count - placed.total())
+                node = self._start(group)
+                node.cpus, node.gpus = node.cpus - fitting * shape.cpus, node.gpus - fitting * shape.gpus
+                placed[group.name] += fitting
+                most -= fitting
+        return +placed
+
+    def _start(self, group: Group) -> Node:
+        self.unstarted[group] -= 1
+        self.left -= 1
+        self.nodes.append(Node(group, group.cpus, group.gpus))
+        return self.nodes[-1]
+
+    @staticmethod
+    def _use(node: Node, shape: Shape) -> Group:
+        node.cpus, node.gpus = node.cpus - shape.cpus, node.gpus - shape.gpus
+        return node.group
+
+
+def cluster_rows(config: KrayConfig, path: str) -> list[tuple[str, str]]:
+    """(label, value) rows of where the configuration's actors go. Raises ConfigError when they do not fit."""
+    cluster = load_cluster(path)
+    fit = place(config, cluster)
+    always, most = fit.engines_always, fit.engines_at_most
+    rows = [
+        ("cluster", f"{path} ({cluster.kind}): {'; '.join(map(_described, cluster.groups))}"),
+        ("driver and scorer on", f"{cluster.head.name}, where a job's entry point runs"),
+        ("learner ranks on", _where(fit.ranks)),
+        ("engines on", _where(fit.engines)),
+        ("engines that fit", f"{_many(always)} without another node, at most {_many(most)}"),
+        ("nodes at work", _where(fit.nodes)),
+    ]
+    return rows + [("note", note) for note in fit.notes]
+
+
+def amounts(cpus: float, gpus: float) -> str:
+    """{CPU: 4} or {CPU: 4, GPU: 1}."""
+    return f"{{CPU: {cpus:g}, GPU: {gpus:g}}}" if gpus else f"{{CPU: {cpus:g}}}"
+
+
+def _many(count: int) -> str:
+    return "any number" if count >= PLENTY else str(count)
+
+
+def _described(group: Group) -> str:
+    nodes = str(group.most) if group.always else f"{group.least} to {group.most}"
+    return f"{group.name} {nodes} x {amounts(group.cpus, group.gpus)}{' on spot' if group.spot else ''}"
+
+
+def _where(counts: Counter[str]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items()) or "nowhere"
+
+
+def _notes(cluster: Cluster, fit: Fit, rank: Shape, engine: Shape) -> Iterable[str]:
+    groups = {group.name: group for group in cluster.groups}
+    for name, count in fit.ranks.items():
+        if groups[name].spot:
+            yield f"{count} learner ranks land on {name}, which is spot: a preempted one ends the run until it is resumed"
+    for what, shape, places in (("learner ranks", rank, fit.ranks), ("engines", engine, fit.engines)):
+        idle = [name for name in places if groups[name].gpus and not shape.gpus]
+        if idle:
+            reason = "; a CUDA build of vLLM does not run without one" if what == "engines" else ""
+            yield f"{what} ask for no GPU, so those of {', '.join(idle)} stay idle{reason}"
+
+
+def _ranks_missing(cluster: Cluster, rank: Shape, ranks: int, placed: int) -> str:
+    offers = "; ".join(
+        f"{g.name} takes {rank.times_in(g.cpus, g.gpus)} a node on {_nodes(g.most)} of {amounts(g.cpus, g.gpus)}"
+        for g in cluster.groups
+    )
+    lacking = ranks - placed
+    return (
+        f"train.ranks: {ranks} learner ranks of {rank} do not fit on {cluster.path}: {placed} do, "
+        f"{amounts(lacking * rank.cpus, lacking * rank.gpus)} are missing ({offers}{_limit(cluster)}); "
+        "lower train.ranks or raise a group's maximum"
+    )
+
+
+def _engines_missing(cluster: Cluster, room: _Room, engine: Shape, engines: int, fit: Fit) -> str:
+    offers: Counter[str] = Counter()
+    for node in room.nodes:
+        offers[node.group.name] += engine.times_in(node.cpus, node.gpus)
+    for group, count in room.startable(engine):
+        offers[group.name] += count
+    lacking = engines - fit.engines_at_most
+    return (
+        f"rollout.engines: {engines} engines of {engine} do not fit on {cluster.path} beside {fit.ranks.total()} learner "
+        f"ranks ({_where(fit.ranks)}): at most {fit.engines_at_most} do ({_where(offers)}{_limit(cluster)}), "
+        f"{amounts(lacking * engine.cpus, lacking * engine.gpus)} are missing; "
+        "lower rollout.engines or raise a group's maximum"
+    )
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node" if count == 1 else f"{count} nodes"
+
+
+def _limit(cluster: Cluster) -> str:
+    most = sum(group.most for group in cluster.workers)
+    short = cluster.most_workers is not None and cluster.most_workers < most
+    return f"; max_workers allows {cluster.most_workers} of {most} nodes" if short else ""
