@@ -28,7 +28,8 @@ LOCAL = "http://127.0.0.1:8265"
 START_S, STOP_S = 90.0, 600.0
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-CARRIED = ("MLFLOW_TRACKING_URI", "KRAY_CACHE", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE")
+CARRIED = ("MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE")
+FOLDERS = ("KRAY_CACHE", "XDG_CACHE_HOME", "HF_HOME")  # of this machine: a cluster has its own, also behind a tunnel
 
 
 def main() -> int:
@@ -48,7 +49,8 @@ def main() -> int:
     if client is None:
         client = start_head(address)
     variables = {"KRAY_GIT_COMMIT": git_commit(), "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}", "PYTHONUNBUFFERED": "1"}
-    variables |= {name: os.environ[name] for name in CARRIED if name in os.environ}
+    carried = CARRIED + (FOLDERS if own_head() else ())
+    variables |= {name: os.environ[name] for name in carried if name in os.environ}
     name = f"kray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     submit = [str(BIN / "ray"), "job", "submit", "--no-wait", "--address", address, "--submission-id", name]
     submit += ["--working-dir", str(ROOT), "--runtime-env-json", json.dumps({"env_vars": variables}), "--"]
@@ -85,9 +87,22 @@ def reach(address: str):
         return None
 
 
+def head_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
+
+
+def own_head() -> bool:
+    """Whether the head that `start_head` made is up."""
+    try:
+        os.kill(int((head_folder() / "ray-head.pid").read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def start_head(address: str):
     """A Ray head of our own on 127.0.0.1, which stays up when this process ends."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
+    folder = head_folder()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "ray-head.log"
     command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from kray.config.cluster import Cluster, Group, load_cluster
-from kray.config.schema import KrayConfig
+from kray.config.schema import KrayConfig, RolloutConfig
 from kray.records import ConfigError
 
 PLENTY = 10**9  # engines on a node that are not limited by it
@@ -71,11 +71,15 @@ def place(config: KrayConfig, cluster: Cluster) -> Fit:
         fit.ranks[group.name] += 1
     fit.engines_always = room.beside(engine)
     fit.engines_at_most = fit.engines_always + sum(count for _, count in room.startable(engine))
-    if fit.engines_at_most < rollout.engines:
-        raise ConfigError(_engines_missing(cluster, room, engine, rollout.engines, fit))
-    fit.engines = room.take(engine, rollout.engines)
+    least = rollout.engines if rollout.min_engines is None else max(1, rollout.min_engines)
+    if fit.engines_at_most < least:
+        raise ConfigError(_engines_missing(cluster, room, engine, rollout, least, fit))
+    placed = min(rollout.engines, fit.engines_at_most)
+    fit.engines = room.take(engine, placed)
     fit.nodes = Counter(node.group.name for node in room.nodes)
     fit.notes = list(_notes(cluster, fit, rank, engine))
+    if placed < rollout.engines:
+        fit.notes.append(f"{placed} of rollout.engines {rollout.engines} fit; a run goes on with those")
     return fit
 
 
@@ -202,7 +206,10 @@ def _ranks_missing(cluster: Cluster, rank: Shape, ranks: int, placed: int) -> st
     )
 
 
-def _engines_missing(cluster: Cluster, room: _Room, engine: Shape, engines: int, fit: Fit) -> str:
+def _engines_missing(
+    cluster: Cluster, room: _Room, engine: Shape, rollout: RolloutConfig, engines: int, fit: Fit
+) -> str:
+    key = "rollout.engines" if rollout.min_engines is None else "rollout.min_engines"
     offers: Counter[str] = Counter()
     for node in room.nodes:
         offers[node.group.name] += engine.times_in(node.cpus, node.gpus)
@@ -210,10 +217,10 @@ def _engines_missing(cluster: Cluster, room: _Room, engine: Shape, engines: int,
         offers[group.name] += count
     lacking = engines - fit.engines_at_most
     return (
-        f"rollout.engines: {engines} engines of {engine} do not fit on {cluster.path} beside {fit.ranks.total()} learner "
+        f"{key}: {engines} engines of {engine} do not fit on {cluster.path} beside {fit.ranks.total()} learner "
         f"ranks ({_where(fit.ranks)}): at most {fit.engines_at_most} do ({_where(offers)}{_limit(cluster)}), "
         f"{amounts(lacking * engine.cpus, lacking * engine.gpus)} are missing; "
-        "lower rollout.engines or raise a group's maximum"
+        f"lower {key} or raise a group's maximum"
     )
 
 

@@ -153,6 +153,21 @@ def test_what_does_not_fit_is_said_with_numbers(cluster_file, asked, parts):
     assert "\n" not in str(error.value)
 
 
+def test_an_elastic_pool_needs_room_for_its_fewest_engines_only(cluster_file):
+    cluster = load_cluster(cluster_file(RAY_UP))
+    asked = config(ranks=(1, 1, 1), engines=(100, 1, 1))
+    most = place(config(ranks=(1, 1, 1), engines=(1, 1, 1)), cluster).engines_at_most
+    with pytest.raises(ConfigError, match=r"rollout\.engines: 100 engines"):
+        place(asked, cluster)
+    asked.rollout.min_engines = 0
+    fit = place(asked, cluster)
+    assert fit.engines.total() == most
+    assert f"{most} of rollout.engines 100 fit; a run goes on with those" in fit.notes
+    asked.rollout.min_engines = most + 1
+    with pytest.raises(ConfigError, match=r"rollout\.min_engines"):
+        place(asked, cluster)
+
+
 def test_the_limit_on_all_nodes_counts(cluster_file):
     limited = load_cluster(cluster_file(RAY_UP.replace("max_workers: 5", "max_workers: 3")))
     assert place(config(ranks=(4, 1, 1)), limited).engines_at_most == 2
