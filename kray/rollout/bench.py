@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 import torch
 from transformers import AutoModelForCausalLM
@@ -75,6 +76,7 @@ POLICIES = {
     "tasks of 32, 1 batch in hand": Policy(Kept, 32, 1.0),
     "tasks of 32, 3 batches in hand": Policy(Kept, 32, 3.0),
     "tasks of 1, 1 batch in hand": Policy(Kept, 1, 1.0),
+    "tasks of 1, 2 batches in hand": Policy(Kept, 1, 2.0),
 }
 
 
@@ -129,8 +131,9 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Figures of every policy, median over the rounds after a first that is left out; needs a Ray cluster.
 
-    makespan_s; rollouts_per_s; busy: share of each engine's time, sorted; even: mean busy share, what an even spread of the
-    same busy time would reach; schedule_us, driver_us: processor time a task inside the schedule and of the whole driver.
+    makespan_s; rollouts_per_s; busy: share of each engine's time, sorted; cpu_s: processor seconds of each engine, sorted (what
+    else the machine does stretches the makespan, hardly these); schedule_us, driver_us, process_us: processor time a task
+    inside the schedule, of the thread that drives the pool, and of its whole process, Ray's threads included.
     """
     spec = EngineSpec(folder, "float32", 512, max_sequences, 1, 0, 0.25, 0.0, True, 0)
     pool = _Pool(RolloutConfig(engines=engines, start_timeout_s=START_S), spec, "bench", log)
@@ -151,29 +154,36 @@ async def _rounds(
             if time.monotonic() - started > START_S:
                 raise KrayError(f"{pool.serving} of {len(pool.engines)} engines serve after {START_S:g} s")
             await asyncio.sleep(0.2)
+        pids = [(await engine.actor.start.remote())["pid"] for engine in pool.engines]
+        processes = [psutil.Process(pid) for pid in pids]
         for number in range(rounds + 1):
             sums = np.zeros(len(groups.prompts))
             for name, policy in POLICIES.items():
                 tasks = list(groups.tasks(policy.split, first_id, 10**6 * number))
                 first_id += len(tasks)
-                row = await _round(pool, policy, tasks, sums)
+                row = await _round(pool, processes, policy, tasks, sums)
                 if number:
                     found[name].append(row)
                 kind = f"round {number} of {rounds}" if number else "warm-up"
-                log(f"{kind}: {name}: {row['makespan_s']:.2f} s, busy {_shares(row['busy'])}")
+                log(
+                    f"{kind}: {name}: {row['makespan_s']:.2f} s, busy {_shares(row['busy'])}, cpu {sum(row['cpu_s']):.2f} s"
+                )
             groups.expected = (groups.expected + sums / groups.budgets / len(POLICIES)) / 2
     finally:
         await pool.close()
     return {name: _median(rows) | {"rounds": rows} for name, rows in found.items()}
 
 
-async def _round(pool: _Pool, policy: Policy, tasks: list[RolloutTask], sums: np.ndarray) -> dict[str, Any]:
+async def _round(
+    pool: _Pool, processes: list[psutil.Process], policy: Policy, tasks: list[RolloutTask], sums: np.ndarray
+) -> dict[str, Any]:
     """One step's work; adds the response tokens of each prompt to `sums`."""
     schedule = policy.make(pool.rollout.max_attempts)
     for engine in pool.engines:
         schedule.engine_up(engine.name, round(policy.capacity * pool.spec.max_sequences))
     pool.schedule = schedule  # nothing is in hand between two rounds
-    before, cpu_s, started, rollouts = dict(pool.busy), time.process_time(), time.monotonic(), 0
+    before, spent, rollouts = dict(pool.busy), [_cpu_s(each) for each in processes], 0
+    started, thread_s, process_s = time.monotonic(), time.thread_time(), time.process_time()
     with pool.open() as session:
         session.submit(tasks)
         while session.left:
@@ -183,6 +193,7 @@ async def _round(pool: _Pool, policy: Policy, tasks: list[RolloutTask], sums: np
             rollouts += len(outcome.rollouts)
             sums[int(outcome.task.prompt_id)] += sum(len(rollout.tokens) for rollout in outcome.rollouts)
     makespan_s = time.monotonic() - started
+    thread_s, process_s = time.thread_time() - thread_s, time.process_time() - process_s
     busy = sorted((after - before[name]) / makespan_s for name, after in pool.busy.items())
     return {
         "makespan_s": makespan_s,
@@ -190,9 +201,10 @@ async def _round(pool: _Pool, policy: Policy, tasks: list[RolloutTask], sums: np
         "tasks": len(tasks),
         "rollouts_per_s": rollouts / makespan_s,
         "busy": busy,
-        "even": float(np.mean(busy)),
+        "cpu_s": sorted(_cpu_s(each) - earlier for each, earlier in zip(processes, spent, strict=True)),
         "schedule_us": 1e6 * schedule.driver_s / len(tasks),
-        "driver_us": 1e6 * (time.process_time() - cpu_s) / len(tasks),
+        "driver_us": 1e6 * thread_s / len(tasks),
+        "process_us": 1e6 * process_s / len(tasks),
     }
 
 
@@ -207,9 +219,13 @@ def _publication(folder: str) -> Published:
     return Published(0, ray.put(FlatWeights.pack(state)), tuple(probe.tolist()), logprobs)
 
 
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
 def _median(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    medians: dict[str, Any] = {key: float(np.median([row[key] for row in rows])) for key in rows[0] if key != "busy"}
-    return medians | {"busy": np.median([row["busy"] for row in rows], axis=0).tolist()}
+    return {key: np.median([row[key] for row in rows], axis=0).tolist() for key in rows[0]}
 
 
 def _shares(busy: list[float]) -> str:

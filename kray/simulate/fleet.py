@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kray.records import RolloutTask, Sampling
-from kray.rollout.schedule import Schedule, split_rollouts
+from kray.rollout.schedule import Schedule, largest_part, split_rollouts
 
 SAMPLING = Sampling(4096)  # not looked at
 NEVER_S = 1e12
@@ -109,13 +109,16 @@ class Dealt(Schedule):
 def simulate(
     fleet: Fleet,
     work: Work,
-    split: int = 32,
+    split: int = 0,
     capacity: float = 1.0,
     progress: bool = True,
     make: Callable[[int], Schedule] = Schedule,
 ) -> Outcome:
-    """Carries the step out. split: largest part of a group that is one task; capacity: of an engine, over max_sequences;
-    progress: whether engines report every rollout that ends, or whole tasks only."""
+    """Carries the step out.
+
+    split: largest part of a group that is one task (0: as largest_part says); capacity: of an engine, over max_sequences;
+    progress: whether engines report every rollout that ends, or whole tasks only.
+    """
     return _Step(fleet, work, split, capacity, progress, make(1)).run()
 
 
@@ -203,6 +206,7 @@ class _Step:
         self.engines = {f"engine-{i}": _Engine(fleet) for i in range(fleet.engines)}
         self.room = max(1, round(capacity * fleet.max_sequences))
         self.tasks: list[RolloutTask] = []
+        split = split or largest_part(work.rollouts, fleet.engines, 32)
         for prompt, lengths in enumerate(work.lengths):
             for first, part in split_rollouts(len(lengths), split):
                 names = (len(self.tasks), f"{prompt}", (), part, first, 0, 0, SAMPLING, NEVER_S)

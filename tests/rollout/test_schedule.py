@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kray.records import RolloutTask, Sampling
 from kray.rollout.health import Health, State
-from kray.rollout.schedule import Ending, Schedule, expected_work, split_rollouts
+from kray.rollout.schedule import Ending, Schedule, expected_work, largest_part, split_rollouts
 
 
 def task(number: int, rollouts: int = 1, tokens: float = 10.0, timeout_s: float = 60.0) -> RolloutTask:
@@ -259,6 +259,15 @@ def test_parts_cover_the_group_once_and_are_even(rollouts, largest):
         counts = [count for _, count in parts]
         assert max(counts) - min(counts) <= 1
         assert 1 <= min(counts) <= max(counts) <= largest
+
+
+@given(rollouts=st.integers(0, 10**5), engines=st.integers(1, 1000), most=st.integers(1, 64))
+def test_a_step_is_split_finer_over_more_engines_and_never_finer_than_pairs(rollouts, engines, most):
+    largest = largest_part(rollouts, engines, most)
+    assert min(2, most) <= largest <= most
+    assert largest_part(rollouts, engines + 1, most) <= largest <= largest_part(rollouts + 1, engines, most)
+    if largest > 2:
+        assert largest <= rollouts / engines / 8 + 0.5
 
 
 def test_an_engine_serves_only_what_it_has_proved():

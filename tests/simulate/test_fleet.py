@@ -65,6 +65,16 @@ def test_an_engine_that_reports_whole_tasks_only_must_hold_more_than_a_batch():
     assert simulate(fleet, work, progress=False, capacity=3).makespan_s < 1.05 * exact
 
 
+def test_a_step_of_few_rollouts_an_engine_wants_small_parts():
+    fleet = replace(FLEETS["gpu"], engines=16, max_sequences=8)
+    found = {split: [] for split in (0, 32)}
+    for seed in range(4):
+        work = make_work(16 * 8, seed)
+        for split, makespans in found.items():
+            makespans.append(simulate(fleet, work, split).makespan_s / lower_bound(fleet, work))
+    assert np.mean(found[0]) < 0.85 * np.mean(found[32])
+
+
 def test_work_has_the_budgets_and_lengths_that_it_says():
     work = make_work(4000, 1)
     budgets = np.array([len(each) for each in work.lengths])
