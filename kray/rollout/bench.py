@@ -47,6 +47,9 @@ class _Clocked:
     def done(self, task_id: int, engine: str, now: float) -> Any:
         return self._clock("done", task_id, engine, now)
 
+    def progressed(self, task_id: int, engine: str, finished: int, now: float) -> None:
+        self._clock("progressed", task_id, engine, finished, now)
+
     def _clock(self, name: str, *args: Any) -> Any:
         started = time.thread_time()
         answer = getattr(super(), name)(*args)
