@@ -18,7 +18,7 @@ from kray.records import KrayError, Prompt, Rollout, RolloutGroup, RolloutTask, 
 from kray.rewards.scorer import Scorer
 from kray.rollout.outcome import Outcome
 from kray.rollout.pool import Pool
-from kray.rollout.schedule import split_rollouts
+from kray.rollout.schedule import largest_part, split_rollouts
 
 TRAINING, EVALUATION = 0, 1  # priorities of rollout tasks, the lower first
 Seeds = Callable[[str], int]  # a group's seed from its prompt's id
@@ -178,8 +178,10 @@ class Collector:
     ) -> list[RolloutTask]:
         """Rollout tasks for what the plan asks for now; `drawn` counts a prompt's rollouts and gives them their index."""
         tasks = []
+        rollouts = max(step_rollouts, sum(wanted for _, wanted in taken))
+        largest = largest_part(rollouts, self.rollout.engines, self.rollout.split)
         for prompt_id, wanted in taken:
-            for first, part in split_rollouts(wanted, self.rollout.split):
+            for first, part in split_rollouts(wanted, largest):
                 tasks.append(
                     RolloutTask(
                         id=next(self._ids),

@@ -81,7 +81,7 @@ class Pool:
         live = [engine for engine in self.engines if engine.health.state is State.SERVING]
         for engine in live:
             engine.health.outdated()
-            self.schedule.hold(engine.name, True)
+            self._hold(engine, True)
         for engine in self.engines:  # also those that came up before there was anything to serve
             engine.rouse()
 
@@ -133,22 +133,28 @@ class Pool:
         spare = sorted((e for e in alive if not e.needed), key=lambda e: e.health.state is State.RESTING)
         for engine in spare[: max(0, wanted - len(needed))]:
             engine.needed = True
-            self.schedule.hold(engine.name, engine.health.state is not State.SERVING)
+            self._hold(engine, engine.health.state is not State.SERVING)
             engine.rouse()
         needed.sort(key=lambda e: (e.health.state is State.SERVING, self.schedule.load(e.name)))
         for engine in needed[: max(0, len(needed) - wanted)]:
             engine.needed = False
-            self.schedule.hold(engine.name, True)
+            self._hold(engine, True)
             engine.rouse()
         if wanted > len(needed) and spare and self.sizing.least < self.sizing.most:
             self.log(f"pool: {wanted} engines wanted for {rollouts} rollouts, {len(needed)} until now")
         self.dispatch()
+
+    def _hold(self, engine: Tender, held: bool) -> None:
+        if self.schedule.is_up(engine.name):
+            self.schedule.hold(engine.name, held)
 
     # -- small steps --------------------------------------------------------------------------------------------------
 
     def dispatch(self) -> None:
         """Sends waiting tasks to engines with room. A send that fails shows in the engine's next report."""
         orders = self.schedule.dispatch(time.monotonic())
+        if not orders:
+            return
         for engine in self.engines:
             if engine.name in orders:
                 engine.actor.submit.remote(orders[engine.name])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kray.records import RolloutTask, Sampling
 from kray.rollout.health import Health, State
-from kray.rollout.schedule import Ending, Schedule, expected_work, split_rollouts
+from kray.rollout.schedule import Ending, Schedule, expected_work, largest_part, split_rollouts
 
 
 def task(number: int, rollouts: int = 1, tokens: float = 10.0, timeout_s: float = 60.0) -> RolloutTask:
@@ -17,7 +17,9 @@ def task(number: int, rollouts: int = 1, tokens: float = 10.0, timeout_s: float 
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["submit", "up", "down", "done", "refused", "cancel", "dispatch", "late done"]),
+        st.sampled_from(
+            ["submit", "up", "down", "done", "refused", "cancel", "dispatch", "late done", "hold", "free", "progress"]
+        ),
         st.integers(0, 7),
         st.integers(1, 40),
     ),
@@ -25,64 +27,180 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+class Told:
+    """What an observer of the schedule's calls and answers knows; its `dispatch` checks the laws of every dispatch."""
+
+    def __init__(self, attempts: int):
+        self.schedule = Schedule(attempts)
+        self.tasks: dict[int, tuple[RolloutTask, int]] = {}  # those that wait or run, with their priority
+        self.hands: dict[str, dict[int, int]] = {}  # engine -> task -> unfinished rollouts
+        self.held: set[str] = set()
+        self.ended: list[int] = []
+
+    @property
+    def waiting(self) -> set[int]:
+        return self.tasks.keys() - {task_id for hand in self.hands.values() for task_id in hand}
+
+    def end(self, *task_ids: int) -> None:
+        for task_id in task_ids:
+            self.ended.append(task_id)
+            del self.tasks[task_id]
+            for hand in self.hands.values():
+                hand.pop(task_id, None)
+
+    def has_room(self, engine: str, capacity: int | None) -> bool:
+        rollouts = sum(self.hands[engine].values())
+        return engine not in self.held and (capacity is None or rollouts == 0 or rollouts < capacity)
+
+    def dispatch(self, now: float, capacity: int | None) -> None:
+        waited = self.waiting
+        orders = self.schedule.dispatch(now)
+        sent = [task for tasks in orders.values() for task in tasks]
+        assert len({task.id for task in sent}) == len(sent)
+        assert {task.id for task in sent} <= waited, "a task that did not wait was sent"
+        assert not orders.keys() & self.held, "a held engine got a task"
+        for engine, tasks in orders.items():
+            assert [self.rank(task.id) for task in tasks] == sorted(self.rank(task.id) for task in tasks)
+            for task in tasks:
+                assert self.has_room(engine, capacity), "an engine without room got a task"
+                self.hands[engine][task.id] = task.rollouts
+        if sent and self.waiting:
+            assert max(self.rank(task.id) for task in sent) < min(map(self.rank, self.waiting)), "priorities inverted"
+        if self.waiting:
+            assert not [name for name in self.hands if self.has_room(name, capacity)], (
+                "an engine idles while tasks wait"
+            )
+
+    def rank(self, task_id: int) -> tuple[int, float, int]:
+        task, priority = self.tasks[task_id]
+        return priority, -task.expected_tokens, task_id
+
+    def check(self) -> None:
+        """Its counters equal a recount."""
+        schedule = self.schedule
+        assert schedule.running == sum(map(len, self.hands.values()))
+        assert schedule.waiting == len(self.waiting)
+        assert schedule.submitted == schedule.waiting + schedule.running + len(self.ended)
+        assert len(self.ended) == len(set(self.ended)) == sum(schedule.ended.values())
+        for name, hand in self.hands.items():
+            assert schedule.load(name) == sum(hand.values())
+
+
+@settings(max_examples=400, deadline=None)
 @given(events=EVENTS, capacity=st.one_of(st.none(), st.integers(1, 50)), attempts=st.integers(1, 3))
-def test_every_task_ends_exactly_once_whatever_happens(events, capacity, attempts):
-    schedule = Schedule(attempts)
-    held: dict[str, set[int]] = {}
-    ended: list[int] = []
-    submitted = 0
+def test_every_task_ends_once_in_the_order_of_priorities_and_no_engine_idles_while_a_task_waits(
+    events, capacity, attempts
+):
+    told = Told(attempts)
+    schedule = told.schedule
     for now, (event, which, size) in enumerate(events):
         name = f"e{which % 3}"
-        mine = sorted(held.get(name, ()))
+        hand = told.hands.get(name, {})
+        mine = sorted(hand)[which % len(hand)] if hand else None
         if event == "submit":
-            schedule.submit([task(submitted, size)])
-            submitted += 1
-        elif event == "up" and name not in held:
+            number = schedule.submitted
+            told.tasks[number] = (task(number, size, tokens=float(1 + size * which % 5)), which % 3)
+            schedule.submit([told.tasks[number][0]], priority=which % 3)
+        elif event == "up" and name not in told.hands:
             schedule.engine_up(name, capacity)
-            held[name] = set()
-        elif event == "down" and name in held:
-            ended += [lost.id for lost in schedule.engine_down(name)]
-            del held[name]
-        elif event == "done" and mine:
-            assert schedule.done(mine[which % len(mine)], name, float(now)).id == mine[which % len(mine)]
-            ended.append(mine[which % len(mine)])
-            held[name].discard(ended[-1])
-        elif event == "refused" and mine:
-            ended.append(schedule.refused(mine[0], name).id)
-            held[name].discard(mine[0])
-        elif event == "cancel" and submitted and schedule.holds(size % submitted):
-            orders = schedule.cancel([size % submitted])
-            for engine, ids in orders.items():
-                held[engine] -= set(ids)
-            ended.append(size % submitted)
-        elif event == "late done" and ended:
-            assert schedule.done(ended[0], name, float(now)) is None
-        for engine, tasks in schedule.dispatch(float(now)).items():
-            assert not held[engine] & {one.id for one in tasks}
-            held[engine] |= {one.id for one in tasks}
-        assert schedule.running == sum(map(len, held.values()))
-        assert submitted == schedule.waiting + schedule.running + len(ended)
-    assert len(ended) == len(set(ended)) == sum(schedule.ended.values())
-    for name in list(held):
-        ended += [lost.id for lost in schedule.engine_down(name)]
-    schedule.cancel(range(submitted))
-    assert sum(schedule.ended.values()) == submitted
+            told.hands[name] = {}
+        elif event == "down" and name in told.hands:
+            lost = schedule.engine_down(name)
+            del told.hands[name]
+            told.held.discard(name)
+            told.end(*(one.id for one in lost))
+        elif event in ("hold", "free") and name in told.hands:
+            schedule.hold(name, event == "hold")
+            (told.held.add if event == "hold" else told.held.discard)(name)
+        elif event == "progress" and mine is not None:
+            finished = min(size, told.tasks[mine][0].rollouts)
+            schedule.progressed(mine, name, finished, float(now))
+            hand[mine] = min(hand[mine], told.tasks[mine][0].rollouts - finished)
+        elif event == "done" and mine is not None:
+            assert schedule.done(mine, name, float(now)).id == mine
+            told.end(mine)
+        elif event == "refused" and mine is not None:
+            assert schedule.refused(mine, name).id == mine
+            told.end(mine)
+        elif event == "cancel" and size in told.tasks:
+            orders = schedule.cancel([size])
+            assert orders == {engine: [size] for engine, tasks in told.hands.items() if size in tasks}
+            told.end(size)
+        elif event == "late done" and told.ended:
+            assert schedule.done(told.ended[0], name, float(now)) is None
+            schedule.progressed(told.ended[0], name, 1, float(now))
+        if which % 2 or event == "dispatch":  # several events may come between two dispatches
+            told.dispatch(float(now), capacity)
+        told.check()
+    for name in list(told.hands):
+        told.end(*(lost.id for lost in schedule.engine_down(name)))
+        del told.hands[name]
+    told.check()
+    schedule.cancel(range(schedule.submitted))
+    assert sum(schedule.ended.values()) == schedule.submitted
     assert schedule.waiting == schedule.running == 0
 
 
-def test_longest_work_first_to_the_engine_with_least_in_hand():
+def test_longest_rollouts_first_to_the_engine_with_the_least_work_in_hand():
     schedule = Schedule(1)
     schedule.engine_up("a", 8)
     schedule.engine_up("b", 8)
-    work = [task(0, 4, 10), task(1, 4, 30), task(2, 2, 10), task(3, 8, 20), task(4, 4, 20)]
+    work = [task(0, 4, 10), task(1, 4, 30), task(2, 2, 10), task(3, 8, 20), task(4, 4, 25)]
     schedule.submit(work)
     orders = schedule.dispatch(0.0)
-    assert [one.id for one in orders["a"]] == [3]  # 160 tokens; it is full then
-    assert [one.id for one in orders["b"]] == [1, 4]  # 120, then 80, which fills it
-    schedule.done(1, "b", 1.0)
-    assert [one.id for one in schedule.dispatch(1.0)["b"]] == [0]
+    assert [one.id for one in orders["b"]] == [4, 3]  # 100 tokens, less than the 120 of a, so the next one too: full
+    assert [one.id for one in orders["a"]] == [1, 0]  # full
+    schedule.done(4, "b", 1.0)
+    assert schedule.dispatch(1.0) == {}
+    schedule.done(1, "a", 1.0)
+    assert [one.id for one in schedule.dispatch(1.0)["a"]] == [2]
     assert expected_work(work[3]) == 160
+
+
+def test_evaluation_waits_for_training_and_is_not_interrupted_by_it():
+    schedule = Schedule(1)
+    schedule.engine_up("a", 4)
+    schedule.submit([task(0, 4, 99), task(1, 4, 99)], priority=1)
+    assert [one.id for one in schedule.dispatch(0.0)["a"]] == [0]
+    schedule.submit([task(2, 4, 1)])
+    assert schedule.dispatch(1.0) == {}
+    schedule.done(0, "a", 2.0)
+    assert [one.id for one in schedule.dispatch(2.0)["a"]] == [2]
+    schedule.done(2, "a", 3.0)
+    assert [one.id for one in schedule.dispatch(3.0)["a"]] == [1]
+
+
+def test_a_held_engine_keeps_what_it_has_and_gets_more_when_it_is_released():
+    schedule = Schedule(1)
+    schedule.engine_up("a", 8)
+    schedule.submit([task(0, 2), task(1, 2)])
+    schedule.dispatch(0.0)
+    schedule.hold("a", True)
+    schedule.submit([task(2, 2)])
+    assert schedule.dispatch(1.0) == {}
+    assert schedule.done(0, "a", 2.0).id == 0
+    assert schedule.dispatch(2.0) == {}
+    assert (schedule.load("a"), schedule.waiting) == (2, 1)
+    schedule.hold("a", False)
+    assert [one.id for one in schedule.dispatch(3.0)["a"]] == [2]
+    with pytest.raises(ValueError, match="engine b is not up"):
+        schedule.hold("b", True)
+
+
+def test_single_rollouts_that_have_ended_make_room_before_their_task_is_done():
+    schedule = Schedule(2)
+    schedule.engine_up("a", 8)
+    schedule.submit([task(0, 8, 20), task(1, 8, 10)])
+    assert [one.id for one in schedule.dispatch(0.0)["a"]] == [0]
+    schedule.progressed(0, "a", 3, 1.0)
+    schedule.progressed(0, "a", 2, 1.0)  # an older report that came late
+    assert schedule.load("a") == 5
+    assert [one.id for one in schedule.dispatch(1.0)["a"]] == [1]
+    schedule.engine_down("a")
+    schedule.engine_up("b", 8)
+    schedule.dispatch(2.0)
+    schedule.progressed(0, "a", 8, 3.0)
+    assert schedule.load("b") == 8  # the whole task starts anew
 
 
 def test_an_idle_engine_takes_a_task_larger_than_its_capacity_and_no_capacity_takes_all():
@@ -141,6 +259,15 @@ def test_parts_cover_the_group_once_and_are_even(rollouts, largest):
         counts = [count for _, count in parts]
         assert max(counts) - min(counts) <= 1
         assert 1 <= min(counts) <= max(counts) <= largest
+
+
+@given(rollouts=st.integers(0, 10**5), engines=st.integers(1, 1000), most=st.integers(1, 64))
+def test_a_step_is_split_finer_over_more_engines_and_never_finer_than_pairs(rollouts, engines, most):
+    largest = largest_part(rollouts, engines, most)
+    assert min(2, most) <= largest <= most
+    assert largest_part(rollouts, engines + 1, most) <= largest <= largest_part(rollouts + 1, engines, most)
+    if largest > 2:
+        assert largest <= rollouts / engines / 8 + 0.5
 
 
 def test_an_engine_serves_only_what_it_has_proved():
