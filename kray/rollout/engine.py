@@ -13,6 +13,7 @@ The actor's other threads only put commands in and take results out, so a long s
 
 from __future__ import annotations
 
+import copy
 import os
 import queue
 import threading
@@ -29,6 +30,7 @@ import ray
 from kray.records import Rollout, RolloutTask
 from kray.weights import FlatWeights
 
+NEWS = 0.125  # share of max_sequences: so many ended rollouts are worth a report, though no task is whole
 CPU_STEP_TOKENS = 8192  # prompt tokens that one step may take in on CPU
 
 
@@ -62,11 +64,23 @@ class EngineSpec:
 
 @dataclass(slots=True)
 class Report:
-    """What an engine has to tell since the last report. busy_s: seconds in which it was stepping."""
+    """What an engine has to tell since the last report. busy_s: seconds in which it was stepping.
 
+    progress: rollouts that are finished of tasks that are not.
+    """
+
+    progress: dict[int, int] = field(default_factory=dict)  # task id -> rollouts
     finished: list[tuple[int, list[Rollout]]] = field(default_factory=list)  # (task id, its rollouts by index)
     refused: list[tuple[int, str]] = field(default_factory=list)  # (task id, why the engine cannot run it)
     busy_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Running:
+    """A task under way: one request to vLLM for each rollout, so that a straggler does not hide that the others ended."""
+
+    task: RolloutTask
+    finished: list[Rollout] = field(default_factory=list)
 
 
 class Engine:
@@ -80,7 +94,8 @@ class Engine:
         self._failure: str | None = None
         self._roused = False
         self._version = -1  # of the weights
-        self._tasks: dict[str, RolloutTask] = {}  # vLLM's request id -> task
+        self._tasks: dict[int, _Running] = {}
+        self._unheard = 0  # rollouts that ended since the last report
         self._ready: Future = Future()
         threading.Thread(target=self._live, name="engine", daemon=True).start()
 
@@ -103,12 +118,14 @@ class Engine:
     def collect(self, timeout_s: float) -> Report:
         """What has finished since the last call; waits up to timeout_s for something to report, or for `rouse`."""
         with self._news:
-            self._news.wait_for(
-                lambda: self._report.finished or self._report.refused or self._failure or self._roused, timeout_s
-            )
+            self._news.wait_for(self._has_news, timeout_s)
             self._raise_failure()
-            report, self._report, self._roused = self._report, Report(), False
+            report, self._report, self._roused, self._unheard = self._report, Report(), False, 0
             return report
+
+    def _has_news(self) -> bool:
+        much = self._unheard >= NEWS * self.spec.max_sequences
+        return bool(self._report.finished or self._report.refused or self._failure or self._roused or much)
 
     def rouse(self) -> None:
         """Ends the wait of `collect`, or of its next call."""
@@ -201,58 +218,70 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
 
         for task in tasks:
+            prompt = {"prompt_token_ids": list(task.prompt_tokens), "cache_salt": f"version {self._version}"}
             sampling = task.sampling
             params = SamplingParams(
-                n=task.rollouts,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 max_tokens=sampling.max_tokens,
-                seed=task.seed + task.first_index,  # vLLM gives sample i of n the seed + i
+                seed=task.seed + task.first_index,
                 stop_token_ids=list(sampling.stop_token_ids),
                 logprobs=0,  # of the sampled token alone
                 flat_logprobs=True,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            name = f"{task.id}"
-            prompt = {"prompt_token_ids": list(task.prompt_tokens), "cache_salt": f"version {self._version}"}
             try:
-                self._engine.add_request(name, prompt, params)
+                for i in range(task.rollouts):
+                    if i:
+                        params = copy.copy(params)
+                        params.seed = task.seed + task.first_index + i
+                    self._engine.add_request(f"{task.id}/{i}", prompt, params)
             except (
                 VLLMClientError,
                 ValueError,
-            ) as error:  # this prompt's own fault: too long, or a token that does not exist
+            ) as error:  # the prompt's own fault: too long, or a token that does not exist
                 with self._news:
                     self._report.refused.append((task.id, str(error)))
                     self._news.notify_all()
             else:
-                self._tasks[name] = task
+                self._tasks[task.id] = _Running(task)
 
     def _abort(self, task_ids: list[int]) -> None:
-        names = [f"{task_id}" for task_id in task_ids if f"{task_id}" in self._tasks]
-        self._engine.abort_request(names)
-        for name in names:
-            del self._tasks[name]
+        known = [task_id for task_id in task_ids if task_id in self._tasks]
+        self._engine.abort_request([f"{name}/{i}" for name in known for i in range(self._tasks[name].task.rollouts)])
+        for task_id in known:
+            del self._tasks[task_id]
 
     def _step(self) -> list[Any]:
         """One step; what was no task's."""
         started = time.monotonic()
         outputs = self._engine.step()
-        finished, others = [], []
-        for output in outputs:
-            task = self._tasks.pop(output.request_id, None)  # FINAL_ONLY: an output is always the last
-            if task is not None:
-                rollouts = sorted((_rollout(task, one) for one in output.outputs), key=lambda rollout: rollout.index)
-                finished.append((task.id, rollouts))
-            else:
+        finished, progress, others, ended = [], {}, [], 0
+        for output in outputs:  # FINAL_ONLY: a rollout's output is always its last
+            name, _, i = output.request_id.partition("/")
+            running = self._tasks.get(int(name)) if i else None
+            if running is None:
                 others.append(output)
+                continue
+            ended += 1
+            running.finished.append(_rollout(running.task, int(i), output.outputs[0]))
+            if len(running.finished) == running.task.rollouts:
+                del self._tasks[int(name)]
+                finished.append((int(name), sorted(running.finished, key=lambda rollout: rollout.index)))
+            else:
+                progress[int(name)] = len(running.finished)
         busy_s = time.monotonic() - started
 
         with self._news:
             self._report.finished += finished
+            self._report.progress |= progress
+            for task_id, _ in finished:
+                self._report.progress.pop(task_id, None)
             self._report.busy_s += busy_s
-            if finished:
+            self._unheard += ended
+            if self._has_news():
                 self._news.notify_all()
         return others
 
@@ -280,12 +309,12 @@ class Engine:
         return np.array([position[token].logprob for token, position in pairs], dtype=np.float32)
 
 
-def _rollout(task: RolloutTask, output: Any) -> Rollout:
-    """vLLM's CompletionOutput as a Rollout."""
+def _rollout(task: RolloutTask, number: int, output: Any) -> Rollout:
+    """vLLM's CompletionOutput as the task's rollout of this number, counted from 0."""
     flat = output.logprobs
     return Rollout(
         prompt_id=task.prompt_id,
-        index=task.first_index + output.index,
+        index=task.first_index + number,
         tokens=np.array(output.token_ids, dtype=np.int32),
         logprobs=np.array([flat.logprobs[i] for i in flat.start_indices], dtype=np.float32),
         finish_reason=str(output.finish_reason),
