@@ -22,6 +22,7 @@ from kray.records import KrayError, Rollout, RolloutTask
 from kray.rollout.engine import Engine, EngineSpec, Report
 from kray.rollout.health import Health, State
 from kray.rollout.schedule import Schedule
+from kray.rollout.transfer import Proof
 
 POLL_S = 2.0  # how long a busy engine is listened to at a time
 HEARTBEAT_S = 15.0  # an idle engine is asked whether it lives
@@ -64,6 +65,7 @@ class _Engine:
         self.name = name
         self.health = Health(max_restarts)
         self.actor: Any = None
+        self.proof: Proof | None = None  # its answer to the newest weights
         self.gap = 0.0  # nats between engine and learner at its last proof
         self.wake = asyncio.Event()  # there is work for it, or a new version
 
@@ -181,8 +183,8 @@ class Pool:
                 await self._wait(engine.wake, HEARTBEAT_S)
             published = self.published
             call = ("update", self.rollout.sync_timeout_s, published.version, published.weights, list(published.probe))
-            found = await self._call(engine, *call)
-            engine.gap = float(np.abs(found - published.logprobs).mean())
+            engine.proof = await self._call(engine, *call)
+            engine.gap = float(np.abs(engine.proof.logprobs - published.logprobs).mean())
             if not engine.gap <= self.tolerance:
                 raise EngineLost(
                     f"its weights of version {published.version} are not the learner's: logprobs of the probe differ by "
