@@ -208,7 +208,8 @@ def _publication(folder: str) -> Published:
         logits = model(torch.tensor(probe)[None]).logits[0].double()
     logprobs = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(probe[1:])[:, None])[:, 0].numpy()
     state = [(name, parameter.detach()) for name, parameter in model.named_parameters()]
-    return Published(0, ray.put(FlatWeights.pack(state)), tuple(probe.tolist()), logprobs)
+    weights = FlatWeights.pack(state)
+    return Published(0, ray.put(weights), weights.checksum, tuple(probe.tolist()), logprobs)
 
 
 def _busy(pool: Pool) -> dict[str, float]:

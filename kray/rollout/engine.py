@@ -1,10 +1,10 @@
-"""One vLLM engine in one actor; the only module that imports vLLM.
+"""One vLLM engine in one actor; with transfer.py, the only module that imports vLLM.
 
 Everything that touches vLLM happens in one thread of this process, which takes commands between two steps of the engine.
 The actor's other threads only put commands in and take results out, so a long step blocks nobody.
 
 - Rollout i of a group is sampled with the task's seed + i, whatever else is in the batch and however the group was split.
-- Weights are replaced through vLLM's weight-transfer protocol, tied embeddings included, between two steps of the engine.
+- Weights are replaced between two steps of the engine, and what it then answers is a proof (transfer.py).
   Rollouts that are under way go on with the new weights (and the keys and values that the old ones computed); vLLM tells
   which version sampled which token. Prompts that the prefix cache knows from old weights are not found by later tasks.
 - Orders (submit, cancel, update) are carried out one after the other, in the order in which they were given.
@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ import numpy as np
 import ray
 
 from kray.records import Rollout, RolloutTask
+from kray.rollout.transfer import TRANSPORT, Proof, Reactions, Stopwatch, exaggerated, register_transport
 from kray.weights import FlatWeights
 
 NEWS = 0.125  # share of max_sequences: so many ended rollouts are worth a report, though no task is whole
@@ -57,6 +58,9 @@ class EngineSpec:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: starts faster, can be fed between steps
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
+            # New weights are repacked in memory that glibc would give back, to have each of its pages cleared next time.
+            "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+            "MALLOC_MMAP_THRESHOLD_": str(2**30),
             "DO_NOT_TRACK": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -96,6 +100,7 @@ class Engine:
         self._version = -1  # of the weights
         self._tasks: dict[int, _Running] = {}
         self._unheard = 0  # rollouts that ended since the last report
+        self._reactions = Reactions()
         self._ready: Future = Future()
         threading.Thread(target=self._live, name="engine", daemon=True).start()
 
@@ -134,8 +139,8 @@ class Engine:
             self._news.notify_all()
 
     @ray.method(concurrency_group="orders")
-    def update(self, version: int, weights: FlatWeights, probe: list[int]) -> np.ndarray:
-        """Takes new weights and returns what it now thinks of the probe: (P - 1,) logprobs of its tokens after the first."""
+    def update(self, version: int, weights: FlatWeights, probe: list[int]) -> Proof:
+        """Takes new weights; the proof says what it now thinks of the probe's tokens after the first."""
         return self._command(self._update, version, weights, probe)
 
     def _command(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -181,7 +186,7 @@ class Engine:
         from vllm import EngineArgs, LLMEngine
 
         spec = self.spec
-        _register_transport()
+        register_transport()
         options: dict[str, Any] = {"dtype": spec.dtype, "weight_transfer_config": {"backend": TRANSPORT}}
         device: dict[str, Any] = {
             "gpu_memory_utilization": spec.gpu_memory_share,
@@ -285,12 +290,35 @@ class Engine:
                 self._news.notify_all()
         return others
 
-    def _update(self, version: int, weights: FlatWeights, probe: list[int]) -> np.ndarray:
-        self._rpc("start_weight_update", {})
-        self._rpc("update_weights", {"update_info": {"tensors": weights.tensors()}})
-        self._rpc("finish_weight_update", {})
+    def _update(self, version: int, weights: FlatWeights, probe: list[int]) -> Proof:
+        clock = Stopwatch()
+        self._load(clock.each("verify", weights.verified()))
         self._engine.set_weight_version(str(version))
         self._version = version
+        clock.done("load")
+        logprobs = self._ask(probe)
+        clock.done("probe")
+        if not self._tasks:  # among others in a batch the probe's last bits say nothing
+            ignored = self._reactions.ignored(weights, probe, logprobs)
+            if ignored:
+                logprobs = self._doubt(weights, ignored, probe, logprobs)
+                clock.done("doubt")
+            self._reactions.remember(weights, probe, logprobs)
+        return Proof(logprobs, weights.checksum, clock.seconds)
+
+    def _load(self, tensors: Iterable[tuple[str, Any]]) -> None:
+        self._rpc("start_weight_update", {})
+        self._rpc("update_weights", {"update_info": {"tensors": tensors}})
+        self._rpc("finish_weight_update", {})
+
+    def _doubt(self, weights: FlatWeights, ignored: list[str], probe: list[int], before: np.ndarray) -> np.ndarray:
+        """Raises when the engine does not even react to a great change of the tensors whose change it ignored."""
+        self._load(exaggerated(weights, ignored).verified())
+        if np.array_equal(self._ask(probe), before, equal_nan=True):
+            raise RuntimeError(
+                f"{len(ignored)} tensors changed, first {ignored[0]}, but what the engine computes did not"
+            )
+        self._load(weights.verified())
         return self._ask(probe)
 
     def _rpc(self, method: str, kwargs: dict[str, Any]) -> None:
@@ -326,62 +354,3 @@ def _vllm_version() -> str:
     import vllm
 
     return vllm.__version__
-
-
-TRANSPORT = "kray_object_store"
-
-
-def _register_transport() -> None:
-    """Makes kray's CPU transport known to vLLM: the tensors are views of a buffer in Ray's object store."""
-    from vllm.distributed.weight_transfer.base import (
-        WeightTransferEngine,
-        WeightTransferInitInfo,
-        WeightTransferUpdateInfo,
-    )
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-
-    @dataclass
-    class InitInfo(WeightTransferInitInfo):
-        pass
-
-    @dataclass
-    class UpdateInfo(WeightTransferUpdateInfo):
-        tensors: list
-
-    class ObjectStoreTransfer(WeightTransferEngine):
-        init_info_cls = InitInfo
-        update_info_cls = UpdateInfo
-
-        def init_transfer_engine(self, init_info: InitInfo) -> None:
-            pass  # nothing to connect: the buffer comes with the call
-
-        def start_weight_update(self) -> None:
-            initialize_layerwise_reload(self.model)
-
-        def update_weights(self, update_info: dict[str, Any]) -> None:
-            self.receive_weights(self.parse_update_info(update_info))  # synchronous, nothing to wait for on CPU
-
-        def receive_weights(self, update_info: UpdateInfo) -> None:
-            model: Any = self.model
-            model.load_weights(iter(update_info.tensors))
-
-        def finish_weight_update(self) -> None:
-            finalize_layerwise_reload(self.model, self.model_config)
-            if self.model_config.hf_config.tie_word_embeddings:
-                self._retie()
-
-        def _retie(self) -> None:
-            """vLLM's reload leaves a tied output layer on its old, repacked copy: point it at the embedding again."""
-            embeddings = [m for m in self.model.modules() if type(m) is VocabParallelEmbedding]
-            heads: list[Any] = [m for m in self.model.modules() if isinstance(m, ParallelLMHead)]
-            for head in heads:
-                head.weight = embeddings[0].weight
-                head.quant_method.process_weights_after_loading(head)
-
-        def shutdown(self) -> None:
-            pass
-
-    if TRANSPORT not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(TRANSPORT, ObjectStoreTransfer)

@@ -34,13 +34,15 @@ PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # nats, mean over the prob
 class Published:
     """A policy version: where its weights are and what the learner thinks of the probe.
 
-    weights: reference to FlatWeights in the object store. probe: token ids; logprobs (P - 1,) of probe[1:].
+    weights: reference to FlatWeights in the object store; checksum: of them. probe: token ids. logprobs: (P - 1,) of
+    probe[1:], or a future of them, so that learner and engines can compute side by side.
     """
 
     version: int
     weights: Any
+    checksum: str
     probe: tuple[int, ...]
-    logprobs: np.ndarray
+    logprobs: np.ndarray | asyncio.Future
 
 
 class Pool:

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from kray.rollout.engine import Engine, Report
 from kray.rollout.health import Health, State
 from kray.rollout.outcome import Outcome
+from kray.rollout.transfer import Proof
 
 if TYPE_CHECKING:
     from kray.rollout.pool import Pool
@@ -46,6 +47,7 @@ class Tender:
         self.health = Health(max_restarts)
         self.actor: Any = None
         self.needed = False  # else it ends what it has in hand and rests
+        self.proof: Proof | None = None  # its answer to the newest weights
         self.gap = 0.0  # nats between engine and learner at its last proof
         self.busy_s = 0.0  # in which it was stepping, over all its actors
         self.up_since: float | None = None  # monotonic s
@@ -150,8 +152,13 @@ class Tender:
                 published.weights,
                 list(published.probe),
             )
-            found = await self._call(*call)
-            self.gap = float(np.abs(found - published.logprobs).mean())
+            self.proof = proof = await self._call(*call)
+            if proof.checksum != published.checksum:
+                raise EngineLost(f"it took other weights than those of version {published.version}")
+            expected = published.logprobs
+            if isinstance(expected, asyncio.Future):
+                expected = await asyncio.shield(expected)
+            self.gap = float(np.abs(proof.logprobs - expected).mean())
             if not self.gap <= self.pool.tolerance:
                 raise EngineLost(
                     f"its weights of version {published.version} are not the learner's: logprobs of the probe differ by "

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -31,7 +30,6 @@ from kray.config.schema import LoraConfig
 from kray.records import ConfigError
 from kray.train.attention import ATTENTION
 from kray.train.lora import add_lora, merges, plain_name
-from kray.weights import ALIGNMENT, FlatWeights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -177,7 +175,10 @@ def _policy_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """The tensor itself where one rank holds all of it, else gathered. A collective."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.to_local() if tensor.device_mesh.size() == 1 else tensor.full_tensor()
 
 
 def _gathered(model: nn.Module, dtype: str | None) -> Iterator[tuple[str, Tensor]]:
@@ -198,21 +199,9 @@ def full_state(model: nn.Module, dtype: str | None = None, keep: bool = True) ->
     return [(name, tensor.to("cpu", copy=True)) for name, tensor in _gathered(model, dtype) if keep]
 
 
-def flat_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> FlatWeights:
-    """`full_state` in one flat buffer, without a second copy of the model. A collective; empty where `keep` is false."""
-    manifest: list[tuple[str, tuple[int, ...], str, int]] = []
-    end = 0
-    for _, name, tensor in _policy_tensors(model) if keep else []:
-        kind = DTYPES[dtype] if dtype and tensor.is_floating_point() else tensor.dtype
-        start = -(-end // ALIGNMENT) * ALIGNMENT
-        manifest.append((name, tuple(tensor.shape), str(kind).removeprefix("torch."), start))
-        end = start + tensor.numel() * kind.itemsize
-    weights = FlatWeights(manifest, np.zeros(end, dtype=np.uint8))
-    places = dict(weights.tensors())
-    for name, tensor in _gathered(model, dtype):
-        if keep:
-            places[name].copy_(tensor)
-    return weights
+def gathered_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
+    """`full_state` without copies: tensors that are whole, on the CPU and of the right dtype are the live ones."""
+    return [(name, tensor.to("cpu")) for name, tensor in _gathered(model, dtype) if keep]
 
 
 def state_digest(state: list[tuple[str, Tensor]]) -> str:

@@ -117,7 +117,7 @@ def test_a_bad_key_in_a_file_is_found_by_its_line(tmp_path):
     assert f"bad.yaml:{line}" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "submit"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "submit", "bench_sync"])
 def test_help_teaches_with_examples(name):
     done = job(name, "--help")
     assert done.returncode == 0
