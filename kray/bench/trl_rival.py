@@ -40,7 +40,7 @@ class Clock(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._last = time.perf_counter()
 
-    def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         now = time.perf_counter()
         self.steps_s.append(now - self._last)
         self._last = now
@@ -137,7 +137,7 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(job["threads"])
-    tried = []
+    tried: list[dict[str, Any]] = []
     for candidate in job["candidates"]:
         label = f"{candidate['microbatches']} micro-batches" + ", continuous batching" * candidate["batched"]
         try:
