@@ -57,13 +57,16 @@ def measure(options: argparse.Namespace, folder: str) -> tuple[dict[str, Any], K
     config = bench.step_config(options.config, folder, options.prompts, options.rollouts, total, options.overrides)
     python = "" if options.skip_trl else rival.find_python(options.trl_python, say)
     model = find_model(config)
-    found: dict[str, Any] = {"load_before": bench.load()}
+    busy: dict[str, float] = {"kray": bench.elsewhere()}
+    found: dict[str, Any] = {"elsewhere": busy}
     connect(config)
     found["kray"] = bench.run_kray(config, model, options.warm)
     say("engine and learner alone, by turns")
+    busy["alone"] = bench.elsewhere()
     found["alone"] = run_alone(config, model, total, options.warm)
     ray.shutdown()
     if not options.skip_trl:
+        busy["TRL"] = bench.elsewhere()
         prompts = bench.prompts_of(config, model, total)
         found["trl"] = rival.run_trl(python, config, model, prompts, options.warm, not options.skip_batched, say)
     found |= bench.ratios(found)

@@ -6,18 +6,19 @@ The whole step counts: from one line of metrics.jsonl to the next, what the driv
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from kray.config import KrayConfig
 from kray.launch import drive, load_checked, run_folder
 
 PARTS = ("plan", "generate", "reward", "update", "sync")
+QUIET_CORES = 0.25  # busy elsewhere; over it, figures are not to be trusted
 STEP_OVER_PARTS, RATE_OVER_TRL = 1.15, 2.0  # what is expected without overlap
 # Every prompt the same rollouts, as rivals do it; nothing but steps in the run.
 OVERRIDES = (
@@ -111,16 +112,15 @@ def table(found: dict[str, Any]) -> str:
             f"generate {trl['generate_s']:.3f}, update {update_s:.3f} ({chosen})",
             f"kray / TRL         {found['rate_over_trl']:7.2f}   expected at least {RATE_OVER_TRL:g}",
         ]
-    if found["load_before"] > 0.5:
-        lines.append(
-            f"note: {found['load_before']:.1f} processes wanted a core before the run; its figures are not clean"
-        )
+    if max(found["elsewhere"].values()) > QUIET_CORES:
+        said = ", ".join(f"{cores:.1f} before {part}" for part, cores in found["elsewhere"].items())
+        lines.append(f"note: other processes kept cores busy ({said}): the figures are theirs too")
     return "\n".join(lines)
 
 
-def load() -> float:
-    """Processes that wanted a core in the last minute: over 0.5 before a measurement, something else is running."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+def elsewhere() -> float:
+    """Cores that other processes keep busy, over one second in which nothing of this measurement runs."""
+    return psutil.cpu_percent(1.0) / 100 * (psutil.cpu_count() or 1)
 
 
 def prompts_of(config: KrayConfig, model: str, steps: int) -> list[list[dict[str, str]]]:
