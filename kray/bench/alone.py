@@ -17,7 +17,7 @@ from kray.config import KrayConfig
 from kray.parts import Encoded, Parts, engine_spec, load_parts
 from kray.records import KrayError, Rollout, RolloutGroup, RolloutTask, Sampling, derive_seed
 from kray.rewards import score
-from kray.rollout.pool import EngineActor
+from kray.rollout.engine import Engine
 from kray.train.group import LearnerGroup
 from kray.train.learner import step_rows
 
@@ -34,7 +34,8 @@ def run_alone(config: KrayConfig, model: str, steps: int, warm: int) -> dict[str
     parts = load_parts(config, model, print)
     spec = engine_spec(config, model)
     options = {"num_cpus": spec.cpus, "max_concurrency": 4, "runtime_env": {"env_vars": spec.environment()}}
-    engines = [EngineActor.options(**options).remote(spec) for _ in range(config.rollout.engines)]
+    actor: Any = ray.remote(concurrency_groups={"orders": 1})(Engine)  # type: ignore[call-overload]
+    engines = [actor.options(**options).remote(spec) for _ in range(config.rollout.engines)]
     learners = LearnerGroup(config.train, config.model.dtype, model, steps, config.run.seed, config.rollout.temperature)
     try:
         rows = asyncio.run(_run(config, parts, engines, learners, steps))
