@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kray.config import derived
+from kray.config import derived, warnings
 from kray.launch import (
     check_model,
     connect,
@@ -46,6 +46,7 @@ def main() -> int:
             check_model(config)
         rows = derived(config, len(train), len(test))
         print("\n".join(f"{label:<26} {value}" for label, value in rows))
+        print(*(f"\nwarning: {line}" for line in warnings(config)), sep="")
         print(
             "\nfirst prompts\n"
             + "\n".join(f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3])
@@ -53,6 +54,8 @@ def main() -> int:
         return 0
     for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
         print(line)
+    for line in warnings(config):
+        print(f"warning: {line}", flush=True)
     model = find_model(config)
     folder = checkpoint.parent.parent.absolute() if checkpoint else run_folder(config)
     connect(config)

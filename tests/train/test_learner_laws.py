@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kray.config.advice import first_cut
 from kray.config.schema import LoraConfig
 from kray.train.learner import step_rows
 from kray.train.model import state_digest
@@ -119,6 +120,17 @@ def test_an_advantage_clip_that_cuts_says_so(train, some_groups):
     assert rows.cut_groups == 1
     assert rows.advantages.max() == 3
     assert step_rows(groups, train).advantages.max() == pytest.approx(math.sqrt(29), rel=1e-4)
+
+
+@pytest.mark.parametrize(("advantage", "clips"), [("std", (0.5, 1.5, 2.0, 3.0, 4.4)), ("mean", (0.3, 0.7, 0.9, 1.0))])
+def test_the_warning_about_the_advantage_clip_names_the_smallest_group_that_is_cut(
+    train, some_groups, advantage, clips
+):
+    for clip in clips:
+        setting = replace(train, advantage=advantage, advantage_clip=clip)
+        sizes = range(2, 40)
+        cut = [size for size in sizes if step_rows(some_groups(0, [[1] + [0] * (size - 1)]), setting).cut_groups]
+        assert min(cut, default=math.inf) == max(2, first_cut(clip, advantage == "std")), clip
 
 
 @pytest.mark.parametrize("background", [False, True])
