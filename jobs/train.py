@@ -46,7 +46,8 @@ def main() -> int:
             check_model(config)
         rows = derived(config, len(train), len(test))
         print("\n".join(f"{label:<26} {value}" for label, value in rows))
-        print(*(f"\nwarning: {line}" for line in warnings(config)), sep="")
+        for line in warnings(config):
+            print(f"\nwarning: {line}")
         print(
             "\nfirst prompts\n"
             + "\n".join(f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3])

@@ -103,7 +103,7 @@ def test_an_export_is_whole_and_computes_the_same(make_run, tmp_path, lora, dtyp
     assert model.dtype == getattr(torch, dtype)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     difference = largest(logprobs(model), said[2])
-    print(f"largest difference of a logprob, {'LoRA ' * bool(lora)}{dtype} export to learner: {difference:.1e}")
+    print(f"\nlargest difference of a logprob, {'LoRA ' * bool(lora)}{dtype} export to learner: {difference:.1e}")
     assert difference < (1e-5 if dtype == "float32" else 0.05)
     assert largest(said[1], said[2]) > 0.05  # it is not the start model's, nor the step's before
     tokenizer = AutoTokenizer.from_pretrained(out)
@@ -300,5 +300,5 @@ def test_vllm_loads_an_export_and_computes_the_same(make_run, tmp_path, lora):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     difference = largest([np.load(tmp_path / "logprobs.npy")], said[2][:1])
-    print(f"largest difference of a logprob, {'LoRA ' * bool(lora)}export in vLLM to learner: {difference:.1e}")
+    print(f"\nlargest difference of a logprob, {'LoRA ' * bool(lora)}export in vLLM to learner: {difference:.1e}")
     assert difference < 1e-4
