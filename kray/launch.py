@@ -194,6 +194,22 @@ def connect(config: KrayConfig) -> None:
     )
 
 
+def as_task(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result, computed by a Ray task on one CPU of any node; raises its KrayError, or one at the deadline."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayTaskError
+
+    name = function.__name__
+    task = ray.remote(function).options(name=name, num_cpus=1, max_retries=0).remote(*arguments)
+    try:
+        return ray.get(task, timeout=timeout_s)
+    except GetTimeoutError as error:
+        ray.cancel(task, force=True)
+        raise KrayError(f"{name} did not end, or found no free CPU, within {timeout_s:.0f} s") from error
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, KrayError) else error) from None
+
+
 def driver_options(folder: Path) -> dict[str, Any]:
     """How the driver actor is made. On this node, which has the run's folder; it mostly waits, so it asks for no CPU."""
     import ray

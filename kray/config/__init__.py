@@ -3,6 +3,7 @@
 Loads OmegaConf and YAML only: neither Ray nor torch nor MLflow.
 """
 
+from kray.config.advice import warnings
 from kray.config.checks import check, require
 from kray.config.export import changed_keys, digest, flat, to_yaml
 from kray.config.loading import load_config
@@ -46,4 +47,5 @@ __all__ = [
     "preview",
     "require",
     "to_yaml",
+    "warnings",
 ]

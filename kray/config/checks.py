@@ -72,6 +72,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.advantage": ("auto", "std", "mean"),
     "train.aggregation": ("auto", "token_mean", "sequence_mean", "prompt_mean", "constant"),
     "train.lr_scaling": ("none", "sqrt", "linear"),
+    "track.log_model": ("", "log", "register"),
 }
 VERIFIERS = ("math", "exact", "reasoning_gym")  # or pkg.module:function
 
@@ -105,6 +106,7 @@ def problems(config: KrayConfig) -> list[Problem]:
         *_prompts(config),
         *_plan(config),
         *_train(config),
+        *_track(config),
         *_resources(config),
     ]
 
@@ -129,7 +131,8 @@ def _single(config: KrayConfig) -> Iterator[Problem]:
     for key, choices in CHOICES.items():
         value = value_at(config, key)
         if value not in choices:
-            yield Problem((key,), f"{key} must be one of {', '.join(choices)}, not {value!r}{_near(value, choices)}")
+            known = ", ".join(choice or '""' for choice in choices)
+            yield Problem((key,), f"{key} must be one of {known}, not {value!r}{_near(value, choices)}")
 
 
 def _near(value: str, choices: tuple[str, ...]) -> str:
@@ -144,6 +147,12 @@ def _run(config: KrayConfig) -> Iterator[Problem]:
     if not os.path.isabs(os.path.expanduser(config.run.dir)):
         reason = "a job's working directory goes away with the cluster"
         yield Problem(("run.dir",), f"run.dir must be absolute or begin with ~, not {config.run.dir!r}: {reason}")
+
+
+def _track(config: KrayConfig) -> Iterator[Problem]:
+    name = config.track.model_name
+    if "/" in name or ":" in name:
+        yield Problem(("track.model_name",), f"track.model_name {name!r} holds / or :, which MLflow forbids")
 
 
 def _model(config: KrayConfig) -> Iterator[Problem]:

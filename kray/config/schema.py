@@ -238,6 +238,8 @@ class TrackConfig:
     every: int = 10  # steps between tables of rollouts and figures
     samples: int = 16  # rollouts in a table
     system_metrics: bool = True
+    log_model: str = ""  # log | register: the trained policy goes to MLflow at the end of the run; empty: it does not
+    model_name: str = ""  # of that model; empty: run.name
 
 
 @dataclass

@@ -337,14 +337,8 @@ class Learner:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _sharded_state(self) -> dict[str, Tensor]:
-        """Everything that is trained, by name, and shared with the live tensors: loading into it loads the learner.
-
-        Frozen parameters are the start model's and stay out; so a checkpoint of LoRA is small.
-        """
-        named = policy.state_tensors(self.model)
-        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
-        frozen = {name for name, _ in self.model.named_parameters()} - trained
-        state = {f"model.{name}": tensor for name, tensor in named if name not in frozen}
+        """Everything that is trained, by name, and shared with the live tensors: loading into it loads the learner."""
+        state = policy.trained_tensors(self.model)
         return state | {f"optimizer.{name}": tensor for name, tensor in self.optimizer.tensors().items()}
 
     def save(self, folder: str | Path, background: bool = False) -> None:

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import LoraConfig
@@ -166,6 +167,15 @@ def state_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return named + [(name, buffer) for name, buffer in model.named_buffers() if name in persistent]
 
 
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of the model: `model.<name>` -> live (sharded) tensor of all that is not frozen.
+
+    Frozen parameters are the start model's; so a checkpoint of LoRA is small.
+    """
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {f"model.{name}": tensor for name, tensor in state_tensors(model) if name not in frozen}
+
+
 def _policy_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
     """(name in the model, plain name, tensor) of what is handed out: adapters come merged into what they adapt."""
     for name, tensor in state_tensors(model):
@@ -231,11 +241,10 @@ def export_policy(model: Any, state: list[tuple[str, Tensor]], dtype: str, sourc
 
 
 def copy_tokenizer(source: str, folder: Path) -> None:
-    """Puts the tokenizer of `source` (a folder or a hub id) into `folder`, file by file where they are files."""
-    if Path(source).is_dir():
-        for pattern in TOKENIZER_FILES:
-            for file in sorted(Path(source).glob(pattern)):
-                if file.is_file():
-                    shutil.copy2(file, folder / file.name)
-    else:
-        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    """Puts tokenizer, chat template and generation config of `source` (a folder or a hub id) into `folder` as they are."""
+    if not Path(source).is_dir():
+        source = snapshot_download(source, allow_patterns=list(TOKENIZER_FILES))
+    for pattern in TOKENIZER_FILES:
+        for file in sorted(Path(source).glob(pattern)):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)  # the modes of a hub's cache are its own affair
