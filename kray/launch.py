@@ -70,7 +70,7 @@ def load_both(config: KrayConfig) -> tuple[list[Prompt], list[Prompt]]:
     test = load_prompts(config.prompts.test, config.reward.verifier)
     for name in sorted({prompt.verifier for prompt in train + test}):
         try:
-            check_verifier(name)
+            check_verifier(name, **(config.reward.options if name == config.reward.verifier else {}))
         except (ValueError, ImportError, AttributeError, TypeError) as error:
             raise ConfigError(f"reward.verifier: {error}") from error
     if config.prompts.per_step > len(train):

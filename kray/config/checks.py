@@ -72,7 +72,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.aggregation": ("auto", "token_mean", "sequence_mean", "prompt_mean", "constant"),
     "train.lr_scaling": ("none", "sqrt", "linear"),
 }
-VERIFIERS = ("math", "exact", "reasoning_gym")  # or pkg.module:function
+VERIFIERS = ("math", "exact", "code", "reasoning_gym")  # or pkg.module:function
+CODE_TIMEOUT_S = 6.0  # of the code verifier, where reward.options.timeout_s is not given
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,10 @@ def _prompts(config: KrayConfig) -> Iterator[Problem]:
         if not (inherits or named or name in VERIFIERS):
             known = f"{', '.join(VERIFIERS)} or pkg.module:function"
             yield Problem((key,), f"{key} must be one of {known}, not {name!r}{_near(name, VERIFIERS)}")
+    own_s = config.reward.options.get("timeout_s", CODE_TIMEOUT_S)
+    if config.reward.verifier == "code" and isinstance(own_s, int | float) and own_s >= config.reward.timeout_s:
+        text = f"reward.options.timeout_s {own_s:g} (of the code verifier) must be below reward.timeout_s"
+        yield Problem(("reward.options.timeout_s", "reward.timeout_s"), f"{text} {config.reward.timeout_s:g}")
 
 
 def _source(key: str, source: SourceConfig) -> Iterator[Problem]:

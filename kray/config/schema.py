@@ -141,7 +141,7 @@ class RolloutConfig:
 
 @dataclass
 class RewardConfig:
-    verifier: str = "exact"  # math | exact | reasoning_gym | pkg.module:function
+    verifier: str = "exact"  # math | exact | code | reasoning_gym | pkg.module:function
     options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the verifier
     workers: int = 1  # processes
     timeout_s: float = 10.0  # for one answer; over it the reward is 0 and the process is replaced

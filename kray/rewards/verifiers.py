@@ -31,6 +31,7 @@ Verifier = Callable[..., "Reward | float | bool"]
 VERIFIERS: dict[str, str] = {
     "exact": "kray.rewards.verifiers:exact",
     "math": "kray.rewards.mathematics:verify_math",
+    "code": "kray.rewards.code:verify_code",
     "reasoning_gym": "kray.rewards.reasoning:verify_reasoning",
 }
 
@@ -66,7 +67,10 @@ def load_verifier(name: str) -> Verifier:
 
 
 def check_verifier(name: str, **options: Any) -> None:
-    """Raise ValueError unless the verifier can be loaded and takes these options. Calls nothing."""
+    """Raise ValueError unless the verifier can be loaded, takes these options and finds what it needs on this machine.
+
+    The verifier itself is not called; what it needs is looked for by its attribute `check(**options)`, if it has one.
+    """
     function = load_verifier(name)
     try:
         signature = inspect.signature(function)
@@ -76,6 +80,11 @@ def check_verifier(name: str, **options: Any) -> None:
         signature.bind("response", "answer", **options)
     except TypeError as error:
         raise ValueError(f'verifier "{name}" takes {signature}: {error}') from None
+    if (needs := getattr(function, "check", None)) is not None:
+        try:
+            needs(**options)
+        except Exception as error:
+            raise ValueError(f'verifier "{name}": {error}') from error
 
 
 def as_reward(value: Any, verifier: str) -> Reward:

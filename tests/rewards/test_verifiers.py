@@ -149,12 +149,12 @@ def test_a_verifier_of_ones_own(monkeypatch, tmp_path):
 @pytest.mark.parametrize("call", [lambda: score("mth", "1", "1"), lambda: check_verifier("mth")])
 def test_an_unknown_verifier_is_named_with_the_nearest_and_all_known(call):
     with pytest.raises(
-        ValueError, match=r'verifier "mth" is not known \(did you mean "math"\?\); known: exact, math, reas'
+        ValueError, match=r'verifier "mth" is not known \(did you mean "math"\?\); known: exact, math, code, reas'
     ):
         call()
 
 
-@pytest.mark.parametrize("name", ["exact", "math", "reasoning_gym"])
+@pytest.mark.parametrize("name", ["exact", "math", "code", "reasoning_gym"])
 def test_known_verifiers_can_be_loaded(name):
     check_verifier(name)
 
