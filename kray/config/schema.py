@@ -145,6 +145,7 @@ class RewardConfig:
     options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the verifier
     workers: int = 1  # processes
     timeout_s: float = 10.0  # for one answer; over it the reward is 0 and the process is replaced
+    memory_gib: float = 4.0  # of one process; over it the verifier gets a MemoryError; 0: no limit
 
 
 @dataclass
