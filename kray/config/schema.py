@@ -67,6 +67,9 @@ class SourceConfig:
     system: str = ""  # system message put before a text prompt when a chat template is used
     template: str = ""  # wraps a text prompt: "{prompt}\nPut the final answer in \\boxed{{}}."
     chat: bool = True  # apply the tokenizer's chat template when it has one
+    special_tokens: bool = (
+        False  # whether "<|im_end|>" and such in a prompt's text are tokens; else they are read as text
+    )
     verifier: str = ""  # empty: reward.verifier (reasoning_gym sources use their own)
     limit: int = 0  # prompts; 0: all
     size: int = 1024  # prompts to generate (arithmetic, reasoning_gym)

@@ -1,8 +1,8 @@
 """One scoring process: reads chunks of answers, sends each outcome as soon as it is known.
 
 Speaks over one socket: frames of a 4-byte length and a pickle. In: (verifier, options, timeout_s, memory_gib) once, then
-lists of (verifier, response, answer). Out: ("ready",) once; ("loading",) and ("loaded",) around the import of a further verifier;
-one ("scored", value, detail, elapsed_s) or ("failed", error, elapsed_s) per answer, in order.
+lists of (verifier, response, answer). Out: ("ready",) once; ("loading",) and ("loaded",) around the import of a further
+verifier; one ("scored", value, detail, elapsed_s) or ("failed", error, elapsed_s) per answer, in order.
 
 It ends when its parent does: on end of file, by a thread that watches the socket while a verifier runs, and by an alarm
 for verifiers that never let that thread run (a regular expression holds the interpreter's lock).
