@@ -40,12 +40,18 @@ def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple
 
 
 def encode_all(
-    prompts: Sequence[Prompt], tokenizer: Any, source: SourceConfig, max_tokens: int
+    prompts: Sequence[Prompt], tokenizer: Any, source: SourceConfig, max_tokens: int, vocabulary: int
 ) -> tuple[list[tuple[Prompt, tuple[int, ...]]], list[str]]:
-    """(prompts that fit with their tokens, ids of those longer than max_tokens)."""
+    """(prompts that fit with their tokens, ids of those longer than max_tokens).
+
+    vocabulary: the model's; a token that is not in it raises DataError, before an engine or the learner meets it.
+    """
     kept, dropped = [], []
     for prompt in prompts:
         tokens = encode_prompt(prompt, tokenizer, source)
+        if max(tokens) >= vocabulary:
+            beyond = f"token {max(tokens)} ({tokenizer.decode([max(tokens)])!r}) is not among the model's {vocabulary}"
+            raise DataError(f"prompt {prompt.id}: {beyond}: tokenizer and model do not belong together")
         if len(tokens) > max_tokens:
             dropped.append(prompt.id)
         else:

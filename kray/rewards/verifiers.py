@@ -24,6 +24,8 @@ class Reward:
     detail: str = ""
 
 
+_DETAIL_CHARACTERS = 1000  # of a detail are kept
+
 Verifier = Callable[..., "Reward | float | bool"]
 
 # Where each verifier lives, in the form that a verifier of your own is named in. Not the functions themselves: importing
@@ -96,9 +98,13 @@ def as_reward(value: Any, verifier: str) -> Reward:
         value = value.item()  # a numpy bool or an array of one
     if not isinstance(value, numbers.Real):
         raise ValueError(f'verifier "{verifier}" returned {type(value).__name__}, not a number')
-    if not math.isfinite(value):
-        raise ValueError(f'verifier "{verifier}" returned {float(value)}, not a finite number')
-    return Reward(float(value), str(detail))
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f'verifier "{verifier}" returned {number}, not a finite number')
+    return Reward(number, str(detail)[:_DETAIL_CHARACTERS])
 
 
 def exact(response: str, answer: str, *, case_sensitive: bool = True) -> Reward:

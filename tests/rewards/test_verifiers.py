@@ -159,7 +159,9 @@ def test_known_verifiers_can_be_loaded(name):
     check_verifier(name)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "1", np.nan, np.array([1.0, 2.0])])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -float("inf"), 10**400, 1j, None, "1", np.nan, np.array([1.0, 2.0])]
+)
 def test_a_reward_that_is_no_finite_number_is_refused(value):
     with pytest.raises(ValueError, match=r'verifier "v" returned .* not a'):
         as_reward(value, "v")
