@@ -6,6 +6,7 @@ Loads OmegaConf and YAML only: neither Ray nor torch nor MLflow.
 from kray.config.checks import check, require
 from kray.config.export import changed_keys, digest, flat, to_yaml
 from kray.config.loading import load_config
+from kray.config.redaction import redact
 from kray.config.schema import (
     EvaluateConfig,
     KrayConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "digest",
     "flat",
     "load_config",
+    "redact",
     "require",
     "to_yaml",
 ]

@@ -6,13 +6,15 @@ Every numeric key of the schema stands in LIMITS or FIXED exactly once (there is
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kray import plan_rules
+from kray.config.redaction import HIDDEN, is_secret_key
 from kray.config.schema import KrayConfig, SourceConfig, aggregation_of
 from kray.records import ConfigError
 
@@ -106,6 +108,7 @@ def problems(config: KrayConfig) -> list[Problem]:
         *_plan(config),
         *_train(config),
         *_resources(config),
+        *_hidden(dataclasses.asdict(config), ""),
     ]
 
 
@@ -244,3 +247,13 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
     if rollout.gpus_per_engine > 1:
         text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
         yield Problem(("rollout.gpus_per_engine",), text)
+
+
+def _hidden(value: Any, key: str) -> Iterator[Problem]:
+    """A kept configuration has *** in place of secrets that are no variables of the environment (see export.to_yaml)."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _hidden(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and (f":{HIDDEN}@" in value or (value == HIDDEN and is_secret_key(key))):
+        text = f"{key} holds {HIDDEN}, where a secret was taken out: give it again, best as ${{oc.env:NAME}}"
+        yield Problem((key,), text)

@@ -39,9 +39,7 @@ def verify_math(response: str, answer: str, *, float_rounding: int = 6, strict: 
     float_rounding: decimals that count; strict: variables, sets and intervals must match as written (see math_verify.verify).
     Raises ValueError when the right answer is empty.
     """
-    right, _ = final_answer(answer)
-    if not right:
-        raise ValueError(f"math: no right answer in {answer[:60]!r}")
+    right = right_answer(answer)
     given, marked = final_answer(response)
     if not given:
         return Reward(0.0, "no answer found")
@@ -61,6 +59,17 @@ def verify_math(response: str, answer: str, *, float_rounding: int = 6, strict: 
     except Exception as error:  # of sympy or its parser, at what the policy wrote: wrong, not a failure of the data
         return Reward(0.0, f"{detail}: {type(error).__name__}")
     return Reward(1.0) if same else Reward(0.0, detail)
+
+
+def right_answer(answer: str) -> str:
+    """The final answer of a right answer. Raises ValueError when there is none."""
+    right, _ = final_answer(answer)
+    if not right:
+        raise ValueError(f"math: no right answer in {answer[:60]!r}")
+    return right
+
+
+verify_math.check_answer = right_answer  # type: ignore[attr-defined]  # see verifiers.check_answer
 
 
 def final_answer(text: str) -> tuple[str, bool]:

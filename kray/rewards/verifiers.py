@@ -89,6 +89,12 @@ def check_verifier(name: str, **options: Any) -> None:
             raise ValueError(f'verifier "{name}": {error}') from error
 
 
+def check_answer(name: str, answer: str) -> None:
+    """Raise ValueError for a right answer that this verifier cannot use, by its attribute `check_answer`, if it has one."""
+    if (check := getattr(load_verifier(name), "check_answer", None)) is not None:
+        check(answer)
+
+
 def as_reward(value: Any, verifier: str) -> Reward:
     """What a verifier returned, as a Reward with a finite float. Raises ValueError that names the verifier."""
     detail = ""
