@@ -123,7 +123,6 @@ class _Watched:
                     sys.executable,
                     "-S",
                     "-s",
-                    "-B",
                     str(_CONFINED),
                     str(descriptors[1]),
                     str(results_end),

@@ -160,7 +160,8 @@ def test_a_hostile_program_earns_nothing_reaches_nothing_and_leaves_nothing(prog
     with socket.create_server(("127.0.0.1", 0)) as server:
         for name, value in (("inside", inside), ("outside", outside), ("port", server.getsockname()[1])):
             program = program.replace(f"{{{name}}}", str(value))
-        reward = score("code", program, cases(("", "1")), timeout_s=1.5)
+        timeout_s = 1.5 if "timeout" in reason else 30.0  # busy machines start slowly
+        reward = score("code", program, cases(("", "1")), timeout_s=timeout_s)
     assert reward.value == 0.0
     assert reason in reward.detail
     assert reward.detail.isprintable()
@@ -285,7 +286,7 @@ def test_deep_and_strange_values_are_wrong_and_no_failure(program):
 
 
 def test_a_program_may_write_to_its_own_folder_where_that_is_bounded():
-    ended = run("open('a', 'w').write('x' * 1000)\nprint(len(open('a').read()))", time.monotonic() + 5)
+    ended = run("open('a', 'w').write('x' * 1000)\nprint(len(open('a').read()))", time.monotonic() + 30)
     assert (ended.failure, ended.output) in (
         ("", b"1000\n"),
         ("PermissionError: [Errno 13] Permission denied: 'a'", b""),
@@ -320,7 +321,7 @@ def test_the_scorers_deadline_ends_the_program_too():
 
 
 def test_the_scorer_judges_programs_in_its_processes():
-    with Scorer("code", {"timeout_s": 5.0}, workers=2) as scorer:
+    with Scorer("code", {"timeout_s": 30.0}, workers=2, timeout_s=40.0) as scorer:
         responses = ["print(int(input()) * 2)", "print(2)", "import os\nos.kill(os.getppid(), 9)"] * 3
         outcomes = asyncio.run(scorer.score([("", r, cases(("2", "4"))) for r in responses]))
     assert [outcome.reward for outcome in outcomes] == [1.0, 0.0, 0.0] * 3
@@ -401,7 +402,7 @@ def test_without_namespaces_the_walls_stand_and_nothing_can_be_written(tmp_path)
     from kray.rewards.sandbox import run
     for program in ("print(1)", "open('a', 'w')", "open({str(tmp_path / "x")!r}, 'w')", "import os; os.fork()",
                     "import socket; socket.socket()", "open('/etc/passwd')"):
-        print(run(program, time.monotonic() + 5))
+        print(run(program, time.monotonic() + 30))
     """
     said = without(["unshare"], code).splitlines()
     assert "output=b'1\\n'" in said[0]

@@ -1,6 +1,6 @@
 """One confined run: reads its order, puts up the walls, runs the program, says what its functions returned.
 
-    python -S -s -P -B <this folder> <order descriptor> <results descriptor> <parent>
+    python -S -s <this folder> <order descriptor> <results descriptor> <parent>
 
 The order is JSON: program (source), expressions (None: run it as a script that reads standard input; else the text of
 expressions to evaluate after it), setup (source run after the program), strict, limits, folder, packages. Results are
@@ -11,12 +11,13 @@ is worth finding. Whatever the program does to this process, it can only change 
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
 import types
 from typing import Any
+
+import walls
 
 _PLAIN = (type(None), bool, int, str)
 
@@ -25,7 +26,7 @@ def main() -> None:
     order_descriptor, results, parent = map(int, sys.argv[1:4])
     with os.fdopen(order_descriptor, "rb") as file:
         order = json.loads(file.read())
-    missing = importlib.import_module("walls").put_up(order["limits"], order["folder"], order["packages"], parent)
+    missing = walls.put_up(order["limits"], order["folder"], order["packages"], parent)
     _say(results, {"missing": missing})
     if missing and order["strict"]:
         return

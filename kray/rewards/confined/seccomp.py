@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 
 # name: (x86_64, aarch64); None where the machine has no such call.
@@ -118,9 +117,9 @@ def install(rules: list[Instruction]) -> None:
 def confine() -> str:
     """Install the filter around this process; "" or why it cannot be had."""
     try:
-        install(program(platform.machine(), os.getpid()))
+        install(program(os.uname().machine, os.getpid()))
     except KeyError:
-        return f"seccomp: no filter for {platform.machine()}"
+        return f"seccomp: no filter for {os.uname().machine}"
     except OSError as error:
         return f"seccomp: {error.strerror}"
     return ""
