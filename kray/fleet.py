@@ -37,7 +37,8 @@ class Fleet:
         )
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label, say)
         reward = config.reward
-        self.scorer = Scorer(reward.verifier, dict(reward.options), reward.workers, reward.timeout_s)
+        options = dict(reward.options)
+        self.scorer = Scorer(reward.verifier, options, reward.workers, reward.timeout_s, memory_gib=reward.memory_gib)
 
     async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:
         """Returns when the learner holds the checkpoint's policy and engines serve it. Raises KrayError, Stopped."""

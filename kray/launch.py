@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kray.config import KrayConfig, changed_keys, load_config, require
+from kray.config import KrayConfig, changed_keys, load_config, redact, require
 from kray.records import ConfigError, DataError, KrayError, Prompt
 
 # Ray takes the loopback address as a node's own only where it is told that there is no cluster to join (as on macOS), and
@@ -50,7 +50,7 @@ def guarded(main: Callable[[], int | None]) -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    print(message, file=sys.stderr, flush=True)
+    print(redact(message), file=sys.stderr, flush=True)
     return code
 
 
@@ -64,15 +64,20 @@ def load_checked(path: str, overrides: list[str]) -> KrayConfig:
 def load_both(config: KrayConfig) -> tuple[list[Prompt], list[Prompt]]:
     """(train, test) prompts, so that bad data shows before anything is started. Raises DataError, ConfigError."""
     from kray.prompts import load_prompts
-    from kray.rewards import check_verifier
+    from kray.rewards import check_answer, check_verifier
 
     train = load_prompts(config.prompts.train, config.reward.verifier)
     test = load_prompts(config.prompts.test, config.reward.verifier)
     for name in sorted({prompt.verifier for prompt in train + test}):
         try:
-            check_verifier(name)
+            check_verifier(name, **(config.reward.options if name == config.reward.verifier else {}))
         except (ValueError, ImportError, AttributeError, TypeError) as error:
             raise ConfigError(f"reward.verifier: {error}") from error
+    for prompt in train + test:
+        try:
+            check_answer(prompt.verifier, prompt.answer)
+        except ValueError as error:
+            raise DataError(f"prompt {prompt.id}: {error}") from error
     if config.prompts.per_step > len(train):
         raise ConfigError(
             f"prompts.per_step is {config.prompts.per_step}, but there are only {len(train)} training prompts"
@@ -123,7 +128,11 @@ def note_changes(config: KrayConfig, folder: Path) -> list[str]:
     kept = folder / "config.yaml"
     if not kept.is_file():
         return []
-    changed = [(key, old, new) for key, old, new in changed_keys(load_config(str(kept), []), config) if key != "resume"]
+    changed = [
+        (key, old, new)
+        for key, old, new in changed_keys(load_config(str(kept), [], checked=False), config)
+        if key != "resume"
+    ]
     for key, old, new in changed:
         if key.startswith(SETTLED):
             raise ConfigError(

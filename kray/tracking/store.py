@@ -17,8 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from kray.config.redaction import redact
 from kray.records import DataError, KrayError
 
 REACH_TIMEOUT_S = 5.0
@@ -41,11 +42,8 @@ class Store:
 
     @property
     def shown(self) -> str:
-        """The URI without a password."""
-        parts = urlsplit(self.uri)
-        if not parts.password:
-            return self.uri
-        return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"))
+        """The URI without secrets."""
+        return redact(self.uri)
 
 
 def locate(uri: str, run_folder: Path) -> Store:
@@ -60,11 +58,13 @@ def locate(uri: str, run_folder: Path) -> Store:
         database = Path(uri.partition("///")[2])
         if not database.is_absolute():
             raise KrayError(
-                f"{origin} {uri} is relative to a folder that a job loses: write sqlite:////absolute/path.db"
+                f"{origin} {redact(uri)} is relative to a folder that a job loses: write sqlite:////absolute/path.db"
             )
         return Store(uri, (database.parent / "mlruns-artifacts").as_uri(), origin)
     if scheme in ("", "file"):
-        raise KrayError(f"{origin} {uri}: MLflow 3 has no file stores; use sqlite:////absolute/path.db or a server")
+        raise KrayError(
+            f"{origin} {redact(uri)}: MLflow 3 has no file stores; use sqlite:////absolute/path.db or a server"
+        )
     return Store(uri, None, origin)
 
 
@@ -82,7 +82,7 @@ def reach(store: Store) -> None:
 
 def unreachable(store: Store, error: object) -> KrayError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return KrayError(f"MLflow at {store.shown} ({store.origin}) cannot be used: {reason}")
+    return KrayError(f"MLflow at {store.shown} ({store.origin}) cannot be used: {redact(reason)}")
 
 
 def name_of(text: str) -> str:

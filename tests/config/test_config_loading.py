@@ -202,6 +202,7 @@ def test_interpolations_and_merge_keys(load, monkeypatch):
         (["prompts.test.kind=reasoning_gym"], ["prompts.test.tasks is empty"]),
         (["prompts.train.template=no braces"], ["prompts.train.template must contain {prompt}"]),
         (["reward.verifier=exakt"], ["reward.verifier", "did you mean exact"]),
+        (["reward.verifier=code", "reward.timeout_s=5"], ["reward.options.timeout_s 6", "below reward.timeout_s 5"]),
         (["run.name=a/b"], ["run.name"]),
         (["run.dir=runs"], ["run.dir must be absolute"]),
         (["rollout.max_context_tokens=10"], ["rollout.max_context_tokens 10 is below"]),
