@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from kray.config import redact
 from kray.launch import LOCAL_RAY, git_commit, guarded
 from kray.records import KrayError
 
@@ -60,7 +61,7 @@ def main() -> int:
         if "No available agent" not in done.stderr or time.monotonic() > deadline:
             raise KrayError(f"ray job submit: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
         time.sleep(1)
-    print(f"job {name} on {address}: python {shlex.join(command)}", flush=True)
+    print(f"job {name} on {address}: python {redact(shlex.join(command))}", flush=True)
     return follow(client, name)
 
 

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kray.config import preview
+from kray.config import preview, warnings
 from kray.launch import (
     check_model,
     connect,
@@ -52,6 +52,8 @@ def main() -> int:
         return 0
     for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
         print(line)
+    for line in warnings(config):
+        print(f"warning: {line}", flush=True)
     model = find_model(config)
     folder = checkpoint.parent.parent.absolute() if checkpoint else run_folder(config)
     connect(config)

@@ -178,8 +178,8 @@ class Collector:
     ) -> list[RolloutTask]:
         """Rollout tasks for what the plan asks for now; `drawn` counts a prompt's rollouts and gives them their index."""
         tasks = []
-        rollouts = max(step_rollouts, sum(wanted for _, wanted in taken))
-        largest = largest_part(rollouts, self.rollout.engines, self.rollout.split)
+        step_rollouts = sum(drawn.values()) + sum(wanted for _, wanted in taken)  # so far
+        largest = largest_part(step_rollouts, self.rollout.engines, self.rollout.split)
         for prompt_id, wanted in taken:
             for first, part in split_rollouts(wanted, largest):
                 tasks.append(

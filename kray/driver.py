@@ -14,6 +14,7 @@ from typing import Any
 from kray.collect import Collector
 from kray.config import KrayConfig, flat, to_yaml
 from kray.evaluate import Evaluation
+from kray.export import log_trained
 from kray.fleet import Fleet
 from kray.parts import Parts, load_parts
 from kray.records import ConfigError, KrayError
@@ -82,6 +83,8 @@ class Driver:
                 self.say(f"stopping after step {state.step}: {self._stop.reason}")
             if fleet.ready:
                 await training.finish()
+            if not self._stop.reason:
+                await log_trained(self.config, fleet.learners, self.folder, state.mlflow_run_id, state.step, self.say)
             ending = "KILLED" if self._stop.reason else "FINISHED"
             return training.summary()
         finally:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from kray.config import KrayConfig
 from kray.parts import engine_spec
@@ -34,7 +37,8 @@ class Fleet:
         )
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label, say)
         reward = config.reward
-        self.scorer = Scorer(reward.verifier, dict(reward.options), reward.workers, reward.timeout_s)
+        options = dict(reward.options)
+        self.scorer = Scorer(reward.verifier, options, reward.workers, reward.timeout_s, memory_gib=reward.memory_gib)
 
     async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:
         """Returns when the learner holds the checkpoint's policy and engines serve it. Raises KrayError, Stopped."""
@@ -54,9 +58,14 @@ class Fleet:
 
     async def serve(self, version: int, probe: tuple[int, ...]) -> float:
         """Every live engine proves the learner's weights; the largest gap on the probe in nats, NaN without an engine."""
-        weights = await self.learners.weights()
-        logprobs = (await self.learners.logprobs([(probe[:1], probe[1:])]))[0]
-        return await self.pool.publish(Published(version, weights, probe, logprobs))
+        gathered, weights = await self.learners.hand_over()
+        thinking = asyncio.ensure_future(self._think_of(probe))  # while the engines load
+        gap = await self.pool.publish(Published(version, weights, gathered.checksum, probe, thinking))
+        await thinking
+        return gap
+
+    async def _think_of(self, probe: tuple[int, ...]) -> np.ndarray:
+        return (await self.learners.logprobs([(probe[:1], probe[1:])]))[0]
 
     async def close(self) -> None:
         """Ends all of it, in any state."""

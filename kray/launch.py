@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kray.config import KrayConfig, changed_keys, load_config, require
+from kray.config import KrayConfig, changed_keys, load_config, redact, require
 from kray.records import ConfigError, DataError, KrayError, Prompt
 
 # Ray takes the loopback address as a node's own only where it is told that there is no cluster to join (as on macOS), and
@@ -50,7 +50,7 @@ def guarded(main: Callable[[], int | None]) -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    print(message, file=sys.stderr, flush=True)
+    print(redact(message), file=sys.stderr, flush=True)
     return code
 
 
@@ -64,15 +64,20 @@ def load_checked(path: str, overrides: list[str]) -> KrayConfig:
 def load_both(config: KrayConfig) -> tuple[list[Prompt], list[Prompt]]:
     """(train, test) prompts, so that bad data shows before anything is started. Raises DataError, ConfigError."""
     from kray.prompts import load_prompts
-    from kray.rewards import check_verifier
+    from kray.rewards import check_answer, check_verifier
 
     train = load_prompts(config.prompts.train, config.reward.verifier)
     test = load_prompts(config.prompts.test, config.reward.verifier)
     for name in sorted({prompt.verifier for prompt in train + test}):
         try:
-            check_verifier(name)
+            check_verifier(name, **(config.reward.options if name == config.reward.verifier else {}))
         except (ValueError, ImportError, AttributeError, TypeError) as error:
             raise ConfigError(f"reward.verifier: {error}") from error
+    for prompt in train + test:
+        try:
+            check_answer(prompt.verifier, prompt.answer)
+        except ValueError as error:
+            raise DataError(f"prompt {prompt.id}: {error}") from error
     if config.prompts.per_step > len(train):
         raise ConfigError(
             f"prompts.per_step is {config.prompts.per_step}, but there are only {len(train)} training prompts"
@@ -123,7 +128,11 @@ def note_changes(config: KrayConfig, folder: Path) -> list[str]:
     kept = folder / "config.yaml"
     if not kept.is_file():
         return []
-    changed = [(key, old, new) for key, old, new in changed_keys(load_config(str(kept), []), config) if key != "resume"]
+    changed = [
+        (key, old, new)
+        for key, old, new in changed_keys(load_config(str(kept), [], checked=False), config)
+        if key != "resume"
+    ]
     for key, old, new in changed:
         if key.startswith(SETTLED):
             raise ConfigError(
@@ -192,6 +201,22 @@ def connect(config: KrayConfig) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+
+
+def as_task(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result, computed by a Ray task on one CPU of any node; raises its KrayError, or one at the deadline."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayTaskError
+
+    name = function.__name__
+    task = ray.remote(function).options(name=name, num_cpus=1, max_retries=0).remote(*arguments)
+    try:
+        return ray.get(task, timeout=timeout_s)
+    except GetTimeoutError as error:
+        ray.cancel(task, force=True)
+        raise KrayError(f"{name} did not end, or found no free CPU, within {timeout_s:.0f} s") from error
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, KrayError) else error) from None
 
 
 def driver_options(folder: Path) -> dict[str, Any]:

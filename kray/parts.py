@@ -11,9 +11,10 @@ import numpy as np
 from kray.config import KrayConfig
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler, load_prompts
+from kray.prompts.model_files import check_context, load_tokenizer, stop_ids
 from kray.prompts.tokenize import encode_all
 from kray.prompts.waiting import Waiting
-from kray.records import ConfigError, DataError, KrayError, Prompt, Sampling
+from kray.records import DataError, Prompt, Sampling
 from kray.rollout.engine import EngineSpec
 
 PROBE_TOKENS = 64
@@ -45,15 +46,10 @@ class Parts:
 
 
 def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) -> Parts:
-    """Reads tokenizer and prompts. Raises DataError, KrayError."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path)
-        vocabulary = int(AutoConfig.from_pretrained(model_path).get_text_config().vocab_size)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path: {model_path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    train, test = (_encoded(config, part, tokenizer, say) for part in ("train", "test"))
+    """Reads tokenizer and prompts. Raises DataError, ConfigError."""
+    tokenizer, vocabulary = load_tokenizer(model_path)
+    check_context(model_path, context_tokens(config))
+    train, test = (_encoded(config, part, tokenizer, vocabulary, say) for part in ("train", "test"))
     ids = [prompt.id for prompt, _ in train]
     plan, prompts = config.plan, config.prompts
     waiting = None
@@ -62,7 +58,7 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
         waiting = Waiting(PromptSampler(ids, 1, config.run.seed, prompts.shuffle), offered, plan.max_wait)
     return Parts(
         tokenizer=tokenizer,
-        stop_ids=_stop_ids(model_path, tokenizer),
+        stop_ids=stop_ids(model_path, tokenizer),
         train=train,
         test=test,
         sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
@@ -123,10 +119,10 @@ def _belongs(prompt: Prompt) -> set[str]:
     return {f"{key}={value}" for key, value in known.items() if value is not None}
 
 
-def _encoded(config: KrayConfig, part: str, tokenizer: Any, say: Callable[[str], None]) -> Encoded:
+def _encoded(config: KrayConfig, part: str, tokenizer: Any, vocabulary: int, say: Callable[[str], None]) -> Encoded:
     source = getattr(config.prompts, part)
     prompts = load_prompts(source, config.reward.verifier)
-    kept, dropped = encode_all(prompts, tokenizer, source, config.prompts.max_tokens)
+    kept, dropped = encode_all(prompts, tokenizer, source, config.prompts.max_tokens, vocabulary)
     limit = f"prompts.max_tokens is {config.prompts.max_tokens}"
     if dropped:
         say(f"note: {len(dropped)} of {len(prompts)} {part} prompts dropped, longer than {limit}; first {dropped[0]}")
@@ -140,19 +136,3 @@ def _probe(start: tuple[int, ...], vocabulary: int, length: int) -> tuple[int, .
     """The start of a prompt, then tokens at random: fixed for a run, and sensitive to every layer."""
     real = list(start[: length // 2])
     return (*real, *np.random.default_rng(0).integers(vocabulary, size=length - len(real)).tolist())
-
-
-def _stop_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
-    """The tokenizer's end of sequence, and those of the model's generation config. Raises KrayError without any."""
-    from transformers import GenerationConfig
-
-    found = {tokenizer.eos_token_id}
-    try:
-        listed = GenerationConfig.from_pretrained(model_path).eos_token_id
-    except OSError:  # the model has none
-        listed = None
-    found |= set(listed) if isinstance(listed, list) else {listed}
-    found.discard(None)
-    if not found:
-        raise KrayError(f"model {model_path}: neither its tokenizer nor its generation config names an end of sequence")
-    return tuple(sorted(found))

@@ -39,7 +39,8 @@ class PlainLearner:
         from kray.weights import FlatWeights
 
         state = [(name, parameter.detach()) for name, parameter in self.model.named_parameters()]
-        return Published(version, ray.put(FlatWeights.pack(state)), PROBE, self.logprobs(PROBE))
+        weights = FlatWeights.pack(state)
+        return Published(version, ray.put(weights), weights.checksum, PROBE, self.logprobs(PROBE))
 
 
 def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, **changes):

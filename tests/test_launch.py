@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kray.config import KrayConfig, ModelConfig
+from kray.config import KrayConfig, ModelConfig, RewardConfig, SourceConfig, to_yaml
 from kray.driver import Driver
-from kray.launch import check_model, driver_options, run_folder
-from kray.records import ConfigError
+from kray.launch import check_model, driver_options, load_both, note_changes, run_folder
+from kray.records import ConfigError, DataError
 
 
 class Watched(Driver):
@@ -55,3 +55,41 @@ def test_a_folder_without_a_model_is_refused_and_a_hub_id_is_not(tmp_path):
         check_model(KrayConfig(model=ModelConfig(path=str(tmp_path))))
     check_model(KrayConfig(model=ModelConfig(path="Qwen/Qwen2.5-0.5B-Instruct")))
     assert not Path("Qwen").exists()
+
+
+@pytest.mark.parametrize(
+    ("reward", "answer", "error", "message"),
+    [
+        (RewardConfig("math"), "####", DataError, "prompt p.jsonl:1: math: no right answer in '####'"),
+        (RewardConfig("code"), "3", DataError, 'prompt p.jsonl:1: code: the answer must hold one of "cases"'),
+        (
+            RewardConfig("code", {"isolation": "none"}),
+            "3",
+            ConfigError,
+            'reward.verifier: verifier "code": code: isolation',
+        ),
+        (RewardConfig("code", {"timeout": 3}), "3", ConfigError, 'reward.verifier: verifier "code" takes '),
+    ],
+)
+def test_answers_and_options_that_a_verifier_cannot_use_are_named_before_the_run(
+    tmp_path, reward, answer, error, message
+):
+    file = tmp_path / "p.jsonl"
+    file.write_text(f'{{"prompt": "x", "answer": "{answer}"}}\n')
+    config = KrayConfig(reward=reward)
+    config.prompts.train = config.prompts.test = SourceConfig(kind="jsonl", path=str(file))
+    with pytest.raises(error) as caught:
+        load_both(config)
+    assert str(caught.value).startswith(message)
+
+
+def test_changes_since_a_run_began_are_told_without_secrets_and_some_are_refused(tmp_path):
+    old, new = KrayConfig(), KrayConfig()
+    old.model.path = new.model.path = "x"
+    old.track.uri, new.track.uri = "http://me:old-password@a", "http://me:new-password@b"
+    (tmp_path / "config.yaml").write_text(to_yaml(old))
+    told = "changed since the run began: track.uri: 'http://me:***@a' -> 'http://me:***@b'"
+    assert note_changes(new, tmp_path) == [told]
+    new.prompts.train.limit = 7
+    with pytest.raises(ConfigError, match=r"prompts\.train\.limit was 0 when .* began and cannot become 7"):
+        note_changes(new, tmp_path)

@@ -3,9 +3,11 @@
 Loads OmegaConf and YAML only: neither Ray nor torch nor MLflow.
 """
 
+from kray.config.advice import warnings
 from kray.config.checks import check, require
 from kray.config.export import changed_keys, digest, flat, to_yaml
 from kray.config.loading import load_config
+from kray.config.redaction import redact
 from kray.config.schema import (
     EvaluateConfig,
     KrayConfig,
@@ -44,6 +46,8 @@ __all__ = [
     "flat",
     "load_config",
     "preview",
+    "redact",
     "require",
     "to_yaml",
+    "warnings",
 ]

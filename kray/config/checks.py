@@ -6,14 +6,16 @@ Every numeric key of the schema stands in LIMITS or FIXED exactly once (there is
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kray import plan_rules
 from kray.config.reading import attribute
+from kray.config.redaction import HIDDEN, is_secret_key
 from kray.config.schema import KrayConfig, SourceConfig, aggregation_of
 from kray.records import ConfigError
 
@@ -41,7 +43,7 @@ LIMITS: dict[str, str] = {
         prompts.train.seed prompts.test.seed rollout.cpus_per_engine rollout.gpus_per_engine rollout.max_context_tokens
         rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps
         train.weight_decay train.grad_clip train.clip_high train.constant_tokens train.advantage_clip train.tis train.kl
-        evaluate.every track.samples
+        evaluate.every track.samples reward.memory_gib
         plan.token_budget plan.in_flight plan.pilot plan.target_groups rollout.min_engines async.max_staleness
         """,
     "at least 2": "plan.target_size",
@@ -72,8 +74,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.advantage": ("auto", "std", "mean"),
     "train.aggregation": ("auto", "token_mean", "sequence_mean", "prompt_mean", "constant"),
     "train.lr_scaling": ("none", "sqrt", "linear"),
+    "track.log_model": ("", "log", "register"),
 }
-VERIFIERS = ("math", "exact", "reasoning_gym")  # or pkg.module:function
+VERIFIERS = ("math", "exact", "code", "reasoning_gym")  # or pkg.module:function
+CODE_TIMEOUT_S = 6.0  # of the code verifier, where reward.options.timeout_s is not given
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ def problems(config: KrayConfig) -> list[Problem]:
         *_prompts(config),
         *_plan(config),
         *_train(config),
+        *_track(config),
         *_resources(config),
+        *_hidden(dataclasses.asdict(config), ""),
     ]
 
 
@@ -129,7 +135,8 @@ def _single(config: KrayConfig) -> Iterator[Problem]:
     for key, choices in CHOICES.items():
         value = value_at(config, key)
         if value not in choices:
-            yield Problem((key,), f"{key} must be one of {', '.join(choices)}, not {value!r}{_near(value, choices)}")
+            known = ", ".join(choice or '""' for choice in choices)
+            yield Problem((key,), f"{key} must be one of {known}, not {value!r}{_near(value, choices)}")
 
 
 def _near(value: str, choices: tuple[str, ...]) -> str:
@@ -144,6 +151,12 @@ def _run(config: KrayConfig) -> Iterator[Problem]:
     if not os.path.isabs(os.path.expanduser(config.run.dir)):
         reason = "a job's working directory goes away with the cluster"
         yield Problem(("run.dir",), f"run.dir must be absolute or begin with ~, not {config.run.dir!r}: {reason}")
+
+
+def _track(config: KrayConfig) -> Iterator[Problem]:
+    name = config.track.model_name
+    if "/" in name or ":" in name:
+        yield Problem(("track.model_name",), f"track.model_name {name!r} holds / or :, which MLflow forbids")
 
 
 def _model(config: KrayConfig) -> Iterator[Problem]:
@@ -177,6 +190,10 @@ def _prompts(config: KrayConfig) -> Iterator[Problem]:
         if not (inherits or named or name in VERIFIERS):
             known = f"{', '.join(VERIFIERS)} or pkg.module:function"
             yield Problem((key,), f"{key} must be one of {known}, not {name!r}{_near(name, VERIFIERS)}")
+    own_s = config.reward.options.get("timeout_s", CODE_TIMEOUT_S)
+    if config.reward.verifier == "code" and isinstance(own_s, int | float) and own_s >= config.reward.timeout_s:
+        text = f"reward.options.timeout_s {own_s:g} (of the code verifier) must be below reward.timeout_s"
+        yield Problem(("reward.options.timeout_s", "reward.timeout_s"), f"{text} {config.reward.timeout_s:g}")
 
 
 def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
@@ -246,3 +263,13 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
     if rollout.gpus_per_engine > 1:
         text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
         yield Problem(("rollout.gpus_per_engine",), text)
+
+
+def _hidden(value: Any, key: str) -> Iterator[Problem]:
+    """A kept configuration has *** in place of secrets that are no variables of the environment (see export.to_yaml)."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _hidden(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and (f":{HIDDEN}@" in value or (value == HIDDEN and is_secret_key(key))):
+        text = f"{key} holds {HIDDEN}, where a secret was taken out: give it again, best as ${{oc.env:NAME}}"
+        yield Problem((key,), text)

@@ -1,4 +1,4 @@
-"""A configuration as YAML, as flat parameters, as a digest, and compared with another one."""
+"""A configuration as YAML, as flat parameters, as a digest, and compared with another one. None of them holds a secret."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from typing import Any
 import yaml
 
 from kray.config.reading import Dumper
+from kray.config.redaction import redact_value, refer
 from kray.config.schema import KrayConfig
 
 
 def to_yaml(config: KrayConfig) -> str:
-    """Every key with its value; `load_config` of it gives an equal configuration."""
-    return yaml.dump(_escaped(_tree(config)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    """Every key with its value; `load_config` of it gives an equal configuration.
+
+    Secrets of the environment are written as ${oc.env:NAME}; others, such as a password in track.uri, as ***.
+    """
+    return yaml.dump(_written(_tree(config)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flat(config: KrayConfig) -> dict[str, Any]:
-    """{dotted key: scalar}; lists as JSON, an absent section and an empty mapping as None."""
+    """{dotted key: scalar}, *** for secrets; lists as JSON, an absent section and an empty mapping as None."""
     found: dict[str, Any] = {}
     _flatten(_tree(config), "", found)
     return found
@@ -52,15 +56,18 @@ def _flatten(value: Any, key: str, found: dict[str, Any]) -> None:
     elif isinstance(value, Mapping):
         found[key] = None
     else:
-        found[key] = json.dumps(value) if isinstance(value, list | tuple) else value
+        found[key] = redact_value(key, json.dumps(value) if isinstance(value, list | tuple) else value)
 
 
-def _escaped(value: Any) -> Any:
-    """The same tree, with text that would be taken for an interpolation escaped."""
+def _written(value: Any, key: str = "") -> Any:
+    """The same tree, with text that would be taken for an interpolation escaped, and without secrets."""
     if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        parts = refer(key, value)
+        return "".join(
+            f"${{oc.env:{name}}}" if name else re.sub(r"(\\*)\$\{", r"\1\1\\${", text) for text, name in parts
+        )
     if isinstance(value, Mapping):
-        return {name: _escaped(inner) for name, inner in value.items()}
+        return {name: _written(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_escaped(inner) for inner in value]
+        return [_written(inner, key) for inner in value]
     return value

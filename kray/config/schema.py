@@ -68,6 +68,9 @@ class SourceConfig:
     system: str = ""  # system message put before a text prompt when a chat template is used
     template: str = ""  # wraps a text prompt: "{prompt}\nPut the final answer in \\boxed{{}}."
     chat: bool = True  # apply the tokenizer's chat template when it has one
+    special_tokens: bool = (
+        False  # whether "<|im_end|>" and such in a prompt's text are tokens; else they are read as text
+    )
     verifier: str = ""  # empty: reward.verifier (reasoning_gym sources use their own)
     limit: int = 0  # prompts; 0: all
     size: int = 1024  # prompts to generate (arithmetic, reasoning_gym)
@@ -144,10 +147,11 @@ class RolloutConfig:
 
 @dataclass
 class RewardConfig:
-    verifier: str = "exact"  # math | exact | reasoning_gym | pkg.module:function
+    verifier: str = "exact"  # math | exact | code | reasoning_gym | pkg.module:function
     options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the verifier
     workers: int = 1  # processes
     timeout_s: float = 10.0  # for one answer; over it the reward is 0 and the process is replaced
+    memory_gib: float = 4.0  # of one process; over it the verifier gets a MemoryError; 0: no limit
 
 
 @dataclass
@@ -250,6 +254,8 @@ class TrackConfig:
     every: int = 10  # steps between tables of rollouts and figures
     samples: int = 16  # rollouts in a table
     system_metrics: bool = True
+    log_model: str = ""  # log | register: the trained policy goes to MLflow at the end of the run; empty: it does not
+    model_name: str = ""  # of that model; empty: run.name
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kray.config.advice import warnings
 from kray.config.placement import amounts, cluster_rows
 from kray.config.schema import KrayConfig
 from kray.records import Prompt
@@ -14,7 +15,8 @@ def preview(config: KrayConfig, train: Sequence[Prompt], test: Sequence[Prompt],
     rows = derived(config, len(train), len(test)) + (cluster_rows(config, cluster) if cluster else [])
     table = [f"{label:<26} {value}" for label, value in rows]
     first = [f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3]]
-    return "\n".join([*table, "", "first prompts", *first])
+    doubts = [f"warning: {line}" for line in warnings(config)]
+    return "\n".join([*table, *([""] if doubts else []), *doubts, "", "first prompts", *first])
 
 
 def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from kray.config.schema import SourceConfig
 from kray.records import DataError
 
 _BATCH_ROWS = 1024
+_LINE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,26 @@ def jsonl_rows(source: SourceConfig) -> Iterator[Row]:
     """The objects of JSON-lines files. Blank lines are passed over; anything else that is no object raises DataError."""
     for path, name in _files(source, ".jsonl"):
         found = False
-        with _opened(path) as lines:
-            for number, raw in enumerate(lines, start=1):
-                if raw.strip():
-                    yield Row(f"{path}:{number}", name, number, _object(raw, f"{path}:{number}", number))
-                    found = True
+        for number, raw in enumerate(_lines(path), start=1):
+            if raw.strip():
+                yield Row(f"{path}:{number}", name, number, _object(raw, f"{path}:{number}", number))
+                found = True
         if not found:
             raise DataError(f"{path}: the file is empty")
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    """Lines of a bounded length: a huge file without line ends is refused, not held in memory."""
+    number = 0
+    try:
+        with open(path, "rb") as file:
+            while raw := file.readline(_LINE_BYTES + 1):
+                number += 1
+                if len(raw) > _LINE_BYTES:
+                    raise DataError(f"{path}:{number}: the line is longer than {_LINE_BYTES >> 20} MiB")
+                yield raw
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be read: {error.strerror}") from error
 
 
 def _object(raw: bytes, place: str, number: int) -> Mapping[str, Any]:
@@ -48,6 +62,8 @@ def _object(raw: bytes, place: str, number: int) -> Mapping[str, Any]:
         raise DataError(f"{place}: the line is not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise DataError(f"{place}: the line is not JSON: it is nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(f"{place}: the line cannot be read: {_first_line(error)}") from None
     if not isinstance(value, dict):
         raise DataError(f"{place}: the line is {type(value).__name__}, not an object with fields")
     return value
@@ -135,13 +151,6 @@ def _files(source: SourceConfig, suffix: str) -> list[tuple[str, str]]:
         raise DataError(missing)
     folder = os.path.commonpath([os.path.dirname(file) for file in found])
     return [(file, os.path.relpath(file, folder or ".")) for file in found]
-
-
-def _opened(path: str) -> Any:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise DataError(f"{path}: it cannot be read: {error.strerror}") from error
 
 
 def _first_line(error: BaseException) -> str:

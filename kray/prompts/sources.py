@@ -70,6 +70,7 @@ def _prompt(row: Row, source: SourceConfig, verifier: str) -> Prompt:
         if not content.strip():
             raise DataError(f'{row.place}: field "{source.prompt_field}" is empty')
         text = content
+        _check_text(content, row, f'field "{source.prompt_field}"')
     elif isinstance(content, list):
         messages = _messages(content, row, source.prompt_field)
     else:
@@ -109,7 +110,7 @@ def _scalar(row: Row, name: str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float, Decimal)):
-        if not math.isfinite(value):
+        if not isinstance(value, int) and not math.isfinite(value):
             raise DataError(f'{row.place}: field "{name}" is {value}, not a finite number')
         return str(value)
     if not isinstance(value, str):
@@ -117,7 +118,16 @@ def _scalar(row: Row, name: str) -> str:
         raise DataError(f'{row.place}: field "{name}" is {kind}, not text, a number or true/false')
     if not value.strip():
         raise DataError(f'{row.place}: field "{name}" is empty')
+    _check_text(value, row, f'field "{name}"')
     return value
+
+
+def _check_text(text: str, row: Row, what: str) -> None:
+    """JSON can spell what no text is: half of a character ("\\ud800"), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{row.place}: {what} holds half a character (U+{ord(text[error.start]):04X})") from None
 
 
 def _messages(content: list[Any], row: Row, name: str) -> tuple[Mapping[str, str], ...]:
@@ -138,6 +148,7 @@ def _messages(content: list[Any], row: Row, name: str) -> tuple[Mapping[str, str
             if not isinstance(value, str):
                 kind = "null" if value is None else type(value).__name__
                 raise DataError(f'{place}: "{key}" is {kind}, not text')
+            _check_text(value, row, f'field "{name}", message {index}: "{key}"')
         if kept["role"] not in _ROLES:
             raise DataError(f'{place}: role "{kept["role"]}" is not one of {", ".join(_ROLES)}')
         messages.append(kept)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kray.config.schema import SourceConfig
 from kray.records import DataError, Prompt
+
+_MARK, _MARK_END = "\ue000", "\ue001"  # around the number of a message, in place of its content
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple[int, ...]:
@@ -15,16 +18,20 @@ def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple
     source.template wraps a text prompt. With source.chat and a tokenizer that has a chat template, a text prompt becomes
     a user message (after source.system), the template is applied and the assistant's turn is opened. Otherwise the text
     is encoded with the tokenizer's own leading special tokens, and never an end of sequence.
-    Special tokens written inside a prompt's text stay text: they give no control over the conversation.
+    Special tokens written inside a prompt's text stay text, unless source.special_tokens: they give no control over the
+    conversation. Special is what the tokenizer says is; other added tokens (some models' <think>) are tokens anywhere.
     Raises DataError that names the prompt.
     """
     if source.chat and getattr(tokenizer, "chat_template", None):
-        tokens = _encode_chat(_messages(prompt, source), tokenizer, prompt.id)
+        tokens = _encode_chat(_messages(prompt, source), tokenizer, prompt.id, source.special_tokens)
     elif prompt.text is None:
         why = "source.chat is off" if not source.chat else "the tokenizer has no chat template"
         raise DataError(f"prompt {prompt.id}: it holds chat messages, but {why}")
     else:
-        tokens = list(tokenizer(_wrap(prompt, source), split_special_tokens=True)["input_ids"])
+        text = _wrap(prompt, source)
+        if not source.special_tokens and any(token in text for token in _special(tokenizer)):
+            _encode_text(text, tokenizer, prompt.id)  # raises where they cannot be kept as text
+        tokens = list(tokenizer(text, split_special_tokens=not source.special_tokens)["input_ids"])
         while tokens and tokens[-1] == tokenizer.eos_token_id:  # some tokenizers close every text
             tokens.pop()
     if not tokens:
@@ -33,12 +40,18 @@ def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple
 
 
 def encode_all(
-    prompts: Sequence[Prompt], tokenizer: Any, source: SourceConfig, max_tokens: int
+    prompts: Sequence[Prompt], tokenizer: Any, source: SourceConfig, max_tokens: int, vocabulary: int
 ) -> tuple[list[tuple[Prompt, tuple[int, ...]]], list[str]]:
-    """(prompts that fit with their tokens, ids of those longer than max_tokens)."""
+    """(prompts that fit with their tokens, ids of those longer than max_tokens).
+
+    vocabulary: the model's; a token that is not in it raises DataError, before an engine or the learner meets it.
+    """
     kept, dropped = [], []
     for prompt in prompts:
         tokens = encode_prompt(prompt, tokenizer, source)
+        if max(tokens) >= vocabulary:
+            beyond = f"token {max(tokens)} ({tokenizer.decode([max(tokens)])!r}) is not among the model's {vocabulary}"
+            raise DataError(f"prompt {prompt.id}: {beyond}: tokenizer and model do not belong together")
         if len(tokens) > max_tokens:
             dropped.append(prompt.id)
         else:
@@ -66,23 +79,45 @@ def _messages(prompt: Prompt, source: SourceConfig) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": _wrap(prompt, source)}]
 
 
-def _encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: str) -> list[int]:
-    special = [token for token in tokenizer.all_special_tokens if token]
-    contents = [message["content"] for message in messages]
-    if not any(token in content for token in special for content in contents):
+def _encode_chat(
+    messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: str, special_tokens: bool
+) -> list[int]:
+    special = () if special_tokens else _special(tokenizer)
+    suspects = [key for message in messages for key, text in message.items() if any(token in text for token in special)]
+    if not suspects:
         return _encode(_render(messages, tokenizer, prompt_id), tokenizer)
-    # Rare: render with placeholders, so that what the template wrote and what the prompt wrote are told apart.
-    marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
-    marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
+    if other := set(suspects) - {"content"}:
+        raise DataError(f'prompt {prompt_id}: "{min(other)}" of a message holds a special token')
+    # Rare: render with placeholders, so that what the template wrote and what the prompt wrote are told apart. The spaces
+    # around a content stay outside: templates may take them off.
+    contents = [message["content"] for message in messages]
+    marks = [f"{_MARK}{index}{_MARK_END}" if text.strip() else "" for index, text in enumerate(contents)]
+    marked = [
+        {**message, "content": text.replace(text.strip(), mark) if mark else text}
+        for message, text, mark in zip(messages, contents, marks, strict=True)
+    ]
     tokens, rest = [], _render(marked, tokenizer, prompt_id)
     for mark, content in zip(marks, contents, strict=True):
+        if not mark:
+            continue
         before, found, rest = rest.partition(mark)
-        if not found:
-            raise DataError(
-                f"prompt {prompt_id}: it holds a special token, and the chat template rewrites its messages"
-            )
-        tokens += _encode(before, tokenizer) + _encode(content, tokenizer, split_special_tokens=True)
+        if not found or _MARK in before:
+            raise _rewritten(prompt_id)
+        tokens += _encode(before, tokenizer) + _encode_text(content.strip(), tokenizer, prompt_id)
+    if _MARK in rest:
+        raise _rewritten(prompt_id)
     return tokens + _encode(rest, tokenizer)
+
+
+def _rewritten(prompt_id: str) -> DataError:
+    return DataError(f"prompt {prompt_id}: it holds a special token, and the chat template rewrites its messages")
+
+
+@functools.lru_cache(maxsize=4)
+def _special(tokenizer: Any) -> tuple[str, ...]:
+    """The texts of all special tokens: also of those that no attribute of the tokenizer names (Llama 3's headers)."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token)
 
 
 def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: str) -> str:
@@ -94,3 +129,14 @@ def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: st
 
 def _encode(text: str, tokenizer: Any, **options: Any) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, **options)["input_ids"]) if text else []
+
+
+def _encode_text(text: str, tokenizer: Any, prompt_id: str) -> list[int]:
+    """Tokens of text in which nothing is special. Raises DataError where the tokenizer cannot do that."""
+    tokens = _encode(text, tokenizer, split_special_tokens=True)
+    control = {tokenizer.convert_tokens_to_ids(token) for token in _special(tokenizer)}
+    if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        control.discard(tokenizer.unk_token_id)  # what stands for strange characters gives no control
+    if control & set(tokens):
+        raise DataError(f"prompt {prompt_id}: it holds a special token that this tokenizer cannot read as text")
+    return tokens

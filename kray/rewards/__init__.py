@@ -5,6 +5,6 @@ Importing this room loads none of the verifiers' libraries: each is imported whe
 """
 
 from kray.rewards.scorer import Outcome, Scorer
-from kray.rewards.verifiers import VERIFIERS, Reward, check_verifier, load_verifier, score
+from kray.rewards.verifiers import VERIFIERS, Reward, check_answer, check_verifier, load_verifier, score
 
-__all__ = ["VERIFIERS", "Outcome", "Reward", "Scorer", "check_verifier", "load_verifier", "score"]
+__all__ = ["VERIFIERS", "Outcome", "Reward", "Scorer", "check_answer", "check_verifier", "load_verifier", "score"]

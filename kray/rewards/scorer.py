@@ -179,7 +179,8 @@ class Scorer:
 
     verifier_default: of items that name none; loaded when a process starts, and `options` are its keyword arguments
     (other verifiers get none). workers: processes, started when first needed. timeout_s: for one answer;
-    start_timeout_s: for a process to start and for a verifier to be imported.
+    start_timeout_s: for a process to start and for a verifier to be imported. memory_gib: of one process, over which
+    the verifier gets a MemoryError; 0: no limit.
     Counters: timeouts, failures (data failures), restarts (processes replaced).
     """
 
@@ -190,9 +191,12 @@ class Scorer:
         workers: int = 1,
         timeout_s: float = 10.0,
         start_timeout_s: float = 60.0,
+        memory_gib: float = 4.0,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
+        if not (memory_gib >= 0 and math.isfinite(memory_gib)):
+            raise ValueError(f"memory_gib must be at least 0 and finite, not {memory_gib}")
         if not (timeout_s > 0 and math.isfinite(timeout_s)):
             raise ValueError(f"timeout_s must be positive and finite, not {timeout_s}")
         self.verifier_default = verifier_default
@@ -200,6 +204,7 @@ class Scorer:
         self.workers = workers
         self.timeout_s = timeout_s
         self.start_timeout_s = start_timeout_s
+        self.memory_gib = memory_gib
         self.timeouts = self.failures = self.restarts = 0
         self._item_s = 0.005  # seconds per answer, a running mean; sets how many travel in one message
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -316,7 +321,8 @@ class Scorer:
             self._processes.add(process)
             try:
                 await process.connect()
-                await process.send((self.verifier_default, self.options, self.timeout_s), self.start_timeout_s)
+                first = (self.verifier_default, self.options, self.timeout_s, self.memory_gib)
+                await process.send(first, self.start_timeout_s)
                 await process.receive(self.start_timeout_s)
                 return process
             except TimeoutError:

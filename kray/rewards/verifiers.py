@@ -24,6 +24,8 @@ class Reward:
     detail: str = ""
 
 
+_DETAIL_CHARACTERS = 1000  # of a detail are kept
+
 Verifier = Callable[..., "Reward | float | bool"]
 
 # Where each verifier lives, in the form that a verifier of your own is named in. Not the functions themselves: importing
@@ -31,6 +33,7 @@ Verifier = Callable[..., "Reward | float | bool"]
 VERIFIERS: dict[str, str] = {
     "exact": "kray.rewards.verifiers:exact",
     "math": "kray.rewards.mathematics:verify_math",
+    "code": "kray.rewards.code:verify_code",
     "reasoning_gym": "kray.rewards.reasoning:verify_reasoning",
 }
 
@@ -66,7 +69,10 @@ def load_verifier(name: str) -> Verifier:
 
 
 def check_verifier(name: str, **options: Any) -> None:
-    """Raise ValueError unless the verifier can be loaded and takes these options. Calls nothing."""
+    """Raise ValueError unless the verifier can be loaded, takes these options and finds what it needs on this machine.
+
+    The verifier itself is not called; what it needs is looked for by its attribute `check(**options)`, if it has one.
+    """
     function = load_verifier(name)
     try:
         signature = inspect.signature(function)
@@ -76,6 +82,17 @@ def check_verifier(name: str, **options: Any) -> None:
         signature.bind("response", "answer", **options)
     except TypeError as error:
         raise ValueError(f'verifier "{name}" takes {signature}: {error}') from None
+    if (needs := getattr(function, "check", None)) is not None:
+        try:
+            needs(**options)
+        except Exception as error:
+            raise ValueError(f'verifier "{name}": {error}') from error
+
+
+def check_answer(name: str, answer: str) -> None:
+    """Raise ValueError for a right answer that this verifier cannot use, by its attribute `check_answer`, if it has one."""
+    if (check := getattr(load_verifier(name), "check_answer", None)) is not None:
+        check(answer)
 
 
 def as_reward(value: Any, verifier: str) -> Reward:
@@ -87,9 +104,13 @@ def as_reward(value: Any, verifier: str) -> Reward:
         value = value.item()  # a numpy bool or an array of one
     if not isinstance(value, numbers.Real):
         raise ValueError(f'verifier "{verifier}" returned {type(value).__name__}, not a number')
-    if not math.isfinite(value):
-        raise ValueError(f'verifier "{verifier}" returned {float(value)}, not a finite number')
-    return Reward(float(value), str(detail))
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f'verifier "{verifier}" returned {number}, not a finite number')
+    return Reward(number, str(detail)[:_DETAIL_CHARACTERS])
 
 
 def exact(response: str, answer: str, *, case_sensitive: bool = True) -> Reward:

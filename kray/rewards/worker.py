@@ -1,8 +1,8 @@
 """One scoring process: reads chunks of answers, sends each outcome as soon as it is known.
 
-Speaks over one socket: frames of a 4-byte length and a pickle. In: (verifier, options, timeout_s) once, then lists of
-(verifier, response, answer). Out: ("ready",) once; ("loading",) and ("loaded",) around the import of a further verifier;
-one ("scored", value, detail, elapsed_s) or ("failed", error, elapsed_s) per answer, in order.
+Speaks over one socket: frames of a 4-byte length and a pickle. In: (verifier, options, timeout_s, memory_gib) once, then
+lists of (verifier, response, answer). Out: ("ready",) once; ("loading",) and ("loaded",) around the import of a further
+verifier; one ("scored", value, detail, elapsed_s) or ("failed", error, elapsed_s) per answer, in order.
 
 It ends when its parent does: on end of file, by a thread that watches the socket while a verifier runs, and by an alarm
 for verifiers that never let that thread run (a regular expression holds the interpreter's lock).
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import select
 import signal
 import socket
@@ -37,7 +38,8 @@ def main(descriptor: int) -> None:
     """Serve until the parent closes its end of the socket `descriptor`."""
     connection = socket.socket(fileno=descriptor)
     stream = connection.makefile("rb")
-    default, options, timeout_s = _read(stream)
+    default, options, timeout_s, memory_gib = _read(stream)
+    _limit_memory(memory_gib)
     threading.Thread(target=_end_with_parent, args=(connection.fileno(),), daemon=True).start()
     loaded: dict[str, Verifier | str] = {default: _load(default)}
     connection.sendall(frame(("ready",)))
@@ -52,6 +54,13 @@ def main(descriptor: int) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.sendall(frame(outcome))
     os._exit(0)  # a verifier's own threads must not keep the process
+
+
+def _limit_memory(gib: float) -> None:
+    """Of data, not of address space: libraries reserve much that they never use. 0: no limit."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if gib and (hard == resource.RLIM_INFINITY or gib * 2**30 < hard):
+        resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30), hard))
 
 
 def _judge(function: Verifier | str, name: str, response: str, answer: str, options: dict[str, Any]) -> tuple:

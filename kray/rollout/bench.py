@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM
 
 from kray.config.schema import RolloutConfig
 from kray.records import KrayError, RolloutTask, Sampling
-from kray.rollout.engine import EngineSpec, Report
+from kray.rollout.engine import EngineSpec
 from kray.rollout.pool import Pool, Published
-from kray.rollout.schedule import Schedule, split_rollouts
+from kray.rollout.schedule import Schedule, largest_part, split_rollouts
 from kray.simulate.fleet import Dealt
 from kray.train.bench import SHAPES
 from kray.weights import FlatWeights
@@ -76,23 +76,9 @@ class Policy:
 
 POLICIES = {
     "static sharding": Policy(Sharded, 128, 1.0),
-    "tasks of 32, 1 batch in hand": Policy(Kept, 32, 1.0),
-    "tasks of 32, 3 batches in hand": Policy(Kept, 32, 3.0),
-    "tasks of 1, 1 batch in hand": Policy(Kept, 1, 1.0),
-    "tasks of 1, 2 batches in hand": Policy(Kept, 1, 2.0),
+    "kray, 1 batch in hand": Policy(Kept, 32, 1.0),
+    "kray, 2 batches in hand": Policy(Kept, 32, 2.0),
 }
-
-
-class _Pool(Pool):
-    """A pool that says how long each of its engines was stepping."""
-
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.busy = {engine.name: 0.0 for engine in self.engines}
-
-    def _take(self, engine: Any, report: Report) -> None:
-        self.busy[engine.name] += report.busy_s
-        super()._take(engine, report)
 
 
 @dataclass(slots=True)
@@ -139,13 +125,13 @@ def measure(
     inside the schedule, of the thread that drives the pool, and of its whole process, Ray's threads included.
     """
     spec = EngineSpec(folder, "float32", 512, max_sequences, 1, 0, 0.25, 0.0, True, 0)
-    pool = _Pool(RolloutConfig(engines=engines, start_timeout_s=START_S), spec, "bench", log)
+    pool = Pool(RolloutConfig(engines=engines, start_timeout_s=START_S), spec, "bench", log)
     groups = Groups.make(prompts, SHAPES[shape][-1], 0)
     return asyncio.run(_rounds(pool, _publication(folder), groups, rounds, log))
 
 
 async def _rounds(
-    pool: _Pool, published: Published, groups: Groups, rounds: int, log: Callable[[str], None]
+    pool: Pool, published: Published, groups: Groups, rounds: int, log: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
     first_id = 0
@@ -162,7 +148,10 @@ async def _rounds(
         for number in range(rounds + 1):
             sums = np.zeros(len(groups.prompts))
             for name, policy in POLICIES.items():
-                tasks = list(groups.tasks(policy.split, first_id, 10**6 * number))
+                split = policy.split
+                if policy.make is Kept:
+                    split = largest_part(int(groups.budgets.sum()), len(pool.engines), split)
+                tasks = list(groups.tasks(split, first_id, 10**6 * number))
                 first_id += len(tasks)
                 row = await _round(pool, processes, policy, tasks, sums)
                 if number:
@@ -178,14 +167,14 @@ async def _rounds(
 
 
 async def _round(
-    pool: _Pool, processes: list[psutil.Process], policy: Policy, tasks: list[RolloutTask], sums: np.ndarray
+    pool: Pool, processes: list[psutil.Process], policy: Policy, tasks: list[RolloutTask], sums: np.ndarray
 ) -> dict[str, Any]:
     """One step's work; adds the response tokens of each prompt to `sums`."""
     schedule = policy.make(pool.rollout.max_attempts)
     for engine in pool.engines:
         schedule.engine_up(engine.name, round(policy.capacity * pool.spec.max_sequences))
     pool.schedule = schedule  # nothing is in hand between two rounds
-    before, spent, rollouts = dict(pool.busy), [_cpu_s(each) for each in processes], 0
+    before, spent, rollouts = _busy(pool), [_cpu_s(each) for each in processes], 0
     started, thread_s, process_s = time.monotonic(), time.thread_time(), time.process_time()
     with pool.open() as session:
         session.submit(tasks)
@@ -197,7 +186,7 @@ async def _round(
             sums[int(outcome.task.prompt_id)] += sum(len(rollout.tokens) for rollout in outcome.rollouts)
     makespan_s = time.monotonic() - started
     thread_s, process_s = time.thread_time() - thread_s, time.process_time() - process_s
-    busy = sorted((after - before[name]) / makespan_s for name, after in pool.busy.items())
+    busy = sorted((after - before[name]) / makespan_s for name, after in _busy(pool).items())
     return {
         "makespan_s": makespan_s,
         "rollouts": rollouts,
@@ -219,7 +208,13 @@ def _publication(folder: str) -> Published:
         logits = model(torch.tensor(probe)[None]).logits[0].double()
     logprobs = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(probe[1:])[:, None])[:, 0].numpy()
     state = [(name, parameter.detach()) for name, parameter in model.named_parameters()]
-    return Published(0, ray.put(FlatWeights.pack(state)), tuple(probe.tolist()), logprobs)
+    weights = FlatWeights.pack(state)
+    return Published(0, ray.put(weights), weights.checksum, tuple(probe.tolist()), logprobs)
+
+
+def _busy(pool: Pool) -> dict[str, float]:
+    """Seconds in which each engine was stepping."""
+    return {engine.name: engine.busy_s for engine in pool.engines}
 
 
 def _cpu_s(process: psutil.Process) -> float:

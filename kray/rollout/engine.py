@@ -1,10 +1,10 @@
-"""One vLLM engine in one actor; the only module that imports vLLM.
+"""One vLLM engine in one actor; with transfer.py, the only module that imports vLLM.
 
 Everything that touches vLLM happens in one thread of this process, which takes commands between two steps of the engine.
 The actor's other threads only put commands in and take results out, so a long step blocks nobody.
 
 - Rollout i of a group is sampled with the task's seed + i, whatever else is in the batch and however the group was split.
-- Weights are replaced through vLLM's weight-transfer protocol, tied embeddings included, between two steps of the engine.
+- Weights are replaced between two steps of the engine, and what it then answers is a proof (transfer.py).
   Rollouts that are under way go on with the new weights (and the keys and values that the old ones computed); vLLM tells
   which version sampled which token. Prompts that the prefix cache knows from old weights are not found by later tasks.
 - Orders (submit, cancel, update) are carried out one after the other, in the order in which they were given.
@@ -13,12 +13,13 @@ The actor's other threads only put commands in and take results out, so a long s
 
 from __future__ import annotations
 
+import copy
 import os
 import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,8 +28,10 @@ import numpy as np
 import ray
 
 from kray.records import Rollout, RolloutTask
+from kray.rollout.transfer import TRANSPORT, Proof, Reactions, Stopwatch, exaggerated, register_transport
 from kray.weights import FlatWeights
 
+NEWS = 0.125  # share of max_sequences: so many ended rollouts are worth a report, though no task is whole
 CPU_STEP_TOKENS = 8192  # prompt tokens that one step may take in on CPU
 
 
@@ -55,6 +58,9 @@ class EngineSpec:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: starts faster, can be fed between steps
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
+            # New weights are repacked in memory that glibc would give back, to have each of its pages cleared next time.
+            "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+            "MALLOC_MMAP_THRESHOLD_": str(2**30),
             "DO_NOT_TRACK": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -62,11 +68,23 @@ class EngineSpec:
 
 @dataclass(slots=True)
 class Report:
-    """What an engine has to tell since the last report. busy_s: seconds in which it was stepping."""
+    """What an engine has to tell since the last report. busy_s: seconds in which it was stepping.
 
+    progress: rollouts that are finished of tasks that are not.
+    """
+
+    progress: dict[int, int] = field(default_factory=dict)  # task id -> rollouts
     finished: list[tuple[int, list[Rollout]]] = field(default_factory=list)  # (task id, its rollouts by index)
     refused: list[tuple[int, str]] = field(default_factory=list)  # (task id, why the engine cannot run it)
     busy_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Running:
+    """A task under way: one request to vLLM for each rollout, so that a straggler does not hide that the others ended."""
+
+    task: RolloutTask
+    finished: list[Rollout] = field(default_factory=list)
 
 
 class Engine:
@@ -80,7 +98,9 @@ class Engine:
         self._failure: str | None = None
         self._roused = False
         self._version = -1  # of the weights
-        self._tasks: dict[str, RolloutTask] = {}  # vLLM's request id -> task
+        self._tasks: dict[int, _Running] = {}
+        self._unheard = 0  # rollouts that ended since the last report
+        self._reactions = Reactions()
         self._ready: Future = Future()
         threading.Thread(target=self._live, name="engine", daemon=True).start()
 
@@ -103,12 +123,14 @@ class Engine:
     def collect(self, timeout_s: float) -> Report:
         """What has finished since the last call; waits up to timeout_s for something to report, or for `rouse`."""
         with self._news:
-            self._news.wait_for(
-                lambda: self._report.finished or self._report.refused or self._failure or self._roused, timeout_s
-            )
+            self._news.wait_for(self._has_news, timeout_s)
             self._raise_failure()
-            report, self._report, self._roused = self._report, Report(), False
+            report, self._report, self._roused, self._unheard = self._report, Report(), False, 0
             return report
+
+    def _has_news(self) -> bool:
+        much = self._unheard >= NEWS * self.spec.max_sequences
+        return bool(self._report.finished or self._report.refused or self._failure or self._roused or much)
 
     def rouse(self) -> None:
         """Ends the wait of `collect`, or of its next call."""
@@ -117,8 +139,8 @@ class Engine:
             self._news.notify_all()
 
     @ray.method(concurrency_group="orders")
-    def update(self, version: int, weights: FlatWeights, probe: list[int]) -> np.ndarray:
-        """Takes new weights and returns what it now thinks of the probe: (P - 1,) logprobs of its tokens after the first."""
+    def update(self, version: int, weights: FlatWeights, probe: list[int]) -> Proof:
+        """Takes new weights; the proof says what it now thinks of the probe's tokens after the first."""
         return self._command(self._update, version, weights, probe)
 
     def _command(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -164,7 +186,7 @@ class Engine:
         from vllm import EngineArgs, LLMEngine
 
         spec = self.spec
-        _register_transport()
+        register_transport()
         options: dict[str, Any] = {"dtype": spec.dtype, "weight_transfer_config": {"backend": TRANSPORT}}
         device: dict[str, Any] = {
             "gpu_memory_utilization": spec.gpu_memory_share,
@@ -201,67 +223,103 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
 
         for task in tasks:
+            prompt = {"prompt_token_ids": list(task.prompt_tokens), "cache_salt": f"version {self._version}"}
             sampling = task.sampling
             params = SamplingParams(
-                n=task.rollouts,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 max_tokens=sampling.max_tokens,
-                seed=task.seed + task.first_index,  # vLLM gives sample i of n the seed + i
+                seed=task.seed + task.first_index,
                 stop_token_ids=list(sampling.stop_token_ids),
                 logprobs=0,  # of the sampled token alone
                 flat_logprobs=True,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
+                skip_clone=True,  # it is this task's alone: vLLM's deep copy was a third of the time to add a task
             )
-            name = f"{task.id}"
-            prompt = {"prompt_token_ids": list(task.prompt_tokens), "cache_salt": f"version {self._version}"}
             try:
-                self._engine.add_request(name, prompt, params)
+                for i in range(task.rollouts):
+                    if i:
+                        params = copy.copy(params)
+                        params.seed = task.seed + task.first_index + i
+                    self._engine.add_request(f"{task.id}/{i}", prompt, params)
             except (
                 VLLMClientError,
                 ValueError,
-            ) as error:  # this prompt's own fault: too long, or a token that does not exist
+            ) as error:  # the prompt's own fault: too long, or a token that does not exist
                 with self._news:
                     self._report.refused.append((task.id, str(error)))
                     self._news.notify_all()
             else:
-                self._tasks[name] = task
+                self._tasks[task.id] = _Running(task)
 
     def _abort(self, task_ids: list[int]) -> None:
-        names = [f"{task_id}" for task_id in task_ids if f"{task_id}" in self._tasks]
-        self._engine.abort_request(names)
-        for name in names:
-            del self._tasks[name]
+        known = [task_id for task_id in task_ids if task_id in self._tasks]
+        self._engine.abort_request([f"{name}/{i}" for name in known for i in range(self._tasks[name].task.rollouts)])
+        for task_id in known:
+            del self._tasks[task_id]
 
     def _step(self) -> list[Any]:
         """One step; what was no task's."""
         started = time.monotonic()
         outputs = self._engine.step()
-        finished, others = [], []
-        for output in outputs:
-            task = self._tasks.pop(output.request_id, None)  # FINAL_ONLY: an output is always the last
-            if task is not None:
-                rollouts = sorted((_rollout(task, one) for one in output.outputs), key=lambda rollout: rollout.index)
-                finished.append((task.id, rollouts))
-            else:
+        finished, progress, others, ended = [], {}, [], 0
+        for output in outputs:  # FINAL_ONLY: a rollout's output is always its last
+            name, _, i = output.request_id.partition("/")
+            running = self._tasks.get(int(name)) if i else None
+            if running is None:
                 others.append(output)
+                continue
+            ended += 1
+            running.finished.append(_rollout(running.task, int(i), output.outputs[0]))
+            if len(running.finished) == running.task.rollouts:
+                del self._tasks[int(name)]
+                finished.append((int(name), sorted(running.finished, key=lambda rollout: rollout.index)))
+            else:
+                progress[int(name)] = len(running.finished)
         busy_s = time.monotonic() - started
 
         with self._news:
             self._report.finished += finished
+            self._report.progress |= progress
+            for task_id, _ in finished:
+                self._report.progress.pop(task_id, None)
             self._report.busy_s += busy_s
-            if finished:
+            self._unheard += ended
+            if self._has_news():
                 self._news.notify_all()
         return others
 
-    def _update(self, version: int, weights: FlatWeights, probe: list[int]) -> np.ndarray:
-        self._rpc("start_weight_update", {})
-        self._rpc("update_weights", {"update_info": {"tensors": weights.tensors()}})
-        self._rpc("finish_weight_update", {})
+    def _update(self, version: int, weights: FlatWeights, probe: list[int]) -> Proof:
+        clock = Stopwatch()
+        self._load(clock.each("verify", weights.verified()))
         self._engine.set_weight_version(str(version))
         self._version = version
+        clock.done("load")
+        logprobs = self._ask(probe)
+        clock.done("probe")
+        if not self._tasks:  # among others in a batch the probe's last bits say nothing
+            ignored = self._reactions.ignored(weights, probe, logprobs)
+            if ignored:
+                logprobs = self._doubt(weights, ignored, probe, logprobs)
+                clock.done("doubt")
+            self._reactions.remember(weights, probe, logprobs)
+        return Proof(logprobs, weights.checksum, clock.seconds)
+
+    def _load(self, tensors: Iterable[tuple[str, Any]]) -> None:
+        self._rpc("start_weight_update", {})
+        self._rpc("update_weights", {"update_info": {"tensors": tensors}})
+        self._rpc("finish_weight_update", {})
+
+    def _doubt(self, weights: FlatWeights, ignored: list[str], probe: list[int], before: np.ndarray) -> np.ndarray:
+        """Raises when the engine does not even react to a great change of the tensors whose change it ignored."""
+        self._load(exaggerated(weights, ignored).verified())
+        if np.array_equal(self._ask(probe), before, equal_nan=True):
+            raise RuntimeError(
+                f"{len(ignored)} tensors changed, first {ignored[0]}, but what the engine computes did not"
+            )
+        self._load(weights.verified())
         return self._ask(probe)
 
     def _rpc(self, method: str, kwargs: dict[str, Any]) -> None:
@@ -280,12 +338,12 @@ class Engine:
         return np.array([position[token].logprob for token, position in pairs], dtype=np.float32)
 
 
-def _rollout(task: RolloutTask, output: Any) -> Rollout:
-    """vLLM's CompletionOutput as a Rollout."""
+def _rollout(task: RolloutTask, number: int, output: Any) -> Rollout:
+    """vLLM's CompletionOutput as the task's rollout of this number, counted from 0."""
     flat = output.logprobs
     return Rollout(
         prompt_id=task.prompt_id,
-        index=task.first_index + output.index,
+        index=task.first_index + number,
         tokens=np.array(output.token_ids, dtype=np.int32),
         logprobs=np.array([flat.logprobs[i] for i in flat.start_indices], dtype=np.float32),
         finish_reason=str(output.finish_reason),
@@ -297,62 +355,3 @@ def _vllm_version() -> str:
     import vllm
 
     return vllm.__version__
-
-
-TRANSPORT = "kray_object_store"
-
-
-def _register_transport() -> None:
-    """Makes kray's CPU transport known to vLLM: the tensors are views of a buffer in Ray's object store."""
-    from vllm.distributed.weight_transfer.base import (
-        WeightTransferEngine,
-        WeightTransferInitInfo,
-        WeightTransferUpdateInfo,
-    )
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-
-    @dataclass
-    class InitInfo(WeightTransferInitInfo):
-        pass
-
-    @dataclass
-    class UpdateInfo(WeightTransferUpdateInfo):
-        tensors: list
-
-    class ObjectStoreTransfer(WeightTransferEngine):
-        init_info_cls = InitInfo
-        update_info_cls = UpdateInfo
-
-        def init_transfer_engine(self, init_info: InitInfo) -> None:
-            pass  # nothing to connect: the buffer comes with the call
-
-        def start_weight_update(self) -> None:
-            initialize_layerwise_reload(self.model)
-
-        def update_weights(self, update_info: dict[str, Any]) -> None:
-            self.receive_weights(self.parse_update_info(update_info))  # synchronous, nothing to wait for on CPU
-
-        def receive_weights(self, update_info: UpdateInfo) -> None:
-            model: Any = self.model
-            model.load_weights(iter(update_info.tensors))
-
-        def finish_weight_update(self) -> None:
-            finalize_layerwise_reload(self.model, self.model_config)
-            if self.model_config.hf_config.tie_word_embeddings:
-                self._retie()
-
-        def _retie(self) -> None:
-            """vLLM's reload leaves a tied output layer on its old, repacked copy: point it at the embedding again."""
-            embeddings = [m for m in self.model.modules() if type(m) is VocabParallelEmbedding]
-            heads: list[Any] = [m for m in self.model.modules() if isinstance(m, ParallelLMHead)]
-            for head in heads:
-                head.weight = embeddings[0].weight
-                head.quant_method.process_weights_after_loading(head)
-
-        def shutdown(self) -> None:
-            pass
-
-    if TRANSPORT not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(TRANSPORT, ObjectStoreTransfer)

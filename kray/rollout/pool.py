@@ -34,13 +34,15 @@ PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # nats, mean over the prob
 class Published:
     """A policy version: where its weights are and what the learner thinks of the probe.
 
-    weights: reference to FlatWeights in the object store. probe: token ids; logprobs (P - 1,) of probe[1:].
+    weights: reference to FlatWeights in the object store; checksum: of them. probe: token ids. logprobs: (P - 1,) of
+    probe[1:], or a future of them, so that learner and engines can compute side by side.
     """
 
     version: int
     weights: Any
+    checksum: str
     probe: tuple[int, ...]
-    logprobs: np.ndarray
+    logprobs: np.ndarray | asyncio.Future
 
 
 class Pool:
@@ -55,9 +57,8 @@ class Pool:
         self.sizing = Sizing(least, rollout.engines, spec.max_sequences, rollout.idle_s)
         self.published: Published | None = None
         self.deaths = self.preemptions = 0
-        self.busy_s = 0.0  # engine-seconds of stepping since the pool started
         self.up_s = 0.0  # engine-seconds of engines that are not up any more
-        self._shared = (0.0, 0.0)  # (busy_s, engine-seconds) when busy_share was last asked
+        self._shared = (0.0, 0.0)  # engine-seconds (of stepping, up) when busy_share was last asked
         self._outcomes: dict[int, asyncio.Queue[Outcome]] = {}  # task id -> the run that waits for it
         self.changed = asyncio.Event()  # an engine changed its state
         self._tenders: list[asyncio.Task] = []
@@ -101,8 +102,9 @@ class Pool:
         """Of the time that engines were up since the last call: the share in which they generated; 0 without any."""
         now = time.monotonic()
         up_s = self.up_s + sum(now - engine.up_since for engine in self.engines if engine.up_since is not None)
-        (busy_before, up_before), self._shared = self._shared, (self.busy_s, up_s)
-        return min(1.0, (self.busy_s - busy_before) / (up_s - up_before)) if up_s > up_before else 0.0
+        busy_s = sum(engine.busy_s for engine in self.engines)
+        (busy_before, up_before), self._shared = self._shared, (busy_s, up_s)
+        return min(1.0, (busy_s - busy_before) / (up_s - up_before)) if up_s > up_before else 0.0
 
     async def close(self) -> None:
         """Kills the engines; what they held is dropped."""

@@ -17,10 +17,12 @@ from ray.exceptions import RayError
 from kray.rollout.engine import Engine, Report
 from kray.rollout.health import Health, State
 from kray.rollout.outcome import Outcome
+from kray.rollout.transfer import Proof
 
 if TYPE_CHECKING:
     from kray.rollout.pool import Pool
 
+IN_HAND = 2.0  # unfinished rollouts up to which an engine is given more, over those that it generates at a time
 POLL_S = 2.0  # how long a busy engine is listened to at a time
 HEARTBEAT_S = 15.0  # an idle engine is asked whether it lives
 PLACE_S = 1.0  # how soon an engine that is not needed any more stops waiting for room
@@ -45,7 +47,9 @@ class Tender:
         self.health = Health(max_restarts)
         self.actor: Any = None
         self.needed = False  # else it ends what it has in hand and rests
+        self.proof: Proof | None = None  # its answer to the newest weights
         self.gap = 0.0  # nats between engine and learner at its last proof
+        self.busy_s = 0.0  # in which it was stepping, over all its actors
         self.up_since: float | None = None  # monotonic s
         self.wake = asyncio.Event()  # there is work for it, or a new version, or it is not needed any more
         self._lives = 0  # actors so far
@@ -148,8 +152,13 @@ class Tender:
                 published.weights,
                 list(published.probe),
             )
-            found = await self._call(*call)
-            self.gap = float(np.abs(found - published.logprobs).mean())
+            self.proof = proof = await self._call(*call)
+            if proof.checksum != published.checksum:
+                raise EngineLost(f"it took other weights than those of version {published.version}")
+            expected = published.logprobs
+            if isinstance(expected, asyncio.Future):
+                expected = await asyncio.shield(expected)
+            self.gap = float(np.abs(proof.logprobs - expected).mean())
             if not self.gap <= self.pool.tolerance:
                 raise EngineLost(
                     f"its weights of version {published.version} are not the learner's: logprobs of the probe differ by "
@@ -159,9 +168,8 @@ class Tender:
                 self.health.proved(published.version)
                 # With one engine there is nobody to share with: all work at once keeps its batches reproducible.
                 if not self.pool.schedule.is_up(self.name):
-                    self.pool.schedule.engine_up(
-                        self.name, self.pool.spec.max_sequences if len(self.pool.engines) > 1 else None
-                    )
+                    capacity = round(IN_HAND * self.pool.spec.max_sequences)
+                    self.pool.schedule.engine_up(self.name, capacity if len(self.pool.engines) > 1 else None)
                 self.pool.schedule.hold(self.name, not self.needed)
                 self.pool.changed.set()
                 self.pool.dispatch()
@@ -183,17 +191,20 @@ class Tender:
             )
 
     def _take(self, report: Report) -> None:
-        self.pool.busy_s += report.busy_s
-        for task_id, rollouts in report.finished:
-            task = self.pool.schedule.done(task_id, self.name, time.monotonic())
+        now = time.monotonic()
+        self.busy_s += report.busy_s
+        for task_id, rollouts in report.progress.items():
+            self.pool.schedule.progressed(task_id, self.name, rollouts, now)
+        for task_id, found in report.finished:
+            task = self.pool.schedule.done(task_id, self.name, now)
             if task is None:
                 continue  # cancelled meanwhile
-            versions = {version for rollout in rollouts for version, _, _ in rollout.policy_versions}
+            versions = {version for rollout in found for version, _, _ in rollout.policy_versions}
             proved = range(task.policy_version, self.health.version + 1)
             assert all(version in proved for version in versions), (
                 f"{self.name} served {versions}, proved {self.health.version}, was asked for {task.policy_version}"
             )
-            self.pool.deliver(Outcome(task, rollouts))
+            self.pool.deliver(Outcome(task, found))
         for task_id, reason in report.refused:
             task = self.pool.schedule.refused(task_id, self.name)
             if task is not None:

@@ -6,6 +6,7 @@ The only package that knows MLflow; MLflow is loaded when a Tracker opens.
 from kray.tracking.figures import budget_histogram, budgets_against_beliefs, learning_curve
 from kray.tracking.metrics import METRICS, describe
 from kray.tracking.run import Tracker, prompts_digest
+from kray.tracking.store import locate, log_model
 
 __all__ = [
     "METRICS",
@@ -14,5 +15,7 @@ __all__ = [
     "budgets_against_beliefs",
     "describe",
     "learning_curve",
+    "locate",
+    "log_model",
     "prompts_digest",
 ]

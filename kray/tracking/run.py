@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kray.config.redaction import redact, redact_value
 from kray.config.schema import TrackConfig
 from kray.records import KrayError, Prompt
 from kray.tracking.journal import Journal
@@ -52,6 +53,7 @@ class Tracker:
     ):
         """Open the record; a server answers within about 20 s or KrayError names it.
 
+        No secret of the environment and no password in an address leaves through params, tags, config_yaml or an error.
         params: scalars by dotted key, logged once. config_yaml: kept as config.yaml, on resume as
         config-resumed-<step>.yaml. mlflow_run_id: the MLflow run to go on with. resume_step: the last step of the
         checkpoint that is resumed (-1: none yet); later lines of metrics.jsonl are dropped. Both None: a fresh run.
@@ -69,10 +71,15 @@ class Tracker:
         name = f"config-resumed-{max(resume_step, 0):06d}.yaml" if resume_step is not None else "config.yaml"
         import mlflow  # noqa: F401  # seconds of importing must not count as the server's
 
-        (self._folder / name).write_text(config_yaml, encoding="utf-8")
+        (self._folder / name).write_text(redact(config_yaml), encoding="utf-8")
         self._journal = Journal(self._folder, resume_step)
         self._run = MlflowRun(store, track.experiment, run_name, mlflow_run_id)
-        all_tags = {**tags, "kray.run_folder": self._folder, **({"kray.resumed_at": resume_step} if resumed else {})}
+        params = {name: redact_value(name, value) for name, value in params.items()}
+        all_tags = {
+            **_redacted(tags),
+            "kray.run_folder": self._folder,
+            **({"kray.resumed_at": resume_step} if resumed else {}),
+        }
 
         def open_run() -> None:
             self._run.open(params, all_tags, [(self._folder / name, "")])
@@ -157,7 +164,7 @@ class Tracker:
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Record facts about the run; a tag that is there already is replaced."""
-        tags = dict(tags)
+        tags = _redacted(tags)
         self._writer.put(f"tags {', '.join(tags)}", lambda: self._run.tags(tags))
 
     def finish(self, status: str = "FINISHED", deadline_s: float = 30.0) -> list[str]:
@@ -202,6 +209,10 @@ def _text(prompt: Prompt) -> str:
     if prompt.text is not None:
         return prompt.text
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt.messages or ())
+
+
+def _redacted(tags: Mapping[str, Any]) -> dict[str, str]:
+    return {name: redact(str(value)) for name, value in tags.items()}
 
 
 def _plain(value: Any) -> Any:

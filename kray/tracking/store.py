@@ -1,7 +1,7 @@
 """Where MLflow keeps a run, and everything that is said to it. The only module that calls MLflow's client.
 
 `Store` names the place; `MlflowRun` is one run in it. Every method of MlflowRun may block for as long as MLflow's own
-time-outs and may raise anything: they are called from one thread only, the writer's.
+time-outs and may raise anything: they are called from one thread only, the writer's. `log_model` has a client of its own.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from kray.config.redaction import redact
 from kray.records import DataError, KrayError
 
 REACH_TIMEOUT_S = 5.0
 TABLES_TAG = "mlflow.loggedArtifacts"  # tells the UI which JSON artifacts are tables
+UPLOAD_TIMEOUT = ("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # seconds, for one file of a model
 TABLES_IN_TAG = 60  # a tag holds 8,000 characters
 
 
@@ -40,11 +42,8 @@ class Store:
 
     @property
     def shown(self) -> str:
-        """The URI without a password."""
-        parts = urlsplit(self.uri)
-        if not parts.password:
-            return self.uri
-        return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"))
+        """The URI without secrets."""
+        return redact(self.uri)
 
 
 def locate(uri: str, run_folder: Path) -> Store:
@@ -59,11 +58,13 @@ def locate(uri: str, run_folder: Path) -> Store:
         database = Path(uri.partition("///")[2])
         if not database.is_absolute():
             raise KrayError(
-                f"{origin} {uri} is relative to a folder that a job loses: write sqlite:////absolute/path.db"
+                f"{origin} {redact(uri)} is relative to a folder that a job loses: write sqlite:////absolute/path.db"
             )
         return Store(uri, (database.parent / "mlruns-artifacts").as_uri(), origin)
     if scheme in ("", "file"):
-        raise KrayError(f"{origin} {uri}: MLflow 3 has no file stores; use sqlite:////absolute/path.db or a server")
+        raise KrayError(
+            f"{origin} {redact(uri)}: MLflow 3 has no file stores; use sqlite:////absolute/path.db or a server"
+        )
     return Store(uri, None, origin)
 
 
@@ -81,7 +82,7 @@ def reach(store: Store) -> None:
 
 def unreachable(store: Store, error: object) -> KrayError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return KrayError(f"MLflow at {store.shown} ({store.origin}) cannot be used: {reason}")
+    return KrayError(f"MLflow at {store.shown} ({store.origin}) cannot be used: {redact(reason)}")
 
 
 def name_of(text: str) -> str:
@@ -264,3 +265,50 @@ def newest_table(run_id: str, name: str) -> list[dict[str, Any]]:
     except MlflowException as error:
         raise DataError(f"mlflow:{run_id}: {str(error).splitlines()[0]} (is MLFLOW_TRACKING_URI set?)") from error
     return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+
+def log_model(store: Store, run_id: str, folder: Path, name: str, step: int, register: bool) -> str:
+    """Makes a Hugging Face folder a logged model of the run and, on request, a new version of the registered model `name`.
+
+    step: of the policy. Returns where it is now: an address that `mlflow artifacts download --artifact-uri` and
+    mlflow.artifacts.download_artifacts take. Blocks as long as the upload takes. Raises KrayError whatever goes wrong.
+    """
+    if store.uri.startswith("sqlite") and not Path(store.uri.partition("///")[2]).is_file():  # MLflow would make one
+        raise unreachable(store, "no such file; track.uri and MLFLOW_TRACKING_URI must be as they were in the run")
+    before = os.environ.get(UPLOAD_TIMEOUT[0])
+    os.environ.update([UPLOAD_TIMEOUT])  # a server answers only when it has put a file of gigabytes where it keeps it
+    try:
+        return _log_model(store, run_id, folder, name, step, register)
+    except Exception as error:  # MLflow's, requests', sqlalchemy's or that of whatever holds the artifacts
+        raise unreachable(store, f"the model {name} in {folder} could not be handed over: {error}") from error
+    finally:
+        os.environ.pop(UPLOAD_TIMEOUT[0])
+        os.environ.update({} if before is None else {UPLOAD_TIMEOUT[0]: before})
+
+
+def _log_model(store: Store, run_id: str, folder: Path, name: str, step: int, register: bool) -> str:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=store.uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    tags = {"kray.step": str(step), "format": "huggingface"}
+    model = client.create_logged_model(experiment, name, run_id, tags, model_type="causal-lm")
+    try:
+        client.log_model_artifacts(model.model_id, str(folder))
+    except BaseException:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+    if not register:
+        return f"models:/{model.model_id}"
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = model.artifact_location
+    version = client.create_model_version(name, source, run_id, tags=tags, model_id=model.model_id)
+    return f"models:/{name}/{version.version}"

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from kray.config.redaction import redact
 from kray.tracking.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class Writer:
                 self._run.end(status)
                 self._ended = True
             except Exception as error:
-                log.warning("MLflow run not ended: %s", error)
+                log.warning("MLflow run not ended: %s", redact(str(error)))
                 if time.monotonic() >= deadline:
                     break
                 time.sleep(0.5)
@@ -240,7 +241,9 @@ class Writer:
         except Exception as error:
             self._breaker.failed(time.monotonic())
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            log.warning("MLflow did not take %s: %s; next attempt in %.0f s", label, reason, self._breaker.wait_s)
+            log.warning(
+                "MLflow did not take %s: %s; next attempt in %.0f s", label, redact(reason), self._breaker.wait_s
+            )
             return False
         self._breaker.worked()
         return True

@@ -62,6 +62,15 @@ def newest(run_folder: Path) -> Path | None:
     return steps[-1][1] if steps else None
 
 
+def at_step(run_folder: Path, step: int) -> Path:
+    """The complete checkpoint of one step of a run. Raises ConfigError that names the steps there are."""
+    held = dict(_steps(Path(run_folder)))
+    if step not in held:
+        there = ", ".join(map(str, held)) or "none"
+        raise ConfigError(f"{run_folder} holds no complete checkpoint of step {step}; there are: {there}")
+    return held[step]
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The driver's state in a checkpoint. Raises KrayError that names the file when it cannot be read."""
     file = Path(checkpoint) / STATE

@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from kray.config.schema import LoraConfig, TrainConfig
 from kray.records import ConfigError, KrayError, RolloutGroup
 from kray.train.learner import Learner, step_rows
+from kray.weights import Gathered
 
 PLACEMENT_TIMEOUT_S = 120.0
 # After one rank has failed, how long to wait for the others' outcomes: a rank that dies breaks its peers' collectives,
@@ -95,14 +96,19 @@ class LearnerGroup:
         rows = await asyncio.to_thread(step_rows, groups, self.train)
         return (await self._all("update", "to update", ray.put(rows)))[0]
 
-    async def weights(self) -> ray.ObjectRef:
-        """A reference to rank 0's FlatWeights, which do not pass through this process; returns when they are there.
+    async def hand_over(self) -> tuple[Gathered, ray.ObjectRef]:
+        """What rank 0 says of its weights, and a reference to them (FlatWeights); returns when they are there.
 
-        Actors that get the reference as an argument read the buffer from shared memory without copying it.
+        They do not pass through this process. Actors that get the reference as an argument read them from shared memory
+        without copying.
         """
-        pairs = [actor.sized_weights.options(num_returns=2).remote() for actor in self.actors]
-        await self._wait([size for size, _ in pairs], "to gather the weights")
-        return pairs[0][1]
+        pairs = [actor.weights.options(num_returns=2).remote() for actor in self.actors]
+        said = await self._wait([gathered for gathered, _ in pairs], "to gather the weights")
+        return said[0], pairs[0][1]
+
+    async def weights(self) -> ray.ObjectRef:
+        """The reference of `hand_over`."""
+        return (await self.hand_over())[1]
 
     async def logprobs(
         self, token_rows: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0

@@ -35,7 +35,7 @@ from kray.train.metrics import SUMS, update_metrics
 from kray.train.optimizer import ShardedAdamW
 from kray.train.packing import Batch, collate, split_ranks
 from kray.train.scores import make_scorable
-from kray.weights import FlatWeights
+from kray.weights import FlatWeights, Gathered
 
 LR_POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # of the share of groups that carry a gradient
 SAME_NATS = {"float32": 1e-3, "bfloat16": 0.1}  # two ways to compute a log-probability that differ less are the same
@@ -328,14 +328,19 @@ class Learner:
         """The whole model in the compute dtype on rank 0's CPU; [] on the other ranks."""
         return policy.full_state(self.model, self.dtype, keep=self.rank == 0)
 
-    def weights(self) -> FlatWeights:
-        """The whole model in the compute dtype on rank 0; empty on the other ranks."""
-        return policy.flat_state(self.model, self.dtype, keep=self.rank == 0)
+    def weights(self) -> tuple[Gathered, FlatWeights]:
+        """The whole model in the compute dtype on rank 0, empty on the other ranks; and what a caller on another node can
+        know of it without fetching it.
 
-    def sized_weights(self) -> tuple[int, FlatWeights]:
-        """Bytes, and `weights`: a caller on another node can see that it went well without fetching the weights."""
-        weights = self.weights()
-        return weights.buffer.nbytes, weights
+        What need not be gathered or cast is not copied: it is the live parameters' memory, to be copied (Ray does) before
+        the next update.
+        """
+        started = time.monotonic()
+        state = policy.gathered_state(self.model, self.dtype, keep=self.rank == 0)
+        gathered = time.monotonic()
+        weights = FlatWeights.pack(state)
+        times = gathered - started, time.monotonic() - gathered
+        return Gathered(weights.nbytes, weights.checksum, *times), weights
 
     def export(self, folder: str | Path) -> None:
         """Writes a Hugging Face folder with tokenizer (rank 0 writes)."""
@@ -345,14 +350,8 @@ class Learner:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _sharded_state(self) -> dict[str, Tensor]:
-        """Everything that is trained, by name, and shared with the live tensors: loading into it loads the learner.
-
-        Frozen parameters are the start model's and stay out; so a checkpoint of LoRA is small.
-        """
-        named = policy.state_tensors(self.model)
-        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
-        frozen = {name for name, _ in self.model.named_parameters()} - trained
-        state = {f"model.{name}": tensor for name, tensor in named if name not in frozen}
+        """Everything that is trained, by name, and shared with the live tensors: loading into it loads the learner."""
+        state = policy.trained_tensors(self.model)
         return state | {f"optimizer.{name}": tensor for name, tensor in self.optimizer.tensors().items()}
 
     def save(self, folder: str | Path, background: bool = False) -> None:

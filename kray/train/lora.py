@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kray.config.schema import LoraConfig
@@ -80,3 +82,20 @@ def merges(model: nn.Module) -> dict[str, Merge]:
 def plain_name(name: str) -> str | None:
     """A parameter's name in the model without adapters; None for the adapters' own."""
     return None if ".lora_" in name else name.replace(".base_layer.", ".")
+
+
+def save_adapters(model: nn.Module, lora: LoraConfig, base: str, folder: Path) -> None:
+    """Writes the adapters of a model that is not sharded as a peft folder, to be put on `base` again."""
+    from peft import LoraConfig as PeftConfig
+
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            plain = name.replace(f".{ADAPTER}.", ".")
+            tensors[f"base_model.model.{plain}"] = parameter.detach().contiguous()
+    targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors})
+    options: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets}
+    config = PeftConfig(**options, task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -17,21 +17,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import LoraConfig
 from kray.records import ConfigError
 from kray.train.attention import ATTENTION
 from kray.train.lora import add_lora, merges, plain_name
-from kray.weights import ALIGNMENT, FlatWeights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -168,6 +167,15 @@ def state_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return named + [(name, buffer) for name, buffer in model.named_buffers() if name in persistent]
 
 
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of the model: `model.<name>` -> live (sharded) tensor of all that is not frozen.
+
+    Frozen parameters are the start model's; so a checkpoint of LoRA is small.
+    """
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {f"model.{name}": tensor for name, tensor in state_tensors(model) if name not in frozen}
+
+
 def _policy_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
     """(name in the model, plain name, tensor) of what is handed out: adapters come merged into what they adapt."""
     for name, tensor in state_tensors(model):
@@ -177,7 +185,10 @@ def _policy_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """The tensor itself where one rank holds all of it, else gathered. A collective."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.to_local() if tensor.device_mesh.size() == 1 else tensor.full_tensor()
 
 
 def _gathered(model: nn.Module, dtype: str | None) -> Iterator[tuple[str, Tensor]]:
@@ -198,21 +209,9 @@ def full_state(model: nn.Module, dtype: str | None = None, keep: bool = True) ->
     return [(name, tensor.to("cpu", copy=True)) for name, tensor in _gathered(model, dtype) if keep]
 
 
-def flat_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> FlatWeights:
-    """`full_state` in one flat buffer, without a second copy of the model. A collective; empty where `keep` is false."""
-    manifest: list[tuple[str, tuple[int, ...], str, int]] = []
-    end = 0
-    for _, name, tensor in _policy_tensors(model) if keep else []:
-        kind = DTYPES[dtype] if dtype and tensor.is_floating_point() else tensor.dtype
-        start = -(-end // ALIGNMENT) * ALIGNMENT
-        manifest.append((name, tuple(tensor.shape), str(kind).removeprefix("torch."), start))
-        end = start + tensor.numel() * kind.itemsize
-    weights = FlatWeights(manifest, np.zeros(end, dtype=np.uint8))
-    places = dict(weights.tensors())
-    for name, tensor in _gathered(model, dtype):
-        if keep:
-            places[name].copy_(tensor)
-    return weights
+def gathered_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
+    """`full_state` without copies: tensors that are whole, on the CPU and of the right dtype are the live ones."""
+    return [(name, tensor.to("cpu")) for name, tensor in _gathered(model, dtype) if keep]
 
 
 def state_digest(state: list[tuple[str, Tensor]]) -> str:
@@ -242,11 +241,10 @@ def export_policy(model: Any, state: list[tuple[str, Tensor]], dtype: str, sourc
 
 
 def copy_tokenizer(source: str, folder: Path) -> None:
-    """Puts the tokenizer of `source` (a folder or a hub id) into `folder`, file by file where they are files."""
-    if Path(source).is_dir():
-        for pattern in TOKENIZER_FILES:
-            for file in sorted(Path(source).glob(pattern)):
-                if file.is_file():
-                    shutil.copy2(file, folder / file.name)
-    else:
-        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    """Puts tokenizer, chat template and generation config of `source` (a folder or a hub id) into `folder` as they are."""
+    if not Path(source).is_dir():
+        source = snapshot_download(source, allow_patterns=list(TOKENIZER_FILES))
+    for pattern in TOKENIZER_FILES:
+        for file in sorted(Path(source).glob(pattern)):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)  # the modes of a hub's cache are its own affair

@@ -10,6 +10,7 @@ Promises
 from __future__ import annotations
 
 import threading
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ class Saver:
 def read(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[dict[str, Any], bool]:
     """Loads into the tensors of `state`; returns what this rank had of its own, and whether it was this rank's.
 
+    A collective where there is a process group; a process without one loads everything by itself.
     Raises KrayError that names the folder when it holds no checkpoint of such a learner.
     """
     if not (folder / ".metadata").is_file():
@@ -85,6 +87,8 @@ def read(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[dict[str, A
             f"learner: {folder} is of another kind of learner: it has no {missing[0]} (and {len(missing) - 1} more); "
             "model.lora must be as it was"
         )
-    dcp.load(state, checkpoint_id=str(folder))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # an export needs no process group
+        dcp.load(state, checkpoint_id=str(folder))
     mine = folder / f"rank-{rank}.pt"
     return torch.load(mine if mine.is_file() else folder / "rank-0.pt", weights_only=True), mine.is_file()

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.config import KrayConfig, SourceConfig, changed_keys, check, derived, digest, flat, load_config, to_yaml
+from kray.config import (
+    KrayConfig,
+    SourceConfig,
+    changed_keys,
+    check,
+    derived,
+    digest,
+    flat,
+    load_config,
+    to_yaml,
+    warnings,
+)
 from kray.config.checks import CHOICES, FIXED, LIMITS, value_at
 from kray.config.reading import all_keys, declared, fields_of
 from kray.records import ConfigError
@@ -191,6 +202,7 @@ def test_interpolations_and_merge_keys(load, monkeypatch):
         (["prompts.test.kind=reasoning_gym"], ["prompts.test.tasks is empty"]),
         (["prompts.train.template=no braces"], ["prompts.train.template must contain {prompt}"]),
         (["reward.verifier=exakt"], ["reward.verifier", "did you mean exact"]),
+        (["reward.verifier=code", "reward.timeout_s=5"], ["reward.options.timeout_s 6", "below reward.timeout_s 5"]),
         (["run.name=a/b"], ["run.name"]),
         (["run.dir=runs"], ["run.dir must be absolute"]),
         (["rollout.max_context_tokens=10"], ["rollout.max_context_tokens 10 is below"]),
@@ -245,6 +257,28 @@ def test_derived_table(load):
     assert table["engines"] == "3 x {CPU: 1, GPU: 1}"
     assert table["actors ask for"] == "{CPU: 4, GPU: 3}"
     assert table["response tokens a step"] == "at most 262,144"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ([], []),
+        (["train.advantage_clip=3"], ["cuts the advantage of a single success in groups of 11", "up to 128"]),
+        (["train.advantage_clip=3", "plan.upper=10"], []),
+        (["train.advantage_clip=3", "plan.mode=uniform"], []),  # groups of 8
+        (["train.advantage_clip=2", "plan.mode=uniform"], ["in groups of 6", "up to 8"]),
+        (["train.advantage_clip=3", "train.advantage=mean"], []),
+        (["train.advantage_clip=0.9", "train.advantage=mean"], ["in groups of 11"]),
+        (["train.clip_high=0.3"], ["train.clip_low 0.2 and train.clip_high 0.3 do nothing"]),
+        (["train.clip_high=0.3", "train.updates=2"], []),
+        (["train.loss=gspo", "train.updates=2"], ["its paper has 0.0003 and 0.0004"]),
+        (["train.microbatch_tokens=1000"], ["is below prompts.max_tokens + rollout.max_response_tokens = 1536"]),
+    ],
+)
+def test_what_is_perhaps_not_meant_is_said(load, overrides, parts):
+    said = warnings(load(MODEL, *overrides))
+    assert len(said) == bool(parts), said
+    assert all(part in said[0] for part in parts)
 
 
 def test_import_is_light():

@@ -25,7 +25,9 @@ def job(name: str, *arguments: str, limit_s: float = 120.0) -> subprocess.Comple
 
 
 def test_check_prints_what_would_run_and_starts_nothing(tmp_path):
-    done = job("train", "--config", QUICK, "--check", "plan.budget=320", f"run.dir={tmp_path}/runs")
+    done = job(
+        "train", "--config", QUICK, "--check", "plan.budget=320", "train.advantage_clip=2", f"run.dir={tmp_path}/runs"
+    )
     assert done.returncode == 0, done.stderr
     table = dict(
         re.split(r"\s{2,}", line, maxsplit=1) for line in done.stdout.splitlines() if re.search(r"\S\s{2,}\S", line)
@@ -34,6 +36,7 @@ def test_check_prints_what_would_run_and_starts_nothing(tmp_path):
     assert table["mean rollouts per prompt"].startswith("5.0")
     assert table["engines"] == "1 x {CPU: 1}"
     assert "arithmetic/train/0" in done.stdout
+    assert "warning: train.advantage_clip 2 cuts" in done.stdout
     assert not (tmp_path / "runs").exists()
 
 
@@ -117,7 +120,7 @@ def test_a_bad_key_in_a_file_is_found_by_its_line(tmp_path):
     assert f"bad.yaml:{line}" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "submit"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "export", "submit", "bench_sync"])
 def test_help_teaches_with_examples(name):
     done = job(name, "--help")
     assert done.returncode == 0

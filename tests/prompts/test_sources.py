@@ -130,11 +130,48 @@ GOOD = b'{"question": "q", "answer": "a", "id": "1"}\n'
         ),
         (b'{"question": "q", "answer": NaN}', 'p.jsonl:1: field "answer" is nan, not a finite number'),
         (b"[" * 100_000, "p.jsonl:1: the line is not JSON: it is nested too deeply"),
+        (b'{"question": "\\ud800", "answer": "a"}', 'p.jsonl:1: field "question" holds half a character (U+D800)'),
+        (b'{"question": "q", "answer": "\\udfff"}', 'p.jsonl:1: field "answer" holds half a character (U+DFFF)'),
+        (
+            b'{"question": [{"role": "user", "content": "\\ud800"}], "answer": "a"}',
+            'p.jsonl:1: field "question", message 0: "content" holds half a character (U+D800)',
+        ),
+        (b'{"question": "q", "answer": 1e999}', 'p.jsonl:1: field "answer" is inf, not a finite number'),
     ],
 )
 def test_a_bad_line_is_named(here, content, message):
     (here / "p.jsonl").write_bytes(content)
     assert refused(jsonl("p.jsonl")) == message
+
+
+def test_numbers_of_any_length_are_text_or_named(here):
+    (here / "p.jsonl").write_text(f'{{"question": "q", "answer": {"7" * 400}}}')
+    assert load_prompts(jsonl("p.jsonl"), "exact")[0].answer == "7" * 400
+    (here / "p.jsonl").write_text(f'{{"question": "q", "answer": {"7" * 5000}}}')
+    assert refused(jsonl("p.jsonl")).startswith("p.jsonl:1: the line cannot be read: Exceeds the limit")
+
+
+def test_a_huge_line_is_refused_and_not_held_in_memory(here, monkeypatch):
+    monkeypatch.setattr("kray.prompts.files._LINE_BYTES", 1 << 20)
+    (here / "p.jsonl").write_bytes(GOOD + b"x" * (3 << 20))
+    assert refused(jsonl("p.jsonl")) == "p.jsonl:2: the line is longer than 1 MiB"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and cannot be read")
+def test_a_file_that_cannot_be_read_is_named():
+    assert refused(jsonl("/proc/self/mem")) == "/proc/self/mem: it cannot be read: Input/output error"
+
+
+def test_a_truncated_parquet_file_is_named(here):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([{"question": "q", "answer": "a"}] * 100), "p.parquet")
+    whole = (here / "p.parquet").read_bytes()
+    source = SourceConfig(kind="parquet", path="p.parquet", prompt_field="question")
+    for length in (0, 3, 8, len(whole) // 2, len(whole) - 1):
+        (here / "p.parquet").write_bytes(whole[:length])
+        assert refused(source).startswith("p.parquet: it cannot be read as parquet: ")
 
 
 def test_an_id_used_twice_names_both_lines(here):

@@ -1,6 +1,10 @@
 """From prompts to tokens."""
 
+import functools
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kray.config.schema import SourceConfig
 from kray.prompts import encode_prompt
@@ -13,6 +17,9 @@ CHAT = (
 )
 
 
+NAMELESS = "<|start_header_id|>"  # special, but none of the tokenizer's attributes names it: as Llama 3's are
+
+
 def make_tokenizer(chat: bool = True, closes: bool = False):
     """A byte-level tokenizer with Qwen's markers; closes: it ends every text with its end of sequence, as some do."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -22,7 +29,7 @@ def make_tokenizer(chat: bool = True, closes: bool = False):
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.add_special_tokens(["<s>", "<|im_start|>", "<|im_end|>", NAMELESS])
     single = "<s> $A <|im_end|>" if closes else "<s> $A"
     ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "<|im_end|>")]
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
@@ -102,3 +109,94 @@ def test_what_cannot_be_encoded_is_named():
         encode_prompt(ask(messages=messages), make_tokenizer(), SourceConfig(chat=False))
     with pytest.raises(DataError, match="prompt p:1: the chat template refuses its messages: no tools here"):
         encode_prompt(ask(messages=({"role": "tool", "content": "a"},)), make_tokenizer(), SourceConfig())
+
+
+# -- hostile text --------------------------------------------------------------------------------------------------------
+
+SPECIAL = ("<s>", "<|im_start|>", "<|im_end|>", NAMELESS)
+pieces = st.lists(st.sampled_from([*SPECIAL, "<|im_", "end|>", "<", "|>", "system\n", " ", "\n", "é", "x"]), max_size=8)
+hostile = pieces.map("".join)
+TEMPLATES = {
+    "as is": CHAT,
+    "trims": CHAT.replace("{{ m.content }}", "{{ m.content | trim }}"),
+    "plain": None,
+}
+
+
+@functools.cache
+def tokenizer_with(template: str):
+    tokenizer = make_tokenizer(chat=TEMPLATES[template] is not None)
+    tokenizer.chat_template = TEMPLATES[template]
+    return tokenizer
+
+
+def control(tokenizer, tokens) -> list[str]:
+    """The special tokens among tokens, in their order."""
+    ids = {tokenizer.convert_tokens_to_ids(token): token for token in SPECIAL}
+    return [ids[token] for token in tokens if token in ids]
+
+
+@settings(max_examples=300, deadline=None)
+@given(hostile, hostile, hostile, st.sampled_from(list(TEMPLATES)))
+def test_no_text_has_control_over_the_conversation(system, question, reply, template):
+    """Special tokens stand where they stand for harmless texts, and nowhere else; the text itself is all there."""
+    tokenizer = tokenizer_with(template)
+    if template == "plain":
+        harmless, prompt = ask("x"), ask(question + "x")
+    else:
+        roles = ("system", "user", "assistant", "user")
+        texts = (system, question, reply, question + "x")
+        harmless = ask(messages=tuple({"role": role, "content": "x"} for role in roles))
+        prompt = ask(messages=tuple({"role": role, "content": text} for role, text in zip(roles, texts, strict=True)))
+    tokens = encode_prompt(prompt, tokenizer, SourceConfig())
+    assert control(tokenizer, tokens) == control(tokenizer, encode_prompt(harmless, tokenizer, SourceConfig()))
+    assert (question + "x").strip() in tokenizer.decode(tokens)
+    if prompt.messages:
+        rendered = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        assert tokenizer.decode(tokens) == rendered
+
+
+@pytest.mark.parametrize("template", list(TEMPLATES))
+def test_special_tokens_are_tokens_where_that_is_asked_for(template):
+    tokenizer, text = tokenizer_with(template), f"a<|im_end|>{NAMELESS}b"
+    tokens = encode_prompt(ask(text), tokenizer, SourceConfig(special_tokens=True))
+    without = encode_prompt(ask(text), tokenizer, SourceConfig())
+    assert len(control(tokenizer, tokens)) == len(control(tokenizer, without)) + 2
+    assert tokenizer.decode(tokens) == tokenizer.decode(without)
+
+
+def test_a_special_token_in_another_field_of_a_message_is_refused():
+    messages = ({"role": "user", "content": "a", "name": "b<|im_end|>"},)
+    with pytest.raises(DataError, match='prompt p:1: "name" of a message holds a special token'):
+        encode_prompt(ask(messages=messages), make_tokenizer(), SourceConfig())
+
+
+@pytest.mark.parametrize("content", ["m.content | upper | replace('\ue000', '')", "m.content ~ m.content", "''"])
+def test_a_template_that_rewrites_what_a_hostile_message_says_is_refused(content):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT.replace("m.content", content)
+    encode_prompt(ask("harmless"), tokenizer, SourceConfig())
+    with pytest.raises(DataError, match="prompt p:1: it holds a special token, and the chat template rewrites"):
+        encode_prompt(ask("x<|im_end|>"), tokenizer, SourceConfig())
+
+
+def test_a_tokenizer_that_cannot_read_special_tokens_as_text_is_refused():
+    class Eager:
+        """Finds its special tokens whatever it is told."""
+
+        def __init__(self, tokenizer):
+            self._tokenizer = tokenizer
+
+        def __getattr__(self, name):
+            return getattr(self._tokenizer, name)
+
+        def __call__(self, text, split_special_tokens=False, **options):
+            return self._tokenizer(text, **options)
+
+    for chat in (True, False):
+        tokenizer = Eager(make_tokenizer())
+        assert encode_prompt(ask("x"), tokenizer, SourceConfig(chat=chat))
+        with pytest.raises(
+            DataError, match="prompt p:1: it holds a special token that this tokenizer cannot read as text"
+        ):
+            encode_prompt(ask("x<|im_end|>"), tokenizer, SourceConfig(chat=chat))

@@ -149,17 +149,19 @@ def test_a_verifier_of_ones_own(monkeypatch, tmp_path):
 @pytest.mark.parametrize("call", [lambda: score("mth", "1", "1"), lambda: check_verifier("mth")])
 def test_an_unknown_verifier_is_named_with_the_nearest_and_all_known(call):
     with pytest.raises(
-        ValueError, match=r'verifier "mth" is not known \(did you mean "math"\?\); known: exact, math, reas'
+        ValueError, match=r'verifier "mth" is not known \(did you mean "math"\?\); known: exact, math, code, reas'
     ):
         call()
 
 
-@pytest.mark.parametrize("name", ["exact", "math", "reasoning_gym"])
+@pytest.mark.parametrize("name", ["exact", "math", "code", "reasoning_gym"])
 def test_known_verifiers_can_be_loaded(name):
     check_verifier(name)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "1", np.nan, np.array([1.0, 2.0])])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -float("inf"), 10**400, 1j, None, "1", np.nan, np.array([1.0, 2.0])]
+)
 def test_a_reward_that_is_no_finite_number_is_refused(value):
     with pytest.raises(ValueError, match=r'verifier "v" returned .* not a'):
         as_reward(value, "v")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from kray.train.learner import Learner
+from kray.train.model import state_digest
 
 
 def main(job: Path, rank: int) -> None:
@@ -20,8 +21,13 @@ def main(job: Path, rank: int) -> None:
         learner.save(case["checkpoint"], background=True)
         state = [(name, tensor.numpy()) for name, tensor in learner.state()]
         learner.update(case["rows"][0])  # goes on while the checkpoint is written, and must not show in it
-        learner.saver.finish()
-        results.append({"metrics": metrics, "probe": probe, "state": state})
+        uninterrupted = state_digest(learner.state())
+        learner.load(case["checkpoint"])
+        learner.update(case["rows"][0])
+        digests = [uninterrupted, state_digest(learner.state())]
+        learner.load(case["start"])  # written by one rank
+        loaded = [(name, tensor.numpy()) for name, tensor in learner.state()]
+        results.append({"metrics": metrics, "probe": probe, "state": state, "digests": digests, "loaded": loaded})
         learner.shutdown()
     job.with_name(f"result-{rank}").write_bytes(pickle.dumps(results))
 

@@ -89,7 +89,7 @@ def test_a_family_learns_and_is_handed_over(family, make, train, some_groups, ra
         assert metrics["train/optimizer_steps"] == 1
         assert metrics["train/grad_norm"] > 1e-4
     learner.export(tmp_path / "export")
-    weights = learner.weights()
+    _, weights = learner.weights()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert state_digest(weights.tensors()) == state_digest(list(model.named_parameters()))
     for got, expected, before in zip(

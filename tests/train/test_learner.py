@@ -167,10 +167,10 @@ def test_weights_and_exports_are_what_the_learner_computes_with(
     learner.logprobs(probe)  # a pass without a gradient must not leave stale parameters for the next one
     learner.update(step_rows(some_groups(0, ragged), train))
     computed = learner.logprobs(probe)
-    weights = learner.weights()
-    assert weights.buffer.flags.c_contiguous
-    assert {kind for _, _, kind, _ in weights.manifest} == {dtype}
-    assert any(name == "lm_head.weight" for name, *_ in weights.manifest) is not tied
+    gathered, weights = learner.weights()
+    assert (gathered.nbytes, gathered.checksum) == (weights.nbytes, weights.checksum)
+    assert {entry.dtype for entry in weights.manifest} == {dtype}
+    assert any(entry.name == "lm_head.weight" for entry in weights.manifest) is not tied
     learner.export(tmp_path / "export")
     assert (tmp_path / "export" / "tokenizer.json").is_file()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "export")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kray.config.advice import first_cut
 from kray.config.schema import LoraConfig
 from kray.train.learner import step_rows
 from kray.train.model import state_digest
@@ -36,16 +37,18 @@ def test_padding_splits_and_order_do_not_change_an_update(models, make, train, s
     state, metrics = learned(groups)
     assert metrics[0]["train/padding_ratio"] == 0
     order = np.random.default_rng(1).permutation(len(groups))
-    for other, changes in [
-        (groups, {"packing": False}),
-        (groups, {"microbatch_tokens": 1}),
-        (groups, {"microbatch_tokens": 40}),
-        (groups, {"packing": False, "microbatch_tokens": 30}),
-        ([groups[i] for i in order], {}),
-        (groups, {"activation_checkpointing": True}),
+    for what, other, changes in [
+        ("padded to packed", groups, {"packing": False}),
+        ("row by row to one micro-batch", groups, {"microbatch_tokens": 1}),
+        ("several micro-batches to one", groups, {"microbatch_tokens": 40}),
+        ("padded micro-batches to one packed", groups, {"packing": False, "microbatch_tokens": 30}),
+        ("prompts permuted", [groups[i] for i in order], {}),
+        ("activations computed again", groups, {"activation_checkpointing": True}),
     ]:
         got, others = learned(other, **changes)
-        assert differences(got, state) < 2e-6, changes
+        difference = differences(got, state)
+        print(f"\nlargest difference of a weight, {what}: {difference:.1e} ({loss})")
+        assert difference < 2e-6, what
         for name in ("loss", "grad_norm", "entropy", "kl", "reference_kl", "tis_ratio", "clip_ratio", "tokens"):
             assert others[1][f"train/{name}"] == pytest.approx(metrics[1][f"train/{name}"], rel=1e-4, abs=1e-6), name
 
@@ -58,8 +61,11 @@ def test_groups_without_a_gradient_change_nothing_but_the_denominator(models, ma
     scale = sum(g.tokens for g in mixed) / sum(g.tokens for g in [*mixed, *equal])
     np.testing.assert_allclose(more.weights, rows.weights * scale)
     learner = make(models[True])
-    computed = learner.update(rows)["train/computed_tokens"]
-    assert learner.update(more)["train/computed_tokens"] == computed
+    computed = learner.update(more)["train/computed_tokens"]
+    state = state_digest(learner.state())
+    learner = make(models[True])
+    assert learner.update(replace(rows, weights=more.weights))["train/computed_tokens"] == computed
+    assert state_digest(learner.state()) == state  # bit for bit
 
 
 def test_a_groups_prompt_is_computed_once(some_groups, train):
@@ -119,6 +125,17 @@ def test_an_advantage_clip_that_cuts_says_so(train, some_groups):
     assert rows.cut_groups == 1
     assert rows.advantages.max() == 3
     assert step_rows(groups, train).advantages.max() == pytest.approx(math.sqrt(29), rel=1e-4)
+
+
+@pytest.mark.parametrize(("advantage", "clips"), [("std", (0.5, 1.5, 2.0, 3.0, 4.4)), ("mean", (0.3, 0.7, 0.9, 1.0))])
+def test_the_warning_about_the_advantage_clip_names_the_smallest_group_that_is_cut(
+    train, some_groups, advantage, clips
+):
+    for clip in clips:
+        setting = replace(train, advantage=advantage, advantage_clip=clip)
+        sizes = range(2, 40)
+        cut = [size for size in sizes if step_rows(some_groups(0, [[1] + [0] * (size - 1)]), setting).cut_groups]
+        assert min(cut, default=math.inf) == max(2, first_cut(clip, advantage == "std")), clip
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,33 +15,48 @@ from kray.train.learner import step_rows
 OF_THE_SPLIT = ("update_s", "peak_memory_gib", "padding_ratio", "attention_padding_ratio", "computed_tokens")
 
 
-def compare(run_ranks, make, ranks: int, cases: list[dict]) -> None:
-    results = run_ranks(ranks, cases)
-    largest = 0.0
+def arrays(learner) -> list[tuple[str, np.ndarray]]:
+    return [(name, tensor.numpy()) for name, tensor in learner.state()]
+
+
+def equal(state, other) -> bool:
+    return all(a == b and np.array_equal(x, y) for (a, x), (b, y) in zip(state, other, strict=True))
+
+
+def compare(run_ranks, make, ranks: int, cases: list[dict], folder: Path) -> None:
+    alone = []
     for number, case in enumerate(cases):
-        first, others = results[0][number], [result[number] for result in results[1:]]
         learner = make(case["model"], case["train"], lora=case["lora"])
         metrics = [learner.update(rows) for rows in case["rows"]]
-        assert all(other["state"] == [] for other in others)
+        case["start"] = str(folder / f"alone-{number}")
+        learner.save(case["start"])
+        alone.append((metrics, arrays(learner)))
+    results = run_ranks(ranks, cases)
+    largest = 0.0
+    for number, (case, (metrics, state)) in enumerate(zip(cases, alone, strict=True)):
+        first, others = results[0][number], [result[number] for result in results[1:]]
+        assert all(other["state"] == other["loaded"] == [] for other in others)
         for step, expected in enumerate(metrics):
             assert first["metrics"][step].keys() == expected.keys()
             for name in set(expected) - {f"train/{name}" for name in OF_THE_SPLIT}:
                 got = first["metrics"][step][name]
                 assert all(other["metrics"][step][name] == got for other in others)
                 assert got == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
-        for (name, tensor), (got_name, array) in zip(learner.state(), first["state"], strict=True):
+        for (name, expected), (got_name, array) in zip(state, first["state"], strict=True):
             assert got_name == name
-            largest = max(largest, np.abs(array - tensor.numpy()).max())
-            np.testing.assert_allclose(array, tensor.numpy(), rtol=0, atol=3e-6)
+            largest = max(largest, np.abs(array - expected).max())
+            np.testing.assert_allclose(array, expected, rtol=0, atol=3e-6)
+        uninterrupted, resumed = first["digests"]
+        assert resumed == uninterrupted  # bit for bit, on any number of ranks
+        assert equal(first["loaded"], state)  # what one rank saved, these ranks hold bit for bit
         # What these ranks saved in the background, one rank goes on with.
         learner = make(case["model"], case["train"], lora=case["lora"])
         learner.load(case["checkpoint"])
-        for (_, tensor), (_, array) in zip(learner.state(), first["state"], strict=True):
-            np.testing.assert_array_equal(tensor.numpy(), array)
+        assert equal(arrays(learner), first["state"])
         assert learner.updates_done == sum(m["train/optimizer_steps"] for m in metrics)
         for got, expected in zip(learner.logprobs(case["probe"]), first["probe"], strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-6)
-    print(f"largest difference of a weight, {ranks} ranks to 1: {largest:.1e}")
+    print(f"\nlargest difference of a weight, {ranks} ranks to 1: {largest:.1e}")
 
 
 @pytest.fixture
@@ -64,5 +80,5 @@ def cases(models, train, probe, some_groups, ragged):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_several_ranks_learn_what_one_rank_learns(run_ranks, make, cases, ranks):
-    compare(run_ranks, make, ranks, cases if ranks == 2 else cases[:2])
+def test_several_ranks_learn_what_one_rank_learns(run_ranks, make, cases, ranks, tmp_path):
+    compare(run_ranks, make, ranks, cases if ranks == 2 else cases[:2], tmp_path)

@@ -1,0 +1,136 @@
+"""How long a step takes when the driver runs it, and how its time is divided. Used by jobs/bench_step.py.
+
+The whole step counts: from one line of metrics.jsonl to the next, what the driver does between steps included.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from kray.config import KrayConfig
+from kray.launch import drive, load_checked, run_folder
+
+PARTS = ("plan", "generate", "reward", "update", "sync")
+QUIET_CORES = 0.25  # busy elsewhere; over it, figures are not to be trusted
+STEP_OVER_PARTS, RATE_OVER_TRL = 1.15, 2.0  # what is expected without overlap
+# Every prompt the same rollouts, as rivals do it; nothing but steps in the run.
+OVERRIDES = (
+    "plan.mode=uniform",
+    "run.checkpoint_every=0",
+    "evaluate.every=0",
+    "evaluate.samples=1",
+    "evaluate.greedy=false",
+    "prompts.test.size=64",
+)
+
+
+def step_config(
+    path: str, folder: str, prompts: int, rollouts: int, steps: int, overrides: Sequence[str]
+) -> KrayConfig:
+    """A configuration's step with `rollouts` rollouts of each of `prompts` prompts; results under `folder`."""
+    own = [
+        f"run.dir={folder}",
+        f"run.steps={steps}",
+        f"prompts.per_step={prompts}",
+        f"plan.budget={prompts * rollouts}",
+    ]
+    return load_checked(path, [*OVERRIDES, *own, *overrides])
+
+
+def run_kray(config: KrayConfig, model: str, warm: int) -> dict[str, Any]:
+    """Trains through the real driver; medians over the steps after the first `warm` ones. Needs a Ray that is up."""
+    folder = run_folder(config)
+    started = time.monotonic()
+    drive(config, model, folder, None, "run")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return step_times(rows, warm) | {"run_s": time.monotonic() - started, "folder": str(folder)}
+
+
+def step_times(rows: list[dict[str, Any]], warm: int) -> dict[str, Any]:
+    """Of the lines of metrics.jsonl, in order: seconds a step and its parts, rollouts a second, work of each step."""
+    ends = [row["time"] for row in rows if "timing_s/step" in row or row["step"] == 0]
+    steps = [row for row in rows if "timing_s/step" in row]
+    whole_s = np.diff(ends)[warm:]
+    kept = steps[warm:]
+    rollouts = np.diff([0.0, *(row["progress/rollouts"] for row in steps)])
+    tokens = np.diff([0.0, *(row["progress/tokens"] for row in steps)])
+    split = {part: float(np.median([row[f"timing_s/{part}"] for row in kept])) for part in PARTS}
+    inside = np.array([row["timing_s/step"] for row in kept])
+    split["between parts"] = float(np.median(inside - [sum(row[f"timing_s/{p}"] for p in PARTS) for row in kept]))
+    split["between steps"] = float(np.median(whole_s - inside))
+    return {
+        "step_s": float(np.median(whole_s)),
+        "step_p90_s": float(np.quantile(whole_s, 0.9)),
+        "rollouts_per_s": float(np.median(rollouts[warm:] / whole_s)),
+        "split_s": split,
+        "engine_busy_s": float(np.median([row["timing_s/step"] - row["timing_s/idle"] for row in kept])),
+        "learner_busy_s": float(np.median([row.get("train/update_s", 0.0) for row in kept])),
+        "mixed_share": float(np.mean([row["group/effective_ratio_prompts"] for row in kept])),
+        "tokens": tokens.tolist(),
+        "steps_s": np.diff(ends).tolist(),
+    }
+
+
+def ratios(found: dict[str, Any]) -> dict[str, Any]:
+    """step_over_parts: kray's step / (engine alone + learner alone); rate_over_trl: rollouts a second / TRL's;
+    same_work: share of the steps in which engine and run made the same number of tokens, so the same rollouts."""
+    kray, alone = found["kray"], found["alone"]
+    same = [a == b for a, b in zip(kray["tokens"], alone["tokens"], strict=True)]
+    made = {
+        "step_over_parts": kray["step_s"] / (alone["generate_s"] + alone["update_s"]),
+        "same_work": sum(same) / len(same),
+    }
+    return made | ({"rate_over_trl": kray["rollouts_per_s"] / found["trl"]["rollouts_per_s"]} if "trl" in found else {})
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    kray, alone = found["kray"], found["alone"]
+    split = ", ".join(f"{part} {seconds * 1e3:.0f}" for part, seconds in kray["split_s"].items())
+    both = alone["generate_s"] + alone["update_s"]
+    lines = [
+        f"kray               {kray['rollouts_per_s']:7,.0f} rollouts/s   {kray['step_s']:.3f} s a step: {split} ms",
+        f"  engine stepping  {kray['engine_busy_s']:7.3f} s   learner updating {kray['learner_busy_s']:.3f} s",
+        f"engine + learner   {both:7.3f} s   generate {alone['generate_s']:.3f} (stepping {alone['engine_busy_s']:.3f}), "
+        f"update {alone['update_s']:.3f} (inside {alone['learner_busy_s']:.3f})",
+        f"step / parts alone {found['step_over_parts']:7.2f}   expected at most {STEP_OVER_PARTS:g}; "
+        f"the same rollouts in {found['same_work']:.0%} of the steps",
+    ]
+    if "trl" in found:
+        trl = found["trl"]
+        chosen = ", ".join(f"{name} {value}" for name, value in trl["settings"].items())
+        update_s = trl["step_s"] - trl["prepare_s"]
+        lines += [
+            f"TRL {trl['versions']['trl']:14} {trl['rollouts_per_s']:7,.0f} rollouts/s   {trl['step_s']:.3f} s a step: "
+            f"generate {trl['generate_s']:.3f}, update {update_s:.3f} ({chosen})",
+            f"kray / TRL         {found['rate_over_trl']:7.2f}   expected at least {RATE_OVER_TRL:g}",
+        ]
+    if max(found["elsewhere"].values()) > QUIET_CORES:
+        said = ", ".join(f"{cores:.1f} before {part}" for part, cores in found["elsewhere"].items())
+        lines.append(f"note: other processes kept cores busy ({said}): the figures are theirs too")
+    return "\n".join(lines)
+
+
+def elsewhere() -> float:
+    """Cores that other processes keep busy, over one second in which nothing of this measurement runs."""
+    return psutil.cpu_percent(1.0) / 100 * (psutil.cpu_count() or 1)
+
+
+def prompts_of(config: KrayConfig, model: str, steps: int) -> list[list[dict[str, str]]]:
+    """Text and answer of the prompts of each step, in the driver's order."""
+    from kray.parts import load_parts
+
+    parts = load_parts(config, model, print)
+    chosen = [parts.choose(step)[0] for step in range(steps)]
+    return [[{"prompt": prompt.text or "", "answer": prompt.answer} for prompt, _ in pairs] for pairs in chosen]
+
+
+def write(path: str, found: dict[str, Any]) -> None:
+    Path(path).write_text(json.dumps(found, indent=2) + "\n")

@@ -1,0 +1,73 @@
+"""What can be run but perhaps not meant: a sentence each, printed by `--check` and at the start of a run. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from kray.config.schema import KrayConfig, TrainConfig, advantage_of
+
+UNIFORM = ("uniform", "weight_only")  # plan modes that give every prompt the same
+GSPO_CLIPS = (3e-4, 4e-4)  # arXiv 2507.18071, section 5.1
+GSPO_LARGE = 0.05  # a clip this wide hardly ever meets the mean ratio of a whole rollout
+
+
+def warnings(config: KrayConfig) -> list[str]:
+    """For a configuration without contradictions; empty when there is nothing to say."""
+    return [*_advantage_clip(config), *_clips(config.train), *_memory(config)]
+
+
+def first_cut(clip: float, scaled: bool) -> float:
+    """The smallest group size in which `clip` cuts the advantage of a single success (rewards 0 and 1); inf: in none.
+
+    In a group of N its advantage is sqrt(N - 1) where it is divided by the group's standard deviation (scaled), else
+    1 - 1 / N.
+    """
+    if scaled:
+        return math.floor(clip**2 + 1) + 1
+    return math.floor(1 / (1 - clip)) + 1 if clip < 1 else math.inf
+
+
+def largest_group(config: KrayConfig) -> int:
+    """The most rollouts that the plan can give one prompt in a step."""
+    plan, per_step = config.plan, config.prompts.per_step
+    if plan.mode in UNIFORM and plan.unit == "rollouts":
+        return math.ceil(plan.budget / per_step)
+    others = plan.lower * (per_step - 1) if plan.candidates == 1 and plan.unit == "rollouts" else 0
+    return min(plan.upper, plan.budget - others) if plan.unit == "rollouts" else plan.upper
+
+
+def _advantage_clip(config: KrayConfig) -> Iterator[str]:
+    clip = config.train.advantage_clip
+    size, largest = first_cut(clip, advantage_of(config.train) == "std"), largest_group(config)
+    if clip and size <= largest:
+        yield (
+            f"train.advantage_clip {clip:g} cuts the advantage of a single success in groups of {size} rollouts and more, and "
+            f"the plan gives a prompt up to {largest}: hard prompts then teach less than the budget spent on them"
+        )
+
+
+def _clips(train: TrainConfig) -> Iterator[str]:
+    defaults = TrainConfig()
+    low, high = train.clip_low, train.clip_high
+    if train.updates == 1 and (low, high) != (defaults.clip_low, defaults.clip_high):
+        yield (
+            f"train.clip_low {low:g} and train.clip_high {high:g} do nothing: with train.updates 1 the policy that is "
+            "updated is the one that is compared with, and every ratio is 1"
+        )
+    if train.updates > 1 and train.loss == "gspo" and max(low, high) > GSPO_LARGE:
+        paper = " and ".join(f"{clip:g}" for clip in GSPO_CLIPS)
+        yield (
+            f"train.clip_low {low:g} and train.clip_high {high:g} are wide for train.loss gspo, which clips the mean ratio "
+            f"of whole rollouts: its paper has {paper}"
+        )
+
+
+def _memory(config: KrayConfig) -> Iterator[str]:
+    longest = config.prompts.max_tokens + config.rollout.max_response_tokens
+    tokens = config.train.microbatch_tokens
+    if tokens < longest:
+        yield (
+            f"train.microbatch_tokens {tokens} is below prompts.max_tokens + rollout.max_response_tokens = {longest}: a "
+            "rollout is never split, so a forward pass can need the memory of that many tokens"
+        )

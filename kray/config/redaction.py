@@ -1,0 +1,70 @@
+"""What must not be written down: secrets of the environment, and passwords in addresses.
+
+Secret is the value of an environment variable whose name says so (HF_TOKEN, AWS_SECRET_ACCESS_KEY, WANDB_API_KEY), the
+password in any address (http://user:password@host, also one in an environment variable), and text in free-form options
+under such a name (reward.options.api_key). Values of fewer than 8 characters are not looked for in other text: they would
+be found everywhere. Pure but for os.environ, which is read at each call.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "***"
+_LEAST_CHARACTERS = 8
+_NAME = re.compile(
+    r"(?:^|[_-])(?:token|secret|password|passwd|pass|pat|key|api_?key|credentials?)$|secret|password", re.I
+)
+_ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^\s/@:]*)(?P<password>:[^\s/]*)?@", re.I)
+_QUERY = re.compile(r"(?P<name>[?&][\w-]*(?:token|secret|password|passwd|key)=)(?P<value>[^\s&#'\"]+)", re.I)
+
+
+def secrets(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """{value: name of the variable that holds it}, longest first; environment: os.environ."""
+    found: dict[str, str] = {}
+    for name, value in (os.environ if environment is None else environment).items():
+        if _NAME.search(name):
+            found.setdefault(value, name)
+        for address in _ADDRESS.finditer(value):
+            found.setdefault((address["password"] or "")[1:], "")
+    return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= _LEAST_CHARACTERS}
+
+
+def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """The text with *** in place of every secret."""
+    for value in secrets(environment):
+        text = text.replace(value, HIDDEN)
+    return _hide_passwords(text)
+
+
+def redact_value(key: str, value: Any) -> Any:
+    """A configuration's value as it may be shown: text without secrets, *** for text under a name that says it is one."""
+    if not isinstance(value, str):
+        return value
+    return HIDDEN if value and is_secret_key(key) else redact(value)
+
+
+def refer(key: str, value: str) -> list[tuple[str, str]]:
+    """A text in parts, (text, "") or ("", variable): a secret of the environment as the variable that holds it, to be read
+    from there again; other secrets as ***."""
+    for secret, name in secrets().items():
+        before, found, after = value.partition(secret)
+        if found and name:
+            return [*refer(key, before), ("", name), *refer("", after)]
+    return [(str(redact_value(key, value)), "")] if value else []
+
+
+def is_secret_key(key: str) -> bool:
+    """Whether a dotted key lies in free-form options and its name says that it is a secret."""
+    return ".options." in f".{key}" and bool(_NAME.search(key.rpartition(".")[2]))
+
+
+def _hide_passwords(text: str) -> str:
+    def hidden(address: re.Match[str]) -> str:
+        shown = f"{address['user']}:{HIDDEN}" if address["password"] else HIDDEN  # a user alone may be a token
+        return f"{address['scheme']}{shown}@"
+
+    return _QUERY.sub(rf"\g<name>{HIDDEN}", _ADDRESS.sub(hidden, text))

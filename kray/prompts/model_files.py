@@ -1,0 +1,63 @@
+"""What prompts need of a model's folder: its tokenizer, checked against the model, and its context length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kray.records import ConfigError
+
+_ANY_LENGTH = 10**9  # tokenizers without a limit say 10^30
+
+
+def load_tokenizer(model_path: str) -> tuple[Any, int]:
+    """(tokenizer, size of the model's vocabulary). Raises ConfigError that names what cannot be used."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        vocabulary = int(AutoConfig.from_pretrained(model_path).get_text_config().vocab_size)
+    except Exception as error:  # broken JSON, unknown architectures, hubs that do not answer: dozens of kinds
+        raise ConfigError(f"model.path: {model_path} cannot be loaded: {_first_line(error)}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
+    except Exception as error:
+        raise ConfigError(
+            f"model.path: {model_path} has no tokenizer that can be loaded: {_first_line(error)}"
+        ) from error
+    if not len(tokenizer):
+        raise ConfigError(f"model.path: the tokenizer of {model_path} is empty")
+    return tokenizer, vocabulary
+
+
+def check_context(model_path: str, needed: int) -> None:
+    """Raises ConfigError when prompt and response together (needed, tokens) are more than the model can read."""
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(model_path).get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    if isinstance(most, int) and 0 < most < min(needed, _ANY_LENGTH):
+        keys = "prompts.max_tokens + rollout.max_response_tokens (or rollout.max_context_tokens)"
+        raise ConfigError(f"{keys} = {needed} is above the {most} positions of model.path {model_path}")
+
+
+def stop_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
+    """The tokenizer's end of sequence, and those of the model's generation config. Raises ConfigError without any.
+
+    A pad token is not needed: batches are packed or padded by length.
+    """
+    from transformers import GenerationConfig
+
+    found = {tokenizer.eos_token_id}
+    try:
+        listed = GenerationConfig.from_pretrained(model_path).eos_token_id
+    except OSError:  # the model has none
+        listed = None
+    found |= set(listed) if isinstance(listed, list) else {listed}
+    found.discard(None)
+    if not found:
+        missing = "neither its tokenizer nor its generation config names an end of sequence"
+        raise ConfigError(f"model.path: {model_path}: {missing}, so that no response would end")
+    return tuple(sorted(found))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,182 @@
+"""New weights are proved: laws of the doubt about an engine, and stories of vLLM engines that do not take weights in."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+from kray.rollout.transfer import Proof, Reactions, Stopwatch, exaggerated
+from kray.weights import FlatWeights
+
+PROBE = tuple(int(token) for token in np.random.default_rng(0).integers(2, 40, 24))
+ANSWER = np.float32([-1.0, -2.0])
+
+
+def pack(**values: float) -> FlatWeights:
+    return FlatWeights.pack([(name, torch.full((2, 3), value)) for name, value in values.items()])
+
+
+@pytest.mark.parametrize(
+    ("weights", "probe", "answer", "ignored"),
+    [
+        (pack(a=1, b=3), (1, 2, 3), ANSWER, ["b"]),  # it did not react
+        (pack(a=2, b=3), (1, 2, 3), ANSWER, ["a", "b"]),
+        (pack(a=1, b=2), (1, 2, 3), ANSWER, []),  # nothing changed
+        (pack(a=1, b=3), (1, 2, 3), np.float32([-1.0, -2.0000002]), []),  # it did, if only a little
+        (pack(a=1, b=3), (1, 2, 4), ANSWER, []),  # another question
+    ],
+)
+def test_only_an_equal_answer_after_a_change_is_suspicious(weights, probe, answer, ignored):
+    reactions = Reactions()
+    assert reactions.ignored(weights, probe, answer) == []  # a new engine cannot ignore anything
+    reactions.remember(pack(a=1, b=2), (1, 2, 3), ANSWER)
+    assert reactions.ignored(weights, probe, answer) == ignored
+
+
+def test_exaggeration_changes_the_named_tensors_and_no_others():
+    state = [("a", torch.tensor([[1.0, 2.0], [3.0, 1.0]])), ("b", torch.ones(3)), ("c", torch.arange(4))]
+    turned = dict(exaggerated(FlatWeights.pack(state), ["a", "b"]).verified())
+    assert turned["a"].tolist() == [[-1.0, -3.0], [-2.0, -1.0]]
+    assert turned["b"].tolist() == [-1.0] * 3  # also one that reads the same from both ends
+    assert turned["c"].tolist() == [0, 1, 2, 3]
+
+
+def test_parts_of_a_stopwatch_do_not_overlap():
+    watch = Stopwatch()
+    assert list(watch.each("inner", range(5))) == [0, 1, 2, 3, 4]
+    watch.done("outer")
+    watch.done("after")
+    assert list(watch.seconds) == ["inner", "outer", "after"]
+    assert min(watch.seconds.values()) >= 0
+
+
+class Policy:
+    """The learner's side, in plain transformers."""
+
+    def __init__(self, folder, dtype: str):
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+
+    @torch.no_grad()
+    def logprobs(self) -> np.ndarray:
+        logits = self.model(torch.tensor([PROBE])).logits[0].float()
+        return logits.log_softmax(-1)[:-1].gather(1, torch.tensor(PROBE[1:])[:, None])[:, 0].numpy()
+
+    @torch.no_grad()
+    def change(self, amount: float) -> None:
+        for parameter in self.model.parameters():
+            parameter.mul_(1 + amount * torch.randn_like(parameter))
+
+    def packed(self) -> FlatWeights:
+        return FlatWeights.pack([(name, p.detach().clone()) for name, p in self.model.named_parameters()])
+
+
+def start_faulty_engine(ray, folder, dtype: str):
+    """An engine that can be told to misbehave; `attempt` answers with the message of what went wrong."""
+    from kray.rollout.engine import Engine, EngineSpec
+
+    class Faulty(Engine):
+        def attempt(self, weights, fault="", old=None):
+            return self._command(self._try, weights, fault, old)
+
+        def _try(self, weights, fault, old):
+            self.fault, self.old = fault, old
+            try:
+                return self._update(0, weights, list(PROBE))
+            except Exception as error:
+                return str(error)
+
+        def _load(self, tensors):
+            if self.fault == "deaf":  # all is well, says the transport
+                for _ in tensors:
+                    pass
+                return
+            faulty = {"drop one": lambda name, tensor: None, "stale one": lambda name, tensor: self.old[name]}
+            change = faulty.get(self.fault)
+            if change is not None:
+                name_of = "model.embed_tokens.weight"
+                given = ((name, change(name, t) if name == name_of else t) for name, t in tensors)
+                tensors = ((name, t) for name, t in given if t is not None)
+            super()._load(tensors)
+
+    spec = EngineSpec(str(folder), dtype, 128, 16, 1, 0, 0.1, 0.0, eager=True, seed=0)
+    actor = ray.remote(max_concurrency=2, concurrency_groups={"orders": 1})(Faulty)
+    return actor.options(num_cpus=1, runtime_env={"env_vars": spec.environment()}).remote(spec)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_engine_that_does_not_take_weights_in_is_found_out(ray_local, policy, dtype):
+    from kray.rollout.pool import PROBE_TOLERANCE
+
+    learner, tolerance = Policy(policy, dtype), PROBE_TOLERANCE[dtype]
+    actor = start_faulty_engine(ray_local, policy, dtype)
+
+    def attempt(weights, *fault):
+        return ray_local.get(actor.attempt.remote(ray_local.put(weights), *fault), timeout=180)
+
+    def gap(proof: Proof) -> float:
+        return float(np.abs(proof.logprobs - learner.logprobs()).mean())
+
+    first = learner.packed()
+    before = attempt(first)
+    assert before.checksum == first.checksum
+    assert gap(before) < (1e-4 if dtype == "float32" else tolerance)
+
+    again = attempt(first)  # a step that changed nothing is no reason for doubt, and gives the same bits
+    assert np.array_equal(again.logprobs, before.logprobs)
+    assert list(again.seconds) == ["verify", "load", "probe"]
+
+    learner.change(2e-3 if dtype == "bfloat16" else 1e-6)  # less than the probe resolves
+    second = learner.packed()
+    assert gap(before) < tolerance
+    assert "tensors changed, first model" in attempt(second, "deaf")
+
+    honest = attempt(second)
+    assert honest.checksum == second.checksum != first.checksum
+    assert not np.array_equal(honest.logprobs, before.logprobs)
+
+    if "lm_head.weight" in dict(second.tensors()):  # untied: tokens that the probe does not use can change unseen
+        with torch.no_grad():
+            learner.model.get_input_embeddings().weight[47] += 1
+        unseen = attempt(learner.packed())
+        assert "doubt" in unseen.seconds
+        assert np.array_equal(unseen.logprobs, honest.logprobs)
+
+    old = {"model.embed_tokens.weight": dict(learner.packed().tensors())["model.embed_tokens.weight"].clone()}
+    learner.change(0.3)
+    assert gap(attempt(learner.packed(), "stale one", old)) > tolerance
+    assert gap(attempt(learner.packed())) < tolerance
+    assert "1 parameters got none, first model.embed_tokens.weight" in attempt(learner.packed(), "drop one")
+    ray_local.kill(actor)
+
+
+@pytest.mark.slow
+def test_a_byte_that_changed_on_the_way_ends_the_engine_with_the_tensors_name(ray_local, tied_policy):
+    from kray.config.schema import RolloutConfig
+    from kray.records import KrayError
+    from kray.rollout.engine import EngineSpec
+    from kray.rollout.pool import Pool, Published
+
+    learner, lines = Policy(tied_policy, "float32"), []
+    weights = learner.packed()
+    name = weights.manifest[5].name
+    weights.parts[5] = weights.parts[5].copy()
+    weights.parts[5][17] ^= 1
+    spec = EngineSpec(str(tied_policy), "float32", 128, 16, 1, 0, 0.1, 0.0, eager=True, seed=0)
+
+    async def story():
+        rollout = RolloutConfig(engines=1, start_timeout_s=180, sync_timeout_s=60, max_restarts=0)
+        pool = Pool(rollout, spec, "altered", lines.append)
+        pool.start()
+        try:
+            await pool.publish(Published(0, ray_local.put(weights), weights.checksum, PROBE, learner.logprobs()))
+        finally:
+            await pool.close()
+
+    with pytest.raises(KrayError, match=rf"{name} has come with checksum"):
+        asyncio.run(story())

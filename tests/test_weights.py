@@ -1,0 +1,119 @@
+"""Laws of the weights' travel: nothing is lost or altered on the way, and what was altered is named."""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kray.records import KrayError
+from kray.weights import LANES, FlatWeights, checksum
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
+shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
+states = st.lists(st.tuples(shapes, st.sampled_from(DTYPES)), max_size=6)
+
+
+def random_state(kinds, seed: int = 0) -> list[tuple[str, torch.Tensor]]:
+    """Tensors of any bits, also those of NaNs."""
+    rng = np.random.default_rng(seed)
+    state = []
+    for i, (shape, dtype) in enumerate(kinds):
+        raw = rng.integers(0, 2 if dtype == torch.bool else 256, int(np.prod(shape)) * dtype.itemsize, dtype=np.uint8)
+        tensor = torch.from_numpy(raw).view(dtype).reshape(shape) if raw.size else torch.empty(shape, dtype=dtype)
+        state.append((f"layers.{i}.weight", tensor))
+    return state
+
+
+def travelled(weights: FlatWeights) -> FlatWeights:
+    """Through a pickle whose buffers lie outside and cannot be written to, as in Ray's object store."""
+    buffers: list[pickle.PickleBuffer] = []
+    text = pickle.dumps(weights, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(text, buffers=[bytes(buffer) for buffer in buffers])
+
+
+def same(one, other) -> bool:
+    return len(one) == len(other) and all(
+        a_name == b_name
+        and (a.shape, a.dtype) == (b.shape, b.dtype)
+        and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+        for (a_name, a), (b_name, b) in zip(one, other, strict=True)
+    )
+
+
+@given(states)
+def test_what_was_packed_comes_out_again(kinds):
+    state = random_state(kinds)
+    weights = FlatWeights.pack(state)
+    arrived = travelled(weights)
+    assert same(arrived.tensors(), state)
+    assert same(list(arrived.verified()), state)
+    assert arrived.nbytes == sum(tensor.nbytes for _, tensor in state)
+    assert arrived.checksum == weights.checksum
+
+
+def test_tensors_that_are_not_contiguous_are_packed_by_value():
+    tensor = torch.arange(12.0).reshape(3, 4).t()
+    assert same(FlatWeights.pack([("t", tensor)]).tensors(), [("t", tensor.contiguous())])
+
+
+@given(st.data())
+def test_an_altered_byte_is_noticed_and_its_tensor_named(data):
+    sizes = data.draw(st.lists(st.integers(1, 70), min_size=1, max_size=5))
+    weights = FlatWeights.pack(random_state([((size,), torch.float32) for size in sizes]))
+    chosen = data.draw(st.integers(0, len(sizes) - 1))
+    part = weights.parts[chosen].copy()
+    part[data.draw(st.integers(0, len(part) - 1))] ^= data.draw(st.integers(1, 255))
+    weights.parts[chosen] = part
+    came = []
+    with pytest.raises(KrayError, match=rf"layers\.{chosen}\.weight has come with checksum"):
+        came.extend(weights.verified())
+    assert len(came) == chosen  # it is not handed on
+
+
+@given(st.integers(1, 4 * LANES), st.data())
+def test_swapped_and_missing_bytes_change_the_checksum(size, data):
+    """Plain values, as weights can be: what is swapped may differ in the sign alone."""
+    values = np.random.default_rng(size).choice(np.float32([0, 1, -1, 2]), size)
+    before = checksum(values.view(np.uint8))
+    i, j = data.draw(st.integers(0, size - 1)), data.draw(st.integers(0, size - 1))
+    swapped = values.copy()
+    swapped[[i, j]] = swapped[[j, i]]
+    assert (checksum(swapped.view(np.uint8)) == before) == np.array_equal(swapped, values)
+    assert checksum(values.view(np.uint8)[:-1]) != before
+    assert checksum(np.zeros(size, np.uint8)) != checksum(np.zeros(size + 1, np.uint8))
+
+
+@given(st.integers(0, 8 * LANES * 3), st.integers(0, 9))
+def test_the_checksum_is_what_its_description_says(size, seed):
+    part = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    words = [int.from_bytes(part[i : i + 8].tobytes(), "little") for i in range(0, size, 8)]
+    if size % 8 == 0:
+        words.append(0)  # room for a rest that is empty
+    lanes = LANES if size // 8 >= LANES else len(words)
+    words += [0] * (-len(words) % lanes)
+    total, partial = [0] * lanes, [0] * lanes
+    for row in range(0, len(words), lanes):
+        total = [(a + b) % 2**64 for a, b in zip(total, words[row : row + lanes], strict=True)]
+        partial = [(a + b) % 2**64 for a, b in zip(partial, total, strict=True)]
+    packed = b"".join(number.to_bytes(8, "little") for number in [*total, *partial])
+    assert checksum(part) == zlib.crc32(packed, zlib.crc32(size.to_bytes(8, "little")))
+
+
+def test_the_checksum_of_all_depends_on_names_shapes_and_kinds():
+    tensor = torch.zeros(6)
+    others = [("b", tensor), ("a", tensor.reshape(2, 3)), ("a", tensor.int()), ("a", torch.ones(6))]
+    sums = {FlatWeights.pack([one]).checksum for one in [("a", tensor), *others]}
+    assert len(sums) == 5
+
+
+def test_a_tensor_that_has_not_come_is_noticed():
+    weights = FlatWeights.pack(random_state([((3,), torch.float32)] * 2))
+    weights.parts.pop()
+    with pytest.raises(KrayError, match="1 of 2 tensors"):
+        list(weights.verified())
