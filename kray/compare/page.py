@@ -10,17 +10,18 @@ from kray.compare.verdicts import Verdict
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1d1d1f; background: #fff; margin: 0 auto; padding: 1rem;
-  max-width: 68rem; }
+  max-width: 74rem; }
 h1 { font-size: 1.6rem; margin: .5rem 0; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 h3 { font-size: 1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #e3e3e6; white-space: nowrap; }
+th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid #e3e3e6; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; white-space: normal; } tbody tr:nth-child(even) { background: #f7f7f9; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: inherit; }
 thead tr, tbody tr { background: #fff; }
 figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: .88rem; color: #55555a; padding: .2rem .3rem 1rem; }
+.figures figure:first-child { grid-column: 1 / -1; max-width: 46rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 .verdicts { width: 100%; } .verdicts th, .verdicts td { text-align: left; white-space: normal; vertical-align: top; }
 .verdicts td { border-bottom: 1px solid #e3e3e6; }

@@ -106,10 +106,10 @@ class Study:
         return [child for child in self.children if child.result() is None]
 
     def describe(self) -> str:
-        run, plan = self.base.run, self.base.plan
+        base = self.base
         return (
-            f"{len(self.methods)} methods x {len(self.seeds)} seeds, {run.steps} steps of {self.base.prompts.per_step} "
-            f"prompts and {plan.budget} rollouts"
+            f"{_counted(len(self.methods), 'method')} x {_counted(len(self.seeds), 'seed')}, {base.run.steps} steps of "
+            f"{base.prompts.per_step} prompts and {base.plan.budget} rollouts"
         )
 
 
@@ -252,6 +252,10 @@ def _check_exact(base: KrayConfig, path: str) -> None:
         raise ConfigError(f"{path}: exact: true needs answers that can be given in one way: arithmetic, verifier exact")
     if base.async_.max_staleness:
         raise ConfigError(f"{path}: exact: true needs async.max_staleness 0: success rates are those of one policy")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def keep(study: Study) -> None:

@@ -68,7 +68,8 @@ def beyond_share(ours: str, least: float) -> Callable[[Results], Interval]:
 
 def _share_note(results: Results) -> str:
     part = share(*(results.seeds(name, accuracy) for name in (DEFAULT, "uniform", "exact_p")))
-    return f"{part:.0%} of the ceiling's gain; beyond 60 %: " if np.isfinite(part) else "the ceiling gains nothing; "
+    gains = f"{part:.0%} of the ceiling's gain" if np.isfinite(part) else "the ceiling gains nothing"
+    return f"{gains}; gain less 60 % of the ceiling's: "
 
 
 def late_rollouts(run: Run) -> float:
