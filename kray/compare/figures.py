@@ -11,7 +11,7 @@ import numpy as np
 from kray.compare.results import BIN_NAMES, BINS, Results, Run
 from kray.compare.stats import interval, paired
 from kray.planner.metrics import STATUSES
-from kray.tracking.figures import new_figure
+from kray.tracking.figures import new_figure as house_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 # Colours that colour-blind readers can tell apart (Okabe and Ito); a second round is dashed, a third dotted.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
+WIDTH = 6.2  # inches: letters stay readable on a phone
 BANDS = 4  # with more methods, intervals of curves hide each other: they are in the figure of differences
 MATRICES = ("uniform", "paper", "static", "exact_p")  # preferred where there are more methods than room
+
+
+def new_figure(title: str, height: float = 4.3) -> tuple[Figure, Axes]:
+    return house_figure(title, WIDTH, height)
 
 
 def style(results: Results, method: str) -> tuple[str, str]:
@@ -31,7 +36,7 @@ def style(results: Results, method: str) -> tuple[str, str]:
 
 
 def curves(results: Results, cost: Callable[[Run], np.ndarray], label: str, title: str) -> Figure:
-    """Held-out accuracy against a cost: the mean over seeds, with 95 % intervals where few methods are shown."""
+    """Held-out accuracy against a cost: the mean over seeds, with 95 % intervals for few methods of three seeds or more."""
     figure, axes = new_figure(title)
     for method, runs in results.runs.items():
         shown = alike(runs)
@@ -42,11 +47,11 @@ def curves(results: Results, cost: Callable[[Run], np.ndarray], label: str, titl
         colour, dash = style(results, method)
         axes.plot(x, [span.mean for span in spans], color=colour, linestyle=dash, marker="o", markersize=3.5,
                   linewidth=1.8, label=method)  # fmt: skip
-        if len(results.runs) <= BANDS and len(shown) > 1:
+        if len(results.runs) <= BANDS and len(shown) > 2:
             axes.fill_between(x, [s.low for s in spans], [s.high for s in spans], color=colour, alpha=0.13, linewidth=0)
     axes.set_xlabel(label)
     axes.set_ylabel("held-out accuracy")
-    _legend(axes)
+    _legend(figure, axes)
     return figure
 
 
@@ -98,7 +103,7 @@ def effective(results: Results, of: Callable[[Run], np.ndarray], title: str, lab
     axes.set_xlabel("training step")
     axes.set_ylabel(label)
     axes.locator_params(axis="x", integer=True)
-    _legend(axes)
+    _legend(figure, axes)
     return figure
 
 
@@ -123,7 +128,7 @@ def budgets(results: Results) -> Figure | None:
     axes.set_xlabel("exact success rate when the step was planned (after the first epoch)")
     axes.set_ylabel("mean budget (rollouts)")
     axes.set_ylim(0, None)
-    _legend(axes, below=-0.36)
+    _legend(figure, axes)
     return figure if drawn else None
 
 
@@ -138,7 +143,7 @@ def transitions(results: Results) -> Figure | None:
         return None
     shown = [m for m in MATRICES if m in known] if len(known) > len(MATRICES) else list(known)
     height = -(-len(shown) // 2)
-    figure = Canvas(figsize=(7.5, 0.5 + 3.3 * height), layout="constrained")
+    figure = Canvas(figsize=(WIDTH, 0.5 + 3.0 * height), layout="constrained")
     FigureCanvasAgg(figure)
     names = [name.replace("_", "\n") for name in STATUSES]
     for k, method in enumerate(shown):
@@ -152,7 +157,7 @@ def transitions(results: Results) -> Figure | None:
         axes.set_xticks(range(5), names, fontsize=7)
         axes.set_yticks(range(5), [f"{n}\n(n={c})" for n, c in zip(names, counts.sum(axis=1), strict=True)], fontsize=7)
         axes.set_title(method, loc="left", fontsize=10)
-    figure.suptitle("Status at a prompt's first visit (rows) and at its last (columns), % of the row", x=0.01, ha="left",
+    figure.suptitle("Status at a prompt's first visit (rows) and last (columns), % of the row", x=0.01, ha="left",
                     fontsize=11)  # fmt: skip
     return figure
 
@@ -171,13 +176,13 @@ def solved(results: Results) -> Figure:
     axes.set_ylim(0, None)
     axes.set_xlabel("rollouts")
     axes.set_ylabel("prompts")
-    _legend(axes)
+    _legend(figure, axes)
     return figure
 
 
 def difficulty(results: Results) -> Figure | None:
     """Gain in exact success rate of held-out prompts by what the start model made of them. None without exact rates."""
-    figure, axes = new_figure("Gain by difficulty: held-out prompts by the start model's success rate")
+    figure, axes = new_figure("Gain of held-out prompts by their first success rate")
     known = [m for m, runs in results.runs.items() if any(run.test_rates is not None for run in runs.values())]
     if not known:
         return None
@@ -197,7 +202,7 @@ def difficulty(results: Results) -> Figure | None:
     )
     axes.axhline(0, color="#8a8a8a", linewidth=0.9)
     axes.set_ylabel("gain in success rate")
-    _legend(axes)
+    _legend(figure, axes)
     return figure
 
 
@@ -239,6 +244,8 @@ def figures(results: Results) -> dict[str, tuple[Figure, str]]:
     return {name: (figure, text) for name, (figure, text) in found.items() if figure is not None}
 
 
-def _legend(axes: Axes, below: float = -0.16) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, below), ncols=4, fontsize=8.5)
+def _legend(figure: Figure, axes: Axes) -> None:
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
+        columns = len(labels) if len(labels) <= 4 else 3
+        figure.legend(frameon=False, loc="outside lower center", ncols=columns, fontsize=9)

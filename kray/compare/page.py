@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from kray.compare.verdicts import Verdict
+from kray.compare.verdicts import UNMEASURED, Verdict
 
 STYLE = """
 :root { color-scheme: light; }
@@ -27,8 +27,8 @@ figcaption { font-size: .88rem; color: #55555a; padding: .2rem .3rem 1rem; }
 .verdicts td { border-bottom: 1px solid #e3e3e6; }
 .tag { font-weight: 600; white-space: nowrap; padding: .05rem .45rem; border-radius: .6rem; font-size: .82rem; }
 .held { background: #d9f2e3; color: #0b5a30; } .failed { background: #fbdcd6; color: #8c1d08; }
-.undecided { background: #fdf0cc; color: #6b4b00; } .not-measured { background: #ececef; color: #55555a; }
-.whose { color: #55555a; font-size: .82rem; }
+.undecided { background: #fdf0cc; color: #6b4b00; }
+details { margin-top: .6rem; font-size: .88rem; } .whose { color: #55555a; font-size: .82rem; }
 @media (max-width: 640px) {
   body { padding: .8rem; }
   .verdicts thead { display: none; } .verdicts tr { display: block; padding: .6rem 0; border-bottom: 1px solid #cfcfd4; }
@@ -65,10 +65,16 @@ def cards(verdicts: Sequence[Verdict]) -> str:
         f'<td data-name="measured">{escape(v.measured)}</td><td data-name="95 % interval">{escape(v.interval)}</td>'
         f'<td><span class="tag {v.outcome.replace(" ", "-")}">{escape(v.outcome)}</span></td></tr>'
         for v in verdicts
+        if v.outcome != UNMEASURED
+    )
+    left = [f"<li>{escape(v.claim)} ({escape(v.measured)})</li>" for v in verdicts if v.outcome == UNMEASURED]
+    unmeasured = (
+        f"<details><summary>{len(left)} claims were not measured here</summary><ul>{''.join(left)}</ul></details>"
     )
     head = "".join(f"<th>{name}</th>" for name in ("claim", "measured here", "95 % interval", "verdict"))
     note = (
         "<p>The rules were fixed beforehand (kray/compare/verdicts.py): a claim is held when the whole 95 % interval over "
         "paired seeds lies on its side of the threshold, failed when all of it lies on the other, else undecided.</p>"
     )
-    return f'{note}<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    judged = f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return note + judged + (unmeasured if left else "")

@@ -55,7 +55,8 @@ def write_report(study: Study) -> Report:
     html = folder / "index.html"
     sections = [
         ("Verdicts", cards(found)),
-        ("Methods", _methods(results, numbers)),
+        ("Accuracy", _methods(results, numbers)),
+        ("Rollouts, gradients and costs", _costs(numbers)),
         *_by_difficulty(results),
         *_figures(images),
         ("How it was measured", _account(results)),
@@ -115,27 +116,47 @@ def _head(results: Results, found: Sequence[Verdict]) -> tuple[str, str]:
 
 
 def _methods(results: Results, numbers: dict[str, dict[str, Any]]) -> str:
-    head = ["method", "accuracy", "less uniform", "seeds up", "of the ceiling's gain", "sampled", "greedy",
-            "rollouts to uniform's end", "mixed: rollouts", "mixed: prompts", "largest budget", "rollouts", "tokens",
-            "seconds"]  # fmt: skip
+    head = ["method", "accuracy", "less uniform", "seeds up", "of the ceiling's gain", "sampled", "greedy"]
     rows = []
     for method, row in numbers.items():
-        difference, reach = Interval(**row["difference"]), row["rollouts_to_uniform"]["mean"]
-        seeds = len(row["seeds"])
-        itself = method == "uniform"
-        rows.append([
-            method, f"{row['accuracy']['mean']:.4f}", "" if itself else _pm(difference),
-            "" if itself else f"{difference.up} of {difference.seeds}",
-            "" if itself or not math.isfinite(row["ceiling_share"]) else f"{row['ceiling_share']:.0%}",
-            f"{row['sampled']['mean']:.3f}", _plain(row["greedy"]["mean"], ".3f"),
-            _plain(reach, ",.0f") + (f" ({row['reached_uniform']} of {seeds})" if row["reached_uniform"] < seeds else ""),
-            f"{row['effective_rollouts']['mean']:.2f}", f"{row['effective_prompts']['mean']:.2f}",
-            str(row["largest_budget"]), f"{row['rollouts']:,.0f}", f"{row['tokens']:,.0f}", f"{row['seconds']:.0f}",
-        ])  # fmt: skip
+        difference, itself = Interval(**row["difference"]), method == "uniform"
+        part = row["ceiling_share"]
+        own = ["", "", ""] if itself else [
+            _pm(difference), f"{difference.up} of {difference.seeds}", f"{part:.0%}" if math.isfinite(part) else "",
+        ]  # fmt: skip
+        sampled, greedy = row["sampled"]["mean"], row["greedy"]["mean"]
+        rows.append([method, f"{row['accuracy']['mean']:.4f}", *own, f"{sampled:.3f}", _plain(greedy, ".3f")])
     start = next(iter(numbers.values()))["start"]
     kind = "exact" if results.study.exact else "sampled"
-    note = (f"<p>accuracy: {kind}, held-out, at the end; {start:.4f} before training. ±: half the 95 % interval of "
-            "differences paired by seed. mixed: means over the steps after the first epoch.</p>")  # fmt: skip
+    note = (
+        f"<p>accuracy: {kind}, held-out, at the end; {start:.4f} before training. ±: half the 95 % interval of "
+        "differences paired by seed.</p>"
+    )
+    return note + table(head, rows)
+
+
+def _costs(numbers: dict[str, dict[str, Any]]) -> str:
+    head = ["method", "rollouts to uniform's end", "mixed: rollouts", "mixed: prompts", "largest budget", "rollouts",
+            "tokens", "seconds"]  # fmt: skip
+    rows = []
+    for method, row in numbers.items():
+        reach, some = row["rollouts_to_uniform"]["mean"], row["reached_uniform"] < len(row["seeds"])
+        rows.append(
+            [
+                method,
+                _plain(reach, ",.0f") + (f" ({row['reached_uniform']} of {len(row['seeds'])} seeds)" if some else ""),
+                f"{row['effective_rollouts']['mean']:.2f}",
+                f"{row['effective_prompts']['mean']:.2f}",
+                str(row["largest_budget"]),
+                f"{row['rollouts']:,.0f}",
+                f"{row['tokens']:,.0f}",
+                f"{row['seconds']:.0f}",
+            ]
+        )
+    note = (
+        "<p>rollouts to uniform's end: until the accuracy that uniform of the same seed has at the end. mixed: in groups "
+        "with both rewards, the mean over the steps after the first epoch.</p>"
+    )
     return note + table(head, rows)
 
 

@@ -37,7 +37,7 @@ KEYS = ("base", "config", "exact", "seeds", "methods", "tried")
 DONE, VISITS, RATES = "done.json", "visits.jsonl", "rates.jsonl"  # files of a child; child.py describes the last two
 # Keys in which the runs on one fleet may differ; all others belong to engines, ranks, scorers or the prompts.
 FREE = ("plan.", "run.name", "run.seed", "train.")
-OWN = ("run.name", "run.dir", "track.uri", "resume")  # keys that say where results go, not what they are
+OWN = ("run.name", "run.dir", "track.", "resume")  # keys that say where results go and what is shown, not what they are
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Child:
     @property
     def settings(self) -> str:
         """Equal for children that do the same."""
-        own = {key: value for key, value in flat(self.config).items() if key not in OWN}
+        own = {key: value for key, value in flat(self.config).items() if not key.startswith(OWN)}
         text = json.dumps([own, self.oracle], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -83,7 +83,7 @@ class Child:
         kept = self.folder / "config.yaml"
         if not kept.is_file():
             return ""
-        changed = [c for c in changed_keys(load_config(kept, [], False), self.config) if c[0] not in OWN]
+        changed = [c for c in changed_keys(load_config(kept, [], False), self.config) if not c[0].startswith(OWN)]
         return "".join(f"; {key} was {old!r} and is {new!r}" for key, old, new in changed[:3])
 
 

@@ -105,12 +105,12 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def new_figure(title: str, height: float = 4.6) -> tuple[Figure, Axes]:
-    """An empty figure in kray's style. height: inches."""
+def new_figure(title: str, width: float = 7.5, height: float = 4.6) -> tuple[Figure, Axes]:
+    """An empty figure in kray's style. width, height: inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=12)
