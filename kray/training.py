@@ -212,9 +212,10 @@ class Training:
 
     async def finish(self) -> None:
         """Returns when the completed steps are on disk."""
+        await self._written()
         if self._saved_step != self.state.step:
             await self.save()
-        await self._written()
+            await self._written()
 
     async def _write(self, step: int, state: dict[str, Any], started: float) -> None:
         await self.fleet.learners.saved()

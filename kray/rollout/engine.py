@@ -28,6 +28,7 @@ import numpy as np
 import ray
 
 from kray.records import Rollout, RolloutTask
+from kray.rollout.outcome import Report
 from kray.rollout.transfer import TRANSPORT, Proof, Reactions, Stopwatch, exaggerated, register_transport
 from kray.weights import FlatWeights
 
@@ -64,19 +65,6 @@ class EngineSpec:
             "DO_NOT_TRACK": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
-
-
-@dataclass(slots=True)
-class Report:
-    """What an engine has to tell since the last report. busy_s: seconds in which it was stepping.
-
-    progress: rollouts that are finished of tasks that are not.
-    """
-
-    progress: dict[int, int] = field(default_factory=dict)  # task id -> rollouts
-    finished: list[tuple[int, list[Rollout]]] = field(default_factory=list)  # (task id, its rollouts by index)
-    refused: list[tuple[int, str]] = field(default_factory=list)  # (task id, why the engine cannot run it)
-    busy_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -14,9 +14,9 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from kray.rollout.engine import Engine, Report
+from kray.rollout.engine import Engine
 from kray.rollout.health import Health, State
-from kray.rollout.outcome import Outcome
+from kray.rollout.outcome import Outcome, Report
 from kray.rollout.transfer import Proof
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -44,18 +45,27 @@ async def story(ray, policy: str) -> dict:
         found["down_s"] = await until(lambda: not workers(ray), 120, "without nodes again")
         learner.shake()
         found["gap_of_nobody_is_nan"] = math.isnan(await pool.publish(learner.publication(1)))
-        more = [
-            dataclasses.replace(t, id=1000 * k + t.id, prompt_id=f"{k}-{t.prompt_id}", policy_version=1)
-            for k in range(1, 6)
-            for t in orders
-        ]
-        working = asyncio.create_task(gather(pool, more))
+        again = (
+            [
+                dataclasses.replace(t, id=1000 * k + t.id, prompt_id=f"{k}-{t.prompt_id}", policy_version=1)
+                for t in orders
+            ]
+            for k in itertools.count(1)
+        )
+
+        async def work_until_preempted() -> dict:
+            done = await gather(pool, next(again))
+            while not pool.preemptions:
+                done |= await gather(pool, next(again))
+            return done | await gather(pool, next(again))
+
+        working = asyncio.create_task(work_until_preempted())
         await until(lambda: pool.serving > 0 and pool.schedule.running > 0, 120, "at work again")
         busy = next(e for e in pool.engines if pool.schedule.load(e.name))
         where = {a["ActorID"]: a["Address"]["NodeID"] for a in ray._private.state.actors().values()}
         await preempt(ray, where[busy.actor._actor_id.hex()])
-        second = await working
-        found["second"] = sum(len(rollouts) for rollouts in second.values())
+        second = await asyncio.wait_for(working, 120)
+        found["second"] = sum(len(rollouts) for rollouts in second.values()) == 8 * len(second)
         versions = {v for rollouts in second.values() for r in rollouts for v, _, _ in r.policy_versions}
         found |= {"versions": sorted(versions), "preemptions": pool.preemptions, "deaths": pool.deaths}
         found["restarts"] = sum(engine.health.restarts for engine in pool.engines)
