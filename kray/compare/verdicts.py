@@ -107,6 +107,8 @@ CLAIMS = (
           gain(DEFAULT, "weight_only")),
     Claim("The default solves hard held-out prompts (p under .05 at first) at least 1.3 times as often as uniform", KRAY,
           (DEFAULT, "uniform"), relative(DEFAULT, "uniform", Run.hard_rate), 1.3, "x"),
+    Claim("With the default's budgets, token_mean is better than prompt_mean", KRAY, (DEFAULT, "static_prompt_mean"),
+          gain(DEFAULT, "static_prompt_mean")),
     Claim("Planning inside the step is better than the default", KRAY, ("online", DEFAULT), gain("online", DEFAULT)),
     Claim("CoBA-RL is at least 1.1 points above the paper's rule (its authors: 1.1 to 3.2)", RIVAL, ("coba", "paper"),
           gain("coba", "paper"), 0.011),
