@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito); a second round is dashed, a third dotted.
+# Colours that colour-blind readers can tell apart (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", ":", "-.")
+# With more methods than colours these keep theirs, and the others are drawn in grey: they are in the tables and in the
+# figure of differences.
+MAIN = ("uniform", "paper", "static", "exact_p", "online", "uniform_twice", "weight_only")
+OTHER = "#c4c4c8"
 WIDTH = 6.2  # inches: letters stay readable on a phone
 BANDS = 4  # with more methods, intervals of curves hide each other: they are in the figure of differences
 MATRICES = ("uniform", "paper", "static", "exact_p")  # preferred where there are more methods than room
@@ -29,10 +32,21 @@ def new_figure(title: str, height: float = 4.3) -> tuple[Figure, Axes]:
     return house_figure(title, WIDTH, height)
 
 
-def style(results: Results, method: str) -> tuple[str, str]:
-    """(colour, dash) of a method."""
-    index = list(results.study.methods).index(method)
-    return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+def colour(results: Results, method: str) -> str:
+    """A method's colour, the same in every figure; OTHER when there are more methods than colours."""
+    methods = results.study.methods
+    known = list(methods) if len(methods) <= len(COLOURS) else [name for name in MAIN if name in methods]
+    return COLOURS[known.index(method)] if method in known else OTHER
+
+
+def line(results: Results, method: str) -> dict[str, Any]:
+    """How a method's curve is drawn: all that are grey share one entry of the legend, and lie behind."""
+    tint = colour(results, method)
+    first = next((name for name in results.runs if colour(results, name) == OTHER), "")
+    if tint == OTHER:
+        label = "other methods" if method == first else "_"
+        return {"color": tint, "linewidth": 1.0, "label": label, "zorder": 1.5}
+    return {"color": tint, "linewidth": 1.8, "label": method}
 
 
 def curves(results: Results, cost: Callable[[Run], np.ndarray], label: str, title: str) -> Figure:
@@ -44,11 +58,10 @@ def curves(results: Results, cost: Callable[[Run], np.ndarray], label: str, titl
             continue
         x = np.mean([cost(run) for run in shown], axis=0)
         spans = [interval(column) for column in np.array([run.accuracy for run in shown]).T]
-        colour, dash = style(results, method)
-        axes.plot(x, [span.mean for span in spans], color=colour, linestyle=dash, marker="o", markersize=3.5,
-                  linewidth=1.8, label=method)  # fmt: skip
+        axes.plot(x, [span.mean for span in spans], marker="o", markersize=3.5, **line(results, method))
         if len(results.runs) <= BANDS and len(shown) > 2:
-            axes.fill_between(x, [s.low for s in spans], [s.high for s in spans], color=colour, alpha=0.13, linewidth=0)
+            axes.fill_between(x, [s.low for s in spans], [s.high for s in spans], color=colour(results, method), alpha=0.13,
+                              linewidth=0)  # fmt: skip
     axes.set_xlabel(label)
     axes.set_ylabel("held-out accuracy")
     _legend(figure, axes)
@@ -68,21 +81,21 @@ def differences(results: Results) -> Figure:
     rows = [(m, found) for m, found in rows if found.keys() & base.keys()]
     rows.sort(key=lambda row: paired(row[1], base).mean)
     figure, axes = new_figure(
-        "Final accuracy less that of uniform, the same seed", height=1.5 + 0.36 * max(2, len(rows))
+        "Final accuracy less that of uniform, the same seed", height=1.4 + 0.27 * max(3, len(rows))
     )
     for y, (method, found) in enumerate(rows):
-        span, colour = paired(found, base), style(results, method)[0]
+        span, tint = paired(found, base), colour(results, method)
         dots = [found[seed] - base[seed] for seed in sorted(found.keys() & base.keys())]
-        axes.plot(dots, [y] * len(dots), "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
-        axes.plot([span.mean], [y], "D", color=colour, markersize=6)
+        axes.plot(dots, [y] * len(dots), "o", color=tint, alpha=0.35, markersize=4, markeredgewidth=0)
+        axes.plot([span.mean], [y], "D", color=tint, markersize=6)
         if np.isfinite(span.low):
-            axes.plot([span.low, span.high], [y, y], color=colour, linewidth=2)
+            axes.plot([span.low, span.high], [y, y], color=tint, linewidth=2)
     axes.axvline(0, color="#8a8a8a", linewidth=0.9)
     axes.set_yticks(range(len(rows)), [method for method, _ in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
-    axes.set_xlabel("difference in held-out accuracy: mean and 95 % interval; a pale dot is a seed")
+    axes.set_xlabel("difference in accuracy: mean, 95 % interval; pale: seeds")
     return figure
 
 
@@ -97,8 +110,7 @@ def effective(results: Results, of: Callable[[Run], np.ndarray], title: str, lab
         mean = np.nanmean([s[:length] for s in series], axis=0)
         window = max(1, length // 10)
         smooth = np.array([np.nanmean(mean[max(0, i - window + 1) : i + 1]) for i in range(length)])
-        colour, dash = style(results, method)
-        axes.plot(np.arange(1, length + 1), smooth, color=colour, linestyle=dash, linewidth=1.8, label=method)
+        axes.plot(np.arange(1, length + 1), smooth, **line(results, method))
     axes.set_ylim(0, None)
     axes.set_xlabel("training step")
     axes.set_ylabel(label)
@@ -119,9 +131,8 @@ def budgets(results: Results) -> Figure | None:
             continue
         where = np.clip(np.searchsorted(edges, rates, side="right") - 1, 0, len(edges) - 2)
         known = [b for b in range(len(edges) - 1) if (where == b).sum() >= 3]
-        colour, dash = style(results, method)
-        axes.plot(known, [spent[where == b].mean() for b in known], color=colour, linestyle=dash, marker="o",
-                  markersize=3.5, linewidth=1.8, label=method)  # fmt: skip
+        axes.plot(known, [spent[where == b].mean() for b in known], marker="o", markersize=3.5,
+                  **line(results, method))  # fmt: skip
         drawn = True
     names = [f"{low:g}–{high:g}" for low, high in pairwise(edges)]
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
@@ -171,8 +182,7 @@ def solved(results: Results) -> Figure:
         if not length:
             continue
         x, y = (np.mean([pair[k][:length] for pair in pairs], axis=0) for k in (0, 1))
-        colour, dash = style(results, method)
-        axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.8, label=method)
+        axes.plot(x, y, **line(results, method))
     axes.set_ylim(0, None)
     axes.set_xlabel("rollouts")
     axes.set_ylabel("prompts")
@@ -183,7 +193,8 @@ def solved(results: Results) -> Figure:
 def difficulty(results: Results) -> Figure | None:
     """Gain in exact success rate of held-out prompts by what the start model made of them. None without exact rates."""
     figure, axes = new_figure("Gain of held-out prompts by their first success rate")
-    known = [m for m, runs in results.runs.items() if any(run.test_rates is not None for run in runs.values())]
+    coloured = [m for m in results.runs if colour(results, m) != OTHER]
+    known = [m for m in coloured if all(run.test_rates is not None for run in results.runs[m].values())]
     if not known:
         return None
     for k, method in enumerate(known):
@@ -192,7 +203,7 @@ def difficulty(results: Results) -> Figure | None:
         x = np.arange(len(BIN_NAMES)) + (k - (len(known) - 1) / 2) * 0.8 / len(known)
         half = [max(0.0, s.high - s.mean) if np.isfinite(s.high) else 0.0 for s in spans]
         axes.bar(x, [s.mean for s in spans], 0.76 / len(known), yerr=half if any(half) else None, label=method,
-                 color=style(results, method)[0], alpha=1 if style(results, method)[1] == "-" else 0.55,
+                 color=colour(results, method),
                  error_kw={"lw": 0.8})  # fmt: skip
     first = next(iter(results.runs[known[0]].values())).test_rates
     assert first is not None
