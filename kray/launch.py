@@ -233,16 +233,27 @@ def driver_options(folder: Path) -> dict[str, Any]:
 
 
 def drive(config: KrayConfig, model: str, folder: Path, checkpoint: Path | None, method: str) -> Any:
-    """Runs Driver.<method> as an actor, prints its lines, returns its result. SIGINT and SIGTERM make it save and end."""
+    """Runs Driver.<method> as an actor on this node; see `follow`."""
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
 
     from kray.driver import Driver
 
     options = driver_options(folder)
-    driver: Any = (
-        ray.remote(Driver).options(**options).remote(config, model, str(folder), str(checkpoint or ""), tags())
+    return follow(
+        ray.remote(Driver).options(**options).remote(config, model, str(folder), str(checkpoint or ""), tags()),
+        method,
+        folder,
     )
+
+
+def follow(driver: Any, method: str, folder: Path) -> Any:
+    """Calls a driver actor's method, prints its lines, returns its result, ends the actor.
+
+    SIGINT and SIGTERM make it save and end. folder: of its results, for messages.
+    """
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+
     news: queue.Queue = queue.Queue()
 
     def listen() -> None:

@@ -197,6 +197,18 @@ class TrainConfig:
     timeout_s: float = 1800.0  # for one update
 
 
+# Keys of `train` that learner ranks are built with; the others may change between two runs on the same ranks.
+BUILT_WITH = (
+    "ranks",
+    "cpus_per_rank",
+    "gpus_per_rank",
+    "kl",
+    "packing",
+    "activation_checkpointing",
+    "compile",
+    "timeout_s",
+)
+
 # What a loss's paper pairs it with: (advantage, aggregation).
 PAPERS = {
     "grpo": ("std", "sequence_mean"),

@@ -30,7 +30,7 @@ def budgets_against_beliefs(
     expected, budget, observed = (np.asarray(part, float) for part in (expected_success, budgets, observed_success))
     if not len(expected) == len(budget) == len(observed):
         raise ValueError(f"lengths differ: {len(expected)} beliefs, {len(budget)} budgets, {len(observed)} observed")
-    figure, axes = _new(title or "Budget of each prompt against its belief")
+    figure, axes = new_figure(title or "Budget of each prompt against its belief")
     x = np.where(np.isnan(expected), -0.06, expected)
     known = ~np.isnan(observed)
     axes.scatter(x[~known], budget[~known], s=24, facecolors="none", edgecolors="#8a8a8a", linewidths=0.9)
@@ -54,7 +54,7 @@ def budgets_against_beliefs(
 def budget_histogram(budgets: np.ndarray, upper: int, title: str = "") -> Figure:
     """How many prompts got how many rollouts. budgets (M,) rollouts; upper: the most that a prompt may get."""
     budgets = np.asarray(budgets, dtype=int)
-    figure, axes = _new(title or "Rollouts given to each prompt")
+    figure, axes = new_figure(title or "Rollouts given to each prompt")
     top = max(int(budgets.max(initial=1)), 1)
     width = max(1, -(-top // 40))  # at most about 40 bars, of whole rollouts
     edges = [edge - 0.5 for edge in range(0, top + 2 * width, width)]
@@ -73,7 +73,7 @@ def budget_histogram(budgets: np.ndarray, upper: int, title: str = "") -> Figure
 
 def learning_curve(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Accuracy, reward and effective ratios over the run. rows: as in metrics.jsonl, any metric may be absent."""
-    figure, axes = _new(title or "Learning curve")
+    figure, axes = new_figure(title or "Learning curve")
     top, bottom = 1.0, 0.0
     for name, (label, colour, marker) in CURVES.items():
         points = [(row["step"], row[name]) for row in rows if name in row]
@@ -105,11 +105,12 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def _new(title: str) -> tuple[Figure, Axes]:
+def new_figure(title: str, width: float = 7.5, height: float = 4.6) -> tuple[Figure, Axes]:
+    """An empty figure in kray's style. width, height: inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=12)

@@ -81,6 +81,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "timing_s/update": ("s", "the learner's update"),
     "timing_s/sync": ("s", "sending weights to the engines and proving them"),
     "timing_s/evaluate": ("s", "evaluation"),
+    "timing_s/exact": ("s", "computing exact success rates, which are no part of a method (jobs/compare.py)"),
     "timing_s/checkpoint": ("s", "that training stood still to save a checkpoint; it is written in the background"),
     "timing_s/idle": ("s", "time of the step in which an engine did not generate, mean over engines"),
     "timing_s/step": ("s", "the whole step"),
@@ -91,6 +92,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "throughput/tokens_per_s": ("tokens/s", "response tokens, of the whole step"),
     "eval/accuracy": ("ratio", "mean success of sampled responses to the test prompts"),
     "eval/greedy_accuracy": ("ratio", "success of one greedy response to each test prompt"),
+    "eval/exact_accuracy": (
+        "ratio",
+        "mean probability of the right answer to a test prompt, from log-probabilities (jobs/compare.py, unique answers)",
+    ),
     "eval/accuracy_se": ("ratio", "standard error of eval/accuracy over prompts"),
     "eval/pass_at_<k>": ("ratio", "probability that one of k sampled responses solves a test prompt, without bias"),
     "eval/mean_length": ("tokens", "mean length of sampled responses"),

@@ -148,6 +148,10 @@ class Tracker:
         figure.savefig(path, dpi=120)
         self._writer.put(f"figures/{path.name}", lambda: self._run.image(path, "figures", name, step))
 
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Record a file that is there already, in MLflow under `folder`."""
+        self._writer.put(f"{folder}/{path.name}".strip("/"), lambda: self._run.file(path, folder))
+
     def log_dataset(self, name: str, prompts: Sequence[Prompt], context: str) -> None:
         """Record which prompts a run uses: columns, count and a digest over all of them. context: train | test."""
         digest = prompts_digest(prompts)

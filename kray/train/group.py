@@ -86,6 +86,11 @@ class LearnerGroup:
             self.close()
             raise
 
+    async def configure(self, train: TrainConfig, total_steps: int) -> None:
+        """Begins another run on the same ranks; `load` then says from which weights. Arguments as in `Learner`."""
+        await self._all("configure", "to begin another run", train, total_steps)
+        self.train = train
+
     async def update(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """One GRPO step on all ranks; returns its metrics. Rollouts without a reward raise ValueError."""
         rows = await asyncio.to_thread(step_rows, groups, self.train)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from kray.config.schema import LoraConfig, TrainConfig, advantage_of, aggregation_of
+from kray.config.schema import BUILT_WITH, LoraConfig, TrainConfig, advantage_of, aggregation_of
 from kray.records import ConfigError, KrayError, RolloutGroup
 from kray.train import model as policy
 from kray.train import saving
@@ -101,15 +101,13 @@ class Learner:
         self.rank, self.world_size, self.train, self.dtype = rank, world_size, train, dtype
         self.model_path, self.seed, self.temperature, self.lora = model_path, seed, temperature, lora
         self.device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
-        self.warmup_updates = min(train.lr_warmup_steps, total_steps) * train.updates
-        self.updates_done = 0  # optimizer steps
         torch.manual_seed(seed)
         self._join(master_addr, master_port)
         try:
             self.mesh = init_device_mesh(self.device.type, (world_size,))
             self.model: Any = self._load_policy(lora)  # an FSDPModule and a PreTrainedModel
             self.reference = self._load_reference()
-            self.optimizer = ShardedAdamW(self.model, train)
+            self.configure(train, total_steps)
             self.saver = saving.Saver(rank, train.timeout_s)
             self.packed, self.whole = self._choose_layout()
             for layer in policy.decoder_layers(self.model) if train.compile else []:
@@ -170,6 +168,21 @@ class Learner:
             if gap <= SAME_NATS[self.dtype]:
                 return packed, whole
         return False, True
+
+    def configure(self, train: TrainConfig, total_steps: int) -> None:
+        """Begins another run with these settings on the model as it is: a new optimizer, no step done.
+
+        `load` of a checkpoint then brings the weights that the run starts from. Raises ConfigError for a change of what
+        the ranks were built with.
+        """
+        for key in BUILT_WITH:
+            old, new = getattr(self.train, key), getattr(train, key)
+            if old != new:
+                raise ConfigError(f"train.{key}: the learner was built with {old!r} and cannot go on with {new!r}")
+        self.train = train
+        self.warmup_updates = min(train.lr_warmup_steps, total_steps) * train.updates
+        self.updates_done = 0  # optimizer steps
+        self.optimizer = ShardedAdamW(self.model, train)
 
     def __repr__(self) -> str:
         return f"learner-{self.rank}"  # Ray puts it before the rank's log lines

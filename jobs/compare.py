@@ -1,0 +1,88 @@
+"""Compare ways to spend rollouts: methods x seeds on one policy, as children of one MLflow run, with a report.
+
+    python jobs/compare.py configs/compare-quick.yaml
+    python jobs/compare.py configs/compare-arithmetic.yaml --seeds 0-5
+    python jobs/compare.py configs/compare-arithmetic.yaml --methods uniform,paper,static --dir ~/study train.lr=5e-5
+
+The same command goes on where it was interrupted: runs that are done are not run again. Methods, seeds and what they share
+are in the file (kray/compare/study.py); `a.b=c` overrides a key for all methods but those that set it themselves. All runs
+share one learner and its engines. The report (HTML, PNG, JSON) is in <dir>/report and in MLflow. --report writes it anew
+from what is done and runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from kray.compare.study import Study, load_study
+from kray.launch import connect, driver_options, find_model, follow, git_commit, guarded, load_both, tags
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="a comparison's YAML file, see configs/compare-*.yaml")
+    parser.add_argument("--methods", default="", help="some of the file's, separated by commas (default: all)")
+    parser.add_argument("--seeds", default="", help="such as 0-5 or 0,3 (default: the file's)")
+    parser.add_argument("--dir", default="", help="where results go and are looked for (default: <run.dir>/<run.name>)")
+    parser.add_argument("--json", metavar="FILE", help="where the figures go, with versions, cores and settings")
+    parser.add_argument("--check", action="store_true", help="say what would run; start nothing")
+    parser.add_argument("--report", action="store_true", help="write the report from what is done; start nothing")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys, for all methods")
+    arguments = parser.parse_intermixed_args()
+    study = load_study(arguments.study, arguments.methods, arguments.seeds, arguments.dir, arguments.overrides)
+    todo = study.todo()
+    if arguments.check:
+        load_both(study.base)
+        done = len(study.children) - len(todo)
+        print(f"{study.describe()}\nmethods  {', '.join(study.methods)}\nfolder   {study.folder}\ndone     {done}\n"
+              f"to run   {len(todo)}")  # fmt: skip
+        return 0
+    if arguments.report:
+        from kray.compare.report import write_report
+
+        page, stopped = write_report(study).page, ""
+    else:
+        page, stopped = run(study)
+    print(f"report  {page or 'none: no run is done'}", flush=True)
+    if arguments.json and page:
+        write(study, Path(page), Path(arguments.json))
+    return 1 if stopped else 0
+
+
+def run(study: Study) -> tuple[str, str]:
+    """(the report's page, why it ended early)."""
+    load_both(study.base)
+    model = find_model(study.base)
+    connect(study.base)
+    import ray
+
+    from kray.compare.run import Comparison
+
+    study.folder.mkdir(parents=True, exist_ok=True)
+    actor = ray.remote(Comparison).options(**driver_options(study.folder)).remote(study, model, tags())
+    ended = follow(actor, "compare", study.folder)
+    for verdict in ended.verdicts:
+        print(f"{verdict['outcome']:<12} {verdict['claim']}: {verdict['measured']} {verdict['interval']}")
+    stopped = f", stopped {ended.stopped}: the same command goes on" if ended.stopped else ""
+    print(f"\n{ended.done} of {ended.of} runs done{stopped}\nMLflow  {ended.open_command}")
+    return ended.page, ended.stopped
+
+
+def write(study: Study, page: Path, file: Path) -> None:
+    """The report's numbers with what they hold for."""
+    names = ("torch", "ray", "transformers", "numpy")
+    versions = {"python": platform.python_version()} | {name: version(name) for name in names}
+    from kray.config import flat
+
+    settings = {"study": study.path, "seeds": study.seeds, "overrides": study.overrides, "config": flat(study.base)}
+    held = {"versions": versions, "cores": os.cpu_count(), "commit": git_commit(), "settings": settings}
+    file.write_text(json.dumps(held | json.loads((page.parent / "results.json").read_text()), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,71 @@
+"""Exact success rates, where an answer can be given in one way only: the probability of its tokens and of the end.
+
+No sampling noise, at the price of one forward pass; and the ceiling of all planning, a knapsack that is told them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kray.parts import Encoded
+from kray.planner import KnapsackPlanner, PointValue
+from kray.planner.greedy import Purse
+from kray.planner.rules import Rule
+from kray.planner.step import StepPlan
+from kray.planner.values import Value
+from kray.records import ConfigError
+from kray.train.group import LearnerGroup
+
+ROWS = 512  # of one call to the learner
+
+Row = tuple[tuple[int, ...], tuple[int, ...]]  # prompt tokens, response tokens
+
+
+class ExactRates:
+    """rates = ExactRates(learners, tokenizer, stop_ids, max_tokens); p = await rates.of(prompts, temperature)"""
+
+    def __init__(self, learners: LearnerGroup, tokenizer: Any, stop_ids: Sequence[int], max_tokens: int):
+        """max_tokens: of a response, after which it is cut and needs no end."""
+        self.learners, self.tokenizer, self.stop_ids, self.max_tokens = learners, tokenizer, tuple(stop_ids), max_tokens
+
+    async def of(self, prompts: Encoded, temperature: float) -> np.ndarray:
+        """The learner's probability of answering each prompt rightly, (M,) float64. Not while the learner updates."""
+        rows: list[Row] = []
+        owner: list[int] = []
+        for m, (prompt, tokens) in enumerate(prompts):
+            for response in self._responses(prompt.answer):
+                rows.append((tokens, response))
+                owner.append(m)
+        found = np.zeros(len(prompts))
+        for start in range(0, len(rows), ROWS):
+            part = await self.learners.logprobs(rows[start : start + ROWS], temperature)
+            sums = [float(np.exp(logprobs.astype(np.float64).sum())) for logprobs in part]
+            np.add.at(found, owner[start : start + ROWS], sums)
+        return np.minimum(found, 1.0)
+
+    def _responses(self, answer: str) -> list[tuple[int, ...]]:
+        """All token sequences that are judged right. ConfigError where the answer has more spellings than one."""
+        tokens = tuple(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        if len(tokens) != len(answer):
+            raise ConfigError(f"exact: true needs a tokenizer of characters: {answer!r} has {len(tokens)} tokens")
+        if len(tokens) > self.max_tokens:
+            return []
+        return [tokens] if len(tokens) == self.max_tokens else [(*tokens, stop) for stop in self.stop_ids]
+
+
+class OraclePlanner(KnapsackPlanner):
+    """The static knapsack on success rates that are known. `rates` are set before each step.
+
+    Lost rollouts stay lost: giving them to others would need a marginal that knows rates.
+    """
+
+    rates: dict[str, float]
+
+    def _value(self, ids: list[str], alpha: np.ndarray, beta: np.ndarray) -> Value:
+        return PointValue(np.array([self.rates[i] for i in ids]))
+
+    def _respend(self, purse: Purse, value: Value, step: StepPlan) -> Rule:
+        return Rule()

@@ -1,0 +1,202 @@
+"""Carries out a comparison in one driver actor: one fleet, one learner, one child after the other.
+
+Promises: a child that runs third gives what it gives when it runs first, because each begins with the start model's
+weights, a new optimizer and parts of its own; engines never go back to an older policy version, so each child's versions
+follow on those of the one before. An early end keeps the children that are done; the one under way begins anew next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kray.compare.child import ComparedTraining
+from kray.compare.exact import ExactRates, OraclePlanner
+from kray.compare.report import write_report
+from kray.compare.study import Child, Study, keep
+from kray.config import flat, to_yaml
+from kray.driver import Driver
+from kray.fleet import Fleet
+from kray.parts import Parts, load_parts
+from kray.report import Summary, duration
+from kray.state import RunState
+from kray.stop import Stopped
+from kray.tracking import Tracker, prompts_digest
+from kray.train.checkpoints import CheckpointStore
+
+NEWS_EVERY_S = 20.0  # between lines about the child under way
+PARENT = "parent.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a comparison ended. page: its report, "" when no child is done."""
+
+    folder: str
+    done: int
+    of: int
+    stopped: str
+    page: str
+    open_command: str
+    verdicts: list[dict[str, Any]]
+
+
+class Comparison(Driver):
+    """Made by jobs/compare.py as a Ray actor; `compare` is called once."""
+
+    def __init__(self, study: Study, model_path: str, tags: dict[str, str]):
+        super().__init__(study.base, model_path, str(study.folder), "", tags)
+        self.study = study
+        self._version = 0  # that no engine has served yet
+        self._took: list[float] = []  # seconds of the children that were run here
+
+    async def compare(self) -> AsyncIterator[str | Outcome]:
+        """Runs the children that are not done, writes the report; yields lines, and an Outcome at the end."""
+        async for item in self._tell(self._compare()):
+            yield item
+
+    async def _compare(self) -> Outcome:
+        study, todo = self.study, self.study.todo()
+        keep(study)
+        self.say(f"{study.folder}: {study.describe()}; {len(study.children) - len(todo)} done, {len(todo)} to run")
+        parent = await asyncio.to_thread(self._open_parent)
+        ending = "FAILED"
+        try:
+            try:
+                if todo:
+                    await self._run_all(todo, parent)
+            except Stopped:
+                self.say(f"stopping: {self._stop.reason}; done children stay done, the one under way begins anew")
+            report = await asyncio.to_thread(write_report, study)
+            for file in report.files:
+                parent.log_file(file, "report")
+            ending = "KILLED" if self._stop.reason else "FINISHED"
+            done = len(study.children) - len(study.todo())
+            return Outcome(str(study.folder), done, len(study.children), self._stop.reason, report.page,
+                           parent.open_command, report.verdicts)  # fmt: skip
+        finally:
+            for missing in await asyncio.to_thread(parent.finish, ending):
+                self.say(f"warning: {missing}")
+
+    def _open_parent(self) -> Tracker:
+        """The MLflow run that the children belong to; the same one when the comparison goes on."""
+        study, file = self.study, self.study.folder / PARENT
+        known = json.loads(file.read_text())["mlflow_run_id"] if file.is_file() else None
+        params = flat(study.base) | {"methods": ",".join(study.methods), "seeds": ",".join(map(str, study.seeds))}
+        tracker = Tracker(
+            replace(study.base.track, system_metrics=False),
+            study.folder,
+            study.folder.name,
+            params,
+            self.tags | {"kray.kind": "comparison", "model": self.model_path},
+            to_yaml(study.base),
+            known,
+            0 if known else None,
+        )
+        file.write_text(json.dumps({"mlflow_run_id": tracker.mlflow_run_id}) + "\n")
+        return tracker
+
+    async def _run_all(self, todo: list[Child], parent: Tracker) -> None:
+        """Raises Stopped, KrayError."""
+        study = self.study
+        start = study.folder / ".start"
+        fleet = self._fleet()
+        try:
+            parts = load_parts(study.base, self.model_path, self.say)
+            await fleet.start(None, self._next_versions(0), parts.probe)
+            shutil.rmtree(start, ignore_errors=True)
+            await fleet.learners.save(start)
+            for number, child in enumerate(todo, 1):
+                await self._run_child(child, fleet, start, parent.mlflow_run_id, f"{number}/{len(todo)}")
+                left_s = sorted(self._took)[len(self._took) // 2] * (len(todo) - number)
+                if number < len(todo):
+                    self.say(f"  {len(todo) - number} to run, about {duration(left_s)}")
+        finally:
+            await fleet.close()
+            shutil.rmtree(start, ignore_errors=True)
+
+    def _next_versions(self, count: int) -> int:
+        """The first of count + 1 policy versions that were never served."""
+        first, self._version = self._version, self._version + count + 1
+        return first
+
+    async def _run_child(self, child: Child, fleet: Fleet, start: Path, parent_id: str, place: str) -> None:
+        """Trains one child from the start model on; returns when it is marked as done."""
+        started = time.monotonic()
+        shutil.rmtree(child.folder, ignore_errors=True)
+        child.folder.mkdir(parents=True)
+        config = child.config
+        tell = Throttled(self.say, f"[{place}] {child.name}: ", child.folder / "log.txt")
+        parts = load_parts(config, self.model_path, tell)
+        if child.oracle:
+            parts = replace(parts, planner=OraclePlanner.of(config.plan))
+        state = RunState(prompts=prompts_digest([prompt for prompt, _ in parts.train]))
+        tracker = await asyncio.to_thread(self._open_child, child, parent_id)
+        state.mlflow_run_id = tracker.mlflow_run_id
+        ending = "FAILED"
+        try:
+            base = self._next_versions(config.run.steps)
+            await self._stop.unless(begin(fleet, child, start, base, parts))
+            store = CheckpointStore(child.folder, 1)
+            training = ComparedTraining(config, parts, state, fleet, tracker, store, self._stop, tell, base)
+            if self.study.exact:
+                tokens = config.rollout.max_response_tokens
+                training.exact = ExactRates(fleet.learners, parts.tokenizer, parts.stop_ids, tokens)
+            await training.train()
+            ending = "FINISHED"
+        except Stopped:
+            ending = "KILLED"
+            raise
+        finally:
+            lost = await asyncio.to_thread(tracker.finish, ending)
+            for missing in lost:
+                self.say(f"warning: {missing}")
+        shutil.rmtree(child.folder / "checkpoints", ignore_errors=True)  # figures are what is asked of a comparison
+        summary = training.summary()
+        took_s = time.monotonic() - started
+        child.finish({"took_s": took_s, "mlflow_run_id": state.mlflow_run_id, "summary": shown(summary)})
+        self._took.append(took_s)
+        before, after = summary.accuracy_before, summary.accuracy_after
+        self.say(f"[{place}] {child.name}: sampled accuracy {before:.3f} -> {after:.3f}, {duration(took_s)}")
+
+    def _open_child(self, child: Child, parent_id: str) -> Tracker:
+        tags = {"mlflow.parentRunId": parent_id, "kray.method": child.method, "kray.seed": child.seed}
+        config = child.config
+        return Tracker(
+            config.track, child.folder, child.name, flat(config), self.tags | tags | {"model": self.model_path},
+            to_yaml(config),
+        )  # fmt: skip
+
+
+async def begin(fleet: Fleet, child: Child, start: Path, version: int, parts: Parts) -> None:
+    """The fleet as a new process would have it: the start model, a new optimizer, engines that serve it as `version`."""
+    await fleet.learners.configure(child.config.train, child.config.run.steps)
+    await fleet.learners.load(start)
+    await fleet.serve(version, parts.probe)
+
+
+def shown(summary: Summary) -> dict[str, Any]:
+    return {key: getattr(summary, key) for key in ("steps", "accuracy_before", "accuracy_after", "greedy_after",
+                                                   "rollouts", "tokens", "elapsed_s", "engine_deaths")}  # fmt: skip
+
+
+class Throttled:
+    """Writes every line to a file, and says the newest one now and then."""
+
+    def __init__(self, say: Callable[[str], None], prefix: str, file: Path):
+        self.say, self.prefix, self.file = say, prefix, file
+        self._said = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        with self.file.open("a") as file:
+            file.write(line + "\n")
+        now = time.monotonic()
+        if now - self._said > NEWS_EVERY_S:
+            self._said = now
+            self.say(self.prefix + line)

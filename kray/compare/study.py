@@ -1,0 +1,265 @@
+"""Which runs a comparison is made of, and which of them are done. Loads neither Ray nor torch.
+
+A comparison is a YAML file:
+
+    base: quickstart.yaml            # a configuration, beside this file
+    config: {run: {steps: 60}}       # keys put on top of it, for all methods
+    exact: true                      # also compute exact success rates: arithmetic prompts, verifier exact
+    seeds: 0-5                       # each method runs with each; the same seed draws the same prompts and responses
+    methods:                         # name -> keys put on top; what kray/compare/verdicts.py judges goes by these names
+      uniform: {plan.mode: uniform}
+      uniform_half: {plan.mode: uniform, times: 0.5}   # times: of the budget that all have
+      exact_p: {plan.mode: static, oracle: true}       # oracle: the knapsack is told each prompt's exact success rate
+    tried: [...]                     # settings that were tried and did not separate, a sentence each, for the report
+
+Every child (method, seed) has a folder of its own, <folder>/<method>/seed-<seed>. It is done when the folder holds done.json,
+which is written last and whole; done children are not run again, and only children of equal settings are taken for done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kray.config import KrayConfig, changed_keys, flat, load_config, to_yaml
+from kray.config.reading import Loader
+from kray.config.schema import BUILT_WITH
+from kray.records import ConfigError
+
+KEYS = ("base", "config", "exact", "seeds", "methods", "tried")
+DONE, VISITS, RATES = "done.json", "visits.jsonl", "rates.jsonl"  # files of a child; child.py describes the last two
+# Keys in which the runs on one fleet may differ; all others belong to engines, ranks, scorers or the prompts.
+FREE = ("plan.", "run.name", "run.seed", "train.")
+OWN = ("run.name", "run.dir", "track.", "resume")  # keys that say where results go and what is shown, not what they are
+
+
+@dataclass(frozen=True)
+class Child:
+    """One run of the comparison. oracle: its planner knows exact success rates."""
+
+    method: str
+    seed: int
+    config: KrayConfig
+    folder: Path
+    oracle: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} seed {self.seed}"
+
+    @property
+    def settings(self) -> str:
+        """Equal for children that do the same."""
+        own = {key: value for key, value in flat(self.config).items() if not key.startswith(OWN)}
+        text = json.dumps([own, self.oracle], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def result(self) -> dict[str, Any] | None:
+        """What done.json says, None while the child is not done. Raises ConfigError if it was done with other settings."""
+        try:
+            found = json.loads((self.folder / DONE).read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ConfigError(f"{self.folder / DONE} is not JSON: {error}; remove {self.folder}") from None
+        if found["settings"] != self.settings:
+            raise ConfigError(f"{self.folder} was done with other settings{self._difference()}; take another --dir")
+        return found
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Marks the child as done; result: JSON values."""
+        unfinished = self.folder / f".{DONE}"
+        unfinished.write_text(json.dumps({"settings": self.settings, **result}, indent=1) + "\n")
+        os.replace(unfinished, self.folder / DONE)
+
+    def _difference(self) -> str:
+        kept = self.folder / "config.yaml"
+        if not kept.is_file():
+            return ""
+        changed = [c for c in changed_keys(load_config(kept, [], False), self.config) if not c[0].startswith(OWN)]
+        return "".join(f"; {key} was {old!r} and is {new!r}" for key, old, new in changed[:3])
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison file with what the command line says on top. children: seed by seed, so that an early end is fair."""
+
+    path: str
+    folder: Path
+    base: KrayConfig
+    exact: bool
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    children: tuple[Child, ...]
+    tried: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = field(default=())
+
+    def todo(self) -> list[Child]:
+        """Children that are not done. Raises ConfigError when one was done with other settings."""
+        return [child for child in self.children if child.result() is None]
+
+    def describe(self) -> str:
+        base = self.base
+        return (
+            f"{_counted(len(self.methods), 'method')} x {_counted(len(self.seeds), 'seed')}, {base.run.steps} steps of "
+            f"{base.prompts.per_step} prompts and {base.plan.budget} rollouts"
+        )
+
+
+def load_study(path: str, methods: str = "", seeds: str = "", folder: str = "", overrides: Sequence[str] = ()) -> Study:
+    """methods: names separated by commas, "" for all. seeds: as in the file. folder: "" for <run.dir>/<run.name>.
+
+    Raises ConfigError that names the file, the method and the key.
+    """
+    said = _read(path)
+    given = _dotted(_section(said, "config", path))
+    base_path = Path(path).parent / _text(said, "base", path)
+    exact = said.get("exact", False)
+    if not isinstance(exact, bool):
+        raise ConfigError(f"{path}: exact must be true or false, not {exact!r}")
+    base = _configure(path, "config", base_path, given, overrides)
+    if exact:
+        _check_exact(base, path)
+    root = Path(folder).expanduser().absolute() if folder else Path(base.run.dir).expanduser() / base.run.name
+    known = _section(said, "methods", path)
+    chosen = [name.strip() for name in methods.split(",") if name.strip()] if methods else list(known)
+    numbers = parse_seeds(seeds or str(said.get("seeds", "0")), "--seeds" if seeds else f"{path}: seeds")
+    table = {name: _method(path, known, name, exact, base) for name in chosen}
+    children = []
+    for seed in numbers:
+        for name, (keys, oracle) in table.items():
+            place = root / name / f"seed-{seed}"
+            own = {"run.seed": seed, "run.name": f"{root.name}-{name}-{seed}", "run.checkpoint_every": 0}
+            config = _configure(path, f"method {name}", base_path, given, [*overrides, *_overrides(keys | own)])
+            _share(config, base, path, name)
+            children.append(Child(name, seed, _placed(config, root), place, oracle))
+    tried = said.get("tried") or []
+    if not (isinstance(tried, list) and all(isinstance(line, str) for line in tried)):
+        raise ConfigError(f"{path}: tried must be a list of sentences")
+    return Study(path, root, _placed(base, root), exact, tuple(table), numbers, tuple(children), tuple(tried),
+                 tuple(overrides))  # fmt: skip
+
+
+def parse_seeds(text: str, where: str) -> tuple[int, ...]:
+    """ "0-3,7" as (0, 1, 2, 3, 7). Raises ConfigError that says where."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise ConfigError(f"{where}: {part.strip()!r} is neither a seed nor a range such as 0-5")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(dict.fromkeys(found))
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        said = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)  # a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(said, dict) or set(said) - set(KEYS):
+        odd = sorted(map(str, set(said) - set(KEYS)))[0] if isinstance(said, dict) else "what it holds"
+        raise ConfigError(f"{path}: {odd} is not a key of a comparison: {', '.join(KEYS)}")
+    return said
+
+
+def _text(said: Mapping[str, Any], key: str, path: str) -> str:
+    if not isinstance(said.get(key), str):
+        raise ConfigError(f"{path}: {key} must name a configuration file beside it")
+    return said[key]
+
+
+def _section(said: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
+    value = said.get(key) or {}
+    if not isinstance(value, dict) or (key == "methods" and not value):
+        raise ConfigError(f"{path}: {key} must be a mapping{' of at least one method' if key == 'methods' else ''}")
+    return value
+
+
+def _method(
+    path: str, known: Mapping[str, Any], name: str, exact: bool, base: KrayConfig
+) -> tuple[dict[str, Any], bool]:
+    """(dotted keys, oracle) of a method."""
+    if name not in known:
+        raise ConfigError(f"{path}: no method {name!r}: {', '.join(known)}")
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise ConfigError(f"{path}: method {name!r}: a name of letters, digits, - and _ is needed; it names a folder")
+    keys = known[name] or {}
+    if not isinstance(keys, dict):
+        raise ConfigError(f"{path}: method {name} must be a mapping of keys")
+    oracle = bool(keys.get("oracle", False))
+    if oracle and not exact:
+        raise ConfigError(f"{path}: method {name}: oracle needs exact: true")
+    times = keys.get("times", 1)
+    if not (isinstance(times, int | float) and times > 0 and float(times * base.plan.budget).is_integer()):
+        raise ConfigError(f"{path}: method {name}: times must give a whole number of rollouts, not {times!r} of them")
+    given = _dotted({key: value for key, value in keys.items() if key not in ("oracle", "times")})
+    return ({"plan.budget": int(times * base.plan.budget)} if times != 1 else {}) | given, oracle
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found |= _dotted(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _overrides(keys: Mapping[str, Any]) -> list[str]:
+    """`a.b=c` for each key, as the command line would have it."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
+
+
+def _configure(path: str, part: str, base: Path, keys: Mapping[str, Any], overrides: Sequence[str]) -> KrayConfig:
+    try:
+        return load_config(base, [*_overrides(keys), *overrides])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {part}: {error}") from None
+
+
+def _placed(config: KrayConfig, root: Path) -> KrayConfig:
+    """All children in one MLflow store: the one that is asked for, else one in the comparison's folder."""
+    config.run.dir = str(root)
+    if not config.track.uri and not os.environ.get("MLFLOW_TRACKING_URI"):
+        config.track.uri = f"sqlite:///{root}/mlflow.db"
+    return config
+
+
+def _share(config: KrayConfig, base: KrayConfig, path: str, name: str) -> None:
+    """Refuses a method that one fleet cannot run beside the others."""
+    for key, old, new in changed_keys(base, config):
+        held = key.startswith("train.") and key.removeprefix("train.") in BUILT_WITH
+        if key != "run.checkpoint_every" and (held or not key.startswith(FREE)):
+            raise ConfigError(
+                f"{path}: method {name}: {key} is {old!r} for all and cannot be {new!r} for one: methods share prompts, "
+                "engines and learner ranks; put it under config, or compare in two studies"
+            )
+
+
+def _check_exact(base: KrayConfig, path: str) -> None:
+    sources = {base.prompts.train.kind, base.prompts.test.kind}
+    if sources != {"arithmetic"} or base.reward.verifier != "exact":
+        raise ConfigError(f"{path}: exact: true needs answers that can be given in one way: arithmetic, verifier exact")
+    if base.async_.max_staleness:
+        raise ConfigError(f"{path}: exact: true needs async.max_staleness 0: success rates are those of one policy")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def keep(study: Study) -> None:
+    """Writes what the comparison is made of into its folder: study.yaml, base.yaml."""
+    study.folder.mkdir(parents=True, exist_ok=True)
+    (study.folder / "study.yaml").write_text(Path(study.path).read_text(encoding="utf-8"))
+    (study.folder / "base.yaml").write_text(to_yaml(study.base))

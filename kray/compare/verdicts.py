@@ -1,0 +1,161 @@
+"""What is claimed, and the rule by which it is judged, fixed before anything is measured.
+
+A rule looks at one number a seed, paired between methods, and its 95 % interval. held: the whole interval is on the claim's
+side of the threshold. failed: the whole interval is on the other side. undecided: the interval holds the threshold, or
+there are fewer than two seeds. not measured: the study lacks a method that the claim is about, or exact success rates.
+`accuracy` is held-out, at the end, exact where it is known; `n` is the rollouts a step that all methods have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kray.compare.results import Results, Run
+from kray.compare.stats import Interval, interval, paired, ratio, share
+
+HELD, FAILED, UNDECIDED, UNMEASURED = "held", "failed", "undecided", "not measured"
+MARGIN = 0.005  # accuracy that "not below" allows: less than any effect that is claimed
+DEFAULT = "static"  # kray's default mode
+
+
+@dataclass(frozen=True)
+class Claim:
+    """whose: who claims it. needs: methods. measure: what is compared with `least`. unit: "" | "%" | "x"."""
+
+    text: str
+    whose: str
+    needs: tuple[str, ...]
+    measure: Callable[[Results], Interval]
+    least: float = 0.0
+    unit: str = ""
+    note: Callable[[Results], str] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    claim: str
+    whose: str
+    measured: str
+    interval: str
+    outcome: str
+
+
+def accuracy(run: Run) -> float:
+    return run.final
+
+
+def gain(ours: str, theirs: str, of: Callable[[Run], float] = accuracy) -> Callable[[Results], Interval]:
+    return lambda results: paired(results.seeds(ours, of), results.seeds(theirs, of))
+
+
+def relative(ours: str, theirs: str, of: Callable[[Run], float]) -> Callable[[Results], Interval]:
+    return lambda results: ratio(results.seeds(ours, of), results.seeds(theirs, of))
+
+
+def beyond_share(ours: str, least: float) -> Callable[[Results], Interval]:
+    """Of ours' gain over uniform less that share of the ceiling's, which is linear and so has an interval."""
+
+    def measure(results: Results) -> Interval:
+        mine, base, top = (results.seeds(name, accuracy) for name in (ours, "uniform", "exact_p"))
+        both = sorted(mine.keys() & base.keys() & top.keys())
+        return interval([(mine[s] - base[s]) - least * (top[s] - base[s]) for s in both])
+
+    return measure
+
+
+def _share_note(results: Results) -> str:
+    part = share(*(results.seeds(name, accuracy) for name in (DEFAULT, "uniform", "exact_p")))
+    gains = f"{part:.0%} of the ceiling's gain" if np.isfinite(part) else "the ceiling gains nothing"
+    return f"{gains}; gain less 60 % of the ceiling's: "
+
+
+def late_rollouts(run: Run) -> float:
+    return run.late(run.effective_rollouts)
+
+
+def late_prompts(run: Run) -> float:
+    return run.late(run.effective_prompts)
+
+
+PAPER, KRAY, SETTING, RIVAL = "Knapsack RL", "kray", "setting", "rival"
+CLAIMS = (
+    Claim("Half the rollouts are worse than n: uniform", SETTING, ("uniform", "uniform_half"),
+          gain("uniform", "uniform_half")),
+    Claim("Twice the rollouts are better than n: uniform", SETTING, ("uniform", "uniform_twice"),
+          gain("uniform_twice", "uniform")),
+    Claim("Exact knowledge of success rates gains accuracy", SETTING, ("uniform", "exact_p"),
+          gain("exact_p", "uniform")),
+    Claim("At least 20 % more rollouts carry a gradient (the paper: 20 to 40 %)", PAPER, ("paper", "uniform"),
+          relative("paper", "uniform", late_rollouts), 1.2, "x"),
+    Claim("More prompts teach, too", PAPER, ("paper", "uniform"), gain("paper", "uniform", late_prompts), 0.0, "%"),
+    Claim("Some prompts get 11.6 times the mean budget (the paper: up to 93 rollouts of a mean of 8)", PAPER, ("paper",),
+          lambda results: interval(list(results.seeds("paper", Run.largest_budget).values())), 93 / 8, "x"),
+    Claim("At least 2 points more accuracy than uniform (the paper: 2 to 4)", PAPER, ("paper", "uniform"),
+          gain("paper", "uniform"), 0.02),
+    Claim(f"Half the compute: with n not below uniform with 2n (by more than {MARGIN})", PAPER,
+          ("paper", "uniform_twice"), gain("paper", "uniform_twice"), -MARGIN),
+    Claim("The default is better than uniform", KRAY, (DEFAULT, "uniform"), gain(DEFAULT, "uniform")),
+    Claim("The default is better than the paper's rule", KRAY, (DEFAULT, "paper"), gain(DEFAULT, "paper")),
+    Claim("The default has at least 60 % of the gain of exact knowledge", KRAY, (DEFAULT, "uniform", "exact_p"),
+          beyond_share(DEFAULT, 0.6), 0.0, "", _share_note),
+    Claim(f"The default with n is not below uniform with 2n (by more than {MARGIN})", KRAY, (DEFAULT, "uniform_twice"),
+          gain(DEFAULT, "uniform_twice"), -MARGIN),
+    Claim("The default is better than its loss weights on uniform budgets", KRAY, (DEFAULT, "weight_only"),
+          gain(DEFAULT, "weight_only")),
+    Claim("The default solves hard held-out prompts (p under .05 at first) at least 1.3 times as often as uniform", KRAY,
+          (DEFAULT, "uniform"), relative(DEFAULT, "uniform", Run.hard_rate), 1.3, "x"),
+    Claim("With the default's budgets, token_mean is better than prompt_mean", KRAY, (DEFAULT, "static_prompt_mean"),
+          gain(DEFAULT, "static_prompt_mean")),
+    Claim("Planning inside the step is better than the default", KRAY, ("online", DEFAULT), gain("online", DEFAULT)),
+    Claim("CoBA-RL is at least 1.1 points above the paper's rule (its authors: 1.1 to 3.2)", RIVAL, ("coba", "paper"),
+          gain("coba", "paper"), 0.011),
+    Claim("Pilot-commit is better than uniform", RIVAL, ("pilot_commit", "uniform"), gain("pilot_commit", "uniform")),
+    Claim("Dynamic sampling is better than uniform, step for step (it spends more rollouts)", RIVAL,
+          ("dynamic_sampling", "uniform"), gain("dynamic_sampling", "uniform")),
+)  # fmt: skip
+
+
+def judge(claim: Claim, results: Results) -> Verdict:
+    """By the rule at the top of this file."""
+    missing = [name for name in claim.needs if not results.runs.get(name)]
+    found = claim.measure(results) if not missing else None
+    if found is None or not found.seeds:
+        why = f"no runs of {', '.join(missing)}" if missing else "no exact success rates"
+        return Verdict(claim.text, claim.whose, why, "", UNMEASURED)
+    note = claim.note(results) if claim.note else ""
+    text = f"{note}{amount(found.mean, claim.unit)}"
+    return Verdict(claim.text, claim.whose, text, span(found, claim.unit), outcome(found, claim.least))
+
+
+def outcome(found: Interval, least: float) -> str:
+    if found.low > least:
+        return HELD
+    return FAILED if found.high < least else UNDECIDED
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    return [judge(claim, results) for claim in CLAIMS]
+
+
+def separates(found: list[Verdict]) -> bool:
+    """Whether more rollouts help at all in this setting: else no allocation of them can be told from another."""
+    setting = [verdict.outcome for verdict in found if verdict.whose == SETTING]
+    return setting[:2] == [HELD, HELD]
+
+
+def amount(x: float, unit: str) -> str:
+    """A factor, a difference of shares in points, or a difference of accuracies."""
+    if not np.isfinite(x):
+        return "–"
+    if unit == "x":
+        return f"{x:.2f} x"
+    return f"{100 * x:+.1f} points" if unit == "%" else f"{x:+.4f}"
+
+
+def span(found: Interval, unit: str) -> str:
+    if not np.isfinite(found.low):
+        return "1 seed" if found.seeds == 1 else "–"
+    return f"{amount(found.low, unit)} to {amount(found.high, unit)} ({found.seeds} seeds)"

@@ -1,0 +1,97 @@
+"""A whole comparison with real engines, at the smallest size: it runs, reports, goes on, and its children are independent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kray.compare.study import RATES, VISITS, load_study
+from kray.launch import driver_options, find_model, follow
+
+ROOT = Path(__file__).parents[2]
+QUICK = str(ROOT / "configs" / "compare-quick.yaml")
+CLOCKED = ("time", "timing_s/", "memory/", "throughput/", "pool/", "train/update_s", "train/peak", "planner/seconds")
+
+
+def door(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "jobs/compare.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_door_says_what_would_run_and_names_what_is_wrong(tmp_path):
+    done = door(QUICK, "--check", "--seeds", "0-4", "--dir", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "3 methods x 5 seeds" in done.stdout
+    assert "to run   15" in done.stdout
+    done = door(QUICK, "--check", "--methods", "unifrom")
+    assert done.returncode == 2
+    assert "config error" in done.stderr
+    assert "no method 'unifrom'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def compare(ray_local, tmp_path, monkeypatch):
+    """Runs some of the quick comparison into a folder; returns its Outcome and the lines it said."""
+    from kray.compare.run import Comparison
+
+    monkeypatch.setenv("KRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(folder: str, methods: str, seeds: str):
+        study = load_study(QUICK, methods, seeds, str(tmp_path / folder))
+        study.folder.mkdir(exist_ok=True)
+        actor = ray_local.remote(Comparison).options(**driver_options(study.folder))
+        return follow(actor.remote(study, find_model(study.base), {}), "compare", study.folder)
+
+    return run
+
+
+def steps_of(folder: Path) -> list[dict]:
+    """metrics.jsonl and what the comparison wrote, without what depends on the clock or on what ran before."""
+    found = []
+    for name in ("metrics.jsonl", VISITS, RATES):
+        lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        found += [{key: value for key, value in line.items() if not key.startswith(CLOCKED)} for line in lines]
+    return found
+
+
+@pytest.mark.slow
+def test_a_comparison_reports_goes_on_and_its_children_do_not_know_of_each_other(compare, tmp_path, capsys):
+    from mlflow import MlflowClient
+
+    ended = compare("all", "", "0")
+    assert (ended.done, ended.of, ended.stopped) == (3, 3, "")
+    page = Path(ended.page).read_text()
+    assert page.count("<img") >= 9
+    assert all(method in page for method in ("uniform", "static", "exact_p"))
+    assert "nothing here has an interval" in page
+    assert {verdict["outcome"] for verdict in ended.verdicts} == {"undecided", "not measured"}
+    numbers = json.loads(Path(ended.page).with_name("results.json").read_text())["methods"]
+    assert all(numbers[method]["rollouts"] == 3 * 96 for method in numbers)
+    assert 0 < numbers["uniform"]["start"] < 1
+    visits = [json.loads(line) for line in (tmp_path / "all/exact_p/seed-0" / VISITS).read_text().splitlines()]
+    known = [(p, n) for line in visits for p, n in zip(line["p"], line["budgets"], strict=True)]
+    assert max(known, key=lambda pair: pair[0] * (1 - pair[0]) ** 2)[1] > 6  # over the mean: the plan knew the rates
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/all/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs if run not in parents} == {parents[0].info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert "report/index.html" in {file.path for file in client.list_artifacts(parents[0].info.run_id, "report")}
+
+    # the third child again, now as the first one; the others are taken as done
+    (tmp_path / "all/exact_p").rename(tmp_path / "third")
+    before = (tmp_path / "all/uniform/seed-0/metrics.jsonl").stat().st_mtime_ns
+    capsys.readouterr()
+    again = compare("all", "", "0")
+    assert again.done == 3
+    assert "2 done, 1 to run" in capsys.readouterr().out
+    assert (tmp_path / "all/uniform/seed-0/metrics.jsonl").stat().st_mtime_ns == before
+    assert steps_of(tmp_path / "all/exact_p/seed-0") == steps_of(tmp_path / "third/seed-0")
