@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from kray.records import Allocation, derive_seed
 from kray.report import sample_rows, step_record, transition_rows
 from kray.tracking import Tracker
 from kray.tracking.figures import budget_histogram, budgets_against_beliefs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(slots=True)
@@ -92,6 +96,10 @@ class Ledger:
         self.tracker.log_table(number, transition_rows(self._transitions), "transitions")
         self._transitions[:] = 0
         observed = np.divide(successes, trials, out=np.full(len(trials), np.nan), where=trials > 0)
-        figure = budgets_against_beliefs(allocation.expected_success, allocation.budgets, observed)
-        self.tracker.log_figure(number, "budgets_against_beliefs", figure)
-        self.tracker.log_figure(number, "budgets", budget_histogram(allocation.budgets, config.plan.upper))
+        budgets, beliefs = allocation.budgets, allocation.expected_success
+
+        def against() -> Figure:
+            return budgets_against_beliefs(beliefs, budgets, observed)
+
+        self.tracker.log_figure(number, "budgets_against_beliefs", against)
+        self.tracker.log_figure(number, "budgets", lambda: budget_histogram(budgets, config.plan.upper))

@@ -9,13 +9,15 @@ while metrics.jsonl holds the newer one only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,7 @@ class Tracker:
         def sample() -> Any:
             return SystemSamples(self._run.started_s, SYSTEM_EVERY_S).take
 
+        self._artist = ThreadPoolExecutor(1, "figures")
         self._writer = Writer(
             self._journal, self._run, open_run, sample if track.system_metrics else None, SYSTEM_EVERY_S
         )
@@ -141,12 +144,23 @@ class Tracker:
         path.write_text(json.dumps(table, ensure_ascii=False, default=str), encoding="utf-8")
         self._writer.put(f"{name}/{path.name}", lambda: self._run.table(path, name))
 
-    def log_figure(self, step: int, name: str, figure: Any) -> None:
-        """Record a matplotlib figure as figures/<name>-<step>.png and in MLflow's slider of images under `name`."""
+    def log_figure(self, step: int, name: str, draw: Callable[[], Any]) -> None:
+        """Record a matplotlib figure as figures/<name>-<step>.png and in MLflow's slider of images under `name`.
+
+        draw: makes the figure, in a thread of its own, since that takes longer than a small step.
+        """
         name = name_of(name).replace("/", "-").replace(":", "-")
         path = self._path("figures", f"{name}-{step:06d}.png")
-        figure.savefig(path, dpi=120)
-        self._writer.put(f"figures/{path.name}", lambda: self._run.image(path, "figures", name, step))
+
+        def work() -> None:
+            try:
+                draw().savefig(path, dpi=120)
+            except Exception as error:  # a picture less must not end a run
+                log.warning("figure %s could not be drawn: %s", path.name, error)
+            else:
+                self._writer.put(f"figures/{path.name}", lambda: self._run.image(path, "figures", name, step))
+
+        self._artist.submit(work)
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Record a file that is there already, in MLflow under `folder`."""
@@ -174,6 +188,9 @@ class Tracker:
         """
         if status not in ("FINISHED", "KILLED", "FAILED"):
             raise ValueError(f"status must be FINISHED, KILLED or FAILED, not {status!r}")
+        with contextlib.suppress(TimeoutError):
+            self._artist.submit(int).result(deadline_s)  # the last in the queue
+        self._artist.shutdown(wait=False, cancel_futures=True)
         ended = self._writer.finish(status, deadline_s)
         shown = self._run.store.shown
         missing = []

@@ -34,7 +34,7 @@ def test_round_trip_and_resume_in_sqlite(tmp_path, monkeypatch):
     for step in range(4):
         tracker.log_step(step, {"train/loss": step / 2, "eval/pass@4": 0.5, "bad": float("nan")})
     tracker.log_table(2, [{"prompt": "a", "reward": 1.0}, {"prompt": "b", "tokens": 3}])
-    tracker.log_figure(2, "budgets", budget_histogram([2, 4, 4], 8))
+    tracker.log_figure(2, "budgets", lambda: budget_histogram([2, 4, 4], 8))
     tracker.log_dataset("train", PROMPTS, "train")
     tracker.set_tags({"note": "hello"})
     time.sleep(0.6)
@@ -171,7 +171,7 @@ def test_a_server_that_dies_misses_nothing_once_it_is_back(tmp_path):
             began = time.monotonic()
             tracker.log_step(step, {"loss": float(step)})
             tracker.log_table(step, [{"prompt": str(step)}])
-            tracker.log_figure(step, "budgets", budget_histogram([2], 8))
+            tracker.log_figure(step, "budgets", lambda: budget_histogram([2], 8))
             assert time.monotonic() - began < 2, "training waited for MLflow"
             time.sleep(0.2)
         server = start_server(tmp_path, port)
