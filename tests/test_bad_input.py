@@ -15,7 +15,8 @@ from kray.config.schema import KrayConfig, SourceConfig
 from kray.prompts import load_prompts
 from kray.records import ConfigError, DataError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+STUDIES = "compare-"  # files of jobs/compare.py, which are no configurations of a run
+CONFIGS = sorted(f for f in (Path(__file__).parents[1] / "configs").glob("*.yaml") if not f.name.startswith(STUDIES))
 KEYS = all_keys(KrayConfig)
 VALUES = [
     "null", "~", "0", "-1", "2.5", "1e-4", "1e999", "-.inf", ".nan", "yes", "no", "''", "x", "", "[]", "{}",
