@@ -81,6 +81,7 @@ class Training:
             while self.state.step < self.config.run.steps:
                 self._release(self.state.step)
                 started = time.monotonic()
+                self.fleet.pool.busy_share()  # evaluations and checkpoints between two steps do not count
                 await self._learn(await self.stop.unless(self._next()), started)
                 if self._due(self.config.evaluate.every) and self.state.step < self.config.run.steps:
                     await self.evaluate()
