@@ -24,7 +24,7 @@ RESPEND = ("static", "online", "rounds")  # modes that give a lost rollout's bud
 ADMITTING = ("static", "online", "dynamic_sampling")  # modes that may leave a candidate without rollouts
 VALUES = ("paper", "grpo", "coba")
 MARGINALS = ("expected_gain", "stop_at_mixed", "hybrid", "target_size")
-WEIGHTS = ("rollouts", "uniform", "knapsack")
+WEIGHTS = ("rollouts", "uniform", "knapsack", "hindsight")
 UNITS = ("rollouts", "tokens")
 
 

@@ -32,6 +32,10 @@ class TinyPolicyConfig:
     intermediate_size: int = 512
     tie_embeddings: bool = True
     warmup_steps: int = 600
+    clean_share: float = 2 / 3  # of them, at the beginning, with right answers: first the ability, then the slips
+    teacher: dict[str, float] = field(
+        default_factory=dict
+    )  # kind -> probability of a right answer after that; {}: usual
     batch_size: int = 192  # sequences
     lr: float = 2e-3
     seed: int = 0
@@ -75,7 +79,8 @@ class SourceConfig:
     limit: int = 0  # prompts; 0: all
     size: int = 1024  # prompts to generate (arithmetic, reasoning_gym)
     seed: int = 0  # of the generators
-    tasks: dict[str, Any] = field(default_factory=dict)  # reasoning_gym: task name -> its options, mixed evenly
+    # reasoning_gym: task name -> its options; arithmetic: kind -> nothing (all kinds without). Mixed evenly.
+    tasks: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -112,6 +117,7 @@ class PlanConfig:
     target_groups: int = 0  # mixed groups that end a step early; 0: the budget is always spent
     max_wait: int = 8  # steps that a candidate may be passed over before it must be visited
     discount: float = 0.5  # of a prompt's old labels at each new visit: the policy has moved
+    fit_discount: bool = False  # learn the discounts of successes and of failures from how visits foretold the next
     prior_alpha: float = 1.0  # Beta prior of the success rate before the population has been fitted
     prior_beta: float = 1.0
     fit_prior: bool = True  # empirical Bayes: refit the prior to the population as labels arrive

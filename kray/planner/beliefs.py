@@ -21,15 +21,27 @@ from scipy.optimize import minimize
 from scipy.special import betaln
 
 PRIOR_BOUNDS = (0.02, 50.0)  # of each prior parameter: beyond, a prior outweighs any labels or is a pair of spikes
+PERSISTENCE_PROMPTS = 4096  # on which discounts are fitted: four numbers need no more
 PRIOR_PROMPTS = 20  # prompts with rewards below which a population cannot be fitted
 
-_COUNTERS = ("successes", "failures", "last_successes", "last_trials", "visits", "awaiting")
+_COUNTERS = (
+    "successes",
+    "failures",
+    "last_successes",
+    "last_trials",
+    "visits",
+    "awaiting",
+    "prior_successes",
+    "prior_failures",
+)
+_SINCE = {"prior_successes": 3, "prior_failures": 3}  # version of the saved state from which a counter is there
 
 
 class Beliefs:
     """Discounted Beta posteriors by prompt id; empirical-Bayes prior.
 
-    discount in [0, 1]; prior_alpha, prior_beta > 0: the prior until `refit_prior` has fitted one (fit_prior=True) or
+    discount in [0, 1]: of successes and failures until `refit_prior` has fitted one of each (fit_discount=True) or for
+    good (False); prior_alpha, prior_beta > 0: the prior until `refit_prior` has fitted one (fit_prior=True) or
     for good (False). ValueError names what is out of range.
     """
 
@@ -39,16 +51,24 @@ class Beliefs:
     _last_trials: np.ndarray
     _visits: np.ndarray
     _awaiting: np.ndarray  # 1 from begin_visit to the visit's first label
+    _prior_successes: np.ndarray  # what was known when the latest visit began, not yet discounted
+    _prior_failures: np.ndarray
 
     def __init__(
-        self, discount: float = 0.5, prior_alpha: float = 1.0, prior_beta: float = 1.0, fit_prior: bool = True
+        self,
+        discount: float = 0.5,
+        prior_alpha: float = 1.0,
+        prior_beta: float = 1.0,
+        fit_prior: bool = True,
+        fit_discount: bool = False,
     ):
         if not 0 <= discount <= 1:
             raise ValueError(f"discount must lie in [0, 1]; got {discount}")
         for name, x in (("prior_alpha", prior_alpha), ("prior_beta", prior_beta)):
             if not 0 < x < 1e6:
                 raise ValueError(f"{name} must be positive and finite; got {x}")
-        self.discount, self.fit_prior = float(discount), bool(fit_prior)
+        self.fit_prior, self.fit_discount = bool(fit_prior), bool(fit_discount)
+        self.discounts = (float(discount), float(discount))  # of successes, of failures
         self.prior_alpha, self.prior_beta = float(prior_alpha), float(prior_beta)
         self._row: dict[str, int] = {}
         self._labels: dict[str, int] = {"": 0}  # prior label -> its number; "" is the population
@@ -93,8 +113,9 @@ class Beliefs:
         rows = self.rows(prompt_ids)
         if labels is not None:
             self._label_of[rows] = [self._labels.setdefault(str(label), len(self._labels)) for label in labels]
-        self._successes[rows] *= self.discount
-        self._failures[rows] *= self.discount
+        self._prior_successes[rows], self._prior_failures[rows] = self._successes[rows], self._failures[rows]
+        self._successes[rows] *= self.discounts[0]
+        self._failures[rows] *= self.discounts[1]
         self._visits[rows] += 1
         self._awaiting[rows] = 1  # the last visit's labels stay readable until the first new one arrives
 
@@ -142,7 +163,7 @@ class Beliefs:
         """What a visit of these prompts may change, for `restore`."""
         rows = self._find(prompt_ids)
         columns = {name: _at(getattr(self, f"_{name}"), rows) for name in _COUNTERS}
-        prior = (self.prior_alpha, self.prior_beta, self._stale, dict(self._priors))
+        prior = (self.prior_alpha, self.prior_beta, self._stale, dict(self._priors), self.discounts)
         return {"prompt_ids": list(prompt_ids), "columns": columns, "prior": prior}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -150,13 +171,15 @@ class Beliefs:
         rows = self.rows(snapshot["prompt_ids"])
         for name, column in snapshot["columns"].items():
             getattr(self, f"_{name}")[rows] = column
-        self.prior_alpha, self.prior_beta, self._stale, self._priors = snapshot["prior"]
+        self.prior_alpha, self.prior_beta, self._stale, self._priors, self.discounts = snapshot["prior"]
 
     def refit_prior(self) -> bool:
         """Fits the prior to the population by beta-binomial maximum likelihood over the latest visits' raw rewards.
 
-        Keeps the prior when fit_prior is False, nothing new was observed, fewer than PRIOR_PROMPTS prompts have rewards,
-        or the optimiser fails; the same for each label. Returns whether a new prior of the population was set.
+        With fit_discount the prior and the discounts are fitted together (fit_persistence), which says how well a prompt's
+        own labels have foretold its next ones. Keeps what it has when fit_prior is False, nothing new was observed, fewer
+        than PRIOR_PROMPTS prompts have rewards, or the optimiser fails; the same for each label. Returns whether a new
+        prior of the population was set.
         """
         trials = self._last_trials[: len(self)]
         seen = trials > 0
@@ -175,6 +198,16 @@ class Beliefs:
                 found = fit_beta_binomial(successes[mine], trials[mine], start)
                 if found is not None:
                     self._priors[number] = found
+        if self.fit_discount:
+            paired = self._awaiting[: len(self)][seen] == 0  # others have begun a visit whose labels are not there yet
+            known = self._prior_successes[: len(self)][seen], self._prior_failures[: len(self)][seen]
+            pairs = (x[paired] for x in (*known, successes, trials))
+            found = fit_persistence(*pairs, (self.prior_alpha, self.prior_beta, *self.discounts))
+            if found is None:
+                return False
+            self.prior_alpha, self.prior_beta = found[:2]
+            self.discounts = found[2:]
+            return True
         fitted = fit_beta_binomial(successes, trials, start=(self.prior_alpha, self.prior_beta))
         if fitted is None:
             return False
@@ -190,8 +223,9 @@ class Beliefs:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and floats: json round trips it exactly."""
         state: dict[str, Any] = {
-            "version": 2,
-            "discount": self.discount,
+            "version": 3,
+            "discounts": list(self.discounts),
+            "fit_discount": self.fit_discount,
             "fit_prior": self.fit_prior,
             "prior": [self.prior_alpha, self.prior_beta],
             "stale": self._stale,
@@ -207,15 +241,20 @@ class Beliefs:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Beliefs:
         """The beliefs that `to_dict` wrote; ValueError on another version or arrays that do not match."""
-        if state.get("version") not in (1, 2):
-            raise ValueError(f"beliefs of version {state.get('version')!r} cannot be read; this is version 2")
-        beliefs = cls(state["discount"], state["prior"][0], state["prior"][1], state["fit_prior"])
+        version = state.get("version")
+        if version not in (1, 2, 3):
+            raise ValueError(f"beliefs of version {version!r} cannot be read; this is version 3")
+        discounts = state.get("discounts") or [state["discount"]] * 2
+        beliefs = cls(discounts[0], *state["prior"], state["fit_prior"], state.get("fit_discount", False))
+        beliefs.discounts = (float(discounts[0]), float(discounts[1]))
         ids = state["prompt_ids"]
         rows = beliefs.rows(ids)
         beliefs._labels = {label: number for number, label in enumerate(state.get("labels", [""]))}
         beliefs._priors = {int(number): (a, b) for number, a, b in state.get("priors", [])}
         beliefs._label_of[rows] = state.get("label_of", 0)
         for name in _COUNTERS:
+            if version < _SINCE.get(name, 0):
+                continue
             if len(state[name]) != len(ids) or len(beliefs) != len(ids):
                 raise ValueError(f"beliefs are damaged: {name} has {len(state[name])} entries for {len(ids)} prompts")
             getattr(beliefs, f"_{name}")[rows] = state[name]
@@ -278,6 +317,43 @@ def fit_beta_binomial(
         if np.isfinite(found.fun) and np.isfinite(found.x).all() and (best is None or found.fun < best.fun - 1e-12):
             best = found
     return None if best is None else (float(np.exp(best.x[0])), float(np.exp(best.x[1])))
+
+
+def fit_persistence(
+    known_successes: np.ndarray,
+    known_failures: np.ndarray,
+    successes: np.ndarray,
+    trials: np.ndarray,
+    start: tuple[float, float, float, float],
+) -> tuple[float, float, float, float] | None:
+    """(a, b, discount of successes, of failures) under which earlier labels foretell later ones best; None if not found.
+
+    Of K prompts: what was known before their latest visit (S, F), (K,) each, not negative, and that visit's labels.
+    Maximises the likelihood of s ~ BetaBinomial(n, a + r S, b + t F), with a and b within PRIOR_BOUNDS and r, t in [0, 1].
+    A policy that learns forgets its failures sooner than its successes. More than PERSISTENCE_PROMPTS prompts are
+    thinned evenly. start: (a, b, r, t) to search from.
+    """
+    if len(trials) > PERSISTENCE_PROMPTS:
+        some = np.linspace(0, len(trials) - 1, PERSISTENCE_PROMPTS).astype(np.int64)
+        known_successes, known_failures, successes, trials = (
+            x[some] for x in (known_successes, known_failures, successes, trials)
+        )
+    failures = trials - successes
+
+    def loss(at: np.ndarray) -> float:
+        a, b = np.exp(at[0]) + at[2] * known_successes, np.exp(at[1]) + at[3] * known_failures
+        # one made-up prompt of either kind, never seen before, so that a population without a success has a maximum
+        c, d = np.exp(at[:2])
+        made_up = -np.log(c / (c + d)) - np.log(d / (c + d))
+        return float((betaln(a, b) - betaln(a + successes, b + failures)).sum() + made_up) / len(trials)
+
+    low, high = np.log(PRIOR_BOUNDS)
+    box = [(low, high)] * 2 + [(0.0, 1.0)] * 2
+    at = np.array([*np.clip(np.log(start[:2]), low, high), *np.clip(start[2:], 0.05, 0.95)])
+    found = minimize(loss, at, method="L-BFGS-B", bounds=box)
+    if not (np.isfinite(found.fun) and np.isfinite(found.x).all()):
+        return None
+    return (float(np.exp(found.x[0])), float(np.exp(found.x[1])), float(found.x[2]), float(found.x[3]))
 
 
 def calibration(predicted: ArrayLike, successes: ArrayLike, trials: ArrayLike, bins: int = 10) -> dict[str, Any]:

@@ -116,11 +116,11 @@ class KnapsackPlanner:
         """`begin` once all is checked: the visit, the prior, the beliefs, and the step on them."""
         plan = self.settings
         known = self._features(ids, features)
-        self.beliefs.begin_visit(ids, labels)
         if self._steps % plan.refit_every == 0 or self._steps < plan.refit_every:
             self.beliefs.refit_prior()
             if self.features is not None:
                 self.features.refit(*self.beliefs.last_labels(self.features.rows()))
+        self.beliefs.begin_visit(ids, labels)
         own = self.features.shape(known) if self.features and self.features.active and known is not None else None
         alpha, beta = self.beliefs.posterior(ids, own)
         value = self._value(ids, alpha, beta)
@@ -178,7 +178,9 @@ class KnapsackPlanner:
         if state.get("version") != 1:
             raise ValueError(f"a planner of version {state.get('version')!r} cannot be read; this is version 1")
         kept = Beliefs.from_dict(state["beliefs"])
-        kept.discount, kept.fit_prior = self.beliefs.discount, self.beliefs.fit_prior  # these the configuration decides
+        kept.fit_prior, kept.fit_discount = self.beliefs.fit_prior, self.beliefs.fit_discount  # the configuration's
+        if not kept.fit_discount:
+            kept.discounts = self.beliefs.discounts
         self.beliefs = kept
         self._steps = int(state.get("steps", 0))
         self._last = None

@@ -54,4 +54,4 @@ class Settings:
 
 def make_beliefs(plan: Any) -> Beliefs:
     """Beliefs as a `plan` section asks for them."""
-    return Beliefs(plan.discount, plan.prior_alpha, plan.prior_beta, plan.fit_prior)
+    return Beliefs(plan.discount, plan.prior_alpha, plan.prior_beta, plan.fit_prior, plan.fit_discount)

@@ -273,7 +273,11 @@ class StepPlan:
             weights[on] = total / on.sum()
         else:
             opened = np.flatnonzero(on)
-            value = _Part(self._start.value, opened)
+            value: Value = self._start.value
+            if kind == "hindsight":
+                passed = np.array(self._passed)
+                value = BetaValue(self._start.alpha + passed, self._start.beta + np.array(self._labelled) - passed)
+            value = _Part(value, opened)
             low = min(settings.lower, int(budgets[on].sum()) // len(opened))
             high = max(settings.upper, -(-int(budgets[on].sum()) // len(opened)))
             weights[on] = solve(value, int(budgets[on].sum()), low, high)

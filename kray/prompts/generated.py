@@ -14,9 +14,11 @@ _SEARCH_FACTOR = 40  # generated entries looked at for each prompt wanted; a fif
 
 
 def arithmetic_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
-    """source.size problems of all kinds in turn, of the split named by source.split; metadata: kind."""
+    """source.size problems of source.tasks (empty: all kinds) in turn, of the split named by source.split; metadata: kind."""
     _check(source)
-    problems = make_problems(KINDS, _wanted(source), source.seed, source.split)
+    if unknown := [kind for kind in source.tasks if kind not in KINDS]:
+        raise DataError(f"tasks.{unknown[0]}: arithmetic has no such kind; it has {', '.join(KINDS)}")
+    problems = make_problems(list(source.tasks) or KINDS, _wanted(source), source.seed, source.split)
     return [
         Prompt(
             id=f"arithmetic/{source.split}/{index}",

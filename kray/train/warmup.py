@@ -38,7 +38,6 @@ PROBLEMS = 131_072  # at most so many different training problems; they come in 
 MAX_POSITIONS = 4096
 RISE_STEPS = 50
 FALL_SHARE = 0.2  # of the steps, at the end, in which the learning rate falls to zero
-CLEAN_SHARE = 2 / 3  # of the steps, at the beginning, with right answers: first the ability, then the teacher's slips
 INITIALIZER_RANGE = 0.06  # at 0.02 a model this narrow needs more than twice the steps
 ROPE_THETA = 100.0  # positions of problems this short turn far enough to be told apart
 PROGRESS_STEPS = 50
@@ -86,13 +85,26 @@ def _check(tiny: TinyPolicyConfig) -> None:
     for name in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "batch_size"):
         if getattr(tiny, name) < 1:
             raise ConfigError(f"model.tiny.{name} is {getattr(tiny, name)}; at least 1 is needed")
+    if not 0 <= tiny.clean_share <= 1:
+        raise ConfigError(f"model.tiny.clean_share must be in [0, 1], not {tiny.clean_share}")
+    for kind, accuracy in tiny.teacher.items():
+        if kind not in KINDS or not 0 <= accuracy <= 1:
+            known = ", ".join(KINDS)
+            raise ConfigError(
+                f"model.tiny.teacher: {kind}: {accuracy}: an accuracy in [0, 1] for each of some of {known}"
+            )
     if tiny.heads % tiny.kv_heads:
         raise ConfigError(f"model.tiny.heads ({tiny.heads}) is no multiple of kv_heads ({tiny.kv_heads})")
 
 
 def _digest(tiny: TinyPolicyConfig) -> str:
-    text = json.dumps([VERSION, asdict(tiny), CHARACTERS, list(KINDS), TEACHER], sort_keys=True)
+    text = json.dumps([VERSION, asdict(tiny), CHARACTERS, list(KINDS), _teacher(tiny)], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def _teacher(tiny: TinyPolicyConfig) -> dict[str, float]:
+    """Kinds that are practised, each with the teacher's accuracy."""
+    return dict(tiny.teacher) or TEACHER
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -156,13 +168,14 @@ def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]
 def _batches(tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig) -> Iterator[tuple[Tensor, Tensor]]:
     """(input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED outside answer and <eos>."""
     rng = random.Random(tiny.seed)
-    problems = make_problems(KINDS, min(PROBLEMS, tiny.warmup_steps * tiny.batch_size), tiny.seed, "train")
+    teacher = _teacher(tiny)
+    problems = make_problems(list(teacher), min(PROBLEMS, tiny.warmup_steps * tiny.batch_size), tiny.seed, "train")
     turns = itertools.cycle(problems)
     index_of = {token: index for token, index in tokenizer.get_vocab().items() if len(token) == 1}
     for step in range(tiny.warmup_steps):
-        clean = step < CLEAN_SHARE * tiny.warmup_steps
+        clean = step < tiny.clean_share * tiny.warmup_steps
         met = itertools.islice(turns, tiny.batch_size)
-        texts = [(problem.text, problem.answer if clean else noisy_answer(problem, rng)) for problem in met]
+        texts = [(problem.text, problem.answer if clean else noisy_answer(problem, rng, teacher)) for problem in met]
         longest = max(len(prompt) + len(answer) for prompt, answer in texts) + 1
         input_ids = torch.full((tiny.batch_size, longest), tokenizer.pad_token_id)
         labels = torch.full((tiny.batch_size, longest), IGNORED)

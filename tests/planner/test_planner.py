@@ -205,7 +205,7 @@ def test_the_configuration_s_plan_section_makes_a_planner():
     plan = PlanConfig(mode="online", value="grpo", budget=64, refit_every=3, discount=0.25, candidates=2.0)
     planner = KnapsackPlanner.of(plan)
     assert (planner.mode, planner.settings.value, planner.settings.candidates) == ("online", "grpo", 2.0)
-    assert (planner.settings.refit_every, planner.beliefs.discount) == (3, 0.25)
+    assert (planner.settings.refit_every, planner.beliefs.discounts) == (3, (0.25, 0.25))
     assert planner.begin(list("abcd"), 32).room() == 8
     with pytest.raises(ValueError, match=r"plan\.marginal"):
         KnapsackPlanner.of(PlanConfig(value="grpo", marginal="hybrid"))

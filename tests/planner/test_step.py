@@ -340,7 +340,7 @@ def test_admission_without_labels_is_the_concave_envelope():
     ids = [f"p{i}" for i in range(40)]
     for i, prompt in enumerate(ids):
         planner.observe(prompt, np.arange(20) < i % 21)
-    planner.beliefs.discount = 1.0
+    planner.beliefs.discounts = (1.0, 1.0)
     plan = planner.plan(ids)
     value = BetaValue(*planner.beliefs.posterior(ids))
     want = solve(value, 60, 0, 128)
