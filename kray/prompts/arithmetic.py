@@ -119,14 +119,16 @@ def teacher_accuracy(problem: Problem, accuracies: Mapping[str, float] = TEACHER
     return 1.0 / (1.0 + math.exp(-log_odds))
 
 
-def noisy_answer(problem: Problem, rng: random.Random, accuracies: Mapping[str, float] = TEACHER) -> str:
+def noisy_answer(
+    problem: Problem, rng: random.Random, accuracies: Mapping[str, float] = TEACHER, ways: int = 0
+) -> str:
     """The teacher's answer: right with `teacher_accuracy`, else a plausible slip of the same width, never right.
 
-    Reproducible given the state of rng.
+    ways: only the first so many of `slips` are made; 0: all. Reproducible given the state of rng.
     """
     if rng.random() < teacher_accuracy(problem, accuracies):
         return problem.answer
-    return rng.choice(slips(problem))
+    return rng.choice(slips(problem)[: ways or None])
 
 
 def slips(problem: Problem) -> list[str]:

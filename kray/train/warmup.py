@@ -175,7 +175,7 @@ def _batches(tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig) -> Iter
     for step in range(tiny.warmup_steps):
         clean = step < tiny.clean_share * tiny.warmup_steps
         met = itertools.islice(turns, tiny.batch_size)
-        texts = [(problem.text, problem.answer if clean else noisy_answer(problem, rng, teacher)) for problem in met]
+        texts = [(problem.text, problem.answer if clean else noisy_answer(problem, rng, teacher, tiny.slips)) for problem in met]
         longest = max(len(prompt) + len(answer) for prompt, answer in texts) + 1
         input_ids = torch.full((tiny.batch_size, longest), tokenizer.pad_token_id)
         labels = torch.full((tiny.batch_size, longest), IGNORED)
