@@ -33,9 +33,10 @@ class TinyPolicyConfig:
     tie_embeddings: bool = True
     warmup_steps: int = 600
     clean_share: float = 2 / 3  # of them, at the beginning, with right answers: first the ability, then the slips
-    # kind -> probability of a right answer after that; {}: as in kray/prompts/arithmetic.py
-    teacher: dict[str, float] = field(default_factory=dict)
-    slips: int = 0  # ways in which the teacher errs; 1: always one too many, so that a single token decides; 0: all
+    kinds: list[str] = field(default_factory=list)  # of arithmetic that are practised; empty: all
+    # false: the teacher errs by kind; true: it has a habit of its own for each kind and first character, so that what is
+    # learned about one prompt helps few others (kray/prompts/arithmetic.py)
+    habits: bool = False
     batch_size: int = 192  # sequences
     lr: float = 2e-3
     seed: int = 0

@@ -208,7 +208,9 @@ class Beliefs:
 
     def _refit_discounts(self, seen: np.ndarray) -> bool:
         """seen (prompts,) bool: those with rewards. Whether the population's prior and discounts were set anew."""
-        rows = np.flatnonzero(seen & (self._awaiting[: len(self)] == 0))  # others' newest labels are of the visit before
+        rows = np.flatnonzero(
+            seen & (self._awaiting[: len(self)] == 0)
+        )  # others' newest labels are of the visit before
         before = (self.prior_alpha, self.prior_beta, *self.discounts)
         known = self._prior_successes[rows], self._prior_failures[rows]
         learned = fit_persistence(*known, self._last_successes[rows], self._last_trials[rows], before)

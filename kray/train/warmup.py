@@ -27,7 +27,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import TinyPolicyConfig
-from kray.prompts.arithmetic import CHARACTERS, KINDS, TEACHER, make_problems, noisy_answer
+from kray.prompts.arithmetic import CHARACTERS, HABITS, KINDS, TEACHER, habitual_answer, make_problems, noisy_answer
 from kray.records import ConfigError
 
 transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
@@ -87,24 +87,15 @@ def _check(tiny: TinyPolicyConfig) -> None:
             raise ConfigError(f"model.tiny.{name} is {getattr(tiny, name)}; at least 1 is needed")
     if not 0 <= tiny.clean_share <= 1:
         raise ConfigError(f"model.tiny.clean_share must be in [0, 1], not {tiny.clean_share}")
-    for kind, accuracy in tiny.teacher.items():
-        if kind not in KINDS or not 0 <= accuracy <= 1:
-            known = ", ".join(KINDS)
-            raise ConfigError(
-                f"model.tiny.teacher: {kind}: {accuracy}: an accuracy in [0, 1] for each of some of {known}"
-            )
+    if unknown := [kind for kind in tiny.kinds if kind not in KINDS]:
+        raise ConfigError(f"model.tiny.kinds: {unknown[0]} is not one of {', '.join(KINDS)}")
     if tiny.heads % tiny.kv_heads:
         raise ConfigError(f"model.tiny.heads ({tiny.heads}) is no multiple of kv_heads ({tiny.kv_heads})")
 
 
 def _digest(tiny: TinyPolicyConfig) -> str:
-    text = json.dumps([VERSION, asdict(tiny), CHARACTERS, list(KINDS), _teacher(tiny)], sort_keys=True)
+    text = json.dumps([VERSION, asdict(tiny), CHARACTERS, list(KINDS), TEACHER, HABITS], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
-
-
-def _teacher(tiny: TinyPolicyConfig) -> dict[str, float]:
-    """Kinds that are practised, each with the teacher's accuracy."""
-    return dict(tiny.teacher) or TEACHER
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -168,14 +159,16 @@ def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]
 def _batches(tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig) -> Iterator[tuple[Tensor, Tensor]]:
     """(input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED outside answer and <eos>."""
     rng = random.Random(tiny.seed)
-    teacher = _teacher(tiny)
-    problems = make_problems(list(teacher), min(PROBLEMS, tiny.warmup_steps * tiny.batch_size), tiny.seed, "train")
+    said = habitual_answer if tiny.habits else noisy_answer
+    problems = make_problems(
+        tiny.kinds or KINDS, min(PROBLEMS, tiny.warmup_steps * tiny.batch_size), tiny.seed, "train"
+    )
     turns = itertools.cycle(problems)
     index_of = {token: index for token, index in tokenizer.get_vocab().items() if len(token) == 1}
     for step in range(tiny.warmup_steps):
         clean = step < tiny.clean_share * tiny.warmup_steps
         met = itertools.islice(turns, tiny.batch_size)
-        texts = [(problem.text, problem.answer if clean else noisy_answer(problem, rng, teacher, tiny.slips)) for problem in met]
+        texts = [(problem.text, problem.answer if clean else said(problem, rng)) for problem in met]
         longest = max(len(prompt) + len(answer) for prompt, answer in texts) + 1
         input_ids = torch.full((tiny.batch_size, longest), tokenizer.pad_token_id)
         labels = torch.full((tiny.batch_size, longest), IGNORED)
