@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
+from kray.plan_rules import offered_share
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler, load_prompts
 from kray.prompts.model_files import check_context, load_tokenizer, stop_ids
@@ -53,8 +54,8 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
     ids = [prompt.id for prompt, _ in train]
     plan, prompts = config.plan, config.prompts
     waiting = None
-    if plan.candidates > 1:
-        offered = min(len(ids), round(plan.candidates * prompts.per_step))
+    if offered_share(plan) > 1:
+        offered = min(len(ids), round(offered_share(plan) * prompts.per_step))
         waiting = Waiting(PromptSampler(ids, 1, config.run.seed, prompts.shuffle), offered, plan.max_wait)
     return Parts(
         tokenizer=tokenizer,

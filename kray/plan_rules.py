@@ -28,6 +28,11 @@ WEIGHTS = ("rollouts", "uniform", "knapsack", "hindsight")
 UNITS = ("rollouts", "tokens")
 
 
+def offered_share(plan: Any) -> float:
+    """Prompts offered to the planner in a step / prompts.per_step: 1 where the mode visits whatever it is offered."""
+    return float(plan.candidates) if plan.mode in ADMITTING else 1.0
+
+
 def contradictions(plan: Any) -> list[tuple[tuple[str, ...], str]]:
     """What does not go together in a `plan` section: its keys and a sentence each; single keys are taken to be sound."""
     found: list[tuple[tuple[str, ...], str]] = []
@@ -42,9 +47,6 @@ def contradictions(plan: Any) -> list[tuple[tuple[str, ...], str]]:
     if plan.marginal != "expected_gain" and plan.value != "paper":
         text = f"plan.marginal {plan.marginal} is about the paper's p (1 - p)^2: it needs plan.value paper, not {plan.value}"
         found.append((("marginal", "value"), text))
-    if plan.candidates > 1 and plan.mode not in ADMITTING:
-        text = f"plan.candidates {plan.candidates} needs plan.mode {' or '.join(ADMITTING)}, not {plan.mode}"
-        found.append((("candidates", "mode"), text))
     if plan.target_groups and plan.mode not in ("online", "dynamic_sampling"):
         text = f"plan.target_groups {plan.target_groups} needs plan.mode online or dynamic_sampling, not {plan.mode}"
         found.append((("target_groups", "mode"), text))

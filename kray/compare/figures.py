@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # With more methods than colours these keep theirs, and the others are drawn in grey: they are in the tables and in the
 # figure of differences.
-MAIN = ("uniform", "paper", "static", "exact_p", "online", "uniform_twice", "weight_only")
+MAIN = ("uniform", "paper", "kray", "exact_p", "static", "uniform_twice", "weight_only")
 OTHER = "#c4c4c8"
 WIDTH = 6.2  # inches: letters stay readable on a phone
 BANDS = 4  # with more methods, intervals of curves hide each other: they are in the figure of differences
-MATRICES = ("uniform", "paper", "static", "exact_p")  # preferred where there are more methods than room
+MATRICES = ("uniform", "paper", "kray", "exact_p")  # preferred where there are more methods than room
 
 
 def new_figure(title: str, height: float = 4.3) -> tuple[Figure, Axes]:

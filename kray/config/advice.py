@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from kray import plan_rules
 from kray.config.schema import KrayConfig, TrainConfig, advantage_of
 
 UNIFORM = ("uniform", "weight_only")  # plan modes that give every prompt the same
@@ -33,7 +34,7 @@ def largest_group(config: KrayConfig) -> int:
     plan, per_step = config.plan, config.prompts.per_step
     if plan.mode in UNIFORM and plan.unit == "rollouts":
         return math.ceil(plan.budget / per_step)
-    others = plan.lower * (per_step - 1) if plan.candidates == 1 and plan.unit == "rollouts" else 0
+    others = plan.lower * (per_step - 1) if plan_rules.offered_share(plan) == 1 and plan.unit == "rollouts" else 0
     return min(plan.upper, plan.budget - others) if plan.unit == "rollouts" else plan.upper
 
 

@@ -52,7 +52,7 @@ LIMITS: dict[str, str] = {
         rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s rollout.idle_s reward.timeout_s train.eps
         train.timeout_s evaluate.temperature
         """,
-    "in [0, 1]": "run.max_failed_share plan.discount train.clip_low",
+    "in [0, 1]": "run.max_failed_share plan.discount train.clip_low model.tiny.clean_share",
     "in (0, 1]": "rollout.gpu_memory_share",
     "in [0, 1)": "train.beta1 train.beta2",
     "0 or 1": "train.gpus_per_rank",
@@ -219,16 +219,17 @@ def _plan(config: KrayConfig) -> Iterator[Problem]:
     for names, text in wrong:
         yield Problem(tuple(f"plan.{name}" for name in names), text)
     keys = ("plan.budget", "plan.lower", "plan.upper", "prompts.per_step")
-    offered = round(plan.candidates * per_step)
+    share = plan_rules.offered_share(plan)
+    offered = round(share * per_step)
     if wrong or plan.unit == "tokens":
         pass
-    elif plan.candidates > 1 and plan.mode != "dynamic_sampling" and plan.budget < max(2, plan.lower) * offered:
-        least = f"plan.lower {plan.lower} x plan.candidates {plan.candidates} x prompts.per_step {per_step}"
-        text = f"plan.budget {plan.budget} is below {least}: all candidates of a step may fall due at once"
-        yield Problem((*keys[:2], "plan.candidates", keys[3]), text)
     elif plan.budget < plan.lower * per_step:
         least = f"plan.lower {plan.lower} x prompts.per_step {per_step} = {plan.lower * per_step}"
         yield Problem((keys[0], keys[1], keys[3]), f"plan.budget {plan.budget} is below {least} rollouts")
+    elif share > 1 and plan.mode != "dynamic_sampling" and plan.budget < max(2, plan.lower) * offered:
+        least = f"plan.lower {plan.lower} x plan.candidates {plan.candidates} x prompts.per_step {per_step}"
+        text = f"plan.budget {plan.budget} is below {least}: all candidates of a step may fall due at once; lower one"
+        yield Problem((*keys[:2], "plan.candidates", keys[3]), text)
     elif plan.budget > plan.upper * per_step:
         most = f"plan.upper {plan.upper} x prompts.per_step {per_step} = {plan.upper * per_step}"
         yield Problem((keys[0], keys[2], keys[3]), f"plan.budget {plan.budget} is above {most} rollouts")

@@ -114,11 +114,13 @@ class PlanConfig:
     weights: str = (
         "rollouts"  # of a prompt in the loss: rollouts (its own) | uniform | knapsack (what static would give)
     )
-    candidates: float = 1.0  # prompts offered / prompts.per_step; over 1 the planner leaves some without rollouts
+    # prompts offered / prompts.per_step; over 1 the planner passes some over, in modes static, online, dynamic_sampling
+    # (others visit prompts.per_step prompts, whatever this says)
+    candidates: float = 2.0
     target_groups: int = 0  # mixed groups that end a step early; 0: the budget is always spent
     max_wait: int = 8  # steps that a candidate may be passed over before it must be visited
     discount: float = 0.5  # of a prompt's old labels at each new visit: the policy has moved
-    fit_discount: bool = False  # learn the discounts of successes and of failures from how visits foretold the next
+    fit_discount: bool = True  # learn the discounts of successes and of failures from how visits foretold the next
     prior_alpha: float = 1.0  # Beta prior of the success rate before the population has been fitted
     prior_beta: float = 1.0
     fit_prior: bool = True  # empirical Bayes: refit the prior to the population as labels arrive

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kray.plan_rules import MODES, NEED_LABELS
+from kray.plan_rules import MODES, NEED_LABELS, offered_share
 from kray.planner import baselines
 from kray.planner.baselines import PlanRequest
 from kray.planner.beliefs import Beliefs
@@ -190,7 +190,7 @@ class KnapsackPlanner:
     @property
     def _admits(self) -> bool:
         """Whether a prompt may stay without rollouts."""
-        return self.settings.candidates > 1
+        return offered_share(self.settings) > 1
 
     @property
     def _block(self) -> int:

@@ -85,8 +85,6 @@ def _check(tiny: TinyPolicyConfig) -> None:
     for name in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "batch_size"):
         if getattr(tiny, name) < 1:
             raise ConfigError(f"model.tiny.{name} is {getattr(tiny, name)}; at least 1 is needed")
-    if not 0 <= tiny.clean_share <= 1:
-        raise ConfigError(f"model.tiny.clean_share must be in [0, 1], not {tiny.clean_share}")
     if unknown := [kind for kind in tiny.kinds if kind not in KINDS]:
         raise ConfigError(f"model.tiny.kinds: {unknown[0]} is not one of {', '.join(KINDS)}")
     if tiny.heads % tiny.kv_heads:

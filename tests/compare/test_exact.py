@@ -64,6 +64,7 @@ def test_the_oracle_solves_the_knapsack_on_the_rates_it_is_told():
         mode="static", budget=40, lower=2, upper=16, unit="rollouts", token_budget=0, value="paper",
         marginal="expected_gain", target_size=8, in_flight=0, pilot=4, rounds=2, weights="rollouts", candidates=1.0,
         target_groups=0, refit_every=1, prior_features=False, discount=0.5, prior_alpha=1.0, prior_beta=1.0, fit_prior=True,
+        fit_discount=False,
     )  # fmt: skip
     planner = OraclePlanner.of(plan)
     known = np.array([0.0, 0.01, 0.3, 0.6, 1.0])

@@ -179,7 +179,6 @@ def test_interpolations_and_merge_keys(load, monkeypatch):
         (["plan.mode=onlin"], ["plan.mode", "did you mean online?"]),
         (["plan.value=grpo", "plan.marginal=hybrid"], ["plan.marginal hybrid", "plan.value paper"]),
         (["plan.unit=tokens"], ["plan.token_budget"]),
-        (["plan.candidates=2", "plan.mode=rounds"], ["plan.candidates 2.0", "plan.mode static or online"]),
         (["plan.candidates=5"], ["plan.budget 512 is below", "all candidates of a step may fall due at once"]),
         (["plan.target_groups=8"], ["plan.target_groups 8 needs plan.mode online"]),
         (["plan.target_size=1"], ["plan.target_size must be at least 2"]),

@@ -376,7 +376,6 @@ def test_bad_calls_are_named_and_change_nothing(match, call):
     [
         (r"plan\.value", {"value": "gold"}, {}),
         (r"plan\.marginal hybrid", {"marginal": "hybrid", "value": "grpo"}, {}),
-        (r"plan\.candidates", {"mode": "rounds", "candidates": 2}, {}),
         (r"plan\.token_budget", {"unit": "tokens"}, {}),
         ("cost", {"unit": "tokens", "token_budget": 100}, {}),
         ("cost", {"unit": "tokens", "token_budget": 100}, {"cost": [1.0, float("nan")]}),
