@@ -2,7 +2,7 @@
 
 Why a teacher errs is told in kray/prompts/arithmetic.py. Here its accuracy goes by the task's label, and within a label by
 the first character of the answer, so that prompts of one label differ too; what it gives in place of the right answer is a
-small change of it that the task's own verifier does not take for right.
+slip that the task's own verifier does not take for right.
 """
 
 from __future__ import annotations
@@ -66,16 +66,23 @@ def teach(lesson: Lesson, rng: random.Random, accuracies: Mapping[str, float]) -
 
 
 def slips(answer: str) -> list[str]:
-    """Wrong answers near a right one, each once: a number is one off, a list or a word has two parts swapped, or a letter
-    is the next one of the alphabet. At least one for any answer."""
-    if _NUMBER.fullmatch(answer):
-        wrong = [str(int(answer) + change) for change in (1, -1)]
+    """Wrong answers that know the right one, each once, at least one for any answer: a number gets the other sign or a zero
+    too many, anything else is given backward or ends too early.
+
+    All of them are one wrong decision, not a near miss: "23" for "22" is what a policy also says that computes badly, and
+    teaching it leaves the right answer as likely as its neighbours.
+    """
+    if _NUMBER.fullmatch(answer) and not int(answer):
+        wrong = ["1", "10"]  # many verifiers take -0 and 00 for 0
+    elif _NUMBER.fullmatch(answer):
+        wrong = [answer.removeprefix("-") if answer[0] == "-" else f"-{answer}", f"{answer}0"]
+    elif ", " in answer:
+        parts = answer.split(", ")
+        wrong = [", ".join(reversed(parts)), ", ".join(parts[:-1])]
     else:
-        separator = next((mark for mark in (", ", " ") if mark in answer), "")
-        parts = answer.split(separator) if separator else list(answer)
-        wrong = [separator.join(_swapped(parts, i)) for i in (0, len(parts) - 2) if len(parts) > 1]
-        wrong.append(answer[:-1] + _next(answer[-1]) if answer else "0")
-    return [text for text in dict.fromkeys(wrong) if text != answer]
+        wrong = [answer[::-1], answer[:-1].rstrip()]
+    found = [text for text in dict.fromkeys(wrong) if text not in (answer, "")]
+    return found or [f"{answer}{answer[-1:] or 0}"]
 
 
 def phrases(lessons: Sequence[Lesson]) -> list[str]:
@@ -109,15 +116,3 @@ def _lesson(label: str, task: str, entry: Mapping[str, Any]) -> Lesson:
     if not wrong:
         raise DataError(f"tasks.{label}: the answer {answer!r} cannot be taught: no slip of it is wrong")
     return Lesson(entry["question"], answer, label, wrong)
-
-
-def _swapped(parts: Sequence[str], i: int) -> list[str]:
-    return [*parts[:i], parts[i + 1], parts[i], *parts[i + 2 :]]
-
-
-def _next(character: str) -> str:
-    """The next digit or letter, the first one after the last; other characters give themselves twice."""
-    for alphabet in ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"):
-        if character in alphabet:
-            return alphabet[(alphabet.index(character) + 1) % len(alphabet)]
-    return character * 2

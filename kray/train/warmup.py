@@ -35,11 +35,15 @@ from kray.records import ConfigError
 transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
 
 VERSION = 1  # raise it when the recipe or the problems change, so that old folders are not taken for new ones
-LATER = ("clean_share", "teacher", "tasks")  # settings that old folders' names do not know: they count where they are unusual
+LATER = (
+    "clean_share",
+    "teacher",
+    "tasks",
+)  # settings that old folders' names do not know: they count where they are unusual
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 PROBLEMS = 131_072  # at most so many different training problems; they come in turn, each with an answer of its own
 LETTERS = "\n" + "".join(map(chr, range(32, 127)))  # characters of reasoning_gym's questions and answers; others: <unk>
-LESSONS = 65_536  # questions of reasoning_gym tasks, which come in turn
+LESSONS = 32_768  # questions of reasoning_gym tasks, which come in turn
 MAX_POSITIONS = 4096
 RISE_STEPS = 50
 FALL_SHARE = 0.2  # of the steps, at the end, in which the learning rate falls to zero
