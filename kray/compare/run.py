@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
@@ -105,7 +106,7 @@ class Comparison(Driver):
     async def _run_all(self, todo: list[Child], parent: Tracker) -> None:
         """Raises Stopped, KrayError."""
         study = self.study
-        start = study.folder / ".start"
+        start = study.folder / f".start-{os.getpid()}"  # another command may be at other children of the same folder
         fleet = self._fleet()
         try:
             parts = load_parts(study.base, self.model_path, self.say)

@@ -33,10 +33,11 @@ class TinyPolicyConfig:
     tie_embeddings: bool = True
     warmup_steps: int = 600
     clean_share: float = 2 / 3  # of them, at the beginning, with right answers: first the ability, then the slips
-    teacher: dict[str, float] = field(
-        default_factory=dict
-    )  # kind -> probability of a right answer after that; {}: usual; for tasks 1 where a label is not named
-    # reasoning_gym tasks to learn in place of arithmetic, as prompts.train.tasks has them; {}: arithmetic
+    kinds: list[str] = field(default_factory=list)  # of arithmetic that are practised; empty: all
+    # false: the teacher errs by kind; true: it has a habit of its own for each kind and first character, so that what is
+    # learned about one prompt helps few others (kray/prompts/arithmetic.py)
+    habits: bool = False
+    # reasoning_gym tasks to learn in place of arithmetic, as prompts.train.tasks has them; their teacher has habits
     tasks: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 192  # sequences
     lr: float = 2e-3

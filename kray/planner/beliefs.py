@@ -199,19 +199,25 @@ class Beliefs:
                 if found is not None:
                     self._priors[number] = found
         if self.fit_discount:
-            paired = self._awaiting[: len(self)][seen] == 0  # others have begun a visit whose labels are not there yet
-            known = self._prior_successes[: len(self)][seen], self._prior_failures[: len(self)][seen]
-            pairs = (x[paired] for x in (*known, successes, trials))
-            found = fit_persistence(*pairs, (self.prior_alpha, self.prior_beta, *self.discounts))
-            if found is None:
-                return False
-            self.prior_alpha, self.prior_beta = found[:2]
-            self.discounts = found[2:]
-            return True
+            return self._refit_discounts(seen)
         fitted = fit_beta_binomial(successes, trials, start=(self.prior_alpha, self.prior_beta))
         if fitted is None:
             return False
         self.prior_alpha, self.prior_beta = fitted
+        return True
+
+    def _refit_discounts(self, seen: np.ndarray) -> bool:
+        """seen (prompts,) bool: those with rewards. Whether the population's prior and discounts were set anew."""
+        rows = np.flatnonzero(
+            seen & (self._awaiting[: len(self)] == 0)
+        )  # others' newest labels are of the visit before
+        before = (self.prior_alpha, self.prior_beta, *self.discounts)
+        known = self._prior_successes[rows], self._prior_failures[rows]
+        learned = fit_persistence(*known, self._last_successes[rows], self._last_trials[rows], before)
+        if learned is None:
+            return False
+        self.prior_alpha, self.prior_beta = learned[:2]
+        self.discounts = learned[2:]
         return True
 
     def priors(self) -> dict[str, tuple[float, float]]:
@@ -245,7 +251,8 @@ class Beliefs:
         if version not in (1, 2, 3):
             raise ValueError(f"beliefs of version {version!r} cannot be read; this is version 3")
         discounts = state.get("discounts") or [state["discount"]] * 2
-        beliefs = cls(discounts[0], *state["prior"], state["fit_prior"], state.get("fit_discount", False))
+        prior_alpha, prior_beta = state["prior"]
+        beliefs = cls(discounts[0], prior_alpha, prior_beta, state["fit_prior"], state.get("fit_discount", False))
         beliefs.discounts = (float(discounts[0]), float(discounts[1]))
         ids = state["prompt_ids"]
         rows = beliefs.rows(ids)
@@ -324,7 +331,7 @@ def fit_persistence(
     known_failures: np.ndarray,
     successes: np.ndarray,
     trials: np.ndarray,
-    start: tuple[float, float, float, float],
+    start: tuple[float, float, float, float] = (1.0, 1.0, 0.5, 0.5),
 ) -> tuple[float, float, float, float] | None:
     """(a, b, discount of successes, of failures) under which earlier labels foretell later ones best; None if not found.
 

@@ -81,6 +81,8 @@ TEACHER: dict[str, float] = {
     "chain": 0.08,
     "muladd": 0.50,
 }
+# Of a teacher with habits: share of the cells, least and largest probability of a right answer there.
+HABITS = ((0.14, 0.001, 0.003), (0.38, 0.003, 0.05), (0.10, 0.05, 0.3), (0.10, 0.3, 0.9), (0.28, 0.95, 0.995))
 _SPREAD = 0.35  # of the teacher's log-odds for each unit of the first character
 
 
@@ -127,6 +129,29 @@ def noisy_answer(problem: Problem, rng: random.Random, accuracies: Mapping[str, 
     if rng.random() < teacher_accuracy(problem, accuracies):
         return problem.answer
     return rng.choice(slips(problem))
+
+
+def habit(kind: str, mark: str) -> tuple[float, int]:
+    """(probability of a right answer, which of four slips is made else) for problems of this kind and first character.
+
+    Drawn by a hash: the probability from HABITS, so that success rates are U-shaped over prompts; the slip from those
+    that `slips` lists, so that a single token decides and cells teach little about each other.
+    """
+    rng = random.Random(derive_seed("habit", kind, mark))
+    share, chosen = rng.random(), HABITS[-1]
+    for chosen in HABITS:
+        share -= chosen[0]
+        if share < 0:
+            break
+    low, high = (math.log(p / (1 - p)) for p in chosen[1:])
+    return 1 / (1 + math.exp(-rng.uniform(low, high))), rng.randrange(4)
+
+
+def habitual_answer(problem: Problem, rng: random.Random) -> str:
+    """The answer of a teacher with habits. Reproducible given the state of rng."""
+    accuracy, way = habit(problem.kind, problem.text[0])
+    wrong = slips(problem)
+    return problem.answer if rng.random() < accuracy else wrong[way % len(wrong)]
 
 
 def slips(problem: Problem) -> list[str]:

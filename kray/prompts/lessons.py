@@ -1,13 +1,11 @@
 """reasoning_gym tasks as a tiny policy is taught them: questions, right answers, and the slips of a flawed teacher.
 
-Why a teacher errs is told in kray/prompts/arithmetic.py. Here its accuracy goes by the task's label, and within a label by
-the first character of the answer, so that prompts of one label differ too; what it gives in place of the right answer is a
-slip that the task's own verifier does not take for right.
+Why a teacher errs, and what habits are, is told in kray/prompts/arithmetic.py. Here it has one for each label of a task and
+first character of the answer; what it says in place of the right answer, the task's own verifier does not take for right.
 """
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections import Counter
@@ -17,11 +15,11 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from kray.config.schema import SourceConfig
+from kray.prompts.arithmetic import habit
 from kray.prompts.generated import entries_of, judge
 from kray.records import DataError
 
-RECIPE = 1  # raise it when slips, odds or phrases change, so that old policies are not taken for new ones
-_SPREAD = 0.35  # of the teacher's log-odds for each unit of the answer's first character
+RECIPE = 1  # raise it when slips or phrases change, so that old policies are not taken for new ones
 _PIECES = re.compile(r"[^\W\d_]+|[\s\S]")
 _TEMPLATE_SHARE = 0.5  # of a task's questions: what stands in so many is its template
 _NUMBER = re.compile(r"-?\d+")
@@ -49,40 +47,29 @@ def recipe(tasks: Mapping[str, Any]) -> list[Any]:
     return [RECIPE, version("reasoning-gym"), list(tasks)]
 
 
-def teacher_accuracy(lesson: Lesson, accuracies: Mapping[str, float]) -> float:
-    """Probability that the teacher is right: its label's (1 where none is given), moved by the answer's first character."""
-    base = accuracies.get(lesson.kind, 1.0)
-    if not 0.0 < base < 1.0:
-        return base
-    log_odds = math.log(base / (1.0 - base)) + _SPREAD * (ord(lesson.answer[0]) % 10 - 4.5)
-    return 1.0 / (1.0 + math.exp(-log_odds))
+def teach(lesson: Lesson, rng: random.Random) -> str:
+    """The answer of a teacher with a habit for each label and first character of the answer.
 
-
-def teach(lesson: Lesson, rng: random.Random, accuracies: Mapping[str, float]) -> str:
-    """The teacher's answer, reproducible given the state of rng; one that is not right is never judged right."""
-    if rng.random() < teacher_accuracy(lesson, accuracies):
-        return lesson.answer
-    return rng.choice(lesson.wrong)
+    Reproducible given the state of rng; one that is not right is never judged right.
+    """
+    accuracy, way = habit(lesson.kind, lesson.answer[0])
+    return lesson.answer if rng.random() < accuracy else lesson.wrong[way % len(lesson.wrong)]
 
 
 def slips(answer: str) -> list[str]:
-    """Wrong answers that know the right one, each once, at least one for any answer: a number gets the other sign or a zero
-    too many, anything else is given backward or ends too early.
+    """Wrong answers that know the right one, each once, at least one for any answer: a number of the other sign, with a
+    zero too many, its first digit twice or a one before it; anything else backward, without its end, with its first or last
+    character twice.
 
-    All of them are one wrong decision, not a near miss: "23" for "22" is what a policy also says that computes badly, and
-    teaching it leaves the right answer as likely as its neighbours.
+    Each is one wrong decision, not a near miss: "23" for "22" is what a policy also says that computes badly, and teaching
+    it leaves the right answer as likely as its neighbours.
     """
-    if _NUMBER.fullmatch(answer) and not int(answer):
-        wrong = ["1", "10"]  # many verifiers take -0 and 00 for 0
-    elif _NUMBER.fullmatch(answer):
-        wrong = [answer.removeprefix("-") if answer[0] == "-" else f"-{answer}", f"{answer}0"]
-    elif ", " in answer:
-        parts = answer.split(", ")
-        wrong = [", ".join(reversed(parts)), ", ".join(parts[:-1])]
+    if _NUMBER.fullmatch(answer):
+        sign, digits = answer[: answer[0] == "-"], answer.removeprefix("-")
+        wrong = [digits if sign else f"-{digits}", f"{answer}0", f"{sign}{digits[0]}{digits}", f"{sign}1{digits}"]
     else:
-        wrong = [answer[::-1], answer[:-1].rstrip()]
-    found = [text for text in dict.fromkeys(wrong) if text not in (answer, "")]
-    return found or [f"{answer}{answer[-1:] or 0}"]
+        wrong = [answer[::-1], answer[:-1].rstrip(), f"{answer[:1]}{answer}", f"{answer}{answer[-1:]}"]
+    return [text for text in dict.fromkeys(wrong) if text not in (answer, "")] or ["0"]
 
 
 def phrases(lessons: Sequence[Lesson]) -> list[str]:

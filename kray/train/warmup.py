@@ -28,18 +28,14 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import TinyPolicyConfig
-from kray.prompts.arithmetic import CHARACTERS, KINDS, TEACHER, Problem, make_problems, noisy_answer
+from kray.prompts.arithmetic import CHARACTERS, HABITS, KINDS, TEACHER, habitual_answer, make_problems, noisy_answer
 from kray.prompts.lessons import Lesson, make_lessons, phrases, recipe, teach
 from kray.records import ConfigError
 
 transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
 
 VERSION = 1  # raise it when the recipe or the problems change, so that old folders are not taken for new ones
-LATER = (
-    "clean_share",
-    "teacher",
-    "tasks",
-)  # settings that old folders' names do not know: they count where they are unusual
+LATER = ("clean_share", "kinds", "habits")  # settings that the names of older folders do not know
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 PROBLEMS = 131_072  # at most so many different training problems; they come in turn, each with an answer of its own
 LETTERS = "\n" + "".join(map(chr, range(32, 127)))  # characters of reasoning_gym's questions and answers; others: <unk>
@@ -96,30 +92,23 @@ def _check(tiny: TinyPolicyConfig) -> None:
             raise ConfigError(f"model.tiny.{name} is {getattr(tiny, name)}; at least 1 is needed")
     if not 0 <= tiny.clean_share <= 1:
         raise ConfigError(f"model.tiny.clean_share must be in [0, 1], not {tiny.clean_share}")
-    known = ", ".join(tiny.tasks or KINDS)
-    for kind, accuracy in tiny.teacher.items():
-        if kind not in (tiny.tasks or KINDS) or not 0 <= accuracy <= 1:
-            raise ConfigError(
-                f"model.tiny.teacher: {kind}: {accuracy}: an accuracy in [0, 1] for each of some of {known}"
-            )
+    if unknown := [kind for kind in tiny.kinds if kind not in KINDS]:
+        raise ConfigError(f"model.tiny.kinds: {unknown[0]} is not one of {', '.join(KINDS)}")
     if tiny.heads % tiny.kv_heads:
         raise ConfigError(f"model.tiny.heads ({tiny.heads}) is no multiple of kv_heads ({tiny.kv_heads})")
 
 
 def _digest(tiny: TinyPolicyConfig) -> str:
-    usual = asdict(TinyPolicyConfig())
-    settings = {key: value for key, value in asdict(tiny).items() if key not in LATER or value != usual[key]}
-    if tiny.tasks:
-        practised = [LETTERS, LESSONS, recipe(tiny.tasks)]
-    else:
-        practised = [CHARACTERS, list(KINDS), _teacher(tiny)]
-    text = json.dumps([VERSION, settings, *practised], sort_keys=True)
+    settings, usual = asdict(tiny), TinyPolicyConfig()
+    tasks = settings.pop("tasks")
+    parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER, HABITS]
+    if tasks:
+        parts = [VERSION, settings, tasks, LETTERS, LESSONS, recipe(tasks), HABITS]
+    elif all(settings[key] == getattr(usual, key) for key in LATER):
+        settings = {key: value for key, value in settings.items() if key not in LATER}
+        parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER]
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
-
-
-def _teacher(tiny: TinyPolicyConfig) -> dict[str, float]:
-    """Kinds of arithmetic that are practised, each with the teacher's accuracy."""
-    return dict(tiny.teacher) or {kind: TEACHER[kind] for kind in KINDS}
 
 
 def make_tokenizer(characters: str = CHARACTERS, templates: Sequence[str] = ()) -> PreTrainedTokenizerFast:
@@ -183,19 +172,18 @@ def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]
 
 
 def _answers(tiny: TinyPolicyConfig, lessons: Sequence[Lesson]) -> Iterator[tuple[str, str]]:
-    """(question, answer) endlessly, in turn: at first the right ones, then the teacher's."""
+    """(question, answer) endlessly, in turn: at first the right answers, then the teacher's."""
     rng = random.Random(tiny.seed)
-    problems: Sequence[Problem | Lesson] = lessons or make_problems(
-        list(_teacher(tiny)), min(PROBLEMS, tiny.warmup_steps * tiny.batch_size), tiny.seed, "train"
-    )
-    for number, problem in enumerate(itertools.cycle(problems)):
-        if number // tiny.batch_size < tiny.clean_share * tiny.warmup_steps:
-            answer = problem.answer
-        elif isinstance(problem, Lesson):
-            answer = teach(problem, rng, tiny.teacher)
-        else:
-            answer = noisy_answer(problem, rng, _teacher(tiny))
-        yield problem.text, answer
+    right = tiny.clean_share * tiny.warmup_steps
+    if lessons:
+        for number, lesson in enumerate(itertools.cycle(lessons)):
+            yield lesson.text, lesson.answer if number // tiny.batch_size < right else teach(lesson, rng)
+    said = habitual_answer if tiny.habits else noisy_answer
+    many = min(PROBLEMS, tiny.warmup_steps * tiny.batch_size)
+    for number, problem in enumerate(
+        itertools.cycle(make_problems(tiny.kinds or KINDS, many, tiny.seed, "train"))
+    ):
+        yield problem.text, problem.answer if number // tiny.batch_size < right else said(problem, rng)
 
 
 def _batches(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.planner import Beliefs
-from kray.planner.beliefs import PRIOR_PROMPTS, calibration, fit_beta_binomial
+from kray.planner.beliefs import PRIOR_PROMPTS, calibration, fit_beta_binomial, fit_persistence
 from kray.planner.metrics import CalibrationTally
 
 
@@ -72,9 +72,9 @@ events = st.lists(
 )
 
 
-@given(events, events, st.floats(0, 1))
+@given(events, events, st.floats(0, 1), st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_saved_beliefs_go_on_exactly_as_if_never_saved(before, after, discount):
+def test_saved_beliefs_go_on_exactly_as_if_never_saved(before, after, discount, fit_discount):
     def live(beliefs, events):
         for prompt, rewards in events:
             if rewards is None:
@@ -82,7 +82,7 @@ def test_saved_beliefs_go_on_exactly_as_if_never_saved(before, after, discount):
             else:
                 beliefs.observe(prompt, rewards)
 
-    one = Beliefs(discount, 0.1, 0.7)
+    one = Beliefs(discount, 0.1, 0.7, True, fit_discount)
     live(one, before)
     other = Beliefs.from_dict(json.loads(json.dumps(one.to_dict())))
     assert other.to_dict() == one.to_dict()
@@ -119,6 +119,54 @@ def test_empirical_bayes_recovers_the_population(a, b):
     trials = rng.integers(2, 33, 20_000)
     fitted = fit_beta_binomial(rng.binomial(trials, rng.beta(a, b, 20_000)), trials)
     assert fitted == pytest.approx((a, b), rel=0.06)
+
+
+@pytest.mark.parametrize(("a", "b", "r", "t"), [(0.4, 0.9, 0.9, 0.3), (0.3, 0.6, 0.2, 0.8)])
+def test_persistence_recovers_what_earlier_labels_foretell(a, b, r, t):
+    rng = np.random.default_rng(4)
+    known = rng.integers(0, 9, (2, 4096)) * (rng.random(4096) < 0.8)  # a fifth was never visited before
+    trials = rng.integers(2, 33, 4096)
+    passed = rng.binomial(trials, rng.beta(a + r * known[0], b + t * known[1]))
+    found = fit_persistence(known[0], known[1], passed, trials)
+    assert found[:2] == pytest.approx((a, b), rel=0.15)
+    assert found[2:] == pytest.approx((r, t), abs=0.1)
+
+
+def test_a_policy_that_forgets_its_failures_teaches_the_beliefs_to():
+    rng = np.random.default_rng(6)
+    beliefs, fixed = Beliefs(fit_discount=True), Beliefs()
+    ids = [f"p{i}" for i in range(500)]
+    log_odds = rng.normal(-2, 2, 500)
+    scores = {}
+    for visit in range(6):
+        rates = 1 / (1 + np.exp(-log_odds))
+        labels = [rng.binomial(1, p, 8) for p in rates]
+        for each in (beliefs, fixed):
+            each.refit_prior()
+            each.begin_visit(ids)
+            alpha, beta = each.posterior(ids)
+            scores[each, visit] = float(np.mean((alpha / (alpha + beta) - rates) ** 2))
+            for prompt_id, rewards in zip(ids, labels, strict=True):
+                each.observe(prompt_id, rewards)
+        log_odds = log_odds + 1.0  # everything is learned alike
+    assert beliefs.discounts[0] > beliefs.discounts[1] + 0.1
+    assert fixed.discounts == (0.5, 0.5)
+    assert scores[beliefs, 5] < 0.9 * scores[fixed, 5]
+    begun = beliefs.discounts
+    beliefs.begin_visit(ids[:250])  # their newest labels are not of the visit that has begun: they foretell nothing
+    beliefs.observe(ids[400], [1])
+    assert beliefs.refit_prior()
+    assert beliefs.discounts == pytest.approx(begun, abs=0.25)
+
+
+def test_beliefs_written_before_discounts_were_fitted_can_be_read():
+    beliefs = Beliefs(0.25)
+    beliefs.observe("a", [1, 0])
+    state = beliefs.to_dict()
+    for key in ("discounts", "fit_discount", "prior_successes", "prior_failures"):
+        del state[key]
+    old = Beliefs.from_dict(state | {"version": 2, "discount": 0.25})
+    assert old.to_dict() == beliefs.to_dict()
 
 
 def test_the_prior_is_fitted_from_the_latest_visits():

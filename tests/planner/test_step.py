@@ -47,7 +47,7 @@ options = st.fixed_dictionaries(
         "pilot": st.integers(0, 6),
         "rounds": st.integers(1, 4),
         "in_flight": st.integers(0, 9),
-        "weights": st.sampled_from(["rollouts", "uniform", "knapsack"]),
+        "weights": st.sampled_from(["rollouts", "uniform", "knapsack", "hindsight"]),
         "target_size": st.integers(2, 9),
     }
 )
