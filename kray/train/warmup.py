@@ -180,9 +180,7 @@ def _answers(tiny: TinyPolicyConfig, lessons: Sequence[Lesson]) -> Iterator[tupl
             yield lesson.text, lesson.answer if number // tiny.batch_size < right else teach(lesson, rng)
     said = habitual_answer if tiny.habits else noisy_answer
     many = min(PROBLEMS, tiny.warmup_steps * tiny.batch_size)
-    for number, problem in enumerate(
-        itertools.cycle(make_problems(tiny.kinds or KINDS, many, tiny.seed, "train"))
-    ):
+    for number, problem in enumerate(itertools.cycle(make_problems(tiny.kinds or KINDS, many, tiny.seed, "train"))):
         yield problem.text, problem.answer if number // tiny.batch_size < right else said(problem, rng)
 
 

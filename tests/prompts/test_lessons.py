@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 
 from kray.config.schema import SourceConfig
 from kray.prompts import load_prompts
+from kray.prompts.arithmetic import habit
 from kray.prompts.generated import entries_of, judge
-from kray.prompts.lessons import make_lessons, phrases, slips, teach, teacher_accuracy
+from kray.prompts.lessons import make_lessons, phrases, slips, teach
 from kray.records import DataError
 from kray.rewards import score
 from kray.train.warmup import LETTERS, make_tokenizer
@@ -57,33 +60,37 @@ def test_a_slip_is_another_text(answer):
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ("-3", ["3", "-30"]),
-        ("0", ["1", "10"]),
-        ("22", ["-22", "220"]),
-        ("sun", ["nus", "su"]),
-        ("aa", ["a"]),
-        ("a", ["aa"]),
+        ("-3", ["3", "-30", "-33", "-13"]),
+        ("22", ["-22", "220", "222", "122"]),
+        ("sun", ["nus", "su", "ssun", "sunn"]),
+        ("aa", ["a", "aaa"]),
         ("", ["0"]),
-        ("1 2\n3 4", ["4 3\n2 1", "1 2\n3"]),
-        ("b, a, c", ["c, a, b", "b, a"]),
+        ("1 2\n3 4", ["4 3\n2 1", "1 2\n3", "11 2\n3 4", "1 2\n3 44"]),
     ],
 )
 def test_slips_are_wrong_decisions(answer, expected):
     assert slips(answer) == expected
 
 
-def test_the_teacher_is_right_as_often_as_its_label_says_and_reproducible():
-    accuracies = {"spell3": 0.9, "turn2": 0.1, "sum3": 0.0}
-    first, second = ([teach(lesson, random.Random(5), accuracies) for lesson in LESSONS] for _ in range(2))
+def test_the_teacher_has_one_slip_and_one_accuracy_for_each_label_and_first_character():
+    rng, said = random.Random(1), defaultdict(list)
+    for lesson in LESSONS:
+        said[lesson.kind, lesson.answer[0]] += [(teach(lesson, rng), lesson) for _ in range(200)]
+    for (label, mark), pairs in said.items():
+        accuracy, way = habit(label, mark)
+        right = sum(answer == lesson.answer for answer, lesson in pairs) / len(pairs)
+        assert right == pytest.approx(accuracy, abs=0.15)
+        assert {answer for answer, lesson in pairs if answer != lesson.answer} <= {
+            lesson.wrong[way % len(lesson.wrong)] for _, lesson in pairs
+        }
+    first, second = ([teach(lesson, random.Random(5)) for lesson in LESSONS] for _ in range(2))
     assert first == second
-    rng = random.Random(1)
-    for label, lessons in _by_label(LESSONS).items():
-        right = [teach(lesson, rng, accuracies) == lesson.answer for lesson in lessons * 20]
-        said = [teacher_accuracy(lesson, accuracies) for lesson in lessons]
-        assert sum(right) / len(right) == pytest.approx(sum(said) / len(said), abs=0.06)
-        if label not in accuracies:
-            assert all(right)
-    assert len({teacher_accuracy(lesson, accuracies) for lesson in LESSONS if lesson.kind == "spell3"}) > 5
+
+
+def test_the_studys_teacher_is_u_shaped_over_its_prompts():
+    accuracies = [habit(lesson.kind, lesson.answer[0])[0] for lesson in LESSONS]
+    shares = np.histogram(accuracies, (0, 0.003, 0.05, 0.3, 0.9, 1))[0] / len(accuracies)
+    assert shares == pytest.approx([0.12, 0.38, 0.1, 0.11, 0.29], abs=0.07)
 
 
 def test_the_tokenizer_loses_nothing_and_templates_are_single_tokens():

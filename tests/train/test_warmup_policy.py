@@ -41,7 +41,7 @@ def test_made_once_and_reloads(tmp_path):
 
 
 def test_the_usual_policy_stays_what_it_was():
-    """Folders made before there were teachers and tasks to choose are still the ones that are found."""
+    """Folders made before there were habits and tasks to choose are still the ones that are found."""
     assert _digest(TinyPolicyConfig()) == "db5fadba00ea69b86679"
     assert make_tokenizer().get_vocab() == {
         token: index for index, token in enumerate(["<pad>", "<eos>", "<unk>", *CHARACTERS])
@@ -50,13 +50,14 @@ def test_the_usual_policy_stays_what_it_was():
 
 def test_every_part_of_a_recipe_is_in_the_folders_name(monkeypatch):
     tasks = {"spell": {"task": "spell_backward", "max_word_len": 3}, "gcd": {"max_value": 9}}
-    usual = {"tasks": tasks, "teacher": {"gcd": 0.1}}
+    usual = {"tasks": tasks}
     others = (
-        {**usual, "teacher": {"gcd": 0.2}},
         {**usual, "tasks": dict(reversed(tasks.items()))},  # other tokens, other questions
         {**usual, "tasks": tasks | {"gcd": {"max_value": 10}}},
         {**usual, "clean_share": 0.5},
         {"tasks": {}},
+        {"habits": True},
+        {"kinds": ["add1"]},
     )
     names = [_digest(TinyPolicyConfig(**settings)) for settings in (usual, *others)]
     monkeypatch.setattr(lessons, "version", lambda package: "0.0")
@@ -65,15 +66,13 @@ def test_every_part_of_a_recipe_is_in_the_folders_name(monkeypatch):
 
 def test_a_policy_of_tasks_reads_their_questions(tmp_path):
     tasks = {"spell": {"task": "spell_backward", "max_word_len": 3}, "gcd": {"max_value": 9}}
-    tiny = TinyPolicyConfig(**{**vars(TINY), "tasks": tasks, "teacher": {"gcd": 0.1}})
+    tiny = TinyPolicyConfig(**{**vars(TINY), "tasks": tasks})
     folder = ensure_tiny_policy(tiny, tmp_path, lambda _: None)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for lesson in lessons.make_lessons(tasks, 10, 0):
         tokens = tokenizer(lesson.text).input_ids
         assert len(tokens) < 12
         assert tokenizer.decode(tokens) == lesson.text
-    with pytest.raises(ConfigError, match=r"model\.tiny\.teacher: add1: .* some of spell, gcd"):
-        ensure_tiny_policy(TinyPolicyConfig(tasks=tasks, teacher={"add1": 0.1}), tmp_path)
 
 
 def test_equal_settings_give_equal_weights_and_others_another_folder(tmp_path):
