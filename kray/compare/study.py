@@ -4,7 +4,8 @@ A comparison is a YAML file:
 
     base: quickstart.yaml            # a configuration, beside this file
     config: {run: {steps: 60}}       # keys put on top of it, for all methods
-    exact: true                      # also compute exact success rates: arithmetic prompts, verifier exact
+    exact: true                      # also compute exact success rates, where an answer can be given in one way only:
+                                     # arithmetic or reasoning_gym prompts, verifier exact, options that forgive nothing
     seeds: 0-5                       # each method runs with each; the same seed draws the same prompts and responses
     methods:                         # name -> keys put on top; what kray/compare/verdicts.py judges goes by these names
       uniform: {plan.mode: uniform}
@@ -249,9 +250,16 @@ def _share(config: KrayConfig, base: KrayConfig, path: str, name: str) -> None:
 
 
 def _check_exact(base: KrayConfig, path: str) -> None:
-    sources = {base.prompts.train.kind, base.prompts.test.kind}
-    if sources != {"arithmetic"} or base.reward.verifier != "exact":
-        raise ConfigError(f"{path}: exact: true needs answers that can be given in one way: arithmetic, verifier exact")
+    for source in (base.prompts.train, base.prompts.test):
+        gym = source.kind == "reasoning_gym"
+        verifier = source.verifier or ("reasoning_gym" if gym else base.reward.verifier)
+        options = base.reward.options if verifier == base.reward.verifier else {}
+        strict = options.get("case_sensitive", True) and not (gym and options.get("strip", True))
+        if source.kind not in ("arithmetic", "reasoning_gym") or verifier != "exact" or not strict:
+            raise ConfigError(
+                f"{path}: exact: true needs answers that can be given in one way: arithmetic, verifier exact; or "
+                "reasoning_gym with verifier exact on each source and reward: {verifier: exact, options: {strip: false}}"
+            )
     if base.async_.max_staleness:
         raise ConfigError(f"{path}: exact: true needs async.max_staleness 0: success rates are those of one policy")
 

@@ -23,7 +23,7 @@ class RunConfig:
 
 @dataclass
 class TinyPolicyConfig:
-    """A small Qwen3 policy, made and warmed up by supervised learning on arithmetic; cached, so it happens once."""
+    """A small Qwen3 policy, made and warmed up by supervised learning; cached, so it happens once."""
 
     hidden_size: int = 128
     layers: int = 4
@@ -37,6 +37,8 @@ class TinyPolicyConfig:
     # false: the teacher errs by kind; true: it has a habit of its own for each kind and first character, so that what is
     # learned about one prompt helps few others (kray/prompts/arithmetic.py)
     habits: bool = False
+    # reasoning_gym tasks to learn in place of arithmetic, as prompts.train.tasks has them; their teacher has habits
+    tasks: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 192  # sequences
     lr: float = 2e-3
     seed: int = 0
@@ -80,7 +82,8 @@ class SourceConfig:
     limit: int = 0  # prompts; 0: all
     size: int = 1024  # prompts to generate (arithmetic, reasoning_gym)
     seed: int = 0  # of the generators
-    # reasoning_gym: task name -> its options; arithmetic: kind -> nothing (all kinds without). Mixed evenly.
+    # reasoning_gym: task name -> its options, or a label of your own -> {task: name, and its options}, so that one task can
+    # come in several difficulties; arithmetic: kind -> nothing (all kinds without). Mixed evenly.
     tasks: dict[str, Any] = field(default_factory=dict)
 
 

@@ -131,13 +131,13 @@ def noisy_answer(problem: Problem, rng: random.Random, accuracies: Mapping[str, 
     return rng.choice(slips(problem))
 
 
-def habit(problem: Problem) -> tuple[float, int]:
-    """(probability of a right answer, which slip is made else) for problems of this kind and first character.
+def habit(kind: str, mark: str) -> tuple[float, int]:
+    """(probability of a right answer, which of four slips is made else) for problems of this kind and first character.
 
     Drawn by a hash: the probability from HABITS, so that success rates are U-shaped over prompts; the slip from those
     that `slips` lists, so that a single token decides and cells teach little about each other.
     """
-    rng = random.Random(derive_seed("habit", problem.kind, problem.text[0]))
+    rng = random.Random(derive_seed("habit", kind, mark))
     share, chosen = rng.random(), HABITS[-1]
     for chosen in HABITS:
         share -= chosen[0]
@@ -149,7 +149,7 @@ def habit(problem: Problem) -> tuple[float, int]:
 
 def habitual_answer(problem: Problem, rng: random.Random) -> str:
     """The answer of a teacher with habits. Reproducible given the state of rng."""
-    accuracy, way = habit(problem)
+    accuracy, way = habit(problem.kind, problem.text[0])
     wrong = slips(problem)
     return problem.answer if rng.random() < accuracy else wrong[way % len(wrong)]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kray.config.schema import SourceConfig
@@ -11,6 +12,7 @@ from kray.prompts.arithmetic import KINDS, SPLITS, in_test, make_problems
 from kray.records import DataError, Prompt, derive_seed
 
 _SEARCH_FACTOR = 40  # generated entries looked at for each prompt wanted; a fifth of them belong to the test split
+_BY_TEXT = ("exact", "math")  # verifiers that compare texts; any other gets the whole entry
 
 
 def arithmetic_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
@@ -33,47 +35,66 @@ def arithmetic_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
 
 
 def reasoning_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
-    """source.size prompts of source.tasks in turn; metadata: task, difficulty. Judged by the task's own verifier.
+    """source.size prompts of source.tasks in turn; metadata: task (its label), difficulty.
 
+    Judged by the task's own verifier; source.verifier exact or math takes the answer's text instead.
     The splits train and test hold different questions, as a hash of the question decides.
     """
     _check(source)
     if not source.tasks:
         raise DataError("tasks is empty: a reasoning_gym source needs at least one task")
-    wanted, tasks = _wanted(source), list(source.tasks.items())
+    wanted, labels = _wanted(source), list(source.tasks)
     entries = {
-        task: _entries(source, task, options, wanted // len(tasks) + (index < wanted % len(tasks)))
-        for index, (task, options) in enumerate(tasks)
+        label: entries_of(source, label, wanted // len(labels) + (index < wanted % len(labels)))
+        for index, label in enumerate(labels)
     }
+    by_text = source.verifier in _BY_TEXT
     prompts = []
     for position in range(wanted):
-        task = tasks[position % len(tasks)][0]
-        number, entry = position // len(tasks), next(entries[task])
+        label = labels[position % len(labels)]
+        number, (task, entry) = position // len(labels), next(entries[label])
         prompts.append(
             Prompt(
-                id=f"{task}:{number}",
-                answer=_pack(task, entry),
+                id=f"{label}:{number}",
+                answer=entry["answer"] if by_text else _pack(task, entry),
                 verifier=source.verifier or "reasoning_gym",
                 source="reasoning_gym",
                 text=entry["question"],
-                metadata={"task": task, "difficulty": entry.get("metadata", {}).get("difficulty", {})},
+                metadata={"task": label, "difficulty": entry.get("metadata", {}).get("difficulty", {})},
             )
         )
     return prompts
 
 
-def _entries(source: SourceConfig, task: str, options: Any, count: int) -> Iterator[Mapping[str, Any]]:
-    """`count` entries of a task that belong to the split. Raises DataError for a task or options that cannot be had."""
+def judge(task: str, given: str, entry: Mapping[str, Any]) -> float:
+    """The task's own score of an answer, in [0, 1]."""
+    return float(_scoring(task)(answer=given, entry=entry))
+
+
+@functools.cache
+def _scoring(task: str) -> Callable[..., float]:
+    """Making one reads the task's data: 50 ms."""
+    import reasoning_gym
+
+    return reasoning_gym.get_score_answer_fn(task)
+
+
+def entries_of(source: SourceConfig, label: str, count: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """`count` times (reasoning_gym's name of the task, an entry of the split).
+
+    A label is the task's name unless its options name the task. Raises DataError for what cannot be had.
+    """
     if not count:
         return
     import reasoning_gym
 
-    options = dict(options or {})
+    options = dict(source.tasks[label] or {})
+    task = str(options.pop("task", label))
     if reserved := {"seed", "size"} & set(options):
-        raise DataError(f"tasks.{task}.{min(reserved)}: set it on the source, not on the task")
+        raise DataError(f"tasks.{label}.{min(reserved)}: set it on the source, not on the task")
     most = count * _SEARCH_FACTOR + 200
     # Below 2^31 with room for the index: tasks seed an entry with seed + index, some of them numpy's 32-bit generators.
-    seed = derive_seed("reasoning_gym", source.seed, source.split, task) % 2**30
+    seed = derive_seed("reasoning_gym", source.seed, source.split, label) % 2**30
     try:
         reasoning_gym.get_score_answer_fn(task)
         dataset = reasoning_gym.create_dataset(task, seed=seed, size=most, **options)
@@ -81,13 +102,13 @@ def _entries(source: SourceConfig, task: str, options: Any, count: int) -> Itera
         for index in range(most):
             entry = dataset[index]
             if in_test(entry["question"]) == (source.split == "test"):
-                yield entry
+                yield task, entry
                 found += 1
                 if found == count:
                     return
     except Exception as error:
-        raise DataError(f"tasks.{task}: reasoning_gym cannot make it: {type(error).__name__}: {error}") from error
-    raise DataError(f"tasks.{task}: only {found} of {count} prompts for split {source.split} in {most} tries")
+        raise DataError(f"tasks.{label}: reasoning_gym cannot make it: {type(error).__name__}: {error}") from error
+    raise DataError(f"tasks.{label}: only {found} of {count} prompts for split {source.split} in {most} tries")
 
 
 def _pack(task: str, entry: Mapping[str, Any]) -> str:

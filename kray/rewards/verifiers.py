@@ -113,9 +113,9 @@ def as_reward(value: Any, verifier: str) -> Reward:
     return Reward(number, str(detail)[:_DETAIL_CHARACTERS])
 
 
-def exact(response: str, answer: str, *, case_sensitive: bool = True) -> Reward:
-    """1 when response and answer are the same text, spaces at both ends aside; else 0."""
-    given, right = response.strip(), answer.strip()
+def exact(response: str, answer: str, *, case_sensitive: bool = True, strip: bool = True) -> Reward:
+    """1 when response and answer are the same text, with strip: spaces at both ends aside; else 0."""
+    given, right = (response.strip(), answer.strip()) if strip else (response, answer)
     if given == right or (not case_sensitive and given.casefold() == right.casefold()):
         return Reward(1.0)
     return Reward(0.0, f"{given[:40]!r} is not {right[:40]!r}")

@@ -1,4 +1,4 @@
-"""A policy small enough to learn on a laptop: made here, warmed up on arithmetic with noisy answers, and cached.
+"""A policy small enough to learn on a laptop: made here, warmed up on noisy answers to arithmetic or reasoning_gym tasks.
 
 Promises: equal settings give the same folder, made once per cache; it appears whole or not at all, also when two processes
 make it at once; it is a plain Hugging Face folder (config, safetensors, tokenizer, generation config).
@@ -12,10 +12,11 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,13 +29,17 @@ from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import TinyPolicyConfig
 from kray.prompts.arithmetic import CHARACTERS, HABITS, KINDS, TEACHER, habitual_answer, make_problems, noisy_answer
+from kray.prompts.lessons import Lesson, make_lessons, phrases, recipe, teach
 from kray.records import ConfigError
 
 transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
 
 VERSION = 1  # raise it when the recipe or the problems change, so that old folders are not taken for new ones
+LATER = ("clean_share", "kinds", "habits")  # settings that the names of older folders do not know
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 PROBLEMS = 131_072  # at most so many different training problems; they come in turn, each with an answer of its own
+LETTERS = "\n" + "".join(map(chr, range(32, 127)))  # characters of reasoning_gym's questions and answers; others: <unk>
+LESSONS = 32_768  # questions of reasoning_gym tasks, which come in turn
 MAX_POSITIONS = 4096
 RISE_STEPS = 50
 FALL_SHARE = 0.2  # of the steps, at the end, in which the learning rate falls to zero
@@ -92,15 +97,24 @@ def _check(tiny: TinyPolicyConfig) -> None:
 
 
 def _digest(tiny: TinyPolicyConfig) -> str:
-    text = json.dumps([VERSION, asdict(tiny), CHARACTERS, list(KINDS), TEACHER, HABITS], sort_keys=True)
+    settings, usual = asdict(tiny), TinyPolicyConfig()
+    tasks = settings.pop("tasks")
+    parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER, HABITS]
+    if tasks:
+        parts = [VERSION, settings, tasks, LETTERS, LESSONS, recipe(tasks), HABITS]
+    elif all(settings[key] == getattr(usual, key) for key in LATER):
+        settings = {key: value for key, value in settings.items() if key not in LATER}
+        parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER]
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each character of the arithmetic problems; nothing is added when it encodes; no chat template."""
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *CHARACTERS])}
+def make_tokenizer(characters: str = CHARACTERS, templates: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token for each character and for each of the templates; nothing is added when it encodes; no chat template."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *characters, *templates])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    longest_first = sorted(map(re.escape, templates), key=len, reverse=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*longest_first, r"[\s\S]"])), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -134,7 +148,8 @@ def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
 
 
 def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]) -> None:
-    tokenizer = make_tokenizer()
+    lessons = make_lessons(tiny.tasks, LESSONS, tiny.seed) if tiny.tasks else []
+    tokenizer = make_tokenizer(LETTERS, phrases(lessons)) if lessons else make_tokenizer()
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Ray sets OMP_NUM_THREADS=1 in its workers, but nothing else of the run is busy now. Half of the cores: threads that
@@ -144,7 +159,7 @@ def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tiny.seed)
             model = make_model(tiny, tokenizer)
-            _train(model, tokenizer, tiny, progress)
+            _train(model, tokenizer, tiny, lessons, progress)
     finally:
         torch.set_num_threads(threads)
     model.generation_config = GenerationConfig(
@@ -154,37 +169,49 @@ def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]
     tokenizer.save_pretrained(folder)
 
 
-def _batches(tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """(input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED outside answer and <eos>."""
+def _answers(tiny: TinyPolicyConfig, lessons: Sequence[Lesson]) -> Iterator[tuple[str, str]]:
+    """(question, answer) endlessly, in turn: at first the right answers, then the teacher's."""
     rng = random.Random(tiny.seed)
+    right = tiny.clean_share * tiny.warmup_steps
+    if lessons:
+        for number, lesson in enumerate(itertools.cycle(lessons)):
+            yield lesson.text, lesson.answer if number // tiny.batch_size < right else teach(lesson, rng)
     said = habitual_answer if tiny.habits else noisy_answer
-    problems = make_problems(
-        tiny.kinds or KINDS, min(PROBLEMS, tiny.warmup_steps * tiny.batch_size), tiny.seed, "train"
-    )
-    turns = itertools.cycle(problems)
-    index_of = {token: index for token, index in tokenizer.get_vocab().items() if len(token) == 1}
-    for step in range(tiny.warmup_steps):
-        clean = step < tiny.clean_share * tiny.warmup_steps
-        met = itertools.islice(turns, tiny.batch_size)
-        texts = [(problem.text, problem.answer if clean else said(problem, rng)) for problem in met]
-        longest = max(len(prompt) + len(answer) for prompt, answer in texts) + 1
+    many = min(PROBLEMS, tiny.warmup_steps * tiny.batch_size)
+    for number, problem in enumerate(itertools.cycle(make_problems(tiny.kinds or KINDS, many, tiny.seed, "train"))):
+        yield problem.text, problem.answer if number // tiny.batch_size < right else said(problem, rng)
+
+
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig, lessons: Sequence[Lesson]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED outside answer and <eos>."""
+    answers = _answers(tiny, lessons)
+    for _ in range(tiny.warmup_steps):
+        texts = list(itertools.islice(answers, tiny.batch_size))
+        prompts, responses = (tokenizer(list(part))["input_ids"] for part in zip(*texts, strict=True))
+        longest = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)) + 1
         input_ids = torch.full((tiny.batch_size, longest), tokenizer.pad_token_id)
         labels = torch.full((tiny.batch_size, longest), IGNORED)
-        for b, (prompt, answer) in enumerate(texts):
-            tokens = torch.tensor([index_of[character] for character in prompt + answer] + [tokenizer.eos_token_id])
+        for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            tokens = torch.tensor([*prompt, *response, tokenizer.eos_token_id])
             input_ids[b, : len(tokens)] = tokens
             labels[b, len(prompt) : len(tokens)] = tokens[len(prompt) :]
         yield input_ids, labels
 
 
 def _train(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig, progress: Callable[[str], None]
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tiny: TinyPolicyConfig,
+    lessons: Sequence[Lesson],
+    progress: Callable[[str], None],
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=tiny.lr, weight_decay=0.01)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     progress(f"tiny policy: warming up {parameters / 1e6:.2f} M parameters for {tiny.warmup_steps} steps, once")
     started, losses = time.monotonic(), []
-    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny)):
+    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny, lessons)):
         for group in optimizer.param_groups:
             group["lr"] = tiny.lr * _schedule(step, tiny.warmup_steps)
         logits = model(input_ids=input_ids[:, :-1], use_cache=False).logits

@@ -10,6 +10,7 @@ from kray.compare.study import DONE, load_study, parse_seeds
 from kray.records import ConfigError
 
 BASE = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+GYM = "{{train: {{kind: reasoning_gym, tasks: {{gcd: {{}}}}, verifier: exact}}}}"  # "5 " would be right, too
 TEXT = """
 base: {base}
 exact: true
@@ -87,6 +88,7 @@ def test_a_moved_folder_is_still_done(write, tmp_path):
         ({"exact: true": "exact: false"}, "method oracle: oracle needs exact"),
         ({"exact: true": "exactly: true"}, "exactly is not a key of a comparison"),
         ({"run: {{name": "reward: {{verifier: math}}, run: {{name"}, "answers that can be given in one way"),
+        ({"run: {{name": f"prompts: {GYM}, run: {{{{name"}, "answers that can be given in one way"),
         ({"seeds: 0-1": "seeds: 3-1"}, "seeds: '3-1' is neither"),
         ({"  twice:": "  a/b:"}, "it names a folder"),
         ({"base: {base}": "base: nowhere.yaml"}, "nowhere.yaml does not exist"),
@@ -103,6 +105,6 @@ def test_seeds_are_numbers_and_ranges():
         load_study(str(BASE.with_name("compare-quick.yaml")), "no-such-method")
 
 
-@pytest.mark.parametrize("name", ["compare-quick", "compare-arithmetic"])
+@pytest.mark.parametrize("name", ["compare-quick", "compare-arithmetic", "compare-reasoning"])
 def test_the_files_that_come_with_kray_can_be_run(name):
-    assert load_study(str(BASE.with_name(f"{name}.yaml"))).children
+    assert load_study(str(BASE.with_name(f"{name}.yaml")), seeds="0").children

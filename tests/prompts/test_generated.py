@@ -45,6 +45,21 @@ def test_reasoning_gym_is_seeded_and_its_splits_are_disjoint():
     assert not train & {prompt.text for prompt in load_prompts(gym(size=300, split="test"), "exact")}
 
 
+def test_a_task_comes_in_several_difficulties_under_labels():
+    tasks = {
+        "short": {"task": "spell_backward", "max_word_len": 4},
+        "long": {"task": "spell_backward", "min_word_len": 7},
+    }
+    prompts = load_prompts(gym(tasks=tasks), "exact")
+    assert [prompt.id for prompt in prompts[:3]] == ["short:0", "long:0", "short:1"]
+    assert [prompt.metadata["task"] for prompt in prompts[:2]] == ["short", "long"]
+    assert len(prompts[0].text) < len(prompts[1].text)
+    plain = load_prompts(gym(tasks=tasks, verifier="exact"), "reasoning_gym")
+    assert [prompt.verifier for prompt in plain] == ["exact"] * 20
+    for prompt, other in zip(plain, prompts, strict=True):
+        assert score("reasoning_gym", prompt.answer, other.answer).value == 1.0
+
+
 @pytest.mark.parametrize(
     "task",
     [

@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kray.config.schema import TinyPolicyConfig
+from kray.prompts import lessons
 from kray.prompts.arithmetic import CHARACTERS
 from kray.records import ConfigError
-from kray.train.warmup import default_cache, ensure_tiny_policy
+from kray.train.warmup import _digest, default_cache, ensure_tiny_policy, make_tokenizer
 
 TINY = TinyPolicyConfig(
     hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=32, warmup_steps=3, batch_size=8
@@ -37,6 +38,41 @@ def test_made_once_and_reloads(tmp_path):
     assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eos_token_id
     assert model.dtype == torch.float32
     assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_the_usual_policy_stays_what_it_was():
+    """Folders made before there were habits and tasks to choose are still the ones that are found."""
+    assert _digest(TinyPolicyConfig()) == "db5fadba00ea69b86679"
+    assert make_tokenizer().get_vocab() == {
+        token: index for index, token in enumerate(["<pad>", "<eos>", "<unk>", *CHARACTERS])
+    }
+
+
+def test_every_part_of_a_recipe_is_in_the_folders_name(monkeypatch):
+    tasks = {"spell": {"task": "spell_backward", "max_word_len": 3}, "gcd": {"max_value": 9}}
+    usual = {"tasks": tasks}
+    others = (
+        {**usual, "tasks": dict(reversed(tasks.items()))},  # other tokens, other questions
+        {**usual, "tasks": tasks | {"gcd": {"max_value": 10}}},
+        {**usual, "clean_share": 0.5},
+        {"tasks": {}},
+        {"habits": True},
+        {"kinds": ["add1"]},
+    )
+    names = [_digest(TinyPolicyConfig(**settings)) for settings in (usual, *others)]
+    monkeypatch.setattr(lessons, "version", lambda package: "0.0")
+    assert len({*names, _digest(TinyPolicyConfig(**usual))}) == len(others) + 2
+
+
+def test_a_policy_of_tasks_reads_their_questions(tmp_path):
+    tasks = {"spell": {"task": "spell_backward", "max_word_len": 3}, "gcd": {"max_value": 9}}
+    tiny = TinyPolicyConfig(**{**vars(TINY), "tasks": tasks})
+    folder = ensure_tiny_policy(tiny, tmp_path, lambda _: None)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for lesson in lessons.make_lessons(tasks, 10, 0):
+        tokens = tokenizer(lesson.text).input_ids
+        assert len(tokens) < 12
+        assert tokenizer.decode(tokens) == lesson.text
 
 
 def test_equal_settings_give_equal_weights_and_others_another_folder(tmp_path):
