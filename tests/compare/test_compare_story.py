@@ -68,7 +68,7 @@ def test_a_comparison_reports_goes_on_and_its_children_do_not_know_of_each_other
     assert (ended.done, ended.of, ended.stopped) == (3, 3, "")
     page = Path(ended.page).read_text()
     assert page.count("<img") >= 9
-    assert all(method in page for method in ("uniform", "static", "exact_p"))
+    assert all(method in page for method in ("uniform", "kray", "exact_p"))
     assert "nothing here has an interval" in page
     assert {verdict["outcome"] for verdict in ended.verdicts} == {"undecided", "not measured"}
     numbers = json.loads(Path(ended.page).with_name("results.json").read_text())["methods"]

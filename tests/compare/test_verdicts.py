@@ -42,7 +42,7 @@ def test_an_outcome_is_where_the_whole_interval_lies(low, high, expected):
 def test_a_claim_that_fails_is_printed_as_failed_and_one_that_holds_as_held():
     made = results(
         uniform=[0.40, 0.41, 0.42], uniform_half=[0.38, 0.392, 0.40], uniform_twice=[0.45, 0.46, 0.47],
-        paper=[0.41, 0.419, 0.43], static=[0.43, 0.441, 0.45], exact_p=[0.44, 0.449, 0.46],
+        paper=[0.41, 0.419, 0.43], kray=[0.43, 0.441, 0.45], exact_p=[0.44, 0.449, 0.46],
     )  # fmt: skip
     by_claim = found(made)
     judged = {c.text: by_claim[c.text] for c in CLAIMS}
@@ -59,7 +59,7 @@ def test_a_claim_that_fails_is_printed_as_failed_and_one_that_holds_as_held():
 
 
 def test_one_seed_decides_nothing():
-    made = results(uniform=[0.4], uniform_half=[0.3], uniform_twice=[0.5], static=[0.6], exact_p=[0.7], paper=[0.1])
+    made = results(uniform=[0.4], uniform_half=[0.3], uniform_twice=[0.5], kray=[0.6], exact_p=[0.7], paper=[0.1])
     assert set(found(made).values()) == {UNDECIDED, UNMEASURED}
     assert not separates(verdicts(made))
 
