@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import gzip
+import io
 import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from kray.config.schema import SourceConfig
 from kray.records import DataError
@@ -57,7 +58,7 @@ def _lines(path: str) -> Iterator[bytes]:
         raise DataError(f"{path}: it cannot be read: {error.strerror}") from error
 
 
-def _opened(path: str) -> IO[bytes]:
+def _opened(path: str) -> io.BufferedIOBase:
     """The file's bytes, unpacked if it is gzip, whatever its name."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
