@@ -37,7 +37,7 @@ test: $(INSTALLED)
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy kray
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy kray jobs
 
 stop:
 	@file="$${XDG_CACHE_HOME:-$$HOME/.cache}/kray/ray-head.pid"; \

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kray.config import to_yaml
 from kray.launch import connect, drive, find_model, guarded, load_both, load_checked, tags
+from kray.machine import require_gpus
 from kray.records import ConfigError
 from kray.train.checkpoints import find_resume
 
@@ -33,6 +34,7 @@ def main() -> int:
     overrides = list(arguments.overrides)
     if path.is_dir() and not (path / "config.json").is_file():
         checkpoint = find_resume(str(path), "", "")
+        assert checkpoint is not None  # a folder was named: there is one, or it raised
         file = arguments.config or str(checkpoint.parent.parent / "config.yaml")
         overrides.append("resume=")
     elif arguments.config:
@@ -42,6 +44,7 @@ def main() -> int:
         raise ConfigError(f"{arguments.policy} is no run or checkpoint folder; to evaluate a model give --config")
     config = load_checked(file, overrides)
     load_both(config)
+    require_gpus(config)
     model = find_model(config)
     connect(config)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:

@@ -27,6 +27,7 @@ from kray.launch import (
     note_changes,
     run_folder,
 )
+from kray.machine import require_gpus, shortages_here
 from kray.report import duration
 from kray.train.checkpoints import find_resume
 
@@ -49,11 +50,14 @@ def main() -> int:
         if config.model.tiny is None:
             check_model(config)
         print(preview(config, train, test, arguments.cluster))
+        for line in [] if arguments.cluster else shortages_here(config):
+            print(f"warning: on this machine alone: {line}")
         return 0
     for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
         print(line)
     for line in warnings(config):
         print(f"warning: {line}", flush=True)
+    require_gpus(config)
     model = find_model(config)
     folder = checkpoint.parent.parent.absolute() if checkpoint else run_folder(config)
     connect(config)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kray.config import KrayConfig, changed_keys, load_config, redact, require
+from kray.machine import cpus_asked, joins_cluster
 from kray.records import ConfigError, DataError, KrayError, Prompt
 
 # Ray takes the loopback address as a node's own only where it is told that there is no cluster to join (as on macOS), and
@@ -136,7 +137,8 @@ def note_changes(config: KrayConfig, folder: Path) -> list[str]:
     for key, old, new in changed:
         if key.startswith(SETTLED):
             raise ConfigError(
-                f"{key} was {old!r} when {folder.name} began and cannot become {new!r} on resume; start a new run"
+                f"{key} was {old!r} when {folder.name} began and cannot become {new!r} on resume; start a new run "
+                f"(settled for the life of a run: {', '.join(name.rstrip('.') for name in SETTLED)}; other keys may change)"
             )
     return [f"changed since the run began: {key}: {old!r} -> {new!r}" for key, old, new in changed]
 
@@ -184,7 +186,7 @@ def _submission_id() -> str:
 
 def connect(config: KrayConfig) -> None:
     """Joins the cluster of this job or of RAY_ADDRESS; without either, starts a Ray of its own that only this machine sees."""
-    joins = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or os.environ.get("RAY_ADDRESS")
+    joins = joins_cluster()
     if not joins:
         path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
         os.environ.update(LOCAL_RAY | {"PYTHONPATH": path})  # what `guarded` allows, in Ray's processes too
@@ -193,10 +195,9 @@ def connect(config: KrayConfig) -> None:
     if joins:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
-    needed = config.rollout.engines * config.rollout.cpus_per_engine + config.train.ranks * config.train.cpus_per_rank
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, needed),
+        num_cpus=max(os.cpu_count() or 1, cpus_asked(config)),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

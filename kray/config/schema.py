@@ -200,6 +200,9 @@ class TrainConfig:
     # to that power. Adam undoes the size of gradients, so a step with few informative prompts is otherwise as long, and
     # noisier.
     lr_scaling: str = "none"
+    max_nonfinite: int = (
+        5  # steps in a row whose gradient is not finite, each left out, before the run stops; 0: no limit
+    )
     updates: int = 1  # optimizer steps a step; groups are split evenly over them
     microbatch_tokens: int = 16384  # tokens of one forward pass on one rank, padding included
     packing: bool = True  # no padding, shared prompts computed once; models that cannot be packed are padded anyway

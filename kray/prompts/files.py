@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import glob
+import gzip
+import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +31,8 @@ class Row:
 
 
 def jsonl_rows(source: SourceConfig) -> Iterator[Row]:
-    """The objects of JSON-lines files. Blank lines are passed over; anything else that is no object raises DataError."""
-    for path, name in _files(source, ".jsonl"):
+    """The objects of JSON-lines files, also of gzipped ones. Blank lines are passed over; all else raises DataError."""
+    for path, name in _files(source, ".jsonl", ".jsonl.gz"):
         found = False
         for number, raw in enumerate(_lines(path), start=1):
             if raw.strip():
@@ -43,14 +46,23 @@ def _lines(path: str) -> Iterator[bytes]:
     """Lines of a bounded length: a huge file without line ends is refused, not held in memory."""
     number = 0
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             while raw := file.readline(_LINE_BYTES + 1):
                 number += 1
                 if len(raw) > _LINE_BYTES:
                     raise DataError(f"{path}:{number}: the line is longer than {_LINE_BYTES >> 20} MiB")
                 yield raw
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: it cannot be read as gzip, after line {number}: {_first_line(error)}") from error
     except OSError as error:
         raise DataError(f"{path}: it cannot be read: {error.strerror}") from error
+
+
+def _opened(path: str) -> io.BufferedIOBase:
+    """The file's bytes, unpacked if it is gzip, whatever its name."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if packed else open(path, "rb")
 
 
 def _object(raw: bytes, place: str, number: int) -> Mapping[str, Any]:
@@ -130,7 +142,7 @@ def _columns(source: SourceConfig, names: list[str], place: str) -> list[str]:
     return columns
 
 
-def _files(source: SourceConfig, suffix: str) -> list[tuple[str, str]]:
+def _files(source: SourceConfig, *suffixes: str) -> list[tuple[str, str]]:
     """(path, short name that tells it from the others) of the files that a path, folder or glob means, sorted."""
     if not source.path:
         raise DataError(f"path is empty: a {source.kind} source needs a file, a folder or a glob")
@@ -138,8 +150,8 @@ def _files(source: SourceConfig, suffix: str) -> list[tuple[str, str]]:
     if os.path.isfile(path):
         return [(path, os.path.basename(path))]
     if os.path.isdir(path):
-        found = sorted(str(file) for file in Path(path).glob(f"*{suffix}") if file.is_file())
-        missing = f"{source.path}: the folder holds no {suffix} file"
+        found = sorted(str(f) for suffix in suffixes for f in Path(path).glob(f"*{suffix}") if f.is_file())
+        missing = f"{source.path}: the folder holds no {suffixes[0]} file"
     elif glob.has_magic(path):
         found = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
         missing = f"{source.path}: no file matches (in {os.getcwd()})"

@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from kray.config.schema import LoraConfig, TrainConfig
 from kray.records import ConfigError, KrayError, RolloutGroup
 from kray.train.learner import Learner, step_rows
+from kray.train.metrics import nonfinite_in_a_row
 from kray.weights import Gathered
 
 PLACEMENT_TIMEOUT_S = 120.0
@@ -65,6 +66,7 @@ class LearnerGroup:
         self.arguments = (model_path, train, dtype, total_steps, seed)
         self.options = (temperature, lora)
         self.placement_timeout_s = placement_timeout_s
+        self.lost_in_a_row = 0  # steps whose gradient was not finite
         self.actors: list[Any] = []
         self.placement: PlacementGroup | None = None
 
@@ -89,12 +91,17 @@ class LearnerGroup:
     async def configure(self, train: TrainConfig, total_steps: int) -> None:
         """Begins another run on the same ranks; `load` then says from which weights. Arguments as in `Learner`."""
         await self._all("configure", "to begin another run", train, total_steps)
-        self.train = train
+        self.train, self.lost_in_a_row = train, 0
 
     async def update(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """One GRPO step on all ranks; returns its metrics. Rollouts without a reward raise ValueError."""
+        """One GRPO step on all ranks; returns its metrics. Rollouts without a reward raise ValueError.
+
+        Raises KrayError when the gradients of train.max_nonfinite steps in a row were not finite.
+        """
         rows = await asyncio.to_thread(step_rows, groups, self.train)
-        return (await self._all("update", "to update", ray.put(rows)))[0]
+        metrics = (await self._all("update", "to update", ray.put(rows)))[0]
+        self.lost_in_a_row = nonfinite_in_a_row(self.lost_in_a_row, metrics, self.train.max_nonfinite)
+        return metrics
 
     async def hand_over(self) -> tuple[Gathered, ray.ObjectRef]:
         """What rank 0 says of its weights, and a reference to them (FlatWeights); returns when they are there.

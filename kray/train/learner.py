@@ -28,7 +28,7 @@ from kray.records import ConfigError, KrayError, RolloutGroup
 from kray.train import model as policy
 from kray.train import saving
 from kray.train.advantages import advantages
-from kray.train.batches import Rows, make_rows
+from kray.train.batches import Rows, make_rows, plain_rows
 from kray.train.lora import without_adapters
 from kray.train.loss import k3, policy_loss
 from kray.train.metrics import SUMS, update_metrics
@@ -50,28 +50,6 @@ def step_rows(groups: Sequence[RolloutGroup], train: TrainConfig) -> Rows:
 
     constant, clip = train.constant_tokens, train.advantage_clip
     return make_rows(groups, compute, aggregation_of(train), train.updates, constant, clip)
-
-
-def plain_rows(token_rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Rows:
-    """(prompt tokens, response tokens) as rows without rewards; equal neighbouring prompts are one group."""
-    prompts = [tuple(prompt) for prompt, _ in token_rows]
-    sizes = np.array([len(response) for _, response in token_rows], dtype=np.int64)
-    count = len(prompts)
-    changes = [i > 0 and prompts[i] != prompts[i - 1] for i in range(count)]
-    parts = [np.asarray(part, dtype=np.int32) for row in token_rows for part in row]
-    return Rows(
-        tokens=np.concatenate([np.zeros(0, np.int32), *parts]),
-        prompt_lengths=np.array([len(prompt) for prompt in prompts], dtype=np.int64),
-        response_lengths=sizes,
-        logprobs=np.zeros(int(sizes.sum()), dtype=np.float32),
-        advantages=np.zeros(count, dtype=np.float32),
-        weights=np.zeros(count),
-        group=np.cumsum(changes, dtype=np.int64),
-        update=np.zeros(count, dtype=np.int64),
-        updates=1,
-        groups=0,
-        effective_groups=0,
-    )
 
 
 class Learner:

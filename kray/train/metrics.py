@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from kray.config.schema import TrainConfig
+from kray.records import KrayError
 from kray.train.batches import Rows
 
 # What one update adds up over its tokens, micro-batches and ranks.
@@ -57,6 +58,22 @@ def update_metrics(
         "train/advantage_cut_groups": float(rows.cut_groups),
         "train/peak_memory_gib": _peak_memory_gib(device),
     }
+
+
+def nonfinite_in_a_row(before: int, metrics: dict[str, float], limit: int) -> int:
+    """How many steps in a row, this one included, found no finite gradient. Raises KrayError at the limit (0: none).
+
+    A step without a mixed group says nothing of the gradient: the count stays.
+    """
+    if not metrics["train/skipped"]:
+        return 0
+    count = before + (metrics["train/nonfinite"] > 0)
+    if limit and count >= limit and metrics["train/nonfinite"]:
+        raise KrayError(
+            f"learner: the gradient was not finite in {count} steps in a row (train.max_nonfinite); weights and optimizer are "
+            "as before them: go on from the newest checkpoint with a lower train.lr, or another train.loss or model.dtype"
+        )
+    return count
 
 
 def _peak_memory_gib(device: torch.device) -> float:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from doors import knock
 
 from kray.compare.study import RATES, VISITS, load_study
 from kray.launch import driver_options, find_model, follow
@@ -17,17 +16,12 @@ QUICK = str(ROOT / "configs" / "compare-quick.yaml")
 CLOCKED = ("time", "timing_s/", "memory/", "throughput/", "pool/", "train/update_s", "train/peak", "planner/seconds")
 
 
-def door(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "jobs/compare.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 def test_the_door_says_what_would_run_and_names_what_is_wrong(tmp_path):
-    done = door(QUICK, "--check", "--seeds", "0-4", "--dir", str(tmp_path / "out"))
+    done = knock("compare", QUICK, "--check", "--seeds", "0-4", "--dir", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "3 methods x 5 seeds" in done.stdout
     assert "to run   15" in done.stdout
-    done = door(QUICK, "--check", "--methods", "unifrom")
+    done = knock("compare", QUICK, "--check", "--methods", "unifrom")
     assert done.returncode == 2
     assert "config error" in done.stderr
     assert "no method 'unifrom'" in done.stderr

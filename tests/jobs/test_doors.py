@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from doors import knock
 
 ROOT = Path(__file__).parents[2]
 QUICK = str(ROOT / "configs" / "quickstart.yaml")
@@ -55,7 +56,7 @@ def test_check_prints_what_would_run_and_starts_nothing(tmp_path):
     ],
 )
 def test_bad_input_ends_with_2_and_one_message_that_names_it(arguments, message, tmp_path):
-    done = job("train", "--config", QUICK, "--check", f"run.dir={tmp_path}/runs", *arguments)
+    done = knock("train", "--config", QUICK, "--check", f"run.dir={tmp_path}/runs", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -63,7 +64,7 @@ def test_bad_input_ends_with_2_and_one_message_that_names_it(arguments, message,
 
 
 def test_check_says_where_the_actors_go_on_a_cluster(tmp_path):
-    done = job(
+    done = knock(
         "train", "--config", QUICK, "--check", "--cluster", "cluster/kuberay-cpu.yaml", f"run.dir={tmp_path}/runs"
     )
     assert done.returncode == 0, done.stderr
@@ -84,7 +85,7 @@ def test_check_says_where_the_actors_go_on_a_cluster(tmp_path):
     ],
 )
 def test_what_does_not_fit_on_a_cluster_ends_with_2_and_one_message(arguments, message, tmp_path):
-    done = job("train", "--config", QUICK, f"run.dir={tmp_path}/runs", *arguments)
+    done = knock("train", "--config", QUICK, f"run.dir={tmp_path}/runs", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -101,7 +102,7 @@ def test_the_papers_setting_is_checked_on_data_of_its_form(tmp_path):
         f"prompts.{part}.{key}" for part in ("train", "test") for key in (f"path={tmp_path}/{part}.jsonl", "kind=jsonl")
     ]
     cluster = ["--cluster", "cluster/kuberay-job.yaml"]
-    done = job("train", "--config", "configs/math-7b.yaml", "--check", *cluster, *paths, f"run.dir={tmp_path}/runs")
+    done = knock("train", "--config", "configs/math-7b.yaml", "--check", *cluster, *paths, f"run.dir={tmp_path}/runs")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^rollouts a step +2,048$", done.stdout, re.M)
     assert re.search(r"^mean rollouts per prompt +8.0 \(from 2 to 128, static\)$", done.stdout, re.M)
@@ -122,7 +123,7 @@ def test_a_bad_key_in_a_file_is_found_by_its_line(tmp_path):
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "export", "submit", "bench_sync"])
 def test_help_teaches_with_examples(name):
-    done = job(name, "--help")
+    done = knock(name, "--help")
     assert done.returncode == 0
     assert done.stdout.count(f"python jobs/{name}.py") >= 2
 

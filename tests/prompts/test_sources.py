@@ -1,5 +1,6 @@
 """Prompts from files: what is loaded, and what people are told when it cannot be."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -172,6 +173,23 @@ def test_a_truncated_parquet_file_is_named(here):
     for length in (0, 3, 8, len(whole) // 2, len(whole) - 1):
         (here / "p.parquet").write_bytes(whole[:length])
         assert refused(source).startswith("p.parquet: it cannot be read as parquet: ")
+
+
+def test_gzipped_lines_are_read_and_a_truncated_file_is_named(here):
+    (here / "p.jsonl.gz").write_bytes(packed := gzip.compress(GOOD, mtime=0))
+    for path in ("p.jsonl.gz", "."):
+        assert [prompt.id for prompt in load_prompts(jsonl(path), "exact")] == ["p.jsonl.gz:1"]
+    for broken in (
+        packed[:-6],
+        packed[: len(packed) // 2],
+        packed[:3],
+        packed[:20] + b"\x00\xff" * 20,
+        packed[:-8] + b"x" * 8,
+    ):
+        (here / "p.jsonl.gz").write_bytes(broken)
+        assert refused(jsonl("p.jsonl.gz")).startswith("p.jsonl.gz: it cannot be read as gzip, after line ")
+    (here / "p.jsonl.gz").write_bytes(gzip.compress(b""))
+    assert refused(jsonl("p.jsonl.gz")) == "p.jsonl.gz: the file is empty"
 
 
 def test_an_id_used_twice_names_both_lines(here):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from kray.config.schema import TrainConfig
 from kray.records import ConfigError, KrayError
 from kray.train.learner import step_rows
+from kray.train.metrics import nonfinite_in_a_row
 from kray.train.model import decoder_layers, state_digest
 
 
@@ -109,8 +110,17 @@ def test_a_gradient_that_is_not_finite_poisons_nothing(models, make, train, some
     assert metrics["train/nonfinite"] == metrics["train/skipped"] == 1
     assert state_digest(learner.state()) == before
     assert learner.updates_done == 1
-    assert learner.update(rows)["train/skipped"] == 0
+    good = learner.update(rows)
+    assert good["train/skipped"] == 0
     assert state_digest(learner.state()) != before
+    idle = learner.update(step_rows(some_groups(0, [[1, 1]]), train))  # says nothing of the gradient
+    lost = 0
+    for each in (metrics, good, metrics, idle, metrics):
+        lost = nonfinite_in_a_row(lost, each, 3)
+    assert lost == nonfinite_in_a_row(lost, idle, 2) == 2
+    assert nonfinite_in_a_row(99, metrics, 0) == 100
+    with pytest.raises(KrayError, match=r"not finite in 3 steps in a row \(train\.max_nonfinite\)"):
+        nonfinite_in_a_row(lost, metrics, 3)
 
 
 def test_the_learning_rate_rises_then_stays(models, make, train, some_groups):
