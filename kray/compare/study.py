@@ -199,14 +199,12 @@ def _method(
     oracle = bool(keys.get("oracle", False))
     if oracle and not exact:
         raise ConfigError(f"{path}: method {name}: oracle needs exact: true")
-    if oracle and keys.get("plan.candidates", base.plan.candidates) != 1:
-        raise ConfigError(
-            f"{path}: method {name}: oracle visits all prompts that it is offered: plan.candidates must be 1"
-        )
     times = keys.get("times", 1)
     if not (isinstance(times, int | float) and times > 0 and float(times * base.plan.budget).is_integer()):
         raise ConfigError(f"{path}: method {name}: times must give a whole number of rollouts, not {times!r} of them")
     given = _dotted({key: value for key, value in keys.items() if key not in ("oracle", "times")})
+    if oracle and given.get("plan.candidates", base.plan.candidates) != 1:
+        raise ConfigError(f"{path}: method {name}: an oracle visits whatever it is offered: plan.candidates must be 1")
     return ({"plan.budget": int(times * base.plan.budget)} if times != 1 else {}) | given, oracle
 
 

@@ -19,7 +19,7 @@ config: {{run: {{name: small, steps: 5}}, plan: {{budget: 512}}}}
 methods:
   uniform: {{plan.mode: uniform}}
   twice: {{plan.mode: uniform, times: 2}}
-  oracle: {{plan: {{mode: static}}, oracle: true, train.lr: 3.0e-4}}
+  oracle: {{plan: {{mode: static, candidates: 1}}, oracle: true, train.lr: 3.0e-4}}
 """
 
 
