@@ -63,7 +63,7 @@ def main() -> int:
         print(f"greedy accuracy   {evaluation.greedy:.4f}")
     for k, value in evaluation.pass_at.items():
         print(f"{f'pass@{k}':<18}{value:.4f}")
-    for kind, (prompts, accuracy) in evaluation.by_kind.items():
+    for kind, (prompts, accuracy) in (evaluation.by_set | evaluation.by_kind).items():
         print(f"  {kind:<16}{accuracy:.4f}  of {prompts}")
     return 0
 

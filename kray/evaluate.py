@@ -11,7 +11,7 @@ import numpy as np
 
 from kray.collect import EVALUATION, Collected, Collector, Failure, Fixed
 from kray.config.schema import EvaluateConfig
-from kray.records import Prompt, Sampling, derive_seed
+from kray.records import Prompt, RolloutGroup, Sampling, derive_seed
 
 SOLVED = 0.5  # a reward above it counts as solved in pass@k
 
@@ -40,6 +40,7 @@ class Evaluation:
     mean_tokens: float
     failures: list[Failure]
     by_kind: dict[str, tuple[int, float]]  # kind of prompt, where the source names one -> (prompts, accuracy)
+    by_set: dict[str, tuple[int, float]]  # test set, where there are several -> (prompts, accuracy)
     rows: list[dict[str, Any]]  # one per prompt: id, prompt, answer, accuracy, a response
 
     @property
@@ -52,6 +53,9 @@ class Evaluation:
         named = {"eval/accuracy": self.accuracy, "eval/accuracy_se": self.accuracy_se, "eval/failed": self.failed}
         named |= {f"eval/pass_at_{k}": value for k, value in self.pass_at.items()}
         named |= {"eval/mean_length": self.mean_tokens}
+        named |= {f"eval/accuracy_{name}": accuracy for name, (_, accuracy) in self.by_set.items()}
+        if self.by_set:
+            named["eval/set_mean_accuracy"] = _mean([accuracy for _, accuracy in self.by_set.values()])
         return named | ({} if self.greedy is None else {"eval/greedy_accuracy": self.greedy})
 
 
@@ -87,10 +91,6 @@ def _summarise(sampled: Collected, greedy: Collected | None, samples: int) -> Ev
     whole = [group for group in sampled.groups if len(group.rollouts) == samples]  # pass@k needs them all
     solved = [int((group.rewards > SOLVED).sum()) for group in whole]
     lengths = [len(rollout.tokens) for group in sampled.groups for rollout in group.rollouts]
-    kinds: dict[str, list[float]] = {}
-    for group, mean in zip(sampled.groups, means, strict=True):
-        kinds.setdefault(str(group.prompt.metadata.get("kind", "")), []).append(float(mean))
-    kinds.pop("", None)
     return Evaluation(
         prompts=len(sampled.groups),
         samples=samples,
@@ -100,7 +100,8 @@ def _summarise(sampled: Collected, greedy: Collected | None, samples: int) -> Ev
         pass_at={k: _mean([pass_at_k(c, samples, k) for c in solved]) for k in ks},
         mean_tokens=_mean(lengths),
         failures=sampled.failures + (greedy.failures if greedy is not None else []),
-        by_kind={kind: (len(values), _mean(values)) for kind, values in sorted(kinds.items())},
+        by_kind=_by("kind", sampled.groups, means),
+        by_set=_by("set", sampled.groups, means),
         rows=[
             {
                 "id": group.prompt.id,
@@ -112,6 +113,15 @@ def _summarise(sampled: Collected, greedy: Collected | None, samples: int) -> Ev
             for group, mean in zip(sampled.groups, means, strict=True)
         ],
     )
+
+
+def _by(key: str, groups: Sequence[RolloutGroup], means: np.ndarray) -> dict[str, tuple[int, float]]:
+    """Value of the prompts' metadata -> (prompts, mean of their means); without prompts that have none."""
+    found: dict[str, list[float]] = {}
+    for group, mean in zip(groups, means, strict=True):
+        if key in group.prompt.metadata:
+            found.setdefault(str(group.prompt.metadata[key]), []).append(float(mean))
+    return {value: (len(each), _mean(each)) for value, each in sorted(found.items())}
 
 
 def _mean(values: Sequence[float]) -> float:

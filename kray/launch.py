@@ -64,11 +64,11 @@ def load_checked(path: str, overrides: list[str]) -> KrayConfig:
 
 def load_both(config: KrayConfig) -> tuple[list[Prompt], list[Prompt]]:
     """(train, test) prompts, so that bad data shows before anything is started. Raises DataError, ConfigError."""
-    from kray.prompts import load_prompts
+    from kray.prompts import load_prompts, load_tests
     from kray.rewards import check_answer, check_verifier
 
     train = load_prompts(config.prompts.train, config.reward.verifier)
-    test = load_prompts(config.prompts.test, config.reward.verifier)
+    test = [prompt for _, prompts in load_tests(config.prompts, config.reward.verifier) for prompt in prompts]
     for name in sorted({prompt.verifier for prompt in train + test}):
         try:
             check_verifier(name, **(config.reward.options if name == config.reward.verifier else {}))

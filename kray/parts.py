@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
+from kray.config.schema import SourceConfig
 from kray.plan_rules import offered_share
 from kray.planner import KnapsackPlanner
-from kray.prompts import PromptSampler, load_prompts
+from kray.prompts import PromptSampler, load_prompts, load_tests
 from kray.prompts.model_files import check_context, load_tokenizer, stop_ids
 from kray.prompts.tokenize import encode_all
 from kray.prompts.waiting import Waiting
@@ -121,16 +122,27 @@ def _belongs(prompt: Prompt) -> set[str]:
 
 
 def _encoded(config: KrayConfig, part: str, tokenizer: Any, vocabulary: int, say: Callable[[str], None]) -> Encoded:
-    source = getattr(config.prompts, part)
-    prompts = load_prompts(source, config.reward.verifier)
-    kept, dropped = encode_all(prompts, tokenizer, source, config.prompts.max_tokens, vocabulary)
     limit = f"prompts.max_tokens is {config.prompts.max_tokens}"
-    if dropped:
-        say(f"note: {len(dropped)} of {len(prompts)} {part} prompts dropped, longer than {limit}; first {dropped[0]}")
-    least = config.prompts.per_step if part == "train" else 1
-    if len(kept) < least:
-        raise DataError(f"prompts.{part}: {len(kept)} of {len(prompts)} prompts are left, {least} are needed; {limit}")
-    return kept
+    encoded: Encoded = []
+    for source, prompts in _sources(config, part):
+        kept, dropped = encode_all(prompts, tokenizer, source, config.prompts.max_tokens, vocabulary)
+        if dropped:
+            say(
+                f"note: {len(dropped)} of {len(prompts)} {part} prompts dropped, longer than {limit}; first {dropped[0]}"
+            )
+        least = config.prompts.per_step if part == "train" else 1
+        if len(kept) < least:
+            left = f"{len(kept)} of {len(prompts)} prompts are left, {least} are needed; {limit}"
+            raise DataError(f"prompts.{part}: {left}")
+        encoded += kept
+    return encoded
+
+
+def _sources(config: KrayConfig, part: str) -> list[tuple[SourceConfig, list[Prompt]]]:
+    verifier = config.reward.verifier
+    if part == "test":
+        return load_tests(config.prompts, verifier)
+    return [(config.prompts.train, load_prompts(config.prompts.train, verifier))]
 
 
 def _probe(start: tuple[int, ...], vocabulary: int, length: int) -> tuple[int, ...]:

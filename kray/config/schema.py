@@ -94,6 +94,8 @@ class PromptsConfig:
     shuffle: bool = True  # a new order each epoch, from run.seed
     train: SourceConfig = field(default_factory=SourceConfig)
     test: SourceConfig = field(default_factory=lambda: SourceConfig(split="test", size=256))
+    # more test sets: name -> the keys in which it differs from prompts.test. Each has an accuracy of its own.
+    more_tests: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

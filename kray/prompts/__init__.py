@@ -4,7 +4,7 @@ Importing this room loads none of pyarrow, datasets, reasoning_gym and transform
 """
 
 from kray.prompts.sampler import PromptSampler
-from kray.prompts.sources import SOURCES, load_prompts
+from kray.prompts.sources import SOURCES, load_prompts, load_tests
 from kray.prompts.tokenize import encode_prompt
 
-__all__ = ["SOURCES", "PromptSampler", "encode_prompt", "load_prompts"]
+__all__ = ["SOURCES", "PromptSampler", "encode_prompt", "load_prompts", "load_tests"]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
 from decimal import Decimal
 from typing import Any
 
-from kray.config.schema import SourceConfig
+from kray.config.schema import PromptsConfig, SourceConfig
 from kray.prompts.files import Row, huggingface_rows, jsonl_rows, parquet_rows
 from kray.prompts.generated import arithmetic_prompts, reasoning_prompts
-from kray.records import DataError, Prompt
+from kray.records import ConfigError, DataError, Prompt
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -35,6 +36,40 @@ def load_prompts(source: SourceConfig, default_verifier: str) -> list[Prompt]:
     if not prompts:
         raise DataError(f"{source.path or source.kind}: it holds no prompts")
     return prompts
+
+
+def test_sources(config: PromptsConfig) -> dict[str, SourceConfig]:
+    """Name -> test set: prompts.test, named "test", and those of prompts.more_tests. ConfigError names a wrong key."""
+    known = {field.name for field in fields(SourceConfig)}
+    found = {"test": config.test}
+    for name, keys in config.more_tests.items():
+        place = f"prompts.more_tests.{name}"
+        if not (isinstance(keys, Mapping) and name.replace("_", "").replace("-", "").isalnum() and name != "test"):
+            raise ConfigError(f"{place}: a name of letters, digits, - and _ with keys of a source is needed")
+        for key, value in keys.items():
+            if key not in known or type(value) is not type(getattr(config.test, key)):
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f" (did you mean {near[0]}?)" if near and key not in known else ""
+                raise ConfigError(f"{place}.{key}: {value!r} is no value of a key of prompts.test{hint}")
+        found[name] = replace(config.test, **keys)
+    return found
+
+
+def load_tests(config: PromptsConfig, default_verifier: str) -> list[tuple[SourceConfig, list[Prompt]]]:
+    """Each test set with its prompts. Where there are several, ids begin with the set's name, which is metadata["set"]."""
+    sources = test_sources(config)
+    if len(sources) == 1:
+        return [(config.test, load_prompts(config.test, default_verifier))]
+    return [
+        (
+            source,
+            [
+                replace(prompt, id=f"{name}/{prompt.id}", metadata={**prompt.metadata, "set": name})
+                for prompt in load_prompts(source, default_verifier)
+            ],
+        )
+        for name, source in sources.items()
+    ]
 
 
 def _from_rows(read: Callable[[SourceConfig], Iterable[Row]]) -> Callable[[SourceConfig, str], list[Prompt]]:

@@ -96,17 +96,20 @@ def test_the_papers_setting_is_checked_on_data_of_its_form(tmp_path):
     """configs/math-7b.yaml without a hub: files with the fields of the data sets that it names."""
     train = [{"prompt": f"What is {i} + 1?", "solution": str(i + 1), "data_source": "math_dapo"} for i in range(300)]
     test = [{"problem": f"What is ${i}^2$?", "answer": str(i * i), "level": 1} for i in range(20)]
-    for name, rows in (("train", train), ("test", test)):
+    other = [{"question": row["problem"], "answer": row["answer"]} for row in test]
+    for name, rows in (("train", train), ("test", test), ("minerva", other)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     paths = [
         f"prompts.{part}.{key}" for part in ("train", "test") for key in (f"path={tmp_path}/{part}.jsonl", "kind=jsonl")
     ]
+    more = {"aime24": "test", "amc": "test", "minerva": "minerva"}
+    paths += [f"prompts.more_tests.{name}.path={tmp_path}/{file}.jsonl" for name, file in more.items()]
     cluster = ["--cluster", "cluster/kuberay-job.yaml"]
     done = knock("train", "--config", "configs/math-7b.yaml", "--check", *cluster, *paths, f"run.dir={tmp_path}/runs")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^rollouts a step +2,048$", done.stdout, re.M)
     assert re.search(r"^mean rollouts per prompt +8.0 \(from 2 to 128, static\)$", done.stdout, re.M)
-    assert re.search(r"^evaluations +11 x 320 responses$", done.stdout, re.M)  # 16 a problem
+    assert re.search(r"^evaluations +11 x 1,280 responses$", done.stdout, re.M)  # 16 a problem of 4 x 20
     assert re.search(r"^learner ranks on +learner: 8$", done.stdout, re.M)
     assert re.search(r"^engines on +rollout: 8$", done.stdout, re.M)
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.config.schema import SourceConfig
-from kray.prompts import load_prompts
-from kray.records import DataError
+from kray.config.schema import PromptsConfig, SourceConfig
+from kray.prompts import load_prompts, load_tests
+from kray.records import ConfigError, DataError
 
 GSM8K = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k"
 
@@ -30,6 +30,32 @@ def refused(source: SourceConfig) -> str:
         load_prompts(source, "exact")
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_several_test_sets_differ_from_the_first_in_what_is_said(here):
+    (here / "a.jsonl").write_text('{"question": "2+2?", "answer": 4}\n')
+    (here / "b.jsonl").write_text('{"problem": "3+3?", "answer": 6}\n')
+    config = PromptsConfig(test=jsonl("a.jsonl", template="{prompt}!"))
+    assert [[p.id for p in prompts] for _, prompts in load_tests(config, "math")] == [["a.jsonl:1"]]
+    config.more_tests = {"b": {"path": "b.jsonl", "prompt_field": "problem"}}
+    (_, (first,)), (source, (second,)) = load_tests(config, "math")
+    assert (first.id, first.metadata["set"]) == ("test/a.jsonl:1", "test")
+    assert (second.id, second.metadata["set"], second.text) == ("b/b.jsonl:1", "b", "3+3?")
+    assert (source.template, source.prompt_field) == ("{prompt}!", "problem")
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({"b": {"pth": "x"}}, r"prompts\.more_tests\.b\.pth.*did you mean path"),
+        ({"b": {"limit": "x"}}, r"prompts\.more_tests\.b\.limit: 'x'"),
+        ({"b": "x.jsonl"}, r"prompts\.more_tests\.b: a name"),
+        ({"test": {}}, r"prompts\.more_tests\.test: a name"),
+    ],
+)
+def test_a_test_set_that_cannot_be_is_named(sets, message):
+    with pytest.raises(ConfigError, match=message):
+        load_tests(PromptsConfig(more_tests=sets), "math")
 
 
 def test_a_row_becomes_a_prompt(here):
