@@ -183,8 +183,15 @@ def _submission_id() -> str:
 
 
 def connect(config: KrayConfig) -> None:
-    """Joins the cluster of this job or of RAY_ADDRESS; without either, starts a Ray of its own that only this machine sees."""
-    joins = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or os.environ.get("RAY_ADDRESS")
+    """`join`, with the CPUs that a run needs."""
+    train, rollout = config.train, config.rollout
+    join(rollout.engines * rollout.cpus_per_engine + train.ranks * train.cpus_per_rank)
+
+
+def join(cpus: int) -> bool:
+    """Joins the cluster of this job or of RAY_ADDRESS and returns True; without either, starts a Ray of its own that only
+    this machine sees, with at least so many CPUs."""
+    joins = bool("RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or os.environ.get("RAY_ADDRESS"))
     if not joins:
         path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
         os.environ.update(LOCAL_RAY | {"PYTHONPATH": path})  # what `guarded` allows, in Ray's processes too
@@ -192,15 +199,15 @@ def connect(config: KrayConfig) -> None:
 
     if joins:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        return
-    needed = config.rollout.engines * config.rollout.cpus_per_engine + config.train.ranks * config.train.cpus_per_rank
+        return True
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, needed),
+        num_cpus=max(os.cpu_count() or 1, cpus),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    return False
 
 
 def as_task(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
