@@ -63,8 +63,14 @@ class Access:
 
 def key_file() -> Path:
     """Where a key that was made here is kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "kray" / "serve.key"
+    return cache_folder() / "serve.key"
+
+
+def cache_folder() -> Path:
+    """As kray/train/warmup.py has it, which needs torch."""
+    if os.environ.get("KRAY_CACHE"):
+        return Path(os.environ["KRAY_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
 
 
 def key_digest(access: Access, say: Callable[[str], None]) -> str:

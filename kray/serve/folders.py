@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,6 @@ from kray.serve.completions import PolicySpec
 
 LONGEST_CONTEXT = 8192  # tokens, where no --context is given
 REQUEST_SHARE = 16  # contexts of response that one request may ask for, where no --max-tokens is given
-
-
-def cache_folder() -> Path:
-    """Where exports are kept; on a cluster it must be storage that all nodes share."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "kray" / "exports"
 
 
 def find_checkpoint(path: Path, step: int | None) -> Path | None:

@@ -80,22 +80,10 @@ class PlanBook:
         """Begins a step of a run. settings: of KnapsackPlanner. begin: cost, due, labels of KnapsackPlanner.begin."""
         known = run_name in self._runs
         run = self._run(run_name, beliefs or BeliefSettings())
-        if beliefs is not None and beliefs != run.settings:
-            raise Refusal(
-                409, f"beliefs: run {run_name!r} was begun with {asdict(run.settings)}", "conflict", "beliefs"
-            )
-        if run.plan is not None and not run.plan.step.done:
-            text = (
-                f"run: {run_name!r} has plan {run.plan.id} open: take it to its end, or DELETE /v1/plans/{run.plan.id}"
-            )
-            raise Refusal(409, text, "conflict", "run")
-        total = len(run.beliefs) + len(prompt_ids)
-        if total > self.max_prompts:
-            text = f"prompt_ids: run {run_name!r} would hold up to {total} prompts; {self.max_prompts} are allowed"
-            raise Refusal(413, text, "prompts", "prompt_ids")
-        if run.plan is not None:
-            self.close(run.plan.id)
         try:
+            self._check_free(run, prompt_ids, beliefs)
+            if run.plan is not None:
+                self.close(run.plan.id)
             with refusals():
                 planner = KnapsackPlanner(beliefs=run.beliefs, **settings)
                 step = planner.begin(list(prompt_ids), **begin)
@@ -105,6 +93,24 @@ class PlanBook:
             raise
         run.plan = OpenPlan(uuid.uuid4().hex, step)
         return {"id": run.plan.id, "run": run_name, "step": run.steps, "prompts": len(prompt_ids), "room": step.room()}
+
+    def _check_free(self, run: Run, prompt_ids: Sequence[str], beliefs: BeliefSettings | None) -> None:
+        """Refuses what a run cannot begin now."""
+        if beliefs is not None and beliefs != run.settings:
+            raise Refusal(
+                409, f"beliefs: run {run.name!r} was begun with {asdict(run.settings)}", "conflict", "beliefs"
+            )
+        if run.plan is not None and not run.plan.step.done:
+            text = (
+                f"run: {run.name!r} has plan {run.plan.id} open: take it to its end, or DELETE /v1/plans/{run.plan.id}"
+            )
+            raise Refusal(409, text, "conflict", "run")
+        total = len(run.beliefs) + len(prompt_ids)
+        if total > self.max_prompts:
+            total = len(run.beliefs) + int((run.beliefs.visits(prompt_ids) == 0).sum())
+        if total > self.max_prompts:
+            text = f"prompt_ids: run {run.name!r} would hold {total} prompts; {self.max_prompts} are allowed"
+            raise Refusal(413, text, "prompts", "prompt_ids")
 
     def take(self, plan_id: str, room: int | None, request_id: str | None = None) -> dict[str, Any]:
         """The rollouts to generate now, at most `room` (None: all that the plan gives out)."""

@@ -10,9 +10,9 @@ from typing import Any
 from kray.launch import as_task, find_model
 from kray.records import ConfigError
 from kray.rewards import VERIFIERS, check_verifier
-from kray.serve.access import Access, key_digest
+from kray.serve.access import Access, cache_folder, key_digest
 from kray.serve.completions import Policy, PolicySpec
-from kray.serve.folders import cache_folder, exported, find_checkpoint, policy_spec
+from kray.serve.folders import exported, find_checkpoint, policy_spec
 from kray.serve.gate import Limits
 from kray.serve.judging import JudgeSpec, Rewards
 from kray.serve.launch import deployed, serve_until_signal
@@ -46,7 +46,7 @@ def serve_policy(arguments: Any) -> int:
     checkpoint = find_checkpoint(path, arguments.step)
     folder, config = path, None
     if checkpoint is not None:
-        cache = Path(arguments.cache).expanduser().absolute() if arguments.cache else cache_folder()
+        cache = Path(arguments.cache).expanduser().absolute() if arguments.cache else cache_folder() / "exports"
         folder, config = exported(checkpoint, cache, arguments.overrides)
         arguments.name = arguments.name or checkpoint.parent.parent.name
     elif arguments.overrides:
