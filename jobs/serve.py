@@ -36,9 +36,7 @@ def main() -> int:
 
     policy = parts.add_parser("policy", parents=[shared, many], help="a trained policy behind OpenAI's API")
     policy.add_argument("folder", help="a run, a checkpoint or a Hugging Face folder")
-    policy.add_argument(
-        "overrides", nargs="*", metavar="a.b=c", help="what has changed since the run, such as model.path"
-    )
+    policy.add_argument("overrides", nargs="*", metavar="a.b=c", help="after the folder: what has changed since")
     policy.add_argument("--step", type=int, help="of the checkpoint to take from a run (default: the newest)")
     policy.add_argument("--cache", help="where exports are kept (default: ~/.cache/kray/exports); shared, on a cluster")
     policy.add_argument("--name", default="", help="what clients call the model (default: the folder's name)")

@@ -69,30 +69,35 @@ class Gate:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path == HEALTH:
             return await self.app(scope, receive, send)
-        started, status = time.monotonic(), 500
+        started, status, begun = time.monotonic(), 500, False
 
         async def watched(message: dict[str, Any]) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
             await send(message)
 
         self.under_way += 1
         try:
-            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-            self._check_head(scope["method"], headers)
-            body = await asyncio.wait_for(self._body(receive, headers), BODY_S)
+            body = await self._let_in(scope, receive)
             await self.app(scope, replay(body, receive), watched)
-        except TimeoutError:
-            await self._refuse(
-                Refusal(408, f"the request's body did not arrive within {BODY_S:.0f} s", "slow"), watched
-            )
         except Refusal as refusal:
+            if begun:
+                raise
             await self._refuse(refusal, watched)
         finally:
             self.under_way -= 1
             route = getattr(scope.get("route"), "path", "none")
             self.meters.answered(route, status, time.monotonic() - started)
+
+    async def _let_in(self, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes:
+        """The body of a request that may pass. Raises Refusal."""
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        self._check_head(scope["method"], headers)
+        try:
+            return await asyncio.wait_for(self._body(receive, headers), BODY_S)
+        except TimeoutError:
+            raise Refusal(408, f"the request's body did not arrive within {BODY_S:.0f} s", "slow") from None
 
     def _check_head(self, method: str, headers: dict[str, str]) -> None:
         if self.key_digest:

@@ -24,10 +24,13 @@ from kray.plan_rules import MARGINALS, MODES, UNITS, VALUES, WEIGHTS
 from kray.serve.gate import Gate, Limits, Refusal, health
 from kray.serve.plans import BeliefSettings, PlanBook, allocate
 
-MOST = 10_000_000  # rollouts or tokens of a budget, and rollouts of a bound
+MOST = 10_000_000  # tokens of a budget
+MOST_ROLLOUTS = 1_000_000  # of a budget of rollouts: an online step of it takes some seconds
+MOST_OF_ONE = 65_536  # rollouts of one prompt
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-Count = Annotated[int, Field(ge=0, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST_ROLLOUTS)]
+Bound = Annotated[int, Field(ge=0, le=MOST_OF_ONE)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
@@ -51,8 +54,8 @@ class Allocate(Message):
     successes: list[NotNegative] | None = None
     trials: list[NotNegative] | None = None
     prior: tuple[Positive, Positive] | None = None
-    lower: Count | list[Count] = 2
-    upper: Count | list[Count] = 128
+    lower: Bound | list[Bound] = 2
+    upper: Bound | list[Bound] = 128
     cost: list[Positive] | None = None
     value: Literal[VALUES] = "paper"  # type: ignore[valid-type]
 
@@ -93,8 +96,8 @@ class Open(Message):
     prompt_ids: Annotated[list[Id], Field(min_length=1)]
     budget: Annotated[FiniteFloat, Field(ge=0, le=MOST)]
     mode: Literal[MODES] = "static"  # type: ignore[valid-type]
-    lower: Count = 2
-    upper: Count = 128
+    lower: Bound = 2
+    upper: Bound = 128
     unit: Literal[UNITS] = "rollouts"  # type: ignore[valid-type]
     value: Literal[VALUES] = "paper"  # type: ignore[valid-type]
     marginal: Literal[MARGINALS] = "expected_gain"  # type: ignore[valid-type]
@@ -116,8 +119,9 @@ class Open(Message):
         found = {key: getattr(self, key) for key in (*keys, "weights", "candidates", "target_groups")}
         if self.unit == "tokens":
             return found | {"budget": 0, "token_budget": int(self.budget)}
-        if self.budget != int(self.budget):
-            raise Refusal(422, f"budget must be a whole number of rollouts, not {self.budget}", param="budget")
+        if self.budget != int(self.budget) or self.budget > MOST_ROLLOUTS:
+            text = f"budget must be a whole number of rollouts, at most {MOST_ROLLOUTS}, not {self.budget:g}"
+            raise Refusal(422, text, param="budget")
         return found | {"budget": int(self.budget)}
 
 

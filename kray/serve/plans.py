@@ -210,7 +210,7 @@ class PlanBook:
             self._room_for(name)
             file = self.folder / f"{name}.json" if self.folder is not None else None
             if file is not None and file.is_file():
-                self.load(name, json.loads(file.read_text()))
+                self.load(name, _kept(file))
             else:
                 with refusals("beliefs"):
                     made = Beliefs(settings.discount, settings.prior_alpha, settings.prior_beta, settings.fit_prior)
@@ -346,3 +346,11 @@ def _keep(file: Path, state: dict[str, Any]) -> None:
     unfinished = file.with_name(f".tmp-{file.name}")
     unfinished.write_text(json.dumps(state))
     os.replace(unfinished, file)
+
+
+def _kept(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        text = f"the beliefs kept in {file.name} cannot be read ({error}); take the file away to begin the run anew"
+        raise Refusal(500, text, "state", "run") from error

@@ -77,6 +77,8 @@ def test_beliefs_go_through_json_and_a_folder_and_change_the_next_plan(tmp_path)
     assert plans[0] == plans[1] == plans[2]
     assert plans[0] != plans[3]
     assert again.runs()[0]["steps"] == 1
+    (tmp_path / "r.json").write_text("{")
+    assert "r.json cannot be read" in refused(500, "run", PlanBook(folder=tmp_path).open, "r", IDS, static, {})
 
 
 def test_one_plan_at_a_time_and_a_withdrawn_one_leaves_no_trace():
