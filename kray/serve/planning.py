@@ -235,7 +235,10 @@ def name_fields(app: Any) -> None:
     from fastapi.exceptions import RequestValidationError
 
     async def named(request: Any, error: Any) -> None:
-        first = error.errors()[0]
+        found = error.errors()
+        first = next(
+            (told for told in found if told["type"] == "extra_forbidden"), found[0]
+        )  # before what it misspells
         where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
         place = ".".join(where)
         text = first["msg"].removeprefix("Value error, ")
