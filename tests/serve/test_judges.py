@@ -61,9 +61,10 @@ def test_who_asks_does_not_choose_what_code_runs_here(body, param):
 
 def test_only_so_many_kinds_have_processes_and_an_unused_one_makes_room():
     async def story():
-        judges = Judges(JudgeSpec())
+        others = ("rewards_for_tests:first_is_even", "rewards_for_tests:fails_on_odd")
+        judges = Judges(JudgeSpec(verifiers=("exact", *others)))
         bodies = [{"verifier": "exact", "options": {"case_sensitive": flag}, "items": []} for flag in (True, False)]
-        bodies += [{"verifier": name, "items": []} for name in ("exact", "math", "reasoning_gym")]
+        bodies += [{"verifier": name, "items": []} for name in ("exact", *others)]
         for body in bodies:
             await judges.score(Score.model_validate(body))
         kept = len(judges._kinds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -15,6 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from kray.records import ConfigError
+from kray.serve.access import Access
+from kray.serve.gate import Limits
+from kray.serve.judging import JudgeSpec
+from kray.serve.services import planner_application, rewards_application
+
 ROOT = Path(__file__).parents[2]
 PLANTED = "planted-key-planted-key-planted"
 HERE = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -25,31 +32,50 @@ def door(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=HERE, capture_output=True, text=True, timeout=120)
 
 
-def test_help_teaches_with_examples():
-    done = door("--help")
-    assert done.returncode == 0
-    assert done.stdout.count("python jobs/serve.py") >= 4
+def test_help_teaches_with_examples(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["serve.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / "serve.py"))["main"]()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.count("python jobs/serve.py") >= 4
+
+
+def test_bad_input_ends_with_2_and_one_message():
+    done = door("planner", "--no-key", "--host", "0.0.0.0")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("config error: --no-key goes with a loopback --host only")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["policy", "./nowhere"], "config error: {root}/nowhere is not a folder"),
-        (
-            ["policy", "configs"],
-            "config error: {root}/configs is no run, no complete checkpoint and no Hugging Face folder",
-        ),
-        (["planner", "--no-key", "--host", "0.0.0.0"], "config error: --no-key goes with a loopback --host only"),
-        (["rewards", "--verifier", "nowhere:judge"], 'config error: --verifier: verifier "nowhere:judge"'),
-        (["planner", "--state", "/proc/none"], "config error: --state: /proc/none cannot be made"),
-        (["planner", "--concurrency", "0"], "config error: --concurrency"),
+        (["policy", "./nowhere"], "nowhere is not a folder"),
+        (["policy", str(ROOT / "configs")], "configs is no run, no complete checkpoint and no Hugging Face folder"),
+        (["policy", str(ROOT), "--gpus", "2"], "--gpus must be 0 or 1"),
+        (["rewards", "--verifier", "nowhere:judge"], '--verifier: verifier "nowhere:judge"'),
+        (["rewards", "--workers", "0"], "--workers must be at least 1, not 0"),
+        (["planner", "--state", "/proc/none"], "--state: /proc/none cannot be made"),
+        (["planner", "--concurrency", "0"], "--concurrency"),
+        (["planner", "--request-mib", "nan"], "--request-mib"),
     ],
 )
-def test_bad_input_ends_with_2_and_one_message(arguments, message):
-    done = door(*arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith(message.format(root=ROOT))
-    assert len(done.stderr.splitlines()) == 1
+def test_what_is_wrong_is_named_before_anything_starts(arguments, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
+    with pytest.raises(ConfigError) as caught:
+        runpy.run_path(str(ROOT / "jobs" / "serve.py"))["main"]()
+    assert message in str(caught.value)
+
+
+def test_replicas_follow_the_load_between_the_bounds():
+    access = Access(replicas=(0, 3), limits=Limits(under_way=10))
+    application = rewards_application(JudgeSpec(workers=2), access, "")
+    config = application._bound_deployment._deployment_config
+    scaling = config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (0, 3, 5)
+    assert config.graceful_shutdown_timeout_s == access.drain_s
+    fixed = planner_application(Access(), "", 4, 100, "")._bound_deployment._deployment_config
+    assert (fixed.num_replicas, fixed.autoscaling_config) == (1, None)
 
 
 @pytest.mark.slow
