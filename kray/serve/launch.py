@@ -7,6 +7,7 @@ was started here ends with the service. Every wait has a deadline.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -60,7 +61,7 @@ def start_serve(access: Access) -> bool:
         return False
     place = "HeadOnly" if access.host in LOOPBACK else "EveryNode"
     options = {"host": access.host, "port": access.port, "request_timeout_s": ANSWER_S}
-    within(CALL_S, "Serve did not start", serve.start, proxy_location=place, http_options=options)
+    within(CALL_S, "Serve's start", serve.start, proxy_location=place, http_options=options)
     return True
 
 
@@ -87,13 +88,15 @@ def serve_until_signal(
         import ray
 
         started = start_serve(access)
+        check_free(name, access)
         try:
-            deploy(name, build(), access, asked)
+            deploy(name, build, access, asked)
             ready()
             wait(name, asked)
             say(f"{signal.Signals(asked[0]).name}: ending; requests under way have {access.drain_s:g} s")
         except Interrupted:
             say(f"{signal.Signals(asked[0]).name}: ending before the service was up")
+            return 130
         finally:
             leave(name, started and joined, access.drain_s, asked)
             if not joined:
@@ -108,27 +111,45 @@ class Interrupted(Exception):
     """A signal came before the service was up."""
 
 
-def deploy(name: str, application: Any, access: Access, asked: list[int]) -> None:
-    """Returns when the application runs. Raises KrayError that says what is missing, ConfigError on a path that is taken."""
+def check_free(name: str, access: Access) -> None:
+    """Raises ConfigError when another application on this cluster has the name or the prefix."""
     from ray import serve
 
     prefixes = taken_prefixes()
-    for other, state in serve.status().applications.items():
+    for other, state in within(CALL_S, "Serve's controller", serve.status).applications.items():
         if other == name:
-            raise ConfigError(f"{name} is served on this cluster already")
+            raise ConfigError(f"{name} is served on this cluster already, at {prefixes.get(other)}")
         if prefixes.get(other) == access.prefix:
             raise ConfigError(f"--prefix {access.prefix} is taken on this cluster by {other} ({state.status.value})")
+
+
+def deploy(name: str, build: Callable[[], Any], access: Access, asked: list[int]) -> None:
+    """Returns when the application that `build` makes runs. Raises KrayError that says what is missing, Interrupted."""
+    from ray import serve
+
+    application = unless_asked(background(build), math.inf, asked)
     work = background(serve.run, application, name=name, route_prefix=access.prefix)
-    deadline = time.monotonic() + access.start_s
+    try:
+        unless_asked(work, access.start_s, asked)
+    except NotInTime:
+        raise KrayError(f"{name} was not up after {access.start_s:.0f} s: {troubles(name)}") from None
+    except Interrupted:
+        raise
+    except Exception as error:
+        why = troubles(name) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise KrayError(f"{name} could not be started: {why}") from error
+
+
+def unless_asked(work: Future, seconds: float, asked: list[int]) -> Any:
+    """The result of work in the background. Raises what it raised, NotInTime, or Interrupted at a signal."""
+    deadline = time.monotonic() + seconds
     while not work.done():
         if asked:
             raise Interrupted
         if time.monotonic() > deadline:
-            raise KrayError(f"{name} was not up after {access.start_s:.0f} s: {troubles(name)}")
+            raise NotInTime
         time.sleep(POLL_S)
-    if work.exception() is not None:
-        why = troubles(name) or str(work.exception()).strip().splitlines()[0]
-        raise KrayError(f"{name} could not be started: {why}")
+    return work.result()
 
 
 def wait(name: str, asked: list[int]) -> None:
@@ -139,7 +160,7 @@ def wait(name: str, asked: list[int]) -> None:
     while not asked:
         time.sleep(POLL_S)
         if time.monotonic() > looked + CHECK_S:
-            if name not in within(CALL_S, "Serve's controller is gone", serve.status).applications:
+            if name not in within(CALL_S, "Serve's controller", serve.status).applications:
                 raise KrayError(f"{name} was deleted from Serve by another")
             looked = time.monotonic()
 
@@ -162,7 +183,7 @@ def troubles(name: str) -> str:
     """What Serve says of an application that does not come up, in one line."""
     from ray import serve
 
-    state = within(CALL_S, "Serve's controller is gone", serve.status).applications.get(name)
+    state = within(CALL_S, "Serve's controller", serve.status).applications.get(name)
     if state is None:
         return ""
     told = [state.message, *(part.message for part in state.deployments.values())]

@@ -36,13 +36,13 @@ def services(ray_local, warm_policy, tmp_path_factory):
     launch.start_serve(access)
     spec = PolicySpec(str(folder), "tiny", 64, 100, 16, 1, 0, 0.1)
     state = tmp_path_factory.mktemp("beliefs")
-    applications = {
-        "policy": policy_application(spec, places["policy"], digest(KEY)),
-        "planner": planner_application(places["planner"], digest(KEY), 2, 1000, str(state)),
-        "rewards": rewards_application(JudgeSpec(timeout_s=1.0), places["rewards"], digest(KEY)),
+    builds = {
+        "policy": lambda: policy_application(spec, places["policy"], digest(KEY)),
+        "planner": lambda: planner_application(places["planner"], digest(KEY), 2, 1000, str(state)),
+        "rewards": lambda: rewards_application(JudgeSpec(timeout_s=1.0), places["rewards"], digest(KEY)),
     }
-    waiting = launch.background(launch.deploy, "policy", applications.pop("policy"), places["policy"], [])
-    for name, application in applications.items():
-        launch.deploy(name, application, places[name], [])
+    waiting = launch.background(launch.deploy, "policy", builds.pop("policy"), places["policy"], [])
+    for name, build in builds.items():
+        launch.deploy(name, build, places[name], [])
     yield SimpleNamespace(**places, key=KEY, state=state, policy_up=waiting, folder=folder)
     serve.shutdown()
