@@ -6,6 +6,7 @@ was started here ends with the service. Every wait has a deadline.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import signal
@@ -170,7 +171,9 @@ def leave(name: str, whole: bool, drain_s: float, asked: list[int]) -> None:
     from ray import serve
 
     def end() -> None:
-        serve.delete(name)
+        while name in serve.status().applications:
+            with contextlib.suppress(TimeoutError):  # it waits a minute, and requests under way may have longer
+                serve.delete(name)
         if whole:
             serve.shutdown()
 
