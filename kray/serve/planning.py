@@ -231,8 +231,9 @@ def _routes(app: Any, book: PlanBook, meters: Any) -> None:
 
 
 def name_fields(app: Any) -> None:
-    """Errors of a request's form as refusals that name the first field that is wrong."""
+    """FastAPI's own errors as refusals: those of a request's form name the first field that is wrong."""
     from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
 
     async def named(request: Any, error: Any) -> None:
         found = error.errors()
@@ -247,3 +248,9 @@ def name_fields(app: Any) -> None:
         raise Refusal(422, f"{place}: {text}" if place else text, "invalid", where[0] if where else None)
 
     app.add_exception_handler(RequestValidationError, named)
+
+    async def told(request: Any, error: Any) -> None:
+        text = "no such path here" if error.status_code == 404 else str(error.detail)
+        raise Refusal(error.status_code, text, "path" if error.status_code in (404, 405) else "invalid")
+
+    app.add_exception_handler(HTTPException, told)

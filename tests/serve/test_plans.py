@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from kray.planner import Beliefs, BetaValue, KnapsackPlanner, PointValue, solve
-from kray.serve.gate import Refusal
-from kray.serve.planning import Allocate, Open
+from kray.serve.gate import Limits, Refusal
+from kray.serve.planning import Allocate, Open, Planner
 from kray.serve.plans import BeliefSettings, PlanBook, allocate
 
 IDS = [f"p{i}" for i in range(24)]
@@ -207,3 +209,30 @@ def test_a_budget_of_rollouts_is_whole_and_one_of_tokens_need_not_be():
     assert refused(422, "budget", allocate, 7, 4, 8, None, "paper", success_rate=[0.5, 0.5]).startswith(
         "budget 7 is less"
     )
+
+
+def test_every_error_of_the_api_has_one_form(monkeypatch):
+    """Also those that FastAPI answers by itself: no such path, no JSON, JSON that is too deep."""
+
+    class Uncounted:
+        def __init__(self, service):
+            pass
+
+        def __getattr__(self, name):
+            return lambda *_: None
+
+    monkeypatch.setattr("kray.serve.meters.Meters", Uncounted)
+    app = Planner(Limits(), "", 4, 100, "").__serve_build_asgi_app__()
+    json_type = {"content-type": "application/json"}
+
+    async def answers():
+        door = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=door, base_url="http://127.0.0.1", headers=json_type) as client:
+            asked = [("POST", "/v1/allocate", body) for body in ("", "{", "[" * 5000, "[]", "{}", '{"budget": NaN}')]
+            asked += [("GET", "/v1/nothing", None), ("GET", "/v1/allocate", None), ("DELETE", "/v1/runs/none", None)]
+            return [await client.request(method, path, content=body) for method, path, body in asked]
+
+    for answer in asyncio.run(answers()):
+        assert 400 <= answer.status_code < 500
+        assert answer.json()["error"]["code"] == answer.status_code
+        assert answer.json()["error"]["message"]
