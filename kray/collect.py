@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from kray.config.schema import RolloutConfig
 from kray.records import KrayError, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
+from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.outcome import Outcome
 from kray.rollout.pool import Pool
@@ -105,7 +106,7 @@ def check_failures(failures: Sequence[Failure], ordered: int, max_share: float, 
 class Collector:
     """Owns neither pool nor scorer. lengths: running mean of each prompt's response tokens, for scheduling."""
 
-    def __init__(self, pool: Pool, scorer: Scorer, tokenizer: Any, rollout: RolloutConfig):
+    def __init__(self, pool: Pool, scorer: Scorer | RemoteScorer, tokenizer: Any, rollout: RolloutConfig):
         self.pool, self.scorer, self.tokenizer, self.rollout = pool, scorer, tokenizer, rollout
         self.lengths: dict[str, float] = {}
         self._ids = count()

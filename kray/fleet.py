@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from kray.config import KrayConfig
+from kray.config import KrayConfig, RewardConfig
 from kray.parts import engine_spec
+from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.pool import Pool, Published
 from kray.stop import Stop
@@ -36,9 +38,7 @@ class Fleet:
             lora=config.model.lora,
         )
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label, say)
-        reward = config.reward
-        options = dict(reward.options)
-        self.scorer = Scorer(reward.verifier, options, reward.workers, reward.timeout_s, memory_gib=reward.memory_gib)
+        self.scorer = make_scorer(config.reward)
 
     async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:
         """Returns when the learner holds the checkpoint's policy and engines serve it. Raises KrayError, Stopped."""
@@ -72,3 +72,12 @@ class Fleet:
         await self.pool.close()
         self.learners.close()
         self.scorer.close()
+
+
+def make_scorer(reward: RewardConfig) -> Scorer | RemoteScorer:
+    """What judges the run's answers: processes here, or the service that reward.url names."""
+    options = dict(reward.options)
+    if reward.url:
+        key = os.environ.get(reward.key_env, "").strip()
+        return RemoteScorer(reward.url, key, reward.verifier, options, reward.deadline_s)
+    return Scorer(reward.verifier, options, reward.workers, reward.timeout_s, memory_gib=reward.memory_gib)

@@ -185,7 +185,13 @@ def _submission_id() -> str:
 
 
 def connect(config: KrayConfig) -> None:
-    """Joins the cluster of this job or of RAY_ADDRESS; without either, starts a Ray of its own that only this machine sees."""
+    """`join`, with the CPUs that a run needs."""
+    join(cpus_asked(config))
+
+
+def join(cpus: int) -> bool:
+    """Joins the cluster of this job or of RAY_ADDRESS and returns True; without either, starts a Ray of its own that only
+    this machine sees, with at least so many CPUs."""
     joins = joins_cluster()
     if not joins:
         path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -194,14 +200,15 @@ def connect(config: KrayConfig) -> None:
 
     if joins:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        return
+        return True
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, cpus_asked(config)),
+        num_cpus=max(os.cpu_count() or 1, cpus),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    return False
 
 
 def as_task(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> Any:

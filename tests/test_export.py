@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -302,3 +303,21 @@ def test_vllm_loads_an_export_and_computes_the_same(make_run, tmp_path, lora):
     difference = largest([np.load(tmp_path / "logprobs.npy")], said[2][:1])
     print(f"\nlargest difference of a logprob, {'LoRA ' * bool(lora)}export in vLLM to learner: {difference:.1e}")
     assert difference < 1e-4
+
+
+def test_a_checkpoint_that_would_run_something_is_refused(make_run, tmp_path):
+    """Its .metadata is a pickle: whoever serves or exports a run of another must not run what it holds."""
+    run, config, _ = make_run()
+    file = run / "checkpoints" / "step-000002" / "learner" / ".metadata"
+    file.write_bytes(pickle.dumps(Planted(str(tmp_path / "ran"))))
+    with pytest.raises(KrayError, match=r"\.metadata cannot be read: it asks for os\.mkdir|posix\.mkdir"):
+        export_checkpoint(file.parents[1], config.model.path, config.model, tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
+class Planted:
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)

@@ -50,7 +50,7 @@ LIMITS: dict[str, str] = {
     "above 0": """
         model.tiny.lr model.lora.alpha plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib
         rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s rollout.idle_s reward.timeout_s train.eps
-        train.timeout_s evaluate.temperature
+        reward.deadline_s train.timeout_s evaluate.temperature
         """,
     "in [0, 1]": "run.max_failed_share plan.discount train.clip_low model.tiny.clean_share",
     "in (0, 1]": "rollout.gpu_memory_share",
@@ -194,6 +194,10 @@ def _prompts(config: KrayConfig) -> Iterator[Problem]:
     if config.reward.verifier == "code" and isinstance(own_s, int | float) and own_s >= config.reward.timeout_s:
         text = f"reward.options.timeout_s {own_s:g} (of the code verifier) must be below reward.timeout_s"
         yield Problem(("reward.options.timeout_s", "reward.timeout_s"), f"{text} {config.reward.timeout_s:g}")
+    if config.reward.url and not config.reward.url.startswith(("http://", "https://")):
+        yield Problem(("reward.url",), f"reward.url must begin with http:// or https://, not {config.reward.url!r}")
+    if "@" in config.reward.url:
+        yield Problem(("reward.url",), "reward.url must not hold a user or password: reward.key_env names the key")
 
 
 def _source(key: str, source: SourceConfig) -> Iterator[Problem]:

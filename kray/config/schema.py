@@ -166,6 +166,11 @@ class RewardConfig:
     workers: int = 1  # processes
     timeout_s: float = 10.0  # for one answer; over it the reward is 0 and the process is replaced
     memory_gib: float = 4.0  # of one process; over it the verifier gets a MemoryError; 0: no limit
+    # A reward service (jobs/serve.py rewards) that judges in place of processes beside the driver; its own settings are
+    # then those of workers, timeout_s and memory_gib. Empty: none.
+    url: str = ""
+    key_env: str = "KRAY_API_KEY"  # environment variable, of the driver, that holds the service's key; unset: no key
+    deadline_s: float = 300.0  # for the service's answer, attempts together; over it the answers are data failures
 
 
 @dataclass

@@ -51,6 +51,6 @@ def _actors(config: KrayConfig) -> list[tuple[str, str]]:
         ("driver", f"1 x {amounts(0, 0)}"),
         ("engines", f"{rollout.engines} x {amounts(rollout.cpus_per_engine, rollout.gpus_per_engine)}"),
         ("learner ranks", f"{train.ranks} x {amounts(train.cpus_per_rank, train.gpus_per_rank)}"),
-        ("scorer processes", f"{config.reward.workers}, in the driver's node"),
+        ("scorer processes", config.reward.url or f"{config.reward.workers}, in the driver's node"),
         ("actors ask for", amounts(cpus, gpus)),
     ]

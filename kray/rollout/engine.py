@@ -1,4 +1,4 @@
-"""One vLLM engine in one actor; with transfer.py, the only module that imports vLLM.
+"""One vLLM engine in one actor; with transfer.py and kray/serve/completions.py, the only module that imports vLLM.
 
 Everything that touches vLLM happens in one thread of this process, which takes commands between two steps of the engine.
 The actor's other threads only put commands in and take results out, so a long step blocks nobody.

@@ -3,12 +3,15 @@
 Promises
 - What is written is the state at the call, whatever the learner does while it is being written.
 - The background write talks over a process group of its own, so that its collectives never meet those of training.
+- Reading runs nothing that a file asks for: tensors alone are read, and of the pickle that torch writes as .metadata only
+  torch's own descriptions of them.
 - A folder without .metadata is no checkpoint: torch writes that file last. Who commits the folder as a whole is
   checkpoints.py's business.
 """
 
 from __future__ import annotations
 
+import pickle
 import threading
 import warnings
 from datetime import timedelta
@@ -80,7 +83,11 @@ def read(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[dict[str, A
     """
     if not (folder / ".metadata").is_file():
         raise KrayError(f"learner: {folder} holds no learner checkpoint (no .metadata); nothing was loaded")
-    names = dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata.keys()
+    reader = _Reader(str(folder))
+    try:
+        names = reader.read_metadata().state_dict_metadata.keys()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
+        raise KrayError(f"learner: {folder / '.metadata'} cannot be read: {error}") from error
     missing = sorted(state.keys() - names)
     if missing:
         raise KrayError(
@@ -89,6 +96,43 @@ def read(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[dict[str, A
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # an export needs no process group
-        dcp.load(state, checkpoint_id=str(folder))
+        dcp.load(state, storage_reader=reader)
     mine = folder / f"rank-{rank}.pt"
     return torch.load(mine if mine.is_file() else folder / "rank-0.pt", weights_only=True), mine.is_file()
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads .metadata without running what is in it."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        with self.fs.create_stream(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
+            metadata = _Descriptions(file).load()
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Descriptions(pickle.Unpickler):
+    """Knows tensors' descriptions, and no others: those of pickled objects would have torch unpickle them later."""
+
+    _KNOWN = {  # noqa: RUF012
+        "torch.distributed.checkpoint.metadata": (
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        ),
+        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+        "torch.serialization": ("_get_layout",),
+        "pathlib": ("PosixPath", "PurePosixPath"),
+        "torch": ("Size",),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = name in self._KNOWN.get(module, ())
+        if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which describes no tensor")

@@ -1,0 +1,176 @@
+"""The policy as OpenAI's API: one vLLM engine in one replica. Beside kray/rollout the only module that imports vLLM.
+
+Requests, answers, errors and streams are vLLM's own (vllm.entrypoints.openai); this file starts its engine and puts a door
+before its handlers. Ray Serve LLM (`ray.serve.llm`) would do the same with more processes: it pins another vLLM than kray
+does, wants a second deployment before each engine, and has no key and no limits.
+
+Promises
+- Weights are read from safetensors only, and no code that lies in the model's folder is run.
+- A replica whose engine has died fails its health check: Serve replaces it.
+- No prompt and no response is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from kray.serve.gate import Gate, Limits, Refusal, health
+
+SHUTDOWN_S = 10.0  # for the engine's processes to end
+CPU_STEP_TOKENS = 8192  # prompt tokens that one step of the engine may take in on CPU
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """folder: of a Hugging Face model. name: what clients call it. context: tokens of prompt and response together.
+    max_tokens: response tokens that one request may ask for, over all its samples. kv_cache_gib: on CPU."""
+
+    folder: str
+    name: str
+    context: int
+    max_tokens: int
+    sequences: int
+    cpus: int
+    gpus: int
+    kv_cache_gib: float
+    gpu_memory_share: float = 0.85
+    eager: bool = True
+
+    def environment(self) -> dict[str, str]:
+        """Of the replica's process; vLLM reads it when it is imported."""
+        return {
+            "OMP_NUM_THREADS": str(max(1, self.cpus)),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would put every engine of a node on the same cores
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",  # the folder has all there is
+        }
+
+    def engine_options(self) -> dict[str, Any]:
+        """As vLLM's command line names them."""
+        options: dict[str, Any] = {
+            "model": self.folder,
+            "served_model_name": [self.name],
+            "load_format": "safetensors",
+            "trust_remote_code": False,
+            "max_model_len": self.context,
+            "max_num_seqs": self.sequences,
+            "enforce_eager": self.eager,
+            "enable_prefix_caching": True,
+            "distributed_executor_backend": "uni",
+            "enable_log_requests": False,
+            "disable_log_stats": True,
+        }
+        if self.gpus:
+            return options | {"gpu_memory_utilization": self.gpu_memory_share}
+        # With chunked prefill vLLM 0.32 dies on CPU when a seeded request's prompt is cut by a chunk.
+        return options | {
+            "kv_cache_memory_bytes": int(self.kv_cache_gib * 2**30),
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(CPU_STEP_TOKENS, self.context),
+        }
+
+
+class Policy:
+    """The body of a replica."""
+
+    def __init__(self, spec: PolicySpec, limits: Limits, key_digest: str):
+        """Returns when the engine has loaded the model."""
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from kray.serve.meters import Meters
+
+        self.spec, self.limits, self.key_digest = spec, limits, key_digest
+        self.meters = Meters("policy")
+        self.settings = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+        for name, value in spec.engine_options().items():
+            assert hasattr(self.settings, name), name
+            setattr(self.settings, name, value)
+        arguments = AsyncEngineArgs.from_cli_args(self.settings)
+        self.engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._counter()])
+
+    def _counter(self) -> Any:
+        """What vLLM tells after each step of the engine, as our counters."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        meters = self.meters
+
+        class Tokens(StatLoggerBase):
+            def __init__(self, vllm_config: Any, engine_index: int = 0):
+                pass
+
+            def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+                if iteration_stats is not None:
+                    meters.count_tokens(iteration_stats.num_prompt_tokens, iteration_stats.num_generation_tokens)
+
+            def log_engine_initialized(self) -> None:
+                pass
+
+        return Tokens
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """vLLM's routes for models, completions and chat, with its errors, behind the gate."""
+        from fastapi import FastAPI, Request
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.entrypoints.openai.completion.api_router import create_completion
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+        from vllm.entrypoints.openai.models.api_router import router as models
+        from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+
+        app = FastAPI(title="kray policy", openapi_url=None)
+        await init_app_state(self.engine, app.state, self.settings, await self.engine.get_supported_tasks())
+        app.state.server = SimpleNamespace()  # vLLM tells its own server to end when the engine dies; Serve asks us
+
+        async def complete(request, raw_request):  # type: ignore[no-untyped-def]
+            self._check_tokens(request.n, request.max_tokens or 16, prompts_in(request.prompt))
+            return await create_completion(request, raw_request)
+
+        async def chat(request, raw_request):  # type: ignore[no-untyped-def]
+            self._check_tokens(request.n, request.max_completion_tokens or request.max_tokens or self.spec.context, 1)
+            return await create_chat_completion(request, raw_request)
+
+        # by hand, because vLLM's classes cannot be named in annotations before vLLM is imported
+        complete.__annotations__ = {"request": CompletionRequest, "raw_request": Request}
+        chat.__annotations__ = {"request": ChatCompletionRequest, "raw_request": Request}
+        app.post("/v1/completions")(complete)
+        app.post("/v1/chat/completions")(chat)
+        app.include_router(models)
+        init_exception_handler(app)
+        health(app, self.check_health)
+        app.add_middleware(Gate, limits=self.limits, key_digest=self.key_digest, meters=self.meters)
+        return app
+
+    def _check_tokens(self, samples: int | None, tokens: int, prompts: int) -> None:
+        wanted = (samples or 1) * tokens * prompts
+        if wanted > self.spec.max_tokens:
+            raise Refusal(
+                413,
+                f"the request asks for up to {wanted} response tokens ({prompts} prompts x {samples or 1} samples x "
+                f"{tokens}); this server allows {self.spec.max_tokens} a request",
+                "tokens",
+                "max_tokens",
+            )
+
+    async def check_health(self) -> None:
+        """Raises when the engine has died; called by Serve."""
+        await asyncio.wait_for(self.engine.check_health(), SHUTDOWN_S)
+
+    def __del__(self) -> None:
+        if engine := getattr(self, "engine", None):
+            engine.shutdown(timeout=SHUTDOWN_S)
+
+
+def prompts_in(prompt: Any) -> int:
+    """How many prompts the `prompt` of a completion holds: a text or a list of tokens is one."""
+    batch = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+    return len(prompt) if batch else 1

@@ -1,0 +1,142 @@
+"""The three services as the command line asks for them: from options to an application that answers."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from kray.launch import as_task, find_model
+from kray.records import ConfigError
+from kray.rewards import VERIFIERS, check_verifier
+from kray.serve.access import Access, cache_folder, key_digest
+from kray.serve.completions import Policy, PolicySpec
+from kray.serve.folders import exported, find_checkpoint, policy_spec
+from kray.serve.gate import Limits
+from kray.serve.judging import JudgeSpec, Rewards
+from kray.serve.launch import deployed, serve_until_signal
+from kray.serve.planning import Planner
+
+EXPORT_S = 1800.0
+
+
+def access_of(arguments: Any) -> Access:
+    """Raises ConfigError."""
+    if not (0 < arguments.request_mib <= 1024):
+        raise ConfigError(f"--request-mib must be above 0 and at most 1024, not {arguments.request_mib:g}")
+    return Access(
+        host=arguments.host,
+        port=arguments.port,
+        prefix=arguments.prefix,
+        with_key=not arguments.no_key,
+        limits=Limits(int(arguments.request_mib * 2**20), arguments.concurrency),
+        replicas=(arguments.min_replicas, arguments.max_replicas),
+        drain_s=arguments.drain_s,
+        start_s=arguments.start_s,
+    )
+
+
+def serve_policy(arguments: Any) -> int:
+    access = access_of(arguments)
+    _at_least(arguments, sequences=1, cpus=0, gpus=0)
+    if arguments.gpus > 1 or not 0 < arguments.kv_cache_gib < 2**20:
+        raise ConfigError("--gpus must be 0 or 1, and --kv-cache-gib above 0")
+    path = Path(arguments.folder).expanduser().absolute()
+    checkpoint = find_checkpoint(path, arguments.step)
+    folder, config = path, None
+    if checkpoint is not None:
+        cache = Path(arguments.cache).expanduser().absolute() if arguments.cache else cache_folder() / "exports"
+        folder, config = exported(checkpoint, cache, arguments.overrides)
+        arguments.name = arguments.name or checkpoint.parent.parent.name
+    elif arguments.overrides:
+        raise ConfigError(
+            f"{arguments.overrides[0]}: overrides go with a run or a checkpoint; {path} is a model's folder"
+        )
+    if folder.is_dir():
+        policy_spec(folder, arguments)  # what is wrong shows before anything is started
+    digest = key_digest(access, say)
+
+    def build() -> Any:
+        if not folder.is_dir():
+            from kray.export import export_checkpoint
+
+            assert checkpoint is not None
+            assert config is not None
+            say(f"export     {checkpoint} to {folder}")
+            as_task(EXPORT_S, export_checkpoint, checkpoint, find_model(config), config.model, folder)
+        spec = policy_spec(folder, arguments)
+        return policy_application(spec, access, digest)
+
+    name = arguments.name or folder.name
+    cpus = math.ceil(max(1, arguments.cpus) * max(1, access.replicas[0]))
+    return _serve("kray-policy", build, access, cpus, f"{access.address}/v1   model {name}")
+
+
+def policy_application(spec: PolicySpec, access: Access, digest: str) -> Any:
+    actor = {"num_cpus": spec.cpus, "num_gpus": spec.gpus, "runtime_env": {"env_vars": spec.environment()}}
+    return deployed(Policy, "policy", access, actor, spec, access.limits, digest)
+
+
+def serve_planner(arguments: Any) -> int:
+    access = access_of(arguments)
+    _at_least(arguments, max_runs=1, max_prompts=1)
+    folder = Path(arguments.state).expanduser().absolute() if arguments.state else None
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--state: {folder} cannot be made: {error.strerror}") from error
+    digest = key_digest(access, say)
+    settings = (arguments.max_runs, arguments.max_prompts, str(folder or ""))
+    return _serve("kray-planner", lambda: planner_application(access, digest, *settings), access, 1, access.address)
+
+
+def planner_application(access: Access, digest: str, *settings: Any) -> Any:
+    actor = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    return deployed(Planner, "planner", access, actor, access.limits, digest, *settings)
+
+
+def serve_rewards(arguments: Any) -> int:
+    access = access_of(arguments)
+    _at_least(arguments, workers=1)
+    if not (arguments.timeout_s > 0 and arguments.memory_gib >= 0):
+        raise ConfigError("--timeout-s must be above 0 and --memory-gib at least 0")
+    for name in arguments.verifier:
+        try:
+            check_verifier(name)
+        except ValueError as error:
+            raise ConfigError(f"--verifier: {error}") from error
+    spec = JudgeSpec(
+        verifiers=(*VERIFIERS, *arguments.verifier),
+        workers=arguments.workers,
+        timeout_s=arguments.timeout_s,
+        memory_gib=arguments.memory_gib,
+        isolation=arguments.isolation,
+    )
+    digest = key_digest(access, say)
+    cpus = spec.workers * max(1, access.replicas[0])
+    return _serve("kray-rewards", lambda: rewards_application(spec, access, digest), access, cpus, access.address)
+
+
+def rewards_application(spec: JudgeSpec, access: Access, digest: str) -> Any:
+    actor = {"num_cpus": spec.workers, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    return deployed(Rewards, "rewards", access, actor, spec, access.limits, digest)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stdout, flush=True)
+
+
+def _serve(name: str, build: Any, access: Access, cpus: int, where: str) -> int:
+    def ready() -> None:
+        say(f"serving    {where}")
+        say("end        Ctrl-C; once more ends at once")
+
+    return serve_until_signal(name, build, access, cpus, say, ready)
+
+
+def _at_least(arguments: Any, **least: int) -> None:
+    for name, bound in least.items():
+        if getattr(arguments, name) < bound:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {bound}, not {getattr(arguments, name)}")

@@ -1,0 +1,85 @@
+"""Where a service listens and whose key opens it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from kray.records import ConfigError
+from kray.serve.access import KEY_VARIABLE, Access, key_digest, key_file
+from kray.serve.gate import digest
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("KRAY_CACHE", str(tmp_path))
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"host": "0.0.0.0", "with_key": False}, "--no-key"),
+        ({"host": "10.0.0.1", "with_key": False}, "--no-key"),
+        ({"port": 0}, "--port"),
+        ({"prefix": "x"}, "--prefix"),
+        ({"prefix": "/x/"}, "--prefix"),
+        ({"replicas": (2, 1)}, "--min-replicas"),
+        ({"replicas": (0, 0)}, "--max-replicas"),
+        ({"drain_s": -1}, "--drain-s"),
+    ],
+)
+def test_a_bad_option_is_named(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        Access(**changes)
+
+
+def test_addresses_are_those_that_clients_can_use():
+    assert Access().address == "http://127.0.0.1:8000"
+    assert Access(host="0.0.0.0", prefix="/p").address == "http://127.0.0.1:8000/p"
+    assert Access(host="::1", with_key=False).address == "http://[::1]:8000"
+
+
+def test_the_variables_key_is_taken_out_of_the_environment_and_never_said(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "planted-planted-planted")
+    said = []
+    assert key_digest(Access(), said.append) == digest("planted-planted-planted")
+    assert KEY_VARIABLE not in os.environ
+    assert not any("planted-planted" in line for line in said)
+    assert not key_file().exists()
+
+
+@pytest.mark.parametrize("bad", ["short", "a" * 15, "é" * 20])
+def test_a_weak_key_is_refused_without_being_shown(monkeypatch, bad):
+    monkeypatch.setenv(KEY_VARIABLE, bad)
+    with pytest.raises(ConfigError, match=KEY_VARIABLE) as caught:
+        key_digest(Access(), print)
+    assert bad not in str(caught.value)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_made_key_is_private_kept_and_shown_on_a_terminal_once(monkeypatch, terminal):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    said = []
+    first = key_digest(Access(), said.append)
+    key = key_file().read_text().strip()
+    assert first == digest(key)
+    assert len(key) >= 32
+    assert stat.S_IMODE(key_file().stat().st_mode) == 0o600
+    assert key_digest(Access(), said.append) == first
+    assert [key in line for line in said] == [terminal, False]
+    assert all(str(key_file()) in line for line in said)
+
+
+def test_a_key_that_others_can_read_or_that_is_none_is_refused():
+    key_digest(Access(), lambda line: None)
+    key_file().chmod(0o644)
+    with pytest.raises(ConfigError, match="can be read by others"):
+        key_digest(Access(), print)
+    key_file().chmod(0o600)
+    key_file().write_text("")
+    with pytest.raises(ConfigError, match="holds no key"):
+        key_digest(Access(), print)
+    assert key_digest(Access(with_key=False), lambda line: None) == ""

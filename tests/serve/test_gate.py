@@ -1,0 +1,165 @@
+"""Whatever is sent, the gate answers it or lets it in; its counts agree."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from kray.serve.gate import Gate, Limits, digest, host_of
+
+KEY = "a-planted-key-of-some-length"
+HEAD = {"authorization": f"Bearer {KEY}", "content-type": "application/json", "host": "127.0.0.1:8000"}
+
+
+class Counted:
+    def __init__(self):
+        self.statuses: list[int] = []
+        self.reasons: list[str] = []
+
+    def answered(self, route, status, seconds):
+        assert seconds >= 0
+        self.statuses.append(status)
+
+    def refused(self, reason):
+        self.reasons.append(reason)
+
+
+def send(gate: Gate, headers=HEAD, body: bytes | list[bytes] = b"{}", method="POST", path="/v1/x"):
+    """(status, headers, body) of one request whose body comes in parts."""
+    parts = [body] if isinstance(body, bytes) else list(body)
+    messages = [
+        {"type": "http.request", "body": part, "more_body": number < len(parts) - 1}
+        for number, part in enumerate(parts)
+    ]
+    sent = []
+
+    async def receive():
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def collect(message):
+        sent.append(message)
+
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "headers": encoded}
+    asyncio.run(gate(scope, receive, collect))
+    answer = b"".join(message.get("body", b"") for message in sent[1:])
+    return sent[0]["status"], dict(sent[0]["headers"]), answer
+
+
+async def echo(scope, receive, send):
+    got = await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": got["body"]})
+
+
+def made(key=KEY, app=echo, **limits) -> tuple[Gate, Counted]:
+    counted = Counted()
+    return Gate(app, Limits(**limits), digest(key) if key else "", counted), counted
+
+
+def without(name: str, **more: str) -> dict[str, str]:
+    return {key: value for key, value in HEAD.items() if key != name} | more
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "reason"),
+    [
+        (without("authorization"), b"{}", 401, "key"),
+        (HEAD | {"authorization": f"Bearer {KEY}x"}, b"{}", 401, "key"),
+        (HEAD | {"authorization": f"Basic {KEY}"}, b"{}", 401, "key"),
+        (HEAD | {"authorization": "Bearer "}, b"{}", 401, "key"),
+        (HEAD | {"authorization": "Bearer \xff\xfe"}, b"{}", 401, "key"),
+        (HEAD | {"content-length": "101"}, b"{}", 413, "size"),
+        (HEAD | {"content-length": "-1"}, b"{}", 413, "size"),
+        (HEAD, [b"x" * 60, b"x" * 60], 413, "size"),  # no length announced
+        (HEAD | {"content-type": "text/plain"}, b"{}", 415, "media"),
+        (without("content-type"), b"{}", 415, "media"),
+    ],
+)
+def test_what_is_not_let_in_gets_openais_form_of_error_and_is_counted(headers, body, status, reason):
+    async def never(scope, receive, send):
+        raise AssertionError("the service saw it")
+
+    gate, counted = made(app=never, body_bytes=100)
+    got, _, answer = send(gate, headers, body)
+    error = json.loads(answer)["error"]
+    assert got == status == error["code"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert KEY not in answer.decode()
+    assert (counted.statuses, counted.reasons, gate.under_way) == ([status], [reason], 0)
+
+
+@pytest.mark.parametrize("body", [b"x" * 100, [b"x" * 50, b"x" * 50], b""])
+def test_what_is_let_in_arrives_whole(body):
+    gate, counted = made(body_bytes=100)
+    whole = body if isinstance(body, bytes) else b"".join(body)
+    assert send(gate, HEAD | {"authorization": f"bearer  {KEY} "}, body) == (200, {}, whole)
+    assert (counted.statuses, counted.reasons) == ([200], [])
+
+
+def test_only_so_many_are_under_way_and_the_others_are_told_when_to_come():
+    entered = 0
+
+    async def story():
+        release = asyncio.Event()
+
+        async def slow(scope, receive, send):
+            nonlocal entered
+            entered += 1
+            await release.wait()
+            await echo(scope, receive, send)
+
+        gate, counted = made(app=slow, under_way=2)
+        answers = []
+
+        async def one():
+            sent = []
+            encoded = [(name.encode(), value.encode()) for name, value in HEAD.items()]
+
+            async def receive():
+                return {"type": "http.request", "body": b"{}"}
+
+            async def collect(message):
+                sent.append(message)
+
+            await gate({"type": "http", "method": "POST", "path": "/", "headers": encoded}, receive, collect)
+            answers.append((sent[0]["status"], dict(sent[0]["headers"]).get(b"retry-after")))
+
+        tasks = [asyncio.create_task(one()) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        release.set()
+        await asyncio.gather(*tasks)
+        return answers, counted, gate
+
+    answers, counted, gate = asyncio.run(story())
+    assert sorted(answers, key=str) == [(200, None)] * 2 + [(429, b"1")] * 3
+    assert (entered, counted.reasons, gate.under_way) == (2, ["busy"] * 3, 0)
+
+
+def test_without_a_key_only_loopback_hosts_are_answered():
+    """A page in a browser reaches a loopback address under its own host's name."""
+    gate, _ = made(key="")
+    plain = without("authorization")
+    assert send(gate, plain)[0] == 200
+    assert send(gate, plain | {"host": "[::1]:8000"})[0] == 200
+    assert send(gate, plain | {"host": "evil.example:8000"})[0] == 403
+    assert send(gate, without("host"))[0] == 403
+    assert host_of("localhost") == "localhost"
+
+
+def test_health_needs_no_key():
+    gate, counted = made()
+    assert send(gate, {}, method="GET", path="/healthz")[0] == 200
+    assert counted.statuses == []
+
+
+def test_a_service_that_fails_counts_as_500_and_frees_its_place():
+    async def broken(scope, receive, send):
+        raise RuntimeError("inside")
+
+    gate, counted = made(app=broken)
+    with pytest.raises(RuntimeError):
+        send(gate)
+    assert (counted.statuses, gate.under_way) == ([500], 0)

@@ -1,0 +1,238 @@
+"""The planner's service: the same plans as the planner's own, and state that survives whatever clients send."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from kray.planner import Beliefs, BetaValue, KnapsackPlanner, PointValue, solve
+from kray.serve.gate import Limits, Refusal
+from kray.serve.planning import Allocate, Open, Planner
+from kray.serve.plans import BeliefSettings, PlanBook, allocate
+
+IDS = [f"p{i}" for i in range(24)]
+PLAN = {"mode": "online", "budget": 120, "lower": 2, "upper": 16}
+
+
+def refused(status: int, field: str, call, *arguments, **options) -> str:
+    with pytest.raises(Refusal) as caught:
+        call(*arguments, **options)
+    assert (caught.value.status, caught.value.param) == (status, field), str(caught.value)
+    return str(caught.value)
+
+
+def rewards(prompt_id: str, count: int, rng: random.Random) -> list[float]:
+    return [float(rng.random() < int(prompt_id[1:]) / len(IDS)) for _ in range(count)]
+
+
+def carry_out(book: PlanBook, plan_id: str, rng: random.Random, room: int | None = 32) -> int:
+    """Takes and labels until the plan is done; rollouts generated."""
+    made = 0
+    while not (now := book.take(plan_id, room))["done"]:
+        labels = [(x["prompt_id"], rewards(x["prompt_id"], x["rollouts"], rng), None) for x in now["take"]]
+        made += sum(x["rollouts"] for x in now["take"])
+        book.observe(plan_id, labels)
+    return made
+
+
+@pytest.mark.parametrize("mode", ["static", "online", "rounds", "uniform", "weight_only", "dynamic_sampling"])
+def test_steps_of_a_run_are_those_of_the_planner_alone(mode):
+    book, beliefs = PlanBook(), Beliefs()
+    for step in range(3):
+        plan_id = book.open("r", IDS, PLAN | {"mode": mode}, {})["id"]
+        alone = KnapsackPlanner(beliefs=beliefs, **(PLAN | {"mode": mode})).begin(IDS)
+        rng, other = random.Random(step), random.Random(step)
+        carry_out(book, plan_id, rng)
+        while not alone.done:
+            for prompt_id, count in alone.take(alone.room(32)):
+                alone.observe(prompt_id, rewards(prompt_id, count, other))
+        state, wanted = book.state(plan_id), alone.allocation()
+        assert state["done"]
+        assert alone.done
+        assert state["budgets"] == wanted.budgets.tolist()
+        assert np.allclose(state["weights"], wanted.weights)
+        assert book.close(plan_id)["steps"] == step + 1
+    assert book.saved("r")["beliefs"] == beliefs.to_dict()
+
+
+def test_beliefs_go_through_json_and_a_folder_and_change_the_next_plan(tmp_path):
+    book = PlanBook(folder=tmp_path)
+    carry_out(book, plan_id := book.open("r", IDS, PLAN, {})["id"], random.Random(0))
+    book.close(plan_id)
+    copied = PlanBook()
+    copied.load("copy", json.loads(json.dumps(book.saved("r"))))
+    again = PlanBook(folder=tmp_path)  # a service that was started anew
+    static = PLAN | {"mode": "static"}
+    plans = []
+    for held, run in ((book, "r"), (copied, "copy"), (again, "r"), (PlanBook(), "new")):
+        plan_id = held.open(run, IDS, static, {})["id"]
+        held.take(plan_id, None)
+        plans.append(held.state(plan_id)["budgets"])
+    assert plans[0] == plans[1] == plans[2]
+    assert plans[0] != plans[3]
+    assert again.runs()[0]["steps"] == 1
+    (tmp_path / "r.json").write_text("{")
+    assert "r.json cannot be read" in refused(500, "run", PlanBook(folder=tmp_path).open, "r", IDS, static, {})
+
+
+def test_one_plan_at_a_time_and_a_withdrawn_one_leaves_no_trace():
+    book = PlanBook()
+    first = book.open("r", IDS, PLAN, {})
+    before = book.saved("r")
+    text = refused(409, "run", book.open, "r", IDS, PLAN, {})
+    assert first["id"] in text
+    for x in book.take(first["id"], None)["take"]:
+        book.observe(first["id"], [(x["prompt_id"], [1.0] * x["rollouts"], None)])
+    assert book.saved("r") != before
+    assert book.close(first["id"], withdraw=True)["steps"] == 0
+    assert sum(book.saved("r")["beliefs"]["successes"]) == 0
+    refused(404, "id", book.state, first["id"])
+    book.open("r", IDS, PLAN, {})
+
+
+def test_a_request_sent_again_gets_the_same_answer_and_does_nothing():
+    book = PlanBook()
+    plan_id = book.open("r", IDS, PLAN, {})["id"]
+    taken = book.take(plan_id, 8, "first")
+    assert book.take(plan_id, 8, "first") == taken
+    assert book.state(plan_id)["in_flight"] == sum(x["rollouts"] for x in taken["take"])
+    labels = [(x["prompt_id"], [0.0] * x["rollouts"], None) for x in taken["take"]]
+    assert book.observe(plan_id, labels, request_id="second") == book.observe(plan_id, labels, request_id="second")
+    assert book.state(plan_id)["in_flight"] == 0
+
+
+def test_what_is_wrong_is_named_and_changes_nothing():
+    book = PlanBook(max_runs=2, max_prompts=30)
+    refused(422, "budget", book.open, "r", IDS, PLAN | {"budget": 10}, {})
+    refused(422, "lower", book.open, "r", IDS, PLAN | {"lower": 20}, {})
+    refused(422, "prompt_ids", book.open, "r", [*IDS, "p0"], PLAN, {})
+    refused(422, "cost", book.open, "r", IDS, PLAN | {"unit": "tokens", "token_budget": 9000}, {"cost": [1.0]})
+    refused(422, "run", book.open, "../up", IDS, PLAN, {})
+    refused(413, "prompt_ids", book.open, "r", [f"p{i}" for i in range(31)], PLAN | {"budget": 70}, {})
+    refused(404, "run", book.saved, "r")
+    plan_id = book.open("r", IDS, PLAN, {})["id"]
+    taken = book.take(plan_id, 8)["take"]
+    good = (taken[0]["prompt_id"], [1.0] * taken[0]["rollouts"], None)
+    text = refused(422, "labels[1]", book.observe, plan_id, [good, ("nobody", [1.0], None)])
+    assert "the 1 before it were taken" in text
+    refused(422, "labels[0]", book.observe, plan_id, [good])  # it has none in flight any more
+    refused(422, "lost[0]", book.observe, plan_id, [], [(taken[1]["prompt_id"], 99)])
+    refused(409, "beliefs", book.open, "r", IDS, PLAN, {}, BeliefSettings(discount=0.9))
+    book.open("other", IDS, PLAN, {})
+    assert "DELETE /v1/runs" in refused(429, "run", book.open, "third", IDS, PLAN, {})
+    book.drop("other")
+    book.open("third", IDS, PLAN, {})
+    assert [run["run"] for run in book.runs()] == ["r", "third"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3), lambda x: st.lists(x, max_size=3)
+)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_damaged_beliefs_are_read_or_refused_and_the_run_still_plans(data):
+    """No JSON that is given for beliefs may break the service or a later plan."""
+    book = PlanBook()
+    state = {"version": 1, "steps": 3, "beliefs": Beliefs().to_dict()}
+    source = Beliefs()
+    source.begin_visit(["a", "b", "c"], ["x", "y", "x"])
+    source.observe("a", [1.0, 0.0])
+    state["beliefs"] = source.to_dict()
+    key = data.draw(st.sampled_from(sorted(state["beliefs"])))
+    state["beliefs"][key] = data.draw(JSON)
+    try:
+        book.load("r", state)
+    except Refusal as refusal:
+        told = (refusal.status, refusal.param)
+        assert told == (422, "beliefs")
+    else:
+        plan_id = book.open("r", ["a", "b", "d"], PLAN | {"budget": 12}, {})["id"]
+        assert sum(x["rollouts"] for x in book.take(plan_id, None)["take"]) <= 12
+        json.dumps(book.saved("r"), allow_nan=False)
+
+
+def test_an_allocation_is_the_solvers():
+    rng = np.random.default_rng(0)
+    rates, alpha, beta = rng.random(50), rng.random(50) + 0.1, rng.random(50) + 0.1
+    found = allocate(400, 2, 64, None, "paper", success_rate=rates.tolist())
+    assert found["budgets"] == solve(PointValue(rates), 400, 2, 64).tolist()
+    assert found["rollouts"] == 400
+    low = rng.integers(0, 4, 50)
+    found = allocate(400, low.tolist(), 64, None, "paper", beliefs=(alpha, beta))
+    assert found["budgets"] == solve(BetaValue(alpha, beta), 400, low, 64).tolist()
+    successes, trials = np.array([0.0, 4, 8]), np.array([8.0, 8, 8])
+    found = allocate(30, 2, 64, None, "paper", counts=(successes, trials), prior=(0.5, 0.5))
+    assert found["budgets"] == solve(BetaValue(0.5 + successes, 8.5 - successes), 30, 2, 64).tolist()
+    assert found["prior"] == [0.5, 0.5]
+    cost = rng.random(50) + 0.5
+    found = allocate(300, 2, 64, cost.tolist(), "grpo", beliefs=(alpha, beta))
+    assert cost @ found["budgets"] <= 300
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"budget": 9}, "exactly one of"),
+        ({"budget": 9, "success_rate": [0.5], "alpha": [1], "beta": [1]}, "exactly one of"),
+        ({"budget": 9, "alpha": [1]}, "beta is needed with alpha"),
+        ({"budget": 9, "alpha": [1, 1], "beta": [1]}, "beta must be one for each of 2 prompts"),
+        ({"budget": 9, "success_rate": [0.5, 1.5]}, "success_rate.1"),
+        ({"budget": 9, "success_rate": [float("nan")]}, "success_rate.0"),
+        ({"budget": float("inf"), "success_rate": [0.5]}, "budget"),
+        ({"budget": 9, "success_rate": [0.5], "lower": [1, 1]}, "lower must be one for each of 1 prompts"),
+        ({"budget": 9, "success_rate": [0.5], "lower": -1}, "lower"),
+        ({"budget": 9, "successes": [3], "trials": [2]}, r"successes\[0\] is 3 of 2 trials"),
+        ({"budget": 9, "success_rate": [0.5], "value": "best"}, "value"),
+        ({"budgett": 9, "success_rate": [0.5]}, "budgett"),
+    ],
+)
+def test_a_bad_allocation_is_named(body, named):
+    with pytest.raises(ValidationError, match=named):
+        Allocate.model_validate(body)
+
+
+def test_a_budget_of_rollouts_is_whole_and_one_of_tokens_need_not_be():
+    half = {"prompt_ids": ["a"], "budget": 7.5}
+    refused(422, "budget", Open.model_validate(half).settings)
+    told = Open.model_validate(half | {"unit": "tokens", "cost": [2.0]}).settings()
+    assert (told["token_budget"], told["unit"]) == (7, "tokens")
+    assert refused(422, "budget", allocate, 7, 4, 8, None, "paper", success_rate=[0.5, 0.5]).startswith(
+        "budget 7 is less"
+    )
+
+
+def test_every_error_of_the_api_has_one_form(monkeypatch):
+    """Also those that FastAPI answers by itself: no such path, no JSON, JSON that is too deep."""
+
+    class Uncounted:
+        def __init__(self, service):
+            pass
+
+        def __getattr__(self, name):
+            return lambda *_: None
+
+    monkeypatch.setattr("kray.serve.meters.Meters", Uncounted)
+    app = Planner(Limits(), "", 4, 100, "").__serve_build_asgi_app__()
+    json_type = {"content-type": "application/json"}
+
+    async def answers():
+        door = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=door, base_url="http://127.0.0.1", headers=json_type) as client:
+            asked = [("POST", "/v1/allocate", body) for body in ("", "{", "[" * 5000, "[]", "{}", '{"budget": NaN}')]
+            asked += [("GET", "/v1/nothing", None), ("GET", "/v1/allocate", None), ("DELETE", "/v1/runs/none", None)]
+            return [await client.request(method, path, content=body) for method, path, body in asked]
+
+    for answer in asyncio.run(answers()):
+        assert 400 <= answer.status_code < 500
+        assert answer.json()["error"]["code"] == answer.status_code
+        assert answer.json()["error"]["message"]
