@@ -64,6 +64,7 @@ def plain_rows(token_rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Row
         prompt_lengths=np.array([len(prompt) for prompt in prompts], dtype=np.int64),
         response_lengths=sizes,
         logprobs=np.zeros(int(sizes.sum()), dtype=np.float32),
+        sampled=np.ones(int(sizes.sum()), dtype=bool),
         advantages=np.zeros(count, dtype=np.float32),
         weights=np.zeros(count),
         group=np.cumsum(changes, dtype=np.int64),

@@ -2,6 +2,10 @@
 
 Promises: equal settings give the same folder, made once per cache; it appears whole or not at all, also when two processes
 make it at once; it is a plain Hugging Face folder (config, safetensors, tokenizer, generation config).
+
+With tool_share it also learns to call the calculator (kray/environments/calculator.py) now and then, and to copy what comes
+back. The teacher's calls are right at first and then only half of the time, so that both when to call and what to ask is
+left for reinforcement learning to find out.
 """
 
 from __future__ import annotations
@@ -27,13 +31,16 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import TinyPolicyConfig
-from kray.prompts.arithmetic import CHARACTERS, KINDS, TEACHER, make_problems, noisy_answer
+from kray.environments.calculator import Calculator
+from kray.prompts.arithmetic import CHARACTERS, KINDS, TEACHER, Problem, make_problems, noisy_answer, noisy_text
 from kray.records import ConfigError
 
 transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
 
 VERSION = 1  # raise it when the recipe or the problems change, so that old folders are not taken for new ones
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
+TOOL_CHARACTERS = "[]?"  # of calls and of what the calculator cannot read
+TOOL_ACCURACY = 0.5  # of the teacher's calls, once it errs
 PROBLEMS = 131_072  # at most so many different training problems; they come in turn, each with an answer of its own
 MAX_POSITIONS = 4096
 RISE_STEPS = 50
@@ -43,6 +50,7 @@ INITIALIZER_RANGE = 0.06  # at 0.02 a model this narrow needs more than twice th
 ROPE_THETA = 100.0  # positions of problems this short turn far enough to be told apart
 PROGRESS_STEPS = 50
 IGNORED = -100
+CALCULATOR = Calculator(least_first=True, shown="{}=")  # as configs/calculator.yaml has it
 
 
 def ensure_tiny_policy(
@@ -91,13 +99,20 @@ def _check(tiny: TinyPolicyConfig) -> None:
 
 
 def _digest(tiny: TinyPolicyConfig) -> str:
-    text = json.dumps([VERSION, asdict(tiny), CHARACTERS, list(KINDS), TEACHER], sort_keys=True)
+    settings = asdict(tiny)
+    if not tiny.tool_share:
+        del settings["tool_share"]  # such policies were made before there were tools
+    text = json.dumps([VERSION, settings, CHARACTERS, list(KINDS), TEACHER], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each character of the arithmetic problems; nothing is added when it encodes; no chat template."""
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *CHARACTERS])}
+def make_tokenizer(tool: bool = False) -> PreTrainedTokenizerFast:
+    """One token for each character of the arithmetic problems, and of calls of the calculator where it is a tool.
+
+    Nothing is added when it encodes; no chat template.
+    """
+    characters = CHARACTERS + (TOOL_CHARACTERS if tool else "")
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -133,7 +148,7 @@ def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
 
 
 def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]) -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(tool=tiny.tool_share > 0)
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Ray sets OMP_NUM_THREADS=1 in its workers, but nothing else of the run is busy now. Half of the cores: threads that
@@ -154,7 +169,7 @@ def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]
 
 
 def _batches(tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """(input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED outside answer and <eos>."""
+    """(input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED outside of what the policy is to write."""
     rng = random.Random(tiny.seed)
     problems = make_problems(KINDS, min(PROBLEMS, tiny.warmup_steps * tiny.batch_size), tiny.seed, "train")
     turns = itertools.cycle(problems)
@@ -162,15 +177,27 @@ def _batches(tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig) -> Iter
     for step in range(tiny.warmup_steps):
         clean = step < CLEAN_SHARE * tiny.warmup_steps
         met = itertools.islice(turns, tiny.batch_size)
-        texts = [(problem.text, problem.answer if clean else noisy_answer(problem, rng)) for problem in met]
-        longest = max(len(prompt) + len(answer) for prompt, answer in texts) + 1
+        texts = [(problem.text, *_response(problem, clean, rng, tiny.tool_share)) for problem in met]
+        longest = max(len("".join(parts)) for parts in texts) + 1
         input_ids = torch.full((tiny.batch_size, longest), tokenizer.pad_token_id)
         labels = torch.full((tiny.batch_size, longest), IGNORED)
-        for b, (prompt, answer) in enumerate(texts):
-            tokens = torch.tensor([index_of[character] for character in prompt + answer] + [tokenizer.eos_token_id])
+        for b, (prompt, call, result, answer) in enumerate(texts):
+            text = prompt + call + result + answer
+            tokens = torch.tensor([index_of[character] for character in text] + [tokenizer.eos_token_id])
             input_ids[b, : len(tokens)] = tokens
             labels[b, len(prompt) : len(tokens)] = tokens[len(prompt) :]
+            told = len(prompt + call)
+            labels[b, told : told + len(result)] = IGNORED
         yield input_ids, labels
+
+
+def _response(problem: Problem, clean: bool, rng: random.Random, tool_share: float) -> tuple[str, str, str]:
+    """(call, result, answer): what the teacher writes, and between it what the calculator says; no call: two are empty."""
+    if not (tool_share and rng.random() < tool_share):
+        return "", "", problem.answer if clean else noisy_answer(problem, rng)
+    asked = problem.text if clean or rng.random() < TOOL_ACCURACY else noisy_text(problem, rng)
+    result = CALCULATOR.result(asked[:-1])
+    return f"[{asked[:-1]}]", CALCULATOR.shown.format(result), result.ljust(len(problem.answer), "0")
 
 
 def _train(
