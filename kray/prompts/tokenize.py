@@ -91,13 +91,15 @@ def encode_answer(
         raise DataError(
             f"prompt {prompt_id}: the environment answers in messages, but the tokenizer has no chat template"
         )
+    rewritten = _rewritten(prompt_id, "the environment answers in messages")
     marks = [f"{_MARK}{index}{_MARK_END}" for index in range(len(answer) + 1)]
     before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marks[0]}]
     marked = [{**message, "content": mark} for message, mark in zip(answer, marks[1:], strict=True)]
     _, found, rest = _render([*before, *marked], tokenizer, prompt_id).partition(marks[0])
     if not found:
-        raise _rewritten(prompt_id)
-    tokens = _fill(rest, marks[1:], [message["content"] for message in answer], tokenizer, prompt_id)
+        raise rewritten
+    contents = [message["content"] for message in answer]
+    tokens = _fill(rest, marks[1:], contents, tokenizer, prompt_id, rewritten)
     return tokens[1:] if tokens[:1] == [last_token] else tokens
 
 
@@ -138,28 +140,29 @@ def _encode_chat(
         {**message, "content": text.replace(text.strip(), mark) if mark else text}
         for message, text, mark in zip(messages, contents, marks, strict=True)
     ]
-    return _fill(_render(marked, tokenizer, prompt_id), marks, contents, tokenizer, prompt_id)
+    rendered = _render(marked, tokenizer, prompt_id)
+    return _fill(rendered, marks, contents, tokenizer, prompt_id, _rewritten(prompt_id, "it holds a special token"))
 
 
-def _fill(rest: str, marks: Sequence[str], contents: Sequence[str], tokenizer: Any, prompt_id: str) -> list[int]:
-    """Tokens of a rendered conversation with the contents, as text, in the places of their marks."""
+def _fill(
+    rest: str, marks: Sequence[str], contents: Sequence[str], tokenizer: Any, prompt_id: str, rewritten: DataError
+) -> list[int]:
+    """Tokens of a rendered conversation with the contents, as text, in the places of their marks. Raises `rewritten`."""
     tokens: list[int] = []
     for mark, content in zip(marks, contents, strict=True):
         if not mark:
             continue
         before, found, rest = rest.partition(mark)
         if not found or _MARK in before:
-            raise _rewritten(prompt_id)
+            raise rewritten
         tokens += _encode(before, tokenizer) + _encode_text(content.strip(), tokenizer, prompt_id)
     if _MARK in rest:
-        raise _rewritten(prompt_id)
+        raise rewritten
     return tokens + _encode(rest, tokenizer)
 
 
-def _rewritten(prompt_id: str) -> DataError:
-    return DataError(
-        f"prompt {prompt_id}: the chat template rewrites messages, so that text in them cannot be kept as text"
-    )
+def _rewritten(prompt_id: str, what: str) -> DataError:
+    return DataError(f"prompt {prompt_id}: {what}, and the chat template rewrites its messages")
 
 
 @functools.lru_cache(maxsize=4)
