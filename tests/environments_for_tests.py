@@ -68,3 +68,14 @@ class BreaksOnOdd(OneTurn):
         if action[:1] in ("1", "3", "5", "7", "9"):
             raise RuntimeError("an odd digit")
         return "", True
+
+
+class Nudge(OneTurn):
+    """Asks once more, in a chat message."""
+
+    def __init__(self):
+        self.turns = 0
+
+    def step(self, action):
+        self.turns += 1
+        return [{"role": "user", "content": "Look again."}], self.turns > 1

@@ -43,7 +43,7 @@ class PlainLearner:
         return Published(version, ray.put(weights), weights.checksum, PROBE, self.logprobs(PROBE))
 
 
-def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, **changes):
+def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, reads_text: bool = False, **changes):
     from kray.rollout.engine import EngineSpec
     from kray.rollout.pool import Pool
 
@@ -59,6 +59,7 @@ def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, 
         gpu_memory_share=0.0,
         eager=True,
         seed=0,
+        reads_text=reads_text,
     )
     return Pool(rollout, spec, label, (lines if lines is not None else []).append)
 
