@@ -125,6 +125,7 @@ class Collector:
         started = generated = time.monotonic()
         talks = await self.host.open(prompts, seeds, priority) if self.host else None
         known = dict((prompt.id, (prompt, tokens)) for prompt, tokens in (talks.prompts if talks else prompts))
+        broken = talks.broken if talks else {}
         collected = Collected([])
         rollouts: dict[str, list[Rollout]] = {prompt_id: [] for prompt_id in known}
         drawn = dict.fromkeys(known, 0)
@@ -134,9 +135,9 @@ class Collector:
             with self.pool.open(priority) as session:
                 while not plan.done:
                     tasks = self._tasks(plan.take(plan.room()), known, drawn, seeds, sampling, version)
-                    lost = [task for task in tasks if talks and task.prompt_id in talks.broken]
-                    under_way |= {asyncio.create_task(talks.lose(task)) for task in lost if talks}
-                    session.submit([task for task in tasks if task not in lost] if lost else tasks)
+                    session.submit([task for task in tasks if task.prompt_id not in broken])
+                    lost = [task for task in tasks if task.prompt_id in broken]
+                    under_way |= {asyncio.create_task(_lost(task, broken[task.prompt_id])) for task in lost}
                     if session.left and upcoming is None:
                         upcoming = asyncio.create_task(session.next())
                     waiting = under_way | ({upcoming} if upcoming else set())
@@ -223,7 +224,7 @@ class Collector:
         if talks is not None:
             return await talks.hear(outcome, lambda: next(self._ids))
         if outcome.failure:
-            return Heard(failures=[Failure(prompt.id, outcome.task.rollouts, outcome.failure)])
+            return await _lost(outcome.task, outcome.failure)
         for rollout in outcome.rollouts:
             rollout.text = self.tokenizer.decode(rollout.tokens.tolist(), skip_special_tokens=True)
         return await self._score(prompt, [(rollout, rollout.text) for rollout in outcome.rollouts])
@@ -244,3 +245,8 @@ class Collector:
     def _remember(self, prompt_id: str, rollouts: list[Rollout]) -> None:
         mean = sum(rollout.sampled_tokens for rollout in rollouts) / len(rollouts)
         self.lengths[prompt_id] = (self.lengths.get(prompt_id, mean) + mean) / 2
+
+
+async def _lost(task: RolloutTask, why: str) -> Heard:
+    """A task that cannot be done."""
+    return Heard(failures=[Failure(task.prompt_id, task.rollouts, why)])

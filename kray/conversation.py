@@ -158,10 +158,6 @@ class Conversations:
         self.broken: dict[str, str] = {}
         self._open: dict[int, Conversation] = {}  # by the task that is under way
 
-    async def lose(self, task: RolloutTask) -> Heard:
-        """A task of a prompt that has no environment."""
-        return Heard(failures=[Failure(task.prompt_id, task.rollouts, self.broken[task.prompt_id])])
-
     async def hear(self, outcome: Outcome, task_id: Callable[[], int]) -> Heard:
         """A turn has been sampled, of several conversations if it is their first: what the environment makes of it."""
         task, heard = outcome.task, Heard()

@@ -76,6 +76,8 @@ def step_line(step: int, steps: int, metrics: dict[str, float], left_s: float) -
 def evaluation_line(step: int, evaluation: Evaluation, when: str, seconds: float) -> str:
     """accuracy with its 95 % interval over prompts."""
     greedy = "" if evaluation.greedy is None else f", greedy {evaluation.greedy:.3f}"
+    turns = evaluation.conversations.get("turns_mean")
+    greedy += "" if turns is None else f", {turns:.2f} turns"
     return (
         f"evaluation {when or f'after step {step}'}: accuracy {evaluation.accuracy:.3f} ± {1.96 * evaluation.accuracy_se:.3f}"
         f"{greedy} on {evaluation.prompts} held-out prompts x {evaluation.samples} samples ({seconds:.1f} s)"

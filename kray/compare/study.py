@@ -248,8 +248,10 @@ def _share(config: KrayConfig, base: KrayConfig, path: str, name: str) -> None:
 
 def _check_exact(base: KrayConfig, path: str) -> None:
     sources = {base.prompts.train.kind, base.prompts.test.kind}
-    if sources != {"arithmetic"} or base.reward.verifier != "exact":
-        raise ConfigError(f"{path}: exact: true needs answers that can be given in one way: arithmetic, verifier exact")
+    if sources != {"arithmetic"} or base.reward.verifier != "exact" or base.environment.name:
+        raise ConfigError(
+            f"{path}: exact: true needs answers that can be given in one way: arithmetic, verifier exact, no environment"
+        )
     if base.async_.max_staleness:
         raise ConfigError(f"{path}: exact: true needs async.max_staleness 0: success rates are those of one policy")
 
