@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kray.config import load_config
 from kray.config.schema import EnvironmentConfig
 from kray.environments import ENVIRONMENTS, check_environment, stops_of
 from kray.environments.calculator import Calculator, calculate
 from kray.environments.stage import Stage
 from kray.environments.tools import Tools
+from kray.launch import load_both
 from kray.prompts.arithmetic import KINDS, make_problems
-from kray.records import Prompt
+from kray.records import ConfigError, Prompt
 
 HERE = "environments_for_tests"
 
@@ -50,6 +52,18 @@ def test_every_shipped_environment_loads():
 def test_what_is_no_environment_is_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         check_environment(name, options)
+
+
+def test_a_run_is_refused_before_anything_starts():
+    for override, message in [
+        ("environment.name=calculater", r"environment\.name must be one of .*did you mean calculator"),
+        ("environment.max_turns=0", r"environment\.max_turns must be at least 1"),
+        ("environment.step_timeout_s=0", r"environment\.step_timeout_s must be above 0"),
+        ("environment.name=nowhere_at_all:E", "environment: .*importing nowhere_at_all failed"),
+        ("environment.options.x=1", "environment: .*unexpected keyword argument 'x'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            load_both(load_config("configs/calculator.yaml", [override]))
 
 
 # -- calculator -------------------------------------------------------------------------------------------------------
