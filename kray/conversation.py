@@ -135,12 +135,10 @@ class Host:
                     tokens = encode_opening(prompt, turn.observation, self.tokenizer, self.sources[priority])
                 if len(tokens) > self.max_prompt_tokens:
                     limit = f"prompts.max_tokens is {self.max_prompt_tokens}"
-                    raise DataError(
-                        f"{ENVIRONMENT}what it says first makes the prompt {len(tokens)} tokens long, {limit}"
-                    )
+                    raise DataError(f"what it says first makes the prompt {len(tokens)} tokens long, {limit}")
                 opened.states[prompt.id] = turn.state
             except DataError as error:
-                opened.broken[prompt.id] = str(error)
+                opened.broken[prompt.id] = f"{ENVIRONMENT}{str(error).removeprefix(ENVIRONMENT)}"
             opened.prompts.append((prompt, tokens))
         return opened
 
