@@ -63,7 +63,7 @@ def told(ray_local, tool_policy, monkeypatch):
             room = Room(pool, tokenizer, pairs)
             try:
                 pool.start()
-                await pool.publish(PlainLearner(tool_policy).publication(0))
+                await pool.publish(PlainLearner(tool_policy).publication(0, tuple(range(3, 20))))
                 return await work(room)
             finally:
                 await pool.close()
