@@ -1,7 +1,8 @@
-"""A chat model too small to be right about anything, for tests of the path that real ones take."""
+"""A chat model too small to be right about anything, and programs to ask it for: the path that real ones take."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 
@@ -42,3 +43,14 @@ def chat_model(folder: Path) -> Path:
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def programs(folder: Path) -> list[str]:
+    """Writes files as configs/code.yaml wants them; overrides that name them."""
+    for part in ("train", "test"):
+        with open(folder / f"{part}.jsonl", "w") as file:
+            for i in range(70):
+                tests = {"asserts": [f"assert add(1, {i}) == {i + 1}"]}
+                line = {"prompt": f"Write add(a, b). It is needed for {i}.", "answer": json.dumps(tests)}
+                print(json.dumps(line), file=file)
+    return [f"prompts.{part}.path={folder}/{part}.jsonl" for part in ("train", "test")]

@@ -1,4 +1,4 @@
-"""Conversations on a real engine, judged and learned from by real processes; then a whole run with the calculator."""
+"""Conversations on a real engine, judged and learned from by real processes; then whole runs, of a calculator and in chat."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from chat_models import chat_model, programs
 from pool_stories import PlainLearner, make_pool
 
 from kray.collect import TRAINING, Collector, Fixed
@@ -171,3 +172,50 @@ def test_a_run_with_the_calculator_plans_learns_and_records_conversations(ray_lo
     rows = json.loads((tmp_path / "run/samples/step-000002.json").read_text())
     response = rows["columns"].index("response")
     assert any("]" in row[response] for row in rows["data"])
+
+
+def test_a_chat_model_trains_on_programs_in_conversations_and_is_judged_on_logic(ray_local, tmp_path):
+    """Both verifiers, the chat template between turns, and an environment of one's own, in one run."""
+    model = chat_model(tmp_path / "model")
+    logic = load_config("configs/logic.yaml").prompts.test
+    tasks = ", ".join(f"{name}: {{}}" for name in logic.tasks)
+    config = load_config(
+        "configs/code.yaml",
+        [
+            programs(tmp_path)[0],
+            f"model.path={model}",
+            f"run.dir={tmp_path}",
+            "run.steps=2",
+            "model.dtype=float32",
+            "prompts.per_step=4",
+            "prompts.max_tokens=1500",
+            "plan.budget=8",
+            "prompts.test.kind=reasoning_gym",
+            f"prompts.test.tasks={{{tasks}}}",
+            "prompts.test.verifier=reasoning_gym",
+            "prompts.test.size=6",
+            "prompts.test.template=",
+            "environment.name=environments_for_tests:Nudge",
+            "rollout.max_response_tokens=120",
+            "rollout.max_sequences=16",
+            "rollout.kv_cache_gib=0.2",
+            "rollout.engines=1",
+            "rollout.gpus_per_engine=0",
+            "train.gpus_per_rank=0",
+            "train.ranks=1",
+            "reward.workers=1",
+            "evaluate.every=0",
+            "evaluate.samples=1",
+            "evaluate.greedy=false",
+            "track.every=1",
+            "track.system_metrics=false",
+        ],
+    )
+    summary = drive(config, str(model), tmp_path / "code", None, "run")
+    assert (summary.steps, summary.rollouts) == (2, 16)
+    assert summary.accuracy_after is not None
+    lines = [json.loads(line) for line in (tmp_path / "code/metrics.jsonl").read_text().splitlines()]
+    assert all(line["reward/failed"] == line["environment/failed"] == 0 for line in lines if "reward/failed" in line)
+    table = json.loads((tmp_path / "code/samples/step-000002.json").read_text())
+    responses = [row[table["columns"].index("response")] for row in table["data"]]
+    assert any("user\nLook again.\nassistant\n" in response for response in responses)
