@@ -50,7 +50,7 @@ class Room:
 
 
 @pytest.fixture
-def told(ray_local, tool_policy, monkeypatch):
+def told(ray_local, tool_policy):
     """What `work(room)` returns."""
     from transformers import AutoTokenizer
 
