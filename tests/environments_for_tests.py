@@ -71,7 +71,9 @@ class BreaksOnOdd(OneTurn):
 
 
 class Nudge(OneTurn):
-    """Asks once more, in a chat message."""
+    """Asks once more, in a chat message. A turn ends at a small letter, which a policy of chance soon writes."""
+
+    stops = tuple("abcdefghijklmnopqrstuvwxyz")
 
     def __init__(self):
         self.turns = 0

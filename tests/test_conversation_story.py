@@ -218,4 +218,5 @@ def test_a_chat_model_trains_on_programs_in_conversations_and_is_judged_on_logic
     assert all(line["reward/failed"] == line["environment/failed"] == 0 for line in lines if "reward/failed" in line)
     table = json.loads((tmp_path / "code/samples/step-000002.json").read_text())
     responses = [row[table["columns"].index("response")] for row in table["data"]]
-    assert any("user\nLook again.\nassistant\n" in response for response in responses)
+    assert all("\nuser\nLook again.\nassistant\n" in response for response in responses)
+    assert lines[0]["eval/turns_mean"] == 2
