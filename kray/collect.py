@@ -2,6 +2,7 @@
 
 Promise: every rollout that the plan took is in exactly one group, or counted among the failures with its prompt's id.
 Groups come back in the order of the prompts and rollouts in the order of their index, whatever the order of arrival.
+Where there is an environment, a rollout is a conversation (kray/conversation.py) and comes back when that has ended.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from kray.config.schema import RolloutConfig
+from kray.conversation import Conversations, Failure, Heard, Host
 from kray.records import KrayError, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
@@ -66,15 +68,6 @@ class Fixed:
         self._flying -= rollouts
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A data failure: rollouts of a prompt that could not be had, or not be judged."""
-
-    prompt_id: str
-    rollouts: int
-    why: str
-
-
 @dataclass(slots=True)
 class Collected:
     """groups: those with at least one scored rollout."""
@@ -104,10 +97,20 @@ def check_failures(failures: Sequence[Failure], ordered: int, max_share: float, 
 
 
 class Collector:
-    """Owns neither pool nor scorer. lengths: running mean of each prompt's response tokens, for scheduling."""
+    """Owns neither pool, scorer nor host. lengths: running mean of each prompt's response tokens, for scheduling.
 
-    def __init__(self, pool: Pool, scorer: Scorer | RemoteScorer, tokenizer: Any, rollout: RolloutConfig):
-        self.pool, self.scorer, self.tokenizer, self.rollout = pool, scorer, tokenizer, rollout
+    host: of the conversations; None: a rollout is one response.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        scorer: Scorer | RemoteScorer,
+        tokenizer: Any,
+        rollout: RolloutConfig,
+        host: Host | None = None,
+    ):
+        self.pool, self.scorer, self.tokenizer, self.rollout, self.host = pool, scorer, tokenizer, rollout, host
         self.lengths: dict[str, float] = {}
         self._ids = count()
 
@@ -128,30 +131,40 @@ class Collector:
         Raises KrayError when the plan cannot use a reward.
         """
         started = generated = time.monotonic()
-        known = dict((prompt.id, (prompt, tokens)) for prompt, tokens in prompts)
+        talks = await self.host.open(prompts, seeds, priority) if self.host else None
+        known = dict((prompt.id, (prompt, tokens)) for prompt, tokens in (talks.prompts if talks else prompts))
+        broken = talks.broken if talks else {}
         collected = Collected([])
         rollouts: dict[str, list[Rollout]] = {prompt_id: [] for prompt_id in known}
         drawn = dict.fromkeys(known, 0)
-        scoring: set[asyncio.Task] = set()
+        under_way: set[asyncio.Task] = set()  # what becomes of outcomes and rollouts: each a Heard of one prompt
         upcoming: asyncio.Task | None = None
         try:
             with self.pool.open(priority) as session:
                 while not plan.done:
-                    session.submit(self._tasks(plan.take(plan.room()), known, drawn, seeds, sampling, version))
+                    tasks = self._tasks(plan.take(plan.room()), known, drawn, seeds, sampling, version)
+                    session.submit([task for task in tasks if task.prompt_id not in broken])
+                    lost = [task for task in tasks if task.prompt_id in broken]
+                    under_way |= {asyncio.create_task(_lost(task, broken[task.prompt_id])) for task in lost}
                     if session.left and upcoming is None:
                         upcoming = asyncio.create_task(session.next())
-                    waiting = scoring | ({upcoming} if upcoming else set())
+                    waiting = under_way | ({upcoming} if upcoming else set())
                     assert waiting, "the plan waits, but nothing is under way"
                     ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                     if upcoming in ended:
                         outcome, upcoming, generated = upcoming.result(), None, time.monotonic()
-                        scoring.add(asyncio.create_task(self._score(known[outcome.task.prompt_id][0], outcome)))
-                    for task in ended & scoring:
-                        scoring.discard(task)
-                        scored, failures = task.result()
-                        self._take_in(plan, scored, failures, rollouts, collected)
+                        under_way.add(asyncio.create_task(self._hear(known[outcome.task.prompt_id][0], outcome, talks)))
+                    for task in ended & under_way:
+                        under_way.discard(task)
+                        heard: Heard = task.result()
+                        if heard.tasks:
+                            session.submit(heard.tasks)
+                        if heard.ended:
+                            prompt = known[heard.ended[0][0].prompt_id][0]
+                            under_way.add(asyncio.create_task(self._score(prompt, heard.ended)))
+                        self._take_in(plan, heard, rollouts, collected)
         finally:
-            for task in scoring | ({upcoming} if upcoming else set()):
+            for task in under_way | ({upcoming} if upcoming else set()):
                 task.cancel()
         for prompt_id, found in rollouts.items():
             if found:
@@ -201,41 +214,47 @@ class Collector:
         return tasks
 
     @staticmethod
-    def _take_in(
-        plan: Plan,
-        scored: list[Rollout],
-        failures: list[Failure],
-        rollouts: dict[str, list[Rollout]],
-        collected: Collected,
-    ) -> None:
+    def _take_in(plan: Plan, heard: Heard, rollouts: dict[str, list[Rollout]], collected: Collected) -> None:
         """Tells the plan what has come back of one task. Beliefs count rewards in [0, 1]: others are clipped for them."""
-        for failure in failures:
+        for failure in heard.failures:
             plan.lost(failure.prompt_id, failure.rollouts)
-        collected.failures += failures
-        if scored:
+        collected.failures += heard.failures
+        if scored := heard.scored:
             rewards = [min(1.0, max(0.0, rollout.reward or 0.0)) for rollout in scored]
             try:
-                plan.observe(scored[0].prompt_id, rewards, float(sum(len(rollout.tokens) for rollout in scored)))
+                plan.observe(scored[0].prompt_id, rewards, float(sum(rollout.sampled_tokens for rollout in scored)))
             except ValueError as error:
                 raise KrayError(f"the plan cannot use a reward: {error}") from error
             rollouts[scored[0].prompt_id] += scored
 
-    async def _score(self, prompt: Prompt, outcome: Outcome) -> tuple[list[Rollout], list[Failure]]:
-        """The outcome's rollouts with rewards, and what could not be had or judged."""
+    async def _hear(self, prompt: Prompt, outcome: Outcome, talks: Conversations | None) -> Heard:
+        """What becomes of an outcome: conversations go on or have ended, single responses are judged at once."""
+        if talks is not None:
+            return await talks.hear(outcome, lambda: next(self._ids))
         if outcome.failure:
-            return [], [Failure(prompt.id, outcome.task.rollouts, outcome.failure)]
+            return await _lost(outcome.task, outcome.failure)
         for rollout in outcome.rollouts:
             rollout.text = self.tokenizer.decode(rollout.tokens.tolist(), skip_special_tokens=True)
-        verdicts = await self.scorer.score([(prompt.verifier, r.text, prompt.answer) for r in outcome.rollouts])
-        scored, failures = [], []
-        for rollout, verdict in zip(outcome.rollouts, verdicts, strict=True):
+        return await self._score(prompt, [(rollout, rollout.text) for rollout in outcome.rollouts])
+
+    async def _score(self, prompt: Prompt, ended: Sequence[tuple[Rollout, str]]) -> Heard:
+        """The rollouts with rewards, by their text where they have none yet; and what could not be judged."""
+        heard = Heard(scored=[rollout for rollout, _ in ended if rollout.reward is not None])
+        left = [(rollout, text) for rollout, text in ended if rollout.reward is None]
+        verdicts = await self.scorer.score([(prompt.verifier, text, prompt.answer) for _, text in left])
+        for (rollout, _), verdict in zip(left, verdicts, strict=True):
             if verdict.reward is None:
-                failures.append(Failure(prompt.id, 1, f"reward: {verdict.error}"))
+                heard.failures.append(Failure(prompt.id, 1, f"reward: {verdict.error}"))
             else:
                 rollout.reward, rollout.reward_detail = verdict.reward, verdict.detail
-                scored.append(rollout)
-        return scored, failures
+                heard.scored.append(rollout)
+        return heard
 
     def _remember(self, prompt_id: str, rollouts: list[Rollout]) -> None:
-        mean = sum(len(rollout.tokens) for rollout in rollouts) / len(rollouts)
+        mean = sum(rollout.sampled_tokens for rollout in rollouts) / len(rollouts)
         self.lengths[prompt_id] = (self.lengths.get(prompt_id, mean) + mean) / 2
+
+
+async def _lost(task: RolloutTask, why: str) -> Heard:
+    """A task that cannot be done."""
+    return Heard(failures=[Failure(task.prompt_id, task.rollouts, why)])

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from kray.collect import Collector
 from kray.config import KrayConfig, flat, to_yaml
 from kray.evaluate import Evaluation
 from kray.export import log_trained
@@ -101,7 +100,7 @@ class Driver:
             fleet = self._fleet()
             await fleet.start(self.checkpoint, state.step, parts.probe)
             self.say(f"evaluating {len(parts.test)} prompts x {self.config.evaluate.samples} responses")
-            collector = Collector(fleet.pool, fleet.scorer, parts.tokenizer, self.config.rollout)
+            collector = fleet.collector(parts)
             return await self._stop.unless(judge(self.config, parts, collector, state.step, self.say))
         except Stopped:
             raise KrayError(f"the evaluation was stopped {self._stop.reason}") from None

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import comb
 from typing import Any
 
 import numpy as np
 
-from kray.collect import EVALUATION, Collected, Collector, Failure, Fixed
+from kray.collect import EVALUATION, Collected, Collector, Fixed
 from kray.config.schema import EvaluateConfig
+from kray.conversation import Failure
 from kray.records import Prompt, RolloutGroup, Sampling, derive_seed
+from kray.report import conversation_record
 
+CONVERSATION = ("turns_mean", "multi_turn_ratio")  # of what is known about conversations
 SOLVED = 0.5  # a reward above it counts as solved in pass@k
 
 
@@ -42,6 +45,7 @@ class Evaluation:
     by_kind: dict[str, tuple[int, float]]  # kind of prompt, where the source names one -> (prompts, accuracy)
     by_set: dict[str, tuple[int, float]]  # test set, where there are several -> (prompts, accuracy)
     rows: list[dict[str, Any]]  # one per prompt: id, prompt, answer, accuracy, a response
+    conversations: dict[str, float] = field(default_factory=dict)  # see report.conversation_record
 
     @property
     def failed(self) -> int:
@@ -56,6 +60,7 @@ class Evaluation:
         named |= {f"eval/accuracy_{name}": accuracy for name, (_, accuracy) in self.by_set.items()}
         if self.by_set:
             named["eval/set_mean_accuracy"] = _mean([accuracy for _, accuracy in self.by_set.values()])
+        named |= {f"eval/{name}": self.conversations[name] for name in CONVERSATION if name in self.conversations}
         return named | ({} if self.greedy is None else {"eval/greedy_accuracy": self.greedy})
 
 
@@ -78,7 +83,7 @@ async def evaluate(
     )
     greedy: Collected | None = None
     if settings.greedy:
-        cold = Sampling(sampling.max_tokens, temperature=0.0, stop_token_ids=sampling.stop_token_ids)
+        cold = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
         greedy = await collector.collect(
             Fixed(ids, 1), prompts, seeds, cold, version, remember=False, priority=EVALUATION
         )
@@ -90,7 +95,7 @@ def _summarise(sampled: Collected, greedy: Collected | None, samples: int) -> Ev
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
     whole = [group for group in sampled.groups if len(group.rollouts) == samples]  # pass@k needs them all
     solved = [int((group.rewards > SOLVED).sum()) for group in whole]
-    lengths = [len(rollout.tokens) for group in sampled.groups for rollout in group.rollouts]
+    lengths = [rollout.sampled_tokens for group in sampled.groups for rollout in group.rollouts]
     return Evaluation(
         prompts=len(sampled.groups),
         samples=samples,
@@ -112,6 +117,7 @@ def _summarise(sampled: Collected, greedy: Collected | None, samples: int) -> Ev
             }
             for group, mean in zip(sampled.groups, means, strict=True)
         ],
+        conversations=conversation_record([rollout for group in sampled.groups for rollout in group.rollouts]),
     )
 
 

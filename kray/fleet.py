@@ -1,4 +1,4 @@
-"""What a run lets work for it: learner ranks, engines, scorer processes. Lives in the driver actor."""
+"""What a run lets work for it: learner ranks, engines, processes of scorer and environments. Lives in the driver actor."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kray.collect import EVALUATION, TRAINING, Collector
 from kray.config import KrayConfig, RewardConfig
-from kray.parts import engine_spec
+from kray.conversation import Host
+from kray.environments.stage import Stage
+from kray.parts import Parts, engine_spec
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.pool import Pool, Published
@@ -39,6 +42,15 @@ class Fleet:
         )
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label, say)
         self.scorer = make_scorer(config.reward)
+        self.stage = Stage(config.environment, config.reward.memory_gib) if config.environment.name else None
+
+    def collector(self, parts: Parts) -> Collector:
+        """Carries plans out with this fleet."""
+        host, prompts = None, self.config.prompts
+        if self.stage is not None:
+            sources = {TRAINING: prompts.train, EVALUATION: prompts.test}
+            host = Host(self.stage, parts.tokenizer, sources, prompts.max_tokens)
+        return Collector(self.pool, self.scorer, parts.tokenizer, self.config.rollout, host)
 
     async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:
         """Returns when the learner holds the checkpoint's policy and engines serve it. Raises KrayError, Stopped."""
@@ -72,6 +84,8 @@ class Fleet:
         await self.pool.close()
         self.learners.close()
         self.scorer.close()
+        if self.stage is not None:
+            self.stage.close()
 
 
 def make_scorer(reward: RewardConfig) -> Scorer | RemoteScorer:

@@ -29,6 +29,8 @@ SETTLED = (
     "prompts.per_step",
     "prompts.shuffle",
     "prompts.max_tokens",
+    "environment.name",
+    "environment.options",
 )  # for the life of a run
 
 
@@ -64,6 +66,7 @@ def load_checked(path: str, overrides: list[str]) -> KrayConfig:
 
 def load_both(config: KrayConfig) -> tuple[list[Prompt], list[Prompt]]:
     """(train, test) prompts, so that bad data shows before anything is started. Raises DataError, ConfigError."""
+    from kray.environments import check_environment
     from kray.prompts import load_prompts, load_tests
     from kray.rewards import check_answer, check_verifier
 
@@ -74,6 +77,11 @@ def load_both(config: KrayConfig) -> tuple[list[Prompt], list[Prompt]]:
             check_verifier(name, **(config.reward.options if name == config.reward.verifier else {}))
         except (ValueError, ImportError, AttributeError, TypeError) as error:
             raise ConfigError(f"reward.verifier: {error}") from error
+    if config.environment.name:
+        try:
+            check_environment(config.environment.name, config.environment.options)
+        except ValueError as error:
+            raise ConfigError(f"environment: {error}") from error
     for prompt in train + test:
         try:
             check_answer(prompt.verifier, prompt.answer)

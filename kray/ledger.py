@@ -9,6 +9,7 @@ import numpy as np
 
 from kray.collect import Collected
 from kray.config import KrayConfig
+from kray.environments.stage import ENVIRONMENT
 from kray.parts import Parts
 from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
 from kray.records import Allocation, derive_seed
@@ -54,6 +55,9 @@ class Ledger:
         allocation, collected = carried.allocation, carried.collected
         successes, trials = carried.labels()
         metrics = step_record(collected, update) | step_metrics(allocation, successes, trials, carried.previous_status)
+        if self.config.environment.name:
+            lost = [failure.rollouts for failure in collected.failures if failure.why.startswith(ENVIRONMENT)]
+            metrics["environment/failed"] = float(sum(lost))
         metrics |= carried.plan_metrics | self._calibrate(number, allocation, successes, trials)
         times = times | {"plan": carried.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
         metrics |= {f"timing_s/{name}": value for name, value in times.items()}

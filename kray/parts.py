@@ -10,13 +10,14 @@ import numpy as np
 
 from kray.config import KrayConfig
 from kray.config.schema import SourceConfig
+from kray.environments import stops_of
 from kray.plan_rules import offered_share
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler, load_prompts, load_tests
 from kray.prompts.model_files import check_context, load_tokenizer, stop_ids
 from kray.prompts.tokenize import encode_all
 from kray.prompts.waiting import Waiting
-from kray.records import DataError, Prompt, Sampling
+from kray.records import ConfigError, DataError, Prompt, Sampling
 from kray.rollout.engine import EngineSpec
 
 PROBE_TOKENS = 64
@@ -26,10 +27,11 @@ Encoded = list[tuple[Prompt, tuple[int, ...]]]  # prompts with their tokens
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """stop_ids: tokens that end a response. probe: tokens on which engines must agree with the learner."""
+    """stop_ids, stops: tokens and texts that end a response. probe: tokens on which engines must agree with the learner."""
 
     tokenizer: Any
     stop_ids: tuple[int, ...]
+    stops: tuple[str, ...]
     train: Encoded
     test: Encoded
     sampler: PromptSampler
@@ -61,6 +63,7 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
     return Parts(
         tokenizer=tokenizer,
         stop_ids=stop_ids(model_path, tokenizer),
+        stops=turn_stops(config),
         train=train,
         test=test,
         sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
@@ -76,7 +79,15 @@ def sampling(config: KrayConfig, parts: Parts, temperature: float | None = None)
     """How responses are drawn in training, or at another temperature."""
     rollout = config.rollout
     heat = rollout.temperature if temperature is None else temperature
-    return Sampling(rollout.max_response_tokens, heat, rollout.top_p, rollout.top_k, parts.stop_ids)
+    return Sampling(rollout.max_response_tokens, heat, rollout.top_p, rollout.top_k, parts.stop_ids, parts.stops)
+
+
+def turn_stops(config: KrayConfig) -> tuple[str, ...]:
+    """Texts that end the policy's turn in the environment, if there is one. Raises ConfigError."""
+    try:
+        return stops_of(config.environment.name) if config.environment.name else ()
+    except ValueError as error:
+        raise ConfigError(f"environment.name: {error}") from error
 
 
 def context_tokens(config: KrayConfig) -> int:
@@ -98,6 +109,7 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
         gpu_memory_share=rollout.gpu_memory_share,
         eager=rollout.eager,
         seed=config.run.seed % 2**31,
+        reads_text=bool(turn_stops(config)),
     )
 
 

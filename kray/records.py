@@ -57,6 +57,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     stop_token_ids: tuple[int, ...] = ()
+    stops: tuple[str, ...] = ()  # texts that end a response as these tokens do; they stay in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,11 @@ class RolloutTask:
 
 @dataclass(slots=True)
 class Rollout:
-    """One sampled response. tokens (T,) int32 without the prompt; logprobs (T,) float32 of the tokens as sampled."""
+    """One sampled response, or a conversation: what the policy sampled, and between it what an environment said.
+
+    tokens (T,) int32 without the prompt; logprobs (T,) float32 of the tokens as sampled, 0 where the environment spoke;
+    sampled (T,) bool: which tokens the policy sampled, None: all of them, and there was no environment.
+    """
 
     prompt_id: str
     index: int
@@ -92,6 +97,13 @@ class Rollout:
     text: str = ""
     reward: float | None = None
     reward_detail: str = ""
+    sampled: np.ndarray | None = None
+    turns: int = 1
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that the policy sampled: those that cost generation, and the only ones that are learned from."""
+        return len(self.tokens) if self.sampled is None else int(self.sampled.sum())
 
 
 @dataclass(slots=True)
@@ -116,8 +128,8 @@ class RolloutGroup:
 
     @property
     def tokens(self) -> int:
-        """Response tokens of all rollouts."""
-        return sum(len(r.tokens) for r in self.rollouts)
+        """Sampled tokens of all rollouts."""
+        return sum(r.sampled_tokens for r in self.rollouts)
 
 
 @dataclass(slots=True)

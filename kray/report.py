@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 from kray.config import KrayConfig
 from kray.planner import Beliefs
 from kray.planner.metrics import STATUSES
-from kray.records import Allocation
+from kray.records import Allocation, Rollout
 
 if TYPE_CHECKING:  # jobs read reports without loading Ray
     from kray.collect import Collected
@@ -75,6 +76,8 @@ def step_line(step: int, steps: int, metrics: dict[str, float], left_s: float) -
 def evaluation_line(step: int, evaluation: Evaluation, when: str, seconds: float) -> str:
     """accuracy with its 95 % interval over prompts."""
     greedy = "" if evaluation.greedy is None else f", greedy {evaluation.greedy:.3f}"
+    turns = evaluation.conversations.get("turns_mean")
+    greedy += "" if turns is None else f", {turns:.2f} turns"
     return (
         f"evaluation {when or f'after step {step}'}: accuracy {evaluation.accuracy:.3f} ± {1.96 * evaluation.accuracy_se:.3f}"
         f"{greedy} on {evaluation.prompts} held-out prompts x {evaluation.samples} samples ({seconds:.1f} s)"
@@ -93,7 +96,7 @@ def step_record(collected: Collected, update: dict[str, float]) -> dict[str, flo
     """Rewards and responses of a step, and what the learner said of its update."""
     rewards = np.concatenate([group.rewards for group in collected.groups] or [np.zeros(0)])
     rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
-    lengths = np.array([len(rollout.tokens) for rollout in rollouts])
+    lengths = np.array([rollout.sampled_tokens for rollout in rollouts])
     cut = np.array([rollout.finish_reason == "length" for rollout in rollouts])
     flat = [not group.mixed for group in collected.groups]
     some = len(rollouts) > 0
@@ -106,6 +109,22 @@ def step_record(collected: Collected, update: dict[str, float]) -> dict[str, flo
         "completions/mean_length": float(lengths.mean()) if some else nan,
         "completions/max_length": float(lengths.max()) if some else nan,
         "completions/clipped_ratio": float(cut.mean()) if some else nan,
+        **{f"environment/{name}": value for name, value in conversation_record(rollouts).items()},
+    }
+
+
+def conversation_record(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """What an environment made of rollouts; {} where there was none."""
+    talks = [rollout for rollout in rollouts if rollout.sampled is not None]
+    if not talks:
+        return {}
+    turns = np.array([rollout.turns for rollout in talks])
+    sampled, whole = sum(rollout.sampled_tokens for rollout in talks), sum(len(rollout.tokens) for rollout in talks)
+    return {
+        "turns_mean": float(turns.mean()),
+        "turns_max": float(turns.max()),
+        "multi_turn_ratio": float((turns > 1).mean()),
+        "tokens_ratio": 1 - sampled / whole,
     }
 
 
@@ -154,7 +173,7 @@ def sample_rows(allocation: Allocation, collected: Collected, count: int, seed: 
                 "belief": round(belief, 4),
                 "budget": budget,
                 "group_success": round(float(group.rewards.mean()), 4),
-                "tokens": len(rollout.tokens),
+                "tokens": rollout.sampled_tokens,
                 "finish": rollout.finish_reason,
             }
         )

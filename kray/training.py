@@ -55,7 +55,7 @@ class Training:
         self.config, self.parts, self.state, self.fleet, self.tracker = config, parts, state, fleet, tracker
         self.store, self.stop, self.say, self.base = store, stop, say, base
         self.planner = parts.planner
-        self.collector = Collector(fleet.pool, fleet.scorer, parts.tokenizer, config.rollout)
+        self.collector = fleet.collector(parts)
         self.collector.lengths = dict(state.lengths)
         self.ledger = Ledger(config, parts, tracker)
         if state.calibration:

@@ -69,8 +69,18 @@ def tied_policy(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def warm_policy(tmp_path_factory) -> Path:
     """A tiny policy with a tokenizer, warmed up for a few steps only: it writes digits at random."""
+    return make_warm(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tool_policy(tmp_path_factory) -> Path:
+    """The same, with the characters that call a calculator: it writes some of them by chance."""
+    return make_warm(tmp_path_factory.mktemp("cache"), tool_share=0.5)
+
+
+def make_warm(cache: Path, **settings) -> Path:
     from kray.config import TinyPolicyConfig
     from kray.train.warmup import ensure_tiny_policy
 
-    tiny = TinyPolicyConfig(hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=64, warmup_steps=20)
-    return ensure_tiny_policy(tiny, tmp_path_factory.mktemp("cache"), progress=lambda line: None)
+    shape = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 64, "warmup_steps": 20}
+    return ensure_tiny_policy(TinyPolicyConfig(**shape, **settings), cache, progress=lambda line: None)

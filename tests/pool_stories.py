@@ -32,7 +32,7 @@ class PlainLearner:
             for parameter in self.model.parameters():
                 parameter.add_(amount * torch.randn_like(parameter))
 
-    def publication(self, version: int):
+    def publication(self, version: int, probe: tuple[int, ...] = PROBE):
         import ray
 
         from kray.rollout.pool import Published
@@ -40,10 +40,10 @@ class PlainLearner:
 
         state = [(name, parameter.detach()) for name, parameter in self.model.named_parameters()]
         weights = FlatWeights.pack(state)
-        return Published(version, ray.put(weights), weights.checksum, PROBE, self.logprobs(PROBE))
+        return Published(version, ray.put(weights), weights.checksum, probe, self.logprobs(probe))
 
 
-def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, **changes):
+def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, reads_text: bool = False, **changes):
     from kray.rollout.engine import EngineSpec
     from kray.rollout.pool import Pool
 
@@ -59,6 +59,7 @@ def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, 
         gpu_memory_share=0.0,
         eager=True,
         seed=0,
+        reads_text=reads_text,
     )
     return Pool(rollout, spec, label, (lines if lines is not None else []).append)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chat_models import chat_model
 
 from kray.config import load_config
 from kray.launch import drive
@@ -274,42 +275,3 @@ def test_a_chat_model_trains_on_gsm8k(ray_local, tmp_path):
     assert summary.accuracy_after == 0.0
     rows = json.loads((tmp_path / "gsm8k/metrics.jsonl").read_text().splitlines()[-1])
     assert rows["train/skipped"] == 1  # no group was mixed
-
-
-def chat_model(folder: Path) -> Path:
-    """A random Qwen3 with a byte-level tokenizer and a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    specials = ["<pad>", "<|im_start|>", "<|im_end|>"]
-    vocabulary = {token: i for i, token in enumerate(specials + alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>"],
-    )
-    wrapped.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    wrapped.save_pretrained(folder)
-    config = Qwen3Config(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=64,
-        head_dim=32,
-        max_position_embeddings=2048,
-        eos_token_id=2,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    return folder

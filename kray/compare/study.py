@@ -250,6 +250,8 @@ def _share(config: KrayConfig, base: KrayConfig, path: str, name: str) -> None:
 
 
 def _check_exact(base: KrayConfig, path: str) -> None:
+    if base.environment.name:
+        raise ConfigError(f"{path}: exact: true needs answers that are one response: no environment")
     for source in (base.prompts.train, base.prompts.test):
         gym = source.kind == "reasoning_gym"
         verifier = source.verifier or ("reasoning_gym" if gym else base.reward.verifier)

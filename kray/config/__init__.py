@@ -9,6 +9,7 @@ from kray.config.export import changed_keys, digest, flat, to_yaml
 from kray.config.loading import load_config
 from kray.config.redaction import redact
 from kray.config.schema import (
+    EnvironmentConfig,
     EvaluateConfig,
     KrayConfig,
     LoraConfig,
@@ -26,6 +27,7 @@ from kray.config.schema import (
 from kray.config.table import derived, preview
 
 __all__ = [
+    "EnvironmentConfig",
     "EvaluateConfig",
     "KrayConfig",
     "LoraConfig",

@@ -35,7 +35,8 @@ LIMITS: dict[str, str] = {
         run.steps run.keep_checkpoints prompts.per_step prompts.max_tokens prompts.train.size prompts.test.size
         model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
         model.tiny.batch_size model.lora.rank plan.budget plan.lower plan.upper rollout.engines rollout.max_response_tokens
-        rollout.max_sequences rollout.split rollout.max_attempts reward.workers train.ranks train.updates
+        rollout.max_sequences rollout.split rollout.max_attempts reward.workers environment.max_turns
+        environment.workers train.ranks train.updates
         train.microbatch_tokens track.every evaluate.samples plan.rounds plan.candidates plan.max_wait plan.refit_every
         """,
     "at least 0": """
@@ -50,9 +51,11 @@ LIMITS: dict[str, str] = {
     "above 0": """
         model.tiny.lr model.lora.alpha plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib
         rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s rollout.idle_s reward.timeout_s train.eps
-        reward.deadline_s train.timeout_s evaluate.temperature
+        reward.deadline_s environment.step_timeout_s train.timeout_s evaluate.temperature
         """,
-    "in [0, 1]": "run.max_failed_share plan.discount train.clip_low model.tiny.clean_share",
+    "in [0, 1]": """
+        run.max_failed_share plan.discount train.clip_low model.tiny.clean_share model.tiny.tool_share
+        """,
     "in (0, 1]": "rollout.gpu_memory_share",
     "in [0, 1)": "train.beta1 train.beta2",
     "0 or 1": "train.gpus_per_rank",
@@ -77,6 +80,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "track.log_model": ("", "log", "register"),
 }
 VERIFIERS = ("math", "exact", "code", "reasoning_gym")  # or pkg.module:function
+ENVIRONMENTS = ("calculator", "tools")  # or pkg.module:Class
 CODE_TIMEOUT_S = 6.0  # of the code verifier, where reward.options.timeout_s is not given
 
 
@@ -107,6 +111,7 @@ def problems(config: KrayConfig) -> list[Problem]:
         *_run(config),
         *_model(config),
         *_prompts(config),
+        *_environment(config),
         *_plan(config),
         *_train(config),
         *_track(config),
@@ -184,10 +189,8 @@ def _prompts(config: KrayConfig) -> Iterator[Problem]:
         "prompts.test.verifier": config.prompts.test.verifier,
     }
     for key, name in verifiers.items():
-        module, colon, function = name.partition(":")
         inherits = not name and key != "reward.verifier"
-        named = colon and all(part.isidentifier() for part in [*module.split("."), function])
-        if not (inherits or named or name in VERIFIERS):
+        if not (inherits or name in VERIFIERS or _is_path(name)):
             known = f"{', '.join(VERIFIERS)} or pkg.module:function"
             yield Problem((key,), f"{key} must be one of {known}, not {name!r}{_near(name, VERIFIERS)}")
     own_s = config.reward.options.get("timeout_s", CODE_TIMEOUT_S)
@@ -198,6 +201,21 @@ def _prompts(config: KrayConfig) -> Iterator[Problem]:
         yield Problem(("reward.url",), f"reward.url must begin with http:// or https://, not {config.reward.url!r}")
     if "@" in config.reward.url:
         yield Problem(("reward.url",), "reward.url must not hold a user or password: reward.key_env names the key")
+
+
+def _is_path(name: str) -> bool:
+    """Whether it is of the form pkg.module:name."""
+    module, colon, function = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), function])
+
+
+def _environment(config: KrayConfig) -> Iterator[Problem]:
+    name = config.environment.name
+    if name and name not in ENVIRONMENTS and not _is_path(name):
+        known = f"{', '.join(ENVIRONMENTS)} or pkg.module:Class"
+        yield Problem(
+            ("environment.name",), f"environment.name must be one of {known}, not {name!r}{_near(name, ENVIRONMENTS)}"
+        )
 
 
 def _source(key: str, source: SourceConfig) -> Iterator[Problem]:

@@ -42,6 +42,7 @@ class TinyPolicyConfig:
     batch_size: int = 192  # sequences
     lr: float = 2e-3
     seed: int = 0
+    tool_share: float = 0.0  # of the warm-up's answers that come from a call of the calculator (environment.name)
 
 
 @dataclass
@@ -174,6 +175,17 @@ class RewardConfig:
 
 
 @dataclass
+class EnvironmentConfig:
+    """What answers the policy, so that a rollout is a conversation of several turns; off while it has no name."""
+
+    name: str = ""  # calculator | tools | pkg.module:Class
+    max_turns: int = 4  # times that the policy speaks; all its tokens and the answers share rollout.max_response_tokens
+    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the class
+    step_timeout_s: float = 10.0  # for one answer; over it the conversation is a data failure, the process is replaced
+    workers: int = 1  # processes
+
+
+@dataclass
 class TrainConfig:
     ranks: int = 1  # FSDP2 learner actors
     cpus_per_rank: int = 1
@@ -289,6 +301,7 @@ class KrayConfig:
     plan: PlanConfig = field(default_factory=PlanConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     async_: AsyncConfig = field(default_factory=AsyncConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

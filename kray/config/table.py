@@ -52,5 +52,16 @@ def _actors(config: KrayConfig) -> list[tuple[str, str]]:
         ("engines", f"{rollout.engines} x {amounts(rollout.cpus_per_engine, rollout.gpus_per_engine)}"),
         ("learner ranks", f"{train.ranks} x {amounts(train.cpus_per_rank, train.gpus_per_rank)}"),
         ("scorer processes", config.reward.url or f"{config.reward.workers}, in the driver's node"),
+        *_environment(config),
         ("actors ask for", amounts(cpus, gpus)),
+    ]
+
+
+def _environment(config: KrayConfig) -> list[tuple[str, str]]:
+    environment = config.environment
+    if not environment.name:
+        return []
+    return [
+        ("environment", f"{environment.name}, at most {environment.max_turns} turns"),
+        ("environment processes", f"{environment.workers}, in the driver's node"),
     ]

@@ -173,6 +173,18 @@ def slips(problem: Problem) -> list[str]:
     return [_reversed(value, width) for value in dict.fromkeys(wrong) if value != right and 0 <= value < limit]
 
 
+def noisy_text(problem: Problem, rng: random.Random) -> str:
+    """The problem with one digit of it read wrongly; its answer is of the same width and not negative."""
+    kind = _KINDS[problem.kind]
+    digits = [place for place, character in enumerate(problem.text) if character.isdigit()]
+    while True:
+        place = rng.choice(digits)
+        text = problem.text[:place] + rng.choice("0123456789") + problem.text[place + 1 :]
+        value = kind.value(*(int(part[::-1]) for part in _OPERATORS.split(text)[:-1]))
+        if text != problem.text and 0 <= value < 10**kind.answer_digits:
+            return text
+
+
 def _without_carries(operands: Sequence[int], operators: str) -> int:
     """The value when every digit is computed by itself and no carry or borrow goes on."""
     value = operands[0]

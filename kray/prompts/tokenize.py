@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kray.config.schema import SourceConfig
@@ -59,6 +60,49 @@ def encode_all(
     return kept, dropped
 
 
+def encode_opening(
+    prompt: Prompt, opening: str | Sequence[Mapping[str, str]], tokenizer: Any, source: SourceConfig
+) -> tuple[int, ...]:
+    """The prompt's token ids with what an environment says before the policy's first turn.
+
+    Text goes on with the prompt's text or its last message, messages follow the prompt's. Raises DataError.
+    """
+    if not isinstance(opening, str):
+        messages = (*_messages(prompt, source), *opening)
+    elif prompt.messages is None:
+        return encode_prompt(replace(prompt, text=f"{prompt.text}{opening}"), tokenizer, source)
+    else:
+        last = {**prompt.messages[-1], "content": prompt.messages[-1]["content"] + opening}
+        messages = (*prompt.messages[:-1], last)
+    return encode_prompt(replace(prompt, text=None, messages=messages), tokenizer, source)
+
+
+def encode_answer(
+    answer: str | Sequence[Mapping[str, str]], last_token: int, tokenizer: Any, prompt_id: str
+) -> list[int]:
+    """The tokens between two turns of the policy: what an environment says, all of it read as text.
+
+    Text is encoded by itself. Messages go through the chat template, with what closes the policy's turn (but for an end of
+    turn that it has sampled itself: last_token) and opens its next. Raises DataError that names the prompt.
+    """
+    if isinstance(answer, str):
+        return _encode_text(answer, tokenizer, prompt_id)
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            f"prompt {prompt_id}: the environment answers in messages, but the tokenizer has no chat template"
+        )
+    rewritten = _rewritten(prompt_id, "the environment answers in messages")
+    marks = [f"{_MARK}{index}{_MARK_END}" for index in range(len(answer) + 1)]
+    before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marks[0]}]
+    marked = [{**message, "content": mark} for message, mark in zip(answer, marks[1:], strict=True)]
+    _, found, rest = _render([*before, *marked], tokenizer, prompt_id).partition(marks[0])
+    if not found:
+        raise rewritten
+    contents = [message["content"] for message in answer]
+    tokens = _fill(rest, marks[1:], contents, tokenizer, prompt_id, rewritten)
+    return tokens[1:] if tokens[:1] == [last_token] else tokens
+
+
 def _wrap(prompt: Prompt, source: SourceConfig) -> str:
     if not source.template:
         return prompt.text or ""
@@ -96,21 +140,29 @@ def _encode_chat(
         {**message, "content": text.replace(text.strip(), mark) if mark else text}
         for message, text, mark in zip(messages, contents, marks, strict=True)
     ]
-    tokens, rest = [], _render(marked, tokenizer, prompt_id)
+    rendered = _render(marked, tokenizer, prompt_id)
+    return _fill(rendered, marks, contents, tokenizer, prompt_id, _rewritten(prompt_id, "it holds a special token"))
+
+
+def _fill(
+    rest: str, marks: Sequence[str], contents: Sequence[str], tokenizer: Any, prompt_id: str, rewritten: DataError
+) -> list[int]:
+    """Tokens of a rendered conversation with the contents, as text, in the places of their marks. Raises `rewritten`."""
+    tokens: list[int] = []
     for mark, content in zip(marks, contents, strict=True):
         if not mark:
             continue
         before, found, rest = rest.partition(mark)
         if not found or _MARK in before:
-            raise _rewritten(prompt_id)
+            raise rewritten
         tokens += _encode(before, tokenizer) + _encode_text(content.strip(), tokenizer, prompt_id)
     if _MARK in rest:
-        raise _rewritten(prompt_id)
+        raise rewritten
     return tokens + _encode(rest, tokenizer)
 
 
-def _rewritten(prompt_id: str) -> DataError:
-    return DataError(f"prompt {prompt_id}: it holds a special token, and the chat template rewrites its messages")
+def _rewritten(prompt_id: str, what: str) -> DataError:
+    return DataError(f"prompt {prompt_id}: {what}, and the chat template rewrites its messages")
 
 
 @functools.lru_cache(maxsize=4)

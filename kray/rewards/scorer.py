@@ -41,13 +41,17 @@ _PROGRAM = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one answer. reward is None exactly when error says why; elapsed_s: seconds in the verifier."""
+    """What became of one answer. reward is None exactly when error says why; elapsed_s: seconds in the verifier.
+
+    given: by a function that is no verifier (see worker.py), with reward 0.
+    """
 
     reward: float | None
     detail: str = ""
     error: str = ""
     timed_out: bool = False
     elapsed_s: float = 0.0
+    given: Any = None
 
 
 class _Batch:
@@ -80,7 +84,7 @@ class _Batch:
 class _Job:
     batch: _Batch
     index: int
-    item: tuple[str, str, str]
+    item: tuple[str, Any, Any]
     deaths: int = 0
 
 
@@ -215,7 +219,7 @@ class Scorer:
         self._processes: set[_Process] = set()
         self._closed = False
 
-    async def score(self, items: Iterable[tuple[str, str, str]]) -> list[Outcome]:
+    async def score(self, items: Iterable[tuple[str, Any, Any]]) -> list[Outcome]:
         """Outcomes of (verifier or "", response, answer), in their order. Raises KrayError when no process starts."""
         items = list(items)
         if self._closed:
@@ -377,6 +381,8 @@ class Scorer:
         self._item_s += 0.05 * (elapsed_s + 2e-5 - self._item_s)
         if elapsed_s > self.timeout_s:  # it ended while this event loop was too busy to kill it
             self._time_out(job)
+        elif message[0] == "given":
+            job.batch.put(job.index, Outcome(0.0, elapsed_s=elapsed_s, given=message[1]))
         elif message[0] == "scored":
             job.batch.put(job.index, Outcome(message[1], message[2], elapsed_s=elapsed_s))
         else:

@@ -2,7 +2,8 @@
 
 Speaks over one socket: frames of a 4-byte length and a pickle. In: (verifier, options, timeout_s, memory_gib) once, then
 lists of (verifier, response, answer). Out: ("ready",) once; ("loading",) and ("loaded",) around the import of a further
-verifier; one ("scored", value, detail, elapsed_s) or ("failed", error, elapsed_s) per answer, in order.
+verifier; one ("scored", value, detail, elapsed_s) or ("failed", error, elapsed_s) per answer, in order. A function with an
+attribute `gives_no_reward` is no verifier, but is called like one: what it gives is sent as ("given", value, elapsed_s).
 
 It ends when its parent does: on end of file, by a thread that watches the socket while a verifier runs, and by an alarm
 for verifiers that never let that thread run (a regular expression holds the interpreter's lock).
@@ -63,12 +64,15 @@ def _limit_memory(gib: float) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30), hard))
 
 
-def _judge(function: Verifier | str, name: str, response: str, answer: str, options: dict[str, Any]) -> tuple:
+def _judge(function: Verifier | str, name: str, response: Any, answer: Any, options: dict[str, Any]) -> tuple:
     started = time.perf_counter()
     try:
         if isinstance(function, str):
             raise ValueError(function)
-        reward = as_reward(function(response, answer, **options), name)
+        given = function(response, answer, **options)
+        if getattr(function, "gives_no_reward", False):
+            return ("given", given, time.perf_counter() - started)
+        reward = as_reward(given, name)
         return ("scored", reward.value, reward.detail, time.perf_counter() - started)
     except BaseException as error:  # also SystemExit: a verifier must not end the process by a polite exit
         return ("failed", _describe(error), time.perf_counter() - started)

@@ -38,7 +38,7 @@ CPU_STEP_TOKENS = 8192  # prompt tokens that one step may take in on CPU
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What an engine needs to start. context_tokens: prompt plus response."""
+    """What an engine needs to start. context_tokens: prompt plus response. reads_text: tasks may have `stops`."""
 
     model_path: str
     dtype: str
@@ -50,6 +50,7 @@ class EngineSpec:
     gpu_memory_share: float
     eager: bool
     seed: int
+    reads_text: bool = False
 
     def environment(self) -> dict[str, str]:
         """Environment variables of the actor's process; vLLM reads them when it is imported."""
@@ -190,11 +191,11 @@ class Engine:
         return LLMEngine.from_engine_args(
             EngineArgs(
                 model=spec.model_path,
-                skip_tokenizer_init=True,  # tokens in, tokens out
+                skip_tokenizer_init=not spec.reads_text,  # tokens in, tokens out
                 max_model_len=spec.context_tokens,
                 max_num_seqs=spec.max_sequences,
                 enforce_eager=spec.eager,
-                enable_prefix_caching=True,  # a group shares its prompt
+                enable_prefix_caching=True,  # a group shares its prompt, a conversation's turn what came before it
                 logprobs_mode="processed_logprobs",  # of the distribution that was sampled, after temperature
                 distributed_executor_backend="uni",
                 generation_config="vllm",  # the task says how to sample; a model's own defaults must not
@@ -220,9 +221,10 @@ class Engine:
                 max_tokens=sampling.max_tokens,
                 seed=task.seed + task.first_index,
                 stop_token_ids=list(sampling.stop_token_ids),
+                stop=list(sampling.stops),
                 logprobs=0,  # of the sampled token alone
                 flat_logprobs=True,
-                detokenize=False,
+                detokenize=bool(sampling.stops),  # to look for them; the tokens are what counts
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 skip_clone=True,  # it is this task's alone: vLLM's deep copy was a third of the time to add a task
             )

@@ -193,7 +193,7 @@ class PlanBook:
         if held is not None and held.plan is not None and not held.plan.step.done:
             raise Refusal(409, f"run: {run_name!r} has plan {held.plan.id} open", "conflict", "run")
         beliefs = read_beliefs(state, self.max_prompts)
-        settings = BeliefSettings(beliefs.discount, beliefs.prior_alpha, beliefs.prior_beta, beliefs.fit_prior)
+        settings = BeliefSettings(beliefs.discounts[0], beliefs.prior_alpha, beliefs.prior_beta, beliefs.fit_prior)
         self._room_for(run_name)
         self._runs[run_name] = Run(run_name, settings, beliefs, int(state.get("steps", 0)))
         return {"run": run_name, "prompts": len(beliefs)}

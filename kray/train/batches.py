@@ -1,10 +1,11 @@
 """From the rollouts of one step to the rows that are learned from, each with its weight in the loss. Pure numpy.
 
 Promises
-- Only rollouts whose advantage is not 0 become rows, and every such rollout with at least one token becomes exactly one
+- Only rollouts whose advantage is not 0 become rows, and every such rollout with at least one sampled token becomes exactly one
   row, in exactly one optimizer step.
 - Every rollout of the step counts in the denominator of the loss, whether or not it became a row. The denominator is
   one number for the whole step, folded into the rows' weights: sums over ranks and micro-batches need no further care.
+- Tokens that an environment wrote are read, and nothing else: they have no loss, and no length counts them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kray.records import RolloutGroup
+from kray.records import Rollout, RolloutGroup
 
 
 @dataclass(slots=True)
@@ -22,8 +23,9 @@ class Rows:
     """R rollouts as flat arrays, which travel between processes without being copied.
 
     tokens (sum of lengths,) int32: each row's prompt, then its response; prompt_lengths, response_lengths (R,) int64;
-    logprobs (sum of response_lengths,) float32 as the engine sampled them; advantages (R,) float32;
-    weights (R,) float64 of each of the row's response tokens, the denominator included;
+    logprobs (sum of response_lengths,) float32 as the engine sampled them, and sampled, bool: whether it did, or the token
+    is an environment's; advantages (R,) float32; weights (R,) float64 of each of the row's sampled tokens, the
+    denominator included;
     group (R,) int64: rows of one group have the same prompt tokens and lie next to each other within an update;
     update (R,) int64: the optimizer step that the row belongs to, 0 <= update < updates.
     """
@@ -32,6 +34,7 @@ class Rows:
     prompt_lengths: np.ndarray
     response_lengths: np.ndarray
     logprobs: np.ndarray
+    sampled: np.ndarray
     advantages: np.ndarray
     weights: np.ndarray
     group: np.ndarray
@@ -60,9 +63,9 @@ def split_updates(groups: Sequence[int], updates: int) -> list[list[int]]:
 
 
 def token_weights(groups: Sequence[RolloutGroup], aggregation: str, constant_tokens: int = 0) -> list[np.ndarray]:
-    """The loss weight of each response token of each rollout: one (N,) float64 for each group.
+    """The loss weight of each sampled token of each rollout: one (N,) float64 for each group.
 
-    token_mean: 1 / response tokens of all groups (DAPO, arXiv 2503.14476, equation 8);
+    token_mean: 1 / sampled tokens of all groups (DAPO, arXiv 2503.14476, equation 8);
     sequence_mean: 1 / the rollout's tokens / number of rollouts (GRPO, arXiv 2402.03300, equation 3);
     prompt_mean: 1 / the group's tokens / number of groups;
     constant: 1 / constant_tokens / number of rollouts (Dr.GRPO, arXiv 2503.20783, section 3.2 and listing 1: one length for
@@ -73,7 +76,7 @@ def token_weights(groups: Sequence[RolloutGroup], aggregation: str, constant_tok
     rollouts = max(1, sum(len(group.rollouts) for group in groups))
 
     def weights(group: RolloutGroup) -> np.ndarray:
-        lengths = np.array([len(rollout.tokens) for rollout in group.rollouts], dtype=np.float64)
+        lengths = np.array([rollout.sampled_tokens for rollout in group.rollouts], dtype=np.float64)
         if aggregation == "token_mean":
             each = np.full(len(lengths), 1 / tokens)
         elif aggregation == "sequence_mean":
@@ -112,7 +115,7 @@ def make_rows(
     weight_of = token_weights(groups, aggregation, constant_tokens)
     bound = advantage_clip or np.inf
     kept = [
-        [i for i, rollout in enumerate(group.rollouts) if advantage_of[g][i] != 0 and len(rollout.tokens)]
+        [i for i, rollout in enumerate(group.rollouts) if advantage_of[g][i] != 0 and rollout.sampled_tokens]
         for g, group in enumerate(groups)
     ]
     steps = split_updates([g for g in range(len(groups)) if kept[g]], updates)
@@ -128,6 +131,7 @@ def make_rows(
         logprobs=np.concatenate([np.zeros(0, np.float32), *(rollout.logprobs for rollout in rollouts)]).astype(
             np.float32
         ),
+        sampled=np.concatenate([np.zeros(0, bool), *map(_sampled, rollouts)]),
         advantages=np.array([advantage_of[g][i] for _, g, i in picked], dtype=np.float32).clip(-bound, bound),
         weights=np.array([weight_of[g][i] * len(steps) for _, g, i in picked], dtype=np.float64),
         group=np.array([g for _, g, _ in picked], dtype=np.int64),
@@ -138,6 +142,10 @@ def make_rows(
         advantage_max=float(np.abs(all_advantages).max(initial=0)),
         cut_groups=sum(bool((np.abs(part) > bound).any()) for part in advantage_of),
     )
+
+
+def _sampled(rollout: Rollout) -> np.ndarray:
+    return np.ones(len(rollout.tokens), bool) if rollout.sampled is None else rollout.sampled
 
 
 def _check(groups: Sequence[RolloutGroup]) -> None:
@@ -152,6 +160,8 @@ def _check(groups: Sequence[RolloutGroup]) -> None:
                 )
             if len(rollout.tokens) != len(rollout.logprobs):
                 raise ValueError(f"{where}: {len(rollout.tokens)} tokens but {len(rollout.logprobs)} logprobs")
+            if rollout.sampled is not None and len(rollout.tokens) != len(rollout.sampled):
+                raise ValueError(f"{where}: {len(rollout.tokens)} tokens, but {len(rollout.sampled)} are told apart")
 
 
 def plain_rows(token_rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Rows:
@@ -166,6 +176,7 @@ def plain_rows(token_rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Row
         prompt_lengths=np.array([len(prompt) for prompt in prompts], dtype=np.int64),
         response_lengths=sizes,
         logprobs=np.zeros(int(sizes.sum()), dtype=np.float32),
+        sampled=np.ones(int(sizes.sum()), dtype=bool),
         advantages=np.zeros(count, dtype=np.float32),
         weights=np.zeros(count),
         group=np.cumsum(changes, dtype=np.int64),

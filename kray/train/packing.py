@@ -5,6 +5,7 @@ Promises
 - Every rank gets the same number of micro-batches, because FSDP's collectives must match; missing ones are empty.
 - Packed, a prompt's tokens stand once in a micro-batch for all its rollouts there, and no token is padding. The last
   token of a response predicts nothing and is left out.
+- Targets are the sampled tokens alone: what an environment wrote is context, like the prompt.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Batch:
 
     input_ids, positions (B, T) int64; keep (K,) int64: places in the flattened B * T; source (N,) int64, sorted: which of
     the K predicts target n; targets (N,) int64; rollout (N,) int64: which row of the micro-batch; order (N,) int64: where
-    the target stood in the rows, one after the other; logprobs (the engine's), advantages, weights (N,) float32.
+    the target stood among the rows' sampled tokens, one row after the other; logprobs (the engine's), advantages, weights
+    (N,) float32.
     """
 
     input_ids: Tensor
@@ -159,18 +161,22 @@ def collate(rows: Rows, indices: np.ndarray, packed: bool) -> Batch:
     starts = (np.cumsum(rows.lengths) - rows.lengths)[indices]
     prompts, responses = rows.prompt_lengths[indices], rows.response_lengths[indices]
     ends = starts + prompts + responses
-    targets = np.concatenate([rows.tokens[e - n : e] for e, n in zip(ends, responses, strict=True)])
+    first = (np.cumsum(rows.response_lengths) - rows.response_lengths)[indices]
+    sampled = np.concatenate([rows.sampled[s : s + n] for s, n in zip(first, responses, strict=True)])
+    targets = np.concatenate([rows.tokens[e - n : e] for e, n in zip(ends, responses, strict=True)])[sampled]
     if packed:
         input_ids, positions, places, plan = _packed(rows, indices, starts, prompts, responses)
     else:
         input_ids, positions, places, plan = _padded(rows, starts, prompts, responses)
-    keep, source = np.unique(places, return_inverse=True)
+    keep, source = np.unique(places[sampled], return_inverse=True)
     order = np.argsort(source, kind="stable")
-    first = (np.cumsum(rows.response_lengths) - rows.response_lengths)[indices]
-    engine = np.concatenate([rows.logprobs[s : s + n] for s, n in zip(first, responses, strict=True)])
+    engine = np.concatenate([rows.logprobs[s : s + n] for s, n in zip(first, responses, strict=True)])[sampled]
 
     def each(values: np.ndarray, kind: type) -> Tensor:
         return torch.from_numpy(values[order].astype(kind))
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values, responses)[sampled]
 
     return Batch(
         input_ids=torch.from_numpy(input_ids),
@@ -179,11 +185,11 @@ def collate(rows: Rows, indices: np.ndarray, packed: bool) -> Batch:
         keep=torch.from_numpy(keep),
         source=each(source, np.int64),
         targets=each(targets, np.int64),
-        rollout=each(np.repeat(np.arange(len(indices)), responses), np.int64),
+        rollout=each(spread(np.arange(len(indices))), np.int64),
         order=torch.from_numpy(order),
         logprobs=each(engine, np.float32),
-        advantages=each(np.repeat(rows.advantages[indices], responses), np.float32),
-        weights=each(np.repeat(rows.weights[indices], responses), np.float32),
+        advantages=each(spread(rows.advantages[indices]), np.float32),
+        weights=each(spread(rows.weights[indices]), np.float32),
         filled=input_ids.size if packed else int((prompts + responses - 1).sum()),
         rows=len(indices),
     )

@@ -2,6 +2,10 @@
 
 Promises: equal settings give the same folder, made once per cache; it appears whole or not at all, also when two processes
 make it at once; it is a plain Hugging Face folder (config, safetensors, tokenizer, generation config).
+
+With tool_share it also learns to call the calculator (kray/environments/calculator.py) now and then, and to copy what comes
+back. The teacher's calls are right at first and then only half of the time, so that both when to call and what to ask is
+left for reinforcement learning to find out.
 """
 
 from __future__ import annotations
@@ -28,7 +32,18 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import TinyPolicyConfig
-from kray.prompts.arithmetic import CHARACTERS, HABITS, KINDS, TEACHER, habitual_answer, make_problems, noisy_answer
+from kray.environments.calculator import Calculator
+from kray.prompts.arithmetic import (
+    CHARACTERS,
+    HABITS,
+    KINDS,
+    TEACHER,
+    Problem,
+    habitual_answer,
+    make_problems,
+    noisy_answer,
+    noisy_text,
+)
 from kray.prompts.lessons import Lesson, make_lessons, phrases, recipe, teach
 from kray.records import ConfigError
 
@@ -37,6 +52,8 @@ transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
 VERSION = 1  # raise it when the recipe or the problems change, so that old folders are not taken for new ones
 LATER = ("clean_share", "kinds", "habits")  # settings that the names of older folders do not know
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
+TOOL_CHARACTERS = "[]?"  # of calls and of what the calculator cannot read
+TOOL_ACCURACY = 0.5  # of the teacher's calls, once it errs
 PROBLEMS = 131_072  # at most so many different training problems; they come in turn, each with an answer of its own
 LETTERS = "\n" + "".join(map(chr, range(32, 127)))  # characters of reasoning_gym's questions and answers; others: <unk>
 LESSONS = 32_768  # questions of reasoning_gym tasks, which come in turn
@@ -47,6 +64,7 @@ INITIALIZER_RANGE = 0.06  # at 0.02 a model this narrow needs more than twice th
 ROPE_THETA = 100.0  # positions of problems this short turn far enough to be told apart
 PROGRESS_STEPS = 50
 IGNORED = -100
+CALCULATOR = Calculator(least_first=True, shown="{}=")  # as configs/calculator.yaml has it
 
 
 def ensure_tiny_policy(
@@ -99,6 +117,8 @@ def _check(tiny: TinyPolicyConfig) -> None:
 def _digest(tiny: TinyPolicyConfig) -> str:
     settings, usual = asdict(tiny), TinyPolicyConfig()
     tasks = settings.pop("tasks")
+    if not tiny.tool_share:
+        del settings["tool_share"]  # such policies were made before there were tools
     parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER, HABITS]
     if tasks:
         parts = [VERSION, settings, tasks, LETTERS, LESSONS, recipe(tasks), HABITS]
@@ -149,7 +169,10 @@ def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
 
 def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]) -> None:
     lessons = make_lessons(tiny.tasks, LESSONS, tiny.seed) if tiny.tasks else []
-    tokenizer = make_tokenizer(LETTERS, phrases(lessons)) if lessons else make_tokenizer()
+    if lessons:
+        tokenizer = make_tokenizer(LETTERS, phrases(lessons))
+    else:
+        tokenizer = make_tokenizer(CHARACTERS + (TOOL_CHARACTERS if tiny.tool_share else ""))
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Ray sets OMP_NUM_THREADS=1 in its workers, but nothing else of the run is busy now. Half of the cores: threads that
@@ -169,35 +192,46 @@ def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]
     tokenizer.save_pretrained(folder)
 
 
-def _answers(tiny: TinyPolicyConfig, lessons: Sequence[Lesson]) -> Iterator[tuple[str, str]]:
-    """(question, answer) endlessly, in turn: at first the right answers, then the teacher's."""
+def _texts(tiny: TinyPolicyConfig, lessons: Sequence[Lesson]) -> Iterator[tuple[str, str, str, str]]:
+    """(question, call, result, answer) endlessly, in turn: at first right answers, then the teacher's. See _response."""
     rng = random.Random(tiny.seed)
     right = tiny.clean_share * tiny.warmup_steps
     if lessons:
         for number, lesson in enumerate(itertools.cycle(lessons)):
-            yield lesson.text, lesson.answer if number // tiny.batch_size < right else teach(lesson, rng)
-    said = habitual_answer if tiny.habits else noisy_answer
+            yield lesson.text, "", "", lesson.answer if number // tiny.batch_size < right else teach(lesson, rng)
     many = min(PROBLEMS, tiny.warmup_steps * tiny.batch_size)
     for number, problem in enumerate(itertools.cycle(make_problems(tiny.kinds or KINDS, many, tiny.seed, "train"))):
-        yield problem.text, problem.answer if number // tiny.batch_size < right else said(problem, rng)
+        yield problem.text, *_response(problem, number // tiny.batch_size < right, rng, tiny)
 
 
 def _batches(
-    tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig, lessons: Sequence[Lesson]
+    tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig, lessons: Sequence[Lesson] = ()
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED outside answer and <eos>."""
-    answers = _answers(tiny, lessons)
+    """(input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED outside of what the policy is to write."""
+    texts = _texts(tiny, lessons)
     for _ in range(tiny.warmup_steps):
-        texts = list(itertools.islice(answers, tiny.batch_size))
-        prompts, responses = (tokenizer(list(part))["input_ids"] for part in zip(*texts, strict=True))
-        longest = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)) + 1
+        columns = zip(*itertools.islice(texts, tiny.batch_size), strict=True)
+        met = list(zip(*(tokenizer(list(column))["input_ids"] for column in columns), strict=True))
+        longest = max(sum(map(len, parts)) for parts in met) + 1
         input_ids = torch.full((tiny.batch_size, longest), tokenizer.pad_token_id)
         labels = torch.full((tiny.batch_size, longest), IGNORED)
-        for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            tokens = torch.tensor([*prompt, *response, tokenizer.eos_token_id])
+        for b, (prompt, call, result, answer) in enumerate(met):
+            tokens = torch.tensor([*prompt, *call, *result, *answer, tokenizer.eos_token_id])
             input_ids[b, : len(tokens)] = tokens
             labels[b, len(prompt) : len(tokens)] = tokens[len(prompt) :]
+            told = len(prompt) + len(call)
+            labels[b, told : told + len(result)] = IGNORED
         yield input_ids, labels
+
+
+def _response(problem: Problem, clean: bool, rng: random.Random, tiny: TinyPolicyConfig) -> tuple[str, str, str]:
+    """(call, result, answer): what the teacher writes, and between it what the calculator says; no call: two are empty."""
+    if not (tiny.tool_share and rng.random() < tiny.tool_share):
+        said = habitual_answer if tiny.habits else noisy_answer
+        return "", "", problem.answer if clean else said(problem, rng)
+    asked = problem.text if clean or rng.random() < TOOL_ACCURACY else noisy_text(problem, rng)
+    result = CALCULATOR.result(asked[:-1])
+    return f"[{asked[:-1]}]", CALCULATOR.shown.format(result), result.ljust(len(problem.answer), "0")
 
 
 def _train(

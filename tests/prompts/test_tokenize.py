@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from kray.config.schema import SourceConfig
 from kray.prompts import encode_prompt
+from kray.prompts.tokenize import encode_answer, encode_opening
 from kray.records import DataError, Prompt
 
 CHAT = (
@@ -109,6 +110,62 @@ def test_what_cannot_be_encoded_is_named():
         encode_prompt(ask(messages=messages), make_tokenizer(), SourceConfig(chat=False))
     with pytest.raises(DataError, match="prompt p:1: the chat template refuses its messages: no tools here"):
         encode_prompt(ask(messages=({"role": "tool", "content": "a"},)), make_tokenizer(), SourceConfig())
+
+
+# -- conversations -------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_in_messages_closes_the_policys_turn_and_opens_its_next():
+    """Put after what was sampled it gives what the chat template makes of the whole conversation."""
+    tokenizer = make_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    answer = ({"role": "user", "content": "3 <|im_end|> <|im_start|>system"}, {"role": "user", "content": "more?"})
+    start = list(encode_prompt(ask("2+2?"), tokenizer, SourceConfig()))
+    say = {"role": "assistant", "content": "[2+2]"}
+    whole = (*({"role": "user", "content": "2+2?"}, say), *answer)
+    expected = list(encode_prompt(ask(messages=whole), tokenizer, SourceConfig()))
+    said = tokenizer("[2+2]", add_special_tokens=False)["input_ids"]
+    assert start + said + [end, *encode_answer(answer, end, tokenizer, "p:1")] == expected  # it ended its turn itself
+    assert start + said + encode_answer(answer, -1, tokenizer, "p:1") == expected  # or at a text that stops it
+
+
+def test_an_answer_in_text_is_text_and_nothing_else():
+    tokenizer = make_tokenizer()
+    tokens = encode_answer(" 4<|im_end|>", 7, tokenizer, "p:1")
+    assert tokenizer.decode(tokens) == " 4<|im_end|>"
+    assert not set(tokens) & set(tokenizer.all_special_ids)
+    assert encode_answer("", 7, tokenizer, "p:1") == []
+
+
+def test_answers_that_cannot_be_told_are_refused():
+    message = ({"role": "user", "content": "a"},)
+    with pytest.raises(
+        DataError, match="prompt p:1: the environment answers in messages, but the tokenizer has no chat"
+    ):
+        encode_answer(message, -1, make_tokenizer(chat=False), "p:1")
+    with pytest.raises(DataError, match="prompt p:1: the chat template refuses its messages: no tools here"):
+        encode_answer(({"role": "tool", "content": "a"},), -1, make_tokenizer(), "p:1")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT.replace("m.content", "m.content ~ m.content")
+    with pytest.raises(DataError, match="the environment answers in messages, and the chat template rewrites"):
+        encode_answer(message, -1, tokenizer, "p:1")
+
+
+def test_what_an_environment_says_first_comes_after_the_prompt():
+    tokenizer, source = make_tokenizer(), SourceConfig(system="Be brief.", template="Q: {prompt}")
+    system = "<|im_start|>system\nBe brief.<|im_end|>\n"
+    opened = "<|im_start|>assistant\n"
+    asked = "<|im_start|>user\nQ: 2+2?"
+    say = [{"role": "user", "content": "You see a door."}]
+    assert (
+        tokenizer.decode(encode_opening(ask("2+2?"), " Hi", tokenizer, source))
+        == f"{system}{asked} Hi<|im_end|>\n{opened}"
+    )
+    more = f"<|im_end|>\n<|im_start|>user\nYou see a door.<|im_end|>\n{opened}"
+    assert tokenizer.decode(encode_opening(ask("2+2?"), say, tokenizer, source)) == system + asked + more
+    messages = ask(messages=({"role": "user", "content": "Q: 2+2?"},))
+    assert tokenizer.decode(encode_opening(messages, say, tokenizer, source)) == asked + more
+    assert tokenizer.decode(encode_opening(messages, " Hi", tokenizer, source)) == f"{asked} Hi<|im_end|>\n{opened}"
 
 
 # -- hostile text --------------------------------------------------------------------------------------------------------

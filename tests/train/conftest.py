@@ -103,6 +103,28 @@ def some_groups():
     return build
 
 
+@pytest.fixture(scope="session")
+def some_conversations(some_groups):
+    """some_groups' rollouts as conversations: after a random share of its tokens the environment spoke, and spoke again."""
+
+    def build(seed: int, rewards: list[list[float]]) -> list[RolloutGroup]:
+        rng = np.random.default_rng(seed + 1000)
+        groups = some_groups(seed, rewards)
+        for rollout in (rollout for group in groups for rollout in group.rollouts):
+            sampled = np.ones(len(rollout.tokens), bool)
+            for at in sorted(rng.integers(1, len(sampled) + 1, 2)):
+                told = rng.integers(0, VOCABULARY, rng.integers(1, 5))
+                if at == len(rollout.tokens):
+                    continue  # nothing follows the last turn
+                rollout.tokens = np.insert(rollout.tokens, at, told).astype(np.int32)
+                rollout.logprobs = np.insert(rollout.logprobs, at, np.zeros(len(told), np.float32))
+                sampled = np.insert(sampled, at, np.zeros(len(told), bool))
+            rollout.sampled = sampled
+        return groups
+
+    return build
+
+
 @pytest.fixture
 def run_ranks(tmp_path):
     """run_ranks(n, cases): the cases in n processes that learn together; what each rank found (see rank_process.py)."""

@@ -11,6 +11,7 @@ import torch
 
 from kray.config.advice import first_cut
 from kray.config.schema import LoraConfig
+from kray.train.batches import Rows
 from kray.train.learner import step_rows
 from kray.train.model import state_digest
 from kray.train.packing import collate, split_ranks
@@ -22,10 +23,15 @@ def differences(a, b) -> float:
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_padding_splits_and_order_do_not_change_an_update(models, make, train, some_groups, ragged, loss, tied):
-    """Packed in one micro-batch = padded = rows one by one = prompts in any order; two optimizer steps, TIS and KL."""
+def test_padding_splits_and_order_do_not_change_an_update(
+    models, make, train, some_groups, some_conversations, ragged, loss, tied
+):
+    """Packed in one micro-batch = padded = rows one by one = prompts in any order; two optimizer steps, TIS and KL.
+
+    Of single responses (tied) and of conversations (untied).
+    """
     train = replace(train, loss=loss, constant_tokens=12, tis=1.5, kl=0.05, microbatch_tokens=10**6)
-    groups = some_groups(0, ragged)
+    groups = (some_groups if tied else some_conversations)(0, ragged)
 
     def learned(groups, **changes):
         setting = replace(train, **changes)
@@ -51,6 +57,75 @@ def test_padding_splits_and_order_do_not_change_an_update(models, make, train, s
         assert difference < 2e-6, what
         for name in ("loss", "grad_norm", "entropy", "kl", "reference_kl", "tis_ratio", "clip_ratio", "tokens"):
             assert others[1][f"train/{name}"] == pytest.approx(metrics[1][f"train/{name}"], rel=1e-4, abs=1e-6), name
+
+
+def turns_of(rows: Rows) -> Rows:
+    """Each turn of the rows as a row of its own, with all that came before it as its prompt."""
+    parts = []
+    ends, starts = np.cumsum(rows.lengths), np.cumsum(rows.response_lengths) - rows.response_lengths
+    for r in range(len(rows)):
+        sampled = rows.sampled[starts[r] :][: rows.response_lengths[r]]
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], sampled, [False]]).astype(int)))
+        tokens = rows.tokens[ends[r] - rows.lengths[r] : ends[r]]
+        for first, last in edges.reshape(-1, 2):
+            prompt = int(rows.prompt_lengths[r]) + int(first)
+            parts.append((r, tokens[: prompt + last - first], prompt, last - first, starts[r] + first))
+    of = np.array([part[0] for part in parts])
+    return replace(
+        rows,
+        tokens=np.concatenate([part[1] for part in parts]),
+        prompt_lengths=np.array([part[2] for part in parts]),
+        response_lengths=np.array([part[3] for part in parts]),
+        logprobs=np.concatenate([rows.logprobs[at : at + n] for _, _, _, n, at in parts]),
+        sampled=np.ones(sum(part[3] for part in parts), bool),
+        advantages=rows.advantages[of],
+        weights=rows.weights[of],
+        group=np.arange(len(parts)),
+        update=rows.update[of],
+    )
+
+
+def test_a_conversation_is_learned_from_as_its_turns_would_be(models, make, train, some_conversations, ragged):
+    """What an environment wrote is read, and adds nothing to the gradient, the loss or any other sum over tokens."""
+    train = replace(train, tis=1.5, kl=0.05)
+    rows = step_rows(some_conversations(0, ragged), train)
+    turns = turns_of(rows)
+    assert len(turns) > len(rows)
+    assert len(turns.sampled) == rows.sampled.sum() < len(rows.sampled)
+    found = []
+    for each in (rows, turns):
+        learner = make(models[True], train)
+        metrics = [learner.update(each) for _ in range(2)][1]
+        found.append((learner.state(), metrics))
+    assert differences(found[0][0], found[1][0]) < 2e-6
+    for name in ("loss", "grad_norm", "entropy", "kl", "reference_kl", "tis_ratio", "tokens", "logprob_gap_mean"):
+        assert found[0][1][f"train/{name}"] == pytest.approx(found[1][1][f"train/{name}"], rel=1e-4, abs=1e-6), name
+    # nor does it matter what stands there in place of an engine's log-probability
+    learner = make(models[True], train)
+    for _ in range(2):
+        learner.update(replace(rows, logprobs=np.where(rows.sampled, rows.logprobs, -7.0).astype(np.float32)))
+    assert state_digest(learner.state()) == state_digest(found[0][0])
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "prompt_mean", "constant"])
+def test_no_length_counts_what_an_environment_wrote(train, some_groups, some_conversations, ragged, aggregation):
+    """The same turns with and without answers between them weigh the same."""
+    train = replace(train, aggregation=aggregation, constant_tokens=12)
+    plain, talked = (step_rows(some(0, ragged), train) for some in (some_groups, some_conversations))
+    np.testing.assert_array_equal(talked.weights, plain.weights)
+    np.testing.assert_array_equal(talked.logprobs[talked.sampled], plain.logprobs)
+
+
+def test_a_conversation_of_one_turn_is_a_response_bit_for_bit(models, make, train, some_groups, ragged):
+    groups = some_groups(0, ragged)
+    digests = []
+    for _ in range(2):
+        learner = make(models[True])
+        learner.update(step_rows(groups, train))
+        digests.append(state_digest(learner.state()))
+        for rollout in (rollout for group in groups for rollout in group.rollouts):
+            rollout.sampled = np.ones(len(rollout.tokens), bool)
+    assert digests[0] == digests[1]
 
 
 def test_groups_without_a_gradient_change_nothing_but_the_denominator(models, make, train, some_groups):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -10,7 +12,16 @@ from kray.config.schema import TinyPolicyConfig
 from kray.prompts import lessons
 from kray.prompts.arithmetic import CHARACTERS
 from kray.records import ConfigError
-from kray.train.warmup import _digest, default_cache, ensure_tiny_policy, make_tokenizer
+from kray.train.warmup import (
+    CALCULATOR,
+    IGNORED,
+    TOOL_CHARACTERS,
+    _batches,
+    _digest,
+    default_cache,
+    ensure_tiny_policy,
+    make_tokenizer,
+)
 
 TINY = TinyPolicyConfig(
     hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=32, warmup_steps=3, batch_size=8
@@ -82,6 +93,37 @@ def test_equal_settings_give_equal_weights_and_others_another_folder(tmp_path):
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
     other = TinyPolicyConfig(**{**vars(TINY), "seed": 1})
     assert ensure_tiny_policy(other, tmp_path / "a", lambda _: None) != first
+
+
+def test_a_policy_without_a_tool_is_the_one_that_caches_hold():
+    """Written down once: the quickstart's figures are compared over time."""
+    assert _digest(TinyPolicyConfig()) == "db5fadba00ea69b86679"
+    assert _digest(TinyPolicyConfig(tool_share=0.2)) != _digest(TinyPolicyConfig())
+    assert len(make_tokenizer()) == 17
+
+
+def test_calls_are_learned_and_results_are_not():
+    """The warm-up's texts are conversations as the calculator would have them, and its words carry no loss either."""
+    tokenizer, tiny = make_tokenizer(CHARACTERS + TOOL_CHARACTERS), replace(TINY, tool_share=0.6, warmup_steps=60)
+    calls, wrong = 0, 0
+    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny)):
+        for tokens, learned in zip(input_ids.tolist(), labels.tolist(), strict=True):
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            asked, _, answer = text.partition("=")
+            places = [place for place, label in enumerate(learned) if label != IGNORED]
+            if "[" not in text:
+                assert tokenizer.decode([tokens[place] for place in places]) == f"{answer}<eos>"
+                continue
+            calls += 1
+            call, _, rest = answer.partition("]")
+            result, done = CALCULATOR.step(f"{call}]")
+            assert not done
+            assert rest.startswith(result)
+            assert tokenizer.decode([tokens[place] for place in places]) == f"{call}]{rest.removeprefix(result)}<eos>"
+            wrong += call != f"[{asked}"
+            assert call == f"[{asked}" or step >= 40, "right calls come first"
+    assert 0.5 < calls / 480 < 0.7
+    assert 0.3 < wrong / (calls / 3) < 0.7
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):

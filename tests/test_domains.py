@@ -1,0 +1,37 @@
+"""Beyond mathematics: configs/logic.yaml and configs/code.yaml. test_conversation_story.py runs them."""
+
+from __future__ import annotations
+
+import json
+
+from chat_models import programs
+
+from kray.config import load_config, preview
+from kray.launch import load_both
+from kray.rewards import score
+
+FEW = ["prompts.train.size=100", "prompts.test.size=12", "prompts.train.limit=100"]
+
+
+def test_the_logic_configuration_is_checked_and_its_own_answers_are_right():
+    config = load_config("configs/logic.yaml", FEW)
+    train, test = load_both(config)
+    said = preview(config, train, test, "cluster/aws.yaml")
+    assert "learner ranks on" in said
+    assert {prompt.metadata["task"] for prompt in train} == set(config.prompts.train.tasks)
+    assert not {prompt.text for prompt in train} & {prompt.text for prompt in test}
+    for prompt in test:
+        entry = json.loads(prompt.answer)["entry"]
+        right = entry["answer"] or entry["metadata"]["example_answer"]  # of propositional_logic any of several is right
+        options = config.reward.options
+        assert score(prompt.verifier, f"So <answer>{right}</answer>", prompt.answer, **options).value == 1, prompt.id
+        assert score(prompt.verifier, "<answer>no idea</answer>", prompt.answer, **options).value == 0
+
+
+def test_the_code_configuration_is_checked_on_data_of_its_form(tmp_path):
+    config = load_config("configs/code.yaml", programs(tmp_path))
+    train, test = load_both(config)
+    assert "70" in preview(config, train, test, "cluster/aws.yaml")
+    right = "```python\ndef add(a, b):\n    return a + b\n```"
+    assert score("code", right, train[5].answer, **config.reward.options).value == 1
+    assert score("code", right.replace("+", "-"), train[5].answer, **config.reward.options).value == 0
