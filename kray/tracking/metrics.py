@@ -96,6 +96,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "throughput/rollouts_per_s": ("rollouts/s", "of the whole step"),
     "throughput/tokens_per_s": ("tokens/s", "response tokens, of the whole step"),
     "eval/accuracy": ("ratio", "mean success of sampled responses to the test prompts"),
+    "eval/accuracy_<set>": ("ratio", "of one test set, where `prompts.more_tests` names several"),
+    "eval/set_mean_accuracy": ("ratio", "mean of the test sets' accuracies"),
     "eval/greedy_accuracy": ("ratio", "success of one greedy response to each test prompt"),
     "eval/exact_accuracy": (
         "ratio",
