@@ -45,6 +45,7 @@ class Ledger:
         self.config, self.parts, self.tracker = config, parts, tracker
         self.steps: list[dict[str, float]] = []  # metrics of the steps since this start
         self.calibration = CalibrationTally()  # of the epoch
+        self.budgets = np.zeros(0, dtype=np.int64)  # of the newest step
         self._transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
 
     def step(
@@ -63,6 +64,7 @@ class Ledger:
             "throughput/tokens_per_s": sum(group.tokens for group in collected.groups) / times["step"],
         }
         self.steps.append(metrics)
+        self.budgets = allocation.budgets
         self._transitions += transition_matrix(carried.previous_status, status(successes, trials))
         self.tracker.log_step(number, metrics)
         if number % self.config.track.every == 0:
