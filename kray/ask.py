@@ -11,16 +11,21 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from kray.records import KrayError
+from kray.screen import nothing
+from kray.status import from_folder, newest_runs
 
 NAMESPACE = "kray"
 PLACE = "driver.json"
+CONNECT_S = 30.0
 ANSWER_S = 15.0
 KNOCK_S = 1.0
+RECENT = 20  # of the newest runs whose drivers are looked for
 
 
 def driver_name(folder: Path) -> str:
@@ -68,10 +73,21 @@ class Asker:
         import ray
 
         self.ray = ray
-        try:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise KrayError(f"Ray at {address} cannot be reached: {str(error).strip().splitlines()[0]}") from error
+        failures: list[BaseException | None] = []
+
+        def connect() -> None:
+            try:
+                ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+                failures.append(None)
+            except Exception as error:
+                failures.append(error)
+
+        connecting = threading.Thread(target=connect, daemon=True)  # Ray itself would go on for minutes
+        connecting.start()
+        connecting.join(CONNECT_S)
+        failure = failures[0] if failures else f"no answer within {CONNECT_S:.0f} s"
+        if failure is not None:
+            raise KrayError(f"Ray at {address} cannot be reached: {str(failure).strip().splitlines()[0]}")
 
     def names(self, folder: Path | None = None) -> list[str]:
         """Of the drivers that run there, or of the one of a run's folder."""
@@ -93,3 +109,64 @@ class Asker:
 
     def close(self) -> None:
         self.ray.shutdown()
+
+
+class Sight:
+    """One run, looked at again and again: its driver while that answers, else its folder.
+
+    run: a folder, a run's name, or "" for what runs, else the newest in `base`. address: of a Ray to look in first, "" for
+    none. Raises KrayError where there is nothing to see.
+    """
+
+    def __init__(self, run: str, base: Path, address: str, ask: type[Asker] = Asker):
+        self.base, self.ask = base, ask
+        self.folder = self._find(run)
+        self._name = ""  # of the driver
+        self._asker: Asker | None = None
+        if address:
+            self._connect(address)
+        if not self._name:
+            for folder in [self.folder] if self.folder else newest_runs(base)[:RECENT]:
+                if there := announced(folder):
+                    self._connect(there, folder)
+                    break
+        if not self._name and self.folder is None:
+            runs = newest_runs(base)
+            if not runs:
+                raise KrayError(nothing(base))
+            self.folder = runs[0]
+
+    def look(self) -> dict[str, Any]:
+        """The status, as kray.status describes it."""
+        if self._asker is not None and self._name:
+            try:
+                found = self._asker.status(self._name)
+                self.folder = Path(found["folder"])
+                return found
+            except KrayError as error:
+                why = str(error)
+                if self.folder is None or not (self.folder / "metrics.jsonl").is_file():
+                    raise
+                return from_folder(self.folder) | {"said": why}
+        assert self.folder is not None
+        return from_folder(self.folder)
+
+    def close(self) -> None:
+        if self._asker is not None:
+            self._asker.close()
+
+    def _find(self, run: str) -> Path | None:
+        if not run:
+            return None
+        for folder in (Path(run).expanduser(), self.base / run):
+            if folder.is_dir():
+                return folder
+        raise KrayError(f"{run} is neither a folder nor a run in {self.base}")
+
+    def _connect(self, address: str, folder: Path | None = None) -> None:
+        asker = self.ask(address)
+        names = asker.names(self.folder or folder) or ([] if self.folder else asker.names())
+        if not names:
+            asker.close()
+            return
+        self._asker, self._name = asker, names[-1]
