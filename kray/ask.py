@@ -101,7 +101,9 @@ class Asker:
         from ray.exceptions import GetTimeoutError, RayError
 
         try:
-            return self.ray.get(self.ray.get_actor(name, namespace=NAMESPACE).status.remote(), timeout=ANSWER_S)
+            actor = self.ray.get_actor(name, namespace=NAMESPACE)
+            found: Any = self.ray.get(actor.status.remote(), timeout=ANSWER_S)
+            return found
         except GetTimeoutError:
             raise KrayError(f"{name} does not answer within {ANSWER_S:.0f} s") from None
         except (RayError, ValueError) as error:

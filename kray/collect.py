@@ -131,21 +131,30 @@ class Collector:
         collected = Collected([])
         rollouts: dict[str, list[Rollout]] = {prompt_id: [] for prompt_id in known}
         drawn = dict.fromkeys(known, 0)
+        ordered = 0  # rollouts so far
         scoring: set[asyncio.Task] = set()
         upcoming: asyncio.Task | None = None
+        news: asyncio.Queue[asyncio.Task] = (
+            asyncio.Queue()
+        )  # what has ended: an event costs the same however much waits
         try:
             with self.pool.open(priority) as session:
                 while not plan.done:
-                    session.submit(self._tasks(plan.take(plan.room()), known, drawn, seeds, sampling, version))
+                    if taken := plan.take(plan.room()):
+                        ordered += sum(wanted for _, wanted in taken)
+                        session.submit(self._tasks(taken, ordered, known, drawn, seeds, sampling, version))
                     if session.left and upcoming is None:
-                        upcoming = asyncio.create_task(session.next())
-                    waiting = scoring | ({upcoming} if upcoming else set())
-                    assert waiting, "the plan waits, but nothing is under way"
-                    ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                    if upcoming in ended:
-                        outcome, upcoming, generated = upcoming.result(), None, time.monotonic()
-                        scoring.add(asyncio.create_task(self._score(known[outcome.task.prompt_id][0], outcome)))
-                    for task in ended & scoring:
+                        upcoming = _telling(session.next(), news)
+                    assert scoring or upcoming, "the plan waits, but nothing is under way"
+                    ended = [await news.get()]
+                    while not news.empty():
+                        ended.append(news.get_nowait())
+                    for task in ended:
+                        if task is upcoming:
+                            outcome, upcoming, generated = task.result(), None, time.monotonic()
+                            prompt = known[outcome.task.prompt_id][0]
+                            scoring.add(_telling(self._score(prompt, outcome), news))
+                            continue
                         scoring.discard(task)
                         scored, failures = task.result()
                         self._take_in(plan, scored, failures, rollouts, collected)
@@ -170,16 +179,19 @@ class Collector:
     def _tasks(
         self,
         taken: list[tuple[str, int]],
+        ordered: int,
         known: Mapping[str, tuple[Prompt, tuple[int, ...]]],
         drawn: dict[str, int],
         seeds: Seeds,
         sampling: Sampling,
         version: int,
     ) -> list[RolloutTask]:
-        """Rollout tasks for what the plan asks for now; `drawn` counts a prompt's rollouts and gives them their index."""
+        """Rollout tasks for what the plan asks for now; `drawn` counts a prompt's rollouts and gives them their index.
+
+        ordered: rollouts of the step so far, these included.
+        """
         tasks = []
-        step_rollouts = sum(drawn.values()) + sum(wanted for _, wanted in taken)  # so far
-        largest = largest_part(step_rollouts, self.rollout.engines, self.rollout.split)
+        largest = largest_part(ordered, self.rollout.engines, self.rollout.split)
         for prompt_id, wanted in taken:
             for first, part in split_rollouts(wanted, largest):
                 tasks.append(
@@ -238,3 +250,10 @@ class Collector:
     def _remember(self, prompt_id: str, rollouts: list[Rollout]) -> None:
         mean = sum(len(rollout.tokens) for rollout in rollouts) / len(rollouts)
         self.lengths[prompt_id] = (self.lengths.get(prompt_id, mean) + mean) / 2
+
+
+def _telling(work: Any, news: asyncio.Queue[asyncio.Task]) -> asyncio.Task:
+    """The work as a task that is put among the news when it ends."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(news.put_nowait)
+    return task

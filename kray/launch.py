@@ -233,7 +233,8 @@ def driver_actor(kind: type, folder: Path) -> Any:
         "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}},  # its children inherit this
     }
-    return ray.remote(concurrency_groups={"status": 1})(kind).options(**options)  # a thread that no step keeps waiting
+    # A thread of its own for `status`, which no step keeps waiting.
+    return ray.remote(concurrency_groups={"status": 1})(kind).options(**options)  # type: ignore[call-overload]
 
 
 def drive(config: KrayConfig, model: str, folder: Path, checkpoint: Path | None, method: str) -> Any:

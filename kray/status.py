@@ -8,6 +8,7 @@ metrics.jsonl alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import deque
@@ -211,6 +212,10 @@ def from_folder(folder: Path) -> dict[str, Any]:
 
 
 def newest_runs(base: Path) -> list[Path]:
-    """Folders of runs, the one that wrote last first."""
-    found = [file for file in base.expanduser().glob("*/metrics.jsonl") if file.is_file()]
-    return [file.parent for file in sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)]
+    """Folders of runs, the one that wrote last first; one that has just begun has a driver and no metrics yet."""
+    times: dict[Path, int] = {}
+    for name in ("metrics.jsonl", "driver.json"):
+        for file in base.expanduser().glob(f"*/{name}"):
+            with contextlib.suppress(OSError):  # it has just been withdrawn
+                times[file.parent] = max(times.get(file.parent, 0), file.stat().st_mtime_ns)
+    return sorted(times, key=lambda folder: times[folder], reverse=True)

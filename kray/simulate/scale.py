@@ -46,16 +46,20 @@ def memory_gib() -> float:
 
 
 class Stopwatch:
-    """Processor seconds of this thread, by part."""
+    """Processor seconds of this thread, by part; of a part within another only the inner one's count."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._inner = [0.0]
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         started = time.thread_time()
+        self._inner.append(0.0)
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.thread_time() - started
+        passed = time.thread_time() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + passed - self._inner.pop()
+        self._inner[-1] += passed
 
     def wrap(self, owner: Any, method: str, name: str) -> None:
         """Counts a method's calls as this part."""
@@ -141,7 +145,7 @@ class SimulatedEngine:
     def _deliver(self, sent: bytes) -> None:
         with self.clock.part("unpickle"):
             report = pickle.loads(sent)
-        with self.clock.part("report"):  # schedule, dispatch and hand-over to the session; dispatching is counted apart
+        with self.clock.part("report"):  # to the schedule and the session
             self.tender._take(report)
 
     def _report(self, tasks: list[RolloutTask]) -> Report:
@@ -164,7 +168,8 @@ def make_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    rng, words = np.random.default_rng(0), set()
+    rng = np.random.default_rng(0)
+    words: set[str] = set()
     while len(words) < VOCABULARY - len(letters):
         words.add("Ġ" * int(rng.integers(2)) + "".join(rng.choice(list("etaoinshrdlucm"), int(rng.integers(2, 7)))))
     vocabulary = {token: i for i, token in enumerate([*letters, *sorted(words)])}
@@ -203,7 +208,8 @@ def step(
         pool = make_pool(config, clock, tokens)
         scorer = Scorer("exact", {}, workers, 60.0)
         collector = Collector(pool, scorer, make_tokenizer(), config.rollout)
-        clock.wrap(pool, "_resize", "resize and dispatch")
+        clock.wrap(pool, "_resize", "size of the pool")
+        clock.wrap(pool, "dispatch", "dispatch")
         clock.wrap(collector.tokenizer, "decode", "decode")
         clock.wrap(collector, "_tasks", "make tasks")
         try:
