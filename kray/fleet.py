@@ -34,6 +34,7 @@ class Fleet:
             config.rollout.temperature,
             placement_timeout_s=config.rollout.start_timeout_s,
             lora=config.model.lora,
+            label=label,
         )
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label, say)
         reward = config.reward
