@@ -25,6 +25,7 @@ PLACE = "driver.json"
 CONNECT_S = 30.0
 ANSWER_S = 15.0
 KNOCK_S = 1.0
+AUTH = "RAY_AUTH_MODE"
 RECENT = 20  # of the newest runs whose drivers are looked for
 
 
@@ -42,7 +43,8 @@ def announce(folder: Path) -> None:
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    said = {"ray": address, "host": socket.gethostname(), "since": time.time()}
+    mode = os.environ.get(AUTH, "")  # Ray sets it where it starts a cluster, and needs it where one is joined
+    said = {"ray": address, "auth": mode, "host": socket.gethostname(), "since": time.time()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PLACE).write_text(json.dumps(said) + "\n")
 
@@ -52,24 +54,28 @@ def withdraw(folder: Path) -> None:
     (folder / PLACE).unlink(missing_ok=True)
 
 
-def announced(folder: Path) -> str:
-    """The address of the Ray in which the run's driver lives, if something answers there; else ""."""
+def announced(folder: Path) -> tuple[str, str]:
+    """(address, how it authenticates) of the Ray in which the run's driver lives; "" if nothing answers there."""
     try:
-        address = str(json.loads((folder / PLACE).read_text())["ray"])
+        said = json.loads((folder / PLACE).read_text())
+        address = str(said["ray"])
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return address
+        return "", ""
+    return address, str(said.get("auth", ""))
 
 
 class Asker:
-    """A connection to a Ray. address: "host:port", or "auto" for the one of this machine, or of RAY_ADDRESS."""
+    """A connection to a Ray. address: "host:port", or "auto" for the one of this machine, or of RAY_ADDRESS. auth: how it
+    authenticates, where RAY_AUTH_MODE does not say; the token is this user's."""
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, auth: str = ""):
         from kray.launch import LOCAL_RAY
 
-        os.environ.update(LOCAL_RAY)
+        os.environ.update(LOCAL_RAY)  # before Ray is loaded
+        if auth:
+            os.environ.setdefault(AUTH, auth)
         import ray
 
         self.ray = ray
@@ -123,14 +129,15 @@ class Sight:
     def __init__(self, run: str, base: Path, address: str, ask: type[Asker] = Asker):
         self.base, self.ask = base, ask
         self.folder = self._find(run)
-        self._name = ""  # of the driver
+        self._name = self._failure = ""  # of the driver; why it cannot be asked
         self._asker: Asker | None = None
         if address:
-            self._connect(address)
+            self._connect(address, "")
         if not self._name:
             for folder in [self.folder] if self.folder else newest_runs(base)[:RECENT]:
-                if there := announced(folder):
-                    self._connect(there, folder)
+                there, auth = announced(folder)
+                if there:
+                    self._connect(there, auth, folder)
                     break
         if not self._name and self.folder is None:
             runs = newest_runs(base)
@@ -146,12 +153,11 @@ class Sight:
                 self.folder = Path(found["folder"])
                 return found
             except KrayError as error:
-                why = str(error)
+                self._failure = str(error)
                 if self.folder is None or not (self.folder / "metrics.jsonl").is_file():
                     raise
-                return from_folder(self.folder) | {"said": why}
         assert self.folder is not None
-        return from_folder(self.folder)
+        return from_folder(self.folder) | ({"said": self._failure} if self._failure else {})
 
     def close(self) -> None:
         if self._asker is not None:
@@ -165,8 +171,14 @@ class Sight:
                 return folder
         raise KrayError(f"{run} is neither a folder nor a run in {self.base}")
 
-    def _connect(self, address: str, folder: Path | None = None) -> None:
-        asker = self.ask(address)
+    def _connect(self, address: str, auth: str, folder: Path | None = None) -> None:
+        """To the driver, if there is one; what keeps it from being asked is told with the folder's status."""
+        try:
+            asker = self.ask(address, auth)
+        except KrayError as error:
+            self._failure = str(error)
+            self.folder = self.folder or folder
+            return
         names = asker.names(self.folder or folder) or ([] if self.folder else asker.names())
         if not names:
             asker.close()

@@ -128,8 +128,9 @@ class Answers:
 
     drivers: ClassVar[dict[str, dict]] = {}
 
-    def __init__(self, address):
-        self.address = address
+    def __init__(self, address, auth):
+        if address == "nowhere:1":
+            raise KrayError("Ray at nowhere:1 cannot be reached")
 
     def names(self, folder=None):
         return [name for name in self.drivers if folder is None or folder.name in name]
@@ -161,8 +162,9 @@ def test_without_a_driver_the_run_that_wrote_last_is_shown(tmp_path, monkeypatch
     assert [folder.name for folder in newest_runs(tmp_path)] == ["new", "old"]
     assert Sight("", tmp_path, "", Answers).look()["step"] == 5
     assert Sight("old", tmp_path, "", Answers).look()["step"] == 4
+    assert "cannot be reached" in Sight("", tmp_path, "nowhere:1", Answers).look()["said"]
     (tmp_path / "new/driver.json").write_text(json.dumps({"ray": "127.0.0.1:1"}))  # of a driver that died
-    assert announced(tmp_path / "new") == ""
+    assert announced(tmp_path / "new") == ("", "")
     assert Sight("", tmp_path, "", Answers).look()["step"] == 5
     with pytest.raises(KrayError, match="gone is neither a folder nor a run"):
         Sight("gone", tmp_path, "", Answers)
@@ -201,7 +203,7 @@ def test_a_driver_answers_while_its_loop_is_kept_busy(ray_local, tmp_path):
     ray_local.get(driver.status.remote(), timeout=60)
     hanging = driver.hang.remote(20.0)
     announce(folder)
-    assert announced(folder)
+    assert announced(folder)[0]
     names = [one["name"] for one in ray_local.util.list_named_actors(all_namespaces=True) if one["namespace"] == "kray"]
     (name,) = [name for name in names if name.startswith("kray-stuck-driver-")]
     found = ray_local.get(ray_local.get_actor(name, namespace="kray").status.remote(), timeout=10)
