@@ -204,7 +204,9 @@ def step(
     words = tuple(range(PROMPT_TOKENS))
     chosen = [(Prompt(i, "42", "exact", "scale", text="What is six times seven?"), words) for i in ids]
 
-    async def run() -> tuple[Collected, Any]:
+    kept: list[Any] = []  # not the coroutine's result: asyncio.run asks for its repr, which takes longer than the step
+
+    async def run() -> None:
         pool = make_pool(config, clock, tokens)
         scorer = Scorer("exact", {}, workers, 60.0)
         collector = Collector(pool, scorer, make_tokenizer(), config.rollout)
@@ -221,11 +223,12 @@ def step(
             collected = await collector.collect(plan, chosen, lambda i: derive_seed(0, i), sampling, POLICY)
             clock.seconds["collect_wall"] = time.perf_counter() - started
             clock.seconds["collect"] = time.thread_time() - before
-            return collected, (plan, pool)
+            kept.extend((collected, plan, pool))
         finally:
             scorer.close()
 
-    collected, (plan, pool) = asyncio.run(run())
+    asyncio.run(run())
+    collected, plan, pool = kept
     with clock.part("metrics"):
         allocation = admitted(plan.allocation())
         rewards = [group.rewards for group in collected.groups]
@@ -253,8 +256,8 @@ def _figures(
         "collect_s": wall,
         "driver_s": own,
         "plan_s": parts["plan"],
-        "tasks_per_s": tasks / wall,
-        "rollouts_per_s": rollouts / wall,
+        "tasks_per_s": tasks / own,
+        "rollouts_per_s": rollouts / own,
         "us_a_task": 1e6 * own / tasks,
         "parts_s": {name: round(value, 4) for name, value in sorted(parts.items())},
         "memory_gib": memory_gib(),
