@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kray.compare.study import Study, load_study
-from kray.launch import connect, driver_options, find_model, follow, git_commit, guarded, load_both, tags
+from kray.launch import connect, driver_actor, find_model, follow, git_commit, guarded, load_both, tags
 
 
 def main() -> int:
@@ -59,12 +59,10 @@ def run(study: Study) -> tuple[str, str]:
     load_both(study.base)
     model = find_model(study.base)
     connect(study.base)
-    import ray
-
     from kray.compare.run import Comparison
 
     study.folder.mkdir(parents=True, exist_ok=True)
-    actor = ray.remote(Comparison).options(**driver_options(study.folder)).remote(study, model, tags())
+    actor = driver_actor(Comparison, study.folder).remote(study, model, tags())
     ended = follow(actor, "compare", study.folder)
     for verdict in ended.verdicts:
         print(f"{verdict['outcome']:<12} {verdict['claim']}: {verdict['measured']} {verdict['interval']}")

@@ -4,7 +4,8 @@
     python jobs/evaluate.py Qwen/Qwen2.5-0.5B-Instruct --config configs/gsm8k.yaml evaluate.samples=16 --json out.json
 
 A run folder stands for its newest checkpoint and brings its own configuration. prompts.test is what is evaluated on:
-point it at any source, for instance prompts.test.kind=jsonl prompts.test.path=mine.jsonl.
+point it at any source, for instance prompts.test.kind=jsonl prompts.test.path=mine.jsonl. The figures become an MLflow run,
+nested under the training run; those of a model that no run has made do where track.uri or MLFLOW_TRACKING_URI is set.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from kray.config import to_yaml
+from kray.judged import Recorder, table
 from kray.launch import connect, drive, find_model, guarded, load_both, load_checked, tags
 from kray.machine import require_gpus
 from kray.records import ConfigError
@@ -27,6 +29,7 @@ def main() -> int:
     parser.add_argument("policy", help="a run folder, a checkpoint folder, a Hugging Face folder or a hub id")
     parser.add_argument("--config", help="a YAML file; needed for a model, a run has its own")
     parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--no-mlflow", action="store_true", help="leave MLflow alone")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys")
     arguments = parser.parse_intermixed_args()
     path = Path(arguments.policy).expanduser()
@@ -46,25 +49,19 @@ def main() -> int:
     load_both(config)
     require_gpus(config)
     model = find_model(config)
+    recorder = None if arguments.no_mlflow else Recorder.of(config, checkpoint, arguments.policy)
     connect(config)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
         evaluation = drive(config, model, Path(folder), checkpoint, "judge")
-        found = dataclasses.asdict(evaluation) | {"policy": str(checkpoint or model)}
-        if arguments.json:
-            Path(arguments.json).write_text(
-                json.dumps(found | {"tags": tags(), "config": to_yaml(config)}, indent=2) + "\n"
-            )
-    print(f"\npolicy            {found['policy']}")
-    print(
-        f"prompts           {evaluation.prompts}, {evaluation.samples} samples each, {evaluation.failed} responses lost"
-    )
-    print(f"accuracy          {evaluation.accuracy:.4f} ± {1.96 * evaluation.accuracy_se:.4f} (95 % over prompts)")
-    if evaluation.greedy is not None:
-        print(f"greedy accuracy   {evaluation.greedy:.4f}")
-    for k, value in evaluation.pass_at.items():
-        print(f"{f'pass@{k}':<18}{value:.4f}")
-    for kind, (prompts, accuracy) in (evaluation.by_set | evaluation.by_kind).items():
-        print(f"  {kind:<16}{accuracy:.4f}  of {prompts}")
+    found = dataclasses.asdict(evaluation) | {"policy": str(checkpoint or model)}
+    origin = tags() | {"model": model}
+    if arguments.json:
+        Path(arguments.json).write_text(
+            json.dumps(found | {"tags": origin, "config": to_yaml(config)}, indent=2) + "\n"
+        )
+    print(f"\npolicy            {found['policy']}\n{table(evaluation)}")
+    if recorder is not None:
+        print(f"MLflow            {recorder.record(evaluation, origin)}")
     return 0
 
 

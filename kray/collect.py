@@ -138,30 +138,39 @@ class Collector:
         rollouts: dict[str, list[Rollout]] = {prompt_id: [] for prompt_id in known}
         drawn = dict.fromkeys(known, 0)
         under_way: set[asyncio.Task] = set()  # what becomes of outcomes and rollouts: each a Heard of one prompt
+        ordered = 0  # rollouts so far
         upcoming: asyncio.Task | None = None
+        news: asyncio.Queue[asyncio.Task] = (
+            asyncio.Queue()
+        )  # what has ended: an event costs the same however much waits
         try:
             with self.pool.open(priority) as session:
                 while not plan.done:
-                    tasks = self._tasks(plan.take(plan.room()), known, drawn, seeds, sampling, version)
+                    taken = plan.take(plan.room())
+                    ordered += sum(wanted for _, wanted in taken)
+                    tasks = self._tasks(taken, ordered, known, drawn, seeds, sampling, version) if taken else []
                     session.submit([task for task in tasks if task.prompt_id not in broken])
                     lost = [task for task in tasks if task.prompt_id in broken]
-                    under_way |= {asyncio.create_task(_lost(task, broken[task.prompt_id])) for task in lost}
+                    under_way |= {_telling(_lost(task, broken[task.prompt_id]), news) for task in lost}
                     if session.left and upcoming is None:
-                        upcoming = asyncio.create_task(session.next())
-                    waiting = under_way | ({upcoming} if upcoming else set())
-                    assert waiting, "the plan waits, but nothing is under way"
-                    ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                    if upcoming in ended:
-                        outcome, upcoming, generated = upcoming.result(), None, time.monotonic()
-                        under_way.add(asyncio.create_task(self._hear(known[outcome.task.prompt_id][0], outcome, talks)))
-                    for task in ended & under_way:
+                        upcoming = _telling(session.next(), news)
+                    assert under_way or upcoming, "the plan waits, but nothing is under way"
+                    ended = [await news.get()]
+                    while not news.empty():
+                        ended.append(news.get_nowait())
+                    for task in ended:
+                        if task is upcoming:
+                            outcome, upcoming, generated = task.result(), None, time.monotonic()
+                            prompt = known[outcome.task.prompt_id][0]
+                            under_way.add(_telling(self._hear(prompt, outcome, talks), news))
+                            continue
                         under_way.discard(task)
                         heard: Heard = task.result()
                         if heard.tasks:
                             session.submit(heard.tasks)
                         if heard.ended:
                             prompt = known[heard.ended[0][0].prompt_id][0]
-                            under_way.add(asyncio.create_task(self._score(prompt, heard.ended)))
+                            under_way.add(_telling(self._score(prompt, heard.ended), news))
                         self._take_in(plan, heard, rollouts, collected)
         finally:
             for task in under_way | ({upcoming} if upcoming else set()):
@@ -184,16 +193,19 @@ class Collector:
     def _tasks(
         self,
         taken: list[tuple[str, int]],
+        ordered: int,
         known: Mapping[str, tuple[Prompt, tuple[int, ...]]],
         drawn: dict[str, int],
         seeds: Seeds,
         sampling: Sampling,
         version: int,
     ) -> list[RolloutTask]:
-        """Rollout tasks for what the plan asks for now; `drawn` counts a prompt's rollouts and gives them their index."""
+        """Rollout tasks for what the plan asks for now; `drawn` counts a prompt's rollouts and gives them their index.
+
+        ordered: rollouts of the step so far, these included.
+        """
         tasks = []
-        step_rollouts = sum(drawn.values()) + sum(wanted for _, wanted in taken)  # so far
-        largest = largest_part(step_rollouts, self.rollout.engines, self.rollout.split)
+        largest = largest_part(ordered, self.rollout.engines, self.rollout.split)
         for prompt_id, wanted in taken:
             for first, part in split_rollouts(wanted, largest):
                 tasks.append(
@@ -258,3 +270,10 @@ class Collector:
 async def _lost(task: RolloutTask, why: str) -> Heard:
     """A task that cannot be done."""
     return Heard(failures=[Failure(task.prompt_id, task.rollouts, why)])
+
+
+def _telling(work: Any, news: asyncio.Queue[asyncio.Task]) -> asyncio.Task:
+    """The work as a task that is put among the news when it ends."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(news.put_nowait)
+    return task

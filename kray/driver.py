@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from kray.config import KrayConfig, flat, to_yaml
 from kray.evaluate import Evaluation
 from kray.export import log_trained
@@ -19,6 +21,7 @@ from kray.parts import Parts, load_parts
 from kray.records import ConfigError, KrayError
 from kray.report import Summary, start_line
 from kray.state import RunState
+from kray.status import Watch
 from kray.stop import Stop, Stopped
 from kray.tracking import Tracker, prompts_digest
 from kray.train.checkpoints import CheckpointStore, read_state
@@ -35,15 +38,17 @@ class Driver:
         self.checkpoint, self.tags = Path(checkpoint) if checkpoint else None, tags
         self._stop = Stop()
         self._said: asyncio.Queue[str | None] = asyncio.Queue()
+        self.watch = Watch(config, self.folder)
 
     def say(self, line: str) -> None:
         """One line for whoever started the run, and for the actor's log."""
         print(line, flush=True)
+        self.watch.said = line
         self._said.put_nowait(line)
 
     async def _tell(self, work: Any) -> AsyncIterator[Any]:
         """What is said while the work goes on, then its result."""
-        working = asyncio.create_task(work)
+        working, watching = asyncio.create_task(work), asyncio.create_task(self.watch.keep())
         working.add_done_callback(lambda _: self._said.put_nowait(None))
         try:
             while (line := await self._said.get()) is not None:
@@ -51,11 +56,17 @@ class Driver:
             yield working.result()
         finally:
             working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            watching.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
 
     async def stop(self, reason: str) -> None:
         """Asks the run to save and end; returns at once."""
         self._stop.ask(reason)
+
+    @ray.method(concurrency_group="status")
+    async def status(self) -> dict[str, Any]:
+        """What is going on now, as kray.status describes it; answers while a step keeps the driver busy."""
+        return self.watch.status()
 
     async def run(self) -> AsyncIterator[str | Summary]:
         """Trains; yields a line at each event and step, and a Summary at the end. Raises KrayError."""
@@ -75,6 +86,7 @@ class Driver:
             store = CheckpointStore(self.folder, self.config.run.keep_checkpoints)
             fleet = self._fleet()
             training = Training(self.config, parts, state, fleet, tracker, store, self._stop, self.say)
+            self.watch.begin(training)
             try:
                 await fleet.start(self.checkpoint, state.step, parts.probe)
                 await training.train()
@@ -138,6 +150,7 @@ class Driver:
             to_yaml(self.config),
             state.mlflow_run_id or None,
             resumed,
+            self.watch.heard,
         )
         state.mlflow_run_id = tracker.mlflow_run_id
         for part, pairs in (("train", parts.train), ("test", parts.test)):

@@ -39,6 +39,7 @@ class Fleet:
             config.rollout.temperature,
             placement_timeout_s=config.rollout.start_timeout_s,
             lora=config.model.lora,
+            label=label,
         )
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label, say)
         self.scorer = make_scorer(config.reward)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kray.ask import NAMESPACE, announce, driver_name, withdraw
 from kray.config import KrayConfig, changed_keys, load_config, redact, require
 from kray.machine import cpus_asked, joins_cluster
 from kray.records import ConfigError, DataError, KrayError, Prompt
@@ -235,31 +236,29 @@ def as_task(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> 
         raise (error.cause if isinstance(error.cause, KrayError) else error) from None
 
 
-def driver_options(folder: Path) -> dict[str, Any]:
-    """How the driver actor is made. On this node, which has the run's folder; it mostly waits, so it asks for no CPU."""
+def driver_actor(kind: type, folder: Path) -> Any:
+    """A Driver's actor class: `.remote(...)` makes it. On this node, which has the run's folder; it asks for no CPU, since
+    it mostly waits. Other jobs of the cluster find it by its name."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return {
-        "name": f"kray-{folder.name}-driver",
+    options = {
+        "name": driver_name(folder),
+        "namespace": NAMESPACE,
         "num_cpus": 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}},  # its children inherit this
     }
+    # A thread of its own for `status`, which no step keeps waiting.
+    return ray.remote(concurrency_groups={"status": 1})(kind).options(**options)  # type: ignore[call-overload]
 
 
 def drive(config: KrayConfig, model: str, folder: Path, checkpoint: Path | None, method: str) -> Any:
     """Runs Driver.<method> as an actor on this node; see `follow`."""
-    import ray
-
     from kray.driver import Driver
 
-    options = driver_options(folder)
-    return follow(
-        ray.remote(Driver).options(**options).remote(config, model, str(folder), str(checkpoint or ""), tags()),
-        method,
-        folder,
-    )
+    driver = driver_actor(Driver, folder).remote(config, model, str(folder), str(checkpoint or ""), tags())
+    return follow(driver, method, folder)
 
 
 def follow(driver: Any, method: str, folder: Path) -> Any:
@@ -280,6 +279,7 @@ def follow(driver: Any, method: str, folder: Path) -> Any:
         except BaseException as error:
             news.put(error)
 
+    announce(folder)
     asked: list[str] = []
     handlers = {
         sign: signal.signal(sign, lambda number, _: asked.append(signal.Signals(number).name)) for sign in SIGNALS
@@ -317,6 +317,7 @@ def follow(driver: Any, method: str, folder: Path) -> Any:
         for sign, handler in handlers.items():
             signal.signal(sign, handler)
         ray.kill(driver)
+        withdraw(folder)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -46,6 +46,7 @@ class Ledger:
         self.config, self.parts, self.tracker = config, parts, tracker
         self.steps: list[dict[str, float]] = []  # metrics of the steps since this start
         self.calibration = CalibrationTally()  # of the epoch
+        self.budgets = np.zeros(0, dtype=np.int64)  # of the newest step
         self._transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
 
     def step(
@@ -67,10 +68,11 @@ class Ledger:
             "throughput/tokens_per_s": sum(group.tokens for group in collected.groups) / times["step"],
         }
         self.steps.append(metrics)
+        self.budgets = allocation.budgets
         self._transitions += transition_matrix(carried.previous_status, status(successes, trials))
         self.tracker.log_step(number, metrics)
         if number % self.config.track.every == 0:
-            self._show(number, carried, successes, trials)
+            self._show(number, carried, successes, trials, times)
         return metrics
 
     def mean(self, name: str) -> float:
@@ -92,11 +94,17 @@ class Ledger:
         self.calibration.clear()
         return found
 
-    def _show(self, number: int, carried: Carried, successes: np.ndarray, trials: np.ndarray) -> None:
-        """The table of rollouts, the figures, and how prompts have changed their status since the last time."""
+    def _show(
+        self, number: int, carried: Carried, successes: np.ndarray, trials: np.ndarray, times: dict[str, float]
+    ) -> None:
+        """The table of rollouts, traces of some of them, the figures, and how prompts have changed their status."""
         allocation, config = carried.allocation, self.config
         seed = derive_seed(config.run.seed, number, "samples")
-        self.tracker.log_table(number, sample_rows(allocation, carried.collected, config.track.samples, seed))
+        rows = sample_rows(allocation, carried.collected, max(config.track.samples, config.track.traces), seed)
+        self.tracker.log_table(number, rows[: config.track.samples])
+        if traced := rows[: config.track.traces]:
+            ago_s = times["update"] + times["sync"]
+            self.tracker.log_traces(number, traced, times["generate"], times["reward"], ago_s)
         self.tracker.log_table(number, transition_rows(self._transitions), "transitions")
         self._transitions[:] = 0
         observed = np.divide(successes, trials, out=np.full(len(trials), np.nan), where=trials > 0)

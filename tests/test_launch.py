@@ -9,7 +9,7 @@ import pytest
 
 from kray.config import KrayConfig, ModelConfig, RewardConfig, SourceConfig, to_yaml
 from kray.driver import Driver
-from kray.launch import check_model, driver_options, load_both, note_changes, run_folder
+from kray.launch import check_model, driver_actor, load_both, note_changes, run_folder
 from kray.records import ConfigError, DataError
 
 
@@ -25,9 +25,7 @@ class Watched(Driver):
 
 @pytest.mark.slow
 def test_the_driver_sees_no_gpu_and_its_engines_do(ray_local, tmp_path):
-    driver = (
-        ray_local.remote(Watched).options(**driver_options(tmp_path)).remote(KrayConfig(), "", str(tmp_path), "", {})
-    )
+    driver = driver_actor(Watched, tmp_path).remote(KrayConfig(), "", str(tmp_path), "", {})
     assert ray_local.get(driver.gpus.remote(), timeout=60) == ("", "0")
     ray_local.kill(driver)
 

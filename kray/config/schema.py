@@ -287,6 +287,7 @@ class TrackConfig:
     experiment: str = "kray"
     every: int = 10  # steps between tables of rollouts and figures
     samples: int = 16  # rollouts in a table
+    traces: int = 2  # rollouts of such a step that become MLflow traces, with their reward; 0: none
     system_metrics: bool = True
     log_model: str = ""  # log | register: the trained policy goes to MLflow at the end of the run; empty: it does not
     model_name: str = ""  # of that model; empty: run.name

@@ -59,6 +59,7 @@ class StepPlan:
         self._hoping = start.groups > 0 and start.settings.mode == "online"
         self._chance, self._hope = [0.0] * m, 0.0
         self._forfeited = 0.0
+        self._limit = self._most_in_flight()
         self._withdrawn = False
         self.in_flight = 0
         self.mixed = 0
@@ -174,15 +175,19 @@ class StepPlan:
 
         plan.in_flight = 0 means a quarter of the budget in mode online, and no limit in the others.
         """
+        if not self._limit:
+            return free
+        room = max(0, self._limit - self.in_flight)
+        return room if free is None else min(room, free)
+
+    def _most_in_flight(self) -> int:
+        """0: any number."""
         limit = self._start.settings.in_flight
         if not limit and self._start.settings.mode == "online":
             costs = self._purse.cost
             mean = sum(costs) / len(costs) if costs else 1.0
             limit = max(1, int(self._start.budget / mean / 4))
-        if not limit:
-            return free
-        room = max(0, limit - self.in_flight)
-        return room if free is None else min(room, free)
+        return limit
 
     def allocation(self) -> Allocation:
         """Budgets really dispatched (less lost ones), loss weights, and what was expected of them at planning time.

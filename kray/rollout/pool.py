@@ -55,6 +55,8 @@ class Pool:
         self.engines = [Tender(self, f"engine-{i}", rollout.max_restarts) for i in range(rollout.engines)]
         least = rollout.engines if rollout.min_engines is None else rollout.min_engines
         self.sizing = Sizing(least, rollout.engines, spec.max_sequences, rollout.idle_s)
+        self._named = {engine.name: engine for engine in self.engines}
+        self._sized = -1  # engines that were needed when that was last thought over
         self.published: Published | None = None
         self.deaths = self.preemptions = 0
         self.up_s = 0.0  # engine-seconds of engines that are not up any more
@@ -144,7 +146,15 @@ class Pool:
             engine.rouse()
         if wanted > len(needed) and spare and self.sizing.least < self.sizing.most:
             self.log(f"pool: {wanted} engines wanted for {rollouts} rollouts, {len(needed)} until now")
+        self._sized = wanted
         self.dispatch()
+
+    def more_work(self) -> None:
+        """Tasks have been added: sends them out, after thinking engines over where more are wanted."""
+        if self.sizing.wanted(self.schedule.rollouts, time.monotonic()) > self._sized:
+            self._resize()
+        else:
+            self.dispatch()
 
     def _hold(self, engine: Tender, held: bool) -> None:
         if self.schedule.is_up(engine.name):
@@ -157,10 +167,9 @@ class Pool:
         orders = self.schedule.dispatch(time.monotonic())
         if not orders:
             return
-        for engine in self.engines:
-            if engine.name in orders:
-                engine.actor.submit.remote(orders[engine.name])
-                engine.wake.set()
+        for name, tasks in orders.items():  # not the engines: an event must not cost more where there are many
+            self._named[name].actor.submit.remote(tasks)
+            self._named[name].wake.set()
 
     def deliver(self, outcome: Outcome) -> None:
         waiting = self._outcomes.pop(outcome.task.id, None)
@@ -235,7 +244,7 @@ class Session:
         self.left |= {task.id for task in tasks}
         self._pool._outcomes.update({task.id: self._ended for task in tasks})
         self._pool.schedule.submit(tasks, self.priority)
-        self._pool._resize()  # dispatches too
+        self._pool.more_work()
 
     async def next(self) -> Outcome:
         """The next task that ends; only while some are left.

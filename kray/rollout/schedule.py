@@ -98,6 +98,11 @@ class Schedule:
         """Unfinished rollouts that the engine holds."""
         return self._engines[engine].rollouts if engine in self._engines else 0
 
+    def holding(self, engine: str) -> tuple[int, int]:
+        """(tasks, unfinished rollouts) in the engine's hands; may be asked from another thread."""
+        load = self._engines.get(engine)
+        return (len(load.tasks), load.rollouts) if load else (0, 0)
+
     def holds(self, task_id: int) -> bool:
         """Whether the task has been accepted and has not ended."""
         return task_id in self._entries

@@ -49,7 +49,8 @@ class Tender:
         self.needed = False  # else it ends what it has in hand and rests
         self.proof: Proof | None = None  # its answer to the newest weights
         self.gap = 0.0  # nats between engine and learner at its last proof
-        self.busy_s = 0.0  # in which it was stepping, over all its actors
+        self.busy_s = self.up_s = 0.0  # in which it was stepping, and up, over all its actors (up: of those that ended)
+        self.tokens = 0  # response tokens that it has delivered
         self.up_since: float | None = None  # monotonic s
         self.wake = asyncio.Event()  # there is work for it, or a new version, or it is not needed any more
         self._lives = 0  # actors so far
@@ -196,6 +197,7 @@ class Tender:
         for task_id, rollouts in report.progress.items():
             self.pool.schedule.progressed(task_id, self.name, rollouts, now)
         for task_id, found in report.finished:
+            self.tokens += sum(len(rollout.tokens) for rollout in found)
             task = self.pool.schedule.done(task_id, self.name, now)
             if task is None:
                 continue  # cancelled meanwhile
@@ -248,7 +250,9 @@ class Tender:
     def kill(self) -> None:
         """Ends the actor, if there is one."""
         if self.up_since is not None:
-            self.pool.up_s += time.monotonic() - self.up_since
+            passed_s = time.monotonic() - self.up_since
+            self.up_s += passed_s
+            self.pool.up_s += passed_s
             self.up_since = None
         if self.actor is not None:
             ray.kill(self.actor)

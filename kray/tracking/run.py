@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Tracker:
         config_yaml: str,
         mlflow_run_id: str | None = None,
         resume_step: int | None = None,
+        heard: Callable[[int, Mapping[str, float]], None] | None = None,
     ):
         """Open the record; a server answers within about 20 s or KrayError names it.
 
@@ -59,6 +61,7 @@ class Tracker:
         params: scalars by dotted key, logged once. config_yaml: kept as config.yaml, on resume as
         config-resumed-<step>.yaml. mlflow_run_id: the MLflow run to go on with. resume_step: the last step of the
         checkpoint that is resumed (-1: none yet); later lines of metrics.jsonl are dropped. Both None: a fresh run.
+        heard: is told every step's metrics too, as soon as they are on disk.
         """
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -67,6 +70,7 @@ class Tracker:
         self._folder = Path(run_folder).absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._nonfinite: set[str] = set()
+        self._heard = heard
         store = locate(track.uri, self._folder)
         reach(store)
         resumed = resume_step is not None
@@ -135,6 +139,8 @@ class Tracker:
             log.warning("step %d: not finite and left out: %s", step, ", ".join(sorted(new)))
         self._journal.append(step, finite, time.time())
         self._writer.wake()
+        if self._heard is not None:
+            self._heard(step, finite)
 
     def log_table(self, step: int, rows: Sequence[Mapping[str, Any]], name: str = "samples") -> None:
         """Record rows as the table <name>/step-<step>.json; columns are all keys, in order of appearance."""
@@ -161,6 +167,20 @@ class Tracker:
                 self._writer.put(f"figures/{path.name}", lambda: self._run.image(path, "figures", name, step))
 
         self._artist.submit(work)
+
+    def log_traces(
+        self, step: int, rows: Sequence[Mapping[str, Any]], generate_s: float, judge_s: float, ago_s: float
+    ) -> None:
+        """Record rollouts (rows of the step's table of samples) as MLflow traces, each with its reward.
+
+        generate_s, judge_s: how long the step took to generate and then to judge, which ended ago_s ago.
+        """
+        judged = time.time() - ago_s
+        times = (judged - judge_s - generate_s, judged - judge_s, judged)
+        for number, row in enumerate(rows):
+            plain = {key: _plain(value) for key, value in row.items()}
+            send = partial(self._run.trace, step, number, plain, times)
+            self._writer.put(f"trace {number} of step {step}", send)
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Record a file that is there already, in MLflow under `folder`."""

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from kray.config.redaction import redact
 from kray.records import DataError, KrayError
+from kray.tracking.traces import log_trace
 
 REACH_TIMEOUT_S = 5.0
 TABLES_TAG = "mlflow.loggedArtifacts"  # tells the UI which JSON artifacts are tables
@@ -169,6 +170,10 @@ class MlflowRun:
         self.file(path, folder)
         with Image.open(path) as image:
             self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+
+    def trace(self, step: int, number: int, row: Mapping[str, Any], times: tuple[float, float, float]) -> None:
+        """A rollout of a step as a trace; see traces.log_trace."""
+        log_trace(self.store.uri, self.experiment_id, self.run_id, step, number, row, times)
 
     def dataset(self, name: str, digest: str, rows: Sequence[Mapping[str, Any]], count: int, context: str) -> None:
         """A dataset input. rows: a sample with the columns; count: prompts in all."""

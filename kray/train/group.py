@@ -9,7 +9,7 @@ Promises
 from __future__ import annotations
 
 import asyncio
-import os
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -60,12 +60,13 @@ class LearnerGroup:
         temperature: float = 1.0,
         placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
         lora: LoraConfig | None = None,
+        label: str = "learner",
     ):
-        """Starts nothing. Arguments as in `Learner`."""
+        """Starts nothing. Arguments as in `Learner`. label: part of the actors' names."""
         self.train = train
         self.arguments = (model_path, train, dtype, total_steps, seed)
         self.options = (temperature, lora)
-        self.placement_timeout_s = placement_timeout_s
+        self.placement_timeout_s, self.label = placement_timeout_s, label
         self.lost_in_a_row = 0  # steps whose gradient was not finite
         self.actors: list[Any] = []
         self.placement: PlacementGroup | None = None
@@ -82,7 +83,8 @@ class LearnerGroup:
             if self.placement is None:
                 await self.place()
             address, port = await self._rendezvous()
-            self.actors = [self._make_actor(rank, address, port) for rank in range(self.train.ranks)]
+            gang = secrets.token_hex(2)  # one that is dying keeps its ranks' names for a while
+            self.actors = [self._make_actor(rank, address, port, gang) for rank in range(self.train.ranks)]
             return await self._all("describe", "to load the model and join the process group")
         except BaseException:
             self.close()
@@ -184,7 +186,7 @@ class LearnerGroup:
         task = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=self._strategy(0))
         return (await self._wait([task.remote()], "to name an address to meet at"))[0]
 
-    def _make_actor(self, rank: int, address: str, port: int) -> Any:
+    def _make_actor(self, rank: int, address: str, port: int, gang: str) -> Any:
         threads = str(max(1, self.train.cpus_per_rank))
         environment = {"OMP_NUM_THREADS": threads}
         if not self.train.gpus_per_rank:
@@ -192,7 +194,7 @@ class LearnerGroup:
             # step, to have each of their pages cleared again in the next.
             environment |= {"CUDA_VISIBLE_DEVICES": ""} | KEEP_MEMORY
         options = ray.remote(Learner).options(
-            name=f"learner-{rank}-{os.getpid()}-{id(self):x}",
+            name=f"kray-{self.label}-rank-{rank}-{gang}",
             num_cpus=self.train.cpus_per_rank,
             num_gpus=self.train.gpus_per_rank,
             scheduling_strategy=self._strategy(rank),

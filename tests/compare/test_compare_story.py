@@ -9,7 +9,7 @@ import pytest
 from doors import knock
 
 from kray.compare.study import RATES, VISITS, load_study
-from kray.launch import driver_options, find_model, follow
+from kray.launch import driver_actor, find_model, follow
 
 ROOT = Path(__file__).parents[2]
 QUICK = str(ROOT / "configs" / "compare-quick.yaml")
@@ -39,7 +39,7 @@ def compare(ray_local, tmp_path, monkeypatch):
     def run(folder: str, methods: str, seeds: str):
         study = load_study(QUICK, methods, seeds, str(tmp_path / folder))
         study.folder.mkdir(exist_ok=True)
-        actor = ray_local.remote(Comparison).options(**driver_options(study.folder))
+        actor = driver_actor(Comparison, study.folder)
         return follow(actor.remote(study, find_model(study.base), {}), "compare", study.folder)
 
     return run

@@ -1,0 +1,70 @@
+"""How a run stands: step, rates, engines, budgets, accuracy, remaining time. From another shell, while it goes on or after.
+
+    python jobs/status.py                                       # the run that goes on, else the newest one
+    python jobs/status.py ~/kray-runs/quickstart-20261121-101500 --watch
+    python jobs/status.py --json | jq .left_s
+
+Asks the run's driver where its Ray can be reached (RAY_ADDRESS, or what the run's folder says); otherwise reads the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from kray.ask import Asker, Sight
+from kray.launch import guarded
+from kray.screen import screen
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "run", nargs="?", default="", help="a run's folder or its name (default: what runs, else the newest)"
+    )
+    parser.add_argument("--dir", default="~/kray-runs", help="where runs are looked for (default ~/kray-runs)")
+    parser.add_argument("--watch", action="store_true", help="go on until the run ends or Ctrl-C")
+    parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between two looks (default 2)")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each look")
+    options = parser.parse_args()
+    sight = Sight(options.run, Path(options.dir).expanduser(), os.environ.get("RAY_ADDRESS", ""), Asker)
+    try:
+        return watch(sight, options) if options.watch else show(sight.look(), options.json)
+    finally:
+        sight.close()
+
+
+def show(found: dict[str, Any], as_json: bool) -> int:
+    from rich.console import Console
+
+    if as_json:
+        print(json.dumps(found), flush=True)
+    else:
+        Console(highlight=False).print(screen(found), soft_wrap=True)
+    return 0
+
+
+def watch(sight: Sight, options: argparse.Namespace) -> int:
+    """Until the run has ended."""
+    from rich.live import Live
+
+    found = sight.look()
+    if options.json:
+        while show(found, True) == 0 and found["live"]:
+            time.sleep(options.every)
+            found = sight.look()
+        return 0
+    with Live(screen(found), auto_refresh=False, screen=False) as live:
+        while found["live"]:
+            time.sleep(options.every)
+            found = sight.look()
+            live.update(screen(found), refresh=True)
+    return 0
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,194 @@
+"""Whether a long run stays as it was: memory, files, descriptors and time of its steps. Used by jobs/bench_soak.py.
+
+While the driver trains, a thread looks every few seconds at the processes that this one has started and at the run's folder.
+What must be bounded (memory, descriptors, threads, object store, step time) is judged by its slope after the first third, in
+which caches fill; what must grow with the steps (records on disk) by whether it grows no faster in the end.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from scipy.stats import theilslopes
+
+from kray.config import KrayConfig
+from kray.launch import drive, load_checked, run_folder
+
+# Long in steps, short in seconds: everything that a run does beside learning happens, and more often than usual.
+OVERRIDES = (
+    "model.tiny.hidden_size=64",
+    "model.tiny.layers=2",
+    "model.tiny.heads=2",
+    "model.tiny.kv_heads=1",
+    "model.tiny.intermediate_size=128",
+    "model.tiny.warmup_steps=120",
+    "model.tiny.batch_size=64",
+    "run.checkpoint_every=50",
+    "prompts.per_step=16",
+    "prompts.train.size=256",
+    "prompts.test.size=32",
+    "plan.budget=96",
+    "plan.upper=32",
+    "train.lr=3.0e-4",
+    "rollout.max_response_tokens=6",
+    "rollout.max_sequences=96",
+    "rollout.kv_cache_gib=0.1",
+    "evaluate.every=50",
+    "evaluate.samples=2",
+)
+ROLES = {"ray::Driver": "driver", "ray::Engine": "engine", "ray::Learner": "learner"}
+RECORDS = ("metrics.jsonl", "mlflow.db", "mlruns-artifacts", "samples", "transitions", "beliefs", "figures")
+MIB = 2**20
+# Of a series: what it may gain in 100 steps and still be called flat, at most this share of its median or this much.
+FLAT_SHARE, FLAT_MIB, FLAT_COUNT, FLAT_S = 0.01, 1.0, 0.5, 0.01
+LINEAR = 1.25  # bytes a step in the last third / in the middle one
+
+
+def soak_config(path: str, folder: str, steps: int, overrides: Sequence[str]) -> KrayConfig:
+    return load_checked(path, [*OVERRIDES, f"run.dir={folder}", f"run.steps={steps}", "run.name=soak", *overrides])
+
+
+def run_soak(config: KrayConfig, model: str, every_s: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Trains through the real driver and watches it. Needs a Ray that this process has started."""
+    folder = run_folder(config)
+    watch = _Watch(folder, every_s)
+    watch.start()
+    started = time.monotonic()
+    try:
+        drive(config, model, folder, None, "run")
+    finally:
+        watch.end()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    say(f"{len(watch.samples)} samples over {time.monotonic() - started:.0f} s")
+    return {"run_s": time.monotonic() - started, "samples": watch.samples, "series": judge(watch.samples, rows)}
+
+
+class _Watch(threading.Thread):
+    """samples: dicts of step and, by name, what was seen."""
+
+    def __init__(self, folder: Path, every_s: float):
+        super().__init__(name="soak-watch", daemon=True)
+        self.folder, self.every_s = folder, every_s
+        self.samples: list[dict[str, float]] = []
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(self.every_s):
+            step = last_step(self.folder / "metrics.jsonl")
+            if step > 0:  # before that the run is not complete
+                self.samples.append({"step": step} | processes() | object_store() | sizes(self.folder))
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join(timeout=60.0)
+
+
+def last_step(file: Path) -> int:
+    """The step of the last whole line, -1 for none."""
+    try:
+        with file.open("rb") as lines:
+            lines.seek(0, 2)
+            lines.seek(max(0, lines.tell() - 2**15))
+            found = [line for line in lines.read().split(b"\n")[:-1] if line.startswith(b'{"step"')]
+        return int(json.loads(found[-1])["step"]) if found else -1
+    except (OSError, ValueError):
+        return -1
+
+
+def processes() -> dict[str, float]:
+    """Resident and private memory (MiB), descriptors and threads of the processes that this one has started, by role."""
+    found: dict[str, float] = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(process.cmdline()[:4])
+            role = next((name for title, name in ROLES.items() if command.startswith(title)), "")
+            role = role or ("scorer" if "kray.rewards.worker" in command else "")
+            role = role or next((name for name in ("gcs_server", "raylet") if f"/{name} " in f"{command} "), "others")
+            with process.oneshot():
+                memory, fds, threads = process.memory_full_info(), process.num_fds(), process.num_threads()
+        except (psutil.Error, OSError):
+            continue  # it has just ended
+        for name, value in (
+            ("rss_mib", memory.rss / MIB),
+            ("private_mib", memory.uss / MIB),
+            ("descriptors", fds),
+            ("threads", threads),
+            ("processes", 1),
+        ):
+            found[f"{role} {name}"] = found.get(f"{role} {name}", 0.0) + value
+    return found
+
+
+def object_store() -> dict[str, float]:
+    """MiB in use in Ray's object stores."""
+    import ray
+
+    name = "object_store_memory"
+    used = ray.cluster_resources().get(name, 0.0) - ray.available_resources().get(name, 0.0)
+    return {"object store mib": used / MIB}
+
+
+def sizes(folder: Path) -> dict[str, float]:
+    """KiB on disk of the run's records, of its checkpoints, and of Ray's logs."""
+    import ray
+
+    logs = Path(ray.get_runtime_context().worker.node.get_logs_dir_path())  # type: ignore[attr-defined]
+    found = {f"{name} kib": _size(folder / name) / 1024 for name in (*RECORDS, "checkpoints")}
+    return found | {"ray logs kib": _size(logs) / 1024, "records files": float(sum(1 for _ in folder.rglob("*")))}
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    total = 0
+    for file in path.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except OSError:
+            continue  # a draft that has just got its name
+    return total
+
+
+def judge(samples: list[dict[str, float]], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By series: unit, medians of the first and the last third of the steps, slope a 100 steps, whether it is as it must be."""
+    steps = [row for row in rows if "timing_s/step" in row]
+    series = {name: [(s["step"], s[name]) for s in samples if name in s] for name in {k for s in samples for k in s}}
+    series.pop("step", None)
+    times = np.diff([rows[0]["time"], *(row["time"] for row in steps)])
+    series["step s"] = [(row["step"], float(seconds)) for row, seconds in zip(steps, times, strict=True)]
+    for part in ("generate", "update", "sync"):
+        series[f"{part} s"] = [(row["step"], row[f"timing_s/{part}"]) for row in steps]
+    last = steps[-1]["step"]
+    return {name: _judge(name, points, last) for name, points in sorted(series.items()) if len(points) >= 9}
+
+
+def _judge(name: str, points: list[tuple[float, float]], last: int) -> dict[str, Any]:
+    step, value = np.array(points, dtype=float).T
+    thirds = [value[(step > last * i / 3) & (step <= last * (i + 1) / 3)] for i in range(3)]
+    first, middle, end = (float(np.median(third)) if len(third) else float("nan") for third in thirds)
+    settled = step > last / 3
+    slope = 100 * float(theilslopes(value[settled], step[settled])[0]) if len(set(step[settled])) > 2 else float("nan")
+    row: dict[str, Any] = {"first": first, "middle": middle, "last": end, "slope": slope}
+    if name.removesuffix(" kib") in (*RECORDS, "ray logs") or name == "records files":
+        early, late = middle - first, end - middle  # between the middles of thirds
+        row |= {"must": "grow linearly", "holds": bool(late <= LINEAR * early + 1)}
+    else:
+        unit = name.rsplit("_", 1)[-1].rsplit(" ", 1)[-1]
+        least = {"mib": FLAT_MIB, "kib": 1024 * FLAT_MIB, "s": FLAT_S}.get(unit, FLAT_COUNT)
+        row |= {"must": "be flat", "holds": bool(slope <= max(least, FLAT_SHARE * abs(end)))}
+    return row
+
+
+def table(series: dict[str, dict[str, Any]]) -> str:
+    lines = [f"{'':28}{'first third':>12}{'last third':>12}{'a 100 steps':>13}"]
+    for name, row in series.items():
+        verdict = row["must"].split()[-1] if row["holds"] else f"does not {row['must']}"
+        lines.append(f"{name:28}{row['first']:>12.4g}{row['last']:>12.4g}{row['slope']:>+13.3g}   {verdict}")
+    return "\n".join(lines)

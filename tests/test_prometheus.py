@@ -1,0 +1,101 @@
+"""What is set arrives at Ray's Prometheus endpoint, under the names that the dashboard asks for."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from kray.prometheus import BUDGETS, COUNTERS, GAUGES, PARTS, SUMS, Exporter, exported
+from kray.rollout.health import State
+from kray.rollout.schedule import Schedule
+from kray.tracking.metrics import METRICS
+
+ALL = {source: 2.0 for table in (GAUGES, COUNTERS, SUMS) for source in table.values()} | {
+    f"timing_s/{part}": 1.5 for part in PARTS
+}
+
+
+def test_every_source_is_a_metric_that_kray_writes_and_every_name_is_prometheus():
+    assert {source for table in (GAUGES, COUNTERS, SUMS) for source in table.values()} <= METRICS.keys()
+    for name, (kind, _, _) in exported().items():
+        assert re.fullmatch(r"kray_[a-z0-9_]+", name)
+        assert name.endswith("_total") == (kind == "counter")
+
+
+class Noted:
+    """In the place of one of Ray's metrics."""
+
+    def __init__(self):
+        self.calls: list[tuple] = []
+
+    def __getattr__(self, method):
+        return lambda value, tags: self.calls.append((method, value, tags))
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """An exporter, and what it says by name."""
+    metrics: dict[str, Noted] = {}
+    monkeypatch.setattr(Exporter, "_metric", lambda self, name: metrics.setdefault(name, Noted()))
+    return Exporter(), metrics
+
+
+def test_counters_count_what_is_new_and_begin_anew_after_a_restart(noted):
+    exporter, metrics = noted
+    for total in (10, 10, 25, 4):
+        exporter.step("r", 1, {"progress/rollouts": total}, np.zeros(0))
+    assert [value for _, value, _ in metrics["kray_rollouts_total"].calls] == [10, 15, 4]
+
+
+def test_a_step_of_many_prompts_observes_few_and_an_evaluation_none(noted):
+    exporter, metrics = noted
+    exporter.step("r", 3, {"eval/accuracy": 0.5}, np.full(10_000, 8))
+    assert "kray_budget_rollouts" not in metrics
+    exporter.step("r", 3, ALL, np.full(10_000, 8))
+    assert BUDGETS // 2 <= len(metrics["kray_budget_rollouts"].calls) <= BUDGETS
+    assert metrics["kray_step"].calls == [("set", 3, {"run": "r"})]
+
+
+def pool_and_scorer():
+    schedule = Schedule(1)
+    engine = SimpleNamespace(name="engine-0", health=SimpleNamespace(state=State.SERVING), tokens=7)
+    pool = SimpleNamespace(engines=[engine], schedule=schedule)
+    return pool, SimpleNamespace(timeouts=1, restarts=1)
+
+
+@pytest.mark.slow
+def test_every_name_is_found_where_prometheus_scrapes(ray_local):
+    exporter = Exporter()
+    exporter.step("story", 5, ALL, np.array([2, 8, 8]))
+    exporter.pool("story", *pool_and_scorer(), idle=lambda name: 0.25)
+    (node,) = [node for node in ray_local.nodes() if node["Alive"]]
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = {f"ray_{name}" + ("_bucket" if kind == "histogram" else "") for name, (kind, _, _) in exported().items()}
+    deadline, missing = time.monotonic() + 60, wanted
+    while missing and time.monotonic() < deadline:
+        lines = [line for line in scrape(address) if 'run="story"' in line]
+        missing = wanted - {line.partition("{")[0] for line in lines}
+        time.sleep(0.5)
+    assert not missing
+    assert value(lines, "ray_kray_step") == 5
+    assert value(lines, "ray_kray_rollouts_total") == 2
+    assert value(lines, "ray_kray_engine_busy_ratio", 'engine="engine-0"') == 0.75
+    assert value(lines, "ray_kray_budget_rollouts_count") == 3
+    assert value(lines, "ray_kray_part_seconds", 'part="sync"') == 1.5
+
+
+def scrape(address: str) -> list[str]:
+    try:
+        return urllib.request.urlopen(address, timeout=5).read().decode().splitlines()
+    except OSError:
+        return []
+
+
+def value(lines: list[str], name: str, label: str = "") -> float:
+    (line,) = [line for line in lines if line.startswith(f"{name}{{") and label in line]
+    return float(line.rpartition(" ")[2])
