@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from kray.config.schema import RolloutConfig
 from kray.records import KrayError, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
-from kray.rewards.scorer import Scorer
+from kray.rewards.scorer import TIMED_OUT, Scorer
 from kray.rollout.outcome import Outcome
 from kray.rollout.pool import Pool
 from kray.rollout.schedule import largest_part, split_rollouts
@@ -72,6 +72,7 @@ class Failure:
     prompt_id: str
     rollouts: int
     why: str
+    tries: int = 1  # that were made to have them
 
 
 @dataclass(slots=True)
@@ -100,6 +101,21 @@ def check_failures(failures: Sequence[Failure], ordered: int, max_share: float, 
             f"{lost} of {ordered} rollouts failed, run.max_failed_share is {max_share:g}; the first, of prompt "
             f"{first.prompt_id}: {first.why}"
         )
+
+
+def verdicts(collected: Collected) -> tuple[list[str], dict[str, tuple[int, str]]]:
+    """For the quarantine: prompts of which something came back, and (tries, why) of those without anything to learn from.
+
+    Nothing to learn from: every rollout failed, or judging every one took longer than its deadline.
+    """
+    slow = [g.prompt.id for g in collected.groups if all(r.reward_detail.startswith(TIMED_OUT) for r in g.rollouts)]
+    failed = {prompt_id: (1, "judging it takes longer than reward.timeout_s") for prompt_id in slow}
+    fine = {group.prompt.id for group in collected.groups} - set(slow)
+    for failure in collected.failures:
+        if failure.prompt_id not in fine:
+            tries, _ = failed.get(failure.prompt_id, (0, ""))
+            failed[failure.prompt_id] = (max(tries, failure.tries), failure.why)
+    return sorted(fine), failed
 
 
 class Collector:
@@ -222,7 +238,7 @@ class Collector:
     async def _score(self, prompt: Prompt, outcome: Outcome) -> tuple[list[Rollout], list[Failure]]:
         """The outcome's rollouts with rewards, and what could not be had or judged."""
         if outcome.failure:
-            return [], [Failure(prompt.id, outcome.task.rollouts, outcome.failure)]
+            return [], [Failure(prompt.id, outcome.task.rollouts, outcome.failure, outcome.tries)]
         for rollout in outcome.rollouts:
             rollout.text = self.tokenizer.decode(rollout.tokens.tolist(), skip_special_tokens=True)
         verdicts = await self.scorer.score([(prompt.verifier, r.text, prompt.answer) for r in outcome.rollouts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -11,15 +12,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from kray.config import KrayConfig, changed_keys, load_config, redact, require
-from kray.records import ConfigError, DataError, KrayError, Prompt
+from kray.records import ConfigError, DataError, KrayError, LostError, Prompt
+from kray.train.checkpoints import newest, sound
 
 # Ray takes the loopback address as a node's own only where it is told that there is no cluster to join (as on macOS), and
 # reads this when it is imported.
 LOCAL_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+GONE_WAIT_S = 60.0  # for actors to be gone whose driver has died
 STOP_WAIT_S = 600.0  # for the step under way to be given up and a checkpoint to be written
 SETTLED = (
     "model.",
@@ -219,35 +223,79 @@ def as_task(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> 
         raise (error.cause if isinstance(error.cause, KrayError) else error) from None
 
 
-def driver_options(folder: Path) -> dict[str, Any]:
+def driver_options(folder: Path, restarts: int = 0) -> dict[str, Any]:
     """How the driver actor is made. On this node, which has the run's folder; it mostly waits, so it asks for no CPU."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return {
-        "name": f"kray-{folder.name}-driver",
+        "name": f"kray-{folder.name}-driver" + (f"-{restarts}" if restarts else ""),
         "num_cpus": 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}},  # its children inherit this
     }
 
 
-def drive(config: KrayConfig, model: str, folder: Path, checkpoint: Path | None, method: str) -> Any:
-    """Runs Driver.<method> as an actor on this node; see `follow`."""
+def drive(
+    config: KrayConfig, model: str, folder: Path, checkpoint: Path | None, method: str, actor: type | None = None
+) -> Any:
+    """Runs Driver.<method> as an actor on this node; see `follow`. actor: a class in place of Driver.
+
+    A training whose driver dies goes on with another one from its newest checkpoint, as often as run.max_restarts allows.
+    """
+    from kray.recovery import Restarts
+
+    restarts = Restarts(config.run.max_restarts if method == "run" else 0, config.run.restart_window_s)
+    for number in count():
+        driver = make_driver(actor, config, model, folder, checkpoint, number)
+        try:
+            return follow(driver, method, folder)
+        except LostError as loss:
+            found = newest(folder)
+            wait_s = restarts.lost(time.monotonic(), found != checkpoint)
+            if wait_s is None:
+                spent = f"; not started again after {restarts.spent} (run.max_restarts)" if method == "run" else ""
+                raise KrayError(f"{loss}; resume goes on from the newest checkpoint in {folder}{spent}") from loss
+            print(f"{loss}; starting another{f' in {wait_s:.0f} s' if wait_s else ''}", flush=True)
+            time.sleep(wait_s)
+            end_actors(f"kray-{folder.name}-")
+            checkpoint = sound(newest(folder), lambda line: print(line, flush=True))
+    return None
+
+
+def make_driver(
+    actor: type | None, config: KrayConfig, model: str, folder: Path, checkpoint: Path | None, restarts: int
+) -> Any:
+    """A new driver actor. restarts: how many drivers of this run have died before."""
     import ray
 
     from kray.driver import Driver
 
-    options = driver_options(folder)
-    return follow(
-        ray.remote(Driver).options(**options).remote(config, model, str(folder), str(checkpoint or ""), tags()),
-        method,
-        folder,
-    )
+    made: Any = ray.remote(actor or Driver).options(**driver_options(folder, restarts))
+    return made.remote(config, model, str(folder), str(checkpoint or ""), tags(), restarts)
+
+
+def end_actors(prefix: str) -> None:
+    """Returns when no actor of this job has a name that begins so. They die with their owner, who has died; this hurries.
+
+    Raises KrayError after a minute.
+    """
+    import ray
+
+    deadline = time.monotonic() + GONE_WAIT_S
+    while left := [name for name in ray.util.list_named_actors() if name.startswith(prefix)]:
+        for name in left:
+            with contextlib.suppress(ValueError):  # gone meanwhile
+                ray.kill(ray.get_actor(name))
+        if time.monotonic() > deadline:
+            raise KrayError(
+                f"actors of a driver that died are still there after {GONE_WAIT_S:.0f} s: {', '.join(left)}"
+            )
+        time.sleep(0.2)
 
 
 def follow(driver: Any, method: str, folder: Path) -> Any:
-    """Calls a driver actor's method, prints its lines, returns its result, ends the actor.
+    """Calls a driver actor's method, prints its lines, returns its result, ends the actor. Raises LostError when it died.
 
     SIGINT and SIGTERM make it save and end. folder: of its results, for messages.
     """
@@ -290,7 +338,9 @@ def follow(driver: Any, method: str, folder: Path) -> Any:
             if isinstance(item, RayTaskError):
                 raise item.cause if isinstance(item.cause, KrayError) else item
             if isinstance(item, RayActorError):
-                raise KrayError(f"the driver died: {item}; resume goes on from its newest checkpoint in {folder}")
+                last = [line.strip() for line in str(item).splitlines() if line.strip()][-1]
+                kind = KrayError if asked else LostError  # a run that is to end is not started again
+                raise kind(f"the driver died: {last}")
             if isinstance(item, BaseException):
                 raise item
             if isinstance(item, str):

@@ -136,6 +136,11 @@ class Tracker:
         self._journal.append(step, finite, time.time())
         self._writer.wake()
 
+    def rewind(self, step: int) -> None:
+        """Goes on from `step` (-1: before the first one) in the same run: later lines of metrics.jsonl are dropped."""
+        self._journal.rewind(step)
+        self.set_tags({"kray.resumed_at": step})
+
     def log_table(self, step: int, rows: Sequence[Mapping[str, Any]], name: str = "samples") -> None:
         """Record rows as the table <name>/step-<step>.json; columns are all keys, in order of appearance."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
