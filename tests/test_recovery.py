@@ -34,7 +34,7 @@ def kill_at(file, kills, done: list[str]) -> None:
 
     for lines, part in kills:
         wait_for_line(file, lines)
-        (target,) = actors(f"kray-{file.parent.name}-{part}") or actors(f"-{part}-")
+        (target,) = actors(f"kray-{file.parent.name}-", part)
         assert target.send(signal.SIGKILL)
         done.append(target.name)
 

@@ -13,7 +13,6 @@ from kray.planner.settings import make_beliefs
 from kray.prompts.sampler import PromptSampler
 
 Lines = Sequence[dict[str, Any]]
-CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 
 
 def surviving(lines: Lines) -> tuple[list[dict[str, Any]], list[str]]:
@@ -85,7 +84,7 @@ def replay(visits: Lines, plan: PlanConfig, final: dict[str, Any]) -> list[str]:
     ids = sorted({prompt_id for visit in visits for prompt_id in visit["ids"]})
     same = bool((beliefs.visits(ids) == kept.visits(ids)).all())
     for mine, its in zip(beliefs.posterior(ids), kept.posterior(ids), strict=True):
-        same = same and np.allclose(mine, its, **CLOSE)
+        same = same and np.allclose(mine, its, rtol=1e-9)
     return [] if same else ["beliefs are not those that a replay of the log gives"]
 
 

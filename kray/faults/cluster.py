@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kray.launch import LOCAL_RAY
+
+STORE = 100 * 2**20  # bytes of a node's object store
 
 
 class Nodes:
@@ -24,12 +27,15 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self.ray, self.cpus = ray, cpus
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1"})
-        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="error")
+        head = {"num_cpus": 0, "node_ip_address": "127.0.0.1", "object_store_memory": STORE}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         self.nodes = [self._add() for _ in range(count)]
 
     def _add(self) -> Any:
-        return self.cluster.add_node(num_cpus=self.cpus, object_store_memory=100 * 2**20, wait=False)
+        return self.cluster.add_node(
+            num_cpus=self.cpus, node_ip_address="127.0.0.1", object_store_memory=STORE, wait=False
+        )
 
     def remove(self, index: int) -> None:
         """Kills a node with all that runs on it; another one comes in its place."""
@@ -38,10 +44,10 @@ class Nodes:
 
     def preempt(self, index: int, notice_s: float = 1.0) -> None:
         """The node hears that it goes, a moment later it is gone, and another one comes in its place."""
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
         from ray.core.generated import autoscaler_pb2
 
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
         client = GcsClient(self.ray.get_runtime_context().gcs_address)
         deadline_ms = int((time.time() + notice_s) * 1000)
         client.drain_node(self.nodes[index].node_id, reason, "spot capacity is needed elsewhere", deadline_ms)

@@ -26,8 +26,9 @@ class Target:
         return False
 
 
-def actors(part: str) -> list[Target]:
-    """The live actors with this in their names, by name."""
+def actors(*parts: str) -> list[Target]:
+    """The live actors with all these in their names, by name."""
     found = ray._private.state.actors().values()
-    live = [actor for actor in found if actor["State"] == "ALIVE" and part in actor["Name"] and actor["Pid"]]
-    return sorted((Target(a["Name"], a["Pid"], a["Address"]["NodeID"]) for a in live), key=lambda target: target.name)
+    live = [actor for actor in found if actor["State"] == "ALIVE" and actor["Pid"]]
+    named = [actor for actor in live if all(part in actor["Name"] for part in parts)]
+    return sorted((Target(a["Name"], a["Pid"], a["Address"]["NodeID"]) for a in named), key=lambda target: target.name)

@@ -83,7 +83,11 @@ class WatchedFleet(Fleet):
         while True:
             pool = self.pool
             now = {"serving": pool.serving, "losses": pool.deaths + pool.preemptions, "scorer": self.scorer.restarts}
-            now |= {"learner": self.restarts["learner"], "retried": pool.schedule.retried, "timeouts": self.scorer.timeouts}
+            now |= {
+                "learner": self.restarts["learner"],
+                "retried": pool.schedule.retried,
+                "timeouts": self.scorer.timeouts,
+            }
             now["failures"] = self.scorer.failures
             if now != before:
                 write(self.folder, self.restarts["driver"], "state", **now)

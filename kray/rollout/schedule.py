@@ -53,7 +53,9 @@ class _Load:
 
     @property
     def room(self) -> bool:
-        return not (self.held or self.alone) and (self.capacity is None or self.rollouts == 0 or self.rollouts < self.capacity)
+        return not (self.held or self.alone) and (
+            self.capacity is None or self.rollouts == 0 or self.rollouts < self.capacity
+        )
 
 
 def expected_work(task: RolloutTask) -> float:
