@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 
 import pytest
 from test_driver import same_weights, steps_of, story, wait_for_line  # noqa: F401
@@ -39,6 +40,13 @@ def kill_at(file, kills, done: list[str]) -> None:
         done.append(target.name)
 
 
+def wait_for(reached, limit_s: float = 120.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_was_let_alone(story, tmp_path):  # noqa: F811
     story("straight", *LONG)
@@ -61,21 +69,35 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_replaced_on_the_same_engines_until_the_budget_is_spent(story, tmp_path):  # noqa: F811
+def test_a_rank_that_hangs_is_replaced_on_the_same_engines_until_the_budget_is_spent(story, tmp_path, capsys):  # noqa: F811
+    """The first time there is no checkpoint yet, because it could not be written; the run begins anew."""
     from kray.faults.targets import actors
 
+    lines, blocker = tmp_path / "run/metrics.jsonl", tmp_path / "run/checkpoints/.tmp-step-000003"
+    blocker.parent.mkdir(parents=True)
+    blocker.touch()  # where a folder is to be made
     engines = []
 
     def freeze():
-        for lines in (4, 6):
-            wait_for_line(tmp_path / "run/metrics.jsonl", lines)
+        for life, number in ((1, 6), (2, 10)):
+            wait_for(lambda life=life: actors(f"kray-run-learner-1-{life}"))
+            if life == 2:
+                wait_for(lambda: len(lines.read_text().splitlines()) < 6)
+            wait_for_line(lines, number)
+            blocker.unlink(missing_ok=True)
             engines.extend(target.pid for target in actors("kray-run-engine"))
-            actors("kray-run-learner-1")[0].send(signal.SIGSTOP)
-            wait_for_line(tmp_path / "run/metrics.jsonl", lines + 1)
+            actors(f"kray-run-learner-1-{life}")[0].send(signal.SIGSTOP)
 
     thread = threading.Thread(target=freeze, daemon=True)
     thread.start()
     with pytest.raises(KrayError, match=r"train\.timeout_s.*not started again after 1 restarts"):
         story("run", *LONG, "train.ranks=2", "train.timeout_s=6", "train.max_restarts=1", "run.steps=1000")
+    thread.join(10)
     assert len(engines) == 2
     assert len(set(engines)) == 1
+    said = capsys.readouterr().out
+    assert "checkpoint of step 3 not written, there is no checkpoint yet" in said
+    assert "learner lost, starting anew from step 0" in said
+    steps = [line["step"] for line in steps_of(tmp_path / "run")]
+    assert steps == list(range(len(steps)))
+    assert read_state(newest(tmp_path / "run"))["step"] >= 3

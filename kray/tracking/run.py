@@ -145,8 +145,12 @@ class Tracker:
         """Record rows as the table <name>/step-<step>.json; columns are all keys, in order of appearance."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         table = {"columns": columns, "data": [[_plain(row.get(key)) for key in columns] for row in rows]}
-        path = self._path(name, f"step-{step:06d}.json")
-        path.write_text(json.dumps(table, ensure_ascii=False, default=str), encoding="utf-8")
+        try:
+            path = self._path(name, f"step-{step:06d}.json")
+            path.write_text(json.dumps(table, ensure_ascii=False, default=str), encoding="utf-8")
+        except OSError as error:  # a table less must not end a run
+            log.warning("table %s of step %d could not be written: %s", name, step, error)
+            return
         self._writer.put(f"{name}/{path.name}", lambda: self._run.table(path, name))
 
     def log_figure(self, step: int, name: str, draw: Callable[[], Any]) -> None:
