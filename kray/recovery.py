@@ -61,6 +61,7 @@ class Recovery:
         self.fleet, self.stop, self.say, self.begin = fleet, stop, say, begin
         self.restarts = Restarts(config.train.max_restarts, config.run.restart_window_s)
         self.training, self.checkpoint = begin()
+        self.started_at = 0  # step of the latest start
 
     async def train(self) -> None:
         """Raises Stopped, with all that was collected learned from and saved; KrayError."""

@@ -34,13 +34,13 @@ def kill_at(file, kills, done: list[str]) -> None:
     from kray.faults.targets import actors
 
     for lines, part in kills:
-        wait_for_line(file, lines)
+        wait_for_line(file, lines, 400.0)
         (target,) = actors(f"kray-{file.parent.name}-", part)
         assert target.send(signal.SIGKILL)
         done.append(target.name)
 
 
-def wait_for(reached, limit_s: float = 120.0) -> None:
+def wait_for(reached, limit_s: float = 400.0) -> None:
     deadline = time.monotonic() + limit_s
     while not reached():
         assert time.monotonic() < deadline
@@ -69,7 +69,7 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_replaced_on_the_same_engines_until_the_budget_is_spent(story, tmp_path, capsys):  # noqa: F811
+def test_a_rank_that_dies_or_hangs_is_replaced_on_the_same_engines_until_the_budget_is_spent(story, tmp_path, capsys):  # noqa: F811
     """The first time there is no checkpoint yet, because it could not be written; the run begins anew."""
     from kray.faults.targets import actors
 
@@ -83,15 +83,15 @@ def test_a_rank_that_hangs_is_replaced_on_the_same_engines_until_the_budget_is_s
             wait_for(lambda life=life: actors(f"kray-run-learner-1-{life}"))
             if life == 2:
                 wait_for(lambda: len(lines.read_text().splitlines()) < 6)
-            wait_for_line(lines, number)
+            wait_for_line(lines, number, 400.0)
             blocker.unlink(missing_ok=True)
             engines.extend(target.pid for target in actors("kray-run-engine"))
-            actors(f"kray-run-learner-1-{life}")[0].send(signal.SIGSTOP)
+            actors(f"kray-run-learner-1-{life}")[0].send(signal.SIGKILL if life == 1 else signal.SIGSTOP)
 
     thread = threading.Thread(target=freeze, daemon=True)
     thread.start()
     with pytest.raises(KrayError, match=r"train\.timeout_s.*not started again after 1 restarts"):
-        story("run", *LONG, "train.ranks=2", "train.timeout_s=6", "train.max_restarts=1", "run.steps=1000")
+        story("run", *LONG, "train.ranks=2", "train.timeout_s=20", "train.max_restarts=1", "run.steps=1000")
     thread.join(10)
     assert len(engines) == 2
     assert len(set(engines)) == 1

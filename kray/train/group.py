@@ -87,7 +87,9 @@ class LearnerGroup:
             address, port = await self._rendezvous()
             self._lives += 1
             self.actors = [self._make_actor(rank, address, port) for rank in range(self.train.ranks)]
-            return await self._all("describe", "to load the model and join the process group")
+            loading = [actor.describe.remote() for actor in self.actors]
+            limit_s = max(self.placement_timeout_s, self.train.timeout_s)
+            return await self._wait(loading, "to load the model and join the process group", limit_s)
         except BaseException:
             self.close()
             raise
@@ -237,8 +239,9 @@ class LearnerGroup:
             if errors:
                 raise _blame(errors, purpose)
             if pending:
+                key = "" if limit_s else " (train.timeout_s)"
                 ranks = ", ".join(str(rank) for rank, task in enumerate(tasks) if not task.done())
-                raise LostError(f"learner: waited {timeout_s:.0f} s for rank {ranks} {purpose} (train.timeout_s)")
+                raise LostError(f"learner: waited {timeout_s:.0f} s for rank {ranks} {purpose}{key}")
             return [task.result() for task in tasks]
         finally:
             for task in tasks:
