@@ -76,7 +76,7 @@ def test_a_rank_that_dies_or_hangs_is_replaced_on_the_same_engines_until_the_bud
     lines, blocker = tmp_path / "run/metrics.jsonl", tmp_path / "run/checkpoints/.tmp-step-000003"
     blocker.parent.mkdir(parents=True)
     blocker.touch()  # where a folder is to be made
-    engines = []
+    engines, frozen = [], []
 
     def freeze():
         for life, number in ((1, 6), (2, 10)):
@@ -86,13 +86,15 @@ def test_a_rank_that_dies_or_hangs_is_replaced_on_the_same_engines_until_the_bud
             wait_for_line(lines, number, 400.0)
             blocker.unlink(missing_ok=True)
             engines.extend(target.pid for target in actors("kray-run-engine"))
-            actors(f"kray-run-learner-1-{life}")[0].send(signal.SIGKILL if life == 1 else signal.SIGSTOP)
+            frozen.append(actors(f"kray-run-learner-1-{life}")[0])
+            frozen[-1].send(signal.SIGKILL if life == 1 else signal.SIGSTOP)
 
     thread = threading.Thread(target=freeze, daemon=True)
     thread.start()
     with pytest.raises(KrayError, match=r"train\.timeout_s.*not started again after 1 restarts"):
         story("run", *LONG, "train.ranks=2", "train.timeout_s=20", "train.max_restarts=1", "run.steps=1000")
     thread.join(10)
+    frozen[-1].send(signal.SIGKILL)  # Ray may have left it as it is
     assert len(engines) == 2
     assert len(set(engines)) == 1
     said = capsys.readouterr().out

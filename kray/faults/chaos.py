@@ -85,6 +85,7 @@ def hit(config: KrayConfig, model: str, run: Path, planned: list[Fault], injecto
     finally:
         injector.stop = True
         hitting.join(60)
+        injector.close()
     took_s = time.monotonic() - started
     lines = injector.lines = read(run)
     for fault in planned:

@@ -21,7 +21,7 @@ from typing import Any
 
 from kray.faults import rewards
 from kray.faults.cluster import Nodes, Server
-from kray.faults.targets import actors
+from kray.faults.targets import Target, actors
 from kray.faults.watched import read
 from kray.train.checkpoints import newest
 
@@ -74,6 +74,7 @@ class Injector:
         self.folder, self.engines, self.nodes, self.server = folder, engines, nodes, server
         self.control, self.rng, self.stop, self.count = control, rng, False, 0
         self.lines: list[dict[str, Any]] = []
+        self._stopped: list[Target] = []
 
     def run(self, faults: list[Fault], say: Callable[[str], None]) -> None:
         """Injects them all, in order; returns early when `stop` is set."""
@@ -193,7 +194,18 @@ class Injector:
             time.sleep(0.2)
         target = self.rng.choice(there)
         target.send(sign)
+        if sign is signal.SIGSTOP:
+            self._stopped.append(target)
         return target.name
+
+    def close(self) -> None:
+        """Ends processes that were stopped and that nobody has ended since."""
+        import psutil
+
+        for target in self._stopped:
+            with contextlib.suppress(psutil.Error):
+                if psutil.Process(target.pid).status() == psutil.STATUS_STOPPED:
+                    target.send(signal.SIGKILL)
 
     def _kill_scorer(self) -> str:
         """A scoring process is a child of the driver's."""
