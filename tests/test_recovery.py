@@ -77,11 +77,11 @@ def test_a_rank_that_dies_or_hangs_is_replaced_on_the_same_engines_until_the_bud
     from kray.faults.targets import actors
 
     lines, blocker = tmp_path / "run/metrics.jsonl", tmp_path / "run/checkpoints/.tmp-step-000003"
-    blocker.parent.mkdir(parents=True)
-    blocker.touch()  # where a folder is to be made
     engines, frozen = [], []
 
     def freeze():
+        wait_for_line(lines, 1, 400.0)
+        blocker.touch()  # where a folder is to be made
         for life, number in ((1, 6), (2, 10)):
             wait_for(lambda life=life: actors(f"kray-run-learner-1-{life}"))
             if life == 2:

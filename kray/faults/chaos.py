@@ -22,6 +22,7 @@ from kray.faults.watched import WatchedDriver, read
 from kray.launch import drive, find_model
 from kray.prompts import load_prompts
 from kray.prompts.sampler import PromptSampler
+from kray.records import KrayError
 from kray.train.checkpoints import newest, read_state
 
 ENGINES, RANKS, NODES, CPUS = 2, 2, 3, 2
@@ -63,8 +64,10 @@ def study(faults: int, seed: int, steps: int, calm: int, folder: Path) -> dict[s
         calm_rate = 0.0
         if calm:
             run = folder / "calm"
-            drive(load_config(str(folder / "chaos.yaml"), [*settings, f"run.steps={calm}"]), model, run, None, "run",
+            calmed = drive(load_config(str(folder / "chaos.yaml"), [*settings, f"run.steps={calm}"]), model, run, None, "run",
                   WatchedDriver)  # fmt: skip
+            if calmed.stopped:
+                raise KrayError(f"the calm run was stopped {calmed.stopped}")
             calm_rate = rate(read(run))
         with small_disk(folder / "hit" / "checkpoints"):
             planned = plan_faults(faults, steps, seed)

@@ -153,7 +153,7 @@ class CheckpointStore:
             else:  # the writer died between the two renames in `commit`
                 old.rename(self._path(old.name.removeprefix(".old-")))
         for unfinished in self.folder.glob(".tmp-step-*"):
-            shutil.rmtree(unfinished)
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         return self.folder / name
