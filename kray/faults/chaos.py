@@ -64,8 +64,8 @@ def study(faults: int, seed: int, steps: int, calm: int, folder: Path) -> dict[s
         calm_rate = 0.0
         if calm:
             run = folder / "calm"
-            calmed = drive(load_config(str(folder / "chaos.yaml"), [*settings, f"run.steps={calm}"]), model, run, None, "run",
-                  WatchedDriver)  # fmt: skip
+            short = load_config(str(folder / "chaos.yaml"), [*settings, f"run.steps={calm}"])
+            calmed = drive(short, model, run, None, "run", WatchedDriver)
             if calmed.stopped:
                 raise KrayError(f"the calm run was stopped {calmed.stopped}")
             calm_rate = rate(read(run))
