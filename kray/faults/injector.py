@@ -192,6 +192,8 @@ class Injector:
         deadline = time.monotonic() + 60
         while not (there := actors(f"kray-{self.folder.name}", part)) and time.monotonic() < deadline:
             time.sleep(0.2)
+        if not there:
+            return "nobody"
         target = self.rng.choice(there)
         target.send(sign)
         if sign is signal.SIGSTOP:
