@@ -2,7 +2,7 @@
 
     python jobs/status.py                                       # the run that goes on, else the newest one
     python jobs/status.py ~/kray-runs/quickstart-20261121-101500 --watch
-    python jobs/status.py --json | jq .left_s
+    python jobs/status.py --json
 
 Asks the run's driver where its Ray can be reached (RAY_ADDRESS, or what the run's folder says); otherwise reads the folder.
 """

@@ -28,8 +28,9 @@ from kray.launch import (
     run_folder,
 )
 from kray.machine import require_gpus, shortages_here
+from kray.records import ConfigError
 from kray.report import duration
-from kray.train.checkpoints import find_resume
+from kray.train.checkpoints import find_resume, sound
 
 
 def main() -> int:
@@ -53,6 +54,10 @@ def main() -> int:
         for line in [] if arguments.cluster else shortages_here(config):
             print(f"warning: on this machine alone: {line}")
         return 0
+    if checkpoint is not None:
+        checkpoint = sound(checkpoint, print)
+        if checkpoint is None:
+            raise ConfigError("resume: no checkpoint is left; start a new run")
     for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
         print(line)
     for line in warnings(config):
@@ -75,6 +80,8 @@ def report(summary) -> None:
     )
     greedy = "" if summary.greedy_after is None else f" (greedy {summary.greedy_after:.3f})"
     shares = ", ".join(f"{part} {share:.0%}" for part, share in summary.shares.items() if part != "idle")
+    restarts = ", ".join(f"{who} restarts {times}" for who, times in summary.restarts.items())
+    left_out = "".join(f"  left out              prompt {name}: {why}\n" for name, why in summary.left_out.items())
     ending = f"stopped {summary.stopped}" if summary.stopped else "finished"
     print(
         f"\n{ending} after {summary.steps} of {summary.of_steps} steps, {duration(summary.elapsed_s)}, "
@@ -82,7 +89,8 @@ def report(summary) -> None:
         f"  held-out accuracy     {before} before, {after} after{greedy}, on {summary.test_prompts} prompts\n"
         f"  effective gradients   {summary.effective_prompts:.0%} of prompts, {summary.effective_rollouts:.0%} of rollouts\n"
         f"  time in steps         {shares} (an engine is idle for {summary.shares['idle']:.0%})\n"
-        f"  engines lost          {summary.engine_deaths}\n"
+        f"  engines lost          {summary.engine_deaths}; {restarts}\n"
+        f"{left_out}"
         f"  results               {summary.folder}\n"
         f"  open them             {bin if summary.open_command.startswith('mlflow') else ''}{summary.open_command}\n"
         f"  resume                {bin}python jobs/train.py --config {summary.folder}/config.yaml resume={summary.folder}\n"

@@ -29,9 +29,9 @@ AUTH = "RAY_AUTH_MODE"
 RECENT = 20  # of the newest runs whose drivers are looked for
 
 
-def driver_name(folder: Path) -> str:
-    """A new one: the driver that the run had before may still be dying."""
-    return f"{_stem(folder)}{secrets.token_hex(2)}"
+def driver_name(folder: Path, restarts: int = 0) -> str:
+    """A new one: the driver that the run had before may still be dying. restarts: drivers of the run that have died."""
+    return f"{_stem(folder)}{restarts}-{secrets.token_hex(2)}"
 
 
 def _stem(folder: Path) -> str:

@@ -18,7 +18,7 @@ from kray.config.schema import RolloutConfig
 from kray.conversation import Conversations, Failure, Heard, Host
 from kray.records import KrayError, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
 from kray.rewards.remote import RemoteScorer
-from kray.rewards.scorer import Scorer
+from kray.rewards.scorer import TIMED_OUT, Scorer
 from kray.rollout.outcome import Outcome
 from kray.rollout.pool import Pool
 from kray.rollout.schedule import largest_part, split_rollouts
@@ -94,6 +94,21 @@ def check_failures(failures: Sequence[Failure], ordered: int, max_share: float, 
             f"{lost} of {ordered} rollouts failed, run.max_failed_share is {max_share:g}; the first, of prompt "
             f"{first.prompt_id}: {first.why}"
         )
+
+
+def verdicts(collected: Collected) -> tuple[list[str], dict[str, tuple[int, str]]]:
+    """For the quarantine: prompts of which something came back, and (tries, why) of those without anything to learn from.
+
+    Nothing to learn from: every rollout failed, or judging every one took longer than its deadline.
+    """
+    slow = [g.prompt.id for g in collected.groups if all(r.reward_detail.startswith(TIMED_OUT) for r in g.rollouts)]
+    failed = {prompt_id: (1, "judging it takes longer than reward.timeout_s") for prompt_id in slow}
+    fine = {group.prompt.id for group in collected.groups} - set(slow)
+    for failure in collected.failures:
+        if failure.prompt_id not in fine:
+            tries, _ = failed.get(failure.prompt_id, (0, ""))
+            failed[failure.prompt_id] = (max(tries, failure.tries), failure.why)
+    return sorted(fine), failed
 
 
 class Collector:
@@ -244,7 +259,7 @@ class Collector:
         if talks is not None:
             return await talks.hear(outcome, lambda: next(self._ids))
         if outcome.failure:
-            return await _lost(outcome.task, outcome.failure)
+            return Heard(failures=[Failure(prompt.id, outcome.task.rollouts, outcome.failure, outcome.tries)])
         for rollout in outcome.rollouts:
             rollout.text = self.tokenizer.decode(rollout.tokens.tolist(), skip_special_tokens=True)
         return await self._score(prompt, [(rollout, rollout.text) for rollout in outcome.rollouts])

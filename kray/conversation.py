@@ -34,6 +34,7 @@ class Failure:
     prompt_id: str
     rollouts: int
     why: str
+    tries: int = 1  # that were made to have them
 
 
 @dataclass(slots=True)

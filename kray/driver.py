@@ -6,7 +6,9 @@ The loop itself is kray/training.py. Whoever started the run gets a line at each
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,25 +19,43 @@ from kray.config import KrayConfig, flat, to_yaml
 from kray.evaluate import Evaluation
 from kray.export import log_trained
 from kray.fleet import Fleet
-from kray.parts import Parts, load_parts
-from kray.records import ConfigError, KrayError
+from kray.parts import Parts, load_parts, unlearned
+from kray.records import ConfigError, KrayError, LostError
+from kray.recovery import Begin, Recovery
 from kray.report import Summary, start_line
 from kray.state import RunState
 from kray.status import Watch
 from kray.stop import Stop, Stopped
 from kray.tracking import Tracker, prompts_digest
-from kray.train.checkpoints import CheckpointStore, read_state
+from kray.train.checkpoints import CheckpointStore, newest, read_state, sound
 from kray.training import Training, judge
+
+SERVER_WAIT_S, SERVER_POLL_S = 600.0, 5.0  # for MLflow, when a driver is started again
+BEGINNING = -1  # resumed before any step was saved
+RUN = "run.json"  # in the run folder: which MLflow run it is, where no checkpoint tells yet
 
 
 class Driver:
     """Made by jobs/train.py and jobs/evaluate.py as a Ray actor; `run` or `judge` is called once."""
 
-    def __init__(self, config: KrayConfig, model_path: str, run_folder: str, checkpoint: str, tags: dict[str, str]):
-        """model_path: a Hugging Face folder or hub id. checkpoint: to go on from, "" for none. tags: for MLflow."""
+    training: type[Training] = Training
+
+    def __init__(
+        self,
+        config: KrayConfig,
+        model_path: str,
+        run_folder: str,
+        checkpoint: str,
+        tags: dict[str, str],
+        restarts: int = 0,
+    ):
+        """model_path: a Hugging Face folder or hub id. checkpoint: to go on from, "" for none. tags: for MLflow.
+
+        restarts: how many drivers of this run have died before.
+        """
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # not in the runtime_env: engines and ranks would inherit it
         self.config, self.model_path, self.folder = config, model_path, Path(run_folder)
-        self.checkpoint, self.tags = Path(checkpoint) if checkpoint else None, tags
+        self.checkpoint, self.tags, self.restarts = Path(checkpoint) if checkpoint else None, tags, restarts
         self._stop = Stop()
         self._said: asyncio.Queue[str | None] = asyncio.Queue()
         self.watch = Watch(config, self.folder)
@@ -83,19 +103,18 @@ class Driver:
         try:
             parts, state = self._load()
             tracker = await self._open_tracker(parts, state)
-            store = CheckpointStore(self.folder, self.config.run.keep_checkpoints)
             fleet = self._fleet()
-            training = Training(self.config, parts, state, fleet, tracker, store, self._stop, self.say)
-            self.watch.begin(training)
+            run = Recovery(self.config, fleet, self._stop, self.say, self._begin(parts, state, fleet, tracker))
             try:
-                await fleet.start(self.checkpoint, state.step, parts.probe)
-                await training.train()
+                await run.train()
             except Stopped:
-                self.say(f"stopping after step {state.step}: {self._stop.reason}")
+                self.say(f"stopping after step {run.training.state.step}: {self._stop.reason}")
+            training = run.training
             if fleet.ready:
                 await training.finish()
             if not self._stop.reason:
-                await log_trained(self.config, fleet.learners, self.folder, state.mlflow_run_id, state.step, self.say)
+                step = training.state.step
+                await log_trained(self.config, fleet.learners, self.folder, state.mlflow_run_id, step, self.say)
             ending = "KILLED" if self._stop.reason else "FINISHED"
             return training.summary()
         finally:
@@ -104,6 +123,29 @@ class Driver:
             if tracker is not None:
                 for missing in await asyncio.to_thread(tracker.finish, ending):
                     self.say(f"warning: {missing}")
+
+    def _begin(self, parts: Parts, state: RunState, fleet: Fleet, tracker: Tracker) -> Begin:
+        """Makes a training: first of what is given, later of the newest checkpoint, with versions that nobody has served."""
+        begun = False
+
+        def begin() -> tuple[Training, Path | None]:
+            nonlocal begun
+            store = CheckpointStore(self.folder, self.config.run.keep_checkpoints)
+            now, at = parts, state
+            if begun:
+                self.checkpoint = sound(newest(self.folder), self.say)
+                now, at = self._restore(unlearned(parts, self.config), state.mlflow_run_id)
+                tracker.rewind(BEGINNING if self.checkpoint is None else at.step)
+            elif self.checkpoint is not None:
+                for name in store.go_on_from(at.step):
+                    self.say(f"note: {name} is set aside, this run goes on from step {at.step}")
+            base = fleet.next_version - at.step if begun else 0
+            begun = True
+            training = self.training(self.config, now, at, fleet, tracker, store, self._stop, self.say, base)
+            self.watch.begin(training)
+            return training, self.checkpoint
+
+        return begin
 
     async def _judge(self) -> Evaluation:
         fleet = None
@@ -121,13 +163,19 @@ class Driver:
                 await fleet.close()
 
     def _fleet(self) -> Fleet:
-        return Fleet(self.config, self.model_path, self.folder.name, self._stop, self.say)
+        label = self.folder.name + (f"-again-{self.restarts}" if self.restarts else "")
+        fleet = Fleet(self.config, self.model_path, label, self._stop, self.say)
+        fleet.restarts["driver"] = self.restarts
+        return fleet
 
     def _load(self) -> tuple[Parts, RunState]:
         """Prompts, tokenizer, planner and, on resume, the state; nothing remote yet."""
-        parts = load_parts(self.config, self.model_path, self.say)
+        return self._restore(load_parts(self.config, self.model_path, self.say), "")
+
+    def _restore(self, parts: Parts, mlflow_run_id: str) -> tuple[Parts, RunState]:
+        """The parts and the state as self.checkpoint has them; those of a beginning where there is none."""
         digest = prompts_digest([prompt for prompt, _ in parts.train])
-        state = RunState(prompts=digest)
+        state = RunState(prompts=digest, mlflow_run_id=mlflow_run_id)
         if self.checkpoint is not None:
             state = RunState.from_dict(read_state(self.checkpoint))
             if state.prompts != digest:
@@ -139,21 +187,40 @@ class Driver:
 
     async def _open_tracker(self, parts: Parts, state: RunState) -> Tracker:
         """Makes MLflow's run, or goes on with it."""
-        resumed = None if self.checkpoint is None else state.step
-        tracker = await asyncio.to_thread(
-            Tracker,
-            self.config.track,
-            self.folder,
-            self.folder.name,
-            flat(self.config),
-            self.tags | {"model": self.model_path, "plan.mode": self.config.plan.mode},
-            to_yaml(self.config),
-            state.mlflow_run_id or None,
-            resumed,
-            self.watch.heard,
-        )
+        resumed, known = (None if self.checkpoint is None else state.step), self.folder / RUN
+        if self.restarts and self.checkpoint is None:
+            resumed = BEGINNING
+            state.mlflow_run_id = json.loads(known.read_text())["mlflow_run_id"] if known.is_file() else ""
+        tracker = await self._reached(state.mlflow_run_id, resumed)
         state.mlflow_run_id = tracker.mlflow_run_id
+        known.write_text(json.dumps({"mlflow_run_id": tracker.mlflow_run_id}) + "\n")
         for part, pairs in (("train", parts.train), ("test", parts.test)):
             tracker.log_dataset(part, [prompt for prompt, _ in pairs], part)
         self.say(start_line(self.folder, self.config, len(parts.train), len(parts.test), resumed))
         return tracker
+
+    async def _reached(self, mlflow_run_id: str, resumed: int | None) -> Tracker:
+        """A Tracker; where a driver before this one had one, a server that does not answer is waited for."""
+        tags = self.tags | {"model": self.model_path, "plan.mode": self.config.plan.mode}
+        track, folder, name = self.config.track, self.folder, self.folder.name
+        known = mlflow_run_id or None
+        arguments = (
+            track,
+            folder,
+            name,
+            flat(self.config),
+            tags,
+            to_yaml(self.config),
+            known,
+            resumed,
+            self.watch.heard,
+        )
+        deadline = time.monotonic() + (SERVER_WAIT_S if self.restarts else 0.0)
+        while True:
+            try:
+                return await asyncio.to_thread(Tracker, *arguments)
+            except LostError as error:
+                if time.monotonic() > deadline:
+                    raise
+                self.say(f"waiting for MLflow: {error}")
+                await self._stop.unless(asyncio.sleep(SERVER_POLL_S))

@@ -41,6 +41,7 @@ class Fleet:
             lora=config.model.lora,
             label=label,
         )
+        self.restarts = {"learner": 0, "driver": 0}
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label, say)
         self.scorer = make_scorer(config.reward)
         self.stage = Stage(config.environment, config.reward.memory_gib) if config.environment.name else None
@@ -54,7 +55,10 @@ class Fleet:
         return Collector(self.pool, self.scorer, parts.tokenizer, self.config.rollout, host)
 
     async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:
-        """Returns when the learner holds the checkpoint's policy and engines serve it. Raises KrayError, Stopped."""
+        """Returns when the learner holds the checkpoint's policy and engines serve it. Raises KrayError, Stopped.
+
+        After `drop_learners` it starts new ranks; the engines go on. version: above all that were served.
+        """
         started = time.monotonic()
         await self.stop.unless(self.learners.place())  # before the engines: they are the part that can wait
         self.pool.start()  # engines load while the learner does
@@ -73,12 +77,30 @@ class Fleet:
         """Every live engine proves the learner's weights; the largest gap on the probe in nats, NaN without an engine."""
         gathered, weights = await self.learners.hand_over()
         thinking = asyncio.ensure_future(self._think_of(probe))  # while the engines load
-        gap = await self.pool.publish(Published(version, weights, gathered.checksum, probe, thinking))
-        await thinking
-        return gap
+        published = Published(version, weights, gathered.checksum, probe, thinking)
+        publishing = asyncio.ensure_future(self.pool.publish(published))
+        try:
+            await asyncio.wait({thinking, publishing}, return_when=asyncio.FIRST_EXCEPTION)
+            for work in (thinking, publishing):
+                if work.done():
+                    work.result()  # raises: without the learner's answer no engine can prove its weights
+            return publishing.result()
+        finally:
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
 
     async def _think_of(self, probe: tuple[int, ...]) -> np.ndarray:
         return (await self.learners.logprobs([(probe[:1], probe[1:])]))[0]
+
+    def drop_learners(self) -> None:
+        """Ends the ranks, in any state."""
+        self.ready = False
+        self.learners.kill()
+
+    @property
+    def next_version(self) -> int:
+        """A policy version above all that were published."""
+        return 0 if self.pool.published is None else self.pool.published.version + 1
 
     async def close(self) -> None:
         """Ends all of it, in any state."""

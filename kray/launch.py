@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -11,17 +12,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from kray.ask import NAMESPACE, announce, driver_name, withdraw
 from kray.config import KrayConfig, changed_keys, load_config, redact, require
 from kray.machine import cpus_asked, joins_cluster
-from kray.records import ConfigError, DataError, KrayError, Prompt
+from kray.records import ConfigError, DataError, KrayError, LostError, Prompt
+from kray.train.checkpoints import newest, sound
 
 # Ray takes the loopback address as a node's own only where it is told that there is no cluster to join (as on macOS), and
 # reads this when it is imported.
 LOCAL_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+GONE_WAIT_S = 60.0  # for actors to be gone whose driver has died
 STOP_WAIT_S = 600.0  # for the step under way to be given up and a checkpoint to be written
 SETTLED = (
     "model.",
@@ -236,14 +240,14 @@ def as_task(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> 
         raise (error.cause if isinstance(error.cause, KrayError) else error) from None
 
 
-def driver_actor(kind: type, folder: Path) -> Any:
+def driver_actor(kind: type, folder: Path, restarts: int = 0) -> Any:
     """A Driver's actor class: `.remote(...)` makes it. On this node, which has the run's folder; it asks for no CPU, since
-    it mostly waits. Other jobs of the cluster find it by its name."""
+    it mostly waits. Other jobs of the cluster find it by its name. restarts: how many drivers of this run have died before."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     options = {
-        "name": driver_name(folder),
+        "name": driver_name(folder, restarts),
         "namespace": NAMESPACE,
         "num_cpus": 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
@@ -253,16 +257,56 @@ def driver_actor(kind: type, folder: Path) -> Any:
     return ray.remote(concurrency_groups={"status": 1})(kind).options(**options)  # type: ignore[call-overload]
 
 
-def drive(config: KrayConfig, model: str, folder: Path, checkpoint: Path | None, method: str) -> Any:
-    """Runs Driver.<method> as an actor on this node; see `follow`."""
-    from kray.driver import Driver
+def drive(
+    config: KrayConfig, model: str, folder: Path, checkpoint: Path | None, method: str, actor: type | None = None
+) -> Any:
+    """Runs Driver.<method> as an actor on this node; see `follow`. actor: a class in place of Driver.
 
-    driver = driver_actor(Driver, folder).remote(config, model, str(folder), str(checkpoint or ""), tags())
-    return follow(driver, method, folder)
+    A training whose driver dies goes on with another one from its newest checkpoint, as often as run.max_restarts allows.
+    """
+    from kray.driver import Driver
+    from kray.recovery import Restarts
+
+    restarts = Restarts(config.run.max_restarts if method == "run" else 0, config.run.restart_window_s)
+    for number in count():
+        made = driver_actor(actor or Driver, folder, number)
+        driver = made.remote(config, model, str(folder), str(checkpoint or ""), tags(), number)
+        try:
+            return follow(driver, method, folder)
+        except LostError as loss:
+            found = newest(folder)
+            wait_s = restarts.lost(time.monotonic(), found != checkpoint)
+            if wait_s is None:
+                spent = f"; not started again after {restarts.spent} (run.max_restarts)" if method == "run" else ""
+                raise KrayError(f"{loss}; resume goes on from the newest checkpoint in {folder}{spent}") from loss
+            print(f"{loss}; starting another{f' in {wait_s:.0f} s' if wait_s else ''}", flush=True)
+            time.sleep(wait_s)
+            end_actors(f"kray-{folder.name}-")
+            checkpoint = sound(newest(folder), lambda line: print(line, flush=True))
+    return None
+
+
+def end_actors(prefix: str) -> None:
+    """Returns when no actor of this job has a name that begins so. They die with their owner, who has died; this hurries.
+
+    Raises KrayError after a minute.
+    """
+    import ray
+
+    deadline = time.monotonic() + GONE_WAIT_S
+    while left := [name for name in ray.util.list_named_actors() if name.startswith(prefix)]:
+        for name in left:
+            with contextlib.suppress(ValueError):  # gone meanwhile
+                ray.kill(ray.get_actor(name))
+        if time.monotonic() > deadline:
+            raise KrayError(
+                f"actors of a driver that died are still there after {GONE_WAIT_S:.0f} s: {', '.join(left)}"
+            )
+        time.sleep(0.2)
 
 
 def follow(driver: Any, method: str, folder: Path) -> Any:
-    """Calls a driver actor's method, prints its lines, returns its result, ends the actor.
+    """Calls a driver actor's method, prints its lines, returns its result, ends the actor. Raises LostError when it died.
 
     SIGINT and SIGTERM make it save and end. folder: of its results, for messages.
     """
@@ -306,7 +350,9 @@ def follow(driver: Any, method: str, folder: Path) -> Any:
             if isinstance(item, RayTaskError):
                 raise item.cause if isinstance(item.cause, KrayError) else item
             if isinstance(item, RayActorError):
-                raise KrayError(f"the driver died: {item}; resume goes on from its newest checkpoint in {folder}")
+                last = [line.strip() for line in str(item).splitlines() if line.strip()][-1]
+                kind = KrayError if asked else LostError  # a run that is to end is not started again
+                raise kind(f"the driver died: {last}")
             if isinstance(item, BaseException):
                 raise item
             if isinstance(item, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,10 +56,6 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
     train, test = (_encoded(config, part, tokenizer, vocabulary, say) for part in ("train", "test"))
     ids = [prompt.id for prompt, _ in train]
     plan, prompts = config.plan, config.prompts
-    waiting = None
-    if offered_share(plan) > 1:
-        offered = min(len(ids), round(offered_share(plan) * prompts.per_step))
-        waiting = Waiting(PromptSampler(ids, 1, config.run.seed, prompts.shuffle), offered, plan.max_wait)
     return Parts(
         tokenizer=tokenizer,
         stop_ids=stop_ids(model_path, tokenizer),
@@ -67,12 +63,27 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
         train=train,
         test=test,
         sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
-        waiting=waiting,
+        waiting=_waiting(config, ids),
         planner=KnapsackPlanner.of(plan),
         labels={prompt.id: _label(prompt, plan.prior_by) for prompt, _ in train} if plan.prior_by else None,
         features=_features(train) if plan.prior_features else None,
         probe=_probe(test[0][1], vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
     )
+
+
+def unlearned(parts: Parts, config: KrayConfig) -> Parts:
+    """The same parts as `load_parts` made them, without what labels have taught since."""
+    ids = [prompt.id for prompt, _ in parts.train]
+    return replace(parts, planner=KnapsackPlanner.of(config.plan), waiting=_waiting(config, ids))
+
+
+def _waiting(config: KrayConfig, ids: list[str]) -> Waiting | None:
+    share = offered_share(config.plan)
+    if share <= 1:
+        return None
+    offered = min(len(ids), round(share * config.prompts.per_step))
+    stream = PromptSampler(ids, 1, config.run.seed, config.prompts.shuffle)
+    return Waiting(stream, offered, config.plan.max_wait)
 
 
 def sampling(config: KrayConfig, parts: Parts, temperature: float | None = None) -> Sampling:

@@ -26,6 +26,14 @@ class DataError(KrayError):
     """Prompts that cannot be used; names the file, the line and the field."""
 
 
+class LostError(KrayError):
+    """Something died, hung or could not be reached: worth another try, elsewhere or later."""
+
+
+class StorageError(KrayError):
+    """A checkpoint could not be written, or is not what was written."""
+
+
 def derive_seed(*parts: object) -> int:
     """A 62-bit seed from (run seed, step, prompt id, ...): equal parts give equal seeds on every machine.
 

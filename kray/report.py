@@ -38,6 +38,8 @@ class Summary:
     tokens: int
     elapsed_s: float  # in steps
     engine_deaths: int
+    restarts: dict[str, int]  # of the learner and of the driver
+    left_out: dict[str, str]  # prompts in quarantine -> why
     open_command: str
 
 

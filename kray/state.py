@@ -23,6 +23,7 @@ class RunState:
     waiting: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     lengths: dict[str, float] = field(default_factory=dict)
+    quarantine: dict[str, Any] = field(default_factory=dict)
     version: int = 1
 
     def to_dict(self) -> dict[str, Any]:

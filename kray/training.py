@@ -15,18 +15,20 @@ import math
 import resource
 import time
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
-from kray.collect import Collector, check_failures
+from kray.collect import Collector, check_failures, verdicts
 from kray.config import KrayConfig
 from kray.evaluate import Evaluation, evaluate
 from kray.fleet import Fleet
 from kray.ledger import Carried, Ledger
-from kray.parts import Parts, sampling
+from kray.parts import Encoded, Parts, sampling
 from kray.planner.metrics import status
-from kray.records import derive_seed
+from kray.prompts.quarantine import Quarantine
+from kray.records import KrayError, StorageError, derive_seed
 from kray.report import Summary, admitted, belief_rows, evaluation_line, step_line
 from kray.staleness import fresh
 from kray.state import RunState
@@ -35,6 +37,7 @@ from kray.tracking import Tracker
 from kray.train.checkpoints import CheckpointStore
 
 BELIEF_ROWS = 50_000  # of the table that comes with a checkpoint
+SAVE_AGAIN_S = 5.0  # at the end of a run, when the disk is full
 
 
 class Training:
@@ -60,6 +63,8 @@ class Training:
         self.ledger = Ledger(config, parts, tracker)
         if state.calibration:
             self.ledger.calibration.load_dict(state.calibration)
+        self.quarantine = Quarantine(config.prompts.quarantine_after)
+        self.quarantine.load_dict(state.quarantine)
         self.last_evaluation: Evaluation | None = None  # of a policy that has been trained here
         self._collected: asyncio.Queue[Carried | Exception] = asyncio.Queue()
         self._released = -1  # collecting may use policies up to this version
@@ -69,6 +74,12 @@ class Training:
         ] = {}  # step -> what had been learned about prompts before it was collected
         self._saved_step = state.step if state.planner else -1  # a state that was never saved has no planner's
         self._saving: asyncio.Task | None = None
+        self._failed_saves = self._failed_in_a_row = 0
+
+    @property
+    def version(self) -> int:
+        """Of the policy after the completed steps, as engines know it."""
+        return self.base + self.state.step
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -95,7 +106,7 @@ class Training:
             raise
         except Exception:
             with contextlib.suppress(Exception):  # the checkpoint that is being written may yet be complete
-                await self._written()
+                await self.written()
             raise
         finally:
             await _end(collecting)
@@ -123,12 +134,14 @@ class Training:
     async def collect(self, step: int) -> Carried:
         """Plans the step, generates and judges its rollouts, and learns from the labels."""
         parts = self.parts
-        chosen, due = parts.choose(step)
+        offered, due = parts.choose(step)
+        chosen, due, budget = self._at_large(offered, due)
         ids = [prompt.id for prompt, _ in chosen]
         last_visit = dict(zip(ids, status(*self.planner.beliefs.last_visit(ids)).tolist(), strict=True))
         started = time.monotonic()
         plan = self.planner.begin(
             ids,
+            budget,
             cost=self.collector.expected_tokens(ids),
             due=due,
             labels=[parts.labels[i] for i in ids] if parts.labels else None,
@@ -148,28 +161,32 @@ class Training:
         allocation = admitted(plan.allocation())
         if parts.waiting is not None:
             tried = {*allocation.prompt_ids, *(failure.prompt_id for failure in collected.failures)}
-            offered, _ = parts.waiting.offer(step)  # the same as before: nothing has been visited since
-            parts.waiting.visited(step, [i for i in offered if parts.train[i][0].id in tried])
+            tried |= {prompt.id for prompt, _ in offered} - set(ids)  # those in quarantine have had their turn
+            indices, _ = parts.waiting.offer(step)  # the same as before: nothing has been visited since
+            parts.waiting.visited(step, [i for i in indices if parts.train[i][0].id in tried])
         weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
         for group in collected.groups:
             group.weight = weights[group.prompt.id]
         ordered = int(allocation.budgets.sum()) + collected.failed
         check_failures(collected.failures, ordered, self.config.run.max_failed_share, self.say)
+        for prompt_id in self.quarantine.visited(*verdicts(collected)):
+            self.say(f"prompt {prompt_id} is left out from now on: {self.quarantine.left_out[prompt_id]}")
+        waiting = parts.waiting.metrics() if parts.waiting else {}
         return Carried(
             allocation,
             collected,
             previous_status=np.array([last_visit[i] for i in allocation.prompt_ids], dtype=np.int64),
-            plan_metrics=plan.metrics() | (parts.waiting.metrics() if parts.waiting else {}),
+            plan_metrics=plan.metrics() | waiting | self.quarantine.metrics(),
             plan_s=plan_s,
         )
 
     async def _learn(self, carried: Carried, started: float) -> None:
         """One update, new weights for the engines, and the record of it. started: of the step, monotonic s."""
         config, step, pool = self.config, self.state.step, self.fleet.pool
-        groups, staleness = fresh(carried.collected.groups, self.base + step, config.async_.max_staleness)
+        groups, staleness = fresh(carried.collected.groups, self.version, config.async_.max_staleness)
         waited_s = time.monotonic() - started
         update, update_s = await _timed(self.fleet.learners.update(groups))
-        gap, sync_s = await _timed(self.fleet.serve(self.base + step + 1, self.parts.probe))
+        gap, sync_s = await _timed(self.fleet.serve(self.version + 1, self.parts.probe))
         if config.async_.max_staleness:
             self._release(step + 1)
         step_s = time.monotonic() - started
@@ -188,7 +205,7 @@ class Training:
 
     async def evaluate(self, when: str = "") -> None:
         """Judges the policy on the test prompts, says and records it. Raises Stopped."""
-        work = judge(self.config, self.parts, self.collector, self.base + self.state.step, self.say)
+        work = judge(self.config, self.parts, self.collector, self.version, self.say)
         evaluation, evaluate_s = await _timed(self.stop.unless(work))
         if self.state.accuracy_before is None:
             self.state.accuracy_before = evaluation.accuracy
@@ -199,10 +216,14 @@ class Training:
 
     async def save(self) -> None:
         """Begins a checkpoint of the completed steps; it is written while training goes on, one at a time."""
-        await self._written()
+        await self.written()
         started, step = time.monotonic(), self.state.step
-        folder = self.store.begin(step)
-        await self.fleet.learners.save(folder / "learner", wait=False)
+        try:
+            folder = self.store.begin(step)
+            await self.fleet.learners.save(folder / "learner", wait=False)
+        except (OSError, StorageError) as error:
+            self._not_saved(step, error)
+            return
         for name, value in (self._marks.pop(step, None) or self._knowledge()).items():
             setattr(self.state, name, value)
         self.state.calibration = self.ledger.calibration.to_dict()
@@ -212,19 +233,38 @@ class Training:
         self.tracker.log_table(step, belief_rows(self.planner.beliefs, ids), "beliefs")
 
     async def finish(self) -> None:
-        """Returns when the completed steps are on disk."""
-        await self._written()
-        if self._saved_step != self.state.step:
+        """Returns when the completed steps are on disk. Raises KrayError when they cannot be written."""
+        await self.written()
+        while self._saved_step != self.state.step:
             await self.save()
-            await self._written()
+            await self.written()
+            if self._saved_step != self.state.step:
+                await asyncio.sleep(SAVE_AGAIN_S)
 
     async def _write(self, step: int, state: dict[str, Any], started: float) -> None:
-        await self.fleet.learners.saved()
-        final = await asyncio.to_thread(self.store.commit, step, state)
-        self._saved_step = step
+        try:
+            await self.fleet.learners.saved()
+            final = await asyncio.to_thread(self.store.commit, step, state)
+        except (OSError, StorageError) as error:
+            self._not_saved(step, error)
+            return
+        self._saved_step, self._failed_in_a_row = step, 0
         self.say(f"saved {final} ({time.monotonic() - started:.1f} s)")
 
-    async def _written(self) -> None:
+    def _not_saved(self, step: int, error: Exception) -> None:
+        """A full disk may have room again by the next save. Raises KrayError after run.max_failed_saves."""
+        self.store.discard(step)
+        self._failed_saves += 1
+        self._failed_in_a_row += 1
+        kept = self.store.newest()
+        stays = f"{kept.name} stays the newest" if kept else "there is no checkpoint yet"
+        self.say(f"checkpoint of step {step} not written, {stays}: {error}")
+        if self._failed_in_a_row > self.config.run.max_failed_saves:
+            times = f"{self._failed_in_a_row} times in a row (run.max_failed_saves)"
+            raise KrayError(f"checkpoints could not be written {times}; {stays}; at last: {error}") from error
+
+    async def written(self) -> None:
+        """Returns when no checkpoint is being written."""
         saving, self._saving = self._saving, None
         if saving is not None:
             await saving
@@ -232,7 +272,8 @@ class Training:
     def _knowledge(self) -> dict[str, Any]:
         """What labels and lengths have taught, as RunState holds it."""
         waiting = self.parts.waiting.to_dict() if self.parts.waiting else {}
-        return {"planner": self.planner.to_dict(), "lengths": dict(self.collector.lengths), "waiting": waiting}
+        learned = {"planner": self.planner.to_dict(), "lengths": dict(self.collector.lengths), "waiting": waiting}
+        return learned | {"quarantine": self.quarantine.to_dict()}
 
     def summary(self) -> Summary:
         last, mean = self.last_evaluation, self.ledger.mean
@@ -255,10 +296,28 @@ class Training:
             tokens=self.state.tokens,
             elapsed_s=self.state.elapsed_s,
             engine_deaths=self.fleet.pool.deaths,
+            restarts=dict(self.fleet.restarts),
+            left_out=dict(self.quarantine.left_out),
             open_command=self.tracker.open_command,
         )
 
     # -- small steps --------------------------------------------------------------------------------------------------
+
+    def _at_large(self, offered: Encoded, due: list[bool] | None) -> tuple[Encoded, list[bool] | None, int | None]:
+        """The prompts that are not in quarantine, which of them are due, and the budget where it is not the usual one.
+
+        The others get what those left out would have got, as far as plan.upper lets them. Raises KrayError without any.
+        """
+        stay = [prompt.id not in self.quarantine for prompt, _ in offered]
+        if all(stay):
+            return offered, due, None
+        chosen = list(compress(offered, stay))
+        if not chosen:
+            raise KrayError(f"all {len(offered)} prompts of a step are in quarantine (prompts.quarantine_after)")
+        plan = self.config.plan
+        most = plan.upper * len(chosen)
+        budget = most if plan.unit == "rollouts" and most < plan.budget else None
+        return chosen, None if due is None else list(compress(due, stay)), budget
 
     def _release(self, version: int) -> None:
         """This version is served: steps that may be generated by it can be collected."""
@@ -278,6 +337,8 @@ class Training:
             "pool/restarts": sum(engine.health.restarts for engine in pool.engines),
             "pool/retries": pool.schedule.retried,
             "pool/preemptions": pool.preemptions,
+            **{f"{who}/restarts": times for who, times in self.fleet.restarts.items()},
+            "checkpoint/failed": self._failed_saves,
             "progress/rollouts": self.state.rollouts,
             "progress/tokens": self.state.tokens,
             "memory/driver_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

@@ -11,3 +11,10 @@ def fails_on_odd(response: str, answer: str) -> float:
     if response[:1] in ("1", "3", "5", "7", "9"):
         raise RuntimeError("an odd digit")
     return float(response[:1] == "0")
+
+
+def fails_on_fives(response: str, answer: str) -> float:
+    """A verifier that some prompts break, whatever the response."""
+    if answer[-1:] in ("0", "5"):
+        raise RuntimeError(f"{answer} cannot be judged")
+    return first_is_even(response, answer)

@@ -232,14 +232,20 @@ def test_a_stopped_run_saves_what_it_completed_and_goes_on(story, tmp_path):
     assert more.rollouts == more.steps * 48
 
 
-def test_data_failures_are_recorded_and_too_many_end_the_run(story, tmp_path):
-    defect = "reward.verifier=rewards_for_tests:fails_on_odd"
-    summary = story("some", defect, "run.steps=2", "evaluate.every=0", "run.max_failed_share=0.9", "plan.mode=uniform")
-    failed = [line["reward/failed"] for line in steps_of(tmp_path / "some") if "reward/failed" in line]
-    assert sum(failed) > 0
-    assert summary.rollouts == 2 * 48 - sum(failed)  # uniform gives lost rollouts up; static would spend them elsewhere
+def test_data_failures_are_recorded_who_has_none_else_is_left_out_and_too_many_end_the_run(story, tmp_path):
+    """Prompts whose answer ends in 0 or 5 have a reward that always fails; each epoch of 16 prompts takes two steps."""
+    poison = ("reward.verifier=rewards_for_tests:fails_on_fives", "prompts.quarantine_after=1", "plan.mode=uniform")
+    summary = story("some", *poison, "evaluate.every=0", "run.max_failed_share=0.9")
+    lines = [line for line in steps_of(tmp_path / "some") if line["step"]]
+    failed = [line["reward/failed"] for line in lines]
+    assert sum(failed[:2]) == 6 * len(summary.left_out) > 0
+    assert failed[2:] == [0, 0]
+    assert lines[-1]["prompts/quarantined"] == len(summary.left_out) < 8
+    assert summary.rollouts == 4 * 48 - sum(failed)  # uniform gives lost rollouts up; later the others get them all
+    state = read_state(newest(tmp_path / "some"))
+    assert state["quarantine"]["left_out"] == summary.left_out
     with pytest.raises(KrayError, match=r"run\.max_failed_share is 0\.01.*an odd digit"):
-        story("none", defect, "run.max_failed_share=0.01")
+        story("none", "reward.verifier=rewards_for_tests:fails_on_odd", "run.max_failed_share=0.01")
 
 
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not at hand")

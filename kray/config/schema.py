@@ -19,6 +19,11 @@ class RunConfig:
     checkpoint_every: int = 20  # steps; 0: only at the end and when stopped
     keep_checkpoints: int = 2
     max_failed_share: float = 0.2  # of a step's rollouts that may be lost to data failures before the run stops
+    # Infrastructure failures are tried again from the newest checkpoint: so often within restart_window_s (0: in the whole
+    # run), at once after some progress, else after 2, 4, ... 60 s.
+    max_restarts: int = 5  # of the driver; the job starts another one
+    restart_window_s: float = 86400.0  # also of train.max_restarts
+    max_failed_saves: int = 3  # in a row (a full disk) before the run stops; until then the checkpoint before stays
 
 
 @dataclass
@@ -93,6 +98,9 @@ class PromptsConfig:
     per_step: int = 64  # prompts a step
     max_tokens: int = 1024  # longer prompts are dropped, counted and reported
     shuffle: bool = True  # a new order each epoch, from run.seed
+    # Failures in a row (engine crashes and time-outs, visits in which no rollout could be judged in time) after which a
+    # prompt is left out for the rest of the run; its budget goes to the others. 0: never.
+    quarantine_after: int = 3
     train: SourceConfig = field(default_factory=SourceConfig)
     test: SourceConfig = field(default_factory=lambda: SourceConfig(split="test", size=256))
     # more test sets: name -> the keys in which it differs from prompts.test. Each has an accuracy of its own.
@@ -229,6 +237,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     compile: bool = False  # torch.compile of the decoder layers
     timeout_s: float = 1800.0  # for one update
+    max_restarts: int = 3  # of the learner when a rank dies or hangs; all ranks start anew; see run.max_restarts
 
 
 # Keys of `train` that learner ranks are built with; the others may change between two runs on the same ranks.

@@ -27,6 +27,7 @@ from typing import Any
 
 from kray.rewards.worker import HEADER, frame
 
+TIMED_OUT = "timeout after"  # how the detail of an answer begins that took too long to judge
 _CHUNK_S = 0.02  # work that one message should hold: little overhead, and little that waits behind a slow answer
 _CHUNK_ITEMS = 256
 _CHUNK_CHARACTERS = 1_000_000
@@ -390,7 +391,7 @@ class Scorer:
 
     def _time_out(self, job: _Job) -> None:
         self.timeouts += 1
-        detail = f"timeout after {self.timeout_s:g} s"
+        detail = f"{TIMED_OUT} {self.timeout_s:g} s"
         job.batch.put(job.index, Outcome(0.0, detail, timed_out=True, elapsed_s=self.timeout_s))
 
     def _fail(self, job: _Job, error: str, elapsed_s: float = 0.0) -> None:

@@ -18,6 +18,7 @@ class Outcome:
     task: RolloutTask
     rollouts: list[Rollout]
     failure: str = ""
+    tries: int = 1  # engines that were lost over it, where it failed
 
 
 @dataclass

@@ -68,7 +68,9 @@ class Pool:
     # -- what the driver calls ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begins to bring the engines up; returns at once."""
+        """Begins to bring the engines up; returns at once. Nothing when they have been begun before."""
+        if self._tenders:
+            return
         self._resize()
         self._tenders = [asyncio.create_task(engine.tend()) for engine in self.engines]
         self._tenders.append(asyncio.create_task(self._keep_size()))

@@ -8,6 +8,8 @@ A lower priority goes first, then the longest expected rollouts: what starts las
 engine with the least expected work in hand. An engine takes more while it holds fewer unfinished rollouts than its
 capacity, so late decisions go to whoever is free first; an engine without work takes a task of any size, a held one none.
 While a task waits, no engine has room. An event costs O(log tasks + log engines).
+A task that was lost with two engines or more makes its last attempt on an engine by itself: so a prompt that kills engines
+is found out, and takes none of its neighbours along. Such tasks go first to engines that hold nothing.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class _Load:
     name: str
     capacity: int | None  # rollouts; None: takes everything at once
     held: bool = False
+    alone: bool = False  # it holds a task that shares its engine with no other
     tasks: set[int] = field(default_factory=set)
     rollouts: int = 0  # not finished
     work: float = 0.0  # expected tokens of them
@@ -50,7 +53,9 @@ class _Load:
 
     @property
     def room(self) -> bool:
-        return not self.held and (self.capacity is None or self.rollouts == 0 or self.rollouts < self.capacity)
+        return not (self.held or self.alone) and (
+            self.capacity is None or self.rollouts == 0 or self.rollouts < self.capacity
+        )
 
 
 def expected_work(task: RolloutTask) -> float:
@@ -88,6 +93,7 @@ class Schedule:
         self._ended = 0
         self._entries: dict[int, _Entry] = {}
         self._queue: list[tuple[int, float, int]] = []  # heap of (priority, -expected tokens of a rollout, task id)
+        self._lonely: list[tuple[int, float, int]] = []  # the same of tasks that are to run by themselves
         self._engines: dict[str, _Load] = {}
         self._offers: list[
             tuple[float, str, int]
@@ -149,14 +155,16 @@ class Schedule:
     def dispatch(self, now: float) -> dict[str, list[RolloutTask]]:
         """Give waiting tasks to engines with room; what each engine must now be sent, in the order of the queue."""
         orders: dict[str, list[RolloutTask]] = {}
-        while self.waiting and (load := self._roomiest()):
-            entry = self._entries.get(heapq.heappop(self._queue)[2])
-            if entry is None or entry.engine is not None:
-                continue  # cancelled since it was queued, or queued twice
-            self._start(entry, load, now)
-            orders.setdefault(load.name, []).append(entry.task)
+        for queue, engine in ((self._lonely, self._idle), (self._queue, self._roomiest)):
+            while queue and (load := engine()):
+                entry = self._entries.get(heapq.heappop(queue)[2])
+                if entry is None or entry.engine is not None:
+                    continue  # cancelled since it was queued, or queued twice
+                self._start(entry, load, now)
+                orders.setdefault(load.name, []).append(entry.task)
         if not self.waiting:
             self._queue.clear()
+            self._lonely.clear()
         self._check()
         return orders
 
@@ -209,14 +217,19 @@ class Schedule:
         entries = [self._entries[task_id] for task_id in sorted(load.tasks)]
         return [entry.task for entry in entries if max(entry.started, load.progress) + entry.task.timeout_s <= now]
 
+    def _by_itself(self, entry: _Entry) -> bool:
+        return 2 <= entry.attempts == self.max_attempts - 1
+
     def _wait(self, entry: _Entry) -> None:
-        heapq.heappush(self._queue, (entry.priority, -entry.task.expected_tokens, entry.task.id))
+        queue = self._lonely if self._by_itself(entry) else self._queue
+        heapq.heappush(queue, (entry.priority, -entry.task.expected_tokens, entry.task.id))
         self.waiting += 1
 
     def _start(self, entry: _Entry, load: _Load, now: float) -> None:
         if not load.tasks:
             load.progress = now
         load.tasks.add(entry.task.id)
+        load.alone = self._by_itself(entry)
         load.patience = min(load.patience, entry.task.timeout_s)
         load.rollouts += entry.task.rollouts
         load.work += expected_work(entry.task)
@@ -238,6 +251,7 @@ class Schedule:
         load = self._engines.get(entry.engine or "")
         if load:
             load.tasks.discard(entry.task.id)
+            load.alone = load.alone and bool(load.tasks)
             self._lighten(load, entry, entry.left)
         entry.engine = None
         self.running -= 1
@@ -275,6 +289,9 @@ class Schedule:
         if len(self._offers) > 2 * len(self._engines) + 16:
             self._offers = [(one.work, one.name, one.offer) for one in self._engines.values() if one.room]
             heapq.heapify(self._offers)
+
+    def _idle(self) -> _Load | None:
+        return next((load for load in self._engines.values() if not (load.tasks or load.held)), None)
 
     def _roomiest(self) -> _Load | None:
         while self._offers:

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
+from kray.records import KrayError
 from kray.rollout.engine import Engine
 from kray.rollout.health import Health, State
 from kray.rollout.outcome import Outcome, Report
 from kray.rollout.transfer import Proof
 
 if TYPE_CHECKING:
-    from kray.rollout.pool import Pool
+    from kray.rollout.pool import Pool, Published
 
 IN_HAND = 2.0  # unfinished rollouts up to which an engine is given more, over those that it generates at a time
 POLL_S = 2.0  # how long a busy engine is listened to at a time
@@ -37,6 +38,10 @@ class EngineLost(Exception):
     def __init__(self, reason: str, preempted: bool = False):
         super().__init__(reason)
         self.preempted = preempted  # its node was taken away
+
+
+class WeightsLost(Exception):
+    """The published weights are gone, or their learner is: no fault of the engine, which waits for the next version."""
 
 
 class Tender:
@@ -139,32 +144,19 @@ class Tender:
 
     async def _serve_newest(self) -> bool:
         """Holds the engine back until it has proved the newest version; false when it is not needed any more."""
+        void: Published | None = None  # what nobody can prove
         while self.health.state is not State.SERVING:
-            while self.pool.published is None:
+            while (published := self.pool.published) is None or published is void:
                 if not self.needed:
                     return False
                 self.wake.clear()
                 await arrives(self.wake, HEARTBEAT_S)
-            published = self.pool.published
-            call = (
-                "update",
-                self.pool.rollout.sync_timeout_s,
-                published.version,
-                published.weights,
-                list(published.probe),
-            )
-            self.proof = proof = await self._call(*call)
-            if proof.checksum != published.checksum:
-                raise EngineLost(f"it took other weights than those of version {published.version}")
-            expected = published.logprobs
-            if isinstance(expected, asyncio.Future):
-                expected = await asyncio.shield(expected)
-            self.gap = float(np.abs(proof.logprobs - expected).mean())
-            if not self.gap <= self.pool.tolerance:
-                raise EngineLost(
-                    f"its weights of version {published.version} are not the learner's: logprobs of the probe differ by "
-                    f"{self.gap:.1e} nats, rollout.probe_tolerance is {self.pool.tolerance:.0e}"
-                )
+            try:
+                await self._prove(published)
+            except WeightsLost as loss:
+                void = published
+                self.pool.log(f"pool: {self.name} waits for other weights than version {published.version}: {loss}")
+                continue
             if published is self.pool.published:
                 self.health.proved(published.version)
                 # With one engine there is nobody to share with: all work at once keeps its batches reproducible.
@@ -175,6 +167,25 @@ class Tender:
                 self.pool.changed.set()
                 self.pool.dispatch()
         return True
+
+    async def _prove(self, published: Published) -> None:
+        """Gives the engine these weights and compares what it makes of the probe. Raises EngineLost, WeightsLost."""
+        limit_s, probe = self.pool.rollout.sync_timeout_s, list(published.probe)
+        self.proof = proof = await self._call("update", limit_s, published.version, published.weights, probe)
+        if proof.checksum != published.checksum:
+            raise EngineLost(f"it took other weights than those of version {published.version}")
+        expected = published.logprobs
+        if isinstance(expected, asyncio.Future):
+            try:
+                expected = await asyncio.shield(expected)
+            except KrayError as error:
+                raise WeightsLost(str(error)) from error
+        self.gap = float(np.abs(proof.logprobs - expected).mean())
+        if not self.gap <= self.pool.tolerance:
+            raise EngineLost(
+                f"its weights of version {published.version} are not the learner's: logprobs of the probe differ by "
+                f"{self.gap:.1e} nats, rollout.probe_tolerance is {self.pool.tolerance:.0e}"
+            )
 
     async def _work(self) -> None:
         """One round: collect what the engine has finished, or wait until there is something for it to do."""
@@ -221,7 +232,8 @@ class Tender:
         self.kill()
         held = self.pool.schedule.load(self.name)
         for task in self.pool.schedule.engine_down(self.name, forgive=preempted):
-            self.pool.deliver(Outcome(task, [], f"failed {self.pool.rollout.max_attempts} times, at last: {reason}"))
+            tries = self.pool.rollout.max_attempts
+            self.pool.deliver(Outcome(task, [], f"failed {tries} times, at last: {reason}", tries))
         delay_s = self.health.restart()
         fate = "it is not started again" if delay_s is None else "starting anew"
         how = "lost to a preempted node" if preempted else "lost"
@@ -245,6 +257,9 @@ class Tender:
         except TimeoutError:
             raise EngineLost(f"no answer to {method} within {limit_s:g} s") from None
         except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if method == "update" and isinstance(cause, ObjectLostError):  # the weights' node is gone
+                raise WeightsLost(_last_line(cause)) from error
             raise EngineLost(f"{method}: {_last_line(error)}", _preempted(error)) from error
 
     def kill(self) -> None:

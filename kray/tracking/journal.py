@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Journal:
         self._starts: list[int] = []  # byte offset of each line
         self._end = 0
         self._merges = 0
-        self._merged_line = -1
+        self._merged_line = sys.maxsize  # the first line that has changed since the reader read
         self._open(resume_step)
         self._file = self.path.open("r+b")
         self._reader = ""
@@ -52,6 +53,23 @@ class Journal:
         with self._lock:
             self._reader = reader
             self._sent = 0 if step is None else sum(known <= step for known in self._steps)
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines after `step`, which belong to a future that was given up (-1: all lines)."""
+        with self._lock:
+            kept = sum(known <= step for known in self._steps)
+            if kept == len(self._steps):
+                return
+            self._end = self._starts[kept]
+            del self._steps[kept:], self._starts[kept:]
+            self._file.truncate(self._end)
+            os.fsync(self._file.fileno())
+            self._sent = min(self._sent, kept)
+            self._changed_from(kept)
+
+    def _changed_from(self, line: int) -> None:
+        """Lines from here on are not what the reader may have read."""
+        self._merges, self._merged_line = self._merges + 1, min(self._merged_line, line)
 
     @property
     def last_step(self) -> int | None:
@@ -80,7 +98,7 @@ class Journal:
                 self._steps.pop()
                 self._file.seek(start)
                 row = json.loads(self._file.readline())
-                self._merges, self._merged_line = self._merges + 1, len(self._steps)
+                self._changed_from(len(self._steps))
                 self._sent = min(self._sent, len(self._steps))
             row.update({name: value for name, value in metrics.items() if name not in ("step", "time")})
             line = json.dumps(row, allow_nan=False).encode() + b"\n"
@@ -96,6 +114,7 @@ class Journal:
     def pending(self, limit: int) -> tuple[list[dict[str, Any]], Mark]:
         """The next undelivered rows, one at least and at most about `limit` values, and the mark to confirm them."""
         with self._lock:
+            self._merged_line = sys.maxsize
             rows: list[dict[str, Any]] = []
             values = 0
             self._file.seek(self._starts[self._sent] if self._sent < len(self._steps) else self._end)

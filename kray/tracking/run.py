@@ -142,12 +142,21 @@ class Tracker:
         if self._heard is not None:
             self._heard(step, finite)
 
+    def rewind(self, step: int) -> None:
+        """Goes on from `step` (-1: before the first one) in the same run: later lines of metrics.jsonl are dropped."""
+        self._journal.rewind(step)
+        self.set_tags({"kray.resumed_at": step})
+
     def log_table(self, step: int, rows: Sequence[Mapping[str, Any]], name: str = "samples") -> None:
         """Record rows as the table <name>/step-<step>.json; columns are all keys, in order of appearance."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         table = {"columns": columns, "data": [[_plain(row.get(key)) for key in columns] for row in rows]}
-        path = self._path(name, f"step-{step:06d}.json")
-        path.write_text(json.dumps(table, ensure_ascii=False, default=str), encoding="utf-8")
+        try:
+            path = self._path(name, f"step-{step:06d}.json")
+            path.write_text(json.dumps(table, ensure_ascii=False, default=str), encoding="utf-8")
+        except OSError as error:  # a table less must not end a run
+            log.warning("table %s of step %d could not be written: %s", name, step, error)
+            return
         self._writer.put(f"{name}/{path.name}", lambda: self._run.table(path, name))
 
     def log_figure(self, step: int, name: str, draw: Callable[[], Any]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kray.config.redaction import redact
-from kray.records import DataError, KrayError
+from kray.records import DataError, KrayError, LostError
 from kray.tracking.traces import log_trace
 
 REACH_TIMEOUT_S = 5.0
@@ -81,9 +81,9 @@ def reach(store: Store) -> None:
         raise unreachable(store, error) from None
 
 
-def unreachable(store: Store, error: object) -> KrayError:
+def unreachable(store: Store, error: object) -> LostError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return KrayError(f"MLflow at {store.shown} ({store.origin}) cannot be used: {redact(reason)}")
+    return LostError(f"MLflow at {store.shown} ({store.origin}) cannot be used: {redact(reason)}")
 
 
 def name_of(text: str) -> str:

@@ -3,12 +3,14 @@
 A run folder holds
 
     checkpoints/step-000020/state.json    the driver's state, written last: a folder without it does not count
+    checkpoints/step-000020/files.json    size and CRC-32 of every file of the learner's part
     checkpoints/step-000020/learner/      model and optimizer, written by the learner ranks
     checkpoints/.tmp-step-000040/         being written, or being removed
     checkpoints/.old-step-000040/         being replaced
+    checkpoints/.aside-step-000060/       damaged, or of a future that was given up; goes when a step from 60 on is saved
 
 Promises: `newest` names a checkpoint that was complete when it was named so, whatever died in between; an older
-checkpoint is removed only after a newer one is complete and on disk.
+checkpoint is removed only after a newer one is complete and on disk. `sound` reads every byte before it names one.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from kray.records import ConfigError, KrayError
 
 STATE = "state.json"
+FILES = "files.json"
+READERS = 4  # threads that compute checksums
 FOLDER = "checkpoints"
 STEP = re.compile(r"step-(\d{6,})")
 
@@ -54,6 +60,53 @@ def _sync_tree(folder: Path) -> None:
         for name in files:
             _sync(Path(root) / name)
         _sync(Path(root))
+
+
+def _checksum(file: Path) -> list[int]:
+    """[bytes, their CRC-32]."""
+    size = crc = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, crc]
+
+
+def _checksums(folder: Path, names: list[str]) -> dict[str, list[int]]:
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(names, pool.map(_checksum, [folder / name for name in names]), strict=True))
+
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with the bytes of a complete checkpoint, "" for nothing. One without checksums is taken at its word."""
+    try:
+        read_state(checkpoint)
+        file = checkpoint / FILES
+        expected = json.loads(file.read_text()) if file.is_file() else {}
+        found = _checksums(checkpoint, list(expected))
+    except (OSError, ValueError, KrayError) as error:
+        return str(error)
+    wrong = [name for name in expected if found[name] != expected[name]]
+    if wrong:
+        sizes = f"{found[wrong[0]][0]} bytes, {expected[wrong[0]][0]} were written"
+        return f"{len(wrong)} of {len(expected)} files are not what was written, first {wrong[0]} ({sizes})"
+    return ""
+
+
+def sound(checkpoint: Path | None, say: Callable[[str], None]) -> Path | None:
+    """This checkpoint or the newest one before it that is whole; those that are damaged are named and set aside."""
+    while checkpoint is not None and (wrong := damage(checkpoint)):
+        run_folder, step = checkpoint.parent.parent, int(checkpoint.name.rsplit("-", 1)[1])
+        _set_aside(checkpoint)
+        earlier = [folder for number, folder in _steps(run_folder) if number < step]
+        say(f"checkpoint {checkpoint} is damaged: {wrong}; taking {earlier[-1] if earlier else 'none'} instead")
+        checkpoint = earlier[-1] if earlier else None
+    return checkpoint
+
+
+def _set_aside(checkpoint: Path) -> None:
+    aside = checkpoint.with_name(f".aside-{checkpoint.name.removeprefix('.old-')}")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
 
 
 def newest(run_folder: Path) -> Path | None:
@@ -100,7 +153,7 @@ class CheckpointStore:
             else:  # the writer died between the two renames in `commit`
                 old.rename(self._path(old.name.removeprefix(".old-")))
         for unfinished in self.folder.glob(".tmp-step-*"):
-            shutil.rmtree(unfinished)
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         return self.folder / name
@@ -120,6 +173,8 @@ class CheckpointStore:
         unfinished, final = self._path(f".tmp-step-{step:06d}"), self._path(f"step-{step:06d}")
         if not unfinished.is_dir():
             raise KrayError(f"checkpoint of step {step}: {unfinished} is gone; call begin({step}) first")
+        names = sorted(str(file.relative_to(unfinished)) for file in unfinished.rglob("*") if file.is_file())
+        (unfinished / FILES).write_text(json.dumps(_checksums(unfinished, names)) + "\n")
         _sync_tree(unfinished)  # what state.json vouches for is on disk before state.json is
         (unfinished / STATE).write_text(json.dumps(state, indent=2) + "\n")
         _sync(unfinished / STATE)
@@ -130,8 +185,22 @@ class CheckpointStore:
         unfinished.rename(final)
         _sync(self.folder)
         shutil.rmtree(old, ignore_errors=True)
+        for aside in self.folder.glob(".aside-step-*"):
+            if int(aside.name.rsplit("-", 1)[1]) <= step:
+                shutil.rmtree(aside, ignore_errors=True)
         self._prune(final)
         return final
+
+    def discard(self, step: int) -> None:
+        """Removes what was written since `begin(step)`."""
+        shutil.rmtree(self._path(f".tmp-step-{step:06d}"), ignore_errors=True)
+
+    def go_on_from(self, step: int) -> list[str]:
+        """Sets the checkpoints of later steps aside, which belong to a future that was given up; their names."""
+        later = [folder for number, folder in _steps(self.run_folder) if number > step]
+        for folder in later:
+            _set_aside(folder)
+        return [folder.name for folder in later]
 
     def _prune(self, just_written: Path) -> None:
         complete = [folder for _, folder in _steps(self.run_folder)]

@@ -3,12 +3,14 @@
 Promises
 - Every wait has a deadline, and an error says what was waited for and which rank failed.
 - All ranks get every call in the same order, which is what their collectives need: one caller at a time (`saved` apart).
-- A failed call leaves the gang broken: `close` it, build a new one and `load` a checkpoint. No rank is restarted alone.
+- A rank that died, a deadline that passed, a collective that broke: LostError. The gang is broken then: `kill` it (its
+  place stays reserved) or `close` it, `start` a new one and `load` a checkpoint. No rank is restarted alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
 import time
@@ -18,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from kray.config.schema import LoraConfig, TrainConfig
-from kray.records import ConfigError, KrayError, RolloutGroup
+from kray.records import ConfigError, KrayError, LostError, RolloutGroup
 from kray.train.learner import Learner, step_rows
 from kray.train.metrics import nonfinite_in_a_row
 from kray.weights import Gathered
@@ -32,6 +34,7 @@ PLACEMENT_TIMEOUT_S = 120.0
 # After one rank has failed, how long to wait for the others' outcomes: a rank that dies breaks its peers' collectives,
 # and their complaint often comes before the news of the death, which is what the error should name.
 BLAME_S = 5.0
+WATCH_S = 2.0  # between two looks whether all ranks live
 SAVED_POLL_S = 0.2
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
@@ -60,16 +63,18 @@ class LearnerGroup:
         temperature: float = 1.0,
         placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
         lora: LoraConfig | None = None,
-        label: str = "learner",
+        label: str = "",
     ):
-        """Starts nothing. Arguments as in `Learner`. label: part of the actors' names."""
+        """Starts nothing. Arguments as in `Learner`. label: part of the actors' names, one group's alone."""
         self.train = train
         self.arguments = (model_path, train, dtype, total_steps, seed)
         self.options = (temperature, lora)
-        self.placement_timeout_s, self.label = placement_timeout_s, label
+        self.placement_timeout_s = placement_timeout_s
+        self.label = label or f"{os.getpid()}-{id(self):x}"
         self.lost_in_a_row = 0  # steps whose gradient was not finite
         self.actors: list[Any] = []
         self.placement: PlacementGroup | None = None
+        self._lives = 0  # gangs so far
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -83,9 +88,12 @@ class LearnerGroup:
             if self.placement is None:
                 await self.place()
             address, port = await self._rendezvous()
-            gang = secrets.token_hex(2)  # one that is dying keeps its ranks' names for a while
+            self._lives += 1
+            gang = f"{self._lives}-{secrets.token_hex(2)}"  # one that is dying keeps its ranks' names for a while
             self.actors = [self._make_actor(rank, address, port, gang) for rank in range(self.train.ranks)]
-            return await self._all("describe", "to load the model and join the process group")
+            loading = [actor.describe.remote() for actor in self.actors]
+            limit_s = max(self.placement_timeout_s, self.train.timeout_s)
+            return await self._wait(loading, "to load the model and join the process group", limit_s)
         except BaseException:
             self.close()
             raise
@@ -141,8 +149,17 @@ class LearnerGroup:
         deadline = time.monotonic() + self.train.timeout_s
         while not all(await self._all("saved", "whether the checkpoint is written")):
             if time.monotonic() > deadline:
-                raise KrayError(f"learner: a checkpoint was not written after {self.train.timeout_s:.0f} s")
+                raise LostError(f"learner: a checkpoint was not written after {self.train.timeout_s:.0f} s")
             await asyncio.sleep(SAVED_POLL_S)
+
+    async def watch(self) -> None:
+        """Raises LostError soon after a rank has died; never returns. No collective either."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            pings = [actor.__ray_ready__.remote() for actor in self.actors]
+            await self._wait(
+                pings, "whether it lives", 2 * self.train.timeout_s
+            )  # it may be at a call that takes its time
 
     async def load(self, folder: str | Path) -> None:
         """Goes on from a checkpoint of any number of ranks."""
@@ -152,25 +169,35 @@ class LearnerGroup:
         """Writes a Hugging Face folder."""
         await self._all("export", f"to export {folder}", str(folder))
 
-    def close(self) -> None:
-        """Ends all ranks and gives their resources back; safe to call twice."""
+    def kill(self) -> None:
+        """Ends all ranks; their place stays reserved for the next ones."""
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
+
+    def close(self) -> None:
+        """Ends all ranks and gives their resources back; safe to call twice."""
+        self.kill()
         if self.placement is not None:
             remove_placement_group(self.placement)
             self.placement = None
 
     async def place(self) -> None:
-        """Reserves the ranks' resources; `start` does it where nobody has before. Raises KrayError at the deadline."""
-        self.placement = placement_group([self.bundle] * self.train.ranks, strategy="PACK", name="kray-learner")
+        """Reserves the ranks' resources, or waits for those that went with a node; `start` does it where nobody has before.
+
+        Raises KrayError at the deadline.
+        """
+        if self.placement is None:
+            name = f"kray-{self.label}-learner"
+            self.placement = placement_group([self.bundle] * self.train.ranks, strategy="PACK", name=name)
         try:
             await asyncio.wait_for(_value(self.placement.ready()), self.placement_timeout_s)
         except TimeoutError as error:
             has, free = ray.cluster_resources(), ray.available_resources()
             seen = {name: has.get(name, 0.0) for name in self.bundle}
             left = {name: free.get(name, 0.0) for name in self.bundle}
-            raise KrayError(
+            kind = LostError if self._lives else KrayError  # they had a place before, or never
+            raise kind(
                 f"learner: {self.train.ranks} ranks not placed after {self.placement_timeout_s:.0f} s; waiting for "
                 f"{_counts(self.bundle)} x {self.train.ranks}; the cluster has {_counts(seen)}, free {_counts(left)}; "
                 "lower train.ranks, train.cpus_per_rank or train.gpus_per_rank, or add nodes"
@@ -194,7 +221,7 @@ class LearnerGroup:
             # step, to have each of their pages cleared again in the next.
             environment |= {"CUDA_VISIBLE_DEVICES": ""} | KEEP_MEMORY
         options = ray.remote(Learner).options(
-            name=f"kray-{self.label}-rank-{rank}-{gang}",
+            name=f"kray-{self.label}-learner-{rank}-{gang}",
             num_cpus=self.train.cpus_per_rank,
             num_gpus=self.train.gpus_per_rank,
             scheduling_strategy=self._strategy(rank),
@@ -206,11 +233,11 @@ class LearnerGroup:
     async def _all(self, method: str, purpose: str, *arguments: Any) -> list[Any]:
         """The method's results of all ranks, rank 0 first."""
         if not self.actors:
-            raise KrayError(f"learner: asked {purpose}, but it is not running")
+            raise LostError(f"learner: asked {purpose}, but it is not running")
         return await self._wait([getattr(actor, method).remote(*arguments) for actor in self.actors], purpose)
 
-    async def _wait(self, refs: list[ray.ObjectRef], purpose: str) -> list[Any]:
-        timeout_s = self.train.timeout_s
+    async def _wait(self, refs: list[ray.ObjectRef], purpose: str, limit_s: float | None = None) -> list[Any]:
+        timeout_s = limit_s or self.train.timeout_s
         tasks = [asyncio.ensure_future(_value(ref)) for ref in refs]
         try:
             done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
@@ -221,8 +248,9 @@ class LearnerGroup:
             if errors:
                 raise _blame(errors, purpose)
             if pending:
+                key = "" if limit_s else " (train.timeout_s)"
                 ranks = ", ".join(str(rank) for rank, task in enumerate(tasks) if not task.done())
-                raise KrayError(f"learner: waited {timeout_s:.0f} s for rank {ranks} {purpose} (train.timeout_s)")
+                raise LostError(f"learner: waited {timeout_s:.0f} s for rank {ranks} {purpose}{key}")
             return [task.result() for task in tasks]
         finally:
             for task in tasks:
@@ -234,22 +262,27 @@ async def _value(ref: ray.ObjectRef) -> Any:
 
 
 def _blame(errors: dict[int, BaseException], purpose: str) -> KrayError:
-    """The error that explains best why the ranks could not do it: a death before a complaint."""
+    """The error that explains best why the ranks could not do it: a death before a complaint.
+
+    A LostError where another gang may do better: a rank died, an object or a node is gone, a collective broke, memory ran
+    out (the last two are RuntimeErrors). What kray itself raised in a rank keeps its kind.
+    """
     for rank, error in errors.items():
         if isinstance(error, RayActorError):
             last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
             named, _, message = last.partition("Error: ")
             if named == "kray.records.Config":  # raised while the actor was made; Ray keeps only its text
-                kind: type[KrayError] = ConfigError
-                text = message
-            else:
-                kind, text = KrayError, f"learner rank {rank} died when asked {purpose}: {last}"
-            failure = kind(text)
-            failure.__cause__ = error
-            return failure
+                return _caused(ConfigError(message), error)
+            return _caused(LostError(f"learner rank {rank} died when asked {purpose}: {last}"), error)
     rank, error = next(iter(errors.items()))
     cause = error.cause if isinstance(error, RayTaskError) and error.cause else error
-    kind = ConfigError if isinstance(cause, ConfigError) else KrayError
-    failure = kind(f"learner rank {rank} failed {purpose}: {cause}")
+    if isinstance(cause, KrayError):
+        kind: type[KrayError] = type(cause)
+    else:
+        kind = LostError if isinstance(cause, RuntimeError | RayError) else KrayError
+    return _caused(kind(f"learner rank {rank} failed {purpose}: {cause}"), error)
+
+
+def _caused(failure: KrayError, error: BaseException) -> KrayError:
     failure.__cause__ = error
     return failure

@@ -350,7 +350,7 @@ class Learner:
 
     def load(self, folder: str | Path) -> None:
         """Goes on from `save`, also of another number of ranks (a new rank then draws its random state from the seed)."""
-        self.saver.finish()
+        self.saver.wait()
         own, mine = saving.read(Path(folder), self._sharded_state(), self.rank)
         self.updates_done = own["updates_done"]
         if mine:

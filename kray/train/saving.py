@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from kray.records import KrayError
+from kray.records import KrayError, StorageError
 
 
 class Saver:
@@ -36,8 +36,11 @@ class Saver:
         self.error: BaseException | None = None
 
     def start(self, folder: Path, state: dict[str, Tensor], own: dict[str, Any], background: bool) -> None:
-        """state: sharded tensors by name; own: what this rank alone knows. Returns when the state may change again."""
-        self.finish()
+        """state: sharded tensors by name; own: what this rank alone knows. Returns when the state may change again.
+
+        An earlier write that failed counts no more: ranks that hear of it at different times must not part ways here.
+        """
+        self.wait()
         if background:
             copied = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
             self.thread = threading.Thread(target=self._guarded, args=(folder, copied, own), name="kray-checkpoint")
@@ -46,10 +49,21 @@ class Saver:
             self._write(folder, state, own)
 
     def _write(self, folder: Path, state: dict[str, Tensor], own: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(own, folder / f"rank-{self.rank}.pt")
-        dist.barrier(self.group)
-        dcp.save(state, checkpoint_id=str(folder), process_group=self.group)
+        """All ranks leave it together, and with an error where one of them has one. Raises StorageError."""
+        problem = ""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(own, folder / f"rank-{self.rank}.pt")
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+            problem = f"rank {self.rank} could not write: {_reason(error)}"
+        problems: list[Any] = [""] * dist.get_world_size(self.group)
+        dist.all_gather_object(problems, problem, group=self.group)
+        if any(problems):
+            raise StorageError(f"checkpoint: {next(filter(None, problems))}")
+        try:
+            dcp.save(state, checkpoint_id=str(folder), process_group=self.group)
+        except (OSError, dcp.api.CheckpointException) as error:
+            raise StorageError(f"checkpoint: a rank could not write: {_reason(error)}") from error
         dist.barrier(self.group)
 
     def _guarded(self, folder: Path, state: dict[str, Tensor], own: dict[str, Any]) -> None:
@@ -65,14 +79,29 @@ class Saver:
         self.finish()
         return True
 
-    def finish(self) -> None:
-        """Waits for the write under way, if any. Raises KrayError if it failed."""
+    def wait(self) -> BaseException | None:
+        """Until no write is under way; why the last one failed, told once."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
         error, self.error = self.error, None
+        return error
+
+    def finish(self) -> None:
+        """Waits for the write under way, if any. Raises KrayError if it failed."""
+        error = self.wait()
+        if isinstance(error, StorageError):
+            raise error
         if error is not None:
-            raise KrayError(f"checkpoint: rank {self.rank} could not write: {type(error).__name__}: {error}") from error
+            raise KrayError(f"checkpoint: rank {self.rank} could not write: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What happened, on one line: torch's checkpoints wrap what each rank met."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def read(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[dict[str, Any], bool]:
@@ -94,11 +123,15 @@ def read(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[dict[str, A
             f"learner: {folder} is of another kind of learner: it has no {missing[0]} (and {len(missing) - 1} more); "
             "model.lora must be as it was"
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # an export needs no process group
-        dcp.load(state, storage_reader=reader)
     mine = folder / f"rank-{rank}.pt"
-    return torch.load(mine if mine.is_file() else folder / "rank-0.pt", weights_only=True), mine.is_file()
+    try:
+        with warnings.catch_warnings():
+            # an export needs no process group
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(state, storage_reader=reader)
+        return torch.load(mine if mine.is_file() else folder / "rank-0.pt", weights_only=True), mine.is_file()
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, dcp.api.CheckpointException) as error:
+        raise StorageError(f"learner: {folder} cannot be read: {_reason(error)}") from error
 
 
 class _Reader(dcp.FileSystemReader):

@@ -36,6 +36,12 @@ class Told:
         self.hands: dict[str, dict[int, int]] = {}  # engine -> task -> unfinished rollouts
         self.held: set[str] = set()
         self.ended: list[int] = []
+        self.attempts = attempts
+        self.tries: dict[int, int] = {}  # task -> times that it was sent
+
+    def by_itself(self, task_id: int, tries: int = 0) -> bool:
+        """Whether the try after so many (default: those there were) shares its engine with no other task."""
+        return 2 <= (tries or self.tries.get(task_id, 0)) == self.attempts - 1
 
     @property
     def waiting(self) -> set[int]:
@@ -50,6 +56,10 @@ class Told:
 
     def has_room(self, engine: str, capacity: int | None) -> bool:
         rollouts = sum(self.hands[engine].values())
+        hand = self.hands[engine]
+        if any(self.by_itself(task_id, self.tries[task_id] - 1) for task_id in hand):
+            assert len(hand) == 1, "a task that runs by itself has company"
+            return False
         return engine not in self.held and (capacity is None or rollouts == 0 or rollouts < capacity)
 
     def dispatch(self, now: float, capacity: int | None) -> None:
@@ -63,13 +73,19 @@ class Told:
             assert [self.rank(task.id) for task in tasks] == sorted(self.rank(task.id) for task in tasks)
             for task in tasks:
                 assert self.has_room(engine, capacity), "an engine without room got a task"
+                assert not (self.by_itself(task.id) and self.hands[engine]), "it was to run by itself"
                 self.hands[engine][task.id] = task.rollouts
-        if sent and self.waiting:
-            assert max(self.rank(task.id) for task in sent) < min(map(self.rank, self.waiting)), "priorities inverted"
-        if self.waiting:
+                self.tries[task.id] = self.tries.get(task.id, 0) + 1
+        usual = [task.id for task in sent if not self.by_itself(task.id, self.tries[task.id] - 1)]
+        waiting = {task_id for task_id in self.waiting if not self.by_itself(task_id)}
+        if usual and waiting:
+            assert max(map(self.rank, usual)) < min(map(self.rank, waiting)), "priorities inverted"
+        if waiting:
             assert not [name for name in self.hands if self.has_room(name, capacity)], (
                 "an engine idles while tasks wait"
             )
+        if self.waiting - waiting:
+            assert all(self.hands[name] or name in self.held for name in self.hands), "an engine that is empty"
 
     def rank(self, task_id: int) -> tuple[int, float, int]:
         task, priority = self.tasks[task_id]

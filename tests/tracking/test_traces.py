@@ -77,7 +77,7 @@ def test_an_evaluation_is_a_run_under_the_one_that_it_judges(trained):
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text(f'{{"mlflow_run_id": "{run_id}", "step": 10}}')
     rows = [{"id": "p0", "prompt": "?", "answer": "1", "accuracy": 0.5, "response": "2"}]
-    found = Evaluation(12, 2, 0.5, 0.1, 0.6, {1: 0.5, 2: 0.75}, 3.0, [], {"sum": (12, 0.5)}, rows)
+    found = Evaluation(12, 2, 0.5, 0.1, 0.6, {1: 0.5, 2: 0.75}, 3.0, [], {"sum": (12, 0.5)}, {}, rows)
     recorder = Recorder.of(KrayConfig(), checkpoint, str(folder))
     assert recorder is not None
     assert "mlflow ui" in recorder.record(found, {"git_commit": "abc"})

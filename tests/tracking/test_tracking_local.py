@@ -231,3 +231,25 @@ def test_figures_render_any_data(tmp_path):
         assert figure.axes[0].get_title(loc="left")
     with pytest.raises(ValueError, match="lengths differ"):
         budgets_against_beliefs(success, success[:3], success)
+
+
+def test_a_run_that_goes_back_drops_its_lines_and_their_successors_are_delivered(tmp_path):
+    journal = Journal(tmp_path, reader="run")
+    for step in range(6):
+        journal.append(step, {"a": step}, 0.0)
+    rows, mark = journal.pending(1000)
+    journal.rewind(2)  # while they are on their way
+    journal.append(3, {"a": 30}, 0.0)
+    journal.append(4, {"a": 40}, 0.0)
+    journal.append(4, {"b": 1}, 0.0)
+    journal.delivered(mark)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    rows, mark = journal.pending(1000)
+    assert [(row["step"], row["a"]) for row in rows] == [(3, 30), (4, 40)]
+    journal.delivered(mark)
+    journal.rewind(9)
+    assert journal.undelivered == []
+    journal.rewind(-1)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    journal.append(0, {"a": 7}, 0.0)
+    assert [row["a"] for row in journal.pending(1000)[0]] == [7]

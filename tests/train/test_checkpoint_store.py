@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kray.records import ConfigError, KrayError
-from kray.train.checkpoints import CheckpointStore, find_resume, newest, read_state
+from kray.train.checkpoints import CheckpointStore, find_resume, newest, read_state, sound
 
 
 def write(run, step, keep=2):
@@ -131,3 +131,25 @@ def test_a_crash_at_any_instant_leaves_the_newest_checkpoint_whole(tmp_path, mon
                 break
             crashes += 1
         assert crashes > 5
+
+
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken(tmp_path):
+    folders = [write(tmp_path, step, keep=9) for step in (5, 10, 15, 20)]
+    for folder, harm in ((folders[3], "weights of 21"), (folders[2], "short")):  # one as long as it was, one not
+        (folder / "learner" / "shard").write_text(harm)
+    said = []
+    assert sound(newest(tmp_path), said.append) == folders[1] == newest(tmp_path)
+    assert len(said) == 2
+    assert "step-000020 is damaged: 1 of 1 files are not what was written, first learner/shard (13 bytes" in said[0]
+    (folders[1] / "state.json").write_text("{")
+    (folders[0] / "learner" / "shard").unlink()
+    assert sound(newest(tmp_path), said.append) is None
+    assert newest(tmp_path) is None
+    write(tmp_path, 16)  # what was set aside goes when its step is passed
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == [".aside-step-000020", "step-000016"]
+
+
+def test_the_future_that_a_run_leaves_does_not_count_any_more(tmp_path):
+    folders = [write(tmp_path, step, keep=9) for step in (5, 10, 15)]
+    assert CheckpointStore(tmp_path, 9).go_on_from(5) == ["step-000010", "step-000015"]
+    assert newest(tmp_path) == folders[0]

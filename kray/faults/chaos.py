@@ -1,0 +1,171 @@
+"""One run that is hit by many faults, audited, and compared with one that is left alone. See jobs/bench_chaos.py."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from kray.config import KrayConfig, load_config
+from kray.faults.audit import audit, regenerated, surviving
+from kray.faults.cluster import Nodes, Server
+from kray.faults.injector import Fault, Injector, plan_faults
+from kray.faults.watched import WatchedDriver, read
+from kray.launch import drive, find_model
+from kray.prompts import load_prompts
+from kray.prompts.sampler import PromptSampler
+from kray.records import KrayError
+from kray.train.checkpoints import newest, read_state
+
+ENGINES, RANKS, NODES, CPUS = 2, 2, 3, 2
+DISK_MIB = 48
+CONFIG = """
+run: {name: chaos, steps: 10, checkpoint_every: 2, max_restarts: 1000, max_failed_saves: 1000, max_failed_share: 0.5}
+model:
+  tiny: {hidden_size: 64, layers: 2, heads: 2, kv_heads: 1, intermediate_size: 128, warmup_steps: 120, batch_size: 64}
+prompts:
+  per_step: 16
+  max_tokens: 24
+  quarantine_after: 0  # which prompt a reward fails on is chance here
+  train: {kind: arithmetic, size: 64}
+  test: {kind: arithmetic, split: test, size: 16}
+plan: {budget: 96, upper: 32}
+rollout:
+  {engines: 2, max_response_tokens: 24, max_sequences: 32, kv_cache_gib: 0.05, split: 4, max_restarts: 1000,
+   task_timeout_s: 60, sync_timeout_s: 60, start_timeout_s: 300}
+reward: {verifier: "kray.faults.rewards:judge", timeout_s: 1.5}
+train: {ranks: 2, lr: 3.0e-4, max_restarts: 1000, timeout_s: 60}
+evaluate: {every: 0, samples: 1, greedy: false}
+track: {every: 20, samples: 4, system_metrics: false}
+"""
+
+
+def study(faults: int, seed: int, steps: int, calm: int, folder: Path) -> dict[str, Any]:
+    """The figures of jobs/bench_chaos.py."""
+    shutil.rmtree(folder, ignore_errors=True)
+    control = folder / "control"
+    control.mkdir(parents=True)
+    (folder / "chaos.yaml").write_text(CONFIG)
+    server = Server(folder / "mlflow", free_port())
+    settings = [f"run.dir={folder}", f"track.uri={server.uri}", f"reward.options.control={control}"]
+    config = load_config(str(folder / "chaos.yaml"), [*settings, f"run.steps={steps}"])
+    model = find_model(config)
+    nodes = Nodes(NODES, CPUS)
+    try:
+        server.start()
+        calm_rate = 0.0
+        if calm:
+            run = folder / "calm"
+            short = load_config(str(folder / "chaos.yaml"), [*settings, f"run.steps={calm}"])
+            calmed = drive(short, model, run, None, "run", WatchedDriver)
+            if calmed.stopped:
+                raise KrayError(f"the calm run was stopped {calmed.stopped}")
+            calm_rate = rate(read(run))
+        with small_disk(folder / "hit" / "checkpoints"):
+            planned = plan_faults(faults, steps, seed)
+            injector = Injector(folder / "hit", ENGINES, nodes, server, control, Random(seed))
+            return hit(config, model, folder / "hit", planned, injector) | against(calm_rate, folder / "hit")
+    finally:
+        nodes.close()
+        server.kill()
+
+
+def hit(config: KrayConfig, model: str, run: Path, planned: list[Fault], injector: Injector) -> dict[str, Any]:
+    """The run with faults, and what the audit says of it."""
+    hitting = threading.Thread(target=injector.run, args=(planned, lambda line: print(line, flush=True)), daemon=True)
+    started = time.monotonic()
+    hitting.start()
+    try:
+        summary = drive(config, model, run, None, "run", WatchedDriver)
+    finally:
+        injector.stop = True
+        hitting.join(60)
+        injector.close()
+    took_s = time.monotonic() - started
+    lines = injector.lines = read(run)
+    for fault in planned:
+        if fault.at and not injector._over(fault) and summary.steps == config.run.steps:
+            fault.recovered_s = lines[-1]["t"] - fault.at  # too late for another whole step: the run's end counts
+    prompts = load_prompts(config.prompts.train, config.reward.verifier)
+    ids = [prompt.id for prompt in prompts]
+    sampler = PromptSampler(ids, config.prompts.per_step, config.run.seed, config.prompts.shuffle)
+    last = newest(run)
+    problems = audit(lines, config.run.steps, ids, sampler, config.plan, read_state(last) if last else {})
+    missed = [fault.kind for fault in planned if not fault.at]
+    if missed:
+        problems.append(f"{len(missed)} faults did not come before the run's end: {', '.join(sorted(set(missed)))}")
+    return {
+        "faults": len(planned),
+        "survived": sum(fault.recovered_s is not None for fault in planned),
+        "steps": summary.steps,
+        "took_s": took_s,
+        "restarts": summary.restarts,
+        "engines_lost": losses(lines),
+        "rollouts": summary.rollouts,
+        "regenerated": regenerated(lines, surviving(lines)[0]),
+        "kinds": table(planned),
+        "problems": problems,
+        "events": [[f.kind, f.step, f.hit, f.recovered_s] for f in planned],
+    }
+
+
+def table(faults: list[Fault]) -> dict[str, dict[str, Any]]:
+    """By kind: how often, how many survived, seconds until the run was over it."""
+    rows: dict[str, dict[str, Any]] = {}
+    for kind in sorted({fault.kind for fault in faults}):
+        mine = [fault for fault in faults if fault.kind == kind and fault.at]
+        took = [fault.recovered_s for fault in mine if fault.recovered_s is not None]
+        seconds = {"median_s": statistics.median(took or [0.0]), "longest_s": max(took, default=0.0)}
+        rows[kind] = {"times": len(mine), "survived": len(took)} | seconds
+    return rows
+
+
+def losses(lines: list[dict[str, Any]]) -> int:
+    """Engines lost, over all drivers."""
+    most: dict[int, int] = {}
+    for line in lines:
+        if line["event"] == "state":
+            most[line["life"]] = max(most.get(line["life"], 0), line["losses"])
+    return sum(most.values())
+
+
+def rate(lines: list[dict[str, Any]]) -> float:
+    """Rollouts learned from a second, from the first step's end to the last's; what was done again counts once."""
+    chain, _ = surviving(lines)
+    first = next(line for line in lines if line["event"] == "learned")
+    rollouts = sum(len(indices) for line in chain[1:] for _, indices in line["rollouts"])
+    return rollouts / max(1e-9, chain[-1]["t"] - first["t"])
+
+
+def against(calm_rate: float, run: Path) -> dict[str, float]:
+    mine = rate(read(run))
+    lost = 1 - mine / calm_rate if calm_rate else float("nan")
+    return {"rollouts_per_s": mine, "calm_rollouts_per_s": calm_rate, "lost_share": lost}
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of its own for the folder, small enough to be filled."""
+    folder.mkdir(parents=True)
+    size = f"size={DISK_MIB}m"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=True, timeout=10)
+    try:
+        yield
+    finally:
+        kept = folder.with_name("checkpoints-kept")
+        shutil.copytree(folder, kept, dirs_exist_ok=True)
+        subprocess.run(["umount", "-l", str(folder)], check=False, timeout=10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

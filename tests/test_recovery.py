@@ -1,0 +1,109 @@
+"""Runs that lose their learner or their driver go on, as if nothing had been."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+from test_driver import same_weights, steps_of, story, wait_for_line  # noqa: F401
+
+from kray.records import KrayError
+from kray.recovery import Restarts
+from kray.train.checkpoints import newest, read_state
+
+KILLS = [(2, "driver"), (5, "learner-0"), (8, "driver")]  # lines of metrics.jsonl, whose process dies then
+LONG = ("run.steps=8", "run.checkpoint_every=3", "evaluate.every=0", "rollout.max_response_tokens=40")
+
+
+def test_restarts_come_at_once_after_progress_and_end_with_the_budget_of_the_window():
+    restarts = Restarts(3, 100.0)
+    assert restarts.lost(0.0, True) == 0.0
+    assert restarts.lost(1.0, False) == 2.0
+    assert restarts.lost(2.0, False) == 4.0
+    assert restarts.lost(99.0, True) is None
+    assert restarts.lost(100.0, True) == 0.0  # the first is forgotten
+    endless = Restarts(100, 0.0)
+    assert [endless.lost(0.0, False) for _ in range(9)][-3:] == [60.0] * 3
+    assert Restarts(0, 0.0).lost(0.0, True) is None
+
+
+def kill_at(file, kills, done: list[str]) -> None:
+    """Sends SIGKILL to one process after the other when the file has so many lines."""
+    from kray.faults.targets import actors
+
+    for lines, part in kills:
+        wait_for_line(file, lines, 400.0)
+        (target,) = actors(f"kray-{file.parent.name}-", part)
+        assert target.send(signal.SIGKILL)
+        done.append(target.name)
+
+
+def wait_for(reached, limit_s: float = 400.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_was_let_alone(story, tmp_path):  # noqa: F811
+    story("straight", *LONG)
+    done: list[str] = []
+    killer = threading.Thread(target=kill_at, args=(tmp_path / "hit/metrics.jsonl", KILLS, done))
+    killer.start()
+    summary = story("hit", *LONG)
+    killer.join()
+    killed = [name.removeprefix("kray-hit-").rpartition("-")[0] for name in done]  # without what makes a name new
+    assert killed == ["driver-0", "again-1-learner-0-1", "driver-1"]
+    assert summary.steps == 8
+    assert summary.restarts["driver"] == 2
+    straight, hit = (steps_of(tmp_path / name) for name in ("straight", "hit"))
+    assert [line["step"] for line in hit] == list(range(9))
+    for line in [*straight, *hit]:
+        line.pop("driver/restarts", None)
+        line.pop("learner/restarts", None)
+    assert straight == hit
+    ends = [newest(tmp_path / name) for name in ("straight", "hit")]
+    one, other = (read_state(end) for end in ends)
+    assert one["planner"] == other["planner"]
+    assert (one["lengths"], one["calibration"]) == (other["lengths"], other["calibration"])
+    assert same_weights(*ends)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_or_hangs_is_replaced_on_the_same_engines_until_the_budget_is_spent(story, tmp_path, capsys):  # noqa: F811
+    """The first time there is no checkpoint yet, because it could not be written; the run begins anew."""
+    from kray.faults.targets import actors
+
+    lines, blocker = tmp_path / "run/metrics.jsonl", tmp_path / "run/checkpoints/.tmp-step-000003"
+    engines, frozen = [], []
+
+    def freeze():
+        wait_for_line(lines, 1, 400.0)
+        blocker.touch()  # where a folder is to be made
+        for life, number in ((1, 6), (2, 10)):
+            wait_for(lambda life=life: actors(f"kray-run-learner-1-{life}"))
+            if life == 2:
+                wait_for(lambda: len(lines.read_text().splitlines()) < 6)
+            wait_for_line(lines, number, 400.0)
+            blocker.unlink(missing_ok=True)
+            engines.extend(target.pid for target in actors("kray-run-engine"))
+            frozen.append(actors(f"kray-run-learner-1-{life}")[0])
+            frozen[-1].send(signal.SIGKILL if life == 1 else signal.SIGSTOP)
+
+    thread = threading.Thread(target=freeze, daemon=True)
+    thread.start()
+    with pytest.raises(KrayError, match=r"train\.timeout_s.*not started again after 1 restarts"):
+        story("run", *LONG, "train.ranks=2", "train.timeout_s=20", "train.max_restarts=1", "run.steps=1000")
+    thread.join(10)
+    frozen[-1].send(signal.SIGKILL)  # Ray may have left it as it is
+    assert len(engines) == 2
+    assert len(set(engines)) == 1
+    said = capsys.readouterr().out
+    assert "checkpoint of step 3 not written, there is no checkpoint yet" in said
+    assert "learner lost, starting anew from step 0" in said
+    steps = [line["step"] for line in steps_of(tmp_path / "run")]
+    assert steps == list(range(len(steps)))
+    assert read_state(newest(tmp_path / "run"))["step"] >= 3
