@@ -76,7 +76,7 @@ class Watch:
             "state": "starting",
             "said": self.said,
             "asked_at": time.time(),
-            "since_step_s": time.time() - self._heard_at,
+            "since_step_s": time.time() - self._heard_at if self._newest else None,
         }
         if training is None:
             return found
