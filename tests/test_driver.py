@@ -163,7 +163,13 @@ def test_a_step_is_planned_while_it_runs_among_more_prompts_than_it_needs_and_in
 
 def test_generation_goes_on_while_the_learner_updates_and_no_token_is_too_old(story, tmp_path):
     """Checkpoints are written behind the training's back and know nothing of the steps that are collected ahead."""
-    overlap = ("async.max_staleness=2", "train.tis=2", "evaluate.every=3", "run.checkpoint_every=2")
+    overlap = (
+        "async.max_staleness=2",
+        "train.tis=2",
+        "evaluate.every=3",
+        "run.checkpoint_every=2",
+        "plan.candidates=1",
+    )
     summary = story("run", *overlap, "run.steps=8", "run.keep_checkpoints=9", "rollout.max_response_tokens=40")
     assert (summary.steps, summary.rollouts) == (8, 8 * 48)
     lines = [line for line in steps_of(tmp_path / "run") if line["step"] > 0]
