@@ -125,9 +125,9 @@ class PlanConfig:
     in_flight: int = 0  # most rollouts in flight; 0: a quarter of the budget in mode online, else no limit
     pilot: int = 4  # rollouts of each prompt before the first labels count, in rounds and pilot_commit
     rounds: int = 2  # after the pilot, in mode rounds
-    weights: str = (
-        "rollouts"  # of a prompt in the loss: rollouts (its own) | uniform | knapsack (what static would give)
-    )
+    # of a prompt in the loss: rollouts (its own) | uniform | knapsack (what static would give) | hindsight (what it would
+    # give with the step's labels)
+    weights: str = "rollouts"
     # prompts offered / prompts.per_step; over 1 the planner passes some over, in modes static, online, dynamic_sampling
     # (others visit prompts.per_step prompts, whatever this says)
     candidates: float = 2.0
