@@ -11,3 +11,15 @@ def fails_on_odd(response: str, answer: str) -> float:
     if response[:1] in ("1", "3", "5", "7", "9"):
         raise RuntimeError("an odd digit")
     return float(response[:1] == "0")
+
+
+judged = 0  # in this process
+
+
+def fails_on_odd_then_always(response: str, answer: str, good: int) -> float:
+    """The same, and after `good` answers it is of no use at all."""
+    global judged
+    judged += 1
+    if judged > good:
+        raise RuntimeError("it is broken now")
+    return fails_on_odd(response, answer)
