@@ -56,14 +56,14 @@ def make_policy(folder: Path, tied: bool = True, vocabulary: int = 48, seed: int
     return folder
 
 
-@pytest.fixture(scope="session", params=[True, False], ids=["tied", "untied"])
-def policy(request, tmp_path_factory) -> Path:
-    return make_policy(tmp_path_factory.mktemp("policy"), tied=request.param)
-
-
 @pytest.fixture(scope="session")
 def tied_policy(tmp_path_factory) -> Path:
     return make_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="session")
+def untied_policy(tmp_path_factory) -> Path:
+    return make_policy(tmp_path_factory.mktemp("policy"), tied=False)
 
 
 @pytest.fixture(scope="session")

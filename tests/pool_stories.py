@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from dataclasses import replace
+
 import numpy as np
 
 from kray.config.schema import RolloutConfig
@@ -89,3 +93,43 @@ def same(one: dict[str, list], other: dict[str, list]) -> bool:
     return one.keys() == other.keys() and all(
         all(np.array_equal(a.tokens, b.tokens) for a, b in zip(one[key], other[key], strict=True)) for key in one
     )
+
+
+class LivingPool:
+    """A pool whose event loop goes on between stories: one start of its engines serves several tests.
+
+    A story publishes what it needs first, counts from `deaths` and `retried` as it finds them, and leaves engines that serve.
+    """
+
+    def __init__(self, folder, engines: int, label: str):
+        self.learner, self.lines = PlainLearner(folder), []
+        self._loop, self._version, self._task_id = asyncio.new_event_loop(), -1, 0
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self.pool = self.run(self._start(folder, engines, label))
+
+    async def _start(self, folder, engines: int, label: str):
+        pool = make_pool(folder, engines, label, self.lines)
+        pool.start()
+        return pool
+
+    def run(self, story, limit_s: float = 400.0):
+        """What the coroutine returns."""
+        return asyncio.run_coroutine_threadsafe(story, self._loop).result(limit_s)
+
+    def publication(self):
+        """The learner's weights now, as the next version."""
+        self._version += 1
+        return self.learner.publication(self._version)
+
+    def fresh(self, orders, **changes) -> list[RolloutTask]:
+        """The same tasks under ids that this pool has not seen."""
+        found = [replace(task, id=self._task_id + i, **changes) for i, task in enumerate(orders)]
+        self._task_id += len(found)
+        return found
+
+    async def all_serve(self) -> None:
+        await self.pool._until(lambda: self.pool.serving == len(self.pool.engines))
+
+    def close(self) -> None:
+        self.run(self.pool.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from doors import knock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kray.config import KrayConfig, LoraConfig, ModelConfig, TrackConfig, TrainConfig, to_yaml
@@ -237,29 +238,30 @@ def test_a_hand_over_that_fails_is_a_warning(tracked, tied_policy, tmp_path):
         log_model(locate("", folder), "0123", tied_policy, "x", 1, True)
 
 
-def job(*arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"MLFLOW_TRACKING_URI": ""}
+def job(ray, *arguments: str) -> subprocess.CompletedProcess:
+    """The door as a process of its own, in the cluster of this test run."""
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "", "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     command = [sys.executable, "jobs/export.py", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
 
 
 @pytest.mark.slow
-def test_the_door_exports_any_step_and_registers(tracked, make_run, tmp_path):
+def test_the_door_exports_any_step_and_registers(ray_local, tracked, make_run, tmp_path):
     folder, tracker = tracked
     run, _, said = make_run(run_id=tracker.mlflow_run_id)
     for name in ("mlflow.db", "mlruns-artifacts"):
         (run / name).symlink_to(folder / name)  # as if this had been the run's folder
-    done = job(str(run), str(tmp_path / "new"), "--register", "arithmetic")
+    done = job(ray_local, str(run), str(tmp_path / "new"), "--register", "arithmetic")
     assert done.returncode == 0, done.stderr
     assert "registered it as models:/arithmetic/1" in done.stdout
-    old = job(str(run), str(tmp_path / "old"), "--step", "1")
+    old = job(ray_local, str(run), str(tmp_path / "old"), "--step", "1")
     assert old.returncode == 0, old.stderr
     for step, name in ((2, "new"), (1, "old")):
         assert largest(logprobs(AutoModelForCausalLM.from_pretrained(tmp_path / name)), said[step]) < 1e-5
 
 
 @pytest.mark.slow
-def test_the_door_refuses_what_it_cannot_export(make_run, tmp_path):
+def test_the_door_refuses_what_it_cannot_export(ray_local, make_run, tmp_path):
     run, *_ = make_run()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("")
@@ -269,7 +271,7 @@ def test_the_door_refuses_what_it_cannot_export(make_run, tmp_path):
         ([str(run), str(tmp_path / "taken")], "exists and is not an empty folder"),
         ([str(run), str(tmp_path / "out"), "--adapters", str(tmp_path / "lora")], "model.lora is null"),
     ]:
-        done = job(*arguments)
+        done = job(ray_local, *arguments) if "--adapters" in arguments else knock("export", *arguments)
         assert done.returncode == 2, done.stdout + done.stderr
         assert message in done.stderr
         assert "Traceback" not in done.stderr

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -140,12 +142,12 @@ def run_ranks(tmp_path):
         (folder / "job").write_bytes(pickle.dumps((ranks, cases)))
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
         program = [sys.executable, str(Path(__file__).with_name("rank_process.py")), str(folder / "job")]
-        started = [subprocess.Popen([*program, str(rank)], env=environment) for rank in range(ranks)]
+        started = subprocess.Popen(program, env=environment, start_new_session=True)
         try:
-            assert [process.wait(timeout=240) for process in started] == [0] * ranks
+            assert started.wait(timeout=240) == 0
         finally:
-            for process in started:
-                process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)  # the ranks too
         return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(ranks)]
 
     return run

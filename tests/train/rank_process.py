@@ -1,17 +1,19 @@
-"""One rank of several, for test_learner_ranks.py: rank_process.py JOB RANK, where JOB is a pickled list of cases."""
+"""All ranks of a job, for test_learner_ranks.py: rank_process.py JOB, where JOB is pickled (number of ranks, cases)."""
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import sys
+import traceback
 from pathlib import Path
 
 from kray.train.learner import Learner
 from kray.train.model import state_digest
 
 
-def main(job: Path, rank: int) -> None:
-    ranks, cases = pickle.loads(job.read_bytes())
+def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
     results = []
     for case in cases:
         address = ("127.0.0.1", case["port"])
@@ -32,5 +34,30 @@ def main(job: Path, rank: int) -> None:
     job.with_name(f"result-{rank}").write_bytes(pickle.dumps(results))
 
 
+def main(job: Path) -> int:
+    """Forks the ranks, so that what they import is imported once, and before torch has made any thread. 1 when one fails."""
+    ranks, cases = pickle.loads(job.read_bytes())
+    children = set()
+    for rank in range(ranks):
+        child = os.fork()
+        if not child:
+            try:
+                learn(job, rank, ranks, cases)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.add(child)
+    failed = 0
+    while children:
+        child, status = os.wait()
+        children.discard(child)
+        if status and not failed:
+            failed = 1
+            for other in children:  # they would wait for the one that is gone
+                os.kill(other, signal.SIGKILL)
+    return failed
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1])))
