@@ -267,6 +267,7 @@ def test_a_chat_model_trains_on_gsm8k(ray_local, tmp_path):
             "model.dtype=float32",
             "prompts.per_step=4",
             "plan.budget=8",
+            "plan.candidates=1",
             f"prompts.train.path={GSM8K}/train.jsonl",
             f"prompts.test.path={GSM8K}/test.jsonl",
             "prompts.train.limit=30",
