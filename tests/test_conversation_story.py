@@ -190,6 +190,7 @@ def test_a_chat_model_trains_on_programs_in_conversations_and_is_judged_on_logic
             "prompts.per_step=4",
             "prompts.max_tokens=1500",
             "plan.budget=8",
+            "plan.candidates=1",
             "prompts.test.kind=reasoning_gym",
             f"prompts.test.tasks={{{tasks}}}",
             "prompts.test.verifier=reasoning_gym",

@@ -25,6 +25,9 @@ from kray.serve.gate import LOOPBACK
 POLL_S = 0.2
 CHECK_S = 5.0  # between looks at whether Serve still has the service
 CALL_S = 60.0  # for one answer of Serve's controller
+_MAKING = (
+    threading.Lock()
+)  # while it makes a deployment, Serve changes how one of its modules is pickled, for all threads
 
 
 def deployed(body: type, name: str, access: Access, actor: dict[str, Any], *arguments: Any) -> Any:
@@ -42,7 +45,8 @@ def deployed(body: type, name: str, access: Access, actor: dict[str, Any], *argu
     options |= {"max_ongoing_requests": 2 * limit + 16, "max_queued_requests": 4 * limit}
     options |= {"graceful_shutdown_timeout_s": access.drain_s, "graceful_shutdown_wait_loop_s": 0.5}
     options |= {"health_check_period_s": 10, "health_check_timeout_s": 30, "max_constructor_retry_count": 1}
-    made: Any = serve.deployment(serve.ingress()(body), name=name, ray_actor_options=actor, **options)
+    with _MAKING:
+        made: Any = serve.deployment(serve.ingress()(body), name=name, ray_actor_options=actor, **options)
     return made.bind(*arguments)
 
 
