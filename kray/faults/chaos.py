@@ -37,7 +37,7 @@ prompts:
   quarantine_after: 0  # which prompt a reward fails on is chance here
   train: {kind: arithmetic, size: 64}
   test: {kind: arithmetic, split: test, size: 16}
-plan: {budget: 96, upper: 32}
+plan: {budget: 96, upper: 32, candidates: 1}  # visits whatever the sampler names: the audit counts on it
 rollout:
   {engines: 2, max_response_tokens: 24, max_sequences: 32, kv_cache_gib: 0.05, split: 4, max_restarts: 1000,
    task_timeout_s: 60, sync_timeout_s: 60, start_timeout_s: 300}
