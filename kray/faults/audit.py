@@ -76,8 +76,8 @@ def replay(visits: Lines, plan: PlanConfig, final: dict[str, Any]) -> list[str]:
     """Whether the beliefs at the end are those that the visits' labels give."""
     beliefs = make_beliefs(plan)
     for visit in visits:
-        beliefs.begin_visit(visit["ids"])
         beliefs.refit_prior()
+        beliefs.begin_visit(visit["ids"])
         for prompt_id, successes, trials in zip(visit["ids"], visit["successes"], visit["trials"], strict=True):
             beliefs.observe(prompt_id, [1.0] * int(successes) + [0.0] * int(trials - successes))
     kept = Beliefs.from_dict(final["planner"]["beliefs"])
