@@ -306,7 +306,7 @@ def test_a_dumped_configuration_loads_as_itself(tmp_path_factory, text, options)
     config.reward.options = options
     file = tmp_path_factory.mktemp("config") / "c.yaml"
     file.write_text(to_yaml(config), encoding="utf-8", newline="")
-    if "???" in [text, *options.values()]:
+    if "???" in [text, *options.values()] or "***" in file.read_text(encoding="utf-8"):
         return  # OmegaConf's mark of a missing value: refused
     assert load_config(file, [], checked=False) == config
 
