@@ -1,7 +1,7 @@
 """How a run survives faults: one run on several local nodes that is hit again and again, audited, and set against a calm one.
 
-    python jobs/bench_chaos.py --faults 50 --seed 0 --json chaos.json     # about a quarter of an hour on two cores
-    python jobs/bench_chaos.py --faults 15 --steps 150 --calm 0           # no calm run to compare with
+    python jobs/bench_chaos.py --faults 50 --seed 0 --json chaos.json
+    python jobs/bench_chaos.py --faults 15 --calm 0                       # no calm run to compare with
 
 At random moments of a tiny run (2 engines, 2 learner ranks, nodes that are raylets of this machine) engines are killed or
 stopped, learner ranks, scorers, the driver and the MLflow server are killed, nodes removed or preempted, the checkpoints'
@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=50, help="how many (default 50)")
     parser.add_argument("--seed", type=int, default=0, help="of kinds and moments (default 0)")
-    parser.add_argument("--steps", type=int, default=0, help="of the run (default: ten for each fault)")
+    parser.add_argument("--steps", type=int, default=0, help="of the run (default: thirty for each fault)")
     parser.add_argument("--calm", type=int, default=20, help="steps of the run without faults (default 20; 0: none)")
     parser.add_argument("--dir", default="/tmp/kray-chaos", help="for runs and their logs, emptied first")
     parser.add_argument("--json", metavar="FILE", help="where the figures go")
@@ -34,7 +34,7 @@ def main() -> int:
     os.environ.update(LOCAL_RAY)  # Ray reads it when it is imported: its own nodes on 127.0.0.1
     from kray.faults.chaos import study
 
-    steps = options.steps or 10 * options.faults
+    steps = options.steps or 30 * options.faults
     found = study(options.faults, options.seed, steps, options.calm, Path(options.dir))
     print(f"\n{'fault':28}{'times':>7}{'survived':>10}{'median s':>10}{'longest s':>11}")
     for kind, row in found["kinds"].items():

@@ -155,9 +155,7 @@ class Collector:
         under_way: set[asyncio.Task] = set()  # what becomes of outcomes and rollouts: each a Heard of one prompt
         ordered = 0  # rollouts so far
         upcoming: asyncio.Task | None = None
-        news: asyncio.Queue[asyncio.Task] = (
-            asyncio.Queue()
-        )  # what has ended: an event costs the same however much waits
+        news: asyncio.Queue[asyncio.Task] = asyncio.Queue()  # what has ended: an event costs the same, whatever waits
         try:
             with self.pool.open(priority) as session:
                 while not plan.done:

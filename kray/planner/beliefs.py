@@ -21,6 +21,9 @@ from scipy.optimize import minimize
 from scipy.special import betaln
 
 PRIOR_BOUNDS = (0.02, 50.0)  # of each prior parameter: beyond, a prior outweighs any labels or is a pair of spikes
+GRID = (
+    2.0**20
+)  # discounted counts are whole numbers of 1 / GRID: labels then add up exactly, in whatever order they come
 PERSISTENCE_PROMPTS = 4096  # on which discounts are fitted: four numbers need no more
 PRIOR_PROMPTS = 20  # prompts with rewards below which a population cannot be fitted
 
@@ -114,8 +117,8 @@ class Beliefs:
         if labels is not None:
             self._label_of[rows] = [self._labels.setdefault(str(label), len(self._labels)) for label in labels]
         self._prior_successes[rows], self._prior_failures[rows] = self._successes[rows], self._failures[rows]
-        self._successes[rows] *= self.discounts[0]
-        self._failures[rows] *= self.discounts[1]
+        self._successes[rows] = np.round(self._successes[rows] * (self.discounts[0] * GRID)) / GRID
+        self._failures[rows] = np.round(self._failures[rows] * (self.discounts[1] * GRID)) / GRID
         self._visits[rows] += 1
         self._awaiting[rows] = 1  # the last visit's labels stay readable until the first new one arrives
 

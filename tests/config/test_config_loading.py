@@ -294,7 +294,7 @@ texts = words | st.sampled_from(
     ["${x}", "\\${x}", "\\\\${run.seed}", "???", "1e-4", "null", "12:30", "~", "no", "${", "a\nb"]
 )
 
-plain = words.filter(lambda w: w != "<<" and not is_secret_key(w))  # a secret is not written down
+plain = words.filter(lambda w: w != "<<" and not is_secret_key(f"reward.options.{w}"))  # secrets are not written down
 
 
 @settings(max_examples=60, deadline=None)
@@ -306,7 +306,7 @@ def test_a_dumped_configuration_loads_as_itself(tmp_path_factory, text, options)
     config.reward.options = options
     file = tmp_path_factory.mktemp("config") / "c.yaml"
     file.write_text(to_yaml(config), encoding="utf-8", newline="")
-    if "???" in [text, *options.values()] or "***" in file.read_text(encoding="utf-8"):
+    if "???" in [text, *options.values()]:
         return  # OmegaConf's mark of a missing value: refused
     assert load_config(file, [], checked=False) == config
 

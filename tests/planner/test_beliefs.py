@@ -159,6 +159,27 @@ def test_a_policy_that_forgets_its_failures_teaches_the_beliefs_to():
     assert beliefs.discounts == pytest.approx(begun, abs=0.25)
 
 
+def test_labels_give_the_same_beliefs_in_whatever_order_they_come():
+    """To the last bit, over many visits: fitting discounts would make more of a bit."""
+    rng = np.random.default_rng(8)
+    beliefs, other = Beliefs(fit_discount=True), Beliefs(fit_discount=True)
+    ids = [f"p{i}" for i in range(60)]
+    rates = rng.random(60)
+    for _ in range(12):
+        rates = np.where(rng.random(60) < 0.4, rng.random(60), rates)  # so that labels go stale, but not at once
+        labels = [(prompt, list(rng.binomial(1, p, 9))) for prompt, p in zip(ids, rates, strict=True)]
+        for each in (beliefs, other):
+            each.refit_prior()
+            each.begin_visit(ids)
+        for prompt, rewards in labels:
+            beliefs.observe(prompt, rewards)
+        for prompt, rewards in reversed(labels):
+            for reward in reversed(rewards):
+                other.observe(prompt, reward)
+    assert all(0.1 < discount < 0.9 for discount in beliefs.discounts)
+    assert other.to_dict() == beliefs.to_dict()
+
+
 def test_beliefs_written_before_discounts_were_fitted_can_be_read():
     beliefs = Beliefs(0.25)
     beliefs.observe("a", [1, 0])
