@@ -39,6 +39,7 @@ class Driver:
     """Made by jobs/train.py and jobs/evaluate.py as a Ray actor; `run` or `judge` is called once."""
 
     training: type[Training] = Training
+    fleet: type[Fleet] = Fleet
 
     def __init__(
         self,
@@ -164,7 +165,7 @@ class Driver:
 
     def _fleet(self) -> Fleet:
         label = self.folder.name + (f"-again-{self.restarts}" if self.restarts else "")
-        fleet = Fleet(self.config, self.model_path, label, self._stop, self.say)
+        fleet = self.fleet(self.config, self.model_path, label, self._stop, self.say)
         fleet.restarts["driver"] = self.restarts
         return fleet
 

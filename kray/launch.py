@@ -18,7 +18,8 @@ from typing import Any
 
 from kray.ask import NAMESPACE, announce, driver_name, withdraw
 from kray.config import KrayConfig, changed_keys, load_config, redact, require
-from kray.machine import cpus_asked, joins_cluster
+from kray.config.placement import asked
+from kray.machine import joins_cluster
 from kray.records import ConfigError, DataError, KrayError, LostError, Prompt
 from kray.train.checkpoints import newest, sound
 
@@ -199,7 +200,7 @@ def _submission_id() -> str:
 
 def connect(config: KrayConfig) -> None:
     """`join`, with the CPUs that a run needs."""
-    join(cpus_asked(config))
+    join(asked(config)[0])
 
 
 def join(cpus: int) -> bool:

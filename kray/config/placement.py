@@ -163,6 +163,13 @@ def cluster_rows(config: KrayConfig, path: str) -> list[tuple[str, str]]:
     return rows + [("note", note) for note in fit.notes]
 
 
+def asked(config: KrayConfig) -> tuple[int, int]:
+    """(CPUs, GPUs) of all engines and learner ranks."""
+    rollout, train = config.rollout, config.train
+    cpus = rollout.engines * rollout.cpus_per_engine + train.ranks * train.cpus_per_rank
+    return cpus, rollout.engines * rollout.gpus_per_engine + train.ranks * train.gpus_per_rank
+
+
 def amounts(cpus: float, gpus: float) -> str:
     """{CPU: 4} or {CPU: 4, GPU: 1}."""
     return f"{{CPU: {cpus:g}, GPU: {gpus:g}}}" if gpus else f"{{CPU: {cpus:g}}}"

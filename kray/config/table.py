@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kray.config.advice import warnings
-from kray.config.placement import amounts, cluster_rows
+from kray.config.placement import amounts, asked, cluster_rows
 from kray.config.schema import KrayConfig
+from kray.plan_rules import offered_share
 from kray.records import Prompt
 
 
@@ -22,6 +23,7 @@ def preview(config: KrayConfig, train: Sequence[Prompt], test: Sequence[Prompt],
 def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[tuple[str, str]]:
     """(label, value) rows. train_prompts, test_prompts: how many prompts the sources hold."""
     run, plan, per_step = config.run, config.plan, config.prompts.per_step
+    share = offered_share(plan)
     responses = config.evaluate.samples + int(config.evaluate.greedy)
     evaluations = 2 + ((run.steps - 1) // config.evaluate.every if config.evaluate.every else 0)
     epochs = run.steps * per_step / train_prompts if train_prompts else float("nan")
@@ -31,7 +33,10 @@ def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[t
         ("train prompts", f"{train_prompts:,}"),
         ("test prompts", f"{test_prompts:,}"),
         ("steps", f"{run.steps:,}"),
-        ("prompts a step", f"{per_step:,}"),
+        (
+            "prompts a step",
+            f"{per_step:,}" + (f", chosen from {round(share * per_step):,} offered" if share > 1 else ""),
+        ),
         ("rollouts a step", f"{plan.budget:,}"),
         ("mean rollouts per prompt", f"{plan.budget / per_step:.1f} (from {plan.lower} to {plan.upper}, {plan.mode})"),
         ("response tokens a step", f"at most {tokens:,}"),
@@ -45,15 +50,13 @@ def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[t
 
 def _actors(config: KrayConfig) -> list[tuple[str, str]]:
     rollout, train = config.rollout, config.train
-    cpus = rollout.engines * rollout.cpus_per_engine + train.ranks * train.cpus_per_rank
-    gpus = rollout.engines * rollout.gpus_per_engine + train.ranks * train.gpus_per_rank
     return [
         ("driver", f"1 x {amounts(0, 0)}"),
         ("engines", f"{rollout.engines} x {amounts(rollout.cpus_per_engine, rollout.gpus_per_engine)}"),
         ("learner ranks", f"{train.ranks} x {amounts(train.cpus_per_rank, train.gpus_per_rank)}"),
         ("scorer processes", config.reward.url or f"{config.reward.workers}, in the driver's node"),
         *_environment(config),
-        ("actors ask for", amounts(cpus, gpus)),
+        ("actors ask for", amounts(*asked(config))),
     ]
 
 

@@ -3,7 +3,7 @@
 watch.jsonl, a line an event: t (seconds since 1970), life (drivers before this one), event, and
     phase    name: collect | update | sync | rest, which has begun; step
     state    serving, losses (of engines), learner (restarts), scorer (restarts), unsaved (failed saves), when one changes
-    visits   step, ids, budgets, successes, trials: what came back of a step's prompts
+    visits   what came back of a step's prompts, as a comparison writes it down (kray/compare/child.py)
     learned  step (counted from 1), rollouts: [prompt id, indices] that were trained on; tasks: counters of the schedule
     said     line
 """
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kray.compare.child import visit
 from kray.driver import Driver
 from kray.fleet import Fleet
 from kray.ledger import Carried
@@ -51,10 +52,7 @@ class WatchedTraining(Training):
     async def collect(self, step: int) -> Carried:
         self.tell("phase", name="collect", step=step)
         carried = await super().collect(step)
-        successes, trials = carried.labels()
-        ids, budgets = carried.allocation.prompt_ids, carried.allocation.budgets.tolist()
-        counts = {"successes": successes.tolist(), "trials": trials.tolist()}
-        self.tell("visits", step=step + 1, ids=list(ids), budgets=budgets, **counts)
+        self.tell("visits", **visit(step + 1, carried, {}))
         return carried
 
     async def _learn(self, carried: Carried, started: float) -> None:
@@ -98,15 +96,15 @@ class WatchedFleet(Fleet):
 class WatchedDriver(Driver):
     """In place of Driver."""
 
-    training = WatchedTraining
+    training, fleet = WatchedTraining, WatchedFleet
 
     def say(self, line: str) -> None:
         super().say(line)
         write(self.folder, self.restarts, "said", line=line)
 
     def _fleet(self) -> Fleet:
-        label = self.folder.name + (f"-again-{self.restarts}" if self.restarts else "")
-        fleet = WatchedFleet(self.config, self.model_path, label, self._stop, self.say)
-        fleet.folder, fleet.restarts["driver"] = self.folder, self.restarts
+        fleet = super()._fleet()
+        assert isinstance(fleet, WatchedFleet)
+        fleet.folder = self.folder
         self._look = asyncio.ensure_future(fleet.look())
         return fleet
