@@ -294,4 +294,4 @@ def _shown(node: yaml.Node) -> str:
     if isinstance(node, yaml.SequenceNode):
         return "a list"
     text = node.value if len(node.value) <= 60 else node.value[:57] + "..."
-    return repr(text) if node.style or not text else text
+    return text if text and text.isprintable() and not node.style else repr(text)  # one line, whatever it holds

@@ -21,9 +21,8 @@ from scipy.optimize import minimize
 from scipy.special import betaln
 
 PRIOR_BOUNDS = (0.02, 50.0)  # of each prior parameter: beyond, a prior outweighs any labels or is a pair of spikes
-GRID = (
-    2.0**20
-)  # discounted counts are whole numbers of 1 / GRID: labels then add up exactly, in whatever order they come
+GRID = 2.0**20  # discounted counts are whole numbers of 1 / GRID: labels then add up exactly, in any order
+MOST = 2.0**32  # of anything counted for one prompt: up to here a float64 tells multiples of 1 / GRID apart
 PERSISTENCE_PROMPTS = 4096  # on which discounts are fitted: four numbers need no more
 PRIOR_PROMPTS = 20  # prompts with rewards below which a population cannot be fitted
 
@@ -249,7 +248,7 @@ class Beliefs:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Beliefs:
-        """The beliefs that `to_dict` wrote; ValueError on another version or arrays that do not match."""
+        """The beliefs that `to_dict` wrote; ValueError on another version or numbers that cannot be beliefs."""
         version = state.get("version")
         if version not in (1, 2, 3):
             raise ValueError(f"beliefs of version {version!r} cannot be read; this is version 3")
@@ -257,6 +256,8 @@ class Beliefs:
         prior_alpha, prior_beta = state["prior"]
         beliefs = cls(discounts[0], prior_alpha, prior_beta, state["fit_prior"], state.get("fit_discount", False))
         beliefs.discounts = (float(discounts[0]), float(discounts[1]))
+        if not 0 <= beliefs.discounts[1] <= 1:
+            raise ValueError(f"beliefs are damaged: discounts must lie in [0, 1]; got {list(discounts)}")
         ids = state["prompt_ids"]
         rows = beliefs.rows(ids)
         beliefs._labels = {label: number for number, label in enumerate(state.get("labels", [""]))}
@@ -267,7 +268,10 @@ class Beliefs:
                 continue
             if len(state[name]) != len(ids) or len(beliefs) != len(ids):
                 raise ValueError(f"beliefs are damaged: {name} has {len(state[name])} entries for {len(ids)} prompts")
-            getattr(beliefs, f"_{name}")[rows] = state[name]
+            column = np.asarray(state[name], dtype=np.float64)
+            if column.ndim != 1 or not ((column >= 0) & (column <= MOST)).all():
+                raise ValueError(f"beliefs are damaged: {name} must hold numbers in [0, {MOST:.0f}]")
+            getattr(beliefs, f"_{name}")[rows] = column
         beliefs._stale = bool(state["stale"])
         return beliefs
 

@@ -302,10 +302,6 @@ def read_beliefs(state: Mapping[str, Any], max_prompts: int) -> Beliefs:
             raise ValueError("labels must be a list of texts that begins with the empty one")
         if any(number not in range(len(labels)) for number in told.get("label_of", [])):
             raise ValueError("label_of must hold positions in labels")
-        for name in ("successes", "failures", "last_successes", "last_trials", "visits", "awaiting"):
-            column = np.asarray(told[name], dtype=np.float64)
-            if column.ndim != 1 or not (np.isfinite(column) & (column >= 0)).all():
-                raise ValueError(f"{name} must hold finite numbers that are not negative")
         for number, alpha, beta in told.get("priors", []):
             Beliefs(0.5, alpha, beta)  # checks them
             if number not in range(1, len(labels)):
