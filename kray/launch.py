@@ -283,6 +283,7 @@ def drive(
             print(f"{loss}; starting another{f' in {wait_s:.0f} s' if wait_s else ''}", flush=True)
             time.sleep(wait_s)
             end_actors(f"kray-{folder.name}-")
+            give_back(f"kray-{folder.name}-")
             checkpoint = sound(newest(folder), lambda line: print(line, flush=True))
     return None
 
@@ -304,6 +305,17 @@ def end_actors(prefix: str) -> None:
                 f"actors of a driver that died are still there after {GONE_WAIT_S:.0f} s: {', '.join(left)}"
             )
         time.sleep(0.2)
+
+
+def give_back(prefix: str) -> None:
+    """Frees what dead drivers of this job reserved under names that begin so: Ray would keep it as long as the job lives."""
+    import ray
+    from ray.util.placement_group import remove_placement_group
+
+    places = [place for place in ray.util.placement_group_table().values() if place["state"] != "REMOVED"]
+    for name in [place["name"] for place in places if place["name"].startswith(prefix)]:
+        with contextlib.suppress(ValueError):  # it is another job's
+            remove_placement_group(ray.util.get_placement_group(name))
 
 
 def follow(driver: Any, method: str, folder: Path) -> Any:

@@ -27,10 +27,11 @@ def screen(found: Mapping[str, Any]) -> Group:
 
 def _head(found: Mapping[str, Any]) -> Text:
     left = "" if found.get("left_s") is None else f", about {duration(found['left_s'])} left"
+    place = f", part {found['part']}" if found.get("part") else ""
     done = found["step"] / found["steps"] if found["steps"] else 0.0
     bar = "━" * round(BAR * done) + "╌" * (BAR - round(BAR * done))
     return Text.assemble(
-        (f"{found['run']}", "bold"), f"  {found['state']}\n",
+        (f"{found['run']}", "bold"), f"  {found['state']}{place}\n",
         (bar, "green"), f"  step {found['step']} of {found['steps']} ({done:.0%}){left}",
     )  # fmt: skip
 

@@ -38,15 +38,16 @@ class Watch:
         self.config, self.folder = config, folder
         self.training: Training | None = None
         self.said = ""  # the newest line
+        self._part = ""
         self._newest: dict[str, float] = {}  # every metric as it was last recorded
         self._evaluations: dict[int, float] = {}  # step -> accuracy; the first and the newest
         self._heard_at = time.time()
         self._samples: deque[dict[str, tuple[float, float]]] = deque(maxlen=WINDOW)  # engine -> (busy, up) seconds
         self.exporter = Exporter()
 
-    def begin(self, training: Training) -> None:
-        """This is what is going on now."""
-        self.training = training
+    def begin(self, training: Training, part: str = "") -> None:
+        """This is what is going on now. part: which of several it is, "3/36"."""
+        self.training, self._part = training, part
         self._newest, self._evaluations = {}, {}
         self._samples.clear()
 
@@ -71,8 +72,10 @@ class Watch:
 
     def status(self) -> dict[str, Any]:
         training = self.training
-        found = summary(self.folder, self.config, self._newest, self._evaluations) | {
+        config = training.config if training is not None else self.config
+        found = summary(self.folder, config, self._newest, self._evaluations) | {
             "live": True,
+            "part": self._part,
             "state": "starting",
             "said": self.said,
             "asked_at": time.time(),
@@ -80,7 +83,7 @@ class Watch:
         }
         if training is None:
             return found
-        state, pool, steps = training.state, training.fleet.pool, training.config.run.steps
+        state, pool, steps = training.state, training.fleet.pool, config.run.steps
         schedule = pool.schedule
         last = training.ledger.steps[-BACK:]
         found |= {
@@ -143,6 +146,7 @@ def summary(
         "folder": str(folder),
         "mode": config.plan.mode,
         "live": False,
+        "part": "",
         "step": step,
         "steps": config.run.steps,
         "left_s": (config.run.steps - step) * newest["timing_s/step"] if "timing_s/step" in newest else None,

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import ray
 from test_driver import same_weights, steps_of, story, wait_for_line  # noqa: F401
 
 from kray.records import KrayError
@@ -59,6 +60,9 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_
     assert killed == ["driver-0", "again-1-learner-0-1", "driver-1"]
     assert summary.steps == 8
     assert summary.restarts["driver"] == 2
+    places = {place["name"]: place["state"] for place in ray.util.placement_group_table().values()}
+    assert len(places) >= 3  # each driver had one for its ranks, and none is kept from the next
+    assert {state for name, state in places.items() if name.startswith("kray-hit")} == {"REMOVED"}
     straight, hit = (steps_of(tmp_path / name) for name in ("straight", "hit"))
     assert [line["step"] for line in hit] == list(range(9))
     for line in [*straight, *hit]:

@@ -119,6 +119,8 @@ def test_a_driver_tells_what_its_engines_do(tmp_path, monkeypatch):
     assert (engine["state"], engine["idle"], engine["restarts"], found["preemptions"]) == ("serving", 0.75, 1, 2)
     json.dumps(found)
     assert {"engine-0", "serving", "75%"} <= set(text_of(found).split())
+    watch.begin(training, "2/36")
+    assert "part 2/36" in text_of(watch.status())
     training.stop.reason = "by SIGINT"
     assert watch.status()["state"] == "stopping"
 

@@ -149,6 +149,7 @@ class Comparison(Driver):
             if self.study.exact:
                 tokens = config.rollout.max_response_tokens
                 training.exact = ExactRates(fleet.learners, parts.tokenizer, parts.stop_ids, tokens)
+            self.watch.begin(training, place)
             await training.train()
             ending = "FINISHED"
         except Stopped:
@@ -171,7 +172,7 @@ class Comparison(Driver):
         config = child.config
         return Tracker(
             config.track, child.folder, child.name, flat(config), self.tags | tags | {"model": self.model_path},
-            to_yaml(config),
+            to_yaml(config), heard=self.watch.heard,
         )  # fmt: skip
 
 

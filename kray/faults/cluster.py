@@ -31,6 +31,8 @@ class Nodes:
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         self.nodes = [self._add() for _ in range(count)]
+        # Later nodes are added from a thread: it may set no signal handlers, and a node would end with the thread.
+        self.cluster._shutdown_at_exit = False
 
     def _add(self) -> Any:
         return self.cluster.add_node(

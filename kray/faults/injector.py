@@ -48,16 +48,17 @@ class Fault:
     at: float = 0.0  # seconds since 1970
     recovered_s: float | None = None
     before: dict[str, Any] = field(default_factory=dict)
+    after_step: int = 0  # learned when it had been done
 
 
 def plan_faults(count: int, steps: int, seed: int) -> list[Fault]:
-    """`count` faults of all kinds by their shares, in random order, at random steps that leave the end in peace."""
+    """`count` faults of all kinds by their shares, in random order, at random steps; the last tenth is for late ones."""
     rng, total = Random(seed), sum(KINDS.values())
     kinds = [kind for kind, share in KINDS.items() for _ in range(max(1, round(count * share / total)))]
     kinds += rng.choices(list(KINDS), list(KINDS.values()), k=max(0, count - len(kinds)))
     rng.shuffle(kinds)
     kinds = kinds if len(kinds) <= count else _trimmed(kinds, count)
-    at = sorted(rng.randint(1, max(1, steps - 4)) for _ in kinds)
+    at = sorted(rng.randint(1, max(1, steps * 9 // 10 - 4)) for _ in kinds)
     return [Fault(kind, step) for kind, step in zip(kinds, at, strict=True)]
 
 
@@ -87,9 +88,9 @@ class Injector:
             time.sleep(self.rng.uniform(0, 0.3))
             fault.before, fault.at = self._standing(), time.time()
             fault.hit = self._inject(fault.kind)
-            if (
-                fault.kind != "engine stopped"
-            ):  # it takes a minute until the pool gives it up: others may come meanwhile
+            self.lines = read(self.folder)
+            fault.after_step = self._step()
+            if fault.kind != "engine stopped":  # the pool gives it up after a minute: others may come meanwhile
                 self._until(partial(self._over, fault), RECOVERY_WAIT_S)
             took = "" if fault.recovered_s is None else f", over it after {fault.recovered_s:.1f} s"
             say(f"fault {faults.index(fault) + 1}/{len(faults)} at step {self._step()}: {fault.kind} {fault.hit}{took}")
@@ -142,7 +143,7 @@ class Injector:
         if line["life"] > before["life"]:
             return True
         if kind == "MLflow server killed":
-            return line["event"] == "learned" and self._delivered()
+            return line["event"] == "learned" and self._delivered() > fault.after_step
         if kind == "checkpoint disk full":
             return line["event"] == "said" and line["line"].startswith("saved ") and not self._full()
         if kind == "driver killed":
@@ -155,10 +156,11 @@ class Injector:
         usual |= {"learner"} if "node" in kind else set()
         return bool(grown & wanted.get(kind, usual))
 
-    def _delivered(self) -> bool:
+    def _delivered(self) -> int:
+        """The last step that MLflow has; 0: none, or a file that is being written."""
         with contextlib.suppress(OSError, ValueError):
-            return json.loads((self.folder / "metrics.delivered").read_text())["step"] >= self._step() - 1
-        return False
+            return int(json.loads((self.folder / "metrics.delivered").read_text())["step"])
+        return 0
 
     # -- what is done -------------------------------------------------------------------------------------------------
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from pathlib import Path
 
 import pytest
+import ray
 from doors import knock
 
 from kray.compare.study import RATES, VISITS, load_study
@@ -45,6 +48,28 @@ def compare(ray_local, tmp_path, monkeypatch):
     return run
 
 
+@contextlib.contextmanager
+def asked(name: str):
+    """What the driver whose name begins so says of itself, asked again and again from another thread."""
+    told, done = [], threading.Event()
+
+    def ask() -> None:
+        while not done.wait(0.2):
+            for one in ray.util.list_named_actors(all_namespaces=True):
+                if one["name"].startswith(name):
+                    with contextlib.suppress(ray.exceptions.RayError, ValueError):  # it is gone
+                        actor = ray.get_actor(one["name"], namespace="kray")
+                        told.append(ray.get(actor.status.remote(), timeout=10))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    try:
+        yield told
+    finally:
+        done.set()
+        asking.join(20)
+
+
 def steps_of(folder: Path) -> list[dict]:
     """metrics.jsonl and what the comparison wrote, without what depends on the clock or on what ran before."""
     found = []
@@ -58,7 +83,10 @@ def steps_of(folder: Path) -> list[dict]:
 def test_a_comparison_reports_goes_on_and_its_children_do_not_know_of_each_other(compare, tmp_path, capsys):
     from mlflow import MlflowClient
 
-    ended = compare("all", "", "0")
+    with asked("kray-all-driver") as told:
+        ended = compare("all", "", "0")
+    assert {"1/3", "2/3", "3/3"} == {status["part"] for status in told if status["part"]}
+    assert {status["step"] for status in told if status["part"]} > {0}
     assert (ended.done, ended.of, ended.stopped) == (3, 3, "")
     page = Path(ended.page).read_text()
     assert page.count("<img") >= 9

@@ -144,6 +144,33 @@ def test_the_official_client_uses_the_policy(services):
 
 
 @pytest.mark.slow
+def test_a_policy_whose_engine_died_is_replaced(services):
+    """The engine is a process of its own under the replica's; it is killed as the kernel does when memory is short."""
+    import openai
+    import psutil
+    from ray.util.state import list_actors
+
+    services.policy_up.result(180)
+    (replica,) = [
+        a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "kray-policy" in a.name or "#policy" in a.name
+    ]
+    (engine,) = [child for child in psutil.Process(replica.pid).children() if "EngineCore" in "".join(child.cmdline())]
+    engine.kill()
+    client = openai.OpenAI(base_url=f"{services.policy.address}/v1", api_key=services.key, max_retries=0, timeout=30)
+    deadline, errors = time.monotonic() + 240, set()
+    while True:
+        try:
+            assert client.completions.create(model="tiny", prompt="12+34=", max_tokens=2).choices
+            break
+        except openai.APIError as error:
+            errors.add(type(error).__name__)
+            assert time.monotonic() < deadline, errors
+            time.sleep(1)
+    assert errors  # what was asked meanwhile was refused with an error of the client's own kind
+    assert not psutil.pid_exists(replica.pid)
+
+
+@pytest.mark.slow
 def test_what_the_services_count_reaches_ray(services):
     """On the node's metrics port, in Prometheus' form; Ray sends it every few seconds."""
     import ray
