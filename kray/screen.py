@@ -76,7 +76,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if get("tasks"):
         add("rollout tasks", f"{found['tasks']['running']} running, {found['tasks']['waiting']} waiting")
     add("checkpoint", ", ".join(found["saved"]), found["saved"])
-    add("newest step", f"{duration(found['since_step_s'])} ago", get("since_step_s"))
+    add("newest step", f"{duration(get('since_step_s') or 0.0)} ago", get("since_step_s"))
     add("last line", str(get("said")), get("said") or None)
     add("folder", found["folder"])
     add("MLflow", str(get("open_command")), get("open_command"))

@@ -106,7 +106,7 @@ def test_a_driver_tells_what_its_engines_do(tmp_path, monkeypatch):
     watch = Watch(KrayConfig(), tmp_path / "run")
     monkeypatch.setattr(watch.exporter, "step", lambda *_: None)
     assert watch.status()["state"] == "starting"
-    json.dumps(watch.status())
+    assert "step 0 of" in text_of(json.loads(json.dumps(watch.status())))
     training = make_training(tmp_path / "run")
     watch.begin(training)
     watch.heard(0, {"eval/accuracy": 0.1})
