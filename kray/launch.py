@@ -25,7 +25,11 @@ from kray.train.checkpoints import newest, sound
 
 # Ray takes the loopback address as a node's own only where it is told that there is no cluster to join (as on macOS), and
 # reads this when it is imported.
-LOCAL_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+LOCAL_RAY = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_task_events_max_num_task_in_gcs": "10000",  # of the newest tasks it keeps 100,000 to show: over 200 MiB
+}
 GONE_WAIT_S = 60.0  # for actors to be gone whose driver has died
 STOP_WAIT_S = 600.0  # for the step under way to be given up and a checkpoint to be written
 SETTLED = (
