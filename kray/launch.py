@@ -28,7 +28,7 @@ from kray.train.checkpoints import newest, sound
 LOCAL_RAY = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_task_events_max_num_task_in_gcs": "10000",  # of the newest tasks it keeps 100,000 to show: over 200 MiB
+    "RAY_task_events_max_num_task_in_gcs": "2000",  # the newest tasks it can show: 3 KiB each, and 100,000 by default
 }
 GONE_WAIT_S = 60.0  # for actors to be gone whose driver has died
 STOP_WAIT_S = 600.0  # for the step under way to be given up and a checkpoint to be written

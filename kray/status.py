@@ -46,7 +46,7 @@ class Watch:
         self.exporter = Exporter()
 
     def begin(self, training: Training, part: str = "") -> None:
-        """This is what is going on now. part: which of several it is, "3/36"."""
+        """This is what is going on now. part: which of several it is."""
         self.training, self._part = training, part
         self._newest, self._evaluations = {}, {}
         self._samples.clear()

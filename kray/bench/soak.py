@@ -178,17 +178,17 @@ def _judge(name: str, points: list[tuple[float, float]], last: int) -> dict[str,
     row: dict[str, Any] = {"first": first, "middle": middle, "last": end, "slope": slope}
     if name.removesuffix(" kib") in (*RECORDS, "ray logs") or name == "records files":
         early, late = middle - first, end - middle  # between the middles of thirds
-        row |= {"must": "grow linearly", "holds": bool(late <= LINEAR * early + 1)}
+        row |= {"must": "growing linearly", "holds": bool(late <= LINEAR * early + 1)}
     else:
         unit = name.rsplit("_", 1)[-1].rsplit(" ", 1)[-1]
         least = {"mib": FLAT_MIB, "kib": 1024 * FLAT_MIB, "s": FLAT_S}.get(unit, FLAT_COUNT)
-        row |= {"must": "be flat", "holds": bool(slope <= max(least, FLAT_SHARE * abs(end)))}
+        row |= {"must": "flat", "holds": bool(slope <= max(least, FLAT_SHARE * abs(end)))}
     return row
 
 
 def table(series: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'':28}{'first third':>12}{'last third':>12}{'a 100 steps':>13}"]
     for name, row in series.items():
-        verdict = row["must"].split()[-1] if row["holds"] else f"does not {row['must']}"
+        verdict = ("" if row["holds"] else "not ") + row["must"]
         lines.append(f"{name:28}{row['first']:>12.4g}{row['last']:>12.4g}{row['slope']:>+13.3g}   {verdict}")
     return "\n".join(lines)

@@ -149,7 +149,7 @@ class Comparison(Driver):
             if self.study.exact:
                 tokens = config.rollout.max_response_tokens
                 training.exact = ExactRates(fleet.learners, parts.tokenizer, parts.stop_ids, tokens)
-            self.watch.begin(training, place)
+            self.watch.begin(training, f"{place}, {child.name}")
             await training.train()
             ending = "FINISHED"
         except Stopped:

@@ -148,12 +148,11 @@ def test_a_policy_whose_engine_died_is_replaced(services):
     """The engine is a process of its own under the replica's; it is killed as the kernel does when memory is short."""
     import openai
     import psutil
-    from ray.util.state import list_actors
+
+    from kray.faults.targets import actors
 
     services.policy_up.result(180)
-    (replica,) = [
-        a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "kray-policy" in a.name or "#policy" in a.name
-    ]
+    (replica,) = actors("SERVE_REPLICA::", "policy")
     (engine,) = [child for child in psutil.Process(replica.pid).children() if "EngineCore" in "".join(child.cmdline())]
     engine.kill()
     client = openai.OpenAI(base_url=f"{services.policy.address}/v1", api_key=services.key, max_retries=0, timeout=30)
