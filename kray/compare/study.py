@@ -37,7 +37,7 @@ from kray.records import ConfigError
 KEYS = ("base", "config", "exact", "seeds", "methods", "tried")
 DONE, VISITS, RATES = "done.json", "visits.jsonl", "rates.jsonl"  # files of a child; child.py describes the last two
 # Keys in which the runs on one fleet may differ; all others belong to engines, ranks, scorers or the prompts.
-FREE = ("plan.", "run.name", "run.seed", "train.")
+FREE = ("prompts.per_step", "plan.", "run.name", "run.seed", "train.")
 OWN = ("run.name", "run.dir", "track.", "resume")  # keys that say where results go and what is shown, not what they are
 
 
