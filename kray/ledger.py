@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from kray.tracking.figures import budget_histogram, budgets_against_beliefs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+NEWEST = 50  # steps whose metrics are kept
 
 
 @dataclass(slots=True)
@@ -44,7 +47,9 @@ class Ledger:
 
     def __init__(self, config: KrayConfig, parts: Parts, tracker: Tracker):
         self.config, self.parts, self.tracker = config, parts, tracker
-        self.steps: list[dict[str, float]] = []  # metrics of the steps since this start
+        self.steps: deque[dict[str, float]] = deque(maxlen=NEWEST)  # metrics of the newest ones since this start
+        self._sums: dict[str, float] = {}  # of every metric over all steps since this start
+        self._counted = 0
         self.calibration = CalibrationTally()  # of the epoch
         self.budgets = np.zeros(0, dtype=np.int64)  # of the newest step
         self._transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
@@ -68,6 +73,9 @@ class Ledger:
             "throughput/tokens_per_s": sum(group.tokens for group in collected.groups) / times["step"],
         }
         self.steps.append(metrics)
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._counted += 1
         self.budgets = allocation.budgets
         self._transitions += transition_matrix(carried.previous_status, status(successes, trials))
         self.tracker.log_step(number, metrics)
@@ -77,11 +85,11 @@ class Ledger:
 
     def mean(self, name: str) -> float:
         """Of a metric over the steps since this start."""
-        return float(np.mean([metrics[name] for metrics in self.steps])) if self.steps else float("nan")
+        return self._sums[name] / self._counted if self._counted else float("nan")
 
     def left_s(self, steps: int) -> float:
         """Seconds that so many more steps will take, by the median of the last ones."""
-        return steps * float(np.median([metrics["timing_s/step"] for metrics in self.steps[-50:]]))
+        return steps * float(np.median([metrics["timing_s/step"] for metrics in self.steps]))
 
     def _calibrate(
         self, number: int, allocation: Allocation, successes: np.ndarray, trials: np.ndarray

@@ -85,7 +85,7 @@ class Watch:
             return found
         state, pool, steps = training.state, training.fleet.pool, config.run.steps
         schedule = pool.schedule
-        last = training.ledger.steps[-BACK:]
+        last = list(training.ledger.steps)[-BACK:]
         found |= {
             "run": training.store.run_folder.name,
             "folder": str(training.store.run_folder),
