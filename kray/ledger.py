@@ -15,13 +15,12 @@ from kray.parts import Parts
 from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
 from kray.records import Allocation, derive_seed
 from kray.report import sample_rows, step_record, transition_rows
+from kray.status import BACK
 from kray.tracking import Tracker
 from kray.tracking.figures import budget_histogram, budgets_against_beliefs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-NEWEST = 50  # steps whose metrics are kept
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class Ledger:
 
     def __init__(self, config: KrayConfig, parts: Parts, tracker: Tracker):
         self.config, self.parts, self.tracker = config, parts, tracker
-        self.steps: deque[dict[str, float]] = deque(maxlen=NEWEST)  # metrics of the newest ones since this start
+        self.steps: deque[dict[str, float]] = deque(maxlen=BACK)  # metrics of the newest ones since this start
         self._sums: dict[str, float] = {}  # of every metric over all steps since this start
         self._counted = 0
         self.calibration = CalibrationTally()  # of the epoch

@@ -85,14 +85,13 @@ class Watch:
             return found
         state, pool, steps = training.state, training.fleet.pool, config.run.steps
         schedule = pool.schedule
-        last = list(training.ledger.steps)[-BACK:]
         found |= {
             "run": training.store.run_folder.name,
             "folder": str(training.store.run_folder),
             "state": "stopping" if training.stop.reason else "running" if training.fleet.ready else "starting",
             "step": state.step,
             "steps": steps,
-            "left_s": (steps - state.step) * float(np.median([m["timing_s/step"] for m in last])) if last else None,
+            "left_s": training.ledger.left_s(steps - state.step) if training.ledger.steps else None,
             "rollouts": state.rollouts,
             "tokens": state.tokens,
             "budgets": histogram(training.ledger.budgets),

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from kray.ask import Sight, announce, announced
 from kray.config import KrayConfig, to_yaml
+from kray.ledger import Ledger
 from kray.records import KrayError
 from kray.rollout.health import State
 from kray.rollout.schedule import Schedule
@@ -91,12 +92,15 @@ def make_training(folder: Path, busy_s: float = 0.0):
     engine = SimpleNamespace(name="engine-0", health=health, busy_s=busy_s, up_s=0.0, up_since=0.0, tokens=5)
     pool = SimpleNamespace(engines=[engine], schedule=schedule, preemptions=2)
     config = KrayConfig()
+    ledger = Ledger(config, None, None)
+    ledger.steps.extend([STEP] * 3)
+    ledger.budgets = np.array([2, 4])
     return SimpleNamespace(
         config=config,
         state=SimpleNamespace(step=3, rollouts=96, tokens=960),
         fleet=SimpleNamespace(pool=pool, ready=True, scorer=None),
         store=SimpleNamespace(run_folder=folder),
-        ledger=SimpleNamespace(steps=[STEP] * 3, budgets=np.array([2, 4])),
+        ledger=ledger,
         stop=SimpleNamespace(reason=""),
         tracker=SimpleNamespace(open_command="mlflow ui"),
     )

@@ -89,7 +89,7 @@ CLAIMS = (
           gain("uniform_twice", "uniform")),
     Claim("Exact knowledge of success rates gains accuracy", SETTING, ("uniform", "exact_p"),
           gain("exact_p", "uniform")),
-    Claim("It does with twice as many prompts a step as well", SETTING, ("uniform_wide", "exact_p_wide"),
+    Claim("Exact knowledge gains accuracy with twice as many prompts a step, too", SETTING, ("uniform_wide", "exact_p_wide"),
           gain("exact_p_wide", "uniform_wide")),
     Claim("At least 20 % more rollouts carry a gradient (the paper: 20 to 40 %)", PAPER, ("paper", "uniform"),
           relative("paper", "uniform", late_rollouts), 1.2, "x"),

@@ -133,9 +133,7 @@ class PlanConfig:
     candidates: float = 2.0
     target_groups: int = 0  # mixed groups that end a step early; 0: the budget is always spent
     max_wait: int = 8  # steps that a candidate may be passed over before it must be visited
-    discount: float = (
-        0.5  # of a prompt's old labels at each new visit: the policy has moved; with fit_discount, at first
-    )
+    discount: float = 0.5  # of a prompt's old labels at each visit: the policy has moved; fit_discount begins from it
     fit_discount: bool = True  # learn the discounts of successes and of failures from how visits foretold the next
     prior_alpha: float = 1.0  # Beta prior of the success rate before the population has been fitted
     prior_beta: float = 1.0

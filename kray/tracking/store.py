@@ -241,7 +241,7 @@ class SystemSamples:
         for monitor in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
             try:
                 self._monitors.append(monitor())
-            except Exception:  # no GPU, no driver library: nothing to measure there
+            except (ImportError, RuntimeError):  # no GPU, no driver library: nothing to measure there
                 continue
 
     def take(self) -> dict[str, Any]:
