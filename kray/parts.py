@@ -37,7 +37,7 @@ class Parts:
     sampler: PromptSampler
     waiting: Waiting | None  # in place of the sampler where the planner admits prompts
     planner: KnapsackPlanner
-    labels: dict[str, str] | None  # prompt id -> whose prior it shares (plan.prior_by)
+    labels: dict[str, str] | None  # prompt id -> whose prior it shares (plan.prior_by); None: all share one
     features: dict[str, np.ndarray] | None  # prompt id -> what is known about it (plan.prior_features)
     probe: tuple[int, ...]
 
@@ -65,7 +65,7 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
         sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
         waiting=_waiting(config, ids),
         planner=KnapsackPlanner.of(plan),
-        labels={prompt.id: _label(prompt, plan.prior_by) for prompt, _ in train} if plan.prior_by else None,
+        labels=prior_labels(train, plan.prior_by),
         features=_features(train) if plan.prior_features else None,
         probe=_probe(test[0][1], vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
     )
@@ -124,8 +124,16 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
     )
 
 
-def _label(prompt: Prompt, by: str) -> str:
-    return prompt.source if by == "source" else str(prompt.metadata.get(by, ""))
+def prior_labels(prompts: Encoded, by: str) -> dict[str, str] | None:
+    """Prompt id -> whose prior it shares, or None: all share one."""
+    if by == "all":
+        return None
+    kinds = (prompt.metadata.get("kind", "") if by == "kind" else "" for prompt, _ in prompts)
+    labels = {
+        prompt.id: f"{prompt.source}/{kind}" if kind else prompt.source
+        for (prompt, _), kind in zip(prompts, kinds, strict=True)
+    }
+    return labels if len(set(labels.values())) > 1 else None
 
 
 def _features(prompts: Encoded) -> dict[str, np.ndarray]:
@@ -138,9 +146,7 @@ def _features(prompts: Encoded) -> dict[str, np.ndarray]:
 
 
 def _belongs(prompt: Prompt) -> set[str]:
-    known = {"source": prompt.source} | {
-        key: prompt.metadata.get(key) for key in ("kind", "task", "difficulty", "level")
-    }
+    known = {"source": prompt.source} | {key: prompt.metadata.get(key) for key in ("kind", "difficulty")}
     return {f"{key}={value}" for key, value in known.items() if value is not None}
 
 

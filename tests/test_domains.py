@@ -18,7 +18,7 @@ def test_the_logic_configuration_is_checked_and_its_own_answers_are_right():
     train, test = load_both(config)
     said = preview(config, train, test, "cluster/aws.yaml")
     assert "learner ranks on" in said
-    assert {prompt.metadata["task"] for prompt in train} == set(config.prompts.train.tasks)
+    assert {prompt.metadata["kind"] for prompt in train} == set(config.prompts.train.tasks)
     assert not {prompt.text for prompt in train} & {prompt.text for prompt in test}
     for prompt in test:
         entry = json.loads(prompt.answer)["entry"]

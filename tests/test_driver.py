@@ -79,6 +79,7 @@ def wait_for_line(file: Path, number: int, limit_s: float = 120.0) -> None:
     raise TimeoutError(f"{file} did not get {number} lines")
 
 
+@pytest.mark.long
 def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(story, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 

@@ -49,6 +49,7 @@ def wait_for(reached, limit_s: float = 400.0) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_was_let_alone(story, tmp_path):  # noqa: F811
     story("straight", *LONG)
     done: list[str] = []

@@ -71,6 +71,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "plan.value": plan_rules.VALUES,
     "plan.marginal": plan_rules.MARGINALS,
     "plan.weights": plan_rules.WEIGHTS,
+    "plan.prior_by": ("kind", "source", "all"),
     "prompts.train.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
     "prompts.test.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
     "model.dtype": ("float32", "bfloat16"),

@@ -78,6 +78,7 @@ class SourceConfig:
     prompt_field: str = "prompt"  # text or a list of chat messages; dots reach into nested fields
     answer_field: str = "answer"
     id_field: str = ""  # empty: <source>:<row>
+    kind_field: str = ""  # what kind of problem a row is: its subject or level; see plan.prior_by
     system: str = ""  # system message put before a text prompt when a chat template is used
     template: str = ""  # wraps a text prompt: "{prompt}\nPut the final answer in \\boxed{{}}."
     chat: bool = True  # apply the tokenizer's chat template when it has one
@@ -138,7 +139,7 @@ class PlanConfig:
     prior_alpha: float = 1.0  # Beta prior of the success rate before the population has been fitted
     prior_beta: float = 1.0
     fit_prior: bool = True  # empirical Bayes: refit the prior to the population as labels arrive
-    prior_by: str = ""  # source, or a metadata field such as difficulty: its prompts share a prior; empty: all do
+    prior_by: str = "all"  # prompts that share a prior: all, those of a source, or of a kind (source and kind_field)
     prior_features: bool = False  # a prior learned from prompt features; acts only while it wins on held-out labels
     refit_every: int = 1  # steps between fits of the prior (one takes 0.1 s for a million prompts)
 

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
-from scipy.special import betaln
+from scipy.special import betaln, digamma
 
 PRIOR_BOUNDS = (0.02, 50.0)  # of each prior parameter: beyond, a prior outweighs any labels or is a pair of spikes
 GRID = 2.0**20  # discounted counts are whole numbers of 1 / GRID: labels then add up exactly, in any order
 MOST = 2.0**32  # of anything counted for one prompt: up to here a float64 tells multiples of 1 / GRID apart
 PERSISTENCE_PROMPTS = 4096  # on which discounts are fitted: four numbers need no more
+AFAR = ((1.0, 1.0), (0.3, 0.6))  # where a fit without a near start begins: from afar the likelihood is nearly flat
 PRIOR_PROMPTS = 20  # prompts with rewards below which a population cannot be fitted
 
 _COUNTERS = (
@@ -193,16 +194,18 @@ class Beliefs:
             trials[seen],
             self._label_of[: len(self)][seen],
         )
-        for number in range(1, len(self._labels)):
+        enough = np.bincount(labels, minlength=len(self._labels)) >= PRIOR_PROMPTS
+        for number in np.flatnonzero(enough[1:]) + 1:
             mine = labels == number
-            if np.count_nonzero(mine) >= PRIOR_PROMPTS:
-                start = self._priors.get(number, (self.prior_alpha, self.prior_beta))
-                found = fit_beta_binomial(successes[mine], trials[mine], start)
-                if found is not None:
-                    self._priors[number] = found
+            population = (self.prior_alpha, self.prior_beta)
+            known = self._priors.get(int(number))
+            starts = (known, population) if known else (population, *AFAR)
+            found = fit_beta_binomial(successes[mine], trials[mine], *starts)
+            if found is not None:
+                self._priors[int(number)] = found
         if self.fit_discount:
             return self._refit_discounts(seen)
-        fitted = fit_beta_binomial(successes, trials, start=(self.prior_alpha, self.prior_beta))
+        fitted = fit_beta_binomial(successes, trials, (self.prior_alpha, self.prior_beta), *AFAR)
         if fitted is None:
             return False
         self.prior_alpha, self.prior_beta = fitted
@@ -303,11 +306,12 @@ def _at(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def fit_beta_binomial(
-    successes: np.ndarray, trials: np.ndarray, start: tuple[float, float] = (1.0, 1.0)
+    successes: np.ndarray, trials: np.ndarray, *starts: tuple[float, float]
 ) -> tuple[float, float] | None:
     """Beta(a, b) that maximises the likelihood of the counts, a and b within PRIOR_BOUNDS; None if it cannot be found.
 
-    successes (K,), may be fractional; trials (K,) > 0. log p = sum_i betaln(s_i + a, n_i - s_i + b) - betaln(a, b).
+    successes (K,), may be fractional; trials (K,) > 0; starts: to search from, AFAR where none are given.
+    log p = sum_i betaln(s_i + a, n_i - s_i + b) - betaln(a, b).
     A population without a single success, or without a failure, has no maximum inside the bounds: it is fitted together
     with one made-up prompt of either kind, one rollout each, so that its prior can still be overruled.
     """
@@ -319,15 +323,18 @@ def fit_beta_binomial(
     s = np.round(successes[first], 2)
     f = np.maximum(trials[first] - s, 0.0)
 
-    def loss(logs: np.ndarray) -> float:
+    def loss(logs: np.ndarray) -> tuple[float, np.ndarray]:
         a, b = np.exp(logs)
-        return -float(times @ (betaln(s + a, f + b) - betaln(a, b))) / len(successes)
+        below = digamma(s + f + a + b) - digamma(a + b)
+        slope = np.array([a * (times @ (digamma(s + a) - digamma(a) - below)),
+                          b * (times @ (digamma(f + b) - digamma(b) - below))])  # fmt: skip
+        return -float(times @ (betaln(s + a, f + b) - betaln(a, b))) / len(successes), -slope / len(successes)
 
     best = None
     box = [tuple(np.log(PRIOR_BOUNDS))] * 2
-    for guess in (start, (1.0, 1.0), (0.3, 0.6)):  # from afar the likelihood is nearly flat: more than one start
+    for guess in starts or AFAR:
         at = np.log(np.clip(guess, *PRIOR_BOUNDS))
-        found = minimize(loss, at, method="L-BFGS-B", bounds=box)
+        found = minimize(loss, at, jac=True, method="L-BFGS-B", bounds=box)
         if np.isfinite(found.fun) and np.isfinite(found.x).all() and (best is None or found.fun < best.fun - 1e-12):
             best = found
     return None if best is None else (float(np.exp(best.x[0])), float(np.exp(best.x[1])))

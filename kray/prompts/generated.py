@@ -35,7 +35,7 @@ def arithmetic_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
 
 
 def reasoning_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
-    """source.size prompts of source.tasks in turn; metadata: task (its label), difficulty.
+    """source.size prompts of source.tasks in turn; metadata: kind (the task's label), difficulty.
 
     Judged by the task's own verifier; source.verifier exact or math takes the answer's text instead.
     The splits train and test hold different questions, as a hash of the question decides.
@@ -60,7 +60,7 @@ def reasoning_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
                 verifier=source.verifier or "reasoning_gym",
                 source="reasoning_gym",
                 text=entry["question"],
-                metadata={"task": label, "difficulty": entry.get("metadata", {}).get("difficulty", {})},
+                metadata={"kind": label, "difficulty": entry.get("metadata", {}).get("difficulty", {})},
             )
         )
     return prompts

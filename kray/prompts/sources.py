@@ -118,6 +118,7 @@ def _prompt(row: Row, source: SourceConfig, verifier: str) -> Prompt:
         source=row.source,
         text=text,
         messages=messages,
+        metadata={"kind": _scalar(row, source.kind_field)} if source.kind_field else {},
     )
 
 

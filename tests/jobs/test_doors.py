@@ -138,6 +138,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_submit_starts_a_head_trains_stops_on_ctrl_c_and_evaluates(tmp_path, warm_policy):
     """What `make train` does, on a Ray head of this test's own: Ctrl-C, then resume to the end, then evaluate."""
     environment = os.environ | {

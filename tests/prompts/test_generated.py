@@ -33,7 +33,7 @@ def test_reasoning_gym_tasks_are_mixed_evenly():
     assert [prompt.id for prompt in prompts[:4]] == ["chain_sum:0", "gcd:0", "basic_arithmetic:0", "chain_sum:1"]
     assert len({prompt.id for prompt in prompts}) == 20
     assert {prompt.verifier for prompt in prompts} == {"reasoning_gym"}
-    assert prompts[0].metadata["task"] == "chain_sum"
+    assert prompts[0].metadata["kind"] == "chain_sum"
     assert "num_terms" in prompts[0].metadata["difficulty"]
 
 
@@ -52,7 +52,7 @@ def test_a_task_comes_in_several_difficulties_under_labels():
     }
     prompts = load_prompts(gym(tasks=tasks), "exact")
     assert [prompt.id for prompt in prompts[:3]] == ["short:0", "long:0", "short:1"]
-    assert [prompt.metadata["task"] for prompt in prompts[:2]] == ["short", "long"]
+    assert [prompt.metadata["kind"] for prompt in prompts[:2]] == ["short", "long"]
     assert len(prompts[0].text) < len(prompts[1].text)
     plain = load_prompts(gym(tasks=tasks, verifier="exact"), "reasoning_gym")
     assert [prompt.verifier for prompt in plain] == ["exact"] * 20

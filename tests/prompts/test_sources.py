@@ -94,6 +94,17 @@ def test_fields_may_be_nested_and_ids_given(here):
     assert refused(source) == 'p.jsonl:1: field "extra.q.p" is missing (of "extra.q" is str)'
 
 
+def test_a_field_may_say_what_kind_of_problem_a_row_is(here):
+    rows = [
+        {"question": "2+2?", "answer": "4", "about": {"level": 3}},
+        {"question": "3+3?", "answer": "6", "about": {}},
+    ]
+    (here / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (prompt,) = load_prompts(jsonl("data.jsonl", kind_field="about.level", limit=1), "exact")
+    assert prompt.metadata == {"kind": "3"}
+    assert 'data.jsonl:2: field "about.level" is missing' in refused(jsonl("data.jsonl", kind_field="about.level"))
+
+
 def test_a_prompt_may_be_chat_messages(here):
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi", "name": None}]
     (here / "p.jsonl").write_text(json.dumps({"question": messages, "answer": "hello"}))

@@ -150,6 +150,7 @@ def losses(client, run_id):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_dies_misses_nothing_once_it_is_back(tmp_path):
     from mlflow import MlflowClient
 
