@@ -6,6 +6,7 @@ time-outs and may raise anything: they are called from one thread only, the writ
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -170,6 +171,7 @@ class MlflowRun:
         self.file(path, folder)
         with Image.open(path) as image:
             self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+        trim_memory()
 
     def trace(self, step: int, number: int, row: Mapping[str, Any], times: tuple[float, float, float]) -> None:
         """A rollout of a step as a trace; see traces.log_trace."""
@@ -317,3 +319,14 @@ def _log_model(store: Store, run_id: str, folder: Path, name: str, step: int, re
     source = model.artifact_location
     version = client.create_model_version(name, source, run_id, tags=tags, model_id=model.model_id)
     return f"models:/{name}/{version.version}"
+
+
+def trim_memory() -> None:
+    """Gives freed memory back to the system, where the C library can (glibc).
+
+    An image is decoded into arrays of megabytes; freed, they leave holes among small allocations that glibc keeps: without
+    this a run's driver grew by 0.4 MiB with every figure.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
