@@ -108,9 +108,10 @@ class Study:
 
     def describe(self) -> str:
         base = self.base
+        prompts = sorted({child.config.prompts.per_step for child in self.children})
         return (
             f"{_counted(len(self.methods), 'method')} x {_counted(len(self.seeds), 'seed')}, {base.run.steps} steps of "
-            f"{base.prompts.per_step} prompts and {base.plan.budget} rollouts"
+            f"{' or '.join(map(str, prompts))} prompts and {base.plan.budget} rollouts"
         )
 
 

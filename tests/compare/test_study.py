@@ -49,6 +49,12 @@ def test_children_are_methods_times_seeds_on_one_base(write, tmp_path):
     assert {child.config.track.uri for child in study.children} == {f"sqlite:///{tmp_path}/out/mlflow.db"}
 
 
+def test_what_would_run_names_every_number_of_prompts(write, tmp_path):
+    wide = TEXT.replace("times: 2", "times: 2, prompts.per_step: 128")
+    study = load_study(write(wide), folder=str(tmp_path / "out"), overrides=["prompts.per_step=64"])
+    assert study.describe() == "3 methods x 2 seeds, 5 steps of 64 or 128 prompts and 512 rollouts"
+
+
 def test_done_children_are_not_run_again_and_only_under_equal_settings(write, tmp_path):
     file, out = write(), str(tmp_path / "out")
     study = load_study(file, folder=out)
