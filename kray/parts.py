@@ -128,11 +128,10 @@ def prior_labels(prompts: Encoded, by: str) -> dict[str, str] | None:
     """Prompt id -> whose prior it shares, or None: all share one."""
     if by == "all":
         return None
-    kinds = (prompt.metadata.get("kind", "") if by == "kind" else "" for prompt, _ in prompts)
-    labels = {
-        prompt.id: f"{prompt.source}/{kind}" if kind else prompt.source
-        for (prompt, _), kind in zip(prompts, kinds, strict=True)
-    }
+    labels = {}
+    for prompt, _ in prompts:
+        kind = prompt.metadata.get("kind") if by == "kind" else None
+        labels[prompt.id] = f"{prompt.source}/{kind}" if kind else prompt.source
     return labels if len(set(labels.values())) > 1 else None
 
 

@@ -195,17 +195,17 @@ class Beliefs:
             self._label_of[: len(self)][seen],
         )
         enough = np.bincount(labels, minlength=len(self._labels)) >= PRIOR_PROMPTS
-        for number in np.flatnonzero(enough[1:]) + 1:
+        population = (self.prior_alpha, self.prior_beta)
+        for number in (np.flatnonzero(enough[1:]) + 1).tolist():
             mine = labels == number
-            population = (self.prior_alpha, self.prior_beta)
-            known = self._priors.get(int(number))
+            known = self._priors.get(number)
             starts = (known, population) if known else (population, *AFAR)
             found = fit_beta_binomial(successes[mine], trials[mine], *starts)
             if found is not None:
-                self._priors[int(number)] = found
+                self._priors[number] = found
         if self.fit_discount:
             return self._refit_discounts(seen)
-        fitted = fit_beta_binomial(successes, trials, (self.prior_alpha, self.prior_beta), *AFAR)
+        fitted = fit_beta_binomial(successes, trials, population, *AFAR)
         if fitted is None:
             return False
         self.prior_alpha, self.prior_beta = fitted
