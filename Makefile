@@ -10,6 +10,14 @@ EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
+PIP := $(BIN)/python -m pip install --quiet
+
+# On Linux PyPI has torch for CUDA only; its CPU builds are taken from where pip looks anyway, else from PyTorch's own index.
+ifeq ($(EXTRA)-$(shell uname),cpu-Linux)
+TORCH = $(PIP) torch==2.13.0+cpu 2>/dev/null || $(PIP) --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
+else
+TORCH = $(PIP) torch==2.13.0
+endif
 
 .PHONY: train check test test-all lint stop install clean
 .DEFAULT_GOAL := train
@@ -20,9 +28,9 @@ $(INSTALLED): pyproject.toml
 	@echo "installing kray into $(VENV) with the $(EXTRA) build of vLLM: some minutes, once"
 	@$(PYTHON) -c 'import sys; sys.exit("kray needs Python 3.11 or 3.12, not " + sys.version.split()[0]) if not (3, 11) <= sys.version_info < (3, 13) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet torch==2.13.0
-	@$(BIN)/python -m pip install --quiet --editable '.[$(EXTRA),dev]'
+	@$(PIP) --upgrade pip
+	@$(TORCH)
+	@$(PIP) --editable '.[$(EXTRA),dev]'
 	@$(BIN)/python -c 'import torchvision' >/dev/null 2>&1 || { \
 	  echo "removing torchvision, torchaudio and torchcodec: vLLM pulls builds of them that do not fit this torch and break transformers; text models do not need them"; \
 	  $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; }

@@ -6,6 +6,7 @@
 A run folder stands for its newest checkpoint and brings its own configuration. prompts.test is what is evaluated on:
 point it at any source, for instance prompts.test.kind=jsonl prompts.test.path=mine.jsonl. The figures become an MLflow run,
 nested under the training run; those of a model that no run has made do where track.uri or MLFLOW_TRACKING_URI is set.
+Engines and learner are those of the configuration: `train.ranks=1 rollout.engines=1` asks for less.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     python jobs/train.py --config configs/quickstart.yaml resume=auto
 
 Every key and its default is in kray/config/schema.py; `a.b=c` overrides a key. Without RAY_ADDRESS a Ray of its own is
-started; on a cluster submit it: ray job submit --working-dir . -- python jobs/train.py --config ...
+started; on a cluster: python jobs/submit.py jobs/train.py --config ...
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kray.config import KrayConfig
+from kray.plan_rules import offered_share
 from kray.planner import Beliefs
 from kray.planner.metrics import STATUSES
 from kray.records import Allocation, Rollout
@@ -57,8 +58,10 @@ def admitted(allocation: Allocation) -> Allocation:
 
 def start_line(folder: Path, config: KrayConfig, train: int, test: int, resumed: int | None) -> str:
     begin = "new run" if resumed is None else f"resumed after step {resumed}"
+    share = offered_share(config.plan)
+    prompts = f"up to {round(share * config.prompts.per_step)}" if share > 1 else f"{config.prompts.per_step}"
     return (
-        f"{begin}: {folder}: {config.run.steps} steps of {config.prompts.per_step} prompts and {config.plan.budget} rollouts "
+        f"{begin}: {folder}: {config.run.steps} steps of {prompts} prompts and {config.plan.budget} rollouts "
         f"({config.plan.mode}), {train} prompts to train on, {test} held out"
     )
 

@@ -192,7 +192,7 @@ def _notes(cluster: Cluster, fit: Fit, rank: Shape, engine: Shape) -> Iterable[s
     groups = {group.name: group for group in cluster.groups}
     for name, count in fit.ranks.items():
         if groups[name].spot:
-            yield f"{count} learner ranks land on {name}, which is spot: a preempted one ends the run until it is resumed"
+            yield f"{count} learner ranks land on {name}, which is spot: preemption sets the run back to a checkpoint"
     for what, shape, places in (("learner ranks", rank, fit.ranks), ("engines", engine, fit.engines)):
         idle = [name for name in places if groups[name].gpus and not shape.gpus]
         if idle:

@@ -96,7 +96,7 @@ class SourceConfig:
 
 @dataclass
 class PromptsConfig:
-    per_step: int = 64  # prompts a step
+    per_step: int = 64  # prompts a step; times plan.candidates are offered, and all of these may be visited
     max_tokens: int = 1024  # longer prompts are dropped, counted and reported
     shuffle: bool = True  # a new order each epoch, from run.seed
     # Failures in a row (engine crashes and time-outs, visits in which no rollout could be judged in time) after which a
@@ -116,7 +116,7 @@ class PlanConfig:
     # weight_only: uniform budgets with the knapsack's weights in the loss
     mode: str = "static"
     budget: int = 512  # rollouts a step, over all prompts of the step
-    lower: int = 2  # rollouts every prompt gets
+    lower: int = 2  # rollouts of every prompt that is visited
     upper: int = 128  # rollouts no prompt exceeds
     unit: str = "rollouts"  # rollouts | tokens: what the budget counts
     token_budget: int = 0  # expected response tokens a step, where unit is tokens

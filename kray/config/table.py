@@ -35,10 +35,14 @@ def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[t
         ("steps", f"{run.steps:,}"),
         (
             "prompts a step",
-            f"{per_step:,}" + (f", chosen from {round(share * per_step):,} offered" if share > 1 else ""),
+            f"up to {round(share * per_step):,}, offered {share:g} x {per_step:,}" if share > 1 else f"{per_step:,}",
         ),
         ("rollouts a step", f"{plan.budget:,}"),
-        ("mean rollouts per prompt", f"{plan.budget / per_step:.1f} (from {plan.lower} to {plan.upper}, {plan.mode})"),
+        (
+            "mean rollouts per prompt",
+            f"{'at least ' if share > 1 else ''}{plan.budget / (share * per_step):.1f} "
+            f"(from {plan.lower} to {plan.upper}, {plan.mode})",
+        ),
         ("response tokens a step", f"at most {tokens:,}"),
         ("rollouts in all", f"{run.steps * plan.budget:,}"),
         ("epochs", f"{epochs:.2f}"),

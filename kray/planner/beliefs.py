@@ -1,9 +1,10 @@
 """What is believed about each prompt's success rate, from its own labels and a prior fitted to the population.
 
 A belief is Beta(prior_alpha + S, prior_beta + F), S and F the prompt's successes and failures with old ones discounted.
-The policy moves between visits, so a visit begins BEFORE it is planned: `begin_visit` multiplies S and F by `discount`
-once, then the plan reads `posterior`, then `observe` adds the new labels at full weight. Labels of one visit are never
-discounted against each other. All state is in numpy arrays with one row per prompt seen, found by a dict.
+The policy moves between visits, so a visit begins BEFORE it is planned: after `begin_visit` the plan reads a `posterior`
+of discounted S and F, then `observe` adds the new labels at full weight. The first of them makes the discount last: a prompt
+that was offered and passed over has not been visited, however often. Labels of one visit are never discounted against
+each other. All state is in numpy arrays with one row per prompt seen, found by a dict.
 
 The prior is fitted to the whole population, and, where visits begin with labels (source, difficulty), to each label's
 prompts as well once there are PRIOR_PROMPTS of them; a prompt has the prior of its label, or the population's.
@@ -37,6 +38,7 @@ _COUNTERS = (
     "prior_successes",
     "prior_failures",
 )
+VERSION = 4  # of the saved state
 _SINCE = {"prior_successes": 3, "prior_failures": 3}  # version of the saved state from which a counter is there
 
 
@@ -52,9 +54,9 @@ class Beliefs:
     _failures: np.ndarray
     _last_successes: np.ndarray  # raw, of the latest visit with labels
     _last_trials: np.ndarray
-    _visits: np.ndarray
+    _visits: np.ndarray  # those with labels
     _awaiting: np.ndarray  # 1 from begin_visit to the visit's first label
-    _prior_successes: np.ndarray  # what was known when the latest visit began, not yet discounted
+    _prior_successes: np.ndarray  # what was known when the latest visit with labels began, not yet discounted
     _prior_failures: np.ndarray
 
     def __init__(
@@ -91,23 +93,27 @@ class Beliefs:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(alpha (M,), beta (M,)) float64; the prior for prompts never seen, which stay unseen.
 
-        prior: (alpha (M,), beta (M,)) to use instead of the fitted ones.
+        Discounted where a visit has begun that has no labels yet. prior: (alpha (M,), beta (M,)) to use instead of the
+        fitted ones.
         """
-        if prior is not None:
-            rows = self._find(prompt_ids)
-            return prior[0] + _at(self._successes, rows), prior[1] + _at(self._failures, rows)
-        priors = np.tile([self.prior_alpha, self.prior_beta], (len(self._labels), 1))
-        for number, fitted in self._priors.items():
-            priors[number] = fitted
         rows = self._find(prompt_ids)
-        mine = priors[_at(self._label_of, rows)]
-        return mine[:, 0] + _at(self._successes, rows), mine[:, 1] + _at(self._failures, rows)
+        if prior is None:
+            priors = np.tile([self.prior_alpha, self.prior_beta], (len(self._labels), 1))
+            for number, fitted in self._priors.items():
+                priors[number] = fitted
+            mine = priors[_at(self._label_of, rows)]
+            prior = mine[:, 0], mine[:, 1]
+        old = _at(self._awaiting, rows) > 0
+        successes, failures = _at(self._successes, rows), _at(self._failures, rows)
+        successes[old] = _discounted(successes[old], self.discounts[0])
+        failures[old] = _discounted(failures[old], self.discounts[1])
+        return prior[0] + successes, prior[1] + failures
 
     def begin_visit(self, prompt_ids: Sequence[str], labels: Sequence[str] | None = None) -> None:
-        """Discounts all earlier rewards of these prompts; called once for each visit, before it is planned.
+        """Makes earlier rewards of these prompts old ones, to be discounted; called before a visit is planned.
 
         labels: whose prior each prompt has (its source, its difficulty), from now on. Raises ValueError on an id given
-        twice (its rewards would be discounted twice) and on labels of another number.
+        twice and on labels of another number.
         """
         if len(set(prompt_ids)) != len(prompt_ids):
             raise ValueError("prompt_ids holds an id twice; one visit begins once")
@@ -116,10 +122,6 @@ class Beliefs:
         rows = self.rows(prompt_ids)
         if labels is not None:
             self._label_of[rows] = [self._labels.setdefault(str(label), len(self._labels)) for label in labels]
-        self._prior_successes[rows], self._prior_failures[rows] = self._successes[rows], self._failures[rows]
-        self._successes[rows] = np.round(self._successes[rows] * (self.discounts[0] * GRID)) / GRID
-        self._failures[rows] = np.round(self._failures[rows] * (self.discounts[1] * GRID)) / GRID
-        self._visits[rows] += 1
         self._awaiting[rows] = 1  # the last visit's labels stay readable until the first new one arrives
 
     def observe(self, prompt_id: str, rewards: ArrayLike) -> None:
@@ -138,6 +140,10 @@ class Beliefs:
     def add(self, row: int, passed: float, trials: int) -> None:
         """`observe` for callers that know the prompt's row and have checked its rewards: their sum and their number."""
         if self._awaiting[row]:
+            self._prior_successes[row], self._prior_failures[row] = self._successes[row], self._failures[row]
+            self._successes[row] = _discounted(self._successes[row], self.discounts[0])
+            self._failures[row] = _discounted(self._failures[row], self.discounts[1])
+            self._visits[row] += 1
             self._awaiting[row] = self._last_successes[row] = self._last_trials[row] = 0
         self._successes[row] += passed
         self._failures[row] += trials - passed
@@ -158,8 +164,12 @@ class Beliefs:
         """(successes, trials) of the latest visit with labels, by row, (K,) each; 0 trials: none."""
         return self._last_successes[rows], self._last_trials[rows]
 
+    def known(self, prompt_ids: Sequence[str]) -> np.ndarray:
+        """Which of the prompts have a row, (M,) bool."""
+        return self._find(prompt_ids) >= 0
+
     def visits(self, prompt_ids: Sequence[str]) -> np.ndarray:
-        """Visits begun, (M,) int64."""
+        """Visits with labels, (M,) int64."""
         return _at(self._visits, self._find(prompt_ids)).astype(np.int64)
 
     def snapshot(self, prompt_ids: Sequence[str]) -> dict[str, Any]:
@@ -213,9 +223,7 @@ class Beliefs:
 
     def _refit_discounts(self, seen: np.ndarray) -> bool:
         """seen (prompts,) bool: those with rewards. Whether the population's prior and discounts were set anew."""
-        rows = np.flatnonzero(
-            seen & (self._awaiting[: len(self)] == 0)
-        )  # others' newest labels are of the visit before
+        rows = np.flatnonzero(seen)
         before = (self.prior_alpha, self.prior_beta, *self.discounts)
         known = self._prior_successes[rows], self._prior_failures[rows]
         learned = fit_persistence(*known, self._last_successes[rows], self._last_trials[rows], before)
@@ -234,7 +242,7 @@ class Beliefs:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and floats: json round trips it exactly."""
         state: dict[str, Any] = {
-            "version": 3,
+            "version": VERSION,
             "discounts": list(self.discounts),
             "fit_discount": self.fit_discount,
             "fit_prior": self.fit_prior,
@@ -253,8 +261,8 @@ class Beliefs:
     def from_dict(cls, state: Mapping[str, Any]) -> Beliefs:
         """The beliefs that `to_dict` wrote; ValueError on another version or numbers that cannot be beliefs."""
         version = state.get("version")
-        if version not in (1, 2, 3):
-            raise ValueError(f"beliefs of version {version!r} cannot be read; this is version 3")
+        if version not in range(1, VERSION + 1):
+            raise ValueError(f"beliefs of version {version!r} cannot be read; this is version {VERSION}")
         discounts = state.get("discounts") or [state["discount"]] * 2
         prior_alpha, prior_beta = state["prior"]
         beliefs = cls(discounts[0], prior_alpha, prior_beta, state["fit_prior"], state.get("fit_discount", False))
@@ -275,6 +283,10 @@ class Beliefs:
             if column.ndim != 1 or not ((column >= 0) & (column <= MOST)).all():
                 raise ValueError(f"beliefs are damaged: {name} must hold numbers in [0, {MOST:.0f}]")
             getattr(beliefs, f"_{name}")[rows] = column
+        if version < 4:  # a visit discounted when it began, and what was known before it may be of another visit
+            begun = beliefs._awaiting[rows] > 0
+            beliefs._prior_successes[rows[begun]] = beliefs._prior_failures[rows[begun]] = 0
+            beliefs._awaiting[rows] = 0
         beliefs._stale = bool(state["stale"])
         return beliefs
 
@@ -295,6 +307,10 @@ class Beliefs:
                 setattr(self, f"_{name}", grown)
             self._label_of = np.concatenate([self._label_of, np.zeros(self._capacity - len(self._label_of), np.int64)])
         return rows
+
+
+def _discounted(counts: Any, discount: float) -> Any:
+    return np.round(counts * (discount * GRID)) / GRID
 
 
 def _at(column: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -133,7 +133,7 @@ def huggingface_rows(source: SourceConfig) -> Iterator[Row]:
 def _columns(source: SourceConfig, names: list[str], place: str) -> list[str]:
     """The columns that hold the configured fields."""
     columns = []
-    for field in filter(None, (source.prompt_field, source.answer_field, source.id_field)):
+    for field in filter(None, (source.prompt_field, source.answer_field, source.id_field, source.kind_field)):
         column = field if field in names else field.split(".")[0]
         if column not in names:
             raise DataError(f'{place}: field "{field}" is missing (fields: {", ".join(names)})')

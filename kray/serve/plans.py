@@ -107,7 +107,7 @@ class PlanBook:
             raise Refusal(409, text, "conflict", "run")
         total = len(run.beliefs) + len(prompt_ids)
         if total > self.max_prompts:
-            total = len(run.beliefs) + int((run.beliefs.visits(prompt_ids) == 0).sum())
+            total = len(run.beliefs) + int((~run.beliefs.known(prompt_ids)).sum())
         if total > self.max_prompts:
             text = f"prompt_ids: run {run.name!r} would hold {total} prompts; {self.max_prompts} are allowed"
             raise Refusal(413, text, "prompts", "prompt_ids")

@@ -78,13 +78,11 @@ def beliefs(prompts: int, folder: Path, say: Callable[[str], None]) -> tuple[dic
     ids = [f"train/{i}" for i in range(prompts)]
     planner = KnapsackPlanner("static", 8 * prompts)
     held = planner.beliefs
-    held.begin_visit(ids)
     rows = held.rows(ids)
     held._last_trials[rows] = rng.integers(2, 40, prompts)
     held._last_successes[rows] = rng.binomial(held._last_trials[rows].astype(int), rng.beta(0.4, 0.6, prompts))
     held._successes[rows] = held._last_successes[rows]
     held._failures[rows] = held._last_trials[rows] - held._last_successes[rows]
-    held._awaiting[rows] = 0
     held._stale = True
     grown = memory_gib() - before
     with clock.part("refit_s"):

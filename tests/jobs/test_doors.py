@@ -34,7 +34,7 @@ def test_check_prints_what_would_run_and_starts_nothing(tmp_path):
         re.split(r"\s{2,}", line, maxsplit=1) for line in done.stdout.splitlines() if re.search(r"\S\s{2,}\S", line)
     )
     assert table["rollouts a step"] == "320"
-    assert table["mean rollouts per prompt"].startswith("5.0")
+    assert table["mean rollouts per prompt"].startswith("at least 2.5")
     assert table["engines"] == "1 x {CPU: 1}"
     assert "arithmetic/train/0" in done.stdout
     assert "warning: train.advantage_clip 2 cuts" in done.stdout

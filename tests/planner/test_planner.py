@@ -98,7 +98,7 @@ def test_a_plan_begins_a_visit():
     planner.observe("a", [1] * 4)
     plan = planner.plan(["a", "b"])
     assert plan.expected_success.tolist() == [3 / 4, 1 / 2]
-    assert planner.beliefs.visits(["a", "b"]).tolist() == [2, 2]
+    assert planner.beliefs.visits(["a", "b"]).tolist() == [1, 0]
 
 
 def test_a_saved_planner_makes_the_same_plans():

@@ -281,8 +281,11 @@ def test_parquet(here):
     prompts = load_prompts(source, "exact")
     assert len(prompts) == 3000
     assert (prompts[2999].id, prompts[2999].text, prompts[2999].answer) == ("p.parquet:3000", "q2999", "2999")
-    source.limit = 5
-    assert len(load_prompts(source, "exact")) == 5
+    source.limit, source.kind_field = 5, "gold.value"
+    assert [prompt.metadata["kind"] for prompt in load_prompts(source, "exact")] == list("01234")
+    source.kind_field = "level"
+    assert refused(source) == 'p.parquet: row 1: field "level" is missing (fields: q, gold, other)'
+    source.kind_field = ""
     source.prompt_field = "prompt"
     assert refused(source) == 'p.parquet: row 1: field "prompt" is missing (fields: q, gold, other)'
     rows[7]["q"] = None
@@ -304,6 +307,8 @@ def test_huggingface_folders(here, monkeypatch):
     prompts = load_prompts(source, "math")
     assert [prompt.id for prompt in prompts] == [f"saved/train:{i}" for i in range(1, 6)]
     assert (prompts[4].text, prompts[4].answer, prompts[4].verifier) == ("q4", "4", "math")
+    source.kind_field = "z"
+    assert load_prompts(source, "math")[0].metadata == {"kind": "0"}
     source.split, source.limit = "dev", 1
     assert len(load_prompts(source, "math")) == 1
     source.split = "test"
