@@ -3,20 +3,38 @@
 The right answer travels as one JSON string, {"task": name, "entry": {...}}, with everything the task's scoring looks at.
 JSON has neither tuples nor keys that are not text, and some tasks compare them: a tuple is written {"__tuple__": [...]},
 a mapping with other keys {"__items__": [[key, value], ...]}. Plain JSON is read as it is.
+
+Some tasks hand an answer to Python's eval, or to SymPy's parse_expr, which evaluates as well: a policy could run any code
+here, and read the right answer from the variables around. `disarm` gives these tasks parsers that evaluate nothing but
+literals and arithmetic; what they refuse is scored like any answer that cannot be read.
 """
 
 from __future__ import annotations
 
+import ast
+import builtins
 import functools
+import inspect
 import json
 import re
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
 import reasoning_gym
+import sympy
+from reasoning_gym.factory import DATASETS
+from sympy.parsing import sympy_parser
 
 from kray.rewards.verifiers import Reward
 
+_EVALUATES, _PARSES = re.compile(r"(?<![\w.])eval\("), re.compile(r"\b(parse_expr|sympify)\(")
+_FUNCTIONS = {
+    "abs", "Abs", "sqrt", "root", "exp", "log", "ln", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan",
+    "sinh", "cosh", "tanh", "Pow", "Rational", "Integer", "Float",
+}  # fmt: skip
+_NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Constant, ast.Name, ast.Call, ast.Load)
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -43,7 +61,58 @@ def verify_reasoning(response: str, answer: str, *, partial: bool = True) -> Rew
 
 @functools.cache
 def _scoring(task: str) -> Callable[..., float]:
+    disarm()
     return reasoning_gym.get_score_answer_fn(task)
+
+
+@functools.cache
+def disarm() -> None:
+    """From now on no task's scoring evaluates an answer, in this process. All tasks: one may be made of others."""
+    for task, _ in DATASETS.values():
+        score = task.score_answer
+        source, module = inspect.getsource(score), sys.modules[score.__module__]
+        if _EVALUATES.search(source):
+            module.eval = ast.literal_eval  # type: ignore[attr-defined]  # found before the builtin of this name
+        if _PARSES.search(source):
+            for name, value in list(vars(module).items()):
+                if value is sympy:
+                    setattr(module, name, _Careful("sympy"))
+                elif value in (sympy_parser.parse_expr, sympy.sympify):
+                    setattr(module, name, parse_arithmetic)
+
+
+def parse_arithmetic(text: str, local_dict: dict[str, Any] | None = None) -> Any:
+    """The SymPy expression of an arithmetic expression: numbers, symbols, operators, _FUNCTIONS. Raises ValueError."""
+    text = str(text).strip()
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not an expression: {type(error).__name__}") from None
+    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    for node in nodes:
+        fine = isinstance(node, _NODES)
+        if isinstance(node, ast.Constant):
+            fine = type(node.value) in (int, float)
+        elif isinstance(node, ast.Name) and id(node) in called:
+            fine = node.id in _FUNCTIONS
+        elif isinstance(node, ast.Name):
+            fine = not node.id.startswith("_") and not hasattr(builtins, node.id)
+        elif isinstance(node, ast.Call):
+            fine = isinstance(node.func, ast.Name) and not node.keywords
+        if not fine:
+            raise ValueError(f"not arithmetic: {type(node).__name__}")
+    if "#" in text:
+        raise ValueError("not arithmetic: a comment")
+    return sympy_parser.parse_expr(text, local_dict=local_dict)
+
+
+class _Careful(types.ModuleType):
+    """SymPy, but for what evaluates text."""
+
+    parse_expr = sympify = staticmethod(parse_arithmetic)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sympy, name)
 
 
 def _restore(value: dict[str, Any]) -> Any:

@@ -1,0 +1,91 @@
+"""Scoring of reasoning_gym's tasks runs nothing that a policy wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+
+import pytest
+import reasoning_gym
+from reasoning_gym.factory import DATASETS
+
+from kray.prompts.generated import _pack as pack_entry
+from kray.rewards.reasoning import parse_arithmetic, verify_reasoning
+
+MARK = "KRAY_EVALUATED"
+CALL = f"__import__('os').environ.__setitem__('{MARK}', 'x')"
+HOSTILE = (
+    CALL,
+    f"[{CALL}]",
+    f"[[{CALL}]]",
+    f"[c for c in oracle_answer] or {CALL}",
+    f"2 + int({CALL} or 1)",
+    f"(lambda: {CALL})()",
+    f'{{"a": {CALL}}}',
+    f"sin({CALL})",
+    f"Symbol('x').__class__.__init__.__globals__ and {CALL}",
+)
+
+
+@pytest.fixture(scope="module")
+def entries():
+    """One problem of each task that can be made without options: (task, packed answer, right answer)."""
+    found = []
+    for task in sorted(DATASETS):
+        try:
+            entry = reasoning_gym.create_dataset(task, size=1, seed=3)[0]
+        except (ValueError, TypeError, AssertionError, OSError, NotImplementedError):
+            continue  # composite needs tasks to be made of
+        found.append((task, pack_entry(task, entry), entry["answer"]))
+    assert len(found) > 90
+    return found
+
+
+def test_no_task_evaluates_an_answer(entries):
+    for task, packed, _ in entries:
+        for answer in HOSTILE:
+            with contextlib.suppress(Exception):  # some tasks' scoring raises on what it cannot read: a data failure
+                verify_reasoning(f"<answer>{answer}</answer>", packed)
+            assert MARK not in os.environ, (task, answer)
+
+
+def test_the_names_of_a_scorers_variables_earn_nothing(entries):
+    packed = {task: answer for task, answer, _ in entries}
+    for task in ("string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "number_sorting"):
+        for name in (
+            "oracle_answer",
+            "[oracle_answer]",
+            "entry['answer']",
+            "list(oracle_answer)",
+            "valid_solutions[0]",
+        ):
+            assert verify_reasoning(name, packed[task]).value == 0, (task, name)
+
+
+@pytest.mark.parametrize(
+    ("task", "metadata", "answer", "value"),
+    [
+        ("countdown", {"numbers": [3, 4, 5], "target": 35}, "(3 + 4) * 5", 1.0),
+        ("countdown", {"numbers": [3, 4, 5], "target": 35}, "5 * (3 + 4", 0.01),
+        ("countdown", {"numbers": [3, 4, 5], "target": 36}, "(3 + 4) * 5", 0.05),
+        ("simple_integration", {"variable": "x", "integrand": "2*x + cos(x)"}, "x**2 + sin(x) + C", 1.0),
+        ("simple_integration", {"variable": "x", "integrand": "2*x"}, "x**3", 0.0),
+        ("string_insertion", {}, "['A', 'B']", 0.1),
+        ("string_insertion", {}, "AB", 1.0),
+        ("spiral_matrix", {}, "[1, 2]", 0.0),
+        ("polynomial_multiplication", {}, "A*(B)", 0.0),
+    ],
+)
+def test_what_tasks_read_they_still_read(task, metadata, answer, value):
+    packed = json.dumps({"task": task, "entry": {"answer": "AB", "metadata": metadata}})
+    assert verify_reasoning(answer, packed).value == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["open", "open('x')", "x.y", "f(x)", "'a'", "1 if x else 2", "x[0]", "24 # 3", "_x", "sin(x, evaluate=0)", ""],
+)
+def test_what_is_not_arithmetic_is_not_evaluated(text):
+    with pytest.raises(ValueError, match="not a"):
+        parse_arithmetic(text)
