@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, Protocol
 
 from kray.config.schema import RolloutConfig
@@ -127,7 +126,7 @@ class Collector:
     ):
         self.pool, self.scorer, self.tokenizer, self.rollout, self.host = pool, scorer, tokenizer, rollout, host
         self.lengths: dict[str, float] = {}
-        self._ids = count()
+        self._ids = pool.task_ids  # of one counter: engines outlive a collector
 
     async def collect(
         self,

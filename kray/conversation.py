@@ -162,7 +162,7 @@ class Conversations:
         task, heard = outcome.task, Heard()
         known = self._open.pop(task.id, None)
         if outcome.failure:
-            heard.failures.append(Failure(task.prompt_id, task.rollouts, outcome.failure))
+            heard.failures.append(Failure(task.prompt_id, task.rollouts, outcome.failure, outcome.tries))
             return heard
         talks = [known or Conversation(task, turn.index, self.states[task.prompt_id]) for turn in outcome.rollouts]
         moves = []

@@ -62,7 +62,9 @@ class Fleet:
         started = time.monotonic()
         await self.stop.unless(self.learners.place())  # before the engines: they are the part that can wait
         self.pool.start()  # engines load while the learner does
-        await self.stop.unless(self.learners.start())
+        told = (await self.stop.unless(self.learners.start()))[0]
+        if told["doubts"]:
+            self.say(f"the learner computes {told['layout']}; not taken: {'; '.join(told['doubts'])}")
         if checkpoint is not None:
             await self.learners.load(checkpoint / "learner")
         self.ready = True

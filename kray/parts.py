@@ -121,6 +121,7 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
         eager=rollout.eager,
         seed=config.run.seed % 2**31,
         reads_text=bool(turn_stops(config)),
+        overlap=config.async_.max_staleness > 0,
     )
 
 

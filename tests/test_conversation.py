@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import pickle
 import random
 
@@ -99,6 +100,7 @@ class Chance:
 
     def __init__(self, order, failing):
         self.order, self.failing, self.tasks, self.left = order, failing, [], set()
+        self.task_ids = itertools.count()
 
     def open(self, priority):
         return self

@@ -38,7 +38,8 @@ CPU_STEP_TOKENS = 8192  # prompt tokens that one step may take in on CPU
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What an engine needs to start. context_tokens: prompt plus response. reads_text: tasks may have `stops`."""
+    """What an engine needs to start. context_tokens: prompt plus response. reads_text: tasks may have `stops`. overlap: new
+    weights may come while rollouts run."""
 
     model_path: str
     dtype: str
@@ -51,6 +52,7 @@ class EngineSpec:
     eager: bool
     seed: int
     reads_text: bool = False
+    overlap: bool = False
 
     def environment(self) -> dict[str, str]:
         """Environment variables of the actor's process; vLLM reads them when it is imported."""
@@ -183,6 +185,8 @@ class Engine:
             "gpu_memory_utilization": spec.gpu_memory_share,
             "tensor_parallel_size": max(1, spec.gpus),
         }
+        if spec.overlap:  # a batch that is under way while weights change would be told as sampled by the new ones
+            device["async_scheduling"] = False
         if spec.gpus == 0:
             # With chunked prefill vLLM 0.32 dies on CPU when a seeded request's prompt is cut by a chunk.
             device = {

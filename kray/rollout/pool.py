@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Pool:
         self.up_s = 0.0  # engine-seconds of engines that are not up any more
         self._shared = (0.0, 0.0)  # engine-seconds (of stepping, up) when busy_share was last asked
         self._outcomes: dict[int, asyncio.Queue[Outcome]] = {}  # task id -> the run that waits for it
+        self.task_ids = count()  # for whoever makes tasks: an id is used once in the life of the engines
         self.changed = asyncio.Event()  # an engine changed its state
         self._tenders: list[asyncio.Task] = []
 

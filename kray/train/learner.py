@@ -9,6 +9,7 @@ Promises
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -38,7 +39,15 @@ from kray.train.scores import make_scorable
 from kray.weights import FlatWeights, Gathered
 
 LR_POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # of the share of groups that carry a gradient
-SAME_NATS = {"float32": 1e-3, "bfloat16": 0.1}  # two ways to compute a log-probability that differ less are the same
+SAME_NATS = {
+    "float32": 1e-3,
+    "bfloat16": 0.1,
+}  # ways to compute log-probabilities that differ less in mean are the same
+
+
+def _named(packed: bool, whole: bool) -> str:
+    """A layout, for people."""
+    return f"{'packed' if packed else 'padded'}, {'all logits' if whole else 'logits of responses'}"
 
 
 def step_rows(groups: Sequence[RolloutGroup], train: TrainConfig) -> Rows:
@@ -87,6 +96,7 @@ class Learner:
             self.reference = self._load_reference()
             self.configure(train, total_steps)
             self.saver = saving.Saver(rank, train.timeout_s)
+            self.doubts: list[str] = []
             self.packed, self.whole = self._choose_layout()
             for layer in policy.decoder_layers(self.model) if train.compile else []:
                 layer.compile(dynamic=True)
@@ -118,7 +128,9 @@ class Learner:
         if model is None or any(problems):
             raise ConfigError(next(filter(None, problems)))
         if frozen:
-            model.requires_grad_(False).to(policy.DTYPES[self.dtype])
+            model.requires_grad_(False)
+            for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32, as the policy's do
+                parameter.data = parameter.data.to(policy.DTYPES[self.dtype])
         model = policy.shard(model, self.mesh, self.dtype)
         model.to(self.device)  # what FSDP does not shard: buffers
         make_scorable(model)
@@ -131,7 +143,10 @@ class Learner:
         return self.model if self.lora is not None else self._load_policy(None, frozen=True)
 
     def _choose_layout(self) -> tuple[bool, bool]:
-        """(packed, whole): the fastest way to compute that gives the log-probabilities of the model's own forward pass."""
+        """(packed, whole): the fastest way to compute that gives the log-probabilities of the model's own forward pass.
+
+        All ranks choose the same, since they share the rows of a step by it.
+        """
         size = int(self.model.config.get_text_config().vocab_size)
         tokens = np.random.default_rng(0).integers(size, size=20).tolist()
         rows = plain_rows([(tokens[:7], tokens[7:12]), (tokens[:7], tokens[12:])])
@@ -140,10 +155,15 @@ class Learner:
             if packed and not self.train.packing:
                 continue
             try:
-                gap = np.abs(self._probe(rows, packed, whole) - exact).max()
-            except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
-                continue  # this model cannot be asked so
-            if gap <= SAME_NATS[self.dtype]:
+                gap = float(np.abs(self._probe(rows, packed, whole) - exact).mean())
+                self.doubts.append(f"{_named(packed, whole)}: off by {gap:.1e} nats")
+            except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+                gap = math.inf  # this model cannot be asked so
+                self.doubts.append(f"{_named(packed, whole)}: {type(error).__name__}: {str(error)[:200]}")
+            gaps: list[Any] = [gap] * self.world_size
+            dist.all_gather_object(gaps, gap)
+            if max(gaps) <= SAME_NATS[self.dtype]:
+                self.doubts.pop()
                 return packed, whole
         return False, True
 
@@ -166,11 +186,12 @@ class Learner:
         return f"learner-{self.rank}"  # Ray puts it before the rank's log lines
 
     def describe(self) -> dict[str, Any]:
-        """Who this is, for logs: rank, host, process id, device, parameters of the model, trained ones, layout."""
+        """Who this is, for logs: rank, host, process id, device, parameters of the model, trained ones, layout, and why
+        faster layouts were not taken."""
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
         where = {"host": socket.gethostname(), "pid": os.getpid(), "device": str(self.device)}
         counts = {"parameters": sum(n for n, _ in sizes), "trained": sum(n for n, trained in sizes if trained)}
-        return {"rank": self.rank, **where, **counts, "packed": self.packed}
+        return {"rank": self.rank, **where, **counts, "layout": _named(self.packed, self.whole), "doubts": self.doubts}
 
     # -- the update ---------------------------------------------------------------------------------------------------
 

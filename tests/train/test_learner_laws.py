@@ -158,6 +158,11 @@ def test_the_reference_is_the_start_model(models, make, train, some_groups, ragg
         first = learner.update(rows)
         assert first["train/reference_kl"] == pytest.approx(0, abs=1e-9)
         assert learner.update(rows)["train/reference_kl"] > 1e-6
+    half = make(models[True], replace(train, kl=0.1), dtype="bfloat16")
+    for (name, theirs), (_, mine) in zip(half.reference.named_buffers(), half.model.named_buffers(), strict=True):
+        assert theirs.dtype == mine.dtype == torch.float32, name
+        assert torch.equal(theirs, mine), name  # rotary frequencies rounded to bfloat16 are other positions
+    assert half.update(rows)["train/reference_kl"] == pytest.approx(0, abs=1e-9)
     moved = {}
     for kl in (0.0, 30.0):
         learner = make(models[True], replace(train, kl=kl))
