@@ -67,7 +67,6 @@ class Ledger:
         times = times | {"plan": carried.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
         metrics |= {f"timing_s/{name}": value for name, value in times.items()}
         metrics |= {
-            "progress/epoch": number * self.config.prompts.per_step / len(self.parts.train),
             "throughput/rollouts_per_s": float(trials.sum()) / times["step"],
             "throughput/tokens_per_s": sum(group.tokens for group in collected.groups) / times["step"],
         }

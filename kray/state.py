@@ -14,6 +14,7 @@ class RunState:
 
     step: int = 0  # steps completed, and so the policy's version
     rollouts: int = 0
+    visits: int = 0  # of prompts, each as often as it was visited
     tokens: int = 0
     elapsed_s: float = 0.0
     mlflow_run_id: str = ""

@@ -32,6 +32,7 @@ import yaml
 from kray.config import KrayConfig, changed_keys, flat, load_config, to_yaml
 from kray.config.reading import Loader
 from kray.config.schema import BUILT_WITH
+from kray.prompts.sources import test_sources
 from kray.records import ConfigError
 
 KEYS = ("base", "config", "exact", "seeds", "methods", "tried")
@@ -43,13 +44,14 @@ OWN = ("run.name", "run.dir", "track.", "resume")  # keys that say where results
 
 @dataclass(frozen=True)
 class Child:
-    """One run of the comparison. oracle: its planner knows exact success rates."""
+    """One run of the comparison. oracle: its planner knows exact success rates; exact: accuracy is one, too."""
 
     method: str
     seed: int
     config: KrayConfig
     folder: Path
     oracle: bool = False
+    exact: bool = False
 
     @property
     def name(self) -> str:
@@ -59,7 +61,7 @@ class Child:
     def settings(self) -> str:
         """Equal for children that do the same."""
         own = {key: value for key, value in flat(self.config).items() if not key.startswith(OWN)}
-        text = json.dumps([own, self.oracle], sort_keys=True)
+        text = json.dumps([own, self.oracle, self.exact], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def result(self) -> dict[str, Any] | None:
@@ -141,7 +143,9 @@ def load_study(path: str, methods: str = "", seeds: str = "", folder: str = "", 
             own = {"run.seed": seed, "run.name": f"{root.name}-{name}-{seed}", "run.checkpoint_every": 0}
             config = _configure(path, f"method {name}", base_path, given, [*overrides, *_overrides(keys | own)])
             _share(config, base, path, name)
-            children.append(Child(name, seed, _placed(config, root), place, oracle))
+            if oracle:
+                _check_oracle(config, path, name)
+            children.append(Child(name, seed, _placed(config, root), place, oracle, exact))
     tried = said.get("tried") or []
     if not (isinstance(tried, list) and all(isinstance(line, str) for line in tried)):
         raise ConfigError(f"{path}: tried must be a list of sentences")
@@ -204,9 +208,15 @@ def _method(
     if not (isinstance(times, int | float) and times > 0 and float(times * base.plan.budget).is_integer()):
         raise ConfigError(f"{path}: method {name}: times must give a whole number of rollouts, not {times!r} of them")
     given = _dotted({key: value for key, value in keys.items() if key not in ("oracle", "times")})
-    if oracle and given.get("plan.candidates", base.plan.candidates) != 1:
-        raise ConfigError(f"{path}: method {name}: an oracle visits whatever it is offered: plan.candidates must be 1")
-    return ({"plan.budget": int(times * base.plan.budget)} if times != 1 else {}) | given, oracle
+    scaled = {"plan.budget": int(times * base.plan.budget), "plan.token_budget": round(times * base.plan.token_budget)}
+    return (scaled if times != 1 else {}) | given, oracle
+
+
+def _check_oracle(config: KrayConfig, path: str, name: str) -> None:
+    for key, wanted in (("mode", "static"), ("value", "paper"), ("candidates", 1)):
+        if (found := getattr(config.plan, key)) != wanted:
+            text = f"an oracle plans all at once, for the prompts that it is offered: plan.{key} must be {wanted}, not {found}"
+            raise ConfigError(f"{path}: method {name}: {text}")
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -253,7 +263,7 @@ def _share(config: KrayConfig, base: KrayConfig, path: str, name: str) -> None:
 def _check_exact(base: KrayConfig, path: str) -> None:
     if base.environment.name:
         raise ConfigError(f"{path}: exact: true needs answers that are one response: no environment")
-    for source in (base.prompts.train, base.prompts.test):
+    for source in (base.prompts.train, *test_sources(base.prompts).values()):
         gym = source.kind == "reasoning_gym"
         verifier = source.verifier or ("reasoning_gym" if gym else base.reward.verifier)
         options = base.reward.options if verifier == base.reward.verifier else {}

@@ -119,7 +119,7 @@ class PlanConfig:
     lower: int = 2  # rollouts of every prompt that is visited
     upper: int = 128  # rollouts no prompt exceeds
     unit: str = "rollouts"  # rollouts | tokens: what the budget counts
-    token_budget: int = 0  # expected response tokens a step, where unit is tokens
+    token_budget: int = 0  # expected response tokens a step, where unit is tokens; raised where plan.lower needs more
     value: str = "paper"  # of n rollouts at success rate p: paper (p (1 - p)^2 if mixed) | grpo | coba
     marginal: str = "expected_gain"  # online, rounds: expected_gain | stop_at_mixed | hybrid | target_size
     target_size: int = 8  # rollouts of a group that marginal target_size fills up

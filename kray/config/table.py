@@ -45,7 +45,7 @@ def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[t
         ),
         ("response tokens a step", f"at most {tokens:,}"),
         ("rollouts in all", f"{run.steps * plan.budget:,}"),
-        ("epochs", f"{epochs:.2f}"),
+        ("epochs", f"{epochs:.2f}" + (f" to {share * epochs:.2f}" if share > 1 else "")),
         ("optimizer steps", f"{run.steps * config.train.updates:,}"),
         ("evaluations", f"{evaluations:,} x {test_prompts * responses:,} responses"),
         *_actors(config),

@@ -261,7 +261,7 @@ class Beliefs:
     def from_dict(cls, state: Mapping[str, Any]) -> Beliefs:
         """The beliefs that `to_dict` wrote; ValueError on another version or numbers that cannot be beliefs."""
         version = state.get("version")
-        if version not in range(1, VERSION + 1):
+        if not (isinstance(version, int) and 1 <= version <= VERSION):
             raise ValueError(f"beliefs of version {version!r} cannot be read; this is version {VERSION}")
         discounts = state.get("discounts") or [state["discount"]] * 2
         prior_alpha, prior_beta = state["prior"]

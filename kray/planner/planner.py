@@ -142,6 +142,10 @@ class KnapsackPlanner:
         start = Start(ids, plan, self.beliefs, before, alpha, beta, value, whole, binary, groups)
         return StepPlan(start, purse, partial(rule, purse, value))
 
+    def least(self, prompts: int, cost: ArrayLike | None = None, due: ArrayLike | None = None) -> float:
+        """The smallest budget with which `begin` can visit so many prompts, in plan.unit; cost, due: as there."""
+        return float(self._prices(prompts, cost) @ self._floors(prompts, due))
+
     def plan(self, prompt_ids: Sequence[str], budget: int | None = None, **known: Any) -> Allocation:
         """`begin`, with everything dispatched at once and nothing asked of it: the plan without this step's labels.
 
@@ -219,8 +223,10 @@ class KnapsackPlanner:
         plan, m = self.settings, len(ids)
         if plan.mode == "dynamic_sampling":
             groups = min(self._groups(m), m)
-            size = int(np.clip(budget // max(groups, 1), plan.lower, plan.upper))
-            held = np.where(np.arange(m) < groups, size, 0)
+            size = int(np.clip(budget // max(groups, 1), self._block, plan.upper))
+            held = np.where(
+                (floor > 0) | (np.arange(m) < groups), size, 0
+            )  # none more than groups, unless more are due
             rule = partial(_waves, groups, size)
             return held.astype(np.int64), rule, float(size * m)
         if plan.mode == "online" or (plan.mode == "static" and self._admits):

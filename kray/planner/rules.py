@@ -40,6 +40,9 @@ class Rule:
     def lost(self, row: int) -> None:
         """Rollouts of a prompt are lost for good; the purse already holds their budget again."""
 
+    def refunded(self) -> None:
+        """Budget has come back to the purse: rollouts took fewer tokens than expected."""
+
 
 class Respend(Rule):
     """The static plan: nothing more, unless rollouts are lost, whose budget goes to the best prompts then."""
@@ -62,6 +65,10 @@ class Respend(Rule):
         self._greedy.touched(row)
         self._greedy.refunded()
 
+    def refunded(self) -> None:
+        if self._greedy:
+            self._greedy.refunded()
+
 
 class Online(Rule):
     """The best rollouts now, continuously. target_groups > 0: none while enough groups are mixed or about to be."""
@@ -80,6 +87,9 @@ class Online(Rule):
 
     def lost(self, row: int) -> None:
         self.greedy.touched(row)
+        self.greedy.refunded()
+
+    def refunded(self) -> None:
         self.greedy.refunded()
 
 
@@ -110,19 +120,19 @@ class Waves(Rule):
     """DAPO's dynamic sampling, arXiv 2503.14476: prompts are opened wave by wave until enough groups are mixed.
 
     Each wave is `groups` fresh candidates with `size` rollouts each, begun when the one before is fully labelled; every
-    rollout counts. Departure: a wave is one batch of prompts (theirs may be larger), and candidates are finite.
+    rollout counts. The purse holds the first wave, which has all that are due. Departure: a wave is one batch of prompts
+    (theirs may be larger), and candidates are finite.
     """
 
     def __init__(self, purse: Purse, step: Labels, groups: int, size: int):
         self._purse, self._step, self._groups, self._size = purse, step, groups, size
-        self._next = groups
+        self._fresh = [row for row, held in enumerate(purse.held) if not held]
 
     def more(self, rollouts: int) -> list[tuple[int, int]]:
         purse = self._purse
         if self._step.in_flight or self._step.mixed >= self._groups:
             return []
-        rows = range(self._next, min(self._next + self._groups, len(purse.held)))
-        self._next = rows.stop
+        rows, self._fresh = self._fresh[: self._groups], self._fresh[self._groups :]
         for row in rows:
             purse.held[row] += self._size
             purse.free -= self._size * purse.cost[row]

@@ -129,6 +129,8 @@ class StepPlan:
             excess = tokens - self._purse.cost[row] * n
             self._forfeited += excess
             self._purse.free -= excess
+            if excess < 0:
+                self._rule.refunded()
         assert self.in_flight >= 0
 
     def lost(self, prompt_id: str, rollouts: int = 1) -> None:

@@ -17,7 +17,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,13 @@ class BeliefSettings:
 class OpenPlan:
     id: str
     step: StepPlan
-    answers: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
+    answers: OrderedDict[tuple[str, str], dict[str, Any]] = field(default_factory=OrderedDict)
 
 
 @dataclass(slots=True)
 class Run:
     name: str
-    settings: BeliefSettings
+    settings: BeliefSettings | None  # None: not told, by beliefs from elsewhere
     beliefs: Beliefs
     steps: int = 0  # plans closed
     plan: OpenPlan | None = None
@@ -96,7 +96,7 @@ class PlanBook:
 
     def _check_free(self, run: Run, prompt_ids: Sequence[str], beliefs: BeliefSettings | None) -> None:
         """Refuses what a run cannot begin now."""
-        if beliefs is not None and beliefs != run.settings:
+        if beliefs is not None and run.settings is not None and beliefs != run.settings:
             raise Refusal(
                 409, f"beliefs: run {run.name!r} was begun with {asdict(run.settings)}", "conflict", "beliefs"
             )
@@ -122,7 +122,7 @@ class PlanBook:
             rollouts = [{"prompt_id": prompt_id, "rollouts": count} for prompt_id, count in taken]
             return {"take": rollouts, "in_flight": plan.step.in_flight, "done": plan.step.done}
 
-        return _once(plan, request_id, work)
+        return _once(plan, "take", request_id, work)
 
     def observe(
         self,
@@ -143,7 +143,7 @@ class PlanBook:
                     plan.step.lost(prompt_id, rollouts)
             return {"in_flight": plan.step.in_flight, "done": plan.step.done}
 
-        return _once(plan, request_id, work)
+        return _once(plan, "observe", request_id, work)
 
     def state(self, plan_id: str) -> dict[str, Any]:
         """What the plan has given out and what was expected of it."""
@@ -183,9 +183,10 @@ class PlanBook:
         ]
 
     def saved(self, run_name: str) -> dict[str, Any]:
-        """A run's beliefs as JSON holds them; of the form of KnapsackPlanner.to_dict."""
+        """A run's beliefs as JSON holds them; of the form of KnapsackPlanner.to_dict, with how they began beside it."""
         run = self._known(run_name)
-        return {"version": 1, "steps": run.steps, "beliefs": run.beliefs.to_dict()}
+        begun = {"settings": asdict(run.settings)} if run.settings is not None else {}
+        return {"version": 1, "steps": run.steps, "beliefs": run.beliefs.to_dict()} | begun
 
     def load(self, run_name: str, state: Mapping[str, Any]) -> dict[str, Any]:
         """Gives a run the beliefs that `saved` gave; a run without an open plan, or a new one."""
@@ -193,7 +194,7 @@ class PlanBook:
         if held is not None and held.plan is not None and not held.plan.step.done:
             raise Refusal(409, f"run: {run_name!r} has plan {held.plan.id} open", "conflict", "run")
         beliefs = read_beliefs(state, self.max_prompts)
-        settings = BeliefSettings(beliefs.discounts[0], beliefs.prior_alpha, beliefs.prior_beta, beliefs.fit_prior)
+        settings = _settings(state.get("settings"))
         self._room_for(run_name)
         self._runs[run_name] = Run(run_name, settings, beliefs, int(state.get("steps", 0)))
         return {"run": run_name, "prompts": len(beliefs)}
@@ -289,6 +290,18 @@ def _value(name: str, alpha: np.ndarray, beta: np.ndarray) -> Value:
     return BetaValue(alpha, beta)
 
 
+def _settings(told: Any) -> BeliefSettings | None:
+    """Raises Refusal where it is neither absent nor sound."""
+    if told is None:
+        return None
+    try:
+        settings = BeliefSettings(**told)
+        Beliefs(*astuple(settings))  # checks them
+    except (TypeError, ValueError) as error:
+        raise Refusal(422, f"settings: {error}", "invalid", "settings") from None
+    return settings
+
+
 def read_beliefs(state: Mapping[str, Any], max_prompts: int) -> Beliefs:
     """Beliefs from a JSON that anyone may have written. Raises Refusal that says what is wrong with it."""
     try:
@@ -325,15 +338,15 @@ def refusals(field_name: str = "", done: int = 0) -> Iterator[None]:
         raise Refusal(422, text, "invalid", key) from error
 
 
-def _once(plan: OpenPlan, request_id: str | None, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The answer that this request got before, else a new one."""
-    if request_id is not None and request_id in plan.answers:
-        return plan.answers[request_id]
-    answer = work()
-    if request_id is not None:
-        plan.answers[request_id] = answer
-        while len(plan.answers) > ANSWERS:
-            plan.answers.popitem(last=False)
+def _once(plan: OpenPlan, call: str, request_id: str | None, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer that this request got before, else a new one. Each call has request ids of its own."""
+    if request_id is None:
+        return work()
+    if (call, request_id) in plan.answers:
+        return plan.answers[call, request_id]
+    answer = plan.answers[call, request_id] = work()
+    while len(plan.answers) > ANSWERS:
+        plan.answers.popitem(last=False)
     return answer
 
 

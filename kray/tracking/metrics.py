@@ -96,7 +96,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "timing_s/step": ("s", "the whole step"),
     "progress/rollouts": ("rollouts", "rollouts since the run began"),
     "progress/tokens": ("tokens", "response tokens since the run began"),
-    "progress/epoch": ("epochs", "steps x prompts.per_step / training prompts"),
+    "progress/epoch": ("epochs", "visits of prompts so far / training prompts"),
     "throughput/rollouts_per_s": ("rollouts/s", "of the whole step"),
     "throughput/tokens_per_s": ("tokens/s", "response tokens, of the whole step"),
     "eval/accuracy": ("ratio", "mean success of sampled responses to the test prompts; of graded rewards, their mean"),

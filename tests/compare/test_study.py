@@ -11,6 +11,7 @@ from kray.records import ConfigError
 
 BASE = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 GYM = "{{train: {{kind: reasoning_gym, tasks: {{gcd: {{}}}}, verifier: exact}}}}"  # "5 " would be right, too
+LOOSE = "{{more_tests: {{loose: {{verifier: math}}}}}}"
 TEXT = """
 base: {base}
 exact: true
@@ -47,6 +48,22 @@ def test_children_are_methods_times_seeds_on_one_base(write, tmp_path):
     assert [child.config.run.seed for child in study.children] == [0, 0, 0, 1, 1, 1]
     assert by_name["oracle"].oracle
     assert {child.config.track.uri for child in study.children} == {f"sqlite:///{tmp_path}/out/mlflow.db"}
+
+
+def test_times_scales_budgets_of_tokens_too(write, tmp_path):
+    tokens = ["plan.unit=tokens", "plan.token_budget=900"]
+    study = load_study(write(), "uniform,twice", "0", str(tmp_path / "out"), tokens)
+    assert [child.config.plan.token_budget for child in study.children] == [900, 1800]
+
+
+def test_children_with_exact_accuracies_are_not_those_with_sampled_ones(write, tmp_path):
+    file, out = write(), str(tmp_path / "out")
+    (child,) = load_study(file, "uniform", "0", out).children
+    child.folder.mkdir(parents=True)
+    child.finish({})
+    write(TEXT.replace("exact: true", "exact: false"))
+    with pytest.raises(ConfigError, match="other settings"):
+        load_study(file, "uniform", "0", out).todo()
 
 
 def test_what_would_run_names_every_number_of_prompts(write, tmp_path):
@@ -92,6 +109,10 @@ def test_a_moved_folder_is_still_done(write, tmp_path):
         ({"plan.mode: uniform, times: 2": "plan.mod: uniform"}, "method twice: plan.mod is not a key"),
         ({"times: 2": "times: 0.001"}, "times must give a whole number"),
         ({"exact: true": "exact: false"}, "method oracle: oracle needs exact"),
+        ({"mode: static, candidates: 1": "mode: online, candidates: 1"}, "method oracle: .*plan.mode must be static"),
+        ({"candidates: 1": "candidates: 1, value: grpo"}, "method oracle: .*plan.value must be paper"),
+        ({"candidates: 1": "candidates: 2"}, "method oracle: .*plan.candidates must be 1"),
+        ({"run: {{name": f"prompts: {LOOSE}, run: {{{{name"}, "answers that can be given in one way"),
         ({"exact: true": "exactly: true"}, "exactly is not a key of a comparison"),
         ({"run: {{name": "reward: {{verifier: math}}, run: {{name"}, "answers that can be given in one way"),
         ({"run: {{name": f"prompts: {GYM}, run: {{{{name"}, "answers that can be given in one way"),

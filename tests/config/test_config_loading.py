@@ -252,7 +252,7 @@ def test_export(load):
 
 def test_derived_table(load):
     table = dict(derived(load(MODEL, "rollout.engines=3", "rollout.gpus_per_engine=1"), 640, 100))
-    assert table["epochs"] == "10.00"
+    assert table["epochs"] == "10.00 to 20.00"
     assert table["mean rollouts per prompt"].startswith("at least 4.0")
     assert table["engines"] == "3 x {CPU: 1, GPU: 1}"
     assert table["actors ask for"] == "{CPU: 4, GPU: 3}"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.plan_rules import MARGINALS, NEED_LABELS, RESPEND
-from kray.planner import MODES, BetaValue, GrpoValue, KnapsackPlanner, solve
+from kray.planner import MODES, Beliefs, BetaValue, GrpoValue, KnapsackPlanner, solve
 
 SPENDING = [mode for mode in MODES if mode != "dynamic_sampling"]  # modes that spend the budget exactly
 
@@ -295,6 +295,54 @@ def test_reported_tokens_replace_their_expectation():
             step.observe(prompt, [0] * rollouts, tokens=25 * rollouts)  # all responses are far longer than expected
             spent += 25 * rollouts
     assert 1000 - 25 <= spent <= 1000 + 60
+
+
+def test_tokens_that_come_back_go_to_the_prompt_that_is_worth_most():
+    planner = KnapsackPlanner("online", unit="tokens", token_budget=108, beliefs=Beliefs(1.0, fit_prior=False))
+    for prompt, passed in (("solved", 60), ("middling", 30)):
+        planner.observe(prompt, np.arange(60) < passed)
+    step = planner.begin(["solved", "middling"], cost=[8.0, 10.0])
+    step.take(None)
+    held = step.allocation().budgets.tolist()
+    assert step.take(None) == []  # what is left does not pay for a rollout of the dearer one
+    step.observe("solved", [1, 1], tokens=2)  # for 16 that were expected
+    assert dict(step.take(None)).keys() == {"middling"}
+    assert step.allocation().budgets[0] == held[0]
+
+
+def test_the_least_budget_is_what_a_step_begins_with():
+    for planner, due in (
+        (KnapsackPlanner("static", unit="tokens", token_budget=50), None),
+        (KnapsackPlanner("online", unit="tokens", token_budget=50, candidates=2), [True, False, True]),
+    ):
+        ids, cost = ["a", "b", "c"], [10.0, 30.0, 25.5]
+        least = planner.least(3, cost, due)
+        assert least == 2 * (10.0 + 25.5 + (30.0 if due is None else 0.0))
+        assert planner.begin(ids, least, cost=cost, due=due).allocation().prompt_ids == ids
+        with pytest.raises(ValueError, match="token_budget"):
+            planner.begin(ids, least - 0.1, cost=cost, due=due)
+
+
+@pytest.mark.parametrize("due", [[0, 1, 2, 3, 4, 5], [9, 4, 11, 2, 7]])
+def test_dynamic_sampling_opens_all_that_are_due_and_no_prompt_twice(due):
+    planner = KnapsackPlanner("dynamic_sampling", 16, candidates=3, target_groups=4, lower=2)
+    ids = [f"p{i}" for i in range(12)]
+    step = planner.begin(ids, due=np.isin(np.arange(12), due))
+    first = dict(step.take(None))
+    assert {f"p{i}" for i in due} <= first.keys()
+    assert set(first.values()) == {4}
+    taken = dict(first)
+    while not step.done:
+        for prompt, rollouts in step.take(None):
+            assert prompt not in taken
+            taken[prompt] = rollouts
+        for prompt, rollouts in list(first.items()):
+            step.observe(prompt, [0] * rollouts)
+        first = {}
+        for prompt, rollouts in step.take(None):
+            assert prompt not in taken
+            taken[prompt] = first[prompt] = rollouts
+    assert taken == dict.fromkeys(ids, 4)
 
 
 @given(st.sampled_from(["static", "online"]), st.integers(2, 4), st.integers(0, 2**32), st.sampled_from([0, 6]))

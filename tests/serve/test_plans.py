@@ -109,6 +109,39 @@ def test_a_request_sent_again_gets_the_same_answer_and_does_nothing():
     assert book.state(plan_id)["in_flight"] == 0
 
 
+def test_request_ids_are_those_of_one_call():
+    """A client may count its calls of each kind."""
+    book = PlanBook()
+    plan_id = book.open("r", IDS, PLAN, {})["id"]
+    taken = book.take(plan_id, 8, "1")["take"]
+    assert book.observe(plan_id, [(x["prompt_id"], [0.0] * x["rollouts"], None) for x in taken], request_id="1") == {
+        "in_flight": 0,
+        "done": False,
+    }
+
+
+def test_a_run_goes_on_after_a_restart_with_the_settings_it_was_begun_with(tmp_path):
+    settings, plan = BeliefSettings(discount=0.7), PLAN | {"mode": "static", "budget": 320}
+    ids = [f"q{i}" for i in range(40)]
+    book, rates = PlanBook(folder=tmp_path), np.random.default_rng(0).random(len(ids))
+    for step in range(3):
+        plan_id = book.open("r", ids, plan, {}, settings)["id"]
+        for number, x in enumerate(book.take(plan_id, None)["take"]):
+            book.observe(plan_id, [(x["prompt_id"], [float(rates[number] > 0.3)] * x["rollouts"], None)])
+        book.close(plan_id)
+        assert book.saved("r")["steps"] == step + 1
+    assert (book.saved("r")["beliefs"]["prior"]) != [1.0, 1.0], "the prior has been fitted since"
+    again = PlanBook(folder=tmp_path)
+    text = refused(409, "beliefs", again.open, "r", IDS, PLAN, {}, BeliefSettings(discount=0.9))
+    assert "'discount': 0.7" in text
+    again.open("r", ids, plan, {}, settings)
+    told = PlanBook()
+    told.load("r", {key: value for key, value in book.saved("r").items() if key != "settings"})
+    told.open("r", IDS, PLAN, {}, BeliefSettings(discount=0.9))  # how these began is not known
+    refused(422, "settings", told.load, "s", book.saved("r") | {"settings": {"discount": 7}})
+    refused(422, "settings", told.load, "s", book.saved("r") | {"settings": {"rho": 0.5}})
+
+
 def test_what_is_wrong_is_named_and_changes_nothing():
     book = PlanBook(max_runs=2, max_prompts=30)
     refused(422, "budget", book.open, "r", IDS, PLAN | {"budget": 10}, {})
