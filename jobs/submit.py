@@ -9,12 +9,9 @@ there; it stays up for the next job; `make stop` ends it.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -22,11 +19,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kray.config import redact
+from kray.follow import STOP_S, follow
 from kray.launch import LOCAL_RAY, git_commit, guarded
-from kray.records import KrayError
+from kray.records import ConfigError, KrayError
 
 LOCAL = "http://127.0.0.1:8265"
-START_S, STOP_S = 90.0, 600.0
+START_S, RUN_S = 90.0, 300.0
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 CARRIED = ("MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE")
@@ -38,6 +36,12 @@ def main() -> int:
     if not command or command[0] in ("-h", "--help"):
         print(__doc__)
         return 0
+    for name in CARRIED:
+        if redact(value := os.environ.get(name, "")) != value:
+            text = "holds a password, and a job's variables are shown on Ray's dashboard: set MLFLOW_TRACKING_USERNAME and "
+            raise ConfigError(
+                f"{name} {text}MLFLOW_TRACKING_PASSWORD where the cluster's nodes start, and leave it out here"
+            )
     address = os.environ.get("RAY_API_SERVER_ADDRESS", LOCAL)
     local = urlsplit(address).hostname in ("127.0.0.1", "localhost")
     if local:
@@ -50,7 +54,7 @@ def main() -> int:
     if client is None:
         client = start_head(address)
     variables = {"KRAY_GIT_COMMIT": git_commit(), "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}", "PYTHONUNBUFFERED": "1"}
-    carried = CARRIED + (FOLDERS if own_head() else ())
+    carried = CARRIED + (FOLDERS if own_head(address) else ())
     variables |= {name: os.environ[name] for name in carried if name in os.environ}
     name = f"kray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     submit = [str(BIN / "ray"), "job", "submit", "--no-wait", "--address", address, "--submission-id", name]
@@ -66,7 +70,10 @@ def main() -> int:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=RUN_S)
+    except subprocess.TimeoutExpired:
+        raise KrayError(f"{' '.join(command[:3])} was not done within {RUN_S:.0f} s") from None
 
 
 def ensure_token() -> None:
@@ -92,13 +99,13 @@ def head_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
 
 
-def own_head() -> bool:
-    """Whether the head that `start_head` made is up."""
+def own_head(address: str) -> bool:
+    """Whether the address is that of the head that `start_head` made, and it is up."""
     try:
         os.kill(int((head_folder() / "ray-head.pid").read_text()), 0)
+        return (head_folder() / "ray-head.address").read_text() == address
     except (OSError, ValueError):
         return False
-    return True
 
 
 def start_head(address: str):
@@ -114,6 +121,7 @@ def start_head(address: str):
     with log.open("w") as output:
         head = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
     (folder / "ray-head.pid").write_text(str(head.pid))
+    (folder / "ray-head.address").write_text(address)
     print(f"no Ray answers on {address}: starting a head (log: {log}; `make stop` ends it)", flush=True)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
@@ -124,42 +132,6 @@ def start_head(address: str):
             return client
         time.sleep(0.5)
     raise KrayError(f"the Ray head did not answer on {address} within {START_S:.0f} s, see {log}")
-
-
-def follow(client, name: str) -> int:
-    """Prints the job's output to its end; the exit code of the job."""
-    stopping: list[int] = []
-
-    def stop(*_: object) -> None:
-        stopping.append(1)
-        if len(stopping) > 1:
-            raise KeyboardInterrupt
-        client.stop_job(name)
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # of the closed connection
-
-    async def tail() -> None:
-        async for lines in client.tail_job_logs(name):
-            print(lines, end="", flush=True)
-
-    asyncio.run(tail())
-    deadline = time.monotonic() + STOP_S
-    while not (status := client.get_job_status(name)).is_terminal():
-        if time.monotonic() > deadline:
-            raise KrayError(f"job {name} is still {status} {STOP_S:.0f} s after its last line")
-        time.sleep(0.2)
-    if status.value == "SUCCEEDED":
-        return 0
-    info = client.get_job_info(name)
-    if status.value == "STOPPED":
-        print(f"job {name} was stopped")
-        return 130
-    if info.driver_exit_code is None:
-        print(f"job {name}: {info.message}", file=sys.stderr)
-    return info.driver_exit_code or 1
 
 
 if __name__ == "__main__":

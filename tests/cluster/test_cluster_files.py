@@ -242,8 +242,12 @@ def test_the_job_ends_after_one_try_and_its_command_is_one_that_the_image_has():
     assert spec["shutdownAfterJobFinishes"]
     environment = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
     assert float(environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60, "else a stopped job has 3 s for its checkpoint"
-    config = re.search(r"--config (\S+)", spec["entrypoint"]).group(1)
-    overrides = re.findall(r"\S+=\S+", spec["entrypoint"])
+    words = spec["entrypoint"].split()
+    assert not re.search(r"[^\w\s./=:@,-]", spec["entrypoint"]), "KubeRay pastes it into a shell script, unquoted"
+    image = re.search(r"^WORKDIR (\S+)$", (FOLDER / "Dockerfile.gpu").read_text(), re.M).group(1)
+    assert words[:3] == ["python", f"{image}/jobs/train.py", "--config"], "jobs start in a folder of Ray's"
+    config = words[3].removeprefix(f"{image}/")
+    overrides = [word for word in words if "=" in word]
     assert load_config(ROOT / config, overrides).run.dir.startswith("/mnt/kray/")
 
 

@@ -131,6 +131,14 @@ def test_help_teaches_with_examples(name):
     assert done.stdout.count(f"python jobs/{name}.py") >= 2
 
 
+def test_submit_shows_no_password_to_the_dashboard(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hidden-word@mlflow.example")
+    done = job("submit", "jobs/train.py", "--config", QUICK)
+    assert done.returncode == 2
+    assert "MLFLOW_TRACKING_URI holds a password" in done.stderr
+    assert "hidden-word" not in done.stderr + done.stdout
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
