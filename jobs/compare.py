@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kray.compare.study import Study, load_study
-from kray.launch import connect, driver_actor, find_model, follow, git_commit, guarded, load_both, tags
+from kray.launch import connect, driver_actor, find_model, follow, guarded, load_both, tags
 
 
 def main() -> int:
@@ -78,7 +78,7 @@ def write(study: Study, page: Path, file: Path) -> None:
     from kray.config import flat
 
     settings = {"study": study.path, "seeds": study.seeds, "overrides": study.overrides, "config": flat(study.base)}
-    held = {"versions": versions, "cores": os.cpu_count(), "commit": git_commit(), "settings": settings}
+    held = {"versions": versions, "cores": os.cpu_count(), "origins": study.origins(), "settings": settings}
     file.write_text(json.dumps(held | json.loads((page.parent / "results.json").read_text()), indent=1) + "\n")
 
 

@@ -20,7 +20,6 @@ from kray.compare.results import BIN_NAMES, Results, read_results
 from kray.compare.stats import Interval, cost_to, interval, paired, share
 from kray.compare.study import Study
 from kray.compare.verdicts import Verdict, late_prompts, late_rollouts, separates, verdicts
-from kray.launch import git_commit
 from kray.report import duration
 
 
@@ -50,7 +49,8 @@ def write_report(study: Study) -> Report:
     found = verdicts(results)
     numbers = summary(results)
     files.append(folder / "results.json")
-    text = json.dumps({"methods": numbers, "verdicts": [asdict(v) for v in found]}, indent=1, default=float)
+    told = finite({"methods": numbers, "verdicts": [asdict(v) for v in found]})
+    text = json.dumps(told, indent=1, default=float, allow_nan=False)
     files[-1].write_text(text + "\n")
     html = folder / "index.html"
     sections = [
@@ -63,6 +63,15 @@ def write_report(study: Study) -> Report:
     ]
     html.write_text(page(*_head(results, found), sections), encoding="utf-8")
     return Report(str(html), [html, *files], [asdict(verdict) for verdict in found])
+
+
+def finite(value: Any) -> Any:
+    """With None in place of every number that was not measured: JSON knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summary(results: Results) -> dict[str, dict[str, Any]]:
@@ -91,7 +100,7 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
             "rollouts": float(np.mean([run.rollouts[-1] for run in runs.values()])),
             "tokens": float(np.mean([run.tokens[-1] for run in runs.values()])),
             "seconds": float(np.mean([run.seconds[-1] for run in runs.values()])),
-            "by_difficulty": np.nan_to_num(np.mean([r.by_difficulty() for r in runs.values()], axis=0)).tolist(),
+            "by_difficulty": np.mean([r.by_difficulty() for r in runs.values()], axis=0).tolist(),
             "transitions": np.sum([run.transitions() for run in runs.values()], axis=0).tolist(),
         }
     return found
@@ -110,6 +119,8 @@ def _head(results: Results, found: Sequence[Verdict]) -> tuple[str, str]:
     else:
         lines.append("<b>Not shown: that this setting separates.</b> Whether uniform is n/2 &lt; n &lt; 2n is undecided "
                      "or was not measured, so differences between methods must be read with care.")  # fmt: skip
+    if len(study.origins().get("policy", [])) > 1:
+        lines.append("<b>The runs began from different policies</b>, so that differences between them mean little.")
     if max(map(len, results.runs.values())) < 2:
         lines.append("There is one seed: nothing here has an interval, and no claim can be decided.")
     return study.folder.name, "".join(f"<p>{line}</p>" for line in lines)
@@ -188,7 +199,7 @@ def _account(results: Results) -> str:
         "seeds": ", ".join(map(str, study.seeds)),
         "learning rate": f"{base.train.lr:g}",
         "prompts": f"{base.prompts.train.kind}; {base.evaluate.samples} samples of each test prompt",
-        "commit": git_commit() or "not known",
+        "commit": ", ".join(study.origins().get("commit", [])) or "not known",
         "a run took": f"{duration(float(np.median(took)))}, the median",
     }
     text = table(["what", "value"], [[what, value] for what, value in keys.items()])

@@ -56,6 +56,7 @@ class Comparison(Driver):
         self.study = study
         self._version = 0  # that no engine has served yet
         self._took: list[float] = []  # seconds of the children that were run here
+        self._origin: dict[str, str] = {}  # what children come from; see Study.origins
 
     async def compare(self) -> AsyncIterator[str | Outcome]:
         """Runs the children that are not done, writes the report; yields lines, and an Outcome at the end."""
@@ -111,6 +112,14 @@ class Comparison(Driver):
         try:
             parts = load_parts(study.base, self.model_path, self.say)
             await fleet.start(None, self._next_versions(0), parts.probe)
+            assert fleet.pool.published is not None
+            prompts = prompts_digest([prompt for prompt, _ in (*parts.train, *parts.test)])
+            self._origin = {
+                "policy": fleet.pool.published.checksum,
+                "prompts": prompts,
+                "commit": self.tags.get("git_commit", ""),
+            }
+            study.check_origin(self._origin)
             shutil.rmtree(start, ignore_errors=True)
             await fleet.learners.save(start)
             for number, child in enumerate(todo, 1):
@@ -162,7 +171,8 @@ class Comparison(Driver):
         shutil.rmtree(child.folder / "checkpoints", ignore_errors=True)  # figures are what is asked of a comparison
         summary = training.summary()
         took_s = time.monotonic() - started
-        child.finish({"took_s": took_s, "mlflow_run_id": state.mlflow_run_id, "summary": shown(summary)})
+        run_id, told = state.mlflow_run_id, shown(summary)
+        child.finish({"took_s": took_s, "mlflow_run_id": run_id, "summary": told, "origin": self._origin})
         self._took.append(took_s)
         before, after = summary.accuracy_before, summary.accuracy_after
         self.say(f"[{place}] {child.name}: sampled accuracy {before:.3f} -> {after:.3f}, {duration(took_s)}")

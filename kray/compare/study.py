@@ -61,7 +61,7 @@ class Child:
     def settings(self) -> str:
         """Equal for children that do the same."""
         own = {key: value for key, value in flat(self.config).items() if not key.startswith(OWN)}
-        text = json.dumps([own, self.oracle, self.exact], sort_keys=True)
+        text = json.dumps([own, self.oracle] if self.exact else [own, self.oracle, "sampled"], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def result(self) -> dict[str, Any] | None:
@@ -107,6 +107,23 @@ class Study:
     def todo(self) -> list[Child]:
         """Children that are not done. Raises ConfigError when one was done with other settings."""
         return [child for child in self.children if child.result() is None]
+
+    def origins(self) -> dict[str, list[str]]:
+        """What the done children say they came from: policy, prompts (digests) and commit -> different values, sorted."""
+        found: dict[str, set[str]] = {}
+        for child in self.children:
+            for key, value in ((child.result() or {}).get("origin") or {}).items():
+                found.setdefault(key, set()).add(str(value))
+        return {key: sorted(values) for key, values in found.items()}
+
+    def check_origin(self, origin: Mapping[str, str]) -> None:
+        """Raises ConfigError where done children began from another policy or other prompts than those to come would."""
+        known = self.origins()
+        for key in ("policy", "prompts"):
+            if others := set(known.get(key, ())) - {origin[key]}:
+                text = f"children that are done had another {key} ({', '.join(sorted(others))} and not {origin[key]})"
+                why = "a tiny policy that is warmed up anew, or on another machine, is another one"
+                raise ConfigError(f"{self.folder}: {text}, so these cannot be compared; take another --dir ({why})")
 
     def describe(self) -> str:
         base = self.base

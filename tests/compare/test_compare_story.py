@@ -93,7 +93,11 @@ def test_a_comparison_reports_goes_on_and_its_children_do_not_know_of_each_other
     assert all(method in page for method in ("uniform", "kray", "exact_p"))
     assert "nothing here has an interval" in page
     assert {verdict["outcome"] for verdict in ended.verdicts} == {"undecided", "not measured"}
-    numbers = json.loads(Path(ended.page).with_name("results.json").read_text())["methods"]
+    origin = json.loads((tmp_path / "all/uniform/seed-0/done.json").read_text())["origin"]
+    assert all(origin[key] for key in ("policy", "prompts")), "what the children began from is not kept"
+    text = Path(ended.page).with_name("results.json").read_text()
+    numbers = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["methods"]
+    assert numbers["uniform"]["difference"]["high"] is None
     assert all(numbers[method]["rollouts"] == 3 * 96 for method in numbers)
     assert 0 < numbers["uniform"]["start"] < 1
     visits = [json.loads(line) for line in (tmp_path / "all/exact_p/seed-0" / VISITS).read_text().splitlines()]

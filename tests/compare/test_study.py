@@ -66,6 +66,21 @@ def test_children_with_exact_accuracies_are_not_those_with_sampled_ones(write, t
         load_study(file, "uniform", "0", out).todo()
 
 
+def test_children_of_another_policy_are_not_joined(write, tmp_path):
+    study = load_study(write(), folder=str(tmp_path / "out"))
+    mine = {"policy": "a1", "prompts": "b2", "commit": "c3"}
+    study.check_origin(mine)
+    for child, origin in zip(study.children, (mine, mine | {"commit": "c4"}, None), strict=False):
+        child.folder.mkdir(parents=True)
+        child.finish({"origin": origin} if origin else {})
+    assert study.origins() == {"policy": ["a1"], "prompts": ["b2"], "commit": ["c3", "c4"]}
+    study.check_origin(mine)
+    with pytest.raises(ConfigError, match=r"another policy \(a1 and not a9\).*another --dir"):
+        study.check_origin(mine | {"policy": "a9"})
+    with pytest.raises(ConfigError, match="another prompts"):
+        study.check_origin(mine | {"prompts": "b9"})
+
+
 def test_what_would_run_names_every_number_of_prompts(write, tmp_path):
     wide = TEXT.replace("times: 2", "times: 2, prompts.per_step: 128")
     study = load_study(write(wide), folder=str(tmp_path / "out"), overrides=["prompts.per_step=64"])
