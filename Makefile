@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet
 
 # On Linux PyPI has torch for CUDA only; its CPU builds are taken from where pip looks anyway, else from PyTorch's own index.
 ifeq ($(EXTRA)-$(shell uname),cpu-Linux)
-TORCH = $(PIP) torch==2.13.0+cpu 2>/dev/null || $(PIP) --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
+TORCH = $(PIP) torch==2.13.0+cpu 2>/dev/null || $(PIP) --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu || $(PIP) torch==2.13.0
 else
 TORCH = $(PIP) torch==2.13.0
 endif

@@ -17,7 +17,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from kray.config import to_yaml
+from kray.config import kept_config, to_yaml
 from kray.judged import Recorder, table
 from kray.launch import connect, drive, find_model, guarded, load_both, load_checked, tags
 from kray.machine import require_gpus
@@ -39,7 +39,7 @@ def main() -> int:
     if path.is_dir() and not (path / "config.json").is_file():
         checkpoint = find_resume(str(path), "", "")
         assert checkpoint is not None  # a folder was named: there is one, or it raised
-        file = arguments.config or str(checkpoint.parent.parent / "config.yaml")
+        file = arguments.config or str(kept_config(checkpoint.parent.parent))
         overrides.append("resume=")
     elif arguments.config:
         file = arguments.config

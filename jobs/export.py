@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kray.config import kept_config
 from kray.export import check_free, export_checkpoint
 from kray.launch import as_task, connect, find_model, guarded, load_checked
 from kray.records import ConfigError
@@ -41,7 +42,7 @@ def main() -> int:
     state = RunState.from_dict(read_state(checkpoint))
     if arguments.register and not state.mlflow_run_id:
         raise ConfigError(f"--register: {checkpoint} does not say which MLflow run it belongs to")
-    config = load_checked(str(run / "config.yaml"), [*arguments.overrides, "resume="])
+    config = load_checked(str(kept_config(run)), [*arguments.overrides, "resume="])
     model = find_model(config)
     connect(config)
     work = (checkpoint, model, config.model, arguments.out, arguments.adapters or "")

@@ -13,12 +13,15 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kray.ask import Asker, Sight
 from kray.launch import guarded
 from kray.screen import screen
+
+RESTART_S = 120.0  # in which a driver that died is up again
 
 
 def main() -> int:
@@ -49,21 +52,30 @@ def show(found: dict[str, Any], as_json: bool) -> int:
 
 
 def watch(sight: Sight, options: argparse.Namespace) -> int:
-    """Until the run has ended."""
+    """Until the run has ended, or its driver was not seen for as long as it takes to start another."""
     from rich.live import Live
 
-    found = sight.look()
+    looks = going(sight, options.every)
     if options.json:
-        while show(found, True) == 0 and found["live"]:
-            time.sleep(options.every)
-            found = sight.look()
+        for found in looks:
+            show(found, True)
         return 0
-    with Live(screen(found), auto_refresh=False, screen=False) as live:
-        while found["live"]:
-            time.sleep(options.every)
-            found = sight.look()
+    with Live(auto_refresh=False, screen=False) as live:
+        for found in looks:
             live.update(screen(found), refresh=True)
     return 0
+
+
+def going(sight: Sight, every_s: float) -> Iterator[dict[str, Any]]:
+    """Looks at a run while it goes on."""
+    seen = time.monotonic()
+    while True:
+        yield (found := sight.look())
+        seen = time.monotonic() if found["live"] else seen
+        over = found["state"] == "finished" or not (found["live"] or sight.announced)
+        if over or time.monotonic() - seen > RESTART_S:
+            return
+        time.sleep(every_s)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kray.config import preview, warnings
+from kray.config import kept_config, preview, warnings
 from kray.launch import (
     check_model,
     connect,
@@ -82,6 +82,7 @@ def report(summary) -> None:
     shares = ", ".join(f"{part} {share:.0%}" for part, share in summary.shares.items() if part != "idle")
     restarts = ", ".join(f"{who} restarts {times}" for who, times in summary.restarts.items())
     left_out = "".join(f"  left out              prompt {name}: {why}\n" for name, why in summary.left_out.items())
+    kept = kept_config(Path(summary.folder))
     ending = f"stopped {summary.stopped}" if summary.stopped else "finished"
     print(
         f"\n{ending} after {summary.steps} of {summary.of_steps} steps, {duration(summary.elapsed_s)}, "
@@ -93,7 +94,7 @@ def report(summary) -> None:
         f"{left_out}"
         f"  results               {summary.folder}\n"
         f"  open them             {bin if summary.open_command.startswith('mlflow') else ''}{summary.open_command}\n"
-        f"  resume                {bin}python jobs/train.py --config {summary.folder}/config.yaml resume={summary.folder}\n"
+        f"  resume                {bin}python jobs/train.py --config {kept} resume={summary.folder}\n"
         f"  evaluate              {bin}python jobs/evaluate.py {summary.folder}",
         flush=True,
     )

@@ -154,14 +154,30 @@ class Sight:
                 return found
             except KrayError as error:
                 self._failure = str(error)
+                self._name = self._successor() or self._name
                 if self.folder is None or not (self.folder / "metrics.jsonl").is_file():
                     raise
         assert self.folder is not None
         return from_folder(self.folder) | ({"said": self._failure} if self._failure else {})
 
+    @property
+    def announced(self) -> bool:
+        """Whether the run's folder says that a driver goes on, or is to come."""
+        return self.folder is not None and bool(announced(self.folder)[0])
+
     def close(self) -> None:
         if self._asker is not None:
             self._asker.close()
+
+    def _successor(self) -> str:
+        """The driver of the run now, which was perhaps started again under another name; "" without one."""
+        from ray.exceptions import RayError
+
+        try:
+            names = self._asker.names(self.folder) if self._asker is not None and self.folder is not None else []
+        except (RayError, RuntimeError, ConnectionError):
+            return ""
+        return names[-1] if names else ""
 
     def _find(self, run: str) -> Path | None:
         if not run:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kray.ask import NAMESPACE, announce, driver_name, withdraw
-from kray.config import KrayConfig, changed_keys, load_config, redact, require
+from kray.config import KrayConfig, changed_keys, kept_config, load_config, redact, require
 from kray.config.placement import asked
 from kray.machine import joins_cluster
 from kray.records import ConfigError, DataError, KrayError, LostError, Prompt
@@ -143,8 +143,9 @@ def run_folder(config: KrayConfig) -> Path:
 
 
 def note_changes(config: KrayConfig, folder: Path) -> list[str]:
-    """What differs from the configuration that the run began with, a line each. Raises ConfigError for what must not."""
-    kept = folder / "config.yaml"
+    """What differs from the configuration that the run was last started with, a line each. Raises ConfigError for what must
+    not."""
+    kept = kept_config(folder)
     if not kept.is_file():
         return []
     changed = [
@@ -158,7 +159,7 @@ def note_changes(config: KrayConfig, folder: Path) -> list[str]:
                 f"{key} was {old!r} when {folder.name} began and cannot become {new!r} on resume; start a new run "
                 f"(settled for the life of a run: {', '.join(name.rstrip('.') for name in SETTLED)}; other keys may change)"
             )
-    return [f"changed since the run began: {key}: {old!r} -> {new!r}" for key, old, new in changed]
+    return [f"changed since the run was last started: {key}: {old!r} -> {new!r}" for key, old, new in changed]
 
 
 def tags() -> dict[str, str]:

@@ -36,4 +36,7 @@ class RunState:
             raise KrayError(
                 f"the checkpoint is of version {state.get('version')}; this kray reads version {cls.version}"
             )
-        return cls(**state)
+        known = (
+            state.get("planner", {}).get("beliefs", {}).get("visits", [])
+        )  # what states without `visits` tell of them
+        return cls(**({"visits": int(sum(known))} | state))

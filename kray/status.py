@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kray.config import KrayConfig, load_config
+from kray.config import KrayConfig, kept_config, load_config
 from kray.prometheus import Exporter
 from kray.records import KrayError
 
@@ -188,7 +188,7 @@ def from_folder(folder: Path) -> dict[str, Any]:
     file = folder / "metrics.jsonl"
     if not file.is_file():
         raise KrayError(f"{folder} holds no metrics.jsonl, so it is no run's folder, or the run has not begun yet")
-    config = load_config(str(folder / "config.yaml"), [], checked=False)
+    config = load_config(str(kept_config(folder)), [], checked=False)
     newest: dict[str, float] = {}
     evaluations: dict[int, float] = {}
     steps_s: deque[float] = deque(maxlen=BACK)

@@ -86,7 +86,7 @@ def test_changes_since_a_run_began_are_told_without_secrets_and_some_are_refused
     old.model.path = new.model.path = "x"
     old.track.uri, new.track.uri = "http://me:old-password@a", "http://me:new-password@b"
     (tmp_path / "config.yaml").write_text(to_yaml(old))
-    told = "changed since the run began: track.uri: 'http://me:***@a' -> 'http://me:***@b'"
+    told = "changed since the run was last started: track.uri: 'http://me:***@a' -> 'http://me:***@b'"
     assert note_changes(new, tmp_path) == [told]
     new.prompts.train.limit = 7
     told = r"prompts\.train\.limit was 0 when .* began and cannot become 7 .*life of a run: model, run\.seed, .*other keys may"

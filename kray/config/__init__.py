@@ -6,7 +6,7 @@ Loads OmegaConf and YAML only: neither Ray nor torch nor MLflow.
 from kray.config.advice import warnings
 from kray.config.checks import check, require
 from kray.config.export import changed_keys, digest, flat, to_yaml
-from kray.config.loading import load_config
+from kray.config.loading import kept_config, load_config
 from kray.config.redaction import redact
 from kray.config.schema import (
     EnvironmentConfig,
@@ -46,6 +46,7 @@ __all__ = [
     "derived",
     "digest",
     "flat",
+    "kept_config",
     "load_config",
     "preview",
     "redact",

@@ -34,6 +34,12 @@ from kray.config.schema import KrayConfig
 from kray.records import ConfigError
 
 
+def kept_config(folder: Path) -> Path:
+    """The configuration with which a run was started last: that of its newest resume, else that of its beginning."""
+    resumed = folder.glob("config-resumed-*.yaml")
+    return max(resumed, key=lambda file: (file.stat().st_mtime_ns, file.name), default=folder / "config.yaml")
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = (), checked: bool = True) -> KrayConfig:
     """The configuration of a file with overrides (`plan.budget=256`, `model.tiny.hidden_size=64`) put on top.
 

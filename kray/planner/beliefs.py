@@ -283,9 +283,15 @@ class Beliefs:
             if column.ndim != 1 or not ((column >= 0) & (column <= MOST)).all():
                 raise ValueError(f"beliefs are damaged: {name} must hold numbers in [0, {MOST:.0f}]")
             getattr(beliefs, f"_{name}")[rows] = column
-        if version < 4:  # a visit discounted when it began, and what was known before it may be of another visit
+        if version < 4:  # a visit discounted when it began: what was known before the last labels is not
             begun = beliefs._awaiting[rows] > 0
-            beliefs._prior_successes[rows[begun]] = beliefs._prior_failures[rows[begun]] = 0
+            for column in (
+                beliefs._last_successes,
+                beliefs._last_trials,
+                beliefs._prior_successes,
+                beliefs._prior_failures,
+            ):
+                column[rows[begun]] = 0
             beliefs._awaiting[rows] = 0
         beliefs._stale = bool(state["stale"])
         return beliefs

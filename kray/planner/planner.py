@@ -222,11 +222,13 @@ class KnapsackPlanner:
         """(held (M,) at the beginning, how to make the rule, the whole budget)."""
         plan, m = self.settings, len(ids)
         if plan.mode == "dynamic_sampling":
-            groups = min(self._groups(m), m)
+            groups = min(self._groups(m), m) if self._admits else m
             size = int(np.clip(budget // max(groups, 1), self._block, plan.upper))
-            held = np.where(
-                (floor > 0) | (np.arange(m) < groups), size, 0
-            )  # none more than groups, unless more are due
+            first = np.argsort(floor == 0, kind="stable")[
+                : max(groups, np.count_nonzero(floor))
+            ]  # those that are due first
+            held = np.zeros(m)
+            held[first] = size
             rule = partial(_waves, groups, size)
             return held.astype(np.int64), rule, float(size * m)
         if plan.mode == "online" or (plan.mode == "static" and self._admits):

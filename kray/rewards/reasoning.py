@@ -30,6 +30,8 @@ from sympy.parsing import sympy_parser
 from kray.rewards.verifiers import Reward
 
 _EVALUATES, _PARSES = re.compile(r"(?<![\w.])eval\("), re.compile(r"\b(parse_expr|sympify)\(")
+_OF_NUMBERS = ("reasoning_gym.games.countdown", "reasoning_gym.games.puzzle24")  # what is asked for holds no symbol
+_NUMBERS = re.compile(r"[\d\s.+\-*/()]+")
 _FUNCTIONS = {
     "abs", "Abs", "sqrt", "root", "exp", "log", "ln", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan",
     "sinh", "cosh", "tanh", "Pow", "Rational", "Integer", "Float",
@@ -74,11 +76,12 @@ def disarm() -> None:
         if _EVALUATES.search(source):
             module.eval = ast.literal_eval  # type: ignore[attr-defined]  # found before the builtin of this name
         if _PARSES.search(source):
+            parse = parse_numbers if score.__module__.startswith(_OF_NUMBERS) else parse_arithmetic
             for name, value in list(vars(module).items()):
                 if value is sympy:
-                    setattr(module, name, _Careful("sympy"))
+                    setattr(module, name, _Careful(parse))
                 elif value in (sympy_parser.parse_expr, sympy.sympify):
-                    setattr(module, name, parse_arithmetic)
+                    setattr(module, name, parse)
 
 
 def parse_arithmetic(text: str, local_dict: dict[str, Any] | None = None) -> Any:
@@ -88,6 +91,8 @@ def parse_arithmetic(text: str, local_dict: dict[str, Any] | None = None) -> Any
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"not an expression: {type(error).__name__}") from None
+    if "#" in text:
+        raise ValueError("not arithmetic: a comment")
     called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
     for node in nodes:
         fine = isinstance(node, _NODES)
@@ -101,15 +106,22 @@ def parse_arithmetic(text: str, local_dict: dict[str, Any] | None = None) -> Any
             fine = isinstance(node.func, ast.Name) and not node.keywords
         if not fine:
             raise ValueError(f"not arithmetic: {type(node).__name__}")
-    if "#" in text:
-        raise ValueError("not arithmetic: a comment")
     return sympy_parser.parse_expr(text, local_dict=local_dict)
+
+
+def parse_numbers(text: str) -> Any:
+    """The same of numbers, parentheses and + - * / alone: with a symbol, x / x would be a 1 that no number was used for."""
+    if not _NUMBERS.fullmatch(str(text).strip()):
+        raise ValueError("not arithmetic on numbers")
+    return parse_arithmetic(text)
 
 
 class _Careful(types.ModuleType):
     """SymPy, but for what evaluates text."""
 
-    parse_expr = sympify = staticmethod(parse_arithmetic)
+    def __init__(self, parse: Callable[..., Any]):
+        super().__init__("sympy")
+        self.parse_expr = self.sympify = parse
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sympy, name)

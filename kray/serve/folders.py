@@ -43,9 +43,10 @@ def find_checkpoint(path: Path, step: int | None) -> Path | None:
 
 def exported(checkpoint: Path, cache: Path, overrides: list[str]) -> tuple[Path, Any]:
     """(the folder of a checkpoint's export in the cache, the run's configuration); the folder may not exist yet."""
+    from kray.config import kept_config
     from kray.launch import load_checked
 
-    config = load_checked(str(checkpoint.parent.parent / "config.yaml"), [*overrides, "resume="])
+    config = load_checked(str(kept_config(checkpoint.parent.parent)), [*overrides, "resume="])
     state = checkpoint / "state.json"
     told = [str(checkpoint.resolve()), state.read_text(), str(state.stat().st_mtime_ns), json.dumps(overrides)]
     name = hashlib.blake2b("\n".join(told).encode(), digest_size=8).hexdigest()

@@ -1,7 +1,7 @@
 """The planner's state between requests: runs with their beliefs, and the step that is open in each. Pure: no Ray, no HTTP.
 
 Promises
-- A run has one open plan at a time: a second one would discount the same prompts' rewards twice.
+- A run has one open plan at a time: the next begins with the labels of the one before.
 - What cannot be done is refused by an error that names the field, and then nothing has changed; of many labels in one
   request those before the bad one have been taken, and the error says how many.
 - A request that is sent again with the same request_id gets the same answer and does nothing again.
@@ -58,6 +58,9 @@ class Run:
     steps: int = 0  # plans closed
     plan: OpenPlan | None = None
 
+    def begun_with(self) -> dict[str, Any]:
+        return asdict(self.settings) if self.settings is not None else {"discount": self.beliefs.discounts[0]}
+
 
 class PlanBook:
     """max_runs: held at a time. max_prompts: of one run. folder: where beliefs are kept when a plan is closed and found
@@ -96,10 +99,10 @@ class PlanBook:
 
     def _check_free(self, run: Run, prompt_ids: Sequence[str], beliefs: BeliefSettings | None) -> None:
         """Refuses what a run cannot begin now."""
-        if beliefs is not None and run.settings is not None and beliefs != run.settings:
-            raise Refusal(
-                409, f"beliefs: run {run.name!r} was begun with {asdict(run.settings)}", "conflict", "beliefs"
-            )
+        if beliefs is not None and run.settings is None and run.beliefs.discounts[0] == beliefs.discount:
+            run.settings = beliefs  # what is not told of how these began, but for the discount, is in the past
+        if beliefs is not None and beliefs != run.settings:
+            raise Refusal(409, f"beliefs: run {run.name!r} was begun with {run.begun_with()}", "conflict", "beliefs")
         if run.plan is not None and not run.plan.step.done:
             text = (
                 f"run: {run.name!r} has plan {run.plan.id} open: take it to its end, or DELETE /v1/plans/{run.plan.id}"
@@ -193,10 +196,12 @@ class PlanBook:
         held = self._runs.get(run_name)
         if held is not None and held.plan is not None and not held.plan.step.done:
             raise Refusal(409, f"run: {run_name!r} has plan {held.plan.id} open", "conflict", "run")
-        beliefs = read_beliefs(state, self.max_prompts)
+        beliefs, steps = read_beliefs(state, self.max_prompts)
         settings = _settings(state.get("settings"))
         self._room_for(run_name)
-        self._runs[run_name] = Run(run_name, settings, beliefs, int(state.get("steps", 0)))
+        self._runs[run_name] = Run(run_name, settings, beliefs, steps)
+        if self.folder is not None:
+            _keep(self.folder / f"{run_name}.json", self.saved(run_name))
         return {"run": run_name, "prompts": len(beliefs)}
 
     def drop(self, run_name: str) -> dict[str, Any]:
@@ -302,12 +307,14 @@ def _settings(told: Any) -> BeliefSettings | None:
     return settings
 
 
-def read_beliefs(state: Mapping[str, Any], max_prompts: int) -> Beliefs:
-    """Beliefs from a JSON that anyone may have written. Raises Refusal that says what is wrong with it."""
+def read_beliefs(state: Mapping[str, Any], max_prompts: int) -> tuple[Beliefs, int]:
+    """Beliefs and steps from a JSON that anyone may have written. Raises Refusal that says what is wrong with it."""
     try:
         if state.get("version") != 1:
             raise ValueError(f"version {state.get('version')!r} cannot be read; this is version 1")
-        told = state["beliefs"]
+        told, steps = state["beliefs"], state.get("steps", 0)
+        if not (isinstance(steps, int) and 0 <= steps < 2**53):
+            raise ValueError(f"steps must be a number of steps, not {steps!r}")
         ids, labels = told["prompt_ids"], told.get("labels", [""])
         if not (isinstance(ids, list) and all(isinstance(name, str) for name in ids) and len(ids) <= max_prompts):
             raise ValueError(f"prompt_ids must be a list of at most {max_prompts} texts")
@@ -319,7 +326,7 @@ def read_beliefs(state: Mapping[str, Any], max_prompts: int) -> Beliefs:
             Beliefs(0.5, alpha, beta)  # checks them
             if number not in range(1, len(labels)):
                 raise ValueError("priors must be of labels that there are")
-        return Beliefs.from_dict(told)
+        return Beliefs.from_dict(told), steps
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         named = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise Refusal(422, f"beliefs: {named}", "invalid", "beliefs") from error

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,18 +25,13 @@ from kray.config.redaction import redact, redact_value
 from kray.config.schema import TrackConfig
 from kray.records import KrayError, Prompt
 from kray.tracking.journal import Journal
-from kray.tracking.store import MlflowRun, SystemSamples, locate, name_of, reach, unreachable
+from kray.tracking.store import MlflowRun, SystemSamples, bound_waits, locate, name_of, reach, unreachable
 from kray.tracking.writer import Writer
 
 log = logging.getLogger(__name__)
 START_TIMEOUT_S = {True: 20.0, False: 300.0}  # by "is a server": a new sqlite store takes its time on a busy machine
 SYSTEM_EVERY_S = 5.0
 DATASET_ROWS = 10_000
-ENVIRONMENT = {  # MLflow's own defaults block for minutes
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 
 
 class Tracker:
@@ -63,8 +57,7 @@ class Tracker:
         checkpoint that is resumed (-1: none yet); later lines of metrics.jsonl are dropped. Both None: a fresh run.
         heard: is told every step's metrics too, as soon as they are on disk.
         """
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        bound_waits()
         for name in ("alembic", "mlflow.store.db.utils"):  # else a new sqlite store tells its whole history
             logging.getLogger(name).setLevel(logging.WARNING)
         self._folder = Path(run_folder).absolute()

@@ -25,6 +25,12 @@ from kray.records import DataError, KrayError, LostError
 from kray.tracking.traces import log_trace
 
 REACH_TIMEOUT_S = 5.0
+DATABASES = ("postgresql", "mysql", "mssql")
+ENVIRONMENT = {  # MLflow's own defaults block for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 TABLES_TAG = "mlflow.loggedArtifacts"  # tells the UI which JSON artifacts are tables
 UPLOAD_TIMEOUT = ("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # seconds, for one file of a model
 TABLES_IN_TAG = 60  # a tag holds 8,000 characters
@@ -67,7 +73,15 @@ def locate(uri: str, run_folder: Path) -> Store:
         raise KrayError(
             f"{origin} {redact(uri)}: MLflow 3 has no file stores; use sqlite:////absolute/path.db or a server"
         )
+    if scheme.partition("+")[0] in DATABASES:  # nobody there keeps files, and MLflow's ./mlruns is lost with the job
+        return Store(uri, (run_folder.absolute().parent / "mlruns-artifacts").as_uri(), origin)
     return Store(uri, None, origin)
+
+
+def bound_waits() -> None:
+    """Before MLflow is first asked in a process: a server that accepts and does not answer is given up soon."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def reach(store: Store) -> None:
@@ -107,6 +121,7 @@ class MlflowRun:
 
     def open(self, params: Mapping[str, Any], tags: Mapping[str, Any], files: Iterable[tuple[Path, str]]) -> None:
         """Create the run with params, tags and files [(local path, artifact folder)]; a resumed one gets no params."""
+        bound_waits()
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
@@ -298,6 +313,7 @@ def _log_model(store: Store, run_id: str, folder: Path, name: str, step: int, re
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
 
+    bound_waits()
     client = MlflowClient(tracking_uri=store.uri)
     experiment = client.get_run(run_id).info.experiment_id
     tags = {"kray.step": str(step), "format": "huggingface"}

@@ -162,7 +162,7 @@ class Learner:
                 self.doubts.append(f"{_named(packed, whole)}: {type(error).__name__}: {str(error)[:200]}")
             gaps: list[Any] = [gap] * self.world_size
             dist.all_gather_object(gaps, gap)
-            if max(gaps) <= SAME_NATS[self.dtype]:
+            if all(each <= SAME_NATS[self.dtype] for each in gaps):
                 self.doubts.pop()
                 return packed, whole
         return False, True

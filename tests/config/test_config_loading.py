@@ -1,8 +1,10 @@
 """A configuration is loaded as written, or refused with the key and the place; nothing else can come out."""
 
 import dataclasses
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from kray.config import (
     derived,
     digest,
     flat,
+    kept_config,
     load_config,
     to_yaml,
     warnings,
@@ -248,6 +251,15 @@ def test_export(load):
     assert ("plan.budget", 512, 256) in changed_keys(config, other)
     assert changed_keys(config, config) == []
     assert digest(config) == digest(load(to_yaml(config))) != digest(other)
+
+
+def test_a_run_goes_on_with_the_configuration_it_was_last_started_with(tmp_path):
+    (tmp_path / "config.yaml").write_text("run: {steps: 100}\n")
+    assert kept_config(tmp_path) == tmp_path / "config.yaml"
+    for age_s, name in ((20, "config-resumed-000050.yaml"), (10, "config-resumed-000040.yaml")):  # back to a checkpoint
+        (tmp_path / name).write_text("run: {steps: 200}\n")
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    assert kept_config(tmp_path) == tmp_path / "config-resumed-000040.yaml"
 
 
 def test_derived_table(load):

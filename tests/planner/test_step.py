@@ -323,13 +323,19 @@ def test_the_least_budget_is_what_a_step_begins_with():
             planner.begin(ids, least - 0.1, cost=cost, due=due)
 
 
-@pytest.mark.parametrize("due", [[0, 1, 2, 3, 4, 5], [9, 4, 11, 2, 7]])
+def test_dynamic_sampling_of_as_many_prompts_as_are_offered_keeps_its_budget():
+    step = KnapsackPlanner("dynamic_sampling", 64, target_groups=4).begin([f"p{i}" for i in range(16)])
+    assert step.take(None) == [(f"p{i}", 4) for i in range(16)]
+
+
+@pytest.mark.parametrize("due", [[0, 1, 2, 3, 4, 5], [9, 4, 11, 2, 7], [11]])
 def test_dynamic_sampling_opens_all_that_are_due_and_no_prompt_twice(due):
     planner = KnapsackPlanner("dynamic_sampling", 16, candidates=3, target_groups=4, lower=2)
     ids = [f"p{i}" for i in range(12)]
     step = planner.begin(ids, due=np.isin(np.arange(12), due))
     first = dict(step.take(None))
     assert {f"p{i}" for i in due} <= first.keys()
+    assert len(first) == max(4, len(due))
     assert set(first.values()) == {4}
     taken = dict(first)
     while not step.done:

@@ -137,7 +137,9 @@ def test_a_run_goes_on_after_a_restart_with_the_settings_it_was_begun_with(tmp_p
     again.open("r", ids, plan, {}, settings)
     told = PlanBook()
     told.load("r", {key: value for key, value in book.saved("r").items() if key != "settings"})
-    told.open("r", IDS, PLAN, {}, BeliefSettings(discount=0.9))  # how these began is not known
+    assert "{'discount': 0.7}" in refused(409, "beliefs", told.open, "r", IDS, PLAN, {}, BeliefSettings(discount=0.9))
+    told.open("r", IDS, PLAN, {}, settings)
+    assert told.saved("r")["settings"]["discount"] == 0.7
     refused(422, "settings", told.load, "s", book.saved("r") | {"settings": {"discount": 7}})
     refused(422, "settings", told.load, "s", book.saved("r") | {"settings": {"rho": 0.5}})
 

@@ -186,6 +186,8 @@ def test_where_the_store_is(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert locate("", tmp_path).uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert locate("", tmp_path).artifacts == f"file://{tmp_path}/mlruns-artifacts"
+    for uri in ("postgresql://u@host/db", "mysql+pymysql://u@host/db"):  # nobody there keeps files
+        assert locate(uri, tmp_path / "run").artifacts == f"file://{tmp_path}/mlruns-artifacts"
     assert locate(f"sqlite:///{tmp_path}/a.db", tmp_path / "x").artifacts == f"file://{tmp_path}/mlruns-artifacts"
     for bad in ("sqlite:///here.db", "file:///tmp/mlruns", "mlruns"):
         with pytest.raises(KrayError, match=r"track.uri"):
