@@ -14,6 +14,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -36,14 +37,12 @@ def main() -> int:
     if not command or command[0] in ("-h", "--help"):
         print(__doc__)
         return 0
-    for name in CARRIED:
-        if redact(value := os.environ.get(name, "")) != value:
-            text = "holds a password, and a job's variables are shown on Ray's dashboard: set MLFLOW_TRACKING_USERNAME and "
-            raise ConfigError(
-                f"{name} {text}MLFLOW_TRACKING_PASSWORD where the cluster's nodes start, and leave it out here"
-            )
     address = os.environ.get("RAY_API_SERVER_ADDRESS", LOCAL)
     local = urlsplit(address).hostname in ("127.0.0.1", "localhost")
+    for name in () if local else CARRIED:
+        if urlsplit(os.environ.get(name, "")).password:
+            text = "holds a password, and Ray's dashboard shows the variables of a job"
+            raise ConfigError(f"{name} {text}: set it where the cluster's nodes start, and leave it out here")
     if local:
         for key, value in (LOCAL_RAY | {"RAY_AUTH_MODE": "token"}).items():
             os.environ.setdefault(key, value)  # before Ray is imported
@@ -58,13 +57,18 @@ def main() -> int:
     variables |= {name: os.environ[name] for name in carried if name in os.environ}
     name = f"kray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     submit = [str(BIN / "ray"), "job", "submit", "--no-wait", "--address", address, "--submission-id", name]
-    submit += ["--working-dir", str(ROOT), "--runtime-env-json", json.dumps({"env_vars": variables}), "--"]
     deadline = time.monotonic() + START_S
-    while (done := run(*submit, "python", *command)).returncode:
-        # A head that has just started answers before it can take jobs.
-        if "No available agent" not in done.stderr or time.monotonic() > deadline:
-            raise KrayError(f"ray job submit: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-        time.sleep(1)
+    with tempfile.NamedTemporaryFile(
+        "w", suffix=".json"
+    ) as told:  # this user's alone; arguments are everybody's to see
+        json.dump({"env_vars": variables}, told)
+        told.flush()
+        submit += ["--working-dir", str(ROOT), "--runtime-env", told.name, "--"]
+        while (done := run(*submit, "python", *command)).returncode:
+            # A head that has just started answers before it can take jobs.
+            if "No available agent" not in done.stderr or time.monotonic() > deadline:
+                raise KrayError(f"ray job submit: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+            time.sleep(1)
     print(f"job {name} on {address}: python {redact(shlex.join(command))}", flush=True)
     return follow(client, name)
 

@@ -147,16 +147,21 @@ class Sight:
 
     def look(self) -> dict[str, Any]:
         """The status, as kray.status describes it."""
-        if self._asker is not None and self._name:
+        if self._asker is None and self.folder is not None and (place := announced(self.folder))[0]:
+            self._connect(*place)  # there was no driver the last time
+        while self._asker is not None and self._name:
             try:
                 found = self._asker.status(self._name)
                 self.folder = Path(found["folder"])
                 return found
             except KrayError as error:
-                self._failure = str(error)
+                self._failure, before = str(error), self._name
                 self._name = self._successor() or self._name
+                if self._name != before:
+                    continue
                 if self.folder is None or not (self.folder / "metrics.jsonl").is_file():
                     raise
+                break
         assert self.folder is not None
         return from_folder(self.folder) | ({"said": self._failure} if self._failure else {})
 

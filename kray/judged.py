@@ -32,7 +32,7 @@ class Recorder:
     def of(cls, config: KrayConfig, checkpoint: Path | None, policy: str) -> Recorder | None:
         """None where there is no place to record it. Raises KrayError at once when the place cannot be reached."""
         if checkpoint is None:
-            store = locate(config.track.uri, Path())
+            store = locate(config.track.uri, Path(config.run.dir).expanduser() / "evaluation")
             if store.origin == "the run folder":
                 return None
             parent, step = "", 0

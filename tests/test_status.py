@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,23 @@ def test_a_driver_is_asked_first_and_its_folder_when_it_does_not_answer(tmp_path
     Answers.drivers["kray-a-driver-1"] = {}
     found = sight.look()
     assert (found["live"], found["step"], found["said"]) == (False, 4, "kray-a-driver-1 is gone")
+
+
+def test_a_watch_goes_on_with_the_driver_that_follows_and_ends_when_none_does(tmp_path, monkeypatch):
+    folder, door = make_run(tmp_path, "a", 4), runpy.run_path(str(ROOT / "jobs/status.py"))
+    first, second = ({"folder": str(folder), "live": True, "state": "running", "step": step} for step in (7, 9))
+    monkeypatch.setattr(Answers, "drivers", {"kray-a-driver-1": first})
+    looks = door["going"](Sight("", tmp_path, "somewhere:1", Answers), 0.0)
+    assert next(looks)["step"] == 7
+    Answers.drivers["kray-a-driver-1"] = {}
+    monkeypatch.setattr(Sight, "announced", True)  # a driver that died, not a run that ended
+    assert (next(looks)["live"], next(looks)["live"]) == (False, False)
+    Answers.drivers["kray-a-driver-2"] = second
+    assert next(looks)["step"] == 9
+    Answers.drivers["kray-a-driver-2"] = {}
+    monkeypatch.setattr(Sight, "announced", False)
+    assert next(looks)["live"] is False
+    assert list(looks) == []
 
 
 def test_without_a_driver_the_run_that_wrote_last_is_shown(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ which is written last and whole; done children are not run again, and only child
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -109,11 +110,15 @@ class Study:
         return [child for child in self.children if child.result() is None]
 
     def origins(self) -> dict[str, list[str]]:
-        """What the done children say they came from: policy, prompts (digests) and commit -> different values, sorted."""
+        """What done children in the folder say they came from, also those of methods and seeds that are not asked for now.
+
+        policy, prompts (digests) and commit -> different values, sorted.
+        """
         found: dict[str, set[str]] = {}
-        for child in self.children:
-            for key, value in ((child.result() or {}).get("origin") or {}).items():
-                found.setdefault(key, set()).add(str(value))
+        for file in sorted(self.folder.glob(f"*/seed-*/{DONE}")):
+            with contextlib.suppress(OSError, ValueError):  # `todo` names a file that is damaged
+                for key, value in (json.loads(file.read_text()).get("origin") or {}).items():
+                    found.setdefault(key, set()).add(str(value))
         return {key: sorted(values) for key, values in found.items()}
 
     def check_origin(self, origin: Mapping[str, str]) -> None:

@@ -31,7 +31,7 @@ from kray.rewards.verifiers import Reward
 
 _EVALUATES, _PARSES = re.compile(r"(?<![\w.])eval\("), re.compile(r"\b(parse_expr|sympify)\(")
 _OF_NUMBERS = ("reasoning_gym.games.countdown", "reasoning_gym.games.puzzle24")  # what is asked for holds no symbol
-_NUMBERS = re.compile(r"[\d\s.+\-*/()]+")
+_NUMBERS = re.compile(r"(?!.*(\*\s*\*|/\s*/))[\d\s+\-*/()]+", re.DOTALL)
 _FUNCTIONS = {
     "abs", "Abs", "sqrt", "root", "exp", "log", "ln", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan",
     "sinh", "cosh", "tanh", "Pow", "Rational", "Integer", "Float",
@@ -110,7 +110,8 @@ def parse_arithmetic(text: str, local_dict: dict[str, Any] | None = None) -> Any
 
 
 def parse_numbers(text: str) -> Any:
-    """The same of numbers, parentheses and + - * / alone: with a symbol, x / x would be a 1 that no number was used for."""
+    """The same of whole numbers, parentheses and + - * / alone: x / x would be a 1 that no number was used for, 3.5 two
+    numbers that are one."""
     if not _NUMBERS.fullmatch(str(text).strip()):
         raise ValueError("not arithmetic on numbers")
     return parse_arithmetic(text)

@@ -58,6 +58,12 @@ class Run:
     steps: int = 0  # plans closed
     plan: OpenPlan | None = None
 
+    def began_as(self, settings: BeliefSettings) -> bool:
+        """As far as is known: of beliefs from elsewhere, their discount, unless it was fitted."""
+        if self.settings is None:
+            return self.beliefs.fit_discount or self.beliefs.discounts[0] == settings.discount
+        return self.settings == settings
+
     def begun_with(self) -> dict[str, Any]:
         return asdict(self.settings) if self.settings is not None else {"discount": self.beliefs.discounts[0]}
 
@@ -95,13 +101,12 @@ class PlanBook:
                 del self._runs[run_name]
             raise
         run.plan = OpenPlan(uuid.uuid4().hex, step)
+        run.settings = run.settings or beliefs
         return {"id": run.plan.id, "run": run_name, "step": run.steps, "prompts": len(prompt_ids), "room": step.room()}
 
     def _check_free(self, run: Run, prompt_ids: Sequence[str], beliefs: BeliefSettings | None) -> None:
         """Refuses what a run cannot begin now."""
-        if beliefs is not None and run.settings is None and run.beliefs.discounts[0] == beliefs.discount:
-            run.settings = beliefs  # what is not told of how these began, but for the discount, is in the past
-        if beliefs is not None and beliefs != run.settings:
+        if beliefs is not None and not run.began_as(beliefs):
             raise Refusal(409, f"beliefs: run {run.name!r} was begun with {run.begun_with()}", "conflict", "beliefs")
         if run.plan is not None and not run.plan.step.done:
             text = (

@@ -277,6 +277,7 @@ def newest_table(run_id: str, name: str) -> list[dict[str, Any]]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    bound_waits()
     try:
         client = MlflowClient()
         paths = sorted(file.path for file in client.list_artifacts(run_id, name) if file.path.endswith(".json"))

@@ -133,6 +133,7 @@ def test_help_teaches_with_examples(name):
 
 def test_submit_shows_no_password_to_the_dashboard(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hidden-word@mlflow.example")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head.example:8265")
     done = job("submit", "jobs/train.py", "--config", QUICK)
     assert done.returncode == 2
     assert "MLFLOW_TRACKING_URI holds a password" in done.stderr
