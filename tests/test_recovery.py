@@ -79,6 +79,7 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_dies_or_hangs_is_replaced_on_the_same_engines_until_the_budget_is_spent(story, tmp_path, capsys):  # noqa: F811
     """The first time there is no checkpoint yet, because it could not be written; the run begins anew."""
     from kray.faults.targets import actors

@@ -78,6 +78,7 @@ def test_a_python_that_is_none_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_parts_alone_make_the_rollouts_of_the_run(tmp_path):
     """So the two times that are compared are times of the same work, learned weights included."""
     small = ["--prompts", "16", "--rollouts", "4", "--steps", "3", "--warm", "1", "model.tiny.warmup_steps=40"]

@@ -80,6 +80,7 @@ def steps_of(folder: Path) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_comparison_reports_goes_on_and_its_children_do_not_know_of_each_other(compare, tmp_path, capsys):
     from mlflow import MlflowClient
 

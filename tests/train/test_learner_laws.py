@@ -250,6 +250,7 @@ def test_a_background_write_that_fails_is_told_where_it_is_waited_for(models, ma
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_layers_learn_the_same(models, make, train, some_groups, ragged, monkeypatch):
     """Traced and cut into graphs as ever, but not turned into machine code, which takes a minute."""
     compiling = torch.nn.Module.compile
