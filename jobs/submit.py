@@ -58,9 +58,8 @@ def main() -> int:
     name = f"kray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     submit = [str(BIN / "ray"), "job", "submit", "--no-wait", "--address", address, "--submission-id", name]
     deadline = time.monotonic() + START_S
-    with tempfile.NamedTemporaryFile(
-        "w", suffix=".json"
-    ) as told:  # this user's alone; arguments are everybody's to see
+    # A file is this user's alone; arguments are everybody's to see.
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as told:
         json.dump({"env_vars": variables}, told)
         told.flush()
         submit += ["--working-dir", str(ROOT), "--runtime-env", told.name, "--"]

@@ -19,11 +19,8 @@ AWAY_S = 300.0  # in which the output cannot be had before a job is let be
 PAUSE_S = 2.0
 STEADY_S = 10.0  # that a connection lasts which is more than an attempt
 ASK_S = 60.0  # without output after which the job's status is asked, and that an answer may take
-LOST = (
-    RuntimeError,
-    OSError,
-    ClientError,
-)  # what Ray's job client and the libraries under it raise without a dashboard
+# What Ray's job client and the libraries under it raise without a dashboard.
+LOST = (RuntimeError, OSError, ClientError)
 
 
 def follow(client: Any, name: str) -> int:
@@ -130,9 +127,8 @@ class _Following:
         while True:
             coming = asyncio.ensure_future(anext(lines, None))
             while not (await asyncio.wait({coming}, timeout=ASK_S))[0]:
-                await asyncio.to_thread(
-                    self.client.get_job_status, self.name
-                )  # a connection may be dead and not say so
+                # A connection may be dead and not say so.
+                await asyncio.to_thread(self.client.get_job_status, self.name)
             text = coming.result()
             if text is None:
                 return
