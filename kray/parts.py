@@ -14,11 +14,12 @@ from kray.environments import stops_of
 from kray.plan_rules import offered_share
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler, load_prompts, load_tests
-from kray.prompts.model_files import check_context, load_tokenizer, stop_ids
+from kray.prompts.model_files import check_context, load_tokenizer, read_config, stop_ids
 from kray.prompts.tokenize import encode_all
 from kray.prompts.waiting import Waiting
 from kray.records import ConfigError, DataError, Prompt, Sampling
 from kray.rollout.engine import EngineSpec
+from kray.train.supported import check_supported
 
 PROBE_TOKENS = 64
 
@@ -51,6 +52,7 @@ class Parts:
 
 def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) -> Parts:
     """Reads tokenizer and prompts. Raises DataError, ConfigError."""
+    check_supported(read_config(model_path))
     tokenizer, vocabulary = load_tokenizer(model_path)
     check_context(model_path, context_tokens(config))
     train, test = (_encoded(config, part, tokenizer, vocabulary, say) for part in ("train", "test"))

@@ -9,13 +9,23 @@ from kray.records import ConfigError
 _ANY_LENGTH = 10**9  # tokenizers without a limit say 10^30
 
 
-def load_tokenizer(model_path: str) -> tuple[Any, int]:
-    """(tokenizer, size of the model's vocabulary). Raises ConfigError that names what cannot be used."""
-    from transformers import AutoConfig, AutoTokenizer
+def read_config(model_path: str) -> Any:
+    """Return the model's PretrainedConfig. Raises ConfigError where it cannot be read."""
+    from transformers import AutoConfig
 
     try:
-        vocabulary = int(AutoConfig.from_pretrained(model_path).get_text_config().vocab_size)
+        return AutoConfig.from_pretrained(model_path)
     except Exception as error:  # broken JSON, unknown architectures, hubs that do not answer: dozens of kinds
+        raise ConfigError(f"model.path: {model_path} cannot be loaded: {_first_line(error)}") from error
+
+
+def load_tokenizer(model_path: str) -> tuple[Any, int]:
+    """(tokenizer, size of the model's vocabulary). Raises ConfigError that names what cannot be used."""
+    from transformers import AutoTokenizer
+
+    try:
+        vocabulary = int(read_config(model_path).get_text_config().vocab_size)
+    except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"model.path: {model_path} cannot be loaded: {_first_line(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
@@ -30,9 +40,7 @@ def load_tokenizer(model_path: str) -> tuple[Any, int]:
 
 def check_context(model_path: str, needed: int) -> None:
     """Raises ConfigError when prompt and response together (needed, tokens) are more than the model can read."""
-    from transformers import AutoConfig
-
-    text = AutoConfig.from_pretrained(model_path).get_text_config()
+    text = read_config(model_path).get_text_config()
     most = getattr(text, "max_position_embeddings", None)
     if isinstance(most, int) and 0 < most < min(needed, _ANY_LENGTH):
         keys = "prompts.max_tokens + rollout.max_response_tokens (or rollout.max_context_tokens)"

@@ -31,6 +31,7 @@ from kray.config.schema import LoraConfig
 from kray.records import ConfigError
 from kray.train.attention import ATTENTION
 from kray.train.lora import add_lora, merges, plain_name
+from kray.train.supported import check_supported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -66,9 +67,10 @@ def load_policy(
     if dtype not in DTYPES:
         raise ConfigError(f"model.dtype is {dtype!r}; known: {', '.join(DTYPES)}")
     try:
+        config = AutoConfig.from_pretrained(path)
+        check_supported(config)
         if empty:
             with _without_memory():
-                config = AutoConfig.from_pretrained(path)
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
         else:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=ATTENTION)
