@@ -116,7 +116,8 @@ class Rollout:
 
 @dataclass(slots=True)
 class RolloutGroup:
-    """All rollouts of one prompt in one step, ordered by index. weight: the planner's weight of the prompt in the loss."""
+    """All rollouts of one prompt in one step, ordered by index. weight: the planner's weight of the prompt in the loss; with
+    0 the group is left out of the loss and of its denominator."""
 
     prompt: Prompt
     prompt_tokens: tuple[int, ...]

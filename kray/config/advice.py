@@ -62,6 +62,11 @@ def _clips(train: TrainConfig) -> Iterator[str]:
             f"train.clip_low {low:g} and train.clip_high {high:g} are wide for train.loss gspo, which clips the mean ratio "
             f"of whole rollouts: its paper has {paper}"
         )
+    if train.updates > 1 and train.loss == "cispo" and low < 1:
+        yield (
+            f"train.clip_low {low:g} bounds the weight of a token from below, which the paper of train.loss cispo does not do: "
+            "there it is 1"
+        )
 
 
 def _memory(config: KrayConfig) -> Iterator[str]:

@@ -208,15 +208,17 @@ class TrainConfig:
     grad_clip: float = 1.0  # of the global norm; 0: off
     # grpo (arXiv 2402.03300), dr_grpo (2503.20783), dapo (2503.14476): PPO's clip with the paper's advantage and
     # aggregation | gspo (2507.18071): clips the ratio of whole rollouts; its paper's clips are 3e-4 and 4e-4 |
-    # cispo (2506.13585): bounds each token's weight, and no token loses its gradient
+    # cispo (2506.13585): bounds each token's weight, and no token loses its gradient; its paper bounds it from above
+    # alone, which is clip_low 1
     loss: str = "dapo"
     clip_low: float = 0.2
     clip_high: float = 0.28
     advantage: str = "auto"  # std: divided by the group's std | mean: not | auto: as in the loss's paper
-    # How rollouts are averaged: token_mean | sequence_mean | prompt_mean (a group counts once however many rollouts it
-    # got) | constant (Dr.GRPO: by constant_tokens) | auto: as in the loss's paper. With adaptive budgets this choice
-    # decides much of the gain: in all but prompt_mean a prompt counts by its rollouts, which was two thirds of the
-    # knapsack's effect in our trials. The planner's explicit weights multiply whatever is chosen here.
+    # How rollouts are averaged: token_mean | sequence_mean | prompt_mean | constant (Dr.GRPO: by constant_tokens) | auto:
+    # as in the loss's paper. In all but prompt_mean a group of N rollouts counts N times. prompt_mean takes that factor
+    # out and no more: a group's expected gradient still grows with N, as E[sqrt(k/N (1 - k/N))] with advantage std (at
+    # success rate 1/2: .25 for N = 2, .49 for 32) and as p (1 - p) (N - 1) / N with advantage mean. The planner's
+    # explicit weights multiply whatever is chosen here; a group of weight 0 is in no sum and no denominator.
     aggregation: str = "auto"
     constant_tokens: int = 0  # of aggregation constant; usually rollout.max_response_tokens
     advantage_clip: float = (

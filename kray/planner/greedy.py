@@ -34,7 +34,7 @@ class Purse:
     cost: list[float]
     free: float
     block: int  # rollouts that open a prompt
-    fragile: bool  # a last block may be cut to what is left
+    fragile: bool  # where nothing else fits, a last block may be cut to what is left
     tolerance: float = field(default=1e-9)  # relative to the budget, for sums of fractional costs
 
 
@@ -86,13 +86,10 @@ class Greedy:
             size = 1 if held[row] else min(purse.block, cap[row])
             price = cost[row] * size
             if price > purse.free + slack:
-                if not (purse.fragile and not held[row] and cost[row] <= purse.free + slack):
-                    heapq.heappop(heap)
-                    entries[row] = None
-                    self._dear.add(row)
-                    continue
-                size = int((purse.free + slack) // cost[row])
-                price = cost[row] * size
+                heapq.heappop(heap)
+                entries[row] = None
+                self._dear.add(row)
+                continue
             purse.free -= price
             marginal.hold(row, size)
             n = held[row] = held[row] + size
@@ -105,7 +102,24 @@ class Greedy:
             else:
                 entries[row] = None
                 heapq.heappop(heap)
+        if rollouts > 0 and purse.fragile:
+            for row, size in self._cut_blocks():
+                chosen[row] = chosen.get(row, 0) + size
         return list(chosen.items())
+
+    def _cut_blocks(self) -> list[tuple[int, int]]:
+        """Opens prompts, best first, with less than a block: whatever is left pays for nothing else."""
+        purse, chosen = self.purse, []
+        closed = [row for row in self._dear if not purse.held[row] and purse.cost[row] <= purse.free + purse.tolerance]
+        for row in sorted(closed, key=lambda row: (self._key(row), row)):
+            size = int((purse.free + purse.tolerance) // purse.cost[row])
+            if size:
+                purse.free -= size * purse.cost[row]
+                self.marginal.hold(row, size)
+                purse.held[row] = size
+                self.touched(row)
+                chosen.append((row, size))
+        return chosen
 
     def _key(self, row: int) -> float:
         worth = self.marginal.key(row) if self.purse.held[row] else self._opening[row]

@@ -22,7 +22,7 @@ from kray.planner.features import FeaturePrior
 from kray.planner.greedy import Greedy, Purse
 from kray.planner.marginals import make_marginal
 from kray.planner.mixtures import CobaValue, GrpoValue
-from kray.planner.rules import Commit, Online, Respend, Rounds, Rule, Waves, fill
+from kray.planner.rules import Commit, Even, Online, Respend, Rounds, Rule, Waves, fill
 from kray.planner.settings import Settings, make_beliefs
 from kray.planner.solver import solve
 from kray.planner.step import Start, StepPlan, ids_of
@@ -131,15 +131,14 @@ class KnapsackPlanner:
             cost=prices.tolist(),
             free=whole - float(prices @ held),
             block=self._block,
-            fragile=plan.lower == 0,
+            fragile=plan.lower <= 1,
             tolerance=1e-9 * (1 + whole),
         )
         if plan.mode in AT_ONCE and plan.unit == "rollouts" and self._admits is False:
             assert int(held.sum()) == amount, (plan.mode, held.sum(), amount)
         assert ((held >= floor) & (held <= plan.upper)).all(), (plan.mode, held.min(), held.max())
         binary = plan.mode in ("online", "rounds") and plan.marginal != "expected_gain"
-        groups = self._groups(len(ids)) if plan.mode == "dynamic_sampling" else plan.target_groups
-        start = Start(ids, plan, self.beliefs, before, alpha, beta, value, whole, binary, groups)
+        start = Start(ids, plan, self.beliefs, before, alpha, beta, value, whole, binary, plan.target_groups)
         return StepPlan(start, purse, partial(rule, purse, value))
 
     def least(self, prompts: int, cost: ArrayLike | None = None, due: ArrayLike | None = None) -> float:
@@ -229,7 +228,7 @@ class KnapsackPlanner:
             ]  # those that are due first
             held = np.zeros(m)
             held[first] = size
-            rule = partial(_waves, groups, size)
+            rule = partial(_waves, groups, size, self._groups(m))
             return held.astype(np.int64), rule, float(size * m)
         if plan.mode == "online" or (plan.mode == "static" and self._admits):
             return floor, self._online, budget
@@ -239,7 +238,7 @@ class KnapsackPlanner:
             return held, self._rounds if plan.mode == "rounds" else _commit, budget
         make = partial(self._at_once, ids, value)
         held = make(int(budget)) if plan.unit == "rollouts" else self._in_tokens(make, value, budget, cost)
-        return held, self._respend if plan.mode == "static" else _nothing, budget
+        return held, self._respend if plan.mode == "static" else _evenly if plan.unit == "tokens" else _nothing, budget
 
     def _at_once(self, ids: list[str], value: Value, rollouts: int) -> np.ndarray:
         plan = self.settings
@@ -248,7 +247,7 @@ class KnapsackPlanner:
     def _in_tokens(
         self, make: Callable[[int], np.ndarray], value: Value, budget: float, cost: np.ndarray
     ) -> np.ndarray:
-        """Budgets of a one-shot mode whose expected tokens come to at most `budget`, short of it by less than a rollout."""
+        """Budgets of a one-shot mode whose expected tokens come to at most `budget`; no other rollout fits in what is left."""
         plan, m = self.settings, len(cost)
         if plan.mode == "static":
             held = solve(value, budget, plan.lower, plan.upper, cost)
@@ -258,12 +257,7 @@ class KnapsackPlanner:
                 middle = (low + high + 1) // 2
                 low, high = (middle, high) if cost @ make(middle) <= budget else (low, middle - 1)
             held = make(low)
-        left = budget - float(cost @ held)
-        for row in np.lexsort((np.arange(m), held)):  # to those with fewest
-            if held[row] < plan.upper and cost[row] <= left:
-                held[row] += 1
-                left -= float(cost[row])
-        return held
+        return fill(held, np.full(m, plan.upper), cost, budget - float(cost @ held))
 
     def _greedy(self, purse: Purse, value: Value, step: StepPlan | None = None) -> Greedy:
         plan = self.settings
@@ -340,12 +334,16 @@ def _nothing(purse: Purse, value: Value, step: StepPlan) -> Rule:
     return Rule()
 
 
+def _evenly(purse: Purse, value: Value, step: StepPlan) -> Rule:
+    return Even(purse)
+
+
 def _commit(purse: Purse, value: Value, step: StepPlan) -> Rule:
     return Commit(purse, step)
 
 
-def _waves(groups: int, size: int, purse: Purse, value: Value, step: StepPlan) -> Rule:
-    return Waves(purse, step, groups, size)
+def _waves(groups: int, size: int, kept: int, purse: Purse, value: Value, step: StepPlan) -> Rule:
+    return Waves(purse, step, groups, size, kept)
 
 
 __all__ = ["MODES", "KnapsackPlanner"]

@@ -195,7 +195,8 @@ class StepPlan:
         """Budgets really dispatched (less lost ones), loss weights, and what was expected of them at planning time.
 
         expected_success is the posterior mean and expected_value the expected value at the posterior (values.py), in
-        every mode, so that plans of different modes compare. Weights (plan.weights) sum to the budgets' sum.
+        every mode, so that plans of different modes compare. Weights (plan.weights) sum to the budgets' sum; prompts that
+        the mode leaves out of the loss (dynamic_sampling, pilot_commit) have weight 0, and their budgets are not in the sum.
         """
         start = self._start
         budgets = np.array(self._drawn, dtype=np.int64)
@@ -265,30 +266,34 @@ class StepPlan:
         return max(0.0, 1 - all_pass - all_fail)
 
     def _weights(self, budgets: np.ndarray) -> np.ndarray:
-        settings, total = self._start.settings, int(budgets.sum())
-        on = budgets > 0
-        if settings.mode == "dynamic_sampling":  # DAPO trains on the first mixed groups alone
-            mixed = np.array([self._is_mixed(row) for row in range(len(budgets))], dtype=bool)
-            on = mixed & (np.cumsum(mixed) <= max(1, self._start.groups)) if mixed.any() else on
+        """Of each prompt in the loss, (M,); 0: its group is left out of the loss and of its denominator.
+
+        They sum to the rollouts of the prompts that are not left out, so that leaving some out changes no scale.
+        """
+        on = self._rule.learned(budgets > 0, np.array([self._is_mixed(row) for row in range(len(budgets))], dtype=bool))
         weights = np.zeros(len(budgets))
         if not on.any():
             return weights
-        kind = "knapsack" if settings.mode == "weight_only" else settings.weights
+        kind = "knapsack" if self._start.settings.mode == "weight_only" else self._start.settings.weights
         if kind == "rollouts":
             weights[on] = budgets[on]
         elif kind == "uniform":
-            weights[on] = total / on.sum()
+            weights[on] = budgets[on].sum() / on.sum()
         else:
-            opened = np.flatnonzero(on)
-            value: Value = self._start.value
-            if kind == "hindsight":
-                passed = np.array(self._passed)
-                value = BetaValue(self._start.alpha + passed, self._start.beta + np.array(self._labelled) - passed)
-            value = _Part(value, opened)
-            low = min(settings.lower, int(budgets[on].sum()) // len(opened))
-            high = max(settings.upper, -(-int(budgets[on].sum()) // len(opened)))
-            weights[on] = solve(value, int(budgets[on].sum()), low, high)
+            weights[on] = self._by_knapsack(kind, np.flatnonzero(on), int(budgets[on].sum()))
         return weights
+
+    def _by_knapsack(self, kind: str, rows: np.ndarray, rollouts: int) -> np.ndarray:
+        """What static would give these prompts of so many rollouts, by the beliefs before the step or after it; at least one
+        each, since a weight of 0 would leave the group out."""
+        start, settings = self._start, self._start.settings
+        value: Value = start.value
+        if kind == "hindsight":
+            passed = np.array(self._passed)
+            value = BetaValue(start.alpha + passed, start.beta + np.array(self._labelled) - passed)
+        low = min(max(settings.lower, 1), rollouts // len(rows))
+        high = max(settings.upper, -(-rollouts // len(rows)))
+        return solve(_Part(value, rows), rollouts, low, high)
 
     def _known(self, prompt_id: str) -> int:
         if self._withdrawn:

@@ -1,9 +1,11 @@
 """From the rollouts of one step to the rows that are learned from, each with its weight in the loss. Pure numpy.
 
 Promises
-- Only rollouts whose advantage is not 0 become rows, and every such rollout with at least one sampled token becomes exactly one
-  row, in exactly one optimizer step.
-- Every rollout of the step counts in the denominator of the loss, whether or not it became a row. The denominator is
+- A group of weight 0 is left out, as if it had not been sampled: it gives no rows and counts in no denominator. So
+  dynamic_sampling learns what a run learns that was given only the groups that it keeps.
+- Of the other groups only rollouts whose advantage is not 0 become rows, and every such rollout with at least one sampled
+  token becomes exactly one row, in exactly one optimizer step.
+- Every rollout of these groups counts in the denominator of the loss, whether or not it became a row. The denominator is
   one number for the whole step, folded into the rows' weights: sums over ranks and micro-batches need no further care.
 - Tokens that an environment wrote are read, and nothing else: they have no loss, and no length counts them.
 """
@@ -40,7 +42,7 @@ class Rows:
     group: np.ndarray
     update: np.ndarray
     updates: int
-    groups: int  # groups of the step
+    groups: int  # groups of the step that are not left out
     effective_groups: int  # groups that carry a gradient
     advantage_max: float = 0.0  # the largest magnitude, before it was clipped
     cut_groups: int = 0  # groups in which the advantage clip cut a rollout
@@ -67,13 +69,19 @@ def token_weights(groups: Sequence[RolloutGroup], aggregation: str, constant_tok
 
     token_mean: 1 / sampled tokens of all groups (DAPO, arXiv 2503.14476, equation 8);
     sequence_mean: 1 / the rollout's tokens / number of rollouts (GRPO, arXiv 2402.03300, equation 3);
-    prompt_mean: 1 / the group's tokens / number of groups;
+    prompt_mean: 1 / the group's tokens / number of groups. That takes out the factor by which a larger group has more
+        tokens, not all of its size: the group's gradient is then the mean of A grad log p over its rollouts, and with
+        rewards 0 and 1 of success rate p the expected mean is E[f(k / N)], k ~ Binomial(N, p), times what does not depend
+        on N; f(x) = sqrt(x (1 - x)) for advantages divided by the group's standard deviation, x (1 - x) for those that are
+        not, whose mean is p (1 - p) (N - 1) / N. At p = 1/2 the first is .25 for N = 2 and .49 for N = 32;
     constant: 1 / constant_tokens / number of rollouts (Dr.GRPO, arXiv 2503.20783, section 3.2 and listing 1: one length for
     all, so that a long wrong answer is not punished less for each token than a short one).
-    Each times group.weight / len(group.rollouts): with the default weight, the number of rollouts, the factor is 1.
+    Each times group.weight / len(group.rollouts): with the default weight, the number of rollouts, the factor is 1. "All
+    groups" and numbers are of the groups whose weight is not 0.
     """
-    tokens = max(1, sum(group.tokens for group in groups))
-    rollouts = max(1, sum(len(group.rollouts) for group in groups))
+    counted = [group for group in groups if group.weight]
+    tokens = max(1, sum(group.tokens for group in counted))
+    rollouts = max(1, sum(len(group.rollouts) for group in counted))
 
     def weights(group: RolloutGroup) -> np.ndarray:
         lengths = np.array([rollout.sampled_tokens for rollout in group.rollouts], dtype=np.float64)
@@ -82,7 +90,7 @@ def token_weights(groups: Sequence[RolloutGroup], aggregation: str, constant_tok
         elif aggregation == "sequence_mean":
             each = 1 / np.maximum(lengths, 1) / rollouts
         elif aggregation == "prompt_mean":
-            each = np.full(len(lengths), 1 / max(1, lengths.sum()) / len(groups))
+            each = np.full(len(lengths), 1 / max(1, lengths.sum()) / max(1, len(counted)))
         elif aggregation == "constant":
             each = np.full(len(lengths), 1 / constant_tokens / rollouts)
         else:
@@ -108,6 +116,7 @@ def make_rows(
     Raises ValueError on a rollout without a reward, or whose tokens and logprobs differ in number.
     """
     _check(groups)
+    groups = [group for group in groups if group.weight]
     sizes = [len(group.rollouts) for group in groups]
     rewards = np.concatenate([np.zeros(0), *(group.rewards for group in groups)])
     all_advantages = advantages(rewards, np.repeat(np.arange(len(groups)), sizes))

@@ -283,6 +283,8 @@ def test_derived_table(load):
         (["train.advantage_clip=0.9", "train.advantage=mean"], ["in groups of 11"]),
         (["train.clip_high=0.3"], ["train.clip_low 0.2 and train.clip_high 0.3 do nothing"]),
         (["train.clip_high=0.3", "train.updates=2"], []),
+        (["train.loss=cispo", "train.updates=2"], ["train.clip_low 0.2 bounds the weight of a token from below"]),
+        (["train.loss=cispo", "train.updates=2", "train.clip_low=1"], []),
         (["train.loss=gspo", "train.updates=2"], ["its paper has 0.0003 and 0.0004"]),
         (["train.microbatch_tokens=1000"], ["is below prompts.max_tokens + rollout.max_response_tokens = 1536"]),
     ],
