@@ -18,6 +18,7 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from kray.compare.study import Study, load_study
 from kray.launch import connect, driver_actor, find_model, follow, guarded, load_both, tags
@@ -45,7 +46,9 @@ def main() -> int:
     if arguments.report:
         from kray.compare.report import write_report
 
-        page, stopped = write_report(study).page, ""
+        report = write_report(study)
+        say(report.verdicts)
+        page, stopped = report.page, ""
     else:
         page, stopped = run(study)
     print(f"report  {page or 'none: no run is done'}", flush=True)
@@ -64,11 +67,17 @@ def run(study: Study) -> tuple[str, str]:
     study.folder.mkdir(parents=True, exist_ok=True)
     actor = driver_actor(Comparison, study.folder).remote(study, model, tags())
     ended = follow(actor, "compare", study.folder)
-    for verdict in ended.verdicts:
-        print(f"{verdict['outcome']:<12} {verdict['claim']}: {verdict['measured']} {verdict['interval']}")
+    say(ended.verdicts)
     stopped = f", stopped {ended.stopped}: the same command goes on" if ended.stopped else ""
     print(f"\n{ended.done} of {ended.of} runs done{stopped}\nMLflow  {ended.open_command}")
     return ended.page, ended.stopped
+
+
+def say(verdicts: list[dict[str, Any]]) -> None:
+    from kray.compare.verdicts import Verdict, line
+
+    for verdict in verdicts:
+        print(line(Verdict(**verdict)))
 
 
 def write(study: Study, page: Path, file: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from kray.compare.verdicts import UNMEASURED, Verdict
+from kray.compare.verdicts import UNMEASURED, Verdict, chance
 
 STYLE = """
 :root { color-scheme: light; }
@@ -63,7 +63,8 @@ def cards(verdicts: Sequence[Verdict]) -> str:
     rows = "".join(
         f'<tr><td><span class="whose">{escape(v.whose)}</span><br>{escape(v.claim)}</td>'
         f'<td data-name="measured">{escape(v.measured)}</td><td data-name="95 % interval">{escape(v.interval)}</td>'
-        f'<td><span class="tag {v.outcome.replace(" ", "-")}">{escape(v.outcome)}</span></td></tr>'
+        f'<td data-name="p">{escape(chance(v))}</td>'
+        f'<td><span class="tag {v.outcome.replace(" ", "-")}">{escape(v.outcome)}</span>{_alone(v)}</td></tr>'
         for v in verdicts
         if v.outcome != UNMEASURED
     )
@@ -71,10 +72,18 @@ def cards(verdicts: Sequence[Verdict]) -> str:
     unmeasured = (
         f"<details><summary>{len(left)} claims were not measured here</summary><ul>{''.join(left)}</ul></details>"
     )
-    head = "".join(f"<th>{name}</th>" for name in ("claim", "measured here", "95 % interval", "verdict"))
+    head = "".join(f"<th>{name}</th>" for name in ("claim", "measured here", "95 % interval", "p", "verdict"))
     note = (
-        "<p>The rules were fixed beforehand (kray/compare/verdicts.py): a claim is held when the whole 95 % interval over "
-        "paired seeds lies on its side of the threshold, failed when all of it lies on the other, else undecided.</p>"
+        "<p>The rules were fixed beforehand (kray/compare/verdicts.py): a claim is held when its mean over paired seeds lies "
+        "on its side of the threshold and p, adjusted by Holm's method for the number of claims judged here, is at most .05, "
+        "failed when it lies on the other side, else undecided. Intervals are those of each claim alone.</p>"
     )
     judged = f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return note + judged + (unmeasured if left else "")
+
+
+def _alone(verdict: Verdict) -> str:
+    """What the interval alone would say, where that is something else."""
+    if verdict.alone == verdict.outcome:
+        return ""
+    return f'<br><span class="whose">{escape(verdict.alone)} by its own interval</span>'

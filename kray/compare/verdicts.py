@@ -1,8 +1,11 @@
 """What is claimed, and the rule by which it is judged, fixed before anything is measured.
 
-A rule looks at one number a seed, paired between methods, and its 95 % interval. held: the whole interval is on the claim's
-side of the threshold. failed: the whole interval is on the other side. undecided: the interval holds the threshold, or
-there are fewer than two seeds. not measured: the study lacks a method that the claim is about, or exact success rates.
+A rule looks at one number a seed, paired between methods, and its 95 % interval by Student's t. Of twenty claims with nothing
+to them, one would lie outside its own interval by luck; so the p-values of all claims that a study measures with at least
+two seeds are adjusted by Holm's method, and a claim is decided when its adjusted one is at most .05. held: the mean is then
+on the claim's side of the threshold. failed: it is on the other side. undecided: neither. not measured: the study lacks a
+method that the claim is about, or exact success rates. In at most one of twenty studies any claim is decided wrongly by luck.
+What a claim's own interval says alone is shown beside it. One seed decides nothing, nor do seeds without any spread.
 `accuracy` is held-out, at the end, exact where it is known; `n` is the rollouts a step that all methods have.
 """
 
@@ -14,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kray.compare.results import Results, Run
-from kray.compare.stats import Interval, interval, paired, ratio, share
+from kray.compare.stats import Interval, holm, interval, paired, ratio, share
 
 HELD, FAILED, UNDECIDED, UNMEASURED = "held", "failed", "undecided", "not measured"
+LEVEL = 0.05  # of adjusted p-values, and what the 95 % intervals leave out
 MARGIN = 0.005  # accuracy that "not below" allows: less than any effect that is claimed
 DEFAULT = "kray"  # static with the default number of candidates
 KNAPSACK = "static"  # the same, but every prompt that a step offers is visited
@@ -37,11 +41,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
+    """outcome: with Holm's correction over the study's claims; alone: by the claim's own interval. p, p_holm: two-sided, the
+    second one adjusted; NaN where there is no interval."""
+
     claim: str
     whose: str
     measured: str
     interval: str
     outcome: str
+    alone: str
+    p: float
+    p_holm: float
 
 
 def accuracy(run: Run) -> float:
@@ -131,26 +141,55 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def judge(claim: Claim, results: Results) -> Verdict:
+def verdicts(results: Results) -> list[Verdict]:
     """By the rule at the top of this file."""
-    missing = [name for name in claim.needs if not results.runs.get(name)]
-    found = claim.measure(results) if not missing else None
-    if found is None or not found.seeds:
+    measured = [measure(claim, results) for claim in CLAIMS]
+    tested = [i for i, found in enumerate(measured) if found is not None and found.seeds > 1]
+    p_values = [_p_value(CLAIMS[i], measured[i]) for i in tested]
+    adjusted = dict(zip(tested, holm(p_values), strict=True))
+    return [
+        judge(claim, found, results, adjusted.get(i, float("nan")))
+        for i, (claim, found) in enumerate(zip(CLAIMS, measured, strict=True))
+    ]
+
+
+def measure(claim: Claim, results: Results) -> Interval | None:
+    """None where the study has no runs or no numbers for it."""
+    if not all(results.runs.get(name) for name in claim.needs):
+        return None
+    found = claim.measure(results)
+    return found if found.seeds else None
+
+
+def judge(claim: Claim, found: Interval | None, results: Results, p_holm: float) -> Verdict:
+    """found: what `measure` gave. p_holm: its adjusted p-value."""
+    p = _p_value(claim, found)
+    if found is None:
+        missing = [name for name in claim.needs if not results.runs.get(name)]
         why = f"no runs of {', '.join(missing)}" if missing else "no exact success rates"
-        return Verdict(claim.text, claim.whose, why, "", UNMEASURED)
+        return Verdict(claim.text, claim.whose, why, "", UNMEASURED, UNMEASURED, p, p_holm)
     note = claim.note(results) if claim.note else ""
     text = f"{note}{amount(found.mean, claim.unit)}"
-    return Verdict(claim.text, claim.whose, text, span(found, claim.unit), outcome(found, claim.least))
+    alone, corrected = outcome(found, claim.least), decided(found, claim.least, p_holm)
+    return Verdict(claim.text, claim.whose, text, span(found, claim.unit), corrected, alone, p, p_holm)
+
+
+def _p_value(claim: Claim, found: Interval | None) -> float:
+    return float("nan") if found is None else found.p_value(claim.least)
 
 
 def outcome(found: Interval, least: float) -> str:
+    """By the interval alone."""
     if found.low > least:
         return HELD
     return FAILED if found.high < least else UNDECIDED
 
 
-def verdicts(results: Results) -> list[Verdict]:
-    return [judge(claim, results) for claim in CLAIMS]
+def decided(found: Interval, least: float, p: float) -> str:
+    """By an adjusted p-value."""
+    if not p <= LEVEL:
+        return UNDECIDED
+    return HELD if found.mean > least else FAILED
 
 
 def separates(found: list[Verdict]) -> bool:
@@ -169,6 +208,26 @@ def amount(x: float, unit: str) -> str:
 
 
 def span(found: Interval, unit: str) -> str:
+    if found.flat:
+        return f"no spread in {found.seeds} seeds"
     if not np.isfinite(found.low):
         return "1 seed" if found.seeds == 1 else "–"
     return f"{amount(found.low, unit)} to {amount(found.high, unit)} ({found.seeds} seeds)"
+
+
+def chance(verdict: Verdict) -> str:
+    """The p-values of a verdict, for people: "p .034, with Holm .31"; "" without."""
+    if not np.isfinite(verdict.p):
+        return ""
+    return f"p {_shown(verdict.p)}, with Holm {_shown(verdict.p_holm)}"
+
+
+def line(verdict: Verdict) -> str:
+    """A verdict for a console."""
+    found = [verdict.measured, verdict.interval, chance(verdict)]
+    alone = f" ({verdict.alone} by its own interval)" if verdict.alone != verdict.outcome else ""
+    return f"{verdict.outcome:<12} {verdict.claim}: {'; '.join(filter(None, found))}{alone}"
+
+
+def _shown(p: float) -> str:
+    return "under .0001" if p < 1e-4 else f"{p:.2g}".replace("0.", ".", 1)

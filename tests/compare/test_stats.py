@@ -10,24 +10,55 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kray.compare.stats import cost_to, interval, paired, ratio, share
+from kray.compare.stats import cost_to, has_spread, holm, interval, paired, ratio, share
 
 numbers = st.floats(-10, 10)
 
 
-@given(st.lists(numbers, min_size=2, max_size=8, unique=True))
-def test_the_interval_is_that_of_the_paired_t_test(x):
+@given(st.lists(numbers, min_size=2, max_size=8, unique=True).filter(has_spread), numbers)
+def test_the_interval_is_that_of_the_paired_t_test(x, least):
     found = interval(x)
     low, high = stats.ttest_1samp(x, 0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-6, abs=1e-9)
     assert found.up == sum(number > 0 for number in x)
+    p = found.p_value(least)
+    assert p == pytest.approx(stats.ttest_1samp(x, least).pvalue, rel=1e-6, abs=1e-9)
+    assert (p < 0.05) == (not found.low <= least <= found.high) or p == pytest.approx(0.05)
 
 
 @given(st.dictionaries(st.integers(0, 9), numbers, min_size=2), numbers)
 def test_what_all_seeds_share_does_not_widen_a_paired_interval(theirs, shift):
-    ours = {seed: x + shift for seed, x in theirs.items()}
-    found = paired(ours, theirs)
-    assert (found.low, found.high) == pytest.approx((shift, shift), abs=1e-9)
+    jitter = {seed: 0.01 * math.sqrt(seed) for seed in theirs}
+    ours = {seed: x + shift + jitter[seed] for seed, x in theirs.items()}
+    found, alone = paired(ours, theirs), interval([shift + extra for extra in jitter.values()])
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.floats(-1, 1))
+def test_seeds_without_spread_have_no_interval(theirs, shift):
+    found = paired({s: x + shift for s, x in enumerate(theirs)}, dict(enumerate(theirs)))
+    assert found.mean == pytest.approx(shift)
+    assert found.flat
+    assert all(math.isnan(x) for x in (found.low, found.high, found.p_value(0.0)))
+    assert not interval([0.5]).flat
+
+
+@given(st.lists(st.floats(0, 1), max_size=20))
+def test_holm_agrees_with_its_step_down_procedure(p):
+    rejected, m = set(), len(p)
+    for k, i in enumerate(sorted(range(m), key=lambda i: p[i])):
+        if p[i] * (m - k) > 0.05:
+            break
+        rejected.add(i)
+    adjusted = holm(p)
+    assert {i for i, x in enumerate(adjusted) if x <= 0.05} == rejected
+    assert all(x >= y for x, y in zip(adjusted, p, strict=True))
+
+
+def test_holm_counts_claims_that_could_not_be_tested():
+    assert holm([0.01, math.nan, 0.02])[::2] == pytest.approx([0.03, 0.04])
+    assert math.isnan(holm([0.01, math.nan])[1])
+    assert holm([]) == []
 
 
 def test_only_seeds_that_both_have_count():

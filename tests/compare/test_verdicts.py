@@ -7,16 +7,30 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from kray.compare.page import cards
+from kray.compare.report import finite
 from kray.compare.results import Results, Run
-from kray.compare.stats import Interval
-from kray.compare.verdicts import CLAIMS, FAILED, HELD, UNDECIDED, UNMEASURED, outcome, separates, verdicts
+from kray.compare.stats import Interval, holm, interval
+from kray.compare.verdicts import (
+    CLAIMS,
+    FAILED,
+    HELD,
+    UNDECIDED,
+    UNMEASURED,
+    decided,
+    line,
+    outcome,
+    separates,
+    verdicts,
+)
 
 
 def run(method: str, seed: int, final: float, effective: float = 0.3) -> Run:
     curve = np.array([0.3, final])
     budgets = [8.0, 120.0] if method == "paper" else [8.0, 8.0]
     visit = {"ids": ["a", "b"], "budgets": budgets, "successes": [0, 1], "trials": [8, 8]}
-    rates = np.array([[0.01, 0.9], [0.02 if method == "uniform" else 0.04, 0.9]])
+    rates = np.array([[0.01, 0.9], [0.02 if method == "uniform" else 0.04 + 1e-4 * seed, 0.9]])
+    effective += 1e-4 * seed * (method != "uniform")
     return Run(method, seed, np.array([0, 2]), curve, curve, curve, np.array([0, 32]), np.array([0, 90]),
                np.array([0.0, 3.0]), np.array([0.1, effective]), np.array([0.1, 0.3]), [visit, visit], rates,
                per_epoch=1.0)  # fmt: skip
@@ -27,8 +41,8 @@ def results(**finals: list[float]) -> Results:
     return Results(SimpleNamespace(exact=True), runs, {})
 
 
-def found(made: Results) -> dict[str, str]:
-    return {verdict.claim: verdict.outcome for verdict in verdicts(made)}
+def found(made: Results, of: str = "outcome") -> dict[str, str]:
+    return {verdict.claim: getattr(verdict, of) for verdict in verdicts(made)}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +55,7 @@ def test_an_outcome_is_where_the_whole_interval_lies(low, high, expected):
 
 def test_a_claim_that_fails_is_printed_as_failed_and_one_that_holds_as_held():
     made = results(
-        uniform=[0.40, 0.41, 0.42], uniform_half=[0.38, 0.392, 0.40], uniform_twice=[0.45, 0.46, 0.47],
+        uniform=[0.40, 0.41, 0.42], uniform_half=[0.38, 0.392, 0.40], uniform_twice=[0.45, 0.4605, 0.47],
         paper=[0.41, 0.419, 0.43], kray=[0.43, 0.441, 0.45], exact_p=[0.44, 0.449, 0.46],
     )  # fmt: skip
     by_claim = found(made)
@@ -56,6 +70,74 @@ def test_a_claim_that_fails_is_printed_as_failed_and_one_that_holds_as_held():
     hard = next(text for text in judged if "hard held-out prompts" in text)
     assert judged[hard] == HELD  # .04 against .02
     assert separates(verdicts(made))
+
+
+SPREAD = [0.0, 0.001, -0.002, 0.003]  # of one method's seeds
+
+
+def test_a_claim_that_its_interval_holds_may_be_undecided():
+    base = np.array([0.40, 0.41, 0.42, 0.43])
+    near = base + np.array([0.004, 0.012, 0.006, 0.010])  # p .017 against uniform: alone that is enough
+    made = results(uniform=base, uniform_half=base - 0.1 + SPREAD, uniform_twice=near, kray=near + SPREAD,
+                   exact_p=base + np.array([-0.01, 0.02, 0.01, -0.02]), paper=base + SPREAD)  # fmt: skip
+    claim = "Twice the rollouts are better than n: uniform"
+    verdict = next(v for v in verdicts(made) if v.claim == claim)
+    assert (verdict.alone, verdict.outcome) == (HELD, UNDECIDED)
+    assert verdict.p < 0.05 < verdict.p_holm
+    told = line(verdict)
+    assert "with Holm" in told
+    assert "held by its own interval" in told
+    page = cards(verdicts(made))
+    assert "held by its own interval" in page
+    assert "with Holm" in page
+    assert found(made)["Half the rollouts are worse than n: uniform"] == HELD
+    assert not separates(verdicts(made))
+
+
+def test_equal_differences_decide_nothing():
+    made = results(uniform=[0.40, 0.41], kray=[0.50, 0.51], uniform_half=[0.3, 0.31], uniform_twice=[0.6, 0.61])
+    judged = {v.claim: v for v in verdicts(made)}
+    verdict = judged["The default is better than uniform"]
+    assert (verdict.outcome, verdict.alone, verdict.interval) == (UNDECIDED, UNDECIDED, "no spread in 2 seeds")
+    assert "no spread in 2 seeds" in line(verdict)
+    assert finite({"p": verdict.p, "p_holm": verdict.p_holm}) == {"p": None, "p_holm": None}
+    assert not separates(list(judged.values()))
+
+
+def test_one_claim_alone_is_judged_by_its_interval():
+    numbers = [0.01, 0.02, 0.015, 0.012]
+    found = interval(numbers)
+    for least in (0.0, 0.01, 0.014, 0.05):
+        assert decided(found, least, holm([found.p_value(least)])[0]) == outcome(found, least)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 6])
+@pytest.mark.parametrize("step", [0.0, 0.5])  # numbers as they come, and counts of few samples
+def test_few_studies_of_nothing_hold_a_claim(seeds, step):
+    rng = np.random.default_rng(seeds)
+    claims, studies = 16, 2000
+    lucky = {"alone": 0, "holm": 0}
+    for _ in range(studies):
+        drawn = rng.normal(size=(claims + 1, seeds))
+        drawn = np.round(drawn / step) * step if step else drawn
+        spans = [interval(x - drawn[0]) for x in drawn[1:]]  # all against one baseline, as in a study
+        adjusted = holm([span.p_value(0.0) for span in spans])
+        lucky["alone"] += any(outcome(span, 0.0) == HELD for span in spans)
+        lucky["holm"] += any(decided(span, 0.0, p) == HELD for span, p in zip(spans, adjusted, strict=True))
+    assert lucky["holm"] <= 0.05 * studies
+    assert lucky["alone"] > 2 * lucky["holm"]
+
+
+def test_few_whole_studies_of_equal_methods_hold_a_claim():
+    """Through every claim of a study; those that are true of equal methods ("not below") are left out."""
+    rng = np.random.default_rng(0)
+    methods = sorted({name for claim in CLAIMS for name in claim.needs})
+    untrue = {claim.text for claim in CLAIMS if claim.least >= 0 and not claim.unit}
+    lucky = 0
+    for _ in range(200):
+        made = results(**{name: rng.normal(0.5, 0.01, 6).tolist() for name in methods})
+        lucky += any(verdict.outcome == HELD and verdict.claim in untrue for verdict in verdicts(made))
+    assert lucky <= 0.05 * 200
 
 
 def test_one_seed_decides_nothing():

@@ -19,7 +19,9 @@ AGGREGATIONS = ("token_mean", "sequence_mean", "prompt_mean", "constant")
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
 
 
-def group_of(name: str, rewards: list[float], rng: np.random.Generator, weight: float, longest: int = 7) -> RolloutGroup:
+def group_of(
+    name: str, rewards: list[float], rng: np.random.Generator, weight: float, longest: int = 7
+) -> RolloutGroup:
     rollouts = []
     for index, reward in enumerate(rewards):
         size = int(rng.integers(1, longest + 1))
