@@ -38,10 +38,13 @@ def main() -> int:
     study = load_study(arguments.study, arguments.methods, arguments.seeds, arguments.dir, arguments.overrides)
     todo = study.todo()
     if arguments.check:
-        load_both(study.base)
+        from kray.check import inspect
+
+        samples = inspect(study.base, print).samples
         done = len(study.children) - len(todo)
         print(f"{study.describe()}\nmethods  {', '.join(study.methods)}\nfolder   {study.folder}\ndone     {done}\n"
               f"to run   {len(todo)}")  # fmt: skip
+        print("\n".join(["", "first prompts, as the policy reads them", *samples] if samples else []))
         return 0
     if arguments.report:
         from kray.compare.report import write_report

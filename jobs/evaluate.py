@@ -22,6 +22,7 @@ from kray.judged import Recorder, table
 from kray.launch import connect, drive, find_model, guarded, load_both, load_checked, tags
 from kray.machine import require_gpus
 from kray.records import ConfigError
+from kray.resume import as_begun
 from kray.train.checkpoints import find_resume
 
 
@@ -47,6 +48,8 @@ def main() -> int:
     else:
         raise ConfigError(f"{arguments.policy} is no run or checkpoint folder; to evaluate a model give --config")
     config = load_checked(file, overrides)
+    if checkpoint is not None:
+        config = as_begun(config, checkpoint.parent.parent)
     load_both(config)
     require_gpus(config)
     model = find_model(config)

@@ -15,21 +15,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from kray.config import kept_config, preview, warnings
+from kray.check import check
+from kray.config import kept_config, warnings
 from kray.launch import (
-    check_model,
     connect,
     drive,
     find_model,
     guarded,
     load_both,
     load_checked,
-    note_changes,
     run_folder,
 )
-from kray.machine import require_gpus, shortages_here
+from kray.machine import require_gpus
 from kray.records import ConfigError
 from kray.report import duration
+from kray.resume import as_begun, note_changes
 from kray.train.checkpoints import find_resume, sound
 
 
@@ -37,7 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
     parser.add_argument(
-        "--check", action="store_true", help="resolve, load the prompts, print what would run; start nothing"
+        "--check", action="store_true", help="read the data and the model's files, print what would run; start nothing"
     )
     parser.add_argument("--cluster", default="", help="with --check: a file of cluster/ to fit the actors on")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys")
@@ -46,14 +46,12 @@ def main() -> int:
         parser.error("--cluster goes with --check")
     config = load_checked(arguments.config, arguments.overrides)
     checkpoint = find_resume(config.resume, config.run.dir, config.run.name)
-    train, test = load_both(config)
+    if checkpoint is not None:
+        config = as_begun(config, checkpoint.parent.parent)
     if arguments.check:
-        if config.model.tiny is None:
-            check_model(config)
-        print(preview(config, train, test, arguments.cluster))
-        for line in [] if arguments.cluster else shortages_here(config):
-            print(f"warning: on this machine alone: {line}")
+        print(check(config, checkpoint, arguments.cluster, print))
         return 0
+    load_both(config)
     if checkpoint is not None:
         checkpoint = sound(checkpoint, print)
         if checkpoint is None:

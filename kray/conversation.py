@@ -118,9 +118,12 @@ class Conversation:
 
 
 class Host:
-    """Holds conversations with the environment on this stage. sources: of prompts, by the priority of their rollouts."""
+    """Holds conversations with the environment on this stage.
 
-    def __init__(self, stage: Stage, tokenizer: Any, sources: Mapping[int, SourceConfig], max_prompt_tokens: int):
+    sources: of prompts, by the name of their test set where there are several, else by the priority of their rollouts.
+    """
+
+    def __init__(self, stage: Stage, tokenizer: Any, sources: Mapping[int | str, SourceConfig], max_prompt_tokens: int):
         self.stage, self.tokenizer, self.sources = stage, tokenizer, sources
         self.max_turns, self.max_prompt_tokens = stage.environment.max_turns, max_prompt_tokens
 
@@ -129,11 +132,13 @@ class Host:
         turns = await self.stage.begin([(prompt, derive_seed(seeds(prompt.id), "reset")) for prompt, _ in prompts])
         opened = Conversations(self)
         for (prompt, tokens), turn in zip(prompts, turns, strict=True):
+            source = self.sources[prompt.metadata.get("set", priority)]
+            opened.variables[prompt.id] = source.chat_template_kwargs
             try:
                 if isinstance(turn, str):
                     raise DataError(turn)
                 if turn.observation:
-                    tokens = encode_opening(prompt, turn.observation, self.tokenizer, self.sources[priority])
+                    tokens = encode_opening(prompt, turn.observation, self.tokenizer, source)
                 if len(tokens) > self.max_prompt_tokens:
                     limit = f"prompts.max_tokens is {self.max_prompt_tokens}"
                     raise DataError(f"what it says first makes the prompt {len(tokens)} tokens long, {limit}")
@@ -155,6 +160,7 @@ class Conversations:
         self.prompts: list[tuple[Prompt, tuple[int, ...]]] = []
         self.states: dict[str, bytes] = {}  # of each prompt's environment before the first turn
         self.broken: dict[str, str] = {}
+        self.variables: dict[str, Mapping[str, Any]] = {}  # of the chat template, for each prompt
         self._open: dict[int, Conversation] = {}  # by the task that is under way
 
     async def hear(self, outcome: Outcome, task_id: Callable[[], int]) -> Heard:
@@ -182,8 +188,10 @@ class Conversations:
     def _go_on(self, talk: Conversation, answer: Turn, heard: Heard, task_id: Callable[[], int]) -> bool:
         """Gives the answer to the policy; false when there is no room for it and one token more."""
         itself = talk.last_token if talk.last_token in talk.task.sampling.stop_token_ids else -1
+        prompt_id = talk.task.prompt_id
+        variables = self.variables[prompt_id]
         try:
-            tokens = encode_answer(answer.observation, itself, self.host.tokenizer, talk.task.prompt_id)
+            tokens = encode_answer(answer.observation, itself, self.host.tokenizer, prompt_id, variables)
         except DataError as error:
             heard.failures.append(Failure(talk.task.prompt_id, 1, f"{ENVIRONMENT}{error}"))
             return True

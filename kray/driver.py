@@ -20,10 +20,10 @@ from kray.evaluate import Evaluation
 from kray.export import log_trained
 from kray.fleet import Fleet
 from kray.parts import Parts, load_parts, unlearned
-from kray.records import ConfigError, KrayError, LostError
+from kray.records import KrayError, LostError
 from kray.recovery import Begin, Recovery
 from kray.report import Summary, start_line
-from kray.state import RunState
+from kray.state import RunState, check_same_prompts
 from kray.status import Watch
 from kray.stop import Stop, Stopped
 from kray.tracking import Tracker, prompts_digest
@@ -175,12 +175,12 @@ class Driver:
 
     def _restore(self, parts: Parts, mlflow_run_id: str) -> tuple[Parts, RunState]:
         """The parts and the state as self.checkpoint has them; those of a beginning where there is none."""
-        digest = prompts_digest([prompt for prompt, _ in parts.train])
+        variables = self.config.prompts.train.chat_template_kwargs
+        digest = prompts_digest([prompt for prompt, _ in parts.train], variables)
         state = RunState(prompts=digest, mlflow_run_id=mlflow_run_id)
         if self.checkpoint is not None:
             state = RunState.from_dict(read_state(self.checkpoint))
-            if state.prompts != digest:
-                raise ConfigError("prompts.train: the prompts are not those that this run began with; start a new run")
+            check_same_prompts(state, digest)
             parts.planner.load_dict(state.planner)
             if state.waiting and parts.waiting:
                 parts.waiting.load_dict(state.waiting)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import comb
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from kray.collect import EVALUATION, Collected, Collector, Fixed
 from kray.config.schema import EvaluateConfig
 from kray.conversation import Failure
+from kray.prompts.tokenize import as_read
 from kray.records import Prompt, RolloutGroup, Sampling, derive_seed
 from kray.report import conversation_record
 
@@ -44,7 +46,7 @@ class Evaluation:
     failures: list[Failure]
     by_kind: dict[str, tuple[int, float]]  # kind of prompt, where the source names one -> (prompts, accuracy)
     by_set: dict[str, tuple[int, float]]  # test set, where there are several -> (prompts, accuracy)
-    rows: list[dict[str, Any]]  # one per prompt: id, prompt, answer, accuracy, a response
+    rows: list[dict[str, Any]]  # one per prompt: id, prompt, rendered_prompt, answer, accuracy, response
     conversations: dict[str, float] = field(default_factory=dict)  # see report.conversation_record
 
     @property
@@ -87,10 +89,12 @@ async def evaluate(
         greedy = await collector.collect(
             Fixed(ids, 1), prompts, seeds, cold, version, remember=False, priority=EVALUATION
         )
-    return _summarise(sampled, greedy, settings.samples)
+    return _summarise(sampled, greedy, settings.samples, partial(as_read, tokenizer=collector.tokenizer))
 
 
-def _summarise(sampled: Collected, greedy: Collected | None, samples: int) -> Evaluation:
+def _summarise(
+    sampled: Collected, greedy: Collected | None, samples: int, read: Callable[[Sequence[int]], str]
+) -> Evaluation:
     means = np.array([group.rewards.mean() for group in sampled.groups])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
     whole = [group for group in sampled.groups if len(group.rollouts) == samples]  # pass@k needs them all
@@ -111,6 +115,7 @@ def _summarise(sampled: Collected, greedy: Collected | None, samples: int) -> Ev
             {
                 "id": group.prompt.id,
                 "prompt": group.prompt.text or str(group.prompt.messages),
+                "rendered_prompt": read(group.prompt_tokens),
                 "answer": group.prompt.answer,
                 "accuracy": float(mean),
                 "response": group.rollouts[0].text,

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from kray.collect import EVALUATION, TRAINING, Collector
-from kray.config import KrayConfig, RewardConfig
+from kray.config import KrayConfig, RewardConfig, SourceConfig
 from kray.conversation import Host
 from kray.environments.stage import Stage
 from kray.parts import Parts, engine_spec
+from kray.prompts.sources import test_sources
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.pool import Pool, Published
@@ -50,7 +51,9 @@ class Fleet:
         """Carries plans out with this fleet."""
         host, prompts = None, self.config.prompts
         if self.stage is not None:
-            sources = {TRAINING: prompts.train, EVALUATION: prompts.test}
+            sources: dict[int | str, SourceConfig] = {TRAINING: prompts.train, EVALUATION: prompts.test}
+            for name, source in test_sources(prompts).items():
+                sources[name] = source
             host = Host(self.stage, parts.tokenizer, sources, prompts.max_tokens)
         return Collector(self.pool, self.scorer, parts.tokenizer, self.config.rollout, host)
 

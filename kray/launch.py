@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kray.ask import NAMESPACE, announce, driver_name, withdraw
-from kray.config import KrayConfig, changed_keys, kept_config, load_config, redact, require
+from kray.config import KrayConfig, load_config, redact, require
 from kray.config.placement import asked
 from kray.machine import joins_cluster
 from kray.records import ConfigError, DataError, KrayError, LostError, Prompt
@@ -32,16 +32,6 @@ LOCAL_RAY = {
 }
 GONE_WAIT_S = 60.0  # for actors to be gone whose driver has died
 STOP_WAIT_S = 600.0  # for the step under way to be given up and a checkpoint to be written
-SETTLED = (
-    "model.",
-    "run.seed",
-    "prompts.train.",
-    "prompts.per_step",
-    "prompts.shuffle",
-    "prompts.max_tokens",
-    "environment.name",
-    "environment.options",
-)  # for the life of a run
 
 
 def guarded(main: Callable[[], int | None]) -> None:
@@ -76,12 +66,21 @@ def load_checked(path: str, overrides: list[str]) -> KrayConfig:
 
 def load_both(config: KrayConfig) -> tuple[list[Prompt], list[Prompt]]:
     """(train, test) prompts, so that bad data shows before anything is started. Raises DataError, ConfigError."""
+    from kray.prepare import load_sources
+
+    train, test = (
+        [prompt for loaded in load_sources(config, part, lambda _: None) for prompt in loaded.prompts]
+        for part in ("train", "test")
+    )
+    check_prompts(config, train, test)
+    return train, test
+
+
+def check_prompts(config: KrayConfig, train: list[Prompt], test: list[Prompt]) -> None:
+    """Refuse verifiers, an environment and answers that cannot be used. Raises DataError, ConfigError."""
     from kray.environments import check_environment
-    from kray.prompts import load_prompts, load_tests
     from kray.rewards import check_answer, check_verifier
 
-    train = load_prompts(config.prompts.train, config.reward.verifier)
-    test = [prompt for _, prompts in load_tests(config.prompts, config.reward.verifier) for prompt in prompts]
     for name in sorted({prompt.verifier for prompt in train + test}):
         try:
             check_verifier(name, **(config.reward.options if name == config.reward.verifier else {}))
@@ -101,7 +100,6 @@ def load_both(config: KrayConfig) -> tuple[list[Prompt], list[Prompt]]:
         raise ConfigError(
             f"prompts.per_step is {config.prompts.per_step}, but there are only {len(train)} training prompts"
         )
-    return train, test
 
 
 def find_model(config: KrayConfig) -> str:
@@ -110,6 +108,11 @@ def find_model(config: KrayConfig) -> str:
         from kray.train.warmup import ensure_tiny_policy
 
         return str(ensure_tiny_policy(config.model.tiny, progress=lambda line: print(line, flush=True)))
+    return model_path(config)
+
+
+def model_path(config: KrayConfig) -> str:
+    """The named model's folder, made absolute, or its hub id. Raises ConfigError for a folder that is none."""
     check_model(config)
     path = Path(config.model.path).expanduser()
     return str(path.resolve()) if path.exists() else config.model.path
@@ -140,26 +143,6 @@ def run_folder(config: KrayConfig) -> Path:
             raise ConfigError(f"run.dir: {folder} cannot be made: {error.strerror}") from error
         return folder
     raise ConfigError(f"run.dir: {base} is full of runs of this second")
-
-
-def note_changes(config: KrayConfig, folder: Path) -> list[str]:
-    """What differs from the configuration that the run was last started with, a line each. Raises ConfigError for what must
-    not."""
-    kept = kept_config(folder)
-    if not kept.is_file():
-        return []
-    changed = [
-        (key, old, new)
-        for key, old, new in changed_keys(load_config(str(kept), [], checked=False), config)
-        if key != "resume"
-    ]
-    for key, old, new in changed:
-        if key.startswith(SETTLED):
-            raise ConfigError(
-                f"{key} was {old!r} when {folder.name} began and cannot become {new!r} on resume; start a new run "
-                f"(settled for the life of a run: {', '.join(name.rstrip('.') for name in SETTLED)}; other keys may change)"
-            )
-    return [f"changed since the run was last started: {key}: {old!r} -> {new!r}" for key, old, new in changed]
 
 
 def tags() -> dict[str, str]:

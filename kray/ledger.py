@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from kray.config import KrayConfig
 from kray.environments.stage import ENVIRONMENT
 from kray.parts import Parts
 from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
+from kray.prompts.tokenize import as_read
 from kray.records import Allocation, derive_seed
 from kray.report import sample_rows, step_record, transition_rows
 from kray.status import BACK
@@ -106,7 +108,9 @@ class Ledger:
         """The table of rollouts, traces of some of them, the figures, and how prompts have changed their status."""
         allocation, config = carried.allocation, self.config
         seed = derive_seed(config.run.seed, number, "samples")
-        rows = sample_rows(allocation, carried.collected, max(config.track.samples, config.track.traces), seed)
+        most = max(config.track.samples, config.track.traces)
+        read = partial(as_read, tokenizer=self.parts.tokenizer)
+        rows = sample_rows(allocation, carried.collected, most, seed, read)
         self.tracker.log_table(number, rows[: config.track.samples])
         if traced := rows[: config.track.traces]:
             ago_s = times["update"] + times["sync"]

@@ -9,21 +9,15 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
-from kray.config.schema import SourceConfig
-from kray.environments import stops_of
 from kray.plan_rules import offered_share
 from kray.planner import KnapsackPlanner
-from kray.prompts import PromptSampler, load_prompts, load_tests
-from kray.prompts.model_files import check_context, load_tokenizer, read_config, stop_ids
-from kray.prompts.tokenize import encode_all
+from kray.prepare import Encoded, context_tokens, encode, load_sources, read_policy, turn_stops
+from kray.prompts import PromptSampler
 from kray.prompts.waiting import Waiting
-from kray.records import ConfigError, DataError, Prompt, Sampling
+from kray.records import Prompt, Sampling
 from kray.rollout.engine import EngineSpec
-from kray.train.supported import check_supported
 
 PROBE_TOKENS = 64
-
-Encoded = list[tuple[Prompt, tuple[int, ...]]]  # prompts with their tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +46,16 @@ class Parts:
 
 def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) -> Parts:
     """Reads tokenizer and prompts. Raises DataError, ConfigError."""
-    check_supported(read_config(model_path))
-    tokenizer, vocabulary = load_tokenizer(model_path)
-    check_context(model_path, context_tokens(config))
-    train, test = (_encoded(config, part, tokenizer, vocabulary, say) for part in ("train", "test"))
+    reader = read_policy(config, model_path)
+    train, test = (
+        [pair for one in load_sources(config, part, say) for pair in encode(config, one, reader, say).encoded]
+        for part in ("train", "test")
+    )
     ids = [prompt.id for prompt, _ in train]
     plan, prompts = config.plan, config.prompts
     return Parts(
-        tokenizer=tokenizer,
-        stop_ids=stop_ids(model_path, tokenizer),
+        tokenizer=reader.tokenizer,
+        stop_ids=reader.stop_ids,
         stops=turn_stops(config),
         train=train,
         test=test,
@@ -69,7 +64,7 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
         planner=KnapsackPlanner.of(plan),
         labels=prior_labels(train, plan.prior_by),
         features=_features(train) if plan.prior_features else None,
-        probe=_probe(test[0][1], vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
+        probe=_probe(test[0][1], reader.vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
     )
 
 
@@ -93,19 +88,6 @@ def sampling(config: KrayConfig, parts: Parts, temperature: float | None = None)
     rollout = config.rollout
     heat = rollout.temperature if temperature is None else temperature
     return Sampling(rollout.max_response_tokens, heat, rollout.top_p, rollout.top_k, parts.stop_ids, parts.stops)
-
-
-def turn_stops(config: KrayConfig) -> tuple[str, ...]:
-    """Texts that end the policy's turn in the environment, if there is one. Raises ConfigError."""
-    try:
-        return stops_of(config.environment.name) if config.environment.name else ()
-    except ValueError as error:
-        raise ConfigError(f"environment.name: {error}") from error
-
-
-def context_tokens(config: KrayConfig) -> int:
-    """Prompt and response together."""
-    return config.rollout.max_context_tokens or config.prompts.max_tokens + config.rollout.max_response_tokens
 
 
 def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
@@ -150,30 +132,6 @@ def _features(prompts: Encoded) -> dict[str, np.ndarray]:
 def _belongs(prompt: Prompt) -> set[str]:
     known = {"source": prompt.source} | {key: prompt.metadata.get(key) for key in ("kind", "difficulty")}
     return {f"{key}={value}" for key, value in known.items() if value is not None}
-
-
-def _encoded(config: KrayConfig, part: str, tokenizer: Any, vocabulary: int, say: Callable[[str], None]) -> Encoded:
-    limit = f"prompts.max_tokens is {config.prompts.max_tokens}"
-    encoded: Encoded = []
-    for source, prompts in _sources(config, part):
-        kept, dropped = encode_all(prompts, tokenizer, source, config.prompts.max_tokens, vocabulary)
-        if dropped:
-            say(
-                f"note: {len(dropped)} of {len(prompts)} {part} prompts dropped, longer than {limit}; first {dropped[0]}"
-            )
-        least = config.prompts.per_step if part == "train" else 1
-        if len(kept) < least:
-            left = f"{len(kept)} of {len(prompts)} prompts are left, {least} are needed; {limit}"
-            raise DataError(f"prompts.{part}: {left}")
-        encoded += kept
-    return encoded
-
-
-def _sources(config: KrayConfig, part: str) -> list[tuple[SourceConfig, list[Prompt]]]:
-    verifier = config.reward.verifier
-    if part == "test":
-        return load_tests(config.prompts, verifier)
-    return [(config.prompts.train, load_prompts(config.prompts.train, verifier))]
 
 
 def _probe(start: tuple[int, ...], vocabulary: int, length: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,8 +153,26 @@ def belief_rows(beliefs: Beliefs, prompt_ids: list[str]) -> list[dict[str, Any]]
     ]
 
 
-def sample_rows(allocation: Allocation, collected: Collected, count: int, seed: int) -> list[dict[str, Any]]:
-    """A table of `count` rollouts drawn from the step, of as many prompts."""
+def sample_rows(
+    allocation: Allocation,
+    collected: Collected,
+    count: int,
+    seed: int,
+    read: Callable[[Sequence[int]], str] | None = None,
+) -> list[dict[str, Any]]:
+    """Draw a table of rollouts from the step.
+
+    Args:
+        allocation: The step's plan.
+        collected: The step's rollouts.
+        count: Rows, each of another prompt.
+        seed: Of the draw.
+        read: Gives the text of a prompt's tokens as the policy reads them, for the column rendered_prompt; None: no such
+            column.
+
+    Returns:
+        Rows with the columns that README.md lists under tables.
+    """
     rng = np.random.default_rng(seed)
     plan = {
         prompt_id: (float(belief), int(budget))
@@ -171,6 +189,7 @@ def sample_rows(allocation: Allocation, collected: Collected, count: int, seed: 
             {
                 "prompt_id": group.prompt.id,
                 "prompt": group.prompt.text if group.prompt.text is not None else str(group.prompt.messages),
+                **({"rendered_prompt": read(group.prompt_tokens)} if read else {}),
                 "response": rollout.text,
                 "answer": group.prompt.answer,
                 "reward": rollout.reward,

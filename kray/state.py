@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kray.records import KrayError
+from kray.records import ConfigError, KrayError
 
 
 @dataclass
@@ -40,3 +40,12 @@ class RunState:
             state.get("planner", {}).get("beliefs", {}).get("visits", [])
         )  # what states without `visits` tell of them
         return cls(**({"visits": int(sum(known))} | state))
+
+
+def check_same_prompts(state: RunState, digest: str) -> None:
+    """Refuse training prompts that are not those of the checkpoint's run: what it has learned is about others.
+
+    digest: of the prompts now, as kray.tracking.prompts_digest makes it.
+    """
+    if state.prompts != digest:
+        raise ConfigError("prompts.train: the prompts are not those that this run began with; start a new run")

@@ -6,21 +6,24 @@ import asyncio
 import itertools
 import pickle
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.collect import TRAINING, Collector, Fixed
-from kray.config.schema import EnvironmentConfig, RolloutConfig, SourceConfig
+from kray.collect import EVALUATION, TRAINING, Collector, Fixed
+from kray.config.schema import EnvironmentConfig, EvaluateConfig, RolloutConfig, SourceConfig
 from kray.conversation import Conversation, Host
 from kray.environments import turns as acts
-from kray.prompts.tokenize import encode_prompt
-from kray.records import Prompt, Rollout, RolloutTask, Sampling, derive_seed
+from kray.evaluate import evaluate
+from kray.prompts.tokenize import as_read, encode_prompt
+from kray.records import Allocation, Prompt, Rollout, RolloutTask, Sampling, derive_seed
+from kray.report import sample_rows
 from kray.rewards.scorer import Outcome as Verdict
 from kray.rollout.outcome import Outcome
-from kray.train.warmup import make_tokenizer
+from kray.train.tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer()
 TOKENS = st.lists(st.integers(3, 16), min_size=1, max_size=5)
@@ -211,3 +214,36 @@ def test_the_environment_of_a_group_begins_alike():
     talks = asyncio.run(host.open(pairs, lambda p: derive_seed(0, p), TRAINING))
     seeds = [pickle.loads(state).seed for state in talks.states.values()]
     assert seeds == [derive_seed(derive_seed(0, p), "reset") for p in "ab"]
+
+
+def test_an_opening_is_read_as_the_prompts_own_test_set_says():
+    sources = {EVALUATION: SourceConfig(), "test": SourceConfig(), "more": SourceConfig(template="1{prompt}")}
+    host = Host(Nearby(max_turns=2, options={"opening": "2="}), TOKENIZER, sources, 12)
+    pairs = [
+        (Prompt(name, "", "exact", "test", text="5+5=", metadata={"set": name}), (5,)) for name in ("test", "more")
+    ]
+    talks = asyncio.run(host.open(pairs, lambda p: derive_seed(0, p), EVALUATION))
+    assert [TOKENIZER.decode(tokens) for _, tokens in talks.prompts] == ["5+5=2=", "15+5=2="]
+
+
+# -- what is shown of it -----------------------------------------------------------------------------------------------
+
+
+def test_tables_of_rollouts_show_prompts_as_they_are_read():
+    found = collect(random.Random(0), max_turns=2, options={"opening": "12="})
+    ids = [group.prompt.id for group in found.groups]
+    budgets = np.full(len(ids), 5)
+    plan = Allocation(ids, budgets, budgets.astype(float), np.full(len(ids), 0.5), np.zeros(len(ids)))
+    rows = sample_rows(plan, found, 3, 0, partial(as_read, tokenizer=TOKENIZER))
+    assert len(rows) == 3
+    assert [row["rendered_prompt"] for row in rows] == [f"{row['prompt']}12=" for row in rows]
+    assert "rendered_prompt" not in sample_rows(plan, found, 3, 0)[0]
+
+
+def test_tables_of_evaluations_show_prompts_as_they_are_read():
+    source = SourceConfig(template="{prompt}7")
+    pairs = [(p, encode_prompt(p, TOKENIZER, source)) for p in [Prompt("a", "", "exact", "test", text="1+1=")]]
+    collector = Collector(Chance(random.Random(0), 0), Judge(), TOKENIZER, RolloutConfig(), None)
+    sampling = Sampling(24, stop_token_ids=(1,))
+    found = asyncio.run(evaluate(collector, pairs, EvaluateConfig(samples=2, greedy=False), sampling, 3, 0))
+    assert [(row["prompt"], row["rendered_prompt"]) for row in found.rows] == [("1+1=", "1+1=7")]

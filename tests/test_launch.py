@@ -9,8 +9,9 @@ import pytest
 
 from kray.config import KrayConfig, ModelConfig, RewardConfig, SourceConfig, to_yaml
 from kray.driver import Driver
-from kray.launch import check_model, driver_actor, load_both, note_changes, run_folder
+from kray.launch import check_model, driver_actor, load_both, run_folder
 from kray.records import ConfigError, DataError
+from kray.resume import note_changes
 
 
 class Watched(Driver):

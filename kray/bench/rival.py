@@ -21,7 +21,7 @@ import numpy as np
 
 from kray.config import KrayConfig
 from kray.records import ConfigError, KrayError
-from kray.train.warmup import default_cache
+from kray.train.tiny import default_cache
 
 PACKAGES = ("torch==2.13.0", "trl==1.16.0")  # installed one after the other, so that the CPU build of torch stays
 INSTALL_TIMEOUT_S = 1800.0

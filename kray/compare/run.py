@@ -113,7 +113,8 @@ class Comparison(Driver):
             parts = load_parts(study.base, self.model_path, self.say)
             await fleet.start(None, self._next_versions(0), parts.probe)
             assert fleet.pool.published is not None
-            prompts = prompts_digest([prompt for prompt, _ in (*parts.train, *parts.test)])
+            variables = [source.chat_template_kwargs for source in (study.base.prompts.train, study.base.prompts.test)]
+            prompts = prompts_digest([prompt for prompt, _ in (*parts.train, *parts.test)], *variables)
             self._origin = {
                 "policy": fleet.pool.published.checksum,
                 "prompts": prompts,
@@ -146,7 +147,8 @@ class Comparison(Driver):
         parts = load_parts(config, self.model_path, tell)
         if child.oracle:
             parts = replace(parts, planner=OraclePlanner.of(config.plan))
-        state = RunState(prompts=prompts_digest([prompt for prompt, _ in parts.train]))
+        variables = config.prompts.train.chat_template_kwargs
+        state = RunState(prompts=prompts_digest([prompt for prompt, _ in parts.train], variables))
         tracker = await asyncio.to_thread(self._open_child, child, parent_id)
         state.mlflow_run_id = tracker.mlflow_run_id
         ending = "FAILED"

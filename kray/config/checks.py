@@ -74,6 +74,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "plan.prior_by": ("kind", "source", "all"),
     "prompts.train.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
     "prompts.test.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
+    "prompts.train.prompt_format": ("auto", "text", "json"),
+    "prompts.test.prompt_format": ("auto", "text", "json"),
     "model.dtype": ("float32", "bfloat16"),
     "train.loss": ("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
     "train.advantage": ("auto", "std", "mean"),
@@ -83,6 +85,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 VERIFIERS = ("math", "exact", "code", "reasoning_gym")  # or pkg.module:function
 ENVIRONMENTS = ("calculator", "tools")  # or pkg.module:Class
+# What apply_chat_template takes for itself: none of these is a variable of a chat template.
+NO_VARIABLES = (
+    "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "padding",
+    "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+)  # fmt: skip
 CODE_TIMEOUT_S = 6.0  # of the code verifier, where reward.options.timeout_s is not given
 
 
@@ -227,6 +234,13 @@ def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
         yield Problem((f"{key}.tasks",), f"{key}.tasks is empty: {key}.kind reasoning_gym needs at least one task name")
     if source.kind == "arithmetic" and source.split not in ("train", "test"):
         yield Problem((f"{key}.split",), f"{key}.split must be train or test for arithmetic, not {source.split!r}")
+    for name in source.chat_template_kwargs:
+        if name in NO_VARIABLES:
+            text = f"{key}.chat_template_kwargs.{name}: kray sets it itself; only variables of the chat template can be given"
+            yield Problem((f"{key}.chat_template_kwargs.{name}", f"{key}.chat_template_kwargs"), text)
+    if source.chat_template_kwargs and not source.chat:
+        text = f"{key}.chat_template_kwargs are variables of the chat template, which {key}.chat false does not apply"
+        yield Problem((f"{key}.chat_template_kwargs", f"{key}.chat"), text)
     if source.template:
         try:
             fits = "\x00prompt\x00" in source.template.format(prompt="\x00prompt\x00")

@@ -76,17 +76,25 @@ class SourceConfig:
     subset: str = ""  # huggingface configuration name
     split: str = "train"  # huggingface split; arithmetic: train | test are disjoint
     prompt_field: str = "prompt"  # text or a list of chat messages; dots reach into nested fields
+    # How text in that field is read. auto: as the prompt, but JSON of a list of chat messages as those messages, and what may
+    # or may not be meant as JSON is refused; text: as the prompt, whatever it holds; json: all of it is JSON
+    prompt_format: str = "auto"
     answer_field: str = "answer"
     id_field: str = ""  # empty: <source>:<row>
     kind_field: str = ""  # what kind of problem a row is: its subject or level; see plan.prior_by
     system: str = ""  # system message put before a text prompt when a chat template is used
     template: str = ""  # wraps a text prompt: "{prompt}\nPut the final answer in \\boxed{{}}."
     chat: bool = True  # apply the tokenizer's chat template when it has one
+    # variables of that template, such as enable_thinking: false; the policy reads all prompts of this source with them
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     special_tokens: bool = (
         False  # whether "<|im_end|>" and such in a prompt's text are tokens; else they are read as text
     )
     verifier: str = ""  # empty: reward.verifier (reasoning_gym sources use their own)
     limit: int = 0  # prompts; 0: all
+    # rows that repeat the prompt and the answer of an earlier row are prompts of their own; else they are left out, and the
+    # first row stays, whatever their ids
+    keep_repeats: bool = False
     size: int = 1024  # prompts to generate (arithmetic, reasoning_gym)
     seed: int = 0  # of the generators
     # reasoning_gym: task name -> its options, or a label of your own -> {task: name, and its options}, so that one task can

@@ -11,13 +11,34 @@ from kray.plan_rules import offered_share
 from kray.records import Prompt
 
 
-def preview(config: KrayConfig, train: Sequence[Prompt], test: Sequence[Prompt], cluster: str) -> str:
-    """The whole text. cluster: a cluster file that the actors must fit on, or "". Raises ConfigError when they do not."""
+def preview(
+    config: KrayConfig,
+    train: Sequence[Prompt],
+    test: Sequence[Prompt],
+    cluster: str,
+    samples: Sequence[str] | None = None,
+) -> str:
+    """Return the whole text.
+
+    Args:
+        config: What would run.
+        train: The training prompts.
+        test: The test prompts.
+        cluster: A cluster file that the actors must fit on, or "".
+        samples: Lines that show prompts as the policy reads them; None: shows some as the data has them.
+
+    Raises:
+        ConfigError: The actors do not fit on the cluster.
+    """
     rows = derived(config, len(train), len(test)) + (cluster_rows(config, cluster) if cluster else [])
     table = [f"{label:<26} {value}" for label, value in rows]
-    first = [f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3]]
     doubts = [f"warning: {line}" for line in warnings(config)]
-    return "\n".join([*table, *([""] if doubts else []), *doubts, "", "first prompts", *first])
+    if samples is None:
+        title = "first prompts, as the data has them"
+        samples = [f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3]]
+    else:
+        title = "first prompts, as the policy reads them"
+    return "\n".join([*table, *([""] if doubts else []), *doubts, "", title, *samples])
 
 
 def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[tuple[str, str]]:

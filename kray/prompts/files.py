@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kray.config.schema import SourceConfig
+from kray.prompts.columns import parse_json, read_fields, reader
 from kray.records import DataError
 
 _BATCH_ROWS = 1024
@@ -67,14 +68,14 @@ def _opened(path: str) -> io.BufferedIOBase:
 
 def _object(raw: bytes, place: str, number: int) -> Mapping[str, Any]:
     try:
-        value = json.loads(raw.rstrip().decode("utf-8-sig" if number == 1 else "utf-8"))
+        value = parse_json(raw.rstrip().decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(f"{place}: byte {error.start + 1} of the line is not UTF-8 ({error.reason})") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{place}: the line is not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise DataError(f"{place}: the line is not JSON: it is nested too deeply") from None
-    except ValueError as error:  # an integer of thousands of digits
+    except ValueError as error:  # an integer or an exponent of thousands of digits
         raise DataError(f"{place}: the line cannot be read: {_first_line(error)}") from None
     if not isinstance(value, dict):
         raise DataError(f"{place}: the line is {type(value).__name__}, not an object with fields")
@@ -94,11 +95,26 @@ def parquet_rows(source: SourceConfig) -> Iterator[Row]:
                 columns = _columns(source, file.schema_arrow.names, f"{path}: row 1")
                 number = 0
                 for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                    for fields in batch.to_pylist():
-                        number += 1
-                        yield Row(f"{path}: row {number}", name, number, fields)
+                    yield from _batch_rows(batch, path, name, number)
+                    number += batch.num_rows
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: it cannot be read as parquet: {_first_line(error)}") from error
+
+
+def _batch_rows(batch: Any, place: str, name: str, before: int) -> Iterator[Row]:
+    """The rows of an Arrow batch or table. before: how many rows came before it."""
+    readers = {field.name: read for field in batch.schema if (read := reader(field.type)) is not None}
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, dates that Python does not know
+        at = f"{place}: rows {before + 1} to {before + batch.num_rows}"
+        raise DataError(f"{at} cannot be read: {_first_line(error)}") from None
+    for number, fields in enumerate(rows, start=before + 1):
+        at = f"{place}: row {number}"
+        try:
+            yield Row(at, name, number, read_fields(fields, readers) if readers else fields)
+        except ValueError as error:
+            raise DataError(f"{at}: {_first_line(error)}") from None
 
 
 def huggingface_rows(source: SourceConfig) -> Iterator[Row]:
@@ -125,9 +141,11 @@ def huggingface_rows(source: SourceConfig) -> Iterator[Row]:
     if not len(dataset):
         raise DataError(f"{place}: it is empty")
     dataset = dataset.select_columns(_columns(source, dataset.column_names, f"{place}: row 1"))
-    name = f"{Path(path).name}/{source.split}"
-    for number, fields in enumerate(dataset, start=1):
-        yield Row(f"{place}: row {number}", name, number, fields)
+    name, number = f"{Path(path).name}/{source.split}", 0
+    # As Arrow, whatever format it was saved with: numpy's and torch's would make numbers of a precision of their own.
+    for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+        yield from _batch_rows(table, place, name, number)
+        number += table.num_rows
 
 
 def _columns(source: SourceConfig, names: list[str], place: str) -> list[str]:

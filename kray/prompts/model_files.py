@@ -35,6 +35,13 @@ def load_tokenizer(model_path: str) -> tuple[Any, int]:
         ) from error
     if not len(tokenizer):
         raise ConfigError(f"model.path: the tokenizer of {model_path} is empty")
+    # Special tokens beyond are often meant for other uses (images, padding); a prompt that has one is refused by itself.
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    beyond = [index for index in tokenizer.get_vocab().values() if index >= vocabulary and index not in special]
+    if beyond:
+        size = f"the tokenizer of {model_path} has {len(tokenizer)} tokens, the model {vocabulary}"
+        example = f"token {min(beyond)} is {tokenizer.convert_ids_to_tokens(min(beyond))!r}"
+        raise ConfigError(f"model.path: {size} ({example}): they do not belong together")
     return tokenizer, vocabulary
 
 

@@ -6,24 +6,39 @@ A bad line is an error, never skipped: a run on part of its data looks like a ru
 from __future__ import annotations
 
 import difflib
-import math
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
-from decimal import Decimal
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from kray.config.schema import PromptsConfig, SourceConfig
+from kray.prompts.fields import FORMATS, content, scalar
 from kray.prompts.files import Row, huggingface_rows, jsonl_rows, parquet_rows
 from kray.prompts.generated import arithmetic_prompts, reasoning_prompts
 from kray.records import ConfigError, DataError, Prompt
 
-_ROLES = ("system", "developer", "user", "assistant", "tool")
+Say = Callable[[str], None]
 
 
-def load_prompts(source: SourceConfig, default_verifier: str) -> list[Prompt]:
-    """All prompts of a source, at least one, with ids that differ.
+def _silent(line: str) -> None:
+    pass
 
-    default_verifier: of prompts whose source names none. Raises DataError that names the file, the line and the field.
+
+def load_prompts(source: SourceConfig, default_verifier: str, say: Say = _silent) -> list[Prompt]:
+    """Load all prompts of a source.
+
+    Args:
+        source: Where they come from.
+        default_verifier: Verifier of prompts whose source names none.
+        say: Takes lines about rows that repeat each other.
+
+    Returns:
+        At least one prompt, with ids that differ, in the order of the rows. Rows that repeat the prompt and the answer of
+        an earlier one are left out unless source.keep_repeats is set, whatever their ids; ids of the others stay the same.
+
+    Raises:
+        DataError: Names the file, the line and the field.
     """
     load = SOURCES.get(source.kind)
     if load is None:
@@ -32,7 +47,9 @@ def load_prompts(source: SourceConfig, default_verifier: str) -> list[Prompt]:
         raise DataError(f'kind "{source.kind}" is not known{hint}; known: {", ".join(SOURCES)}')
     if source.limit < 0:
         raise DataError(f"limit must not be negative, not {source.limit}")
-    prompts = load(source, source.verifier or default_verifier)
+    if source.prompt_format not in FORMATS:
+        raise DataError(f'prompt_format "{source.prompt_format}" is not one of {", ".join(FORMATS)}')
+    prompts = load(source, source.verifier or default_verifier, say)
     if not prompts:
         raise DataError(f"{source.path or source.kind}: it holds no prompts")
     return prompts
@@ -55,141 +72,119 @@ def test_sources(config: PromptsConfig) -> dict[str, SourceConfig]:
     return found
 
 
-def load_tests(config: PromptsConfig, default_verifier: str) -> list[tuple[SourceConfig, list[Prompt]]]:
+def load_tests(
+    config: PromptsConfig, default_verifier: str, say: Say = _silent
+) -> list[tuple[SourceConfig, list[Prompt]]]:
     """Each test set with its prompts. Where there are several, ids begin with the set's name, which is metadata["set"]."""
     sources = test_sources(config)
     if len(sources) == 1:
-        return [(config.test, load_prompts(config.test, default_verifier))]
+        return [(config.test, load_prompts(config.test, default_verifier, say))]
     return [
         (
             source,
             [
                 replace(prompt, id=f"{name}/{prompt.id}", metadata={**prompt.metadata, "set": name})
-                for prompt in load_prompts(source, default_verifier)
+                for prompt in load_prompts(source, default_verifier, say)
             ],
         )
         for name, source in sources.items()
     ]
 
 
-def _from_rows(read: Callable[[SourceConfig], Iterable[Row]]) -> Callable[[SourceConfig, str], list[Prompt]]:
-    def load(source: SourceConfig, verifier: str) -> list[Prompt]:
+Load = Callable[[SourceConfig, str, Say], list[Prompt]]
+
+
+def _from_rows(read: Callable[[SourceConfig], Iterable[Row]]) -> Load:
+    def load(source: SourceConfig, verifier: str, say: Say) -> list[Prompt]:
         prompts: list[Prompt] = []
-        seen: dict[str, str] = {}
+        ids: dict[str, str] = {}
+        repeats = _Repeats()
         for row in read(source):
             prompt = _prompt(row, source, verifier)
-            if prompt.id in seen:
-                raise DataError(f'{row.place}: id "{prompt.id}" was already used at {seen[prompt.id]}')
-            seen[prompt.id] = row.place
+            if repeats.met(prompt, row.place) and not source.keep_repeats:
+                continue
+            if prompt.id in ids:
+                raise DataError(f'{row.place}: id "{prompt.id}" was already used at {ids[prompt.id]}')
+            ids[prompt.id] = row.place
             prompts.append(prompt)
             if len(prompts) == source.limit:
                 break
+        for line in repeats.lines(source.path, len(prompts), source.keep_repeats):
+            say(line)
+        if (source.template or source.system) and (told := [prompt for prompt in prompts if prompt.messages]):
+            unused = " and ".join(key for key in ("system", "template") if getattr(source, key))
+            say(f"warning: {source.path}: no {unused} where prompts are chat messages ({len(told)} of {len(prompts)})")
         return prompts
 
     return load
 
 
-SOURCES: dict[str, Callable[[SourceConfig, str], list[Prompt]]] = {
-    "arithmetic": arithmetic_prompts,
+def _generated(make: Callable[[SourceConfig, str], list[Prompt]]) -> Load:
+    return lambda source, verifier, say: make(source, verifier)
+
+
+@dataclass
+class _Repeats:
+    """Which rows repeat the prompt of an earlier one, with its answer or with another. Holds digests, not texts."""
+
+    places: dict[bytes, str] = field(default_factory=dict)  # of a prompt with its answer -> its first row
+    firsts: dict[bytes, str] = field(default_factory=dict)  # of a prompt -> its first row
+    disputed: dict[bytes, tuple[str, str]] = field(default_factory=dict)  # a prompt's first row, that of another answer
+    repeated: int = 0  # rows
+    example: tuple[str, str] = ("", "")  # such a row, and the one that it repeats
+
+    def met(self, prompt: Prompt, place: str) -> bool:
+        """Whether an earlier row has the same prompt and answer; remembers this one."""
+        asked = _digest(prompt.text if prompt.messages is None else [dict(message) for message in prompt.messages])
+        both = _digest([asked.hex(), prompt.answer])
+        if both in self.places:
+            self.repeated += 1
+            self.example = self.example if self.example[0] else (place, self.places[both])
+            return True
+        self.places[both] = place
+        if self.firsts.setdefault(asked, place) != place:
+            self.disputed.setdefault(asked, (self.firsts[asked], place))
+        return False
+
+    def lines(self, path: str, prompts: int, kept: bool) -> list[str]:
+        """What is to be said of a source with so many prompts. kept: repeats are prompts of their own."""
+        found = []
+        if self.repeated and not kept:
+            row, first = self.example
+            found.append(
+                f"note: {path}: {prompts + self.repeated} rows are {prompts} prompts: {self.repeated} rows repeat the prompt "
+                f"and the answer of another, the first {row} that of {first} (keep_repeats: true keeps them)"
+            )
+        if self.disputed:
+            first, other = next(iter(self.disputed.values()))
+            found.append(
+                f"warning: {path}: prompts that stand in several rows with different answers, each a prompt of its own: "
+                f"{len(self.disputed)}; the first: {first} and {other}"
+            )
+        return found
+
+
+def _digest(value: Any) -> bytes:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()
+
+
+SOURCES: dict[str, Load] = {
+    "arithmetic": _generated(arithmetic_prompts),
     "jsonl": _from_rows(jsonl_rows),
     "parquet": _from_rows(parquet_rows),
     "huggingface": _from_rows(huggingface_rows),
-    "reasoning_gym": reasoning_prompts,
+    "reasoning_gym": _generated(reasoning_prompts),
 }
 
 
 def _prompt(row: Row, source: SourceConfig, verifier: str) -> Prompt:
-    content = _field(row, source.prompt_field)
-    text, messages = None, None
-    if isinstance(content, str):
-        if not content.strip():
-            raise DataError(f'{row.place}: field "{source.prompt_field}" is empty')
-        text = content
-        _check_text(content, row, f'field "{source.prompt_field}"')
-    elif isinstance(content, list):
-        messages = _messages(content, row, source.prompt_field)
-    else:
-        kind = type(content).__name__
-        raise DataError(f'{row.place}: field "{source.prompt_field}" is {kind}, not text or a list of messages')
+    text, messages = content(row, source.prompt_field, source.prompt_format)
     return Prompt(
-        id=_scalar(row, source.id_field) if source.id_field else f"{row.source}:{row.number}",
-        answer=_scalar(row, source.answer_field) if source.answer_field else "",
+        id=scalar(row, source.id_field) if source.id_field else f"{row.source}:{row.number}",
+        answer=scalar(row, source.answer_field) if source.answer_field else "",
         verifier=verifier,
         source=row.source,
         text=text,
         messages=messages,
-        metadata={"kind": _scalar(row, source.kind_field)} if source.kind_field else {},
+        metadata={"kind": scalar(row, source.kind_field)} if source.kind_field else {},
     )
-
-
-def _field(row: Row, name: str) -> Any:
-    """The value of a field. A dot reaches into a mapping, or a list by position; a field with a dot in its name comes first."""
-    if name in row.fields:
-        return row.fields[name]
-    value: Any = row.fields
-    for depth, part in enumerate(name.split(".")):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            inside = f' of "{".".join(name.split(".")[:depth])}"' if depth else ""
-            known = f"fields{inside}: {', '.join(map(str, value))}" if isinstance(value, Mapping) else ""
-            known = known or f"{inside.strip() or 'the row'} is {type(value).__name__}"
-            raise DataError(f'{row.place}: field "{name}" is missing ({known})')
-    return value
-
-
-def _scalar(row: Row, name: str) -> str:
-    """A field that must be text, a number or true/false, as text."""
-    value = _field(row, name)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float, Decimal)):
-        if not isinstance(value, int) and not math.isfinite(value):
-            raise DataError(f'{row.place}: field "{name}" is {value}, not a finite number')
-        return str(value)
-    if not isinstance(value, str):
-        kind = "null" if value is None else type(value).__name__
-        raise DataError(f'{row.place}: field "{name}" is {kind}, not text, a number or true/false')
-    if not value.strip():
-        raise DataError(f'{row.place}: field "{name}" is empty')
-    _check_text(value, row, f'field "{name}"')
-    return value
-
-
-def _check_text(text: str, row: Row, what: str) -> None:
-    """JSON can spell what no text is: half of a character ("\\ud800"), which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{row.place}: {what} holds half a character (U+{ord(text[error.start]):04X})") from None
-
-
-def _messages(content: list[Any], row: Row, name: str) -> tuple[Mapping[str, str], ...]:
-    """Chat messages, checked: at least one, each with a known role and text, the last one not the assistant's."""
-    if not content:
-        raise DataError(f'{row.place}: field "{name}" is an empty list of messages')
-    messages = []
-    for index, message in enumerate(content):
-        place = f'{row.place}: field "{name}", message {index}'
-        if not isinstance(message, Mapping):
-            raise DataError(f"{place} is {type(message).__name__}, not an object with role and content")
-        for key in ("role", "content"):
-            if key not in message:
-                raise DataError(f'{place}: "{key}" is missing (keys: {", ".join(map(str, message))})')
-        # Columnar files give every message every key, null where a message has none.
-        kept = {key: value for key, value in message.items() if value is not None or key in ("role", "content")}
-        for key, value in kept.items():
-            if not isinstance(value, str):
-                kind = "null" if value is None else type(value).__name__
-                raise DataError(f'{place}: "{key}" is {kind}, not text')
-            _check_text(value, row, f'field "{name}", message {index}: "{key}"')
-        if kept["role"] not in _ROLES:
-            raise DataError(f'{place}: role "{kept["role"]}" is not one of {", ".join(_ROLES)}')
-        messages.append(kept)
-    if messages[-1]["role"] == "assistant":
-        raise DataError(f'{row.place}: field "{name}" ends with an assistant message: there is nothing to answer')
-    if not any(message["content"].strip() for message in messages):
-        raise DataError(f'{row.place}: field "{name}" is empty')
-    return tuple(messages)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from kray.config.schema import SourceConfig
-from kray.records import DataError, Prompt
+from kray.records import ConfigError, DataError, Prompt
 
 _MARK, _MARK_END = "\ue000", "\ue001"  # around the number of a message, in place of its content
 
@@ -17,14 +18,14 @@ def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple
     """The prompt's token ids, (P,) with P >= 1.
 
     source.template wraps a text prompt. With source.chat and a tokenizer that has a chat template, a text prompt becomes
-    a user message (after source.system), the template is applied and the assistant's turn is opened. Otherwise the text
-    is encoded with the tokenizer's own leading special tokens, and never an end of sequence.
+    a user message (after source.system), the template is applied with source.chat_template_kwargs and the assistant's turn
+    is opened. Otherwise the text is encoded with the tokenizer's own leading special tokens, and never an end of sequence.
     Special tokens written inside a prompt's text stay text, unless source.special_tokens: they give no control over the
     conversation. Special is what the tokenizer says is; other added tokens (some models' <think>) are tokens anywhere.
     Raises DataError that names the prompt.
     """
     if source.chat and getattr(tokenizer, "chat_template", None):
-        tokens = _encode_chat(_messages(prompt, source), tokenizer, prompt.id, source.special_tokens)
+        tokens = _encode_chat(_messages(prompt, source), tokenizer, prompt.id, source)
     elif prompt.text is None:
         why = "source.chat is off" if not source.chat else "the tokenizer has no chat template"
         raise DataError(f"prompt {prompt.id}: it holds chat messages, but {why}")
@@ -38,6 +39,32 @@ def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple
     if not tokens:
         raise DataError(f"prompt {prompt.id}: it has no tokens")
     return tuple(int(token) for token in tokens)
+
+
+def as_read(tokens: Sequence[int], tokenizer: Any) -> str:
+    """The text of token ids as a policy reads them, with its special tokens."""
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def check_template(source: SourceConfig, tokenizer: Any, key: str) -> None:
+    """Refuse variables of the chat template that it would not read: it would leave them out silently.
+
+    Args:
+        source: Whose chat_template_kwargs are looked at.
+        tokenizer: With the template.
+        key: Of the source in the configuration, for messages.
+
+    Raises:
+        ConfigError: Names the variable.
+    """
+    if not source.chat_template_kwargs:
+        return
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(f"{key}.chat_template_kwargs: the tokenizer has no chat template that could read them")
+    template = tokenizer.get_chat_template()
+    for name in source.chat_template_kwargs:
+        if not re.search(rf"\b{re.escape(str(name))}\b", template):
+            raise ConfigError(f"{key}.chat_template_kwargs.{name}: the tokenizer's chat template has no such variable")
 
 
 def encode_all(
@@ -78,12 +105,17 @@ def encode_opening(
 
 
 def encode_answer(
-    answer: str | Sequence[Mapping[str, str]], last_token: int, tokenizer: Any, prompt_id: str
+    answer: str | Sequence[Mapping[str, str]],
+    last_token: int,
+    tokenizer: Any,
+    prompt_id: str,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """The tokens between two turns of the policy: what an environment says, all of it read as text.
 
     Text is encoded by itself. Messages go through the chat template, with what closes the policy's turn (but for an end of
-    turn that it has sampled itself: last_token) and opens its next. Raises DataError that names the prompt.
+    turn that it has sampled itself: last_token) and opens its next. variables: of the template, as the prompt's source has
+    them. Raises DataError that names the prompt.
     """
     if isinstance(answer, str):
         return _encode_text(answer, tokenizer, prompt_id)
@@ -95,7 +127,7 @@ def encode_answer(
     marks = [f"{_MARK}{index}{_MARK_END}" for index in range(len(answer) + 1)]
     before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marks[0]}]
     marked = [{**message, "content": mark} for message, mark in zip(answer, marks[1:], strict=True)]
-    _, found, rest = _render([*before, *marked], tokenizer, prompt_id).partition(marks[0])
+    _, found, rest = _render([*before, *marked], tokenizer, prompt_id, variables or {}).partition(marks[0])
     if not found:
         raise rewritten
     contents = [message["content"] for message in answer]
@@ -124,12 +156,13 @@ def _messages(prompt: Prompt, source: SourceConfig) -> list[dict[str, str]]:
 
 
 def _encode_chat(
-    messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: str, special_tokens: bool
+    messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: str, source: SourceConfig
 ) -> list[int]:
-    special = () if special_tokens else _special(tokenizer)
+    variables = source.chat_template_kwargs
+    special = () if source.special_tokens else _special(tokenizer)
     suspects = [key for message in messages for key, text in message.items() if any(token in text for token in special)]
     if not suspects:
-        return _encode(_render(messages, tokenizer, prompt_id), tokenizer)
+        return _encode(_render(messages, tokenizer, prompt_id, variables), tokenizer)
     if other := set(suspects) - {"content"}:
         raise DataError(f'prompt {prompt_id}: "{min(other)}" of a message holds a special token')
     # Rare: render with placeholders, so that what the template wrote and what the prompt wrote are told apart. The spaces
@@ -140,7 +173,7 @@ def _encode_chat(
         {**message, "content": text.replace(text.strip(), mark) if mark else text}
         for message, text, mark in zip(messages, contents, marks, strict=True)
     ]
-    rendered = _render(marked, tokenizer, prompt_id)
+    rendered = _render(marked, tokenizer, prompt_id, variables)
     return _fill(rendered, marks, contents, tokenizer, prompt_id, _rewritten(prompt_id, "it holds a special token"))
 
 
@@ -172,9 +205,9 @@ def _special(tokenizer: Any) -> tuple[str, ...]:
     return tuple(token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token)
 
 
-def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: str) -> str:
+def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: str, variables: Mapping[str, Any]) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
     except Exception as error:  # templates refuse roles and orders in ways of their own
         raise DataError(f"prompt {prompt_id}: the chat template refuses its messages: {error}") from error
 

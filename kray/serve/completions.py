@@ -13,7 +13,8 @@ Promises
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,8 @@ CPU_STEP_TOKENS = 8192  # prompt tokens that one step of the engine may take in 
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
     """folder: of a Hugging Face model. name: what clients call it. context: tokens of prompt and response together.
-    max_tokens: response tokens that one request may ask for, over all its samples. kv_cache_gib: on CPU."""
+    max_tokens: response tokens that one request may ask for, over all its samples. kv_cache_gib: on CPU.
+    chat_template_kwargs: variables of the chat template, where a request gives no others."""
 
     folder: str
     name: str
@@ -38,6 +40,7 @@ class PolicySpec:
     kv_cache_gib: float
     gpu_memory_share: float = 0.85
     eager: bool = True
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         """Of the replica's process; vLLM reads it when it is imported."""
@@ -58,6 +61,7 @@ class PolicySpec:
             "served_model_name": [self.name],
             "load_format": "safetensors",
             "trust_remote_code": False,
+            "default_chat_template_kwargs": dict(self.chat_template_kwargs) or None,
             "max_model_len": self.context,
             "max_num_seqs": self.sequences,
             "enforce_eager": self.eager,

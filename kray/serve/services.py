@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def serve_policy(arguments: Any) -> int:
             say(f"export     {checkpoint} to {folder}")
             as_task(EXPORT_S, export_checkpoint, checkpoint, find_model(config), config.model, folder)
         spec = policy_spec(folder, arguments)
+        if config is not None:  # chats are rendered as the policy was trained to read them
+            spec = replace(spec, chat_template_kwargs=config.prompts.train.chat_template_kwargs)
         return policy_application(spec, access, digest)
 
     name = arguments.name or folder.name

@@ -235,12 +235,17 @@ class Tracker:
         return self._folder / folder / name
 
 
-def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """32 hex digits over ids, texts, answers, verifiers and sources of all prompts, in order."""
+def prompts_digest(prompts: Sequence[Prompt], *variables: Mapping[str, Any]) -> str:
+    """32 hex digits over ids, texts, answers, verifiers and sources of all prompts, in order.
+
+    variables: of the chat template, of each source that has some; without any the digest is that of the prompts alone.
+    """
     total = hashlib.blake2b(digest_size=16)
     for prompt in prompts:
         fields = [prompt.id, _text(prompt), prompt.answer, prompt.verifier, prompt.source]
         total.update(json.dumps(fields).encode())
+    for named in variables:
+        total.update(json.dumps(named, sort_keys=True).encode() if named else b"")
     return total.hexdigest()
 
 

@@ -19,7 +19,8 @@ def log_trace(uri: str, experiment_id: str, run_id: str, step: int, number: int,
               times: tuple[float, float, float]) -> None:  # fmt: skip
     """Hands over one rollout, a row of the step's table of samples; may raise whatever MLflow raises.
 
-    number: of the trace in its step. times: seconds since 1970 at which generation began, it ended, judging ended.
+    The span `generate` has the prompt as the policy reads it, where the row has it. number: of the trace in its step. times:
+    seconds since 1970 at which generation began, it ended, judging ended.
     """
     from mlflow.entities import TraceInfo, TraceLocation, TraceState
     from mlflow.tracing.client import TracingClient
@@ -29,7 +30,7 @@ def log_trace(uri: str, experiment_id: str, run_id: str, step: int, number: int,
     spans = [
         _span(digest, 0, "rollout", "CHAIN", (begun, judged), row["prompt"], row["response"],
               {"step": step} | {name: row.get(name) for name in ATTRIBUTES}),
-        _span(digest, 1, "generate", "LLM", (begun, generated), row["prompt"], row["response"],
+        _span(digest, 1, "generate", "LLM", (begun, generated), row.get("rendered_prompt", row["prompt"]), row["response"],
               {"tokens": row.get("tokens"), "finish": row.get("finish")}),
         _span(digest, 2, "judge", "EVALUATOR", (generated, judged),
               {"response": row["response"], "answer": row.get("answer")},

@@ -10,22 +10,17 @@ left for reinforcement learning to find out.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import os
 import random
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -33,31 +28,14 @@ from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import TinyPolicyConfig
 from kray.environments.calculator import Calculator
-from kray.prompts.arithmetic import (
-    CHARACTERS,
-    HABITS,
-    KINDS,
-    TEACHER,
-    Problem,
-    habitual_answer,
-    make_problems,
-    noisy_answer,
-    noisy_text,
-)
-from kray.prompts.lessons import Lesson, make_lessons, phrases, recipe, teach
-from kray.records import ConfigError
+from kray.prompts.arithmetic import KINDS, Problem, habitual_answer, make_problems, noisy_answer, noisy_text
+from kray.prompts.lessons import Lesson, teach
+from kray.train.tiny import MAX_POSITIONS, check_tiny, folder_of, lessons_of, tokenizer_of
 
 transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
 
-VERSION = 1  # raise it when the recipe or the problems change, so that old folders are not taken for new ones
-LATER = ("clean_share", "kinds", "habits")  # settings that the names of older folders do not know
-SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
-TOOL_CHARACTERS = "[]?"  # of calls and of what the calculator cannot read
 TOOL_ACCURACY = 0.5  # of the teacher's calls, once it errs
 PROBLEMS = 131_072  # at most so many different training problems; they come in turn, each with an answer of its own
-LETTERS = "\n" + "".join(map(chr, range(32, 127)))  # characters of reasoning_gym's questions and answers; others: <unk>
-LESSONS = 32_768  # questions of reasoning_gym tasks, which come in turn
-MAX_POSITIONS = 4096
 RISE_STEPS = 50
 FALL_SHARE = 0.2  # of the steps, at the end, in which the learning rate falls to zero
 INITIALIZER_RANGE = 0.06  # at 0.02 a model this narrow needs more than twice the steps
@@ -75,9 +53,9 @@ def ensure_tiny_policy(
     cache_dir: default KRAY_CACHE, else XDG_CACHE_HOME/kray, else ~/.cache/kray. A run on several nodes needs one that all
     of them share. progress gets a line now and then. Raises ConfigError for settings that give no model.
     """
-    _check(tiny)
-    policies = (Path(cache_dir) if cache_dir else default_cache()).expanduser() / "policies"
-    final = policies / _digest(tiny)
+    check_tiny(tiny)
+    final = folder_of(tiny, cache_dir)
+    policies = final.parent
     if (final / "config.json").is_file():
         return final
     policies.mkdir(parents=True, exist_ok=True)
@@ -95,55 +73,6 @@ def ensure_tiny_policy(
         shutil.rmtree(unfinished, ignore_errors=True)
     progress(f"tiny policy: ready in {final}")
     return final
-
-
-def default_cache() -> Path:
-    """Where kray keeps what it can make again."""
-    if os.environ.get("KRAY_CACHE"):
-        return Path(os.environ["KRAY_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
-
-
-def _check(tiny: TinyPolicyConfig) -> None:
-    for name in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "batch_size"):
-        if getattr(tiny, name) < 1:
-            raise ConfigError(f"model.tiny.{name} is {getattr(tiny, name)}; at least 1 is needed")
-    if unknown := [kind for kind in tiny.kinds if kind not in KINDS]:
-        raise ConfigError(f"model.tiny.kinds: {unknown[0]} is not one of {', '.join(KINDS)}")
-    if tiny.heads % tiny.kv_heads:
-        raise ConfigError(f"model.tiny.heads ({tiny.heads}) is no multiple of kv_heads ({tiny.kv_heads})")
-
-
-def _digest(tiny: TinyPolicyConfig) -> str:
-    settings, usual = asdict(tiny), TinyPolicyConfig()
-    tasks = settings.pop("tasks")
-    if not tiny.tool_share:
-        del settings["tool_share"]  # such policies were made before there were tools
-    parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER, HABITS]
-    if tasks:
-        parts = [VERSION, settings, tasks, LETTERS, LESSONS, recipe(tasks), HABITS]
-    elif all(settings[key] == getattr(usual, key) for key in LATER):
-        settings = {key: value for key, value in settings.items() if key not in LATER}
-        parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER]
-    text = json.dumps(parts, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
-
-
-def make_tokenizer(characters: str = CHARACTERS, templates: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """One token for each character and for each of the templates; nothing is added when it encodes; no chat template."""
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *characters, *templates])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    longest_first = sorted(map(re.escape, templates), key=len, reverse=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*longest_first, r"[\s\S]"])), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-        model_max_length=MAX_POSITIONS,
-    )
 
 
 def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -168,11 +97,8 @@ def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
 
 
 def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]) -> None:
-    lessons = make_lessons(tiny.tasks, LESSONS, tiny.seed) if tiny.tasks else []
-    if lessons:
-        tokenizer = make_tokenizer(LETTERS, phrases(lessons))
-    else:
-        tokenizer = make_tokenizer(CHARACTERS + (TOOL_CHARACTERS if tiny.tool_share else ""))
+    lessons = lessons_of(tiny)
+    tokenizer = tokenizer_of(tiny, lessons)
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Ray sets OMP_NUM_THREADS=1 in its workers, but nothing else of the run is busy now. Half of the cores: threads that

@@ -13,6 +13,7 @@ ROWS = [
     {
         "prompt_id": f"p{i}",
         "prompt": f"what is {i}?",
+        "rendered_prompt": f"<user>what is {i}?<assistant>",
         "response": f"{i}",
         "answer": "0",
         "reward": float(not i),
@@ -64,6 +65,7 @@ def test_a_rollout_is_a_trace_of_its_run_with_its_reward(trained):
         assert (feedback.name, feedback.value) == ("reward", row["reward"])
         root, generate, judge = trace.data.spans
         assert (root.inputs, root.outputs) == (row["prompt"], row["response"])
+        assert (generate.inputs, generate.outputs) == (row["rendered_prompt"], row["response"])
         assert {span.parent_id for span in (generate, judge)} == {root.span_id}
         assert judge.outputs == {"reward": row["reward"], "detail": row["detail"]}
         assert root.attributes["budget"] == 4

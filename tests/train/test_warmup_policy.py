@@ -12,16 +12,8 @@ from kray.config.schema import TinyPolicyConfig
 from kray.prompts import lessons
 from kray.prompts.arithmetic import CHARACTERS
 from kray.records import ConfigError
-from kray.train.warmup import (
-    CALCULATOR,
-    IGNORED,
-    TOOL_CHARACTERS,
-    _batches,
-    _digest,
-    default_cache,
-    ensure_tiny_policy,
-    make_tokenizer,
-)
+from kray.train.tiny import TOOL_CHARACTERS, default_cache, digest, make_tokenizer
+from kray.train.warmup import CALCULATOR, IGNORED, _batches, ensure_tiny_policy
 
 TINY = TinyPolicyConfig(
     hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=32, warmup_steps=3, batch_size=8
@@ -53,7 +45,7 @@ def test_made_once_and_reloads(tmp_path):
 
 def test_the_usual_policy_stays_what_it_was():
     """Folders made before there were habits and tasks to choose are still the ones that are found."""
-    assert _digest(TinyPolicyConfig()) == "db5fadba00ea69b86679"
+    assert digest(TinyPolicyConfig()) == "db5fadba00ea69b86679"
     assert make_tokenizer().get_vocab() == {
         token: index for index, token in enumerate(["<pad>", "<eos>", "<unk>", *CHARACTERS])
     }
@@ -70,9 +62,9 @@ def test_every_part_of_a_recipe_is_in_the_folders_name(monkeypatch):
         {"habits": True},
         {"kinds": ["add1"]},
     )
-    names = [_digest(TinyPolicyConfig(**settings)) for settings in (usual, *others)]
+    names = [digest(TinyPolicyConfig(**settings)) for settings in (usual, *others)]
     monkeypatch.setattr(lessons, "version", lambda package: "0.0")
-    assert len({*names, _digest(TinyPolicyConfig(**usual))}) == len(others) + 2
+    assert len({*names, digest(TinyPolicyConfig(**usual))}) == len(others) + 2
 
 
 def test_a_policy_of_tasks_reads_their_questions(tmp_path):
@@ -97,8 +89,8 @@ def test_equal_settings_give_equal_weights_and_others_another_folder(tmp_path):
 
 def test_a_policy_without_a_tool_is_the_one_that_caches_hold():
     """Written down once: the quickstart's figures are compared over time."""
-    assert _digest(TinyPolicyConfig()) == "db5fadba00ea69b86679"
-    assert _digest(TinyPolicyConfig(tool_share=0.2)) != _digest(TinyPolicyConfig())
+    assert digest(TinyPolicyConfig()) == "db5fadba00ea69b86679"
+    assert digest(TinyPolicyConfig(tool_share=0.2)) != digest(TinyPolicyConfig())
     assert len(make_tokenizer()) == 17
 
 

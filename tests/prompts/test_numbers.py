@@ -1,0 +1,123 @@
+"""Numbers in the data reach the verifier as text that means the same number."""
+
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kray.config.schema import SourceConfig
+from kray.prompts import load_prompts
+from kray.prompts.fields import scalar
+from kray.prompts.files import Row
+from kray.records import DataError
+from kray.rewards import score
+
+
+def answers(path, kind="jsonl") -> list[str]:
+    return [prompt.answer for prompt in load_prompts(SourceConfig(kind=kind, path=str(path)), "math")]
+
+
+def answer_in_json(tmp_path, written: str) -> str:
+    (tmp_path / "p.jsonl").write_text(f'{{"prompt": "q", "answer": {written}}}\n')
+    (answer,) = answers(tmp_path / "p.jsonl")
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ("0.00001", "0.00001"),
+        ("1e-05", "0.00001"),
+        ("1e16", "10000000000000000"),
+        ("1E+2", "100"),
+        ("1.5e1", "15"),
+        ("72.0", "72.0"),
+        ("1.50", "1.50"),
+        ("-0.0", "-0.0"),
+        ("0.1234567890123456789", "0.1234567890123456789"),
+        ("12345678901234567890123", "12345678901234567890123"),
+        ("1e300", "1" + "0" * 300),
+    ],
+)
+def test_numbers_in_json_stay_as_written_without_exponent(tmp_path, written, answer):
+    assert answer_in_json(tmp_path, written) == answer
+
+
+@pytest.mark.parametrize(
+    ("written", "right", "wrong"), [("0.00001", "0.00001", "1"), ("1e-05", "0.00001", "1"), ("1e16", "10^{16}", "1")]
+)
+def test_a_number_with_an_exponent_is_judged_as_what_it_is(tmp_path, written, right, wrong):
+    answer = answer_in_json(tmp_path, written)
+    assert score("math", rf"\boxed{{{right}}}", answer).value == 1
+    assert score("math", rf"\boxed{{{wrong}}}", answer).value == 0
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("1e999", "is inf, not a finite number"),
+        ("-1e999", "is -inf, not a finite number"),
+        ("1e-999", "is 1E-999, nearer to 0 than any number that can be compared"),
+        ("1e9999999999999999999999", "the line cannot be read: the exponent of 1e9999999999999999999999 is too large"),
+        ("[72]", "is list, not text, a number or true/false"),
+        ('{"value": 72}', "is dict, not text, a number or true/false"),
+        ("null", "is null, not text, a number or true/false"),
+    ],
+)
+def test_what_is_no_number_is_refused_with_its_place(tmp_path, written, message):
+    with pytest.raises(DataError, match=r"p\.jsonl:1: .*") as caught:
+        answer_in_json(tmp_path, written)
+    assert message in str(caught.value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_is_the_same_number_as_text(value):
+    row = Row("p:1", "p", 1, {"plain": value, "json": json.loads(json.dumps(value), parse_float=Decimal)})
+    for name in ("plain", "json"):
+        text = scalar(row, name)
+        assert "e" not in text.lower()
+        assert float(text) == value
+        assert Decimal(text) == Decimal(repr(value))
+
+
+def test_numbers_in_parquet_have_the_shortest_form_of_their_type(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    columns = {
+        "float64": (pyarrow.array([0.00001, 1e16, 72.0, 0.1], pyarrow.float64()), ["0.00001", "1" + "0" * 16, "72.0", "0.1"]),
+        "float32": (pyarrow.array([0.00001, 0.1, 72.0, 1e10], pyarrow.float32()), ["0.00001", "0.1", "72.0", "10000000000.0"]),
+        "float16": (pyarrow.array([0.1, 2.5], pyarrow.float16()), ["0.1", "2.5"]),
+        "decimal": (pyarrow.array([Decimal("1.50"), Decimal("0.00")], pyarrow.decimal128(9, 2)), ["1.50", "0.00"]),
+        "int64": (pyarrow.array([2**62, -1], pyarrow.int64()), [str(2**62), "-1"]),
+        "bool": (pyarrow.array([True, False]), ["true", "false"]),
+    }  # fmt: skip
+    for name, (column, expected) in columns.items():
+        table = pyarrow.table({"prompt": [f"q{i}" for i in range(len(column))], "answer": column})
+        parquet.write_table(table, tmp_path / "p.parquet")
+        assert answers(tmp_path / "p.parquet", "parquet") == expected, name
+
+
+def test_numbers_inside_lists_and_structs_are_reached(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    kind = pyarrow.struct([("values", pyarrow.list_(pyarrow.float32()))])
+    table = pyarrow.table({"prompt": ["q"], "gold": pyarrow.array([{"values": [0.1, None, 1e-7]}], kind)})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    for position, expected in ((0, "0.1"), (2, "0.0000001")):
+        source = SourceConfig(kind="parquet", path=str(tmp_path / "p.parquet"), answer_field=f"gold.values.{position}")
+        assert load_prompts(source, "math")[0].answer == expected
+
+
+def test_a_dataset_saved_as_numpy_gives_plain_numbers(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    table = datasets.Dataset.from_list([{"prompt": "q", "answer": 0.1}]).cast_column(
+        "answer", datasets.Value("float32")
+    )
+    table.with_format("numpy").save_to_disk(tmp_path / "saved")
+    assert answers(tmp_path / "saved", "huggingface") == ["0.1"]
