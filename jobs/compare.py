@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kray.address import require_cluster
 from kray.compare.study import Study, load_study
 from kray.launch import connect, driver_actor, find_model, follow, guarded, load_both, tags
 
@@ -62,6 +63,7 @@ def main() -> int:
 
 def run(study: Study) -> tuple[str, str]:
     """(the report's page, why it ended early)."""
+    require_cluster()
     load_both(study.base)
     model = find_model(study.base)
     connect(study.base)

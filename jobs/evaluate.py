@@ -17,6 +17,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from kray.address import require_cluster
 from kray.config import kept_config, to_yaml
 from kray.judged import Recorder, table
 from kray.launch import connect, drive, find_model, guarded, load_both, load_checked, tags
@@ -47,6 +48,7 @@ def main() -> int:
         overrides += [f"model.path={arguments.policy}", "model.tiny=null"]
     else:
         raise ConfigError(f"{arguments.policy} is no run or checkpoint folder; to evaluate a model give --config")
+    require_cluster()
     config = load_checked(file, overrides)
     if checkpoint is not None:
         config = as_begun(config, checkpoint.parent.parent)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kray.address import require_cluster
 from kray.config import kept_config
 from kray.export import check_free, export_checkpoint
 from kray.launch import as_task, connect, find_model, guarded, load_checked
@@ -43,6 +44,7 @@ def main() -> int:
     if arguments.register and not state.mlflow_run_id:
         raise ConfigError(f"--register: {checkpoint} does not say which MLflow run it belongs to")
     config = load_checked(str(kept_config(run)), [*arguments.overrides, "resume="])
+    require_cluster()
     model = find_model(config)
     connect(config)
     work = (checkpoint, model, config.model, arguments.out, arguments.adapters or "")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 
+from kray.address import require_cluster
 from kray.launch import guarded
 from kray.serve.services import serve_planner, serve_policy, serve_rewards
 
@@ -67,6 +68,7 @@ def main() -> int:
     rewards.set_defaults(serve=serve_rewards)
 
     arguments = parser.parse_args()
+    require_cluster()
     return arguments.serve(arguments)
 
 

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kray.address import require_cluster
 from kray.ask import Asker, Sight
-from kray.launch import guarded
+from kray.launch import LOCAL_RAY, guarded
 from kray.screen import screen
 
 RESTART_S = 120.0  # in which a driver that died is up again
@@ -34,7 +35,8 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between two looks (default 2)")
     parser.add_argument("--json", action="store_true", help="one JSON object for each look")
     options = parser.parse_args()
-    sight = Sight(options.run, Path(options.dir).expanduser(), os.environ.get("RAY_ADDRESS", ""), Asker)
+    os.environ.update(LOCAL_RAY)  # before Ray is loaded
+    sight = Sight(options.run, Path(options.dir).expanduser(), require_cluster(), Asker)
     try:
         return watch(sight, options) if options.watch else show(sight.look(), options.json)
     finally:

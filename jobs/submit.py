@@ -19,12 +19,24 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from kray.address import (
+    API,
+    API_PORT,
+    CLUSTER,
+    Endpoint,
+    Unreachable,
+    given_cluster,
+    reach,
+    read_api,
+    read_cluster,
+    require_cluster,
+)
 from kray.config import redact
 from kray.follow import STOP_S, follow
 from kray.launch import LOCAL_RAY, git_commit, guarded
 from kray.records import ConfigError, KrayError
 
-LOCAL = "http://127.0.0.1:8265"
+LOCAL = f"http://127.0.0.1:{API_PORT}"
 START_S, RUN_S = 90.0, 300.0
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -37,21 +49,21 @@ def main() -> int:
     if not command or command[0] in ("-h", "--help"):
         print(__doc__)
         return 0
-    address = os.environ.get("RAY_API_SERVER_ADDRESS", LOCAL)
-    local = urlsplit(address).hostname in ("127.0.0.1", "localhost")
+    address, there = where()
+    local = there.loopback
     for name in () if local else CARRIED:
         if urlsplit(os.environ.get(name, "")).password:
             text = "holds a password, and Ray's dashboard shows the variables of a job"
             raise ConfigError(f"{name} {text}: set it where the cluster's nodes start, and leave it out here")
+    answered = answering(address, there)
+    os.environ[API] = address  # what Ray's client goes by, whatever RAY_ADDRESS says
     if local:
         for key, value in (LOCAL_RAY | {"RAY_AUTH_MODE": "token"}).items():
             os.environ.setdefault(key, value)  # before Ray is imported
         ensure_token()
-    client = reach(address)
-    if client is None and not local:
-        raise KrayError(f"no Ray dashboard answers at {address} (RAY_API_SERVER_ADDRESS)")
+    client = client_of(address) if answered else start_head(address, there.port)
     if client is None:
-        client = start_head(address)
+        raise ConfigError(f"{API}={address}: a dashboard answered there, but Ray's job API does not")
     variables = {"KRAY_GIT_COMMIT": git_commit(), "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}", "PYTHONUNBUFFERED": "1"}
     carried = CARRIED + (FOLDERS if own_head(address) else ())
     variables |= {name: os.environ[name] for name in carried if name in os.environ}
@@ -72,6 +84,31 @@ def main() -> int:
     return follow(client, name)
 
 
+def where() -> tuple[str, Endpoint]:
+    """The address of the job API as text and read. Raises ConfigError."""
+    given = os.environ.get(API, "").strip()
+    cluster = "" if given else require_cluster()
+    if cluster and cluster != "auto" and not (found := read_cluster(cluster)).loopback:
+        raise ConfigError(
+            f"{CLUSTER}={cluster} names a cluster to join, and a job is submitted to the dashboard of one: set {API}, as in "
+            f"{API}=http://{Endpoint(found.host, API_PORT)}"
+        )
+    address = given or LOCAL
+    return address, read_api(address)
+
+
+def answering(address: str, there: Endpoint) -> bool:
+    """Whether a dashboard answers; where none listens on this machine, one may be started. Raises ConfigError."""
+    try:
+        reach(there, f"{API}={address}")
+    except Unreachable:
+        joins = bool(given_cluster()) and not os.environ.get(API)
+        if there.host not in ("127.0.0.1", "localhost") or there.scheme != "http" or there.path or joins:
+            raise
+        return False
+    return True
+
+
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=RUN_S)
@@ -85,7 +122,7 @@ def ensure_token() -> None:
         run(str(BIN / "ray"), "get-auth-token", "--generate").check_returncode()
 
 
-def reach(address: str):
+def client_of(address: str):
     """A client of the dashboard at the address; None when nothing answers there."""
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -111,14 +148,14 @@ def own_head(address: str) -> bool:
         return False
 
 
-def start_head(address: str):
+def start_head(address: str, port: int):
     """A Ray head of our own on 127.0.0.1, which stays up when this process ends."""
     folder = head_folder()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "ray-head.log"
     command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
     command += ["--port=0", "--dashboard-agent-listen-port=0"]  # whatever is free: other Rays may run here
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={urlsplit(address).port}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     command += [f"--num-cpus={max(2, os.cpu_count() or 1)}"]
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
     with log.open("w") as output:
@@ -130,7 +167,7 @@ def start_head(address: str):
     while time.monotonic() < deadline:
         if head.poll() is not None:
             raise KrayError(f"the Ray head ended at once, see {log}:\n{log.read_text()[-800:]}")
-        client = reach(address)
+        client = client_of(address)
         if client is not None:
             return client
         time.sleep(0.5)

@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from kray.address import require_cluster
 from kray.check import check
 from kray.config import kept_config, warnings
 from kray.launch import (
@@ -45,6 +46,8 @@ def main() -> int:
     if arguments.cluster and not arguments.check:
         parser.error("--cluster goes with --check")
     config = load_checked(arguments.config, arguments.overrides)
+    if not arguments.check:
+        require_cluster()
     checkpoint = find_resume(config.resume, config.run.dir, config.run.name)
     if checkpoint is not None:
         config = as_begun(config, checkpoint.parent.parent)

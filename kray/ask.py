@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kray.address import answers
 from kray.records import KrayError
 from kray.screen import nothing
 from kray.status import from_folder, newest_runs
@@ -58,12 +59,10 @@ def announced(folder: Path) -> tuple[str, str]:
     """(address, how it authenticates) of the Ray in which the run's driver lives; "" if nothing answers there."""
     try:
         said = json.loads((folder / PLACE).read_text())
-        address = str(said["ray"])
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
-    except (OSError, ValueError, KeyError, TypeError):
+        address, auth = str(said["ray"]), str(said.get("auth", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "", ""
-    return address, str(said.get("auth", ""))
+    return (address, auth) if answers(address, KNOCK_S) else ("", "")
 
 
 class Asker:

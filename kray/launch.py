@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from kray.address import CLUSTER, require_cluster
 from kray.ask import NAMESPACE, announce, driver_name, withdraw
 from kray.config import KrayConfig, load_config, redact, require
 from kray.config.placement import asked
@@ -193,15 +194,20 @@ def connect(config: KrayConfig) -> None:
 
 def join(cpus: int) -> bool:
     """Joins the cluster of this job or of RAY_ADDRESS and returns True; without either, starts a Ray of its own that only
-    this machine sees, with at least so many CPUs."""
+    this machine sees, with at least so many CPUs. Raises ConfigError where the cluster cannot be joined."""
     joins = joins_cluster()
+    address = require_cluster()
     if not joins:
         path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
         os.environ.update(LOCAL_RAY | {"PYTHONPATH": path})  # what `guarded` allows, in Ray's processes too
     import ray
 
     if joins:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"{CLUSTER}={address}: this Ray cannot be joined: {why}") from error
         return True
     ray.init(
         address="local",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from kray.address import given_cluster
 from kray.config import KrayConfig
 from kray.config.placement import asked
 from kray.records import ConfigError
@@ -11,7 +12,7 @@ from kray.records import ConfigError
 
 def joins_cluster() -> bool:
     """Whether a run goes into a cluster that is there: that of its Ray job, or of RAY_ADDRESS."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or bool(os.environ.get("RAY_ADDRESS"))
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or bool(given_cluster())
 
 
 def gpus_asked(config: KrayConfig) -> int:
