@@ -6,7 +6,7 @@ Loads no Ray; torch only where transformers does, which is where a named model's
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kray.config import KrayConfig, TinyPolicyConfig
@@ -14,7 +14,7 @@ from kray.config.schema import SourceConfig
 from kray.environments import stops_of
 from kray.prompts import load_prompts, load_tests
 from kray.prompts.model_files import check_context, load_tokenizer, read_config, stop_ids
-from kray.prompts.tokenize import check_template, encode_all
+from kray.prompts.tokenize import as_read, check_template, encode_all
 from kray.records import ConfigError, DataError, Prompt
 from kray.train.supported import check_supported
 from kray.train.tiny import MAX_POSITIONS, check_tiny, folder_of, lessons_of, tokenizer_of
@@ -120,12 +120,16 @@ def encode(config: KrayConfig, loaded: Loaded, reader: Reader, say: Say) -> Prep
     if source.system and not (source.chat and getattr(reader.tokenizer, "chat_template", None)):
         why = "the tokenizer has no chat template" if source.chat else f"{loaded.key}.chat is false"
         say(f"warning: {loaded.key}.system is not used: {why}")
+        source = replace(source, system="")
     limit = f"prompts.max_tokens is {config.prompts.max_tokens}"
     prompts, part = loaded.prompts, loaded.part
-    kept, dropped = encode_all(prompts, reader.tokenizer, loaded.source, config.prompts.max_tokens, reader.vocabulary)
+    kept, dropped = encode_all(prompts, reader.tokenizer, source, config.prompts.max_tokens, reader.vocabulary)
     if dropped:
         say(f"note: {len(dropped)} of {len(prompts)} {part} prompts dropped, longer than {limit}; first {dropped[0]}")
     least = config.prompts.per_step if part == "train" else 1
     if len(kept) < least:
         raise DataError(f"{loaded.key}: {len(kept)} of {len(prompts)} prompts are left, {least} are needed; {limit}")
+    text = next((tokens for prompt, tokens in kept if prompt.text is not None), None)
+    if source.system and text is not None and source.system.strip() not in as_read(text, reader.tokenizer):
+        say(f"warning: {loaded.key}.system is not found in what the chat template makes of a prompt")
     return Prepared(loaded, kept, dropped)

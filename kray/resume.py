@@ -26,11 +26,11 @@ BEFORE = {"keep_repeats": True, "prompt_format": "text"}
 
 def as_begun(config: KrayConfig, folder: Path) -> KrayConfig:
     """Return the configuration with newer keys as the run in this folder began, where it began without them."""
-    kept = kept_config(folder)
-    if not kept.is_file():
+    first = folder / "config.yaml"
+    if not first.is_file():
         return config
-    load_config(str(kept), [], checked=False)  # raises what is wrong with the file
-    written = OmegaConf.select(OmegaConf.load(kept), "prompts.train")
+    load_config(str(first), [], checked=False)  # raises what is wrong with the file
+    written = OmegaConf.select(OmegaConf.load(first), "prompts.train")
     config = copy.deepcopy(config)
     for key, value in BEFORE.items():
         if written is None or key not in written:

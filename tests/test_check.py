@@ -92,6 +92,17 @@ def test_a_template_that_refuses_the_system_role_is_refused(changed):
     assert "prompt arithmetic/train/0: the chat template refuses its messages: no system role" in told
 
 
+def test_a_template_that_leaves_the_system_message_out_is_told(changed):
+    model = changed()
+    file = model / "chat_template.jinja"
+    file.write_text(
+        file.read_text().replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    )
+    done = check(*arguments(model, "prompts.train.system=Be brief."))
+    assert done.returncode == 0, done.stderr
+    assert "warning: prompts.train.system is not found in what the chat template makes of a prompt" in done.stdout
+
+
 @pytest.mark.parametrize("size", [100, 258])
 def test_a_tokenizer_larger_than_the_model_is_refused(changed, size):
     told = refused_alike(arguments(changed(vocab_size=size)))
@@ -119,9 +130,10 @@ def test_template_variables_are_shown_and_settled(changed, chat):
     thinks = "{% if enable_thinking is defined and not enable_thinking %}[no thinking]{% endif %}"
     done = check(*arguments(changed(thinks), "prompts.train.chat_template_kwargs={enable_thinking: false}"))
     assert done.returncode == 0, done.stderr
-    train, _, test = done.stdout.partition("prompts.test")
+    train, _, test = done.stdout.partition("\nprompts.test (")
     assert train.count("[no thinking]<|im_start|>user") == 2
     assert "[no thinking]" not in test
+    assert "warning: prompts.train.chat_template_kwargs and prompts.test.chat_template_kwargs differ" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -250,11 +262,13 @@ def test_a_run_that_began_before_repeats_were_left_out_keeps_them(tmp_path):
         line for line in kept.read_text().splitlines() if "keep_repeats" not in line and "prompt_format" not in line
     ]
     kept.write_text("\n".join(lines) + "\n")
+    (run / "config-resumed-000003.yaml").write_text(to_yaml(config))  # it was resumed before
     begun = as_begun(load_config(QUICK, paths), run)
     assert (begun.prompts.train.keep_repeats, begun.prompts.train.prompt_format) == (True, "text")
     done = check(*paths, f"resume={run}")
     assert done.returncode == 0, done.stderr
     assert "train prompts              140" in done.stdout
+    (run / "config-resumed-000003.yaml").unlink()
     kept.write_text(to_yaml(load_config(QUICK, paths)))  # a run that began with the key, and without repeats
     assert as_begun(load_config(QUICK, paths), run).prompts.train.keep_repeats is False
     assert check(*paths, f"resume={run}").returncode == 2
@@ -272,3 +286,10 @@ def test_variables_of_the_template_are_part_of_the_prompts_fingerprint():
     plain = prompts_digest(prompts)
     assert prompts_digest(prompts, {}) == plain
     assert len({plain, prompts_digest(prompts, {"a": 1}), prompts_digest(prompts, {"a": 2})}) == 3
+
+
+def test_a_comparison_shows_prompts_as_they_are_read(tmp_path):
+    done = knock("compare", "configs/compare-quick.yaml", "--check", "--dir", tmp_path / "study")
+    assert done.returncode == 0, done.stderr
+    assert "first prompts, as the policy reads them" in done.stdout
+    assert "  | 8+8=" in done.stdout

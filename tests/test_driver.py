@@ -284,6 +284,8 @@ def test_a_chat_model_trains_on_gsm8k(ray_local, tmp_path):
             "rollout.max_sequences=16",
             "evaluate.samples=1",
             "prompts.max_tokens=600",
+            "prompts.train.system=Be brief.",
+            "track.every=1",
         ],
     )
     summary = drive(config, str(model), tmp_path / "gsm8k", None, "run")
@@ -291,3 +293,8 @@ def test_a_chat_model_trains_on_gsm8k(ray_local, tmp_path):
     assert summary.accuracy_after == 0.0
     rows = json.loads((tmp_path / "gsm8k/metrics.jsonl").read_text().splitlines()[-1])
     assert rows["train/skipped"] == 1  # no group was mixed
+    table = json.loads((tmp_path / "gsm8k/samples/step-000001.json").read_text())
+    for row in (dict(zip(table["columns"], values, strict=True)) for values in table["data"]):
+        start = f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{row['prompt']}\n\nThink step by step"
+        assert row["rendered_prompt"].startswith(start)
+        assert row["rendered_prompt"].endswith("<|im_end|>\n<|im_start|>assistant\n")

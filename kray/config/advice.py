@@ -15,7 +15,7 @@ GSPO_LARGE = 0.05  # a clip this wide hardly ever meets the mean ratio of a whol
 
 def warnings(config: KrayConfig) -> list[str]:
     """For a configuration without contradictions; empty when there is nothing to say."""
-    return [*_advantage_clip(config), *_clips(config.train), *_memory(config)]
+    return [*_advantage_clip(config), *_clips(config.train), *_memory(config), *_rendering(config)]
 
 
 def first_cut(clip: float, scaled: bool) -> float:
@@ -76,4 +76,13 @@ def _memory(config: KrayConfig) -> Iterator[str]:
         yield (
             f"train.microbatch_tokens {tokens} is below prompts.max_tokens + rollout.max_response_tokens = {longest}: a "
             "rollout is never split, so a forward pass can need the memory of that many tokens"
+        )
+
+
+def _rendering(config: KrayConfig) -> Iterator[str]:
+    train, test = config.prompts.train, config.prompts.test
+    if train.chat_template_kwargs != test.chat_template_kwargs:
+        yield (
+            "prompts.train.chat_template_kwargs and prompts.test.chat_template_kwargs differ: the policy is judged on prompts "
+            "of another form than those that it learns from"
         )

@@ -135,8 +135,9 @@ class _Repeats:
 
     def met(self, prompt: Prompt, place: str) -> bool:
         """Whether an earlier row has the same prompt and answer; remembers this one."""
-        asked = _digest(prompt.text if prompt.messages is None else [dict(message) for message in prompt.messages])
-        both = _digest([asked.hex(), prompt.answer])
+        text = prompt.text if prompt.messages is None else [dict(message) for message in prompt.messages]
+        asked = _digest(json.dumps(text, sort_keys=True).encode())
+        both = _digest(asked + prompt.answer.encode())
         if both in self.places:
             self.repeated += 1
             self.example = self.example if self.example[0] else (place, self.places[both])
@@ -164,8 +165,8 @@ class _Repeats:
         return found
 
 
-def _digest(value: Any) -> bytes:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 SOURCES: dict[str, Load] = {

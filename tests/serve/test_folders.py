@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +63,9 @@ def test_how_a_folder_is_served_follows_from_it(warm_policy, tmp_path):
     assert spec.max_tokens == 16 * most
     assert spec.name == warm_policy.name
     assert spec.engine_options()["load_format"] == "safetensors"
+    assert spec.engine_options()["default_chat_template_kwargs"] is None
+    quiet = replace(spec, chat_template_kwargs={"enable_thinking": False})
+    assert quiet.engine_options()["default_chat_template_kwargs"] == {"enable_thinking": False}
     with pytest.raises(ConfigError, match=r"--context .* is above the"):
         policy_spec(warm_policy, SimpleNamespace(**(ASKED | {"context": most + 1})))
     pickled = tmp_path / "pickled"
