@@ -15,7 +15,8 @@ GSPO_LARGE = 0.05  # a clip this wide hardly ever meets the mean ratio of a whol
 
 def warnings(config: KrayConfig) -> list[str]:
     """For a configuration without contradictions; empty when there is nothing to say."""
-    return [*_advantage_clip(config), *_clips(config.train), *_memory(config), *_rendering(config)]
+    found = [*_advantage_clip(config), *_clips(config.train), *_memory(config), *_rendering(config)]
+    return [*found, *_partial_credit(config)]
 
 
 def first_cut(clip: float, scaled: bool) -> float:
@@ -85,4 +86,21 @@ def _rendering(config: KrayConfig) -> Iterator[str]:
         yield (
             "prompts.train.chat_template_kwargs and prompts.test.chat_template_kwargs differ: the policy is judged on prompts "
             "of another form than those that it learns from"
+        )
+
+
+def _partial_credit(config: KrayConfig) -> Iterator[str]:
+    reward, name = config.reward, "reasoning_gym"
+    inherited = [
+        (s.verifier, name if s.kind == name else reward.verifier) for s in (config.prompts.train, config.prompts.test)
+    ]
+    options = reward.options if reward.verifier == name else {}
+    if options.get("partial", True) and any((own or default) == name for own, default in inherited):
+        sentence = (
+            "" if options.get("extract") else ", reward.options.extract=true takes the final answer out of a sentence"
+        )
+        whose = "" if reward.verifier == name else f" (options need reward.verifier={name})"
+        yield (
+            f"the verifier {name} gives partial credit: an answer that merely contains the right one, such as a sentence, "
+            f"earns the task's partial credit. reward.options.partial=false gives full marks or nothing{sentence}{whose}"
         )

@@ -16,6 +16,7 @@ import builtins
 import functools
 import inspect
 import json
+import math
 import re
 import sys
 import types
@@ -27,6 +28,8 @@ import sympy
 from reasoning_gym.factory import DATASETS
 from sympy.parsing import sympy_parser
 
+from kray.rewards.responses import outside_thinking
+from kray.rewards.sentences import readings
 from kray.rewards.verifiers import Reward
 
 _EVALUATES, _PARSES = re.compile(r"(?<![\w.])eval\("), re.compile(r"\b(parse_expr|sympify)\(")
@@ -37,14 +40,25 @@ _FUNCTIONS = {
     "sinh", "cosh", "tanh", "Pow", "Rational", "Integer", "Float",
 }  # fmt: skip
 _NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Constant, ast.Name, ast.Call, ast.Load)
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 
 
-def verify_reasoning(response: str, answer: str, *, partial: bool = True) -> Reward:
-    """The task's own score in [0, 1] of the text in the last <answer></answer>, or of the whole response without tags.
+def verify_reasoning(response: str, answer: str, *, partial: bool = True, extract: bool = False) -> Reward:
+    """Score an answer by its task's own rule, in [0, 1].
 
-    partial: keep the task's marks for nearly right answers (many tasks give 0.01-0.1 to any answer at all); False: full
-    marks or nothing. Raises ValueError for an answer that does not hold a task and its entry.
+    What is scored is the text in the last <answer></answer>, or without tags the whole response; thinking
+    (<think></think>) never counts. Most tasks score the text as it stands: one that merely contains the right answer, such
+    as a sentence, earns partial credit, about the share of its characters that are the answer.
+
+    Args:
+        answer: JSON with "task" and "entry".
+        partial: keep the task's marks for nearly right answers (many tasks give 0.01-0.1 to any answer at all); False: full
+            marks or nothing.
+        extract: take the final answer out of a response without tags, as `readings` says: of its readings the first that
+            earns full marks counts, else the last.
+
+    Raises:
+        ValueError: for an answer that does not hold a task and its entry.
     """
     try:
         packed = json.loads(answer, object_hook=_restore)
@@ -53,12 +67,25 @@ def verify_reasoning(response: str, answer: str, *, partial: bool = True) -> Rew
         raise ValueError(
             f'reasoning_gym: the answer must be JSON with "task" and "entry", not {answer[:60]!r}'
         ) from error
-    tagged = _TAGGED.findall(response)
-    given = (tagged[-1] if tagged else response).strip()
-    value = float(_scoring(task)(answer=given, entry=entry))
+    said = outside_thinking(response)
+    tagged = _TAGGED.findall(said)
+    for given in [tagged[-1].strip()] if tagged else readings(said) if extract else [said.strip()]:
+        if (value := _marks(task, given, entry)) >= 1.0:
+            break
     if not partial:
         value = float(value >= 1.0)
     return Reward(value, "" if value >= 1.0 else f"{task}: {given[:60]!r}")
+
+
+def _marks(task: str, given: str, entry: Any) -> float:
+    """The task's score. What the scoring cannot read is wrong, unless it cannot read the entry's own answer either."""
+    score = _scoring(task)
+    try:
+        value = float(score(answer=given, entry=entry))
+    except Exception:
+        score(answer=str(entry["answer"]), entry=entry)
+        return 0.0
+    return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0  # some give 1 + 2e-16
 
 
 @functools.cache

@@ -15,10 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kray.rewards.responses import outside_thinking
+
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What a response earned. value: finite; detail: a short reason for people, may be empty."""
+    """What a response earned. value: finite; detail: a short reason for people, may be empty, in printable characters."""
 
     value: float
     detail: str = ""
@@ -110,15 +112,43 @@ def as_reward(value: Any, verifier: str) -> Reward:
         number = math.inf
     if not math.isfinite(number):
         raise ValueError(f'verifier "{verifier}" returned {number}, not a finite number')
-    return Reward(number, str(detail)[:_DETAIL_CHARACTERS])
+    return Reward(number, _printable(str(detail)[:_DETAIL_CHARACTERS]))
 
 
 def exact(response: str, answer: str, *, case_sensitive: bool = True, strip: bool = True) -> Reward:
-    """1 when response and answer are the same text, with strip: spaces at both ends aside; else 0."""
-    given, right = (response.strip(), answer.strip()) if strip else (response, answer)
-    if given == right or (not case_sensitive and given.casefold() == right.casefold()):
-        return Reward(1.0)
+    """Give 1 when response and answer are the same text, else 0.
+
+    Nothing else is taken for the same: no full stop, no other spelling of a number, no other form of a Unicode character.
+    Thinking (<think></think>) is no part of the response.
+
+    Args:
+        case_sensitive: False: upper and lower case are the same.
+        strip: leave spaces and line ends at both ends out.
+
+    Raises:
+        ValueError: for a right answer without a character but spaces, which saying nothing would earn.
+    """
+    check_text(answer)
+    right = answer.strip() if strip else answer
+    for said in (response, outside_thinking(response)):
+        given = said.strip() if strip else said
+        if given == right or (not case_sensitive and given.casefold() == right.casefold()):
+            return Reward(1.0)
     return Reward(0.0, f"{given[:40]!r} is not {right[:40]!r}")
+
+
+def check_text(answer: str) -> None:
+    """Raise ValueError for a right answer that `exact` cannot use."""
+    if not answer.strip():
+        raise ValueError("exact: the right answer is empty, so that a response that says nothing would be right")
+
+
+exact.check_answer = check_text  # type: ignore[attr-defined]  # see check_answer
+
+
+def _printable(text: str) -> str:
+    """A text that every log, table and terminal can take: control characters and halves of characters as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _brief(error: BaseException) -> str:

@@ -287,6 +287,11 @@ def test_derived_table(load):
         (["train.loss=cispo", "train.updates=2", "train.clip_low=1"], []),
         (["train.loss=gspo", "train.updates=2"], ["its paper has 0.0003 and 0.0004"]),
         (["train.microbatch_tokens=1000"], ["is below prompts.max_tokens + rollout.max_response_tokens = 1536"]),
+        (["reward.verifier=reasoning_gym"], ["merely contains the right one", "partial=false", "extract=true"]),
+        (["reward.verifier=reasoning_gym", "reward.options.partial=false"], []),
+        (["reward.verifier=reasoning_gym", "prompts.train.verifier=exact", "prompts.test.verifier=exact"], []),
+        (["prompts.train.kind=reasoning_gym", "prompts.train.tasks={gcd: {}}"], ["need reward.verifier=reasoning_gym"]),
+        (["prompts.train.kind=reasoning_gym", "prompts.train.tasks={gcd: {}}", "prompts.train.verifier=math"], []),
     ],
 )
 def test_what_is_perhaps_not_meant_is_said(load, overrides, parts):

@@ -17,9 +17,8 @@ import sys
 import types
 from typing import Any
 
+import plain
 import walls
-
-_PLAIN = (type(None), bool, int, str)
 
 
 def main() -> None:
@@ -43,33 +42,10 @@ def main() -> None:
         exec(compile(order["setup"], "<setup>", "exec"), module.__dict__)
     for expression in order["expressions"] or ():
         try:
-            _say(results, {"value": encode(eval(compile(expression, "<test>", "eval"), module.__dict__))})
+            value = eval(compile(expression, "<test>", "eval"), module.__dict__)
+            _say(results, {"value": plain.encode(value, module.__name__)})
         except Exception as error:
             _say(results, {"error": f"{type(error).__name__}: {str(error)[:200]}"})
-
-
-def encode(value: Any) -> Any:
-    """JSON of plain data, with the types that JSON lacks as {"__tuple__": [...]} and so on. Raises TypeError for the rest."""
-    if type(value) in _PLAIN:
-        return value
-    if isinstance(value, float):
-        return {"__float__": float.hex(value)}
-    if isinstance(value, list):
-        return [encode(item) for item in value]
-    if isinstance(value, tuple):
-        return {"__tuple__": [encode(item) for item in value]}
-    if isinstance(value, (set, frozenset)):
-        return {"__set__": [encode(item) for item in value]}
-    if isinstance(value, dict):
-        return {"__dict__": [[encode(key), encode(item)] for key, item in value.items()]}
-    if isinstance(value, (bytes, bytearray)):
-        return {"__bytes__": bytes(value).hex()}
-    for kind in (int, str):
-        if isinstance(value, kind):
-            return kind(value)
-    if hasattr(value, "tolist"):  # numpy's arrays and numbers
-        return encode(value.tolist())
-    raise TypeError(f"{type(value).__name__} is not plain data")
 
 
 def _say(descriptor: int, message: Any) -> None:
