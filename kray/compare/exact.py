@@ -13,7 +13,7 @@ import numpy as np
 from kray.parts import Encoded
 from kray.planner import KnapsackPlanner, PointValue
 from kray.planner.greedy import Purse
-from kray.planner.rules import Rule
+from kray.planner.rules import Even, Rule
 from kray.planner.step import StepPlan
 from kray.planner.values import Value
 from kray.records import ConfigError
@@ -59,7 +59,8 @@ class ExactRates:
 class OraclePlanner(KnapsackPlanner):
     """The static knapsack on success rates that are known. `rates` are set before each step.
 
-    Lost rollouts stay lost: giving them to others would need a marginal that knows rates.
+    Lost rollouts stay lost: giving them to others would need a marginal that knows rates. In budgets of tokens what comes
+    back goes evenly to all prompts.
     """
 
     rates: dict[str, float]
@@ -68,4 +69,4 @@ class OraclePlanner(KnapsackPlanner):
         return PointValue(np.array([self.rates[i] for i in ids]))
 
     def _respend(self, purse: Purse, value: Value, step: StepPlan) -> Rule:
-        return Rule()
+        return Even(purse) if self.settings.unit == "tokens" else Rule()

@@ -4,7 +4,8 @@
     POST   /v1/plans                open a step of a named run: prompt ids, budget, mode -> {"id": ...}
     POST   /v1/plans/{id}/take      {"room": 64} -> {"take": [{"prompt_id", "rollouts"}], "in_flight", "done"}
     POST   /v1/plans/{id}/observe   {"labels": [{"prompt_id", "rewards"}], "lost": [...]} -> {"in_flight", "done"}
-    GET    /v1/plans/{id}           budgets, weights in the loss, what was expected
+    GET    /v1/plans/{id}           budgets, weights in the loss (0: leave the group out of its denominator,
+                                    too), what was expected
     DELETE /v1/plans/{id}           end the step; ?withdraw=true takes its labels back too
     GET    /v1/runs                 the runs that are held
     GET    /v1/runs/{run}           its beliefs as JSON; PUT gives them back, DELETE forgets the run

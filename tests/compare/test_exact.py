@@ -75,3 +75,15 @@ def test_the_oracle_solves_the_knapsack_on_the_rates_it_is_told():
             step.observe(prompt_id, [1.0] * rollouts)
         assert step.done
         assert step.allocation().budgets.tolist() == solve(PointValue(known), 40, 2, 16).tolist()
+
+
+def test_the_oracle_spends_tokens_that_come_back():
+    planner = OraclePlanner("static", unit="tokens", token_budget=200, candidates=1, upper=20)
+    planner.rates = {"solved": 1.0, "half": 0.5}
+    step = planner.begin(["solved", "half"], cost=[10.0, 10.0])
+    spent = 0
+    while not step.done:
+        for prompt_id, rollouts in step.take():
+            step.observe(prompt_id, [1.0] * rollouts, tokens=6 * rollouts)  # for 10 that were expected
+            spent += 6 * rollouts
+    assert 190 < spent <= 200
