@@ -53,10 +53,14 @@ def reasoning_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
     for position in range(wanted):
         label = labels[position % len(labels)]
         number, (task, entry) = position // len(labels), next(entries[label])
+        answer = entry["answer"]
+        if by_text and not (isinstance(answer, str) and answer.strip()):
+            why = f"has no answer that verifier {source.verifier} could compare with ({answer!r})"
+            raise DataError(f"tasks.{label}: entry {number} {why}; leave the source's verifier empty")
         prompts.append(
             Prompt(
                 id=f"{label}:{number}",
-                answer=entry["answer"] if by_text else _pack(task, entry),
+                answer=answer if by_text else _pack(task, entry),
                 verifier=source.verifier or "reasoning_gym",
                 source="reasoning_gym",
                 text=entry["question"],

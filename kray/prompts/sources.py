@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 from kray.config.schema import PromptsConfig, SourceConfig
 from kray.prompts.fields import FORMATS, content, scalar
@@ -113,7 +112,8 @@ def _from_rows(read: Callable[[SourceConfig], Iterable[Row]]) -> Load:
             say(line)
         if (source.template or source.system) and (told := [prompt for prompt in prompts if prompt.messages]):
             unused = " and ".join(key for key in ("system", "template") if getattr(source, key))
-            say(f"warning: {source.path}: no {unused} where prompts are chat messages ({len(told)} of {len(prompts)})")
+            share = f"{len(told)} of {len(prompts)}"
+            say(f"warning: {source.path}: {unused}: not applied to prompts that are chat messages ({share})")
         return prompts
 
     return load

@@ -107,3 +107,10 @@ def test_what_cannot_be_made_is_named(source, message):
 def test_prompts_can_be_compared_and_copied():
     prompt = load_prompts(SourceConfig(size=1), "exact")[0]
     assert dataclasses.replace(prompt) == prompt
+
+
+@pytest.mark.parametrize("verifier", ["exact", "math"])
+def test_a_task_without_answers_needs_its_own_verifier(verifier):
+    source = SourceConfig(kind="reasoning_gym", size=2, tasks={"propositional_logic": {}}, verifier=verifier)
+    with pytest.raises(DataError, match=rf"tasks\.propositional_logic: entry 0 has no answer that verifier {verifier}"):
+        load_prompts(source, "exact")

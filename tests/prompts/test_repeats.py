@@ -93,7 +93,9 @@ def test_a_bad_row_is_refused_also_among_repeats(tmp_path):
 def test_what_messages_do_not_use_is_said(tmp_path):
     source = write(tmp_path, [row([{"role": "user", "content": "a"}], 1), row("b", 1)])
     source.template = "{prompt}!"
-    assert load(source)[1] == [f"warning: {source.path}: no template where prompts are chat messages (1 of 2)"]
+    assert load(source)[1] == [
+        f"warning: {source.path}: template: not applied to prompts that are chat messages (1 of 2)"
+    ]
 
 
 @settings(max_examples=50, deadline=None)
