@@ -87,7 +87,7 @@ def test_numbers_of_any_length_are_compared(digits):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("\\boxed{1} \\boxed{2", "1"),
+        ("\\boxed{1} \\boxed{2", ""),
         ("\\boxed{1} } } \\fbox {2} {", "2"),
         ("\\boxed{a \\boxed{b} c}", "b"),
         ("{\\boxed{\\frac{1}{2}}}", "\\frac{1}{2}"),

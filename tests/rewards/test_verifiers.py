@@ -4,12 +4,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kray.rewards import Reward, check_verifier, score
 from kray.rewards.verifiers import as_reward
@@ -27,89 +24,6 @@ from kray.rewards.verifiers import as_reward
 )
 def test_exact(response, answer, options, value):
     assert score("exact", response, answer, **options).value == value
-
-
-MATH = [
-    # (right answer, response, value)
-    ("72", "#### 72", 1),
-    ("x = <<1+2=3>> ...\n#### 1,000", "The answer is $1000.", 1),
-    ("... #### 72", "so \\boxed{72}", 1),
-    ("72", "#### $72.00", 1),
-    ("72", "#### 72 clips\nnext question", 1),
-    ("72", "#### The answer is 72.", 1),
-    ("72", "\\boxed{72 \\text{ clips}}", 1),
-    ("72", "\\boxed{\\$72}", 1),
-    ("72", "**72**", 1),
-    ("72", "\\boxed{71}, or rather \\boxed{72}", 1),
-    ("72", "\\boxed{72}, or rather \\boxed{71}", 0),
-    ("72", "", 0),
-    ("72", "####", 0),
-    ("72", "\\boxed{}", 0),
-    ("72", "\\boxed{72", 0),
-    ("72", "I do not know", 0),
-    ("$18", "#### 18", 1),
-    ("\\$18", "18", 1),
-    ("50%", "\\boxed{50\\%}", 1),
-    ("50%", "0.5", 1),
-    ("50\\%", "50%", 1),
-    ("\\frac12", "\\boxed{0.5}", 1),
-    ("1/2", "\\frac{1}{2}", 1),
-    ("\\frac{1}{2}", "the answer is 1/2", 1),
-    ("\\frac{1}{2}", "#### \\frac{1}{2}", 1),
-    ("2\\frac{1}{2}", "\\boxed{2.5}", 1),
-    ("0.333333", "1/3", 1),
-    ("0.3333", "1/3", 0),
-    ("3.50", "It costs $3.5", 1),
-    ("x^2+1", "\\boxed{1+x^2}", 1),
-    ("\\boxed{\\sqrt{2}}", "$\\sqrt2$", 1),
-    ("(1,2)", "(1,2)", 1),
-    ("(1,2)", "\\boxed{(2,1)}", 0),
-    ("2", "\\boxed{x=2}", 1),
-    ("-5", "answer: -5", 1),
-    ("5", "answer: -5", 0),
-    ("4", "First 3, then 4", 1),
-    ("3", "First 3, then 4", 0),
-    ("1000000", "#### 1,000,000", 1),
-    ("10", "1,0", 0),
-    ("2,125", "#### 2,1251", 0),
-    ("2", "\\boxed{1,2}", 0),
-    ("1,2", "\\boxed{1,2}", 1),
-    ("No solution", "\\boxed{No solution}", 1),
-]
-
-
-@pytest.mark.parametrize(("answer", "response", "value"), MATH)
-def test_math(answer, response, value):
-    reward = score("math", response, answer)
-    assert reward.value == value
-    assert (reward.detail == "") == (value == 1)
-
-
-def test_math_works_off_the_main_thread():
-    rewards = []
-    thread = threading.Thread(target=lambda: rewards.append(score("math", "\\boxed{x+1}", "1+x")))
-    thread.start()
-    thread.join(30)
-    assert rewards == [Reward(1.0)]
-
-
-def test_math_without_a_right_answer_is_an_error_not_a_wrong_response():
-    with pytest.raises(ValueError, match="no right answer"):
-        score("math", "72", "####")
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))
-def test_math_integers_are_equal_exactly_when_they_are(given_number, right):
-    for form in (f"#### {given_number}", f"\\boxed{{{given_number:,}}}", f"It is {given_number}."):
-        assert score("math", form, f"work\n#### {right:,}").value == float(given_number == right)
-        assert score("math", form, str(given_number)).value == 1.0
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text(max_size=60))
-def test_math_judges_any_text(response):
-    assert score("math", response, "72").value in (0.0, 1.0)
 
 
 def test_reasoning_gym_scores_the_tagged_answer_or_the_whole_text():

@@ -1,0 +1,137 @@
+"""The math verifier: is the final answer of a response mathematically equal to the right one?
+
+extraction.py says where the final answer is looked for, answers.py what it can be, equality.py, numbers.py and units.py when
+two are equal. Readings are strict: an answer that is not understood as a whole is equal to the same text only.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+
+from kray.rewards.mathematics.answers import read_answer
+from kray.rewards.mathematics.equality import same_answer
+from kray.rewards.mathematics.extraction import Found, final_answers, without_thoughts
+from kray.rewards.mathematics.kinds import Answer, Several
+from kray.rewards.mathematics.notation import WORDS_CLOSE, WORDS_OPEN, normalize, squeezed
+from kray.rewards.verifiers import Reward
+
+__all__ = ["final_answer", "right_answer", "verify_math", "without_thoughts"]
+
+# A final answer that is longer, and four times the right one, is none.
+_ANSWER_CHARACTERS = 1000
+_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+# Python refuses to read longer integers.
+_DIGITS = 4000
+_CHOICE = re.compile(r"\(?([A-J])\)?")
+# A letter in parentheses or with a dot behind it, and the text of that choice.
+_CHOSEN = re.compile(r"(?:\(([A-Ja-j])\)|([A-J])\s*[.):])(?P<text>\s*(?![+*/^=<>]).*)", re.DOTALL | re.I)
+
+
+def verify_math(response: str, answer: str, *, float_rounding: int = 6, strict: bool = True) -> Reward:
+    """Judge the final answer of a response.
+
+    Args:
+        response: what the policy wrote.
+        answer: a bare answer (72, \\frac12, 1/2, 50%), one in \\boxed{}, or a solution that ends in "#### 72".
+        float_rounding: significant digits from which on a decimal may stand for a value without a finite decimal expansion.
+        strict: brackets count; else a list of values is equal in whatever brackets and order.
+
+    Returns:
+        1 when the final answer is equal to the right one, else 0.
+
+    Raises:
+        ValueError: the right answer is empty.
+    """
+    right = right_answer(answer)
+    for found in final_answers(response):
+        if not found.text:
+            return Reward(0.0, "no answer found")
+        if len(found.text) > max(_ANSWER_CHARACTERS, 4 * len(right)):
+            return Reward(0.0, f"a final answer of {len(found.text)} characters")
+        if not equal(right, found.text, float_rounding, strict):
+            return Reward(0.0, f"{found.text[-60:]!r} is not {right[-60:]!r}")
+    return Reward(1.0)
+
+
+def right_answer(answer: str) -> str:
+    """The final answer of a right answer. Raises ValueError when there is none."""
+    right = _right_answer(answer).text
+    if not right:
+        raise ValueError(f"math: no right answer in {answer[:60]!r}")
+    return right
+
+
+verify_math.check_answer = right_answer  # type: ignore[attr-defined]  # see verifiers.check_answer
+
+
+@lru_cache(maxsize=4096)
+def _right_answer(answer: str) -> Found:
+    """In a box or behind "####"; without them all of it, as a right answer is no sentence to look for one in."""
+    found = final_answers(answer) if "\\boxed" in answer or "\\fbox" in answer or "####" in answer else []
+    return found[0] if found else Found(answer.strip(), False)
+
+
+def final_answer(text: str) -> tuple[str, bool]:
+    """(the part of a response that is its final answer, whether a mark sets it apart); no text when there is none."""
+    found = final_answers(text)[0]
+    return found.text, found.marked
+
+
+def equal(right: str, given: str, significant: int = 6, strict: bool = True) -> bool:
+    """Whether two answers, found and as written, are equal."""
+    quick = _compare_numbers(right, given)
+    if quick is not None:
+        return quick
+    if given == right:
+        return True
+    normal, (right_text, right_reading) = normalize(given), _read_right(right)
+    if squeezed(normal) == squeezed(right_text):
+        return True
+    choice = _choice(right_text, normal)
+    if choice is not None:
+        return choice
+    try:
+        # Where several values are asked for, the commas of 100,200 are between two of them.
+        separate = isinstance(right_reading, Several)
+        return same_answer(right_reading, read_answer(normal), significant, strict) or (
+            separate and same_answer(right_reading, read_answer(normal, commas_separate=True), significant, strict)
+        )
+    except (ArithmeticError, ValueError, RecursionError):
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _read_right(right: str) -> tuple[str, Answer]:
+    text = normalize(right)
+    return text, read_answer(text)
+
+
+def _compare_numbers(right: str, given: str) -> bool | None:
+    """Equality of two plain numbers, which most answers are; None for everything else."""
+    if not (_NUMBER.fullmatch(right) and _NUMBER.fullmatch(given)):
+        return None
+    right, given = right.replace(",", ""), given.replace(",", "")
+    if max(len(right), len(given)) > _DIGITS:
+        return right == given
+    if Fraction(right) == Fraction(given):
+        return True
+    return False if "." not in right + given else None
+
+
+def _choice(right: str, given: str) -> bool | None:
+    """Whether a choice by its letter is the right one; None where the right answer is no letter."""
+    wanted = _CHOICE.fullmatch(right)
+    if wanted is None:
+        full = _CHOSEN.fullmatch(right)
+        bare = _CHOICE.fullmatch(given)
+        return None if full is None or bare is None else bare[1] == (full[1] or full[2]).upper()
+    plain = given.replace(WORDS_OPEN, "").replace(WORDS_CLOSE, "").strip(" {}.")
+    plain = re.sub(r"(?:option|choice|answer)\s+", "", plain, flags=re.I)
+    if bare := _CHOICE.fullmatch(plain):
+        return bare[1] == wanted[1]
+    chosen = _CHOSEN.fullmatch(plain)
+    if chosen is None or re.search(r"\(([A-J])\)", chosen["text"]):
+        return None
+    return (chosen[1] or chosen[2]).upper() == wanted[1]

@@ -1,0 +1,361 @@
+"""Reads one mathematical expression, strictly: what is not understood as a whole is `Unreadable`, never read in part.
+
+An expression is a tree of tuples: ("num", Fraction), ("sym", name), ("const", "pi" | "e" | "i" | "inf"), an operator of
+`numbers.py` with its operands, or ("fn", name, arguments). Input is text that `notation.normalize` gave.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+Node = tuple[Any, ...]
+
+# Of brackets and operators within each other.
+_DEPTH = 60
+# Python refuses to read longer integers.
+_DIGITS = 4000
+# Of scientific notation.
+_MAX_EXPONENT = 4000
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+    (?P<number>
+        (?P<plain>(?=[\d.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d*)?)
+        (?:\\(?:overline|bar|dot)\s*(?:\{\s*(?P<cycle>\d+)\s*\}|(?P<digit>\d))|(?P<exponent>[eE][-+]?\d+(?![\d.]))?)
+    )
+    |(?P<command>\\(?:[A-Za-z]+|.))
+    |(?P<letters>[A-Za-z]+)
+    |(?P<symbol>\S)
+    )""",
+    re.VERBOSE | re.DOTALL,
+)
+_CONSTANTS = {"pi": "pi", "e": "e", "i": "i", "infty": "inf", "infinity": "inf", "inf": "inf"}
+FUNCTIONS = {
+    "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "arcsin", "arccos", "arctan", "asin", "acos",
+    "atan", "ln", "log", "lg", "exp", "sqrt", "cbrt", "abs", "floor", "ceil", "gcd", "lcm", "max", "min",
+}  # fmt: skip
+_INVERSES = {name: "arc" + name for name in ("sin", "cos", "tan")}
+_SEVERAL = ("gcd", "lcm", "max", "min")
+_GREEK = {
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho",
+    "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi",
+    "Omega", "ell", "hbar",
+}  # fmt: skip
+# Lines and arrows over letters change nothing about which object is meant.
+_OVER = ("overline", "overrightarrow", "overleftrightarrow", "bar", "widehat", "tilde")
+_CLOSES = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
+_BEGINS_FACTOR = FUNCTIONS | _GREEK | _CONSTANTS.keys() | {"frac", "binom", "lfloor", "lceil", *_OVER}
+_DEGREE_SIGNS = (["\\circ"], ["{", "\\circ", "}"])
+
+
+class Unreadable(ValueError):
+    """The text is no expression of the kinds that are read here."""
+
+
+class Token(NamedTuple):
+    """text: as written; value: of a number, else None."""
+
+    text: str
+    value: Fraction | None = None
+
+
+_END = Token("")
+
+
+def read(text: str) -> Node:
+    """Read normalized `text` as one expression.
+
+    Returns:
+        The tree of the whole text.
+
+    Raises:
+        Unreadable: some part of it is not understood.
+    """
+    reader = _Reader(_tokens(text))
+    node = reader.sum()
+    if reader.peek() is not _END:
+        raise Unreadable(f"{reader.peek().text!r} is left over")
+    return node
+
+
+def symbols(node: Node) -> set[str]:
+    """The names of the variables in an expression."""
+    if node[0] == "sym":
+        return {node[1]}
+    return set().union(*(symbols(child) for child in node[1:] if isinstance(child, tuple)))
+
+
+def _tokens(text: str) -> list[Token]:
+    tokens: list[Token] = []
+    position, text = 0, text.rstrip()
+    while position < len(text):
+        found = _TOKEN.match(text, position)
+        if found is None:
+            raise Unreadable(text[position : position + 20])
+        position = found.end()
+        if found["number"]:
+            tokens.append(_number(found))
+        elif found["letters"]:
+            tokens += _letters(found["letters"])
+        else:
+            tokens.append(Token(found["command"] or found["symbol"]))
+    return tokens
+
+
+def _number(found: re.Match[str]) -> Token:
+    plain = found["plain"].replace(",", "")
+    exponent = found["exponent"] or ""
+    if plain == "." or len(plain) > _DIGITS or (exponent and abs(int(exponent[1:])) > _MAX_EXPONENT):
+        raise Unreadable("no number, or one of too many digits")
+    value = Fraction(plain.rstrip(".") + exponent)
+    if cycle := found["cycle"] or found["digit"]:
+        if "." not in plain:
+            raise Unreadable("a repeating decimal without a point")
+        value += Fraction(int(cycle), (10 ** len(cycle) - 1) * 10 ** len(plain.partition(".")[2]))
+    return Token(found["number"], value)
+
+
+def _letters(word: str) -> list[Token]:
+    """One token for the name of a function or constant, else one for each letter: a product of variables."""
+    if word.lower() in FUNCTIONS or (len(word) > 1 and word.lower() in _CONSTANTS):
+        return [Token("\\" + word.lower())]
+    return [Token(letter) for letter in word]
+
+
+class _Reader:
+    """Recursive descent: sum, product, sign, power, primary."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens, self.position, self.depth, self.in_bars = tokens, 0, 0, False
+
+    def peek(self, ahead: int = 0) -> Token:
+        where = self.position + ahead
+        return self.tokens[where] if where < len(self.tokens) else _END
+
+    def next(self) -> Token:
+        self.position += 1
+        return self.tokens[self.position - 1] if self.position <= len(self.tokens) else _END
+
+    def take(self, *wanted: str) -> str:
+        """The text of the next token where it is one of these, which is then behind; "" elsewhere."""
+        return self.next().text if self.peek().text in wanted else ""
+
+    def expect(self, wanted: str) -> None:
+        if not self.take(wanted):
+            raise Unreadable(f"{wanted!r} is missing")
+
+    def sum(self) -> Node:
+        self.depth += 1
+        if self.depth > _DEPTH:
+            raise Unreadable("too many brackets")
+        node = self.product()
+        while sign := self.take("+", "-"):
+            other = self.product()
+            node = ("add", node, ("neg", other) if sign == "-" else other)
+        self.depth -= 1
+        return node
+
+    def product(self) -> Node:
+        node = self.signed()
+        while True:
+            if self.take("\\cdot", "*"):
+                node = ("mul", node, self.signed())
+            elif self.take("/"):
+                node = ("div", node, self.signed())
+            elif self.factor_follows():
+                node = ("mul", node, self.power())
+            else:
+                return node
+
+    def factor_follows(self) -> bool:
+        """Whether what comes next is multiplied without an operator. A number is not: "60 61" is no product."""
+        text = self.peek().text
+        if self.peek().value is not None:
+            return False
+        if text == "|":
+            return not self.in_bars
+        return (
+            text in ("(", "{", "[")
+            or (text.isascii() and text.isalpha())
+            or (text[1:] in _BEGINS_FACTOR and text[0] == "\\")
+        )
+
+    def signed(self) -> Node:
+        self.depth += 1
+        if self.depth > _DEPTH:
+            raise Unreadable("too many signs")
+        sign = self.take("-", "+")
+        node = self.signed() if sign else self.power()
+        self.depth -= 1
+        return ("neg", node) if sign == "-" else node
+
+    def power(self) -> Node:
+        node = self.postfix(self.primary())
+        if self.take("^"):
+            node = self.postfix(("deg", node) if self.degree() else ("pow", node, self.exponent()))
+        return node
+
+    def exponent(self) -> Node:
+        if self.take("-"):
+            return ("neg", self.exponent())
+        node = self.number() if self.peek().value is not None else self.primary()
+        return ("pow", node, self.exponent()) if self.take("^") else node
+
+    def degree(self) -> bool:
+        """Whether a degree sign follows "^"; it is then behind."""
+        for sign in _DEGREE_SIGNS:
+            if [token.text for token in self.tokens[self.position : self.position + len(sign)]] == sign:
+                self.position += len(sign)
+                return True
+        return False
+
+    def postfix(self, node: Node) -> Node:
+        while sign := self.take("!", "%"):
+            if sign == "!" and self.peek().text == "!":
+                raise Unreadable("!!")
+            node = ("fact" if sign == "!" else "pct", node)
+        return node
+
+    def primary(self) -> Node:
+        if self.peek().value is not None:
+            return self.mixed(self.number())
+        token = self.next().text
+        if token in ("(", "[", "{", "|"):
+            inside = self.up_to(_CLOSES[token])
+            return ("fn", "abs", inside) if token == "|" else inside
+        if token.isascii() and token.isalpha():
+            return self.symbol(token)
+        if token[:1] == "\\":
+            return self.command(token[1:])
+        raise Unreadable(f"{token!r} begins no expression")
+
+    def number(self) -> Node:
+        return ("num", self.next().value)
+
+    def mixed(self, node: Node) -> Node:
+        """An integer and a proper fraction of integers behind it are one mixed number: 1 3/4, 1\\frac34."""
+        begin, whole = self.position, node[1]
+        if whole.denominator != 1 or whole == 0:
+            return node
+        if self.peek().value is not None and self.peek(1).text == "/" and self.peek(2).value is not None:
+            top, bottom = self.peek(), self.peek(2)
+            self.position += 3
+        elif self.take("\\frac"):
+            top, bottom = self.braced_digits(), self.braced_digits()
+        else:
+            return node
+        if top.text.isdigit() and bottom.text.isdigit() and 0 < top.value < bottom.value and self.peek().text != "^":  # type: ignore[operator]
+            return ("num", whole + top.value / bottom.value)  # type: ignore[operator]
+        self.position = begin
+        return node
+
+    def braced_digits(self) -> Token:
+        """The next argument of \\frac where it is a number; a token without a value elsewhere."""
+        if self.peek().text == "{" and self.peek(2).text == "}":
+            self.position += 3
+            return self.tokens[self.position - 2]
+        if self.peek().text[:1].isdigit():
+            self.split_digits()
+            return self.next()
+        return self.next()
+
+    def split_digits(self) -> None:
+        """In front of an argument without braces: only the next digit of a number belongs to it (\\frac12, \\sqrt25)."""
+        text = self.peek().text
+        if len(text) > 1:
+            if not text.isdigit():
+                raise Unreadable("a number without braces")
+            self.tokens[self.position : self.position + 1] = [
+                Token(text[0], Fraction(text[0])),
+                Token(text[1:], Fraction(text[1:])),
+            ]
+
+    def argument(self) -> Node:
+        """What a command takes: a group in braces, or the next digit, letter or command."""
+        if self.peek().value is not None:
+            self.split_digits()
+            return self.number()
+        return self.primary()
+
+    def up_to(self, closing: str) -> Node:
+        outside, self.in_bars = self.in_bars, closing == "|"
+        node = self.sum()
+        self.expect(closing)
+        self.in_bars = outside
+        return node
+
+    def symbol(self, name: str) -> Node:
+        if self.take("_"):
+            return ("sym", f"{name}_{self.subscript()}")
+        while self.take("'"):
+            name += "'"
+        return ("const", name) if name in ("e", "i") else ("sym", name)
+
+    def subscript(self) -> str:
+        """The text of a subscript, without braces."""
+        if not self.take("{"):
+            token = self.next().text
+            if not token.isalnum():
+                raise Unreadable("a subscript is missing")
+            return token
+        begin = self.position
+        while self.peek() is not _END and not self.take("}"):
+            self.position += 1
+        return "".join(token.text for token in self.tokens[begin : self.position - 1])
+
+    def command(self, name: str) -> Node:
+        if name in _CONSTANTS:
+            return ("const", _CONSTANTS[name])
+        if name in _GREEK:
+            return self.symbol("\\" + name)
+        if name in ("frac", "binom"):
+            first, second = self.argument(), self.argument()
+            return ("div", first, second) if name == "frac" else ("fn", "binom", first, second)
+        if name in ("lfloor", "lceil"):
+            return ("fn", "floor" if name == "lfloor" else "ceil", self.up_to(_CLOSES["\\" + name]))
+        if name in _OVER:
+            return self.argument()
+        if name in FUNCTIONS:
+            return self.function(name)
+        raise Unreadable(f"\\{name}")
+
+    def function(self, name: str) -> Node:
+        if name == "sqrt":
+            index = (self.up_to("]"),) if self.take("[") else ()
+            return ("fn", "root", self.argument(), *index)
+        if name == "log" and self.take("_"):
+            base = self.argument()
+            return ("fn", "log", self.operand(), base)
+        exponent = self.exponent() if self.take("^") else None
+        if exponent == ("neg", ("num", Fraction(1))):
+            name, exponent = "a" + name, None
+            if name not in FUNCTIONS:
+                raise Unreadable(f"the inverse of {name[1:]}")
+        name = _INVERSES.get(name[1:], name) if name[0] == "a" else name
+        node: Node = ("fn", name, *(self.several() if name in _SEVERAL else [self.operand()]))
+        return ("pow", node, exponent) if exponent else node
+
+    def several(self) -> list[Node]:
+        """Arguments in brackets, with commas between them."""
+        opening = self.take("(", "{")
+        if not opening:
+            raise Unreadable("arguments are missing")
+        found = [self.sum()]
+        while self.take(","):
+            found.append(self.sum())
+        self.expect(_CLOSES[opening])
+        return found
+
+    def operand(self) -> Node:
+        """What a function is applied to: one bracket, or the factors up to the next function, bracket or sign."""
+        if self.peek().text in ("(", "{", "[", "|"):
+            return self.power()
+        node = ("neg", self.power()) if self.take("-") else self.power()
+        while self.factor_follows() and self.peek().text != "(" and self.peek().text[1:] not in FUNCTIONS:
+            node = ("mul", node, self.power())
+        if self.peek().text == "/" and self.peek(1).value is not None:  # sin pi/2
+            self.position += 1
+            node = ("div", node, self.number())
+        return node

@@ -1,0 +1,206 @@
+"""Brings the notation of an answer into one form before it is read.
+
+`normalize` maps Unicode to LaTeX, drops what only changes the look (fonts, sizes, spaces, outer dollar signs) and marks
+words: what \\text{...} and its relatives hold stands between WORDS_OPEN and WORDS_CLOSE afterwards. Nothing that changes
+the meaning of an answer is dropped here.
+
+`split` and `bracketed` cut normalized text at its outermost level: never inside brackets, braces, environments or words.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+
+# Private-use characters: no response can mean anything by them, and `normalize` removes those that stand in a text.
+WORDS_OPEN, WORDS_CLOSE = "\ue000", "\ue001"
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_SYMBOLS = {
+    **dict.fromkeys("−‐‑‒–—﹣－", "-"),
+    **dict.fromkeys("×⋅·∙•", "\\cdot "),
+    **dict.fromkeys("÷∕⁄", "/"),
+    **dict.fromkeys("≤⩽", "\\le "),
+    **dict.fromkeys("≥⩾", "\\ge "),
+    **dict.fromkeys("≈≃", "\\approx "),
+    **dict.fromkeys("→⟶", "\\to "),
+    **dict.fromkeys("∅⌀", "\\emptyset "),
+    **dict.fromkeys("′’", "'"),
+    **dict.fromkeys("“”", '"'),
+    "＝": "=",
+    "％": "%",
+    "π": "\\pi ",
+    "∞": "\\infty ",
+    "≠": "\\ne ",
+    "≡": "\\equiv ",
+    "∈": "\\in ",
+    "∪": "\\cup ",
+    "∩": "\\cap ",
+    "±": "\\pm ",
+    "∓": "\\mp ",
+    "°": "^{\\circ}",
+    "º": "^{\\circ}",
+    "∠": "\\angle ",
+    "ℝ": "\\mathbb{R}",
+    "⌊": "\\lfloor ",
+    "⌋": "\\rfloor ",
+    "⌈": "\\lceil ",
+    "⌉": "\\rceil ",
+    "⟨": "\\langle ",
+    "⟩": "\\rangle ",
+    "…": "\\ldots ",
+    "€": f"{WORDS_OPEN}euros{WORDS_CLOSE}",
+    "£": f"{WORDS_OPEN}pounds sterling{WORDS_CLOSE}",
+}
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
+)
+for _name in _GREEK.split():
+    _SYMBOLS[unicodedata.lookup(f"GREEK SMALL LETTER {'LAMDA' if _name == 'lambda' else _name.upper()}")] = (
+        f"\\{_name} "
+    )
+for _name in ("gamma", "delta", "theta", "lambda", "xi", "sigma", "phi", "psi", "omega"):
+    _symbol = unicodedata.lookup(f"GREEK CAPITAL LETTER {'LAMDA' if _name == 'lambda' else _name.upper()}")
+    _SYMBOLS[_symbol] = f"\\{_name.capitalize()} "
+_SYMBOL = re.compile("|".join(map(re.escape, _SYMBOLS)))
+
+_SCRIPTED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_LOWERED = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
+_ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])?")
+_WORDS = re.compile(
+    r"\\(?:text|mbox|hbox|mathrm|textbf|textit|textrm|textsf|texttt|textnormal|operatorname)\*?\s*\{([^{}]*)\}"
+)
+_FONT = re.compile(
+    r"\\(?:mathbf|mathit|mathsf|mathcal|mathtt|boldsymbol|bm|bold|pmb|emph|underline|vec|hat)\s*\{([^{}]*)\}"
+)
+_LOOK = re.compile(
+    r"\\(?:left|right|[bB]ig{1,2}[lrm]?|displaystyle|textstyle|scriptstyle|limits|rm|bf|it|boldmath|phantom\{[^{}]*\})(?![A-Za-z])"
+)
+_SPACE = re.compile(r"(?<!\\)\\[,;: ]|~|\\(?:quad|qquad|thinspace|medspace|enspace|space|hfill|newline)(?![A-Za-z])")
+_GROUPED = re.compile(r"(?<![\d.,\w])(\d{1,3})((?:\s\d{3})+)(?![\d\w])(?!\s*\d)(?!\.\d*\s\d)")
+_MONEY = re.compile(r"\\?\$\s*(-?\s*\d[\d,]*(?:\.\d+)?|\.\d+)(?!\s*\\?\$)(\s*(?:thousand|million|billion|trillion)\b)?")
+_CONNECTIVE = re.compile(
+    rf"(?<![A-Za-z\\{WORDS_OPEN}])(?:and|or)(?![A-Za-z{WORDS_CLOSE}])(?![^{WORDS_OPEN}]*{WORDS_CLOSE})"
+)
+_EDGES = re.compile(r"\s*,?\s*(and|or)\s+(.+)|(.+)\s(and|or)\s*,?", re.I | re.DOTALL)
+_COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)", re.DOTALL)
+_ALIASES = {
+    "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\dbinom": "\\binom", "\\tbinom": "\\binom",
+    "\\leq": "\\le", "\\leqslant": "\\le", "\\geq": "\\ge", "\\geqslant": "\\ge", "\\lt": "<", "\\gt": ">",
+    "\\neq": "\\ne", "\\times": "\\cdot", "\\ast": "\\cdot", "\\div": "/", "\\rightarrow": "\\to", "\\longrightarrow": "\\to",
+    "\\Rightarrow": "\\to", "\\implies": "\\to", "\\varnothing": "\\emptyset", "\\lbrace": "\\{", "\\rbrace": "\\}",
+    "\\lbrack": "[", "\\rbrack": "]", "\\lparen": "(", "\\rparen": ")", "\\colon": ":", "\\simeq": "\\approx",
+    "\\doteq": "\\approx", "\\degree": "^{\\circ}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\mid": "|",
+    "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\varepsilon": "\\epsilon", "\\vartheta": "\\theta", "\\varphi": "\\phi",
+    "\\infin": "\\infty", "\\lor": f"{WORDS_OPEN}or{WORDS_CLOSE}", "\\land": f"{WORDS_OPEN}and{WORDS_CLOSE}",
+    "\\%": "%", "\\&": "&", "\\#": "#", "\\!": "", "\\leavevmode": "", "\\R": "\\mathbb{R}", "\\arctg": "\\arctan",
+    "\\tg": "\\tan",
+}  # fmt: skip
+_PAIRS = {
+    "(": ")",
+    "[": "]",
+    "{": "}",
+    "\\{": "\\}",
+    "\\langle": "\\rangle",
+    "\\lfloor": "\\rfloor",
+    "\\lceil": "\\rceil",
+}
+_OPENING, _CLOSING = {*_PAIRS, "\\begin"}, {*_PAIRS.values(), "\\end"}
+_PIECE = re.compile(rf"{WORDS_OPEN}[^{WORDS_CLOSE}]*{WORDS_CLOSE}|\\(?:[A-Za-z]+|.)|.", re.DOTALL)
+
+
+def normalize(text: str) -> str:
+    """One form for the many ways to write the same answer; see the module. Linear in the length of `text`."""
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs") or c in "\n\t ")
+    text = _SCRIPTED.sub(lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}", text)
+    text = _LOWERED.sub(lambda m: f"_{{{m.group().translate(_SUBSCRIPTS)}}}", text)
+    text = "".join(_vulgar(c) for c in text)
+    text = _ROOT.sub(lambda m: f"\\sqrt{{{m.group(1)}}}" if m.group(1) else "\\sqrt ", text)
+    text = _SYMBOL.sub(lambda m: _SYMBOLS[m.group()], text)
+    text = unicodedata.normalize("NFKC", text.replace("\\\\$", "\\$"))
+    text = re.sub(r"(?<=\d)(?:,\\!|\{,\})(?=\d{3})", ",", text)
+    text = _SPACE.sub(" ", _LOOK.sub("", text))
+    for _ in range(3):  # fonts may be nested
+        text = _FONT.sub(r"{\1}", text)
+        text = _WORDS.sub(lambda m: _words(m.group(1)), text)
+    text = _COMMAND.sub(lambda m: _ALIASES.get(m.group(), m.group()) + (" " if m.group() in _SPACED else ""), text)
+    text = _GROUPED.sub(lambda m: m.group(1) + re.sub(r"\s", "", m.group(2)), text)
+    text = _MONEY.sub(lambda m: f"{m.group(1)}{m.group(2) or ''}{_words('dollars')}", _without_dollars(text))
+    text = mark_connectives(text)
+    return re.sub(r"\s+", " ", text.replace("$", "").replace("**", " ")).strip()
+
+
+# Names that may be followed by a letter once they are replaced.
+_SPACED = {name for name, other in _ALIASES.items() if other[-1:].isalpha()}
+
+
+def _vulgar(character: str) -> str:
+    """½ as a fraction; every other character as it is."""
+    if "VULGAR" not in unicodedata.name(character, ""):
+        return character
+    top, _, bottom = unicodedata.normalize("NFKD", character).partition("⁄")
+    return f"\\frac{{{top}}}{{{bottom}}}"
+
+
+def squeezed(text: str) -> str:
+    """Normalized text without marks of words, and without blanks but in front of a digit behind another or a comma."""
+    text = text.replace(WORDS_OPEN, "").replace(WORDS_CLOSE, "").rstrip(" .")
+    return re.sub(r"\s+(?!\d)|(?<![\d,])\s+", "", text)
+
+
+def mark_connectives(text: str) -> str:
+    """Mark "and" and "or" outside of marked words as words of their own."""
+    return _CONNECTIVE.sub(lambda m: f"{WORDS_OPEN}{m.group()}{WORDS_CLOSE}", text)
+
+
+def _words(content: str) -> str:
+    """Words of a text command: numbers and single letters among them are mathematics all the same."""
+    if found := _EDGES.fullmatch(content):
+        return "".join(_words(part) for part in found.groups() if part and part.strip(" ,"))
+    stripped = content.strip().rstrip(".")
+    if re.fullmatch(r"[-+]?[\d.,]*\d|[A-Za-z]", stripped.strip("()")) and "(" not in stripped:
+        return f" {stripped} " if content != content.strip() else stripped
+    return f"{WORDS_OPEN}{content}{WORDS_CLOSE}"
+
+
+def _without_dollars(text: str) -> str:
+    """Dollar signs that set mathematics apart come in pairs, with something other than plain words between them."""
+    parts = re.split(r"(?<!\\)\$\$?", text)
+    return " ".join(parts) if len(parts) % 2 else text
+
+
+def pieces(text: str) -> Iterator[tuple[str, int]]:
+    """(piece, depth) of normalized text: a command, words or a character, and how many brackets are open around it."""
+    depth = 0
+    for found in _PIECE.finditer(text):
+        piece = found.group()
+        if piece in _CLOSING:
+            depth -= 1
+        yield piece, depth
+        if piece in _OPENING:
+            depth += 1
+
+
+def split(text: str, separators: frozenset[str] | set[str]) -> tuple[list[str], list[str]]:
+    """The parts of normalized text between separators (pieces) at its outermost level, and the separators."""
+    parts, found = [""], []
+    for piece, depth in pieces(text):
+        key = piece[1:-1].strip(" ,").lower() if piece[0] == WORDS_OPEN else piece
+        if depth == 0 and key in separators:
+            found.append(key)
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return [part.strip() for part in parts], found
+
+
+def bracketed(text: str) -> tuple[str, str, str] | None:
+    """(opening, inside, closing) where one pair of brackets holds all of normalized text; else None."""
+    parts = list(pieces(text))
+    if len(parts) < 2 or parts[0][0] not in _OPENING - {"\\begin"} or parts[-1][0] not in _CLOSING - {"\\end"}:
+        return None
+    if parts[-1][1] != 0 or any(depth == 0 for _, depth in parts[1:-1]):
+        return None
+    return parts[0][0], "".join(piece for piece, _ in parts[1:-1]).strip(), parts[-1][0]

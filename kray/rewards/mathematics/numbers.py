@@ -1,0 +1,175 @@
+"""Whether two expressions have the same value.
+
+Rational values are compared exactly. Others are computed to many digits by mpmath, so that a difference cannot hide in
+rounding. Expressions with variables are computed at several fixed points: rational functions that agree there are the same
+(the Schwartz-Zippel lemma), others are, but for coincidences that no answer will hit.
+
+A number written with a decimal point is exact, with one exception: with at least `significant` digits it may also stand for
+a value that it rounds, to a relative 10^-significant: one without a finite decimal expansion, or a longer decimal.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import mpmath
+
+from kray.rewards.mathematics.evaluation import CONTEXTS, Number, as_float, evaluate, is_real, real_part
+from kray.rewards.mathematics.expressions import Node, symbols
+
+# Points at which expressions with variables are compared, and how many of them must have told something.
+_POINTS, _ENOUGH = 8, 2
+
+
+def same_value(a: Node, b: Node, decimals: tuple[str, str] = ("", ""), significant: int = 6) -> bool:
+    """Whether two expressions are equal wherever both are defined.
+
+    Args:
+        a, b: expressions.
+        decimals: their digits where they are single numbers in decimal notation, else "".
+        significant: digits from which on a decimal may stand for a value without a finite decimal expansion.
+    """
+    if a == b:
+        return True
+    names = sorted(symbols(a) | symbols(b))
+    # log without a base is the natural one to some and the decimal one to others: both sides must mean the same.
+    for log_base in (math.e, 10) if _has_plain_log(a) or _has_plain_log(b) else (math.e,):
+        if names:
+            same = _same_at_points(a, b, names, log_base)
+        else:
+            same = _same_constant(a, b, decimals, significant, log_base)
+        if same:
+            return True
+    return False
+
+
+def proportional(a: Node, b: Node, positive: bool = False) -> bool:
+    """Whether a is a constant multiple of b, other than 0; positive: by a positive constant."""
+    names = sorted(symbols(a) | symbols(b))
+    ratio: Number = None
+    seen = 0
+    for number in range(_POINTS):
+        values = _values_at((a, b), _point(names, number), CONTEXTS[0], math.e)
+        if values is None or values[1] == 0 or values[0] == 0:
+            if values is not None and (values[0] == 0) != (values[1] == 0):
+                return False
+            continue
+        now = values[0] / values[1]
+        if ratio is not None and not _close(now, ratio, CONTEXTS[0]):
+            return False
+        ratio, seen = now, seen + 1
+    if seen < _ENOUGH:
+        return False
+    return not positive or (is_real(ratio) and real_part(ratio) > 0)
+
+
+def _same_constant(a: Node, b: Node, decimals: tuple[str, str], significant: int, log_base: float) -> bool:
+    values = _values_at((a, b), {}, CONTEXTS[0], log_base)
+    if values is None:
+        return False
+    x, y = values
+    if isinstance(x, Fraction) and isinstance(y, Fraction):
+        return x == y or _decimal_for(x, y, decimals, significant)
+    if _long_decimal(decimals[0], significant) != _long_decimal(decimals[1], significant):
+        return _relative(x, y) <= mpmath.mpf(10) ** -significant
+    if not _close(x, y, CONTEXTS[0]):
+        return False
+    confirmed = _values_at((a, b), {}, CONTEXTS[1], log_base)
+    return confirmed is not None and _close(confirmed[0], confirmed[1], CONTEXTS[1])
+
+
+def _decimal_for(x: Fraction, y: Fraction, decimals: tuple[str, str], significant: int) -> bool:
+    """Whether one rational is a decimal that stands for the other, by the rule at the top of the file."""
+    long = [_long_decimal(text, significant) for text in decimals]
+    if all(long):
+        places = min(len(text.partition(".")[2]) for text in decimals)
+        return abs(x - y) * 10**significant <= max(abs(x), abs(y)) and round(x, places) == round(y, places)
+    if not any(long):
+        return False
+    other = y if long[0] else x
+    return not _terminates(other) and abs(x - y) * 10**significant <= max(abs(x), abs(y))
+
+
+def _long_decimal(text: str, significant: int) -> bool:
+    """Whether a decimal has enough digits, from the first that is not 0 on, to stand for a value that it only approximates."""
+    return "." in text and len(text.replace(".", "").lstrip("0")) >= significant
+
+
+def _terminates(value: Fraction) -> bool:
+    """Whether a rational has a finite decimal expansion."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1
+
+
+def _same_at_points(a: Node, b: Node, names: list[str], log_base: float) -> bool:
+    seen = 0
+    for number in range(_POINTS):
+        values = _values_at((a, b), _point(names, number), CONTEXTS[0], log_base)
+        if values is None:
+            continue
+        x, y = values
+        # sqrt(1/n) and 1/sqrt(n) differ for negative n, where nobody means them; sqrt(x^2) and x differ where both are real.
+        if _negative_point(number) and not (is_real(x) and is_real(y)):
+            continue
+        if not _close(x, y, CONTEXTS[0]):
+            return False
+        seen += 1
+    return seen >= _ENOUGH
+
+
+def _negative_point(number: int) -> bool:
+    return number % 4 == 3
+
+
+@lru_cache(maxsize=4096)
+def _coordinate(name: str, number: int) -> Fraction:
+    """Where a variable is put at the point of this number: integers, fractions and negative fractions in turn."""
+    draw = random.Random(f"{name}|{number}")
+    if number % 4 == 0:
+        return Fraction(draw.randint(2, 13))
+    value = Fraction(draw.randint(5, 60), draw.choice((7, 11, 13, 17)))
+    return -value if _negative_point(number) else value
+
+
+def _point(names: list[str], number: int) -> dict[str, Fraction]:
+    return {name: _coordinate(name, number) for name in names}
+
+
+def _values_at(
+    nodes: tuple[Node, ...], point: Mapping[str, Fraction], context: Any, log_base: float
+) -> list[Number] | None:
+    """The value of each expression; None when one has none."""
+    try:
+        return [evaluate(node, point, context, log_base) for node in nodes]
+    except (ArithmeticError, ValueError, mpmath.libmp.NoConvergence):
+        return None
+
+
+def _close(x: Number, y: Number, context: Any) -> bool:
+    """Equality of exact values, and of others but for the last digits of the context."""
+    if isinstance(x, Fraction) and isinstance(y, Fraction):
+        return x == y
+    x, y = as_float(x, context), as_float(y, context)
+    if context.isinf(x) or context.isinf(y):
+        return bool(x == y)
+    return bool(abs(x - y) <= max(abs(x), abs(y)) * context.mpf(10) ** (10 - context.dps))
+
+
+def _relative(x: Number, y: Number) -> Any:
+    x, y = as_float(x, CONTEXTS[0]), as_float(y, CONTEXTS[0])
+    largest = max(abs(x), abs(y))
+    return abs(x - y) / largest if largest else largest
+
+
+def _has_plain_log(node: Node) -> bool:
+    if node[:2] == ("fn", "log") and len(node) == 3:
+        return True
+    return any(_has_plain_log(child) for child in node[1:] if isinstance(child, tuple))

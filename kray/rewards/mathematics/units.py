@@ -1,0 +1,156 @@
+"""Units of measure, and the rule by which answers with and without them are compared.
+
+- A unit may be left out on either side: 12 cm and 12 are the same answer, as the question says what is asked for.
+- Where both sides name one, both must measure the same thing, and values are converted: 3 km is 3000 m, not 3 m.
+- Unknown units are the same when their words are, but for a plural s: 5 apples, 1 apple.
+- Degrees are a unit: 90 degrees is 90, not pi/2. So is percent, which also is its hundredth: 50 % is 50 and 0.5; where
+  only the given answer has the sign, 0.5 % is not 0.5.
+- Words for a scale multiply: 61 million is 61000000, not 61. Ordinal endings count for nothing: 11th is 11.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+ORDINALS = ("st", "nd", "rd", "th")
+_FILLERS = {"approximately", "approx", "about", "roughly", "total", "in", "the", "a", "of", "each", "only", "exactly"}
+# Words behind a number that make another statement of it than "so many of these".
+_NO_UNIT = {
+    "or", "and", "not", "no", "than", "to", "if", "unless", "times", "more", "less", "most", "least", "minus", "plus", "over",
+    "mod", "modulo", "divided", "multiplied", "squared", "cubed", "percentage", "when", "where", "maybe", "but", "is", "are",
+    "was", "wrong", "incorrect", "false", "factorial", "base", "choose", "power", "k", "m",
+}  # fmt: skip
+
+_LENGTH: dict[str, int | str] = {
+    "m": 1, "meter": 1, "metre": 1, "km": 1000, "kilometer": 1000, "kilometre": 1000, "cm": "0.01", "centimeter": "0.01",
+    "centimetre": "0.01", "mm": "0.001", "millimeter": "0.001", "millimetre": "0.001", "dm": "0.1", "nm": "1e-9",
+    "inch": "0.0254", "inches": "0.0254", "in": "0.0254", "ft": "0.3048", "foot": "0.3048", "feet": "0.3048",
+    "yd": "0.9144", "yard": "0.9144", "mi": "1609.344", "mile": "1609.344",
+}  # fmt: skip
+_TIME: dict[str, int | str] = {
+    "s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hr": 3600, "hour": 3600, "day": 86400, "week": 604800,
+    "ms": "0.001", "millisecond": "0.001",
+}  # fmt: skip
+_MONTHS: dict[str, int | str] = {"month": 1, "year": 12, "yr": 12, "decade": 120, "century": 1200, "centuries": 1200}
+_MASS: dict[str, int | str] = {
+    "g": 1, "gram": 1, "kg": 1000, "kilogram": 1000, "mg": "0.001", "milligram": "0.001", "lb": "453.59237",
+    "pound": "453.59237", "oz": "28.349523125", "ounce": "28.349523125", "ton": 10**6, "tonne": 10**6,
+}  # fmt: skip
+_VOLUME: dict[str, int | str] = {
+    "l": "0.001",
+    "liter": "0.001",
+    "litre": "0.001",
+    "ml": "1e-6",
+    "milliliter": "1e-6",
+    "millilitre": "1e-6",
+    "cc": "1e-6",
+}
+_MONEY: dict[str, int | str] = {"dollar": 1, "usd": 1, "buck": 1, "cent": "0.01", "penny": "0.01", "pennies": "0.01"}
+_OTHERS: dict[str, tuple[str, int]] = {
+    "degree": ("degree", 1), "deg": ("degree", 1), "radian": ("radian", 1), "rad": ("radian", 1), "percent": ("percent", 1),
+    "%": ("percent", 1), "j": ("joule", 1), "joule": ("joule", 1), "kj": ("joule", 1000), "w": ("watt", 1), "watt": ("watt", 1),
+    "kw": ("watt", 1000), "n": ("newton", 1), "newton": ("newton", 1), "hz": ("hertz", 1), "khz": ("hertz", 1000),
+    "v": ("volt", 1), "volt": ("volt", 1),
+}  # fmt: skip
+
+# name -> ({dimension: exponent}, factor)
+_KNOWN: dict[str, tuple[dict[str, int], Fraction]] = {
+    **{name: ({"length": 1}, Fraction(factor)) for name, factor in _LENGTH.items()},
+    **{name: ({"time": 1}, Fraction(factor)) for name, factor in _TIME.items()},
+    **{name: ({"months": 1}, Fraction(factor)) for name, factor in _MONTHS.items()},
+    **{name: ({"mass": 1}, Fraction(factor)) for name, factor in _MASS.items()},
+    **{name: ({"length": 3}, Fraction(factor)) for name, factor in _VOLUME.items()},
+    **{name: ({"money": 1}, Fraction(factor)) for name, factor in _MONEY.items()},
+    **{name: ({dimension: 1}, Fraction(factor)) for name, (dimension, factor) in _OTHERS.items()},
+    "mph": ({"length": 1, "time": -1}, Fraction("1609.344") / 3600),
+    **{name: ({"length": 1, "time": -1}, Fraction(1000, 3600)) for name in ("kph", "kmh")},
+}
+# Single letters and others that are variables when nothing but a number stands before them without a space.
+LETTERS = {name for name in _KNOWN if len(name) == 1}
+_FACTOR = re.compile(r"\s*([a-z%][a-z%'\-]*)\s*(?:\^?\s*\{?\s*(-?\d)\s*\}?)?\s*")
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """dimensions: exponents by name, of known units; name: its words, of unknown ones; scale: what a value is worth in it.
+
+    Units without either are no unit at all.
+    """
+
+    dimensions: tuple[tuple[str, int], ...] = ()
+    name: str = ""
+    scale: Fraction = Fraction(1)
+
+    def __bool__(self) -> bool:
+        return bool(self.dimensions or self.name)
+
+    def measures(self, other: Unit) -> bool:
+        """Whether values in both units can be compared once they are scaled."""
+        return self.dimensions == other.dimensions and self.name == other.name
+
+
+NONE = Unit()
+PERCENT = Unit((("percent", 1),))
+DEGREE = Unit((("degree", 1),))
+
+
+@lru_cache(maxsize=4096)
+def read_unit(words: str) -> Unit | None:
+    """The unit that words behind a number name; None where they say something else than a unit.
+
+    Args:
+        words: for instance "cm", "square inches", "m/s^2", "apples", "million dollars".
+    """
+    words = re.sub(r"[().\"]", " ", words.lower()).strip(" ,:;")
+    scale = Fraction(1)
+    found = [word for word in words.split() if word not in _FILLERS or words in ("in", "a")]
+    while found and found[0] in SCALES:
+        scale *= SCALES[found.pop(0)]
+    if not found or found in [[ending] for ending in ORDINALS]:
+        return Unit(scale=scale)
+    if _NO_UNIT.intersection(found) - {words} or (words in _NO_UNIT and words not in _KNOWN):
+        return None
+    known = _product(" ".join(found))
+    if known is not None:
+        dimensions, factor = known
+        return Unit(tuple(sorted((name, power) for name, power in dimensions.items() if power)), scale=scale * factor)
+    if any(not re.fullmatch(r"[a-z'\-]+", word) for word in found):
+        return None
+    return Unit(name=" ".join(map(_singular, found)), scale=scale)
+
+
+def _product(text: str) -> tuple[dict[str, int], Fraction] | None:
+    """Dimensions and factor of a product of known units; None when one of them is not known."""
+    dimensions: dict[str, int] = {}
+    factor = Fraction(1)
+    for number, part in enumerate(re.split(r"/|\bper\b", text)):
+        sign, power = (1 if number == 0 else -1), 1
+        rest = re.sub(r"\\cdot|\*", " ", part)
+        while rest.strip():
+            found = _FACTOR.match(rest)
+            if found is None:
+                return None
+            name, rest = found[1], rest[found.end() :]
+            if name in _POWERS:
+                power = _POWERS[name]
+                continue
+            if name in ("squared", "cubed"):
+                return None
+            unit = _KNOWN.get(name) or _KNOWN.get(_singular(name))
+            if unit is None:
+                return None
+            exponent = sign * power * int(found[2] or 1)
+            power = 1
+            for dimension, one in unit[0].items():
+                dimensions[dimension] = dimensions.get(dimension, 0) + one * exponent
+            factor *= unit[1] ** exponent
+    return dimensions, factor
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word
