@@ -14,7 +14,7 @@ from kray.config.schema import SourceConfig
 from kray.environments import stops_of
 from kray.prompts import load_prompts, load_tests
 from kray.prompts.model_files import check_context, load_tokenizer, read_config, stop_ids
-from kray.prompts.tokenize import as_read, check_template, encode_all
+from kray.prompts.tokenize import as_read, check_template, encode_all, special_text
 from kray.records import ConfigError, DataError, Prompt
 from kray.train.supported import check_supported
 from kray.train.tiny import MAX_POSITIONS, check_tiny, folder_of, lessons_of, tokenizer_of
@@ -132,4 +132,11 @@ def encode(config: KrayConfig, loaded: Loaded, reader: Reader, say: Say) -> Prep
     text = next((tokens for prompt, tokens in kept if prompt.text is not None), None)
     if source.system and text is not None and source.system.strip() not in as_read(text, reader.tokenizer):
         say(f"warning: {loaded.key}.system is not found in what the chat template makes of a prompt")
+    spelt = {} if source.special_tokens else {p.id: special_text(p, reader.tokenizer) for p, _ in kept}
+    if spelt := {prompt_id: token for prompt_id, token in spelt.items() if token}:
+        first, token = next(iter(spelt.items()))
+        say(
+            f"note: {loaded.key}: special tokens in the text of {len(spelt)} of {len(kept)} prompts are read as text (first "
+            f"{first}: {token!r}); prompts that have been through a chat template need chat: false and special_tokens: true"
+        )
     return Prepared(loaded, kept, dropped)

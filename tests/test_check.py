@@ -103,6 +103,21 @@ def test_a_template_that_leaves_the_system_message_out_is_told(changed):
     assert "warning: prompts.train.system is not found in what the chat template makes of a prompt" in done.stdout
 
 
+def test_prompts_that_spell_special_tokens_are_told(chat, tmp_path):
+    rows = [{"prompt": f"<|im_start|>user\n{i}+1=<|im_end|>\n" if i else "0+1=", "answer": i + 1} for i in range(70)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = ["prompts.train.kind=jsonl", f"prompts.train.path={tmp_path}/p.jsonl"]
+    done = check(*arguments(chat, *paths))
+    assert done.returncode == 0, done.stderr
+    told = (
+        "note: prompts.train: special tokens in the text of 69 of 70 prompts are read as text (first p.jsonl:2: '<|im_"
+    )
+    assert told in done.stdout
+    done = check(*arguments(chat, *paths, "prompts.train.special_tokens=true", "prompts.train.chat=false"))
+    assert done.returncode == 0, done.stderr
+    assert "special tokens in the text" not in done.stdout
+
+
 @pytest.mark.parametrize("size", [100, 258])
 def test_a_tokenizer_larger_than_the_model_is_refused(changed, size):
     told = refused_alike(arguments(changed(vocab_size=size)))

@@ -46,6 +46,12 @@ def as_read(tokens: Sequence[int], tokenizer: Any) -> str:
     return str(tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
+def special_text(prompt: Prompt, tokenizer: Any) -> str | None:
+    """The first special token that a prompt's text spells out, None where it spells none."""
+    texts = [prompt.text or ""] if prompt.messages is None else [message["content"] for message in prompt.messages]
+    return next((token for token in _special(tokenizer) for text in texts if token in text), None)
+
+
 def check_template(source: SourceConfig, tokenizer: Any, key: str) -> None:
     """Refuse variables of the chat template that it would not read: it would leave them out silently.
 
@@ -209,7 +215,8 @@ def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: st
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
     except Exception as error:  # templates refuse roles and orders in ways of their own
-        raise DataError(f"prompt {prompt_id}: the chat template refuses its messages: {error}") from error
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"prompt {prompt_id}: the chat template refuses its messages: {why}") from error
 
 
 def _encode(text: str, tokenizer: Any, **options: Any) -> list[int]:
