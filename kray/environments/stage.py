@@ -53,4 +53,9 @@ class Stage:
 
 
 def _turn(outcome: Outcome) -> Turn | str:
-    return outcome.given if isinstance(outcome.given, Turn) else f"{ENVIRONMENT}{outcome.error or outcome.detail}"
+    if outcome.given is None:
+        return f"{ENVIRONMENT}{outcome.error or outcome.detail}"
+    try:
+        return Turn.read(outcome.given)
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{ENVIRONMENT}its process gave no turn: {type(error).__name__}: {error}"

@@ -1,10 +1,14 @@
-"""What the environments' processes run: one turn of one conversation, from a pickled environment to the next."""
+"""What the environments' processes run: one turn of one conversation, from a pickled environment to the next.
+
+The pickles are opened in these processes alone; for the driver they are bytes.
+"""
 
 from __future__ import annotations
 
+import base64
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from kray.environments.interface import Environment, Observation
@@ -22,6 +26,18 @@ class Turn:
     ended: bool = False
     reward: float | None = None
     detail: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON: how it leaves an environment's process."""
+        return {**asdict(self), "state": base64.b64encode(self.state).decode()}
+
+    @classmethod
+    def read(cls, plain: Any) -> Turn:
+        """From `plain`, after JSON. Raises ValueError, KeyError, TypeError for what is no turn."""
+        observation, reward, detail = plain["observation"], plain["reward"], plain["detail"]
+        if not (reward is None or (isinstance(reward, float) and 0 <= reward <= 1)) or not isinstance(detail, str):
+            raise ValueError("no reward of a turn")
+        return cls(base64.b64decode(plain["state"]), _checked(observation), bool(plain["ended"]), reward, detail)
 
 
 def begin(_: str, start: tuple[str, Mapping[str, Any], Prompt, int]) -> Turn:

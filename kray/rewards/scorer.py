@@ -15,7 +15,6 @@ import contextlib
 import json
 import math
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -25,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kray.rewards.worker import HEADER, frame
+from kray.rewards.worker import order, taken
 
 TIMED_OUT = "timeout after"  # how the detail of an answer begins that took too long to judge
 _CHUNK_S = 0.02  # work that one message should hold: little overhead, and little that waits behind a slow answer
@@ -127,12 +126,15 @@ class _Process:
     async def send(self, message: Any, timeout_s: float) -> None:
         """Raises ConnectionError when the process is gone, TimeoutError."""
         assert self._writer is not None
-        self._writer.write(frame(message))
+        self._writer.write(order(message))
         await asyncio.wait_for(self._writer.drain(), timeout_s)
 
-    async def receive(self, timeout_s: float) -> list[tuple]:
-        """The messages that have come, at least one. Raises EOFError when the process is gone, TimeoutError."""
-        while not (messages := self._messages()):
+    async def receive(self, timeout_s: float) -> list[list[Any]]:
+        """The messages that have come, at least one.
+
+        Raises EOFError when the process is gone, ConnectionError for what is no message, TimeoutError.
+        """
+        while not (messages := taken(self._buffer)):
             try:
                 data = await asyncio.wait_for(self._reader.read(1 << 16), timeout_s)
             except TimeoutError:
@@ -140,18 +142,6 @@ class _Process:
             if not data:
                 raise EOFError
             self._buffer += data
-        return messages
-
-    def _messages(self) -> list[tuple]:
-        messages, position = [], 0
-        while position + HEADER.size <= len(self._buffer):
-            end = position + HEADER.size + HEADER.unpack_from(self._buffer, position)[0]
-            if end > len(self._buffer):
-                break
-            messages.append(pickle.loads(memoryview(self._buffer)[position + HEADER.size : end]))
-            position = end
-        if position:
-            self._buffer = self._buffer[position:]
         return messages
 
     def stop(self) -> None:
@@ -355,6 +345,8 @@ class Scorer:
             await process.send([job.item for job in jobs], self.start_timeout_s)
             while position < len(jobs):
                 for message in await process.receive(wait_s):
+                    if position == len(jobs):
+                        return []  # it says more than it was asked
                     if message[0] in ("loading", "loaded"):
                         loading = message[0] == "loading"
                     else:
@@ -377,7 +369,7 @@ class Scorer:
             self._fail(job, f"the scoring process died twice at this answer ({process.kill()})")
             return jobs[position + 1 :]
 
-    def _settle(self, job: _Job, message: tuple) -> None:
+    def _settle(self, job: _Job, message: list[Any]) -> None:
         elapsed_s = message[-1]
         self._item_s += 0.05 * (elapsed_s + 2e-5 - self._item_s)
         if elapsed_s > self.timeout_s:  # it ended while this event loop was too busy to kill it

@@ -1,9 +1,10 @@
 """One scoring process: reads chunks of answers, sends each outcome as soon as it is known.
 
-Speaks over one socket: frames of a 4-byte length and a pickle. In: (verifier, options, timeout_s, memory_gib) once, then
-lists of (verifier, response, answer). Out: ("ready",) once; ("loading",) and ("loaded",) around the import of a further
-verifier; one ("scored", value, detail, elapsed_s) or ("failed", error, elapsed_s) per answer, in order. A function with an
-attribute `gives_no_reward` is no verifier, but is called like one: what it gives is sent as ("given", value, elapsed_s).
+Speaks over one socket, in frames of a 4-byte length and a message. In, pickled: (verifier, options, timeout_s, memory_gib)
+once, then lists of (verifier, response, answer). Out, in JSON, so that nothing that a verifier writes can run code in the
+parent: ["ready"] once; ["loading"] and ["loaded"] around the import of a further verifier; one ["scored", value, detail,
+elapsed_s] or ["failed", error, elapsed_s] per answer, in order. A function with an attribute `gives_no_reward` is no
+verifier, but is called like one: the `plain()` of what it gives, which JSON must hold, is sent as ["given", plain, elapsed_s].
 
 It ends when its parent does: on end of file, by a thread that watches the socket while a verifier runs, and by an alarm
 for verifiers that never let that thread run (a regular expression holds the interpreter's lock).
@@ -11,6 +12,8 @@ for verifiers that never let that thread run (a regular expression holds the int
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import pickle
 import resource
@@ -28,10 +31,54 @@ from kray.rewards.verifiers import Verifier, as_reward, load_verifier
 HEADER = struct.Struct("<I")
 _ALARM_SLACK_S = 5.0  # the parent's deadline comes first; the alarm is for a worker that has lost its parent
 _ERROR_CHARACTERS = 500
+_SAYS: dict[str, tuple[type, ...]] = {  # kind of message -> what comes after it
+    "ready": (),
+    "loading": (),
+    "loaded": (),
+    "scored": (float, str, float),
+    "failed": (str, float),
+    "given": (object, float),
+}
 
 
-def frame(message: Any) -> bytes:
-    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+def order(message: Any) -> bytes:
+    """The frame of a message to a scoring process."""
+    return _frame(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+def taken(buffer: bytearray) -> list[list[Any]]:
+    """The messages of a scoring process that are complete, taken out of what came from it.
+
+    Raises ConnectionError when the first is no message: a verifier wrote it.
+    """
+    messages: list[list[Any]] = []
+    while len(buffer) >= HEADER.size and len(buffer) >= (end := HEADER.size + HEADER.unpack_from(buffer)[0]):
+        try:
+            messages.append(_message(buffer[HEADER.size : end]))
+        except (ValueError, RecursionError) as error:
+            if messages:
+                break
+            raise ConnectionError(f"no message of a scoring process: {error}") from None
+        del buffer[:end]
+    return messages
+
+
+def _message(body: bytearray) -> list[Any]:
+    message = json.loads(body)
+    kind, *rest = message if isinstance(message, list) and message else [None]
+    kinds = _SAYS.get(kind) if isinstance(kind, str) else None
+    if kinds is None or len(kinds) != len(rest) or not all(map(isinstance, rest, kinds)):
+        raise ValueError(f"{kind!r:.40}")
+    if not all(math.isfinite(value) for value in rest if isinstance(value, float)):
+        raise ValueError(f"{kind} with a number that is not finite")
+    return message
+
+
+def _said(message: tuple) -> bytes:
+    return _frame(json.dumps(message).encode())
+
+
+def _frame(body: bytes) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
@@ -43,17 +90,17 @@ def main(descriptor: int) -> None:
     _limit_memory(memory_gib)
     threading.Thread(target=_end_with_parent, args=(connection.fileno(),), daemon=True).start()
     loaded: dict[str, Verifier | str] = {default: _load(default)}
-    connection.sendall(frame(("ready",)))
+    connection.sendall(_said(("ready",)))
     while (chunk := _read(stream)) is not None:
         for verifier, response, answer in chunk:
             if verifier not in loaded:
-                connection.sendall(frame(("loading",)))
+                connection.sendall(_said(("loading",)))
                 loaded[verifier] = _load(verifier)
-                connection.sendall(frame(("loaded",)))
+                connection.sendall(_said(("loaded",)))
             signal.setitimer(signal.ITIMER_REAL, timeout_s + _ALARM_SLACK_S)
             outcome = _judge(loaded[verifier], verifier, response, answer, options if verifier == default else {})
             signal.setitimer(signal.ITIMER_REAL, 0)
-            connection.sendall(frame(outcome))
+            connection.sendall(_said(outcome))
     os._exit(0)  # a verifier's own threads must not keep the process
 
 
@@ -69,9 +116,11 @@ def _judge(function: Verifier | str, name: str, response: Any, answer: Any, opti
     try:
         if isinstance(function, str):
             raise ValueError(function)
-        given = function(response, answer, **options)
+        given: Any = function(response, answer, **options)
         if getattr(function, "gives_no_reward", False):
-            return ("given", given, time.perf_counter() - started)
+            plain = given.plain()
+            json.dumps(plain)
+            return ("given", plain, time.perf_counter() - started)
         reward = as_reward(given, name)
         return ("scored", reward.value, reward.detail, time.perf_counter() - started)
     except BaseException as error:  # also SystemExit: a verifier must not end the process by a polite exit

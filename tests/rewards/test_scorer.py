@@ -251,3 +251,18 @@ def test_it_works_on_the_event_loop_of_an_actor(kind):
     thread.start()
     thread.join(60)
     assert [outcome.reward for outcome in outcomes] == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("says", ["pickle", "garbage", "deep", "nan", "types", "kind", "short"])
+def test_what_a_verifier_writes_to_the_scorer_runs_nothing(says, tmp_path):
+    """Frames of its own are a data failure of its answer, and other answers are judged."""
+    items = [("exact", "1", "1"), ("hostile_verifiers:says", says, str(tmp_path / "made")), ("exact", "1", "2")]
+    outcomes = scored(Scorer("exact", workers=1), items)
+    assert [outcome.reward for outcome in outcomes] == [1.0, None, 0.0]
+    assert "died twice at this answer" in outcomes[1].error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_verifier_that_says_more_than_it_was_asked_ends_no_batch():
+    items = [("", "more", ""), ("", "fine", "")]
+    assert [outcome.error for outcome in scored(Scorer("hostile_verifiers:says"), items, items)[0]] == ["", ""]
