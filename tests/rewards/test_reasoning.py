@@ -115,3 +115,45 @@ def test_what_tasks_read_they_still_read(task, metadata, answer, value):
 def test_what_is_not_arithmetic_is_not_evaluated(text):
     with pytest.raises(ValueError, match="not a"):
         parse_arithmetic(text)
+
+
+STRANGE = (
+    "", "0", "0.0", "00", "-0", "1", "nan", "nan+nani", "inf", "1e999", "1e-400", "None", "[]", "{}", "[[]]", "yes no",
+    "True False", "?", "\0", "x", "0 0", "0/1", "1/0", "(1, 2)", "*", "()", "'",
+)  # fmt: skip
+
+
+def test_no_task_gives_strange_texts_full_marks(entries):
+    """Unless one is right: 0 may be the answer, or "no"."""
+    found = {}
+    for task, packed, right in entries:
+        for text in STRANGE:
+            if verify_reasoning(text, packed).value >= 1 and not same(text, right):
+                found.setdefault(task, []).append(text)
+    assert found == {}
+
+
+def same(text: str, right: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return float(text.replace(",", "")) == float(right)
+    return text.casefold() == str(right).casefold()
+
+
+@pytest.mark.parametrize(
+    ("task", "entry", "right", "wrong"),
+    [
+        ("coin_flip", {"answer": "0.375"}, ["0.375", "3/8", ".37501"], ["0", "0.3", "0.37", "3", "0.3750000000001e1", "nan"]),
+        ("coin_flip", {"answer": "0.00001"}, ["0.00001"], ["0", "0.0"]),
+        ("complex_arithmetic", {"answer": "3 - 2i", "metadata": {"result": [3.0, -2.0]}}, ["3 - 2i", "3.0 - 2.0i"],
+         ["nan", "NaN", "nan+nani", "inf", "3 + 2i"]),
+        ("game_of_life_halting", {"answer": "True"}, ["True", " true\n"], ["False", "0", "x", "True or False"]),
+        ("game_of_life_halting", {"answer": "False"}, ["False"], ["True", "no"]),
+        ("puzzle24", {"answer": "2 + 9 + 6 + 7", "metadata": {"numbers": [2, 9, 6, 7]}}, ["2 + 9 + 6 + 7", "7+6+9+2"],
+         ["6*4*1*1", "2 + 9 + 6 + 8", "9 * 6 / 2 - 7 + 4", "2*9 + 6 + 7 - 7", "24"]),
+        ("puzzle24", {"answer": "8*3*1*1", "metadata": {"numbers": [7, 7, 2, 1]}}, [], ["7*7/2*1", "7*7/(2*1)"]),
+    ],
+)  # fmt: skip
+def test_full_marks_are_for_right_answers_alone(task, entry, right, wrong):
+    packed = json.dumps({"task": task, "entry": {"metadata": {}, **entry}})
+    assert [verify_reasoning(answer, packed).value for answer in right] == [1.0] * len(right)
+    assert all(verify_reasoning(answer, packed).value < 1 for answer in wrong)
