@@ -72,50 +72,6 @@ def _puzzle24(given: str, entry: Mapping[str, Any], parse: Callable[[str], Any])
         return False
 
 
-_RULES.get(task)
-    return rule is None or rule(given.strip(), entry, parse)
-
-
-def _coin_flip(given: str, entry: Mapping[str, Any], _: Callable[[str], Any]) -> bool:
-    right = Fraction(entry["answer"].replace(",", ""))
-    try:
-        said = Fraction(given.replace(",", ""))
-    except (ValueError, ZeroDivisionError):
-        return False
-    return abs(said - right) <= _PROBABILITY_APART and (said == 0) == (right == 0)
-
-
-def _complex_arithmetic(given: str, _: Mapping[str, Any], __: Callable[[str], Any]) -> bool:
-    return not re.search("nan|inf", given, re.IGNORECASE)
-
-
-def _decimal_arithmetic(given: str, entry: Mapping[str, Any], _: Callable[[str], Any]) -> bool:
-    right = Decimal(entry["answer"])
-    last_digit = Decimal(1).scaleb(int(right.as_tuple().exponent))
-    try:
-        return abs(Decimal(given) - right) <= last_digit
-    except ArithmeticError:
-        return False
-
-
-def _gsm_symbolic(given: str, entry: Mapping[str, Any], _: Callable[[str], Any]) -> bool:
-    numbers = re.findall(r"[-\u2212]?[0-9]+(?:\.[0-9]+)?", given)
-    return all(number[0] != "\u2212" and float(number) == float(entry["answer"]) for number in numbers)
-
-
-def _game_of_life_halting(given: str, entry: Mapping[str, Any], _: Callable[[str], Any]) -> bool:
-    return given.casefold() == str(entry["answer"]).casefold()
-
-
-def _puzzle24(given: str, entry: Mapping[str, Any], parse: Callable[[str], Any]) -> bool:
-    numbers = sorted(entry["metadata"]["numbers"])
-    try:
-        value = parse(given)
-    except ValueError:
-        return False
-    return value == 24 and sorted(map(int, re.findall(r"[0-9]+", given))) == numbers
-
-
 _RULES: dict[str, Callable[[str, Mapping[str, Any], Callable[[str], Any]], bool]] = {
     "coin_flip": _coin_flip,
     "decimal_arithmetic": _decimal_arithmetic,
