@@ -191,8 +191,8 @@ class Collector:
             if found:
                 found.sort(key=lambda rollout: rollout.index)
                 collected.groups.append(RolloutGroup(*known[prompt_id], found, 0.0))
-                if remember:
-                    self._remember(prompt_id, found)
+        if remember:
+            self.remember(collected.groups)
         collected.generate_s, collected.reward_s = generated - started, time.monotonic() - generated
         assert sum(len(g.rollouts) for g in collected.groups) + collected.failed == sum(drawn.values())
         return collected
@@ -274,9 +274,11 @@ class Collector:
                 heard.scored.append(rollout)
         return heard
 
-    def _remember(self, prompt_id: str, rollouts: list[Rollout]) -> None:
-        mean = sum(rollout.sampled_tokens for rollout in rollouts) / len(rollouts)
-        self.lengths[prompt_id] = (self.lengths.get(prompt_id, mean) + mean) / 2
+    def remember(self, groups: Sequence[RolloutGroup]) -> None:
+        """Learns the lengths of the prompts' responses."""
+        for group in groups:
+            mean = group.tokens / len(group.rollouts)
+            self.lengths[group.prompt.id] = (self.lengths.get(group.prompt.id, mean) + mean) / 2
 
 
 async def _lost(task: RolloutTask, why: str) -> Heard:

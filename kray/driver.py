@@ -16,19 +16,20 @@ from typing import Any
 import ray
 
 from kray.config import KrayConfig, flat, to_yaml
-from kray.evaluate import Evaluation
+from kray.evaluate import Evaluation, judge
 from kray.export import log_trained
 from kray.fleet import Fleet
 from kray.parts import Parts, load_parts, unlearned
-from kray.records import KrayError, LostError
+from kray.records import ConfigError, KrayError, LostError
 from kray.recovery import Begin, Recovery
 from kray.report import Summary, start_line
 from kray.state import RunState, check_same_prompts
 from kray.status import Watch
 from kray.stop import Stop, Stopped
 from kray.tracking import Tracker, prompts_digest
+from kray.tracking.store import UnknownRun
 from kray.train.checkpoints import CheckpointStore, newest, read_state, sound
-from kray.training import Training, judge
+from kray.training import Training
 
 SERVER_WAIT_S, SERVER_POLL_S = 600.0, 5.0  # for MLflow, when a driver is started again
 BEGINNING = -1  # resumed before any step was saved
@@ -181,9 +182,7 @@ class Driver:
         if self.checkpoint is not None:
             state = RunState.from_dict(read_state(self.checkpoint))
             check_same_prompts(state, digest)
-            parts.planner.load_dict(state.planner)
-            if state.waiting and parts.waiting:
-                parts.waiting.load_dict(state.waiting)
+            parts.load(state)
         return parts, state
 
     async def _open_tracker(self, parts: Parts, state: RunState) -> Tracker:
@@ -194,7 +193,7 @@ class Driver:
             state.mlflow_run_id = json.loads(known.read_text())["mlflow_run_id"] if known.is_file() else ""
         tracker = await self._reached(state.mlflow_run_id, resumed)
         state.mlflow_run_id = tracker.mlflow_run_id
-        known.write_text(json.dumps({"mlflow_run_id": tracker.mlflow_run_id}) + "\n")
+        known.write_text(json.dumps({"mlflow_run_id": tracker.mlflow_run_id, "mlflow": tracker.where}) + "\n")
         for part, pairs in (("train", parts.train), ("test", parts.test)):
             tracker.log_dataset(part, [prompt for prompt, _ in pairs], part)
         self.say(start_line(self.folder, self.config, len(parts.train), len(parts.test), resumed))
@@ -220,6 +219,9 @@ class Driver:
         while True:
             try:
                 return await asyncio.to_thread(Tracker, *arguments)
+            except UnknownRun as error:
+                known_at = json.loads(file.read_text()).get("mlflow") if (file := self.folder / RUN).is_file() else None
+                raise ConfigError(f"{error}; it was recorded at {known_at or 'another place'}") from error
             except LostError as error:
                 if time.monotonic() > deadline:
                     raise

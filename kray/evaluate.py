@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from kray.collect import EVALUATION, Collected, Collector, Fixed
+from kray.collect import EVALUATION, Collected, Collector, Fixed, check_failures
+from kray.config import KrayConfig
 from kray.config.schema import EvaluateConfig
 from kray.conversation import Failure
+from kray.parts import Parts, sampling
 from kray.prompts.tokenize import as_read
 from kray.records import Prompt, RolloutGroup, Sampling, derive_seed
 from kray.report import conversation_record
@@ -90,6 +92,23 @@ async def evaluate(
             Fixed(ids, 1), prompts, seeds, cold, version, remember=False, priority=EVALUATION
         )
     return _summarise(sampled, greedy, settings.samples, partial(as_read, tokenizer=collector.tokenizer))
+
+
+async def judge(
+    config: KrayConfig, parts: Parts, collector: Collector, version: int, say: Callable[[str], None]
+) -> Evaluation:
+    """Evaluates the served policy on the test prompts. Raises KrayError when too many responses are lost."""
+    found = await evaluate(
+        collector,
+        parts.test,
+        config.evaluate,
+        sampling(config, parts, config.evaluate.temperature),
+        version,
+        config.run.seed,
+    )
+    ordered = len(parts.test) * (config.evaluate.samples + config.evaluate.greedy)
+    check_failures(found.failures, ordered, config.run.max_failed_share, say)
+    return found
 
 
 def _summarise(

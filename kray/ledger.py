@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metric
 from kray.prompts.tokenize import as_read
 from kray.records import Allocation, derive_seed
 from kray.report import sample_rows, step_record, transition_rows
+from kray.state import RunState
 from kray.status import BACK
 from kray.tracking import Tracker
 from kray.tracking.figures import budget_histogram, budgets_against_beliefs
@@ -43,17 +45,34 @@ class Carried:
         return np.array([float(r.sum()) for r in rewards]), np.array([len(r) for r in rewards])
 
 
+@dataclass(slots=True)
+class Mean:
+    """A running mean of the finite numbers among those that are added: one step without a figure must not hide all others."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        if math.isfinite(value):
+            self.total += value
+            self.count += 1
+
+    @property
+    def value(self) -> float:
+        """NaN where nothing finite was added."""
+        return self.total / self.count if self.count else math.nan
+
+
 class Ledger:
-    """calibration goes on through checkpoints; the rest begins anew with every start."""
+    """What `to_dict` holds goes on through checkpoints; the rest begins anew with every start."""
 
     def __init__(self, config: KrayConfig, parts: Parts, tracker: Tracker):
         self.config, self.parts, self.tracker = config, parts, tracker
         self.steps: deque[dict[str, float]] = deque(maxlen=BACK)  # metrics of the newest ones since this start
-        self._sums: dict[str, float] = {}  # of every metric over all steps since this start
-        self._counted = 0
+        self._means: dict[str, Mean] = {}  # of every metric over all steps since this start
         self.calibration = CalibrationTally()  # of the epoch
         self.budgets = np.zeros(0, dtype=np.int64)  # of the newest step
-        self._transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
+        self.transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
 
     def step(
         self, number: int, carried: Carried, update: dict[str, float], times: dict[str, float]
@@ -73,23 +92,38 @@ class Ledger:
             "throughput/tokens_per_s": sum(group.tokens for group in collected.groups) / times["step"],
         }
         self.steps.append(metrics)
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._counted += 1
+        self.note(metrics)
         self.budgets = allocation.budgets
-        self._transitions += transition_matrix(carried.previous_status, status(successes, trials))
+        self.transitions += transition_matrix(carried.previous_status, status(successes, trials))
         self.tracker.log_step(number, metrics)
         if number % self.config.track.every == 0:
             self._show(number, carried, successes, trials, times)
         return metrics
 
+    def note(self, metrics: dict[str, float]) -> None:
+        """Adds a step's metrics to their means."""
+        for name, value in metrics.items():
+            self._means.setdefault(name, Mean()).add(value)
+
     def mean(self, name: str) -> float:
-        """Of a metric over the steps since this start."""
-        return self._sums[name] / self._counted if self._counted else float("nan")
+        """Of a metric over the steps since this start in which it was a finite number; NaN without any."""
+        return self._means.get(name, Mean()).value
 
     def left_s(self, steps: int) -> float:
         """Seconds that so many more steps will take, by the median of the last ones."""
-        return steps * float(np.median([metrics["timing_s/step"] for metrics in self.steps]))
+        known = [s for metrics in self.steps if math.isfinite(s := metrics["timing_s/step"])]
+        return steps * float(np.median(known)) if known else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """As RunState holds it."""
+        return {"calibration": self.calibration.to_dict(), "transitions": self.transitions.tolist()}
+
+    def load(self, state: RunState) -> None:
+        """Takes over what a state holds; older ones hold no transitions, and a new one neither."""
+        if state.calibration:
+            self.calibration.load_dict(state.calibration)
+        if state.transitions:
+            self.transitions = np.array(state.transitions, dtype=np.int64)
 
     def _calibrate(
         self, number: int, allocation: Allocation, successes: np.ndarray, trials: np.ndarray
@@ -115,8 +149,8 @@ class Ledger:
         if traced := rows[: config.track.traces]:
             ago_s = times["update"] + times["sync"]
             self.tracker.log_traces(number, traced, times["generate"], times["reward"], ago_s)
-        self.tracker.log_table(number, transition_rows(self._transitions), "transitions")
-        self._transitions[:] = 0
+        self.tracker.log_table(number, transition_rows(self.transitions), "transitions")
+        self.transitions[:] = 0
         observed = np.divide(successes, trials, out=np.full(len(trials), np.nan), where=trials > 0)
         budgets, beliefs = allocation.budgets, allocation.expected_success
 

@@ -16,6 +16,7 @@ from kray.prompts import PromptSampler
 from kray.prompts.waiting import Waiting
 from kray.records import Prompt, Sampling
 from kray.rollout.engine import EngineSpec
+from kray.state import RunState
 
 PROBE_TOKENS = 64
 
@@ -43,6 +44,17 @@ class Parts:
         offered, due = self.waiting.offer(step)
         return [self.train[i] for i in offered], due
 
+    def load(self, state: RunState) -> None:
+        """Takes over what labels had taught by the time of the checkpoint; everything else is the configuration's."""
+        self.planner.load_dict(state.planner)
+        self.planner.beliefs.relabel(self.labels)
+        if self.waiting is None:
+            return
+        if state.waiting:
+            self.waiting.load_dict(state.waiting)
+        else:  # until now every prompt that was offered was visited
+            self.waiting.skip(state.step * self.sampler.per_step)
+
 
 def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) -> Parts:
     """Reads tokenizer and prompts. Raises DataError, ConfigError."""
@@ -60,10 +72,10 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
         train=train,
         test=test,
         sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
-        waiting=_waiting(config, ids),
+        waiting=make_waiting(config, ids),
         planner=KnapsackPlanner.of(plan),
         labels=prior_labels(train, plan.prior_by),
-        features=_features(train) if plan.prior_features else None,
+        features=make_features(train) if plan.prior_features else None,
         probe=_probe(test[0][1], reader.vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
     )
 
@@ -71,10 +83,10 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
 def unlearned(parts: Parts, config: KrayConfig) -> Parts:
     """The same parts as `load_parts` made them, without what labels have taught since."""
     ids = [prompt.id for prompt, _ in parts.train]
-    return replace(parts, planner=KnapsackPlanner.of(config.plan), waiting=_waiting(config, ids))
+    return replace(parts, planner=KnapsackPlanner.of(config.plan), waiting=make_waiting(config, ids))
 
 
-def _waiting(config: KrayConfig, ids: list[str]) -> Waiting | None:
+def make_waiting(config: KrayConfig, ids: list[str]) -> Waiting | None:
     share = offered_share(config.plan)
     if share <= 1:
         return None
@@ -120,7 +132,7 @@ def prior_labels(prompts: Encoded, by: str) -> dict[str, str] | None:
     return labels if len(set(labels.values())) > 1 else None
 
 
-def _features(prompts: Encoded) -> dict[str, np.ndarray]:
+def make_features(prompts: Encoded) -> dict[str, np.ndarray]:
     """Of each prompt: the log of its length in tokens, and which source and kind it is of."""
     names = sorted({name for prompt, _ in prompts for name in _belongs(prompt)})
     return {

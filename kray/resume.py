@@ -49,10 +49,13 @@ def note_changes(config: KrayConfig, folder: Path) -> list[str]:
         for key, old, new in changed_keys(as_begun(load_config(str(kept), [], checked=False), folder), config)
         if key != "resume"
     ]
+    source = config.prompts.train
+    judged = source.kind != "reasoning_gym" and not source.verifier  # the training prompts, by reward.verifier
+    settled = (*SETTLED, "reward.verifier") if judged else SETTLED
     for key, old, new in changed:
-        if key.startswith(SETTLED):
+        if key.startswith(settled):
             raise ConfigError(
                 f"{key} was {old!r} when {folder.name} began and cannot become {new!r} on resume; start a new run "
-                f"(settled for the life of a run: {', '.join(name.rstrip('.') for name in SETTLED)}; other keys may change)"
+                f"(settled for the life of a run: {', '.join(name.rstrip('.') for name in settled)}; other keys may change)"
             )
     return [f"changed since the run was last started: {key}: {old!r} -> {new!r}" for key, old, new in changed]

@@ -23,6 +23,8 @@ class RunState:
     planner: dict[str, Any] = field(default_factory=dict)
     waiting: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    transitions: list[list[int]] = field(default_factory=list)  # of statuses since their last table, see Ledger
+    nonfinite: int = 0  # steps in a row whose gradient was not finite (train.max_nonfinite)
     lengths: dict[str, float] = field(default_factory=dict)
     quarantine: dict[str, Any] = field(default_factory=dict)
     version: int = 1

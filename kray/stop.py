@@ -34,3 +34,9 @@ class Stop:
             for task in (working, stopping):
                 task.cancel()
             await asyncio.gather(working, stopping, return_exceptions=True)
+
+
+async def end(task: asyncio.Task) -> None:
+    """Cancels the task and returns when it has ended, in whatever way."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

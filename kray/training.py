@@ -20,19 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from kray.collect import Collector, check_failures, verdicts
+from kray.collect import check_failures, verdicts
 from kray.config import KrayConfig
-from kray.evaluate import Evaluation, evaluate
+from kray.evaluate import Evaluation, judge
 from kray.fleet import Fleet
 from kray.ledger import Carried, Ledger
 from kray.parts import Encoded, Parts, sampling
 from kray.planner.metrics import status
 from kray.prompts.quarantine import Quarantine
-from kray.records import KrayError, StorageError, derive_seed
+from kray.records import KrayError, LostError, StorageError, derive_seed
 from kray.report import Summary, admitted, belief_rows, evaluation_line, step_line
 from kray.staleness import fresh
 from kray.state import RunState
-from kray.stop import Stop, Stopped
+from kray.stop import Stop, Stopped, end
 from kray.tracking import Tracker
 from kray.train.checkpoints import CheckpointStore
 
@@ -61,18 +61,18 @@ class Training:
         self.collector = fleet.collector(parts)
         self.collector.lengths = dict(state.lengths)
         self.ledger = Ledger(config, parts, tracker)
-        if state.calibration:
-            self.ledger.calibration.load_dict(state.calibration)
+        self.ledger.load(state)
+        fleet.learners.lost_in_a_row = state.nonfinite
         self.quarantine = Quarantine(config.prompts.quarantine_after)
         self.quarantine.load_dict(state.quarantine)
         self.last_evaluation: Evaluation | None = None  # of a policy that has been trained here
         self._collected: asyncio.Queue[Carried | Exception] = asyncio.Queue()
         self._released = -1  # collecting may use policies up to this version
         self._release_came = asyncio.Event()
-        self._marks: dict[
-            int, dict[str, Any]
-        ] = {}  # step -> what had been learned about prompts before it was collected
+        # step -> what had been learned about prompts before it was collected
+        self._marks: dict[int, dict[str, Any]] = {}
         self._saved_step = state.step if state.planner else -1  # a state that was never saved has no planner's
+        self._learning = False  # a step is being learned from: the learner and the state are of different steps
         self._saving: asyncio.Task | None = None
         self._failed_saves = self._failed_in_a_row = 0
 
@@ -84,7 +84,7 @@ class Training:
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     async def train(self) -> None:
-        """Raises Stopped, with all that was collected learned from and saved; KrayError."""
+        """Raises Stopped or KrayError, with all that was collected learned from and saved where the learner still can."""
         if self.state.accuracy_before is None:
             await self.evaluate("before training")
         collecting = asyncio.create_task(self._collect_all())
@@ -99,19 +99,40 @@ class Training:
                 if self._due(self.config.run.checkpoint_every):
                     await self.save()
         except Stopped:
-            await _end(collecting)
-            while not self._collected.empty():
-                await self._learn(await self._next(), time.monotonic())
-            await self.finish()
+            await self._wind_up(collecting)
             raise
-        except Exception:
-            with contextlib.suppress(Exception):  # the checkpoint that is being written may yet be complete
-                await self.written()
+        except Exception as error:
+            await self._rescue(collecting, error)
             raise
         finally:
-            await _end(collecting)
+            await end(collecting)
         await self.finish()  # first: an evaluation that fails must not cost the training
         await self.evaluate("after training")
+
+    async def _wind_up(self, collecting: asyncio.Task) -> None:
+        """Learns from all that was collected and saves; the error that ended the collecting, if any, is raised after that."""
+        await end(collecting)
+        error: Exception | None = None
+        while error is None and not self._collected.empty():
+            found = self._collected.get_nowait()
+            if isinstance(found, Exception):
+                error = found
+            else:
+                await self._learn(found, time.monotonic())
+        await self.finish()
+        if error is not None:
+            raise error
+
+    async def _rescue(self, collecting: asyncio.Task, error: Exception) -> None:
+        """Saves the completed steps before an error ends the training, where the learner is there and between two steps."""
+        if self._learning or isinstance(error, LostError):
+            with contextlib.suppress(Exception):  # the checkpoint that is being written may yet be complete
+                await self.written()
+            return
+        try:
+            await self._wind_up(collecting)
+        except Exception as another:  # the first error is the one to be raised
+            self.say(f"the steps since the newest checkpoint could not all be saved: {another}")
 
     async def _collect_all(self) -> None:
         """Collects the steps one after the other, each when its policy may be used."""
@@ -154,12 +175,15 @@ class Training:
             return derive_seed(self.config.run.seed, step, prompt_id)
 
         try:
-            version = self.base + self._released
-            collected = await self.collector.collect(plan, chosen, seeds, sampling(self.config, parts), version)
+            version, how = self.base + self._released, sampling(self.config, parts)
+            collected = await self.collector.collect(plan, chosen, seeds, how, version, remember=False)
+            allocation = admitted(plan.allocation())
+            ordered = int(allocation.budgets.sum()) + collected.failed
+            check_failures(collected.failures, ordered, self.config.run.max_failed_share, self.say)
         except BaseException:
             self.planner.withdraw()  # as if the step had never been planned
             raise
-        allocation = admitted(plan.allocation())
+        self.collector.remember(collected.groups)
         if parts.waiting is not None:
             tried = {*allocation.prompt_ids, *(failure.prompt_id for failure in collected.failures)}
             tried |= {prompt.id for prompt, _ in offered} - set(ids)  # those in quarantine have had their turn
@@ -168,8 +192,6 @@ class Training:
         weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
         for group in collected.groups:
             group.weight = weights[group.prompt.id]
-        ordered = int(allocation.budgets.sum()) + collected.failed
-        check_failures(collected.failures, ordered, self.config.run.max_failed_share, self.say)
         for prompt_id in self.quarantine.visited(*verdicts(collected)):
             self.say(f"prompt {prompt_id} is left out from now on: {self.quarantine.left_out[prompt_id]}")
         waiting = parts.waiting.metrics() if parts.waiting else {}
@@ -183,6 +205,7 @@ class Training:
 
     async def _learn(self, carried: Carried, started: float) -> None:
         """One update, new weights for the engines, and the record of it. started: of the step, monotonic s."""
+        self._learning = True
         config, step, pool = self.config, self.state.step, self.fleet.pool
         groups, staleness = fresh(carried.collected.groups, self.version, config.async_.max_staleness)
         waited_s = time.monotonic() - started
@@ -198,6 +221,7 @@ class Training:
         self.state.visits += len(carried.allocation.prompt_ids)
         self.state.rollouts += sum(len(group.rollouts) for group in carried.collected.groups)
         self.state.tokens += sum(group.tokens for group in carried.collected.groups)
+        self._learning = False
         standing = self._standing() | ({} if math.isnan(gap) else {"pool/probe_gap": gap})
         metrics = self.ledger.step(self.state.step, carried, update | staleness | standing, times)
         left_s = self.ledger.left_s(config.run.steps - self.state.step)
@@ -226,9 +250,9 @@ class Training:
         except (OSError, StorageError) as error:
             self._not_saved(step, error)
             return
-        for name, value in (self._marks.pop(step, None) or self._knowledge()).items():
+        for name, value in ((self._marks.pop(step, None) or self._knowledge()) | self.ledger.to_dict()).items():
             setattr(self.state, name, value)
-        self.state.calibration = self.ledger.calibration.to_dict()
+        self.state.nonfinite = self.fleet.learners.lost_in_a_row
         self._saving = asyncio.create_task(self._write(step, self.state.to_dict(), started))
         self.tracker.log_step(step, {"timing_s/checkpoint": time.monotonic() - started})
         ids = [prompt.id for prompt, _ in self.parts.train[:BELIEF_ROWS]]
@@ -252,6 +276,8 @@ class Training:
             return
         self._saved_step, self._failed_in_a_row = step, 0
         self.say(f"saved {final} ({time.monotonic() - started:.1f} s)")
+        if self.store.unpruned:
+            self.say(f"warning: {self.store.unpruned}; tried again with the next checkpoint")
 
     def _not_saved(self, step: int, error: Exception) -> None:
         """A full disk may have room again by the next save. Raises KrayError after run.max_failed_saves."""
@@ -273,7 +299,7 @@ class Training:
 
     def _knowledge(self) -> dict[str, Any]:
         """What labels and lengths have taught, as RunState holds it."""
-        waiting = self.parts.waiting.to_dict() if self.parts.waiting else {}
+        waiting = self.parts.waiting.to_dict() if self.parts.waiting else self.state.waiting
         learned = {"planner": self.planner.to_dict(), "lengths": dict(self.collector.lengths), "waiting": waiting}
         return learned | {"quarantine": self.quarantine.to_dict()}
 
@@ -368,28 +394,6 @@ class Training:
         return bool(every) and self.state.step % every == 0
 
 
-async def judge(
-    config: KrayConfig, parts: Parts, collector: Collector, version: int, say: Callable[[str], None]
-) -> Evaluation:
-    """Evaluates the served policy on the test prompts. Raises KrayError when too many responses are lost."""
-    found = await evaluate(
-        collector,
-        parts.test,
-        config.evaluate,
-        sampling(config, parts, config.evaluate.temperature),
-        version,
-        config.run.seed,
-    )
-    ordered = len(parts.test) * (config.evaluate.samples + config.evaluate.greedy)
-    check_failures(found.failures, ordered, config.run.max_failed_share, say)
-    return found
-
-
 async def _timed(work: Any) -> tuple[Any, float]:
     started = time.monotonic()
     return await work, time.monotonic() - started
-
-
-async def _end(task: asyncio.Task) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -18,3 +18,8 @@ def fails_on_fives(response: str, answer: str) -> float:
     if answer[-1:] in ("0", "5"):
         raise RuntimeError(f"{answer} cannot be judged")
     return first_is_even(response, answer)
+
+
+def harder_for_long(response: str, answer: str) -> float:
+    """1 for an even first digit where the answer has one digit, hardly ever where it has more: a prompt's kind tells."""
+    return first_is_even(response, answer) if len(answer) == 1 else float(response[:2] == answer[:2])

@@ -239,6 +239,48 @@ def test_a_stopped_run_saves_what_it_completed_and_goes_on(story, tmp_path):
     assert more.rollouts == more.steps * 48
 
 
+@pytest.mark.long
+def test_a_stopped_run_with_learned_priors_goes_on_exactly(story, tmp_path):
+    """What is learned of features and of how labels go stale is carried through a stop to the last digit."""
+    learned = (
+        "plan.prior_features=true",
+        "plan.fit_discount=true",
+        "plan.prior_by=kind",
+        "plan.refit_every=3",
+        "plan.budget=128",
+        "plan.candidates=1.5",
+        "prompts.per_step=32",
+        "prompts.train.size=192",
+        "reward.verifier=rewards_for_tests:harder_for_long",
+        "evaluate.every=0",
+        "run.checkpoint_every=0",
+        "run.steps=10",
+        "track.every=4",
+    )
+
+    def stop():
+        wait_for_line(tmp_path / "broken/metrics.jsonl", 5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    story("straight", *learned)
+    thread = threading.Thread(target=stop)
+    thread.start()
+    summary = story("broken", *learned)
+    thread.join()
+    assert 0 < summary.steps < 10
+    story("broken", *learned, checkpoint=newest(tmp_path / "broken"))
+    straight, broken = (steps_of(tmp_path / name) for name in ("straight", "broken"))
+    assert [line["step"] for line in straight] == list(range(11))
+    assert straight == broken
+    one, other = (read_state(newest(tmp_path / name)) for name in ("straight", "broken"))
+    assert one["planner"]["features"]["rows"]
+    for name in ("planner", "waiting", "transitions", "calibration", "lengths"):
+        assert one[name] == other[name]
+    assert same_weights(*(newest(tmp_path / name) for name in ("straight", "broken")))
+    tables = [sorted((tmp_path / name / "transitions").iterdir()) for name in ("straight", "broken")]
+    assert [file.read_text() for file in tables[0]] == [file.read_text() for file in tables[1]]
+
+
 def test_data_failures_are_recorded_who_has_none_else_is_left_out_and_too_many_end_the_run(story, tmp_path):
     """Prompts whose answer ends in 0 or 5 have a reward that always fails; each epoch of 16 prompts takes two steps."""
     poison = ("reward.verifier=rewards_for_tests:fails_on_fives", "prompts.quarantine_after=1", "plan.mode=uniform")

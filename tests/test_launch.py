@@ -93,3 +93,16 @@ def test_changes_since_a_run_began_are_told_without_secrets_and_some_are_refused
     told = r"prompts\.train\.limit was 0 when .* began and cannot become 7 .*life of a run: model, run\.seed, .*other keys may"
     with pytest.raises(ConfigError, match=told):
         note_changes(new, tmp_path)
+
+
+def test_who_judges_the_training_prompts_is_settled(tmp_path):
+    old, new = KrayConfig(), KrayConfig()
+    old.model.path = new.model.path = "x"
+    old.reward.verifier, new.reward.verifier = "math", "exact"
+    (tmp_path / "config.yaml").write_text(to_yaml(old))
+    with pytest.raises(ConfigError, match=r"reward\.verifier was 'math' when .* and cannot become 'exact'"):
+        note_changes(new, tmp_path)
+    for config in (old, new):  # judged by a verifier of their own: the test prompts alone are judged by another one
+        config.prompts.train.verifier = "code"
+    (tmp_path / "config.yaml").write_text(to_yaml(old))
+    assert note_changes(new, tmp_path) == ["changed since the run was last started: reward.verifier: 'math' -> 'exact'"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kray import plan_rules
+from kray.config.export import flat
 from kray.config.reading import attribute
 from kray.config.redaction import HIDDEN, is_secret_key
 from kray.config.schema import KrayConfig, SourceConfig, aggregation_of
@@ -126,6 +127,7 @@ def problems(config: KrayConfig) -> list[Problem]:
         *_track(config),
         *_resources(config),
         *_hidden(dataclasses.asdict(config), ""),
+        *_dotted(config),
     ]
 
 
@@ -302,6 +304,13 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
     if rollout.gpus_per_engine > 1:
         text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
         yield Problem(("rollout.gpus_per_engine",), text)
+
+
+def _dotted(config: KrayConfig) -> Iterator[Problem]:
+    try:
+        flat(config)
+    except ConfigError as error:
+        yield Problem((), str(error))
 
 
 def _hidden(value: Any, key: str) -> Iterator[Problem]:

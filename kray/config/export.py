@@ -14,6 +14,7 @@ import yaml
 from kray.config.reading import Dumper
 from kray.config.redaction import redact_value, refer
 from kray.config.schema import KrayConfig
+from kray.records import ConfigError
 
 
 def to_yaml(config: KrayConfig) -> str:
@@ -25,7 +26,10 @@ def to_yaml(config: KrayConfig) -> str:
 
 
 def flat(config: KrayConfig) -> dict[str, Any]:
-    """{dotted key: scalar}, *** for secrets; lists as JSON, an absent section and an empty mapping as None."""
+    """{dotted key: scalar}, *** for secrets; lists as JSON, an absent section and an empty mapping as None.
+
+    Raises ConfigError where two keys of mappings have one dotted name, as {"a.b": 1} beside {"a": {"b": 2}}.
+    """
     found: dict[str, Any] = {}
     _flatten(_tree(config), "", found)
     return found
@@ -53,6 +57,8 @@ def _flatten(value: Any, key: str, found: dict[str, Any]) -> None:
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             _flatten(inner, f"{key}.{name}" if key else str(name), found)
+    elif key in found:
+        raise ConfigError(f"{key} is given twice, by keys of mappings that hold a dot: rename one of them")
     elif isinstance(value, Mapping):
         found[key] = None
     else:

@@ -18,14 +18,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
-from scipy.special import betaln, digamma
 
-PRIOR_BOUNDS = (0.02, 50.0)  # of each prior parameter: beyond, a prior outweighs any labels or is a pair of spikes
+from kray.planner.fits import AFAR, fit_beta_binomial, fit_persistence
+
 GRID = 2.0**20  # discounted counts are whole numbers of 1 / GRID: labels then add up exactly, in any order
 MOST = 2.0**32  # of anything counted for one prompt: up to here a float64 tells multiples of 1 / GRID apart
-PERSISTENCE_PROMPTS = 4096  # on which discounts are fitted: four numbers need no more
-AFAR = ((1.0, 1.0), (0.3, 0.6))  # where a fit without a near start begins: from afar the likelihood is nearly flat
 PRIOR_PROMPTS = 20  # prompts with rewards below which a population cannot be fitted
 
 _COUNTERS = (
@@ -81,6 +78,7 @@ class Beliefs:
         self._label_of = np.zeros(0, dtype=np.int64)  # (capacity,)
         self._capacity = 0
         self._stale = False  # labels have come in since the prior was fitted
+        self._fitted = False  # the population's prior has been fitted; until then it is the configured one
         for name in _COUNTERS:
             setattr(self, f"_{name}", np.zeros(0))
 
@@ -176,7 +174,7 @@ class Beliefs:
         """What a visit of these prompts may change, for `restore`."""
         rows = self._find(prompt_ids)
         columns = {name: _at(getattr(self, f"_{name}"), rows) for name in _COUNTERS}
-        prior = (self.prior_alpha, self.prior_beta, self._stale, dict(self._priors), self.discounts)
+        prior = (self.prior_alpha, self.prior_beta, self._stale, self._fitted, dict(self._priors), self.discounts)
         return {"prompt_ids": list(prompt_ids), "columns": columns, "prior": prior}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -184,7 +182,7 @@ class Beliefs:
         rows = self.rows(snapshot["prompt_ids"])
         for name, column in snapshot["columns"].items():
             getattr(self, f"_{name}")[rows] = column
-        self.prior_alpha, self.prior_beta, self._stale, self._priors, self.discounts = snapshot["prior"]
+        self.prior_alpha, self.prior_beta, self._stale, self._fitted, self._priors, self.discounts = snapshot["prior"]
 
     def refit_prior(self) -> bool:
         """Fits the prior to the population by beta-binomial maximum likelihood over the latest visits' raw rewards.
@@ -219,6 +217,7 @@ class Beliefs:
         if fitted is None:
             return False
         self.prior_alpha, self.prior_beta = fitted
+        self._fitted = True
         return True
 
     def _refit_discounts(self, seen: np.ndarray) -> bool:
@@ -231,6 +230,7 @@ class Beliefs:
             return False
         self.prior_alpha, self.prior_beta = learned[:2]
         self.discounts = learned[2:]
+        self._fitted = True
         return True
 
     def priors(self) -> dict[str, tuple[float, float]]:
@@ -248,6 +248,7 @@ class Beliefs:
             "fit_prior": self.fit_prior,
             "prior": [self.prior_alpha, self.prior_beta],
             "stale": self._stale,
+            "fitted": self._fitted,
             "prompt_ids": list(self._row),
             "labels": list(self._labels),
             "label_of": self._label_of[: len(self)].tolist(),
@@ -294,7 +295,31 @@ class Beliefs:
                 column[rows[begun]] = 0
             beliefs._awaiting[rows] = 0
         beliefs._stale = bool(state["stale"])
+        beliefs._fitted = bool(state.get("fitted", beliefs.fit_prior))  # older states do not tell
         return beliefs
+
+    def adopt(self, settings: Beliefs) -> None:
+        """Goes on with the settings of other beliefs: what was fitted stays where it is still to be fitted, all else is theirs.
+
+        For a resume with another configuration than the one that these beliefs were learned under.
+        """
+        if not (settings.fit_discount and self.fit_discount and self._fitted):
+            self.discounts = settings.discounts
+        if not (settings.fit_prior and self._fitted):
+            self.prior_alpha, self.prior_beta = settings.prior_alpha, settings.prior_beta
+        if not settings.fit_prior:
+            self._priors, self._fitted = {}, False
+        self.fit_prior, self.fit_discount = settings.fit_prior, settings.fit_discount
+
+    def relabel(self, labels: Mapping[str, str] | None) -> None:
+        """Says anew whose prior each prompt seen has: prompt id -> label; None: all share the population's.
+
+        Labels without prompts lose their prior.
+        """
+        names = [""] * len(self) if labels is None else [labels.get(prompt_id, "") for prompt_id in self._row]
+        numbers = [self._labels.setdefault(name, len(self._labels)) for name in names]
+        self._label_of[: len(self)] = numbers
+        self._priors = {number: prior for number, prior in self._priors.items() if number in set(numbers)}
 
     def _find(self, prompt_ids: Sequence[str]) -> np.ndarray:
         """Rows of the prompts, -1 for those never seen, (M,) int64."""
@@ -327,89 +352,17 @@ def _at(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return out
 
 
-def fit_beta_binomial(
-    successes: np.ndarray, trials: np.ndarray, *starts: tuple[float, float]
-) -> tuple[float, float] | None:
-    """Beta(a, b) that maximises the likelihood of the counts, a and b within PRIOR_BOUNDS; None if it cannot be found.
-
-    successes (K,), may be fractional; trials (K,) > 0; starts: to search from, AFAR where none are given.
-    log p = sum_i betaln(s_i + a, n_i - s_i + b) - betaln(a, b).
-    A population without a single success, or without a failure, has no maximum inside the bounds: it is fitted together
-    with one made-up prompt of either kind, one rollout each, so that its prior can still be overruled.
-    """
-    if successes.sum() <= 0 or (trials - successes).sum() <= 0:
-        successes, trials = np.append(successes, [1.0, 0.0]), np.append(trials, [1.0, 1.0])
-    # a population has few distinct counts; graded rewards are rounded to keep it so
-    key = np.round(successes * 100).astype(np.int64) * (int(trials.max()) + 1) + np.round(trials).astype(np.int64)
-    _, first, times = np.unique(key, return_index=True, return_counts=True)
-    s = np.round(successes[first], 2)
-    f = np.maximum(trials[first] - s, 0.0)
-
-    def loss(logs: np.ndarray) -> tuple[float, np.ndarray]:
-        a, b = np.exp(logs)
-        below = digamma(s + f + a + b) - digamma(a + b)
-        slope = np.array([a * (times @ (digamma(s + a) - digamma(a) - below)),
-                          b * (times @ (digamma(f + b) - digamma(b) - below))])  # fmt: skip
-        return -float(times @ (betaln(s + a, f + b) - betaln(a, b))) / len(successes), -slope / len(successes)
-
-    best = None
-    box = [tuple(np.log(PRIOR_BOUNDS))] * 2
-    for guess in starts or AFAR:
-        at = np.log(np.clip(guess, *PRIOR_BOUNDS))
-        found = minimize(loss, at, jac=True, method="L-BFGS-B", bounds=box)
-        if np.isfinite(found.fun) and np.isfinite(found.x).all() and (best is None or found.fun < best.fun - 1e-12):
-            best = found
-    return None if best is None else (float(np.exp(best.x[0])), float(np.exp(best.x[1])))
-
-
-def fit_persistence(
-    known_successes: np.ndarray,
-    known_failures: np.ndarray,
-    successes: np.ndarray,
-    trials: np.ndarray,
-    start: tuple[float, float, float, float] = (1.0, 1.0, 0.5, 0.5),
-) -> tuple[float, float, float, float] | None:
-    """(a, b, discount of successes, of failures) under which earlier labels foretell later ones best; None if not found.
-
-    Of K prompts: what was known before their latest visit (S, F), (K,) each, not negative, and that visit's labels.
-    Maximises the likelihood of s ~ BetaBinomial(n, a + r S, b + t F), with a and b within PRIOR_BOUNDS and r, t in [0, 1].
-    A policy that learns forgets its failures sooner than its successes. More than PERSISTENCE_PROMPTS prompts are
-    thinned evenly. start: (a, b, r, t) to search from.
-    """
-    if len(trials) > PERSISTENCE_PROMPTS:
-        some = np.linspace(0, len(trials) - 1, PERSISTENCE_PROMPTS).astype(np.int64)
-        known_successes, known_failures, successes, trials = (
-            x[some] for x in (known_successes, known_failures, successes, trials)
-        )
-    failures = trials - successes
-
-    def loss(at: np.ndarray) -> float:
-        a, b = np.exp(at[0]) + at[2] * known_successes, np.exp(at[1]) + at[3] * known_failures
-        # one made-up prompt of either kind, never seen before, so that a population without a success has a maximum
-        c, d = np.exp(at[:2])
-        made_up = -np.log(c / (c + d)) - np.log(d / (c + d))
-        return float((betaln(a, b) - betaln(a + successes, b + failures)).sum() + made_up) / len(trials)
-
-    low, high = np.log(PRIOR_BOUNDS)
-    box = [(low, high)] * 2 + [(0.0, 1.0)] * 2
-    at = np.array([*np.clip(np.log(start[:2]), low, high), *np.clip(start[2:], 0.05, 0.95)])
-    found = minimize(loss, at, method="L-BFGS-B", bounds=box)
-    if not (np.isfinite(found.fun) and np.isfinite(found.x).all()):
-        return None
-    return (float(np.exp(found.x[0])), float(np.exp(found.x[1])), float(found.x[2]), float(found.x[3]))
-
-
 def calibration(predicted: ArrayLike, successes: ArrayLike, trials: ArrayLike, bins: int = 10) -> dict[str, Any]:
     """How well predicted success rates agree with labels that came after them.
 
-    predicted (M,) in [0, 1] (NaN: left out); successes, trials (M,). Returns brier, the mean over rollouts of
+    predicted (M,) in [0, 1]; successes, trials (M,); what is not finite is left out. Returns brier, the mean over rollouts of
     (label - predicted)^2 (NaN without rollouts), and per bin of width 1 / bins, (bins,) each: trials, predicted and
     observed success rate, weighted by trials (NaN where empty). Labels are counted as 0 or 1.
     """
     p, s, n = (np.asarray(x, dtype=np.float64) for x in (predicted, successes, trials))
     if not (p.ndim == 1 and p.shape == s.shape == n.shape):
         raise ValueError(f"predicted, successes, trials must be (M,) alike; got {p.shape}, {s.shape}, {n.shape}")
-    keep = (n > 0) & ~np.isnan(p)
+    keep = (n > 0) & np.isfinite(p) & np.isfinite(s) & np.isfinite(n)
     p, s, n = p[keep], s[keep], n[keep]
     total = n.sum()
     brier = float((s * (1 - p) ** 2 + (n - s) * p**2).sum() / total) if total else float("nan")

@@ -3,11 +3,16 @@
 A prompt with features x has the prior Beta(k m, k (1 - m)), m = sigmoid(c + w x): beta-binomial regression, fitted by maximum
 likelihood with a ridge on w. Off by default (plan.prior_features): in trials a prompt's own few labels said more. So every
 fit is a contest: the regression and the plain population prior are fitted to half of the prompts, and the regression acts only
-if its log-likelihood on the other half is higher by more than two standard errors. It is not saved: after a resume it proves
-itself again as prompts come by.
+if its log-likelihood on the other half is higher by more than two standard errors.
 """
 
 from __future__ import annotations
+
+import base64
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -87,6 +92,45 @@ class FeaturePrior:
         assert self.active
         x = np.column_stack([np.ones(len(features)), (features - self._centre) / self._scale])
         return _shape(self._weights, x)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that changes, for `restore`."""
+        return vars(self) | {"_known": dict(self._known)}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Undoes what has happened since `snapshot`."""
+        vars(self).update(snapshot)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Json round trips it exactly. features: the (K, d) float64 of `rows`, little-endian, compressed, in base64."""
+        known = np.array(list(self._known.values()), dtype="<f8")
+        return {
+            "version": 1,
+            "active": self.active,
+            "gain": None if math.isnan(self.gain) else self.gain,
+            "rows": list(self._known),
+            "width": known.shape[1] if self._known else 0,
+            "features": base64.b64encode(zlib.compress(known.tobytes())).decode(),
+            "centre": self._centre.tolist(),
+            "scale": self._scale.tolist(),
+            "weights": self._weights.tolist(),
+        }
+
+    def load_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `to_dict` wrote; ValueError on another version and on features that do not fit the rows."""
+        if state.get("version") != 1:
+            raise ValueError(f"a prior of version {state.get('version')!r} cannot be read; this is version 1")
+        rows, width = state["rows"], int(state["width"])
+        values = np.frombuffer(zlib.decompress(base64.b64decode(state["features"])), dtype="<f8")
+        if len(values) != len(rows) * width or not np.isfinite(values).all():
+            raise ValueError(
+                f"a prior's features are damaged: {len(values)} numbers, {width} of {len(rows)} prompts each"
+            )
+        known = values.astype(np.float64).reshape(len(rows), width)
+        self._known = {int(row): x for row, x in zip(rows, known, strict=True)}
+        self.active = bool(state["active"])
+        self.gain = float("nan") if state["gain"] is None else float(state["gain"])
+        self._centre, self._scale, self._weights = (np.array(state[key]) for key in ("centre", "scale", "weights"))
 
     def _fit(self, x: np.ndarray, s: np.ndarray, n: np.ndarray) -> np.ndarray | None:
         """(1 + d + 1,) constant, weights and log k; None if it cannot be found."""

@@ -93,7 +93,8 @@ class CalibrationTally:
         found = calibration(expected_success, successes, trials, self.bins)
         n = found["trials"]
         self._sums += np.nan_to_num([n, n * found["predicted"], n * found["observed"]])
-        self._brier += float(np.nan_to_num(found["brier"] * n.sum()))
+        if n.any():
+            self._brier += found["brier"] * float(n.sum())
 
     def metrics(self) -> dict[str, float]:
         """planner/epoch_brier: mean squared error over rollouts; planner/epoch_calibration_error: mean |predicted - observed|

@@ -59,6 +59,7 @@ class KnapsackPlanner:
         self.beliefs = Beliefs() if beliefs is None else beliefs
         self.features = FeaturePrior() if self.settings.prior_features else None
         self._last: StepPlan | None = None
+        self._features_before: dict[str, Any] = {}  # the last step, to withdraw it
         self._steps = 0
 
     @classmethod
@@ -95,10 +96,12 @@ class KnapsackPlanner:
         floor = self._floors(len(ids), due)
         amount = self._feasible(plan.token_budget if plan.unit == "tokens" else plan.budget, budget, prices, floor)
         before = self.beliefs.snapshot(ids)
+        self._features_before = self.features.snapshot() if self.features is not None else {}
         try:
             self._last = self._open(ids, before, amount, prices, floor, labels, features)
         except BaseException:
             self.beliefs.restore(before)
+            self._restore_features()
             raise
         self._steps += 1
         return self._last
@@ -169,22 +172,31 @@ class KnapsackPlanner:
         """Takes the last step back, with the labels observed for it: as if it had never been planned."""
         if self._last is not None:
             self._last.withdraw()
+            self._restore_features()
             self._last = None
             self._steps -= 1
 
+    def _restore_features(self) -> None:
+        if self.features is not None:
+            self.features.restore(self._features_before)
+
     def to_dict(self) -> dict[str, Any]:
         """What has been learned, for a checkpoint. Mode and bounds are not in it: they come from the configuration."""
-        return {"version": 1, "steps": self._steps, "beliefs": self.beliefs.to_dict()}
+        learned = {"version": 1, "steps": self._steps, "beliefs": self.beliefs.to_dict()}
+        return learned | ({} if self.features is None else {"features": self.features.to_dict()})
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `to_dict` wrote; ValueError on another version."""
+        """Takes over what `to_dict` wrote; ValueError on another version. Older states hold no prior of features, which then
+        proves itself again as prompts come by."""
         if state.get("version") != 1:
             raise ValueError(f"a planner of version {state.get('version')!r} cannot be read; this is version 1")
         kept = Beliefs.from_dict(state["beliefs"])
-        kept.fit_prior, kept.fit_discount = self.beliefs.fit_prior, self.beliefs.fit_discount  # the configuration's
-        if not kept.fit_discount:
-            kept.discounts = self.beliefs.discounts
+        kept.adopt(self.beliefs)  # what the configuration says
         self.beliefs = kept
+        if self.features is not None:
+            self.features = FeaturePrior()
+            if state.get("features"):
+                self.features.load_dict(state["features"])
         self._steps = int(state.get("steps", 0))
         self._last = None
 
@@ -315,6 +327,8 @@ class KnapsackPlanner:
         if not (budget >= 0 and np.isfinite(budget) and (plan.unit == "tokens" or budget == int(budget))):
             raise ValueError(f"{key}={budget} must be a whole number of {plan.unit} >= 0")
         least, most = float(cost @ floor), plan.upper * m
+        if plan.mode == "dynamic_sampling" and self._admits:  # the prompts that are due come beyond its budget
+            least = 0.0
         if budget < least and self._admits:
             raise ValueError(f"{key}={budget} is less than {least:g}, the first blocks of the prompts that are due")
         if budget < least:

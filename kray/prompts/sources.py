@@ -18,6 +18,7 @@ from kray.prompts.generated import arithmetic_prompts, reasoning_prompts
 from kray.records import ConfigError, DataError, Prompt
 
 Say = Callable[[str], None]
+TAKEN = ("se",)  # names of test sets whose accuracy would be recorded under the name of another metric
 
 
 def _silent(line: str) -> None:
@@ -62,6 +63,10 @@ def test_sources(config: PromptsConfig) -> dict[str, SourceConfig]:
         place = f"prompts.more_tests.{name}"
         if not (isinstance(keys, Mapping) and name.replace("_", "").replace("-", "").isalnum() and name != "test"):
             raise ConfigError(f"{place}: a name of letters, digits, - and _ with keys of a source is needed")
+        if name in TAKEN:
+            raise ConfigError(
+                f"{place}: eval/accuracy_{name} is the name of another metric; call the set something else"
+            )
         for key, value in keys.items():
             if key not in known or type(value) is not type(getattr(config.test, key)):
                 near = difflib.get_close_matches(key, known, n=1)

@@ -3,6 +3,8 @@
 Where the planner admits prompts (plan.candidates > 1), a step offers more than it visits. Those left out wait, and are offered
 again before fresh ones. Laws:
 - a prompt offered for the first time in step s is visited by step s + max_wait: from then on it is `due`;
+- after a resume with fewer candidates more prompts may wait than a step offers: they are offered oldest first, and one
+  whose time has passed is due in the first step that offers it;
 - fresh prompts come in the order of the stream (sampler.py), each epoch once, so a prompt is visited as often as it is offered:
   in a stream of n prompts taken at `visited` a step, two of its visits lie at most 2 n / visited + max_wait steps apart;
 - no step offers a prompt twice: a prompt whose next turn comes while it waits keeps its old place, and loses that turn.
@@ -12,6 +14,7 @@ Pure: the whole state is `to_dict`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from kray.prompts.sampler import PromptSampler
@@ -52,13 +55,18 @@ class Waiting:
         strange = done - self._since.keys()
         if strange:
             raise ValueError(f"indices: {sorted(strange)[:5]} have not been offered")
-        late = [i for i, since in self._since.items() if step - since >= self.max_wait and i not in done]
+        offered = islice(self._since.items(), self.candidates)
+        late = [i for i, since in offered if step - since >= self.max_wait and i not in done]
         if late:
             raise ValueError(f"indices: {late[:5]} are due in step {step} and have not been visited")
         for index in sorted(done):
             self.longest_wait = max(self.longest_wait, step - self._since.pop(index))
             self.longest_gap = max(self.longest_gap, step - self._visited.get(index, step))
             self._visited[index] = step
+
+    def skip(self, positions: int) -> None:
+        """Begins at this position of the stream: the prompts before it were visited without waiting."""
+        self._position = positions
 
     def metrics(self) -> dict[str, float]:
         """prompts/waiting: prompts; prompts/longest_wait and prompts/longest_gap: steps, over the run so far."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# The names under which models think.
-_TAGS = re.compile(r"(</?(?:think|thinking|thought|reasoning)>)", re.IGNORECASE)
+_OPEN, _CLOSE = "<think>", "</think>"
+_TAGS = re.compile(f"({_OPEN}|{_CLOSE})")
 
 
 def outside_thinking(response: str) -> str:
@@ -16,12 +16,10 @@ def outside_thinking(response: str) -> str:
     """
     said: list[str] = []
     thinking = False
-    for number, part in enumerate(_TAGS.split(response)):
-        if number % 2 == 0:
-            said += [] if thinking else [part]
-            continue
-        closes = part.startswith("</")
-        if closes and not thinking:
+    for part in _TAGS.split(response):
+        if part == _CLOSE and not thinking:
             said.clear()
-        thinking = not closes
+        elif not thinking and part not in (_OPEN, _CLOSE):
+            said.append(part)
+        thinking = part == _OPEN or (thinking and part != _CLOSE)
     return "".join(said)

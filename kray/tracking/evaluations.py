@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,10 @@ from typing import Any
 
 from kray.config.redaction import redact, redact_value
 from kray.records import KrayError
+from kray.tracking.refusals import deliver_rows
 from kray.tracking.store import MlflowRun, Store, unreachable
 
+log = logging.getLogger(__name__)
 PARENT_TAG = "mlflow.parentRunId"  # what MLflow's page nests runs by
 
 
@@ -43,7 +46,8 @@ def log_evaluation(
             data = [[row[column] for column in columns] for row in rows]
             table.write_text(json.dumps({"columns": columns, "data": data}, ensure_ascii=False), encoding="utf-8")
             run.open({key: redact_value(key, value) for key, value in params.items()}, named, [])
-            run.metrics([{"step": step, "time": time.time(), **metrics}])
+            for key, why in deliver_rows([{"step": step, "time": time.time(), **metrics}], run.metrics):
+                log.warning("MLflow refuses %s of the evaluation: %s", key, redact(why))
             run.table(table, "evaluation")
         run.end("FINISHED")
     except KrayError:

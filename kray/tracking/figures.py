@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ def learning_curve(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure
     figure, axes = new_figure(title or "Learning curve")
     top, bottom = 1.0, 0.0
     for name, (label, colour, marker) in CURVES.items():
-        points = [(row["step"], row[name]) for row in rows if name in row]
+        points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
         if not points:
             continue
         steps, values = (np.array(part, float) for part in zip(*points, strict=True))

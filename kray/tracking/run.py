@@ -25,7 +25,8 @@ from kray.config.redaction import redact, redact_value
 from kray.config.schema import TrackConfig
 from kray.records import KrayError, Prompt
 from kray.tracking.journal import Journal
-from kray.tracking.store import MlflowRun, SystemSamples, bound_waits, locate, name_of, reach, unreachable
+from kray.tracking.names import name_of, named
+from kray.tracking.store import MlflowRun, SystemSamples, bound_waits, locate, reach, unreachable
 from kray.tracking.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,11 @@ class Tracker:
         return self._run.run_id
 
     @property
+    def where(self) -> str:
+        """The address of the store, without secrets."""
+        return self._run.store.shown
+
+    @property
     def open_command(self) -> str:
         """The shell command that opens the results, or the run's address on a server."""
         return self._run.open_command
@@ -121,9 +127,11 @@ class Tracker:
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record a step's metrics; a second call for the same step adds to it.
 
-        Values that are not finite are left out and counted in tracking/nonfinite. Raises ValueError for an older step.
+        Values that are not finite are left out and counted in tracking/nonfinite. Raises ValueError for an older step,
+        KrayError where two metrics would have one name (kray/names.py).
         """
-        finite = {name_of(name): float(value) for name, value in metrics.items() if math.isfinite(value)}
+        names = named(metrics)
+        finite = {names[name]: float(value) for name, value in metrics.items() if math.isfinite(value)}
         dropped = [name for name, value in metrics.items() if not math.isfinite(value)]
         if dropped:
             finite["tracking/nonfinite"] = float(len(dropped))
@@ -218,12 +226,13 @@ class Tracker:
         missing = []
         steps = self._journal.undelivered
         if steps:
-            where = f"MLflow at {shown} lacks the metrics of steps {steps[0]} to {steps[-1]}"
+            why = f" ({self._writer.refusal})" if self._writer.refusal else ""
+            where = f"MLflow at {shown} lacks the metrics of steps {steps[0]} to {steps[-1]}{why}"
             missing.append(f"{where}; they are in {self._journal.path} and are delivered when the run is resumed")
-        left = [*self._writer.lost, *self._writer.waiting]
+        left = [*self._writer.lost, *self._run.refused, *self._writer.waiting]
         if left:
             few = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
-            missing.append(f"MLflow at {shown} lacks {few}; tables and figures are in {self._folder}")
+            missing.append(f"MLflow at {shown} lacks {few}; all of it is in {self._folder}")
         if not ended:
             missing.append(f"MLflow at {shown} does not know that run {self._run.run_id} ended as {status}")
         for sentence in missing:
@@ -244,8 +253,8 @@ def prompts_digest(prompts: Sequence[Prompt], *variables: Mapping[str, Any]) -> 
     for prompt in prompts:
         fields = [prompt.id, _text(prompt), prompt.answer, prompt.verifier, prompt.source]
         total.update(json.dumps(fields).encode())
-    for named in variables:
-        total.update(json.dumps(named, sort_keys=True).encode() if named else b"")
+    for given in variables:
+        total.update(json.dumps(given, sort_keys=True).encode() if given else b"")
     return total.hexdigest()
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
-import re
 import shlex
 import socket
 import tempfile
@@ -21,9 +21,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kray.config.redaction import redact
-from kray.records import DataError, KrayError, LostError
+from kray.records import ConfigError, DataError, KrayError, LostError
+from kray.tracking.names import name_of, named
+from kray.tracking.refusals import deliver, refusal
 from kray.tracking.traces import log_trace
 
+log = logging.getLogger(__name__)
 REACH_TIMEOUT_S = 5.0
 DATABASES = ("postgresql", "mysql", "mssql")
 ENVIRONMENT = {  # MLflow's own defaults block for minutes
@@ -96,14 +99,15 @@ def reach(store: Store) -> None:
         raise unreachable(store, error) from None
 
 
-def unreachable(store: Store, error: object) -> LostError:
+def unreachable(store: Store, error: object) -> KrayError:
+    """What to raise: a LostError, unless the store has answered that it refuses."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return LostError(f"MLflow at {store.shown} ({store.origin}) cannot be used: {redact(reason)}")
+    kind = KrayError if isinstance(error, Exception) and refusal(error) else LostError
+    return kind(f"MLflow at {store.shown} ({store.origin}) cannot be used: {redact(reason)}")
 
 
-def name_of(text: str) -> str:
-    """text with every character that MLflow refuses in names replaced by _, at most 250 long."""
-    return re.sub(r"[^\w\-./ :]", "_", text, flags=re.ASCII).strip("/")[:250] or "_"
+class UnknownRun(ConfigError):
+    """The store does not hold the run that is to go on."""
 
 
 class MlflowRun:
@@ -118,6 +122,7 @@ class MlflowRun:
         self.experiment_id = ""
         self._client: Any = None
         self._tables: list[str] = []
+        self.refused: list[str] = []  # parameters and tags that the store does not take, and why
 
     def open(self, params: Mapping[str, Any], tags: Mapping[str, Any], files: Iterable[tuple[Path, str]]) -> None:
         """Create the run with params, tags and files [(local path, artifact folder)]; a resumed one gets no params."""
@@ -132,9 +137,7 @@ class MlflowRun:
             self.experiment_id = self._experiment()
             run = self._client.create_run(self.experiment_id, run_name=self.run_name)
             self.run_id = run.info.run_id
-            entries = [Param(name_of(key), str(value)) for key, value in params.items()]
-            for start in range(0, len(entries), 100):  # MLflow takes 100 at a time
-                self._client.log_batch(self.run_id, params=entries[start : start + 100])
+            self._write("params", [Param(name, str(params[key])) for key, name in named(params).items()])
         self.started_s = run.info.start_time / 1000
         self._tables = [entry["path"] for entry in json.loads(run.data.tags.get(TABLES_TAG, "[]"))]
         self.tags(tags)
@@ -165,9 +168,15 @@ class MlflowRun:
     def tags(self, tags: Mapping[str, Any]) -> None:
         from mlflow.entities import RunTag
 
-        entries = [RunTag(name_of(key), str(value)[:8000]) for key, value in tags.items()]
-        for start in range(0, len(entries), 100):
-            self._client.log_batch(self.run_id, tags=entries[start : start + 100])
+        self._write("tags", [RunTag(name, str(tags[key])[:8000]) for key, name in named(tags).items()])
+
+    def _write(self, kind: str, entries: Sequence[Any]) -> None:
+        """kind: params | tags. What the store refuses is told once and costs no other entry."""
+        for start in range(0, len(entries), 100):  # MLflow takes 100 at a time
+            some = entries[start : start + 100]
+            for entry, why in deliver(some, lambda part: self._client.log_batch(self.run_id, **{kind: part})):
+                self.refused.append(f"{kind.removesuffix('s')} {entry.key} ({redact(why)})")
+                log.warning("MLflow refuses %s", self.refused[-1])
 
     def file(self, path: Path, folder: str) -> None:
         self._client.log_artifact(self.run_id, str(path), folder or None)
@@ -217,7 +226,15 @@ class MlflowRun:
         return f"mlflow ui --backend-store-uri {shlex.quote(self.store.shown)} --host 127.0.0.1 --port 5000"
 
     def _reopened(self) -> Any:
-        run = self._client.get_run(self.run_id)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(self.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            text = f"it does not hold MLflow run {self.run_id}, which this run goes on with"
+            raise UnknownRun(f"MLflow at {self.store.shown} ({self.store.origin}) cannot be used: {text}") from error
         if run.info.lifecycle_stage == "deleted":
             raise KrayError(f"MLflow run {self.run_id} at {self.store.shown} is deleted; restore it to resume into it")
         self.experiment_id = run.info.experiment_id
@@ -238,6 +255,8 @@ class MlflowRun:
             try:
                 return self._client.create_experiment(self.experiment, artifact_location=self.store.artifacts)
             except MlflowException as error:
+                if error.error_code == "INVALID_PARAMETER_VALUE":
+                    raise ConfigError(f"track.experiment {self.experiment!r} is refused by MLflow: {error}") from error
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
         raise KrayError(f"track.experiment {self.experiment} can neither be found nor created at {self.store.shown}")

@@ -2,7 +2,8 @@
 
 Nothing that it does can block or stop a run: metrics wait in the journal on disk, other things in a bounded queue, and
 both are delivered in order, metrics first. When the store does not answer, the breaker opens and the writer tries again
-ever more rarely; what the store refuses three times although it answers is given up and reported.
+ever more rarely; what fails three times although the store answers is given up and reported. What the store refuses for good
+(refusals.py) is reported once and not tried again, and costs nothing that was to be delivered with it.
 Every item that is put ends exactly once, delivered or lost; until then it waits.
 """
 
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 
 from kray.config.redaction import redact
 from kray.tracking.journal import Journal
+from kray.tracking.refusals import deliver_rows, refusal
 
 log = logging.getLogger(__name__)
 BATCH_VALUES = 1000
@@ -78,6 +80,7 @@ class Writer:
         self.failure: BaseException | None = None  # why opening failed; valid once opened is set
         self.put_items = self.delivered_items = 0
         self.lost: list[str] = []
+        self.refusal = ""  # why the store takes no metrics of this run any more
         self._journal, self._run, self._open_run = journal, run, open_run
         self._sample, self._sample_every_s = sample, sample_every_s
         self._take: Callable[[], dict[str, Any]] | None = None
@@ -88,6 +91,7 @@ class Writer:
         self._wake = threading.Event()
         self._breaker = Breaker()
         self._rows_attempts = 0
+        self._refused: dict[str, int] = {}  # name of a metric -> values of it that the store refused
         self._closing: tuple[str, float] | None = None  # status, deadline
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
@@ -163,7 +167,7 @@ class Writer:
                 self._ended = True
             except Exception as error:
                 log.warning("MLflow run not ended: %s", redact(str(error)))
-                if time.monotonic() >= deadline:
+                if refusal(error) or time.monotonic() >= deadline:
                     break
                 time.sleep(0.5)
 
@@ -186,7 +190,7 @@ class Writer:
     def _send_all(self, deadline: float) -> bool:
         while time.monotonic() < deadline:
             rows, mark = self._journal.pending(BATCH_VALUES)
-            if rows:
+            if rows and not self.refusal:
                 if not self._send_rows(rows, mark):
                     return False
             elif self._queue:
@@ -201,7 +205,11 @@ class Writer:
 
     def _send_rows(self, rows: list[dict[str, Any]], mark: tuple[int, int]) -> bool:
         label = f"metrics of steps {rows[0]['step']} to {rows[-1]['step']}"
-        if self._attempt(label, lambda: self._run.metrics(rows)):
+        sent, why = self._attempt(label, lambda: self._send_values(rows))
+        if why:  # the run as a whole is refused: its metrics wait in the journal for a resume
+            self.refusal = why
+            return True
+        if sent:
             self._rows_attempts = 0
         else:
             self._rows_attempts += self._run.alive()
@@ -212,18 +220,27 @@ class Writer:
         self._journal.delivered(mark)
         return True
 
+    def _send_values(self, rows: list[dict[str, Any]]) -> None:
+        """All values that the store takes; a name that it refuses again and again is not sent any more."""
+        hopeless = [name for name, times in self._refused.items() if times >= MAX_ATTEMPTS]
+        for name, why in deliver_rows(rows, self._run.metrics, hopeless):
+            if name not in self._refused:
+                self.lost.append(f"metric {name} ({redact(why)})")
+                log.warning("MLflow refuses %s", self.lost[-1])
+            self._refused[name] = self._refused.get(name, 0) + 1
+
     def _send_samples(self) -> bool:
         batch = list(self._samples)[:50]
-        sent = self._attempt("system metrics", lambda: self._run.metrics(batch))
-        if not sent and not self._run.alive():
+        sent, why = self._attempt("system metrics", lambda: self._run.metrics(batch))
+        if not sent and not why and not self._run.alive():
             return False
         for _ in batch:  # refused by a store that answers: not worth a second attempt
             self._samples.popleft()
-        return sent
+        return sent or bool(why)
 
     def _send_item(self, item: Item) -> bool:
-        sent = self._attempt(item.label, item.send)
-        if not sent:
+        sent, why = self._attempt(item.label, item.send)
+        if not sent and not why:
             item.attempts += self._run.alive()
             if item.attempts < MAX_ATTEMPTS:
                 return False
@@ -232,18 +249,23 @@ class Writer:
             if sent:
                 self.delivered_items += 1
             else:
-                self.lost.append(item.label)
+                self.lost.append(f"{item.label} ({why})" if why else item.label)
         return True
 
-    def _attempt(self, label: str, send: Callable[[], None]) -> bool:
+    def _attempt(self, label: str, send: Callable[[], None]) -> tuple[bool, str]:
+        """(whether it was taken, why it never will be)."""
         try:
             send()
         except Exception as error:
+            if why := redact(refusal(error)):
+                self._breaker.worked()  # the store has answered
+                log.warning("MLflow refuses %s: %s", label, why)
+                return False, why
             self._breaker.failed(time.monotonic())
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             log.warning(
                 "MLflow did not take %s: %s; next attempt in %.0f s", label, redact(reason), self._breaker.wait_s
             )
-            return False
+            return False, ""
         self._breaker.worked()
-        return True
+        return True, ""

@@ -146,10 +146,11 @@ class CheckpointStore:
         self.run_folder = Path(run_folder)
         self.folder = self.run_folder / FOLDER
         self.keep = keep
+        self.unpruned = ""  # what the newest `commit` could not remove, and why; "" for nothing
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(".old-step-*"):
             if self._path(old.name.removeprefix(".old-")).exists():
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)
             else:  # the writer died between the two renames in `commit`
                 old.rename(self._path(old.name.removeprefix(".old-")))
         for unfinished in self.folder.glob(".tmp-step-*"):
@@ -168,7 +169,8 @@ class CheckpointStore:
     def commit(self, step: int, state: Mapping[str, Any]) -> Path:
         """Makes what was written since `begin(step)` the checkpoint of `step`, then removes the oldest ones.
 
-        state: JSON values. An earlier checkpoint of the same step is replaced. Returns the checkpoint's folder.
+        state: JSON values. An earlier checkpoint of the same step is replaced. Returns the checkpoint's folder; what could not
+        be removed then is told by `unpruned`, and the next commit tries it again.
         """
         unfinished, final = self._path(f".tmp-step-{step:06d}"), self._path(f"step-{step:06d}")
         if not unfinished.is_dir():
@@ -181,14 +183,14 @@ class CheckpointStore:
         _sync(unfinished)
         old = self._path(f".old-step-{step:06d}")
         if final.exists():
+            shutil.rmtree(old, ignore_errors=True)  # one that could not be removed when it was replaced
             final.rename(old)
         unfinished.rename(final)
         _sync(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
-        for aside in self.folder.glob(".aside-step-*"):
-            if int(aside.name.rsplit("-", 1)[1]) <= step:
-                shutil.rmtree(aside, ignore_errors=True)
-        self._prune(final)
+        try:
+            self.unpruned = self._prune(step)
+        except OSError as error:  # the checkpoint is on disk all the same
+            self.unpruned = f"{self.folder}: older checkpoints could not be removed ({error})"
         return final
 
     def discard(self, step: int) -> None:
@@ -202,13 +204,21 @@ class CheckpointStore:
             _set_aside(folder)
         return [folder.name for folder in later]
 
-    def _prune(self, just_written: Path) -> None:
-        complete = [folder for _, folder in _steps(self.run_folder)]
-        for folder in complete[: -self.keep]:
-            if folder != just_written:
-                going = folder.with_name(f".tmp-{folder.name}")  # a folder that is half removed must not look complete
-                folder.rename(going)
-                shutil.rmtree(going)
+    def _prune(self, step: int) -> str:
+        """Removes what is not needed any more now that `step` is on disk; what could not be removed, for people."""
+        going = [*self.folder.glob(".tmp-step-*")]
+        going += [old for old in self.folder.glob(".old-step-*") if self._path(old.name.removeprefix(".old-")).exists()]
+        going += [aside for aside in self.folder.glob(".aside-step-*") if int(aside.name.rsplit("-", 1)[1]) <= step]
+        surplus = [folder for number, folder in _steps(self.run_folder)[: -self.keep] if number != step]
+        problems = []
+        for folder in [*going, *surplus]:
+            try:
+                hidden = self._path(f".tmp-{folder.name.removeprefix('.old-')}")
+                # a folder that is half removed must not look complete
+                shutil.rmtree(folder.rename(hidden) if folder in surplus else folder)
+            except OSError as error:
+                problems.append(f"{folder.name} ({error.strerror or error})")
+        return f"{self.folder}: {', '.join(problems)} could not be removed" if problems else ""
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint, or None."""

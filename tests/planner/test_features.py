@@ -1,5 +1,7 @@
 """A prior from features acts where it helps, and only there."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -58,3 +60,38 @@ def test_the_planner_uses_it_for_prompts_it_has_never_seen():
     assert planner.features.active
     assert np.corrcoef(plan.expected_success, p[200:])[0, 1] > 0.5
     assert KnapsackPlanner("static").features is None
+
+
+def test_a_saved_prior_goes_on_exactly():
+    rng = np.random.default_rng(0)
+    x, _, s = population(rng, 300, 1.0)
+    one, other = FeaturePrior(), FeaturePrior()
+    one.remember(np.arange(300)[::-1], x)
+    other.load_dict(json.loads(json.dumps(one.to_dict())))
+    assert other.rows().tolist() == one.rows().tolist()
+    assert one.refit(s, np.full(300, 8.0))
+    other.refit(s, np.full(300, 8.0))
+    third = FeaturePrior()
+    third.load_dict(json.loads(json.dumps(other.to_dict())))
+    for found in (other, third):
+        assert all((a == b).all() for a, b in zip(found.shape(x), one.shape(x), strict=True))
+        assert found.gain == one.gain
+    for state in ({}, one.to_dict() | {"width": 3}):
+        with pytest.raises(ValueError, match=r"version|damaged"):
+            third.load_dict(state)
+
+
+def test_a_withdrawn_step_leaves_no_trace():
+    rng = np.random.default_rng(1)
+    x, p, _ = population(rng, 300, 1.0)
+    planner = KnapsackPlanner("static", 1600, prior_features=True)
+    ids = [f"p{i}" for i in range(300)]
+    for _ in range(2):
+        step = planner.begin(ids[:200], features=x[:200])
+        for prompt, rollouts in step.take(None):
+            step.observe(prompt, (rng.random(rollouts) < p[int(prompt[1:])]).astype(float).tolist())
+    before = json.dumps(planner.to_dict()["features"])
+    planner.begin(ids[100:], features=x[100:])
+    assert json.dumps(planner.to_dict()["features"]) != before
+    planner.withdraw()
+    assert json.dumps(planner.to_dict()["features"]) == before

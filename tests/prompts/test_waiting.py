@@ -67,3 +67,28 @@ def test_what_is_refused():
         Waiting(PromptSampler(list("abcd"), 2, 0), 2, 1)
     with pytest.raises(ValueError, match="version"):
         one.load_dict({})
+
+
+@given(st.integers(1, 30), st.data(), st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_other_bounds_are_taken_up_at_once(prompts, data, seed):
+    one = waiting(prompts, data.draw(st.integers(1, prompts)), data.draw(st.integers(0, 6)))
+    rng, lateness = np.random.default_rng(seed), 0
+    for step in range(40):
+        if step in (10, 20):
+            other = waiting(prompts, data.draw(st.integers(1, prompts)), data.draw(st.integers(0, 6)))
+            other.load_dict(json.loads(json.dumps(one.to_dict())))
+            one, lateness = other, len(one.to_dict()["since"])
+        offered, due = one.offer(step)
+        assert len(offered) == one.candidates
+        since = dict(one.to_dict()["since"])
+        assert due == [step - since[index] >= one.max_wait for index in offered]
+        one.visited(step, [i for i, must in zip(offered, due, strict=True) if must or rng.random() < 0.2])
+    # what waits is at most what a step offers, once those that waited under wider bounds have had their turn
+    assert step - 20 < lateness or len(one.to_dict()["since"]) <= one.candidates
+
+
+def test_a_stream_is_gone_on_with_where_nobody_waited():
+    one, stream = waiting(10, 4, 3), PromptSampler([str(i) for i in range(10)], 1, 0)
+    one.skip(6)
+    assert one.offer(3)[0] == [stream.take(i)[0] for i in range(6, 10)]

@@ -11,7 +11,8 @@ import pytest
 from kray.records import KrayError
 from kray.tracking import METRICS, budget_histogram, budgets_against_beliefs, describe, learning_curve
 from kray.tracking.journal import Journal
-from kray.tracking.store import locate, name_of
+from kray.tracking.names import name_of
+from kray.tracking.store import locate
 from kray.tracking.writer import Breaker, Writer
 
 
@@ -200,7 +201,8 @@ def test_where_the_store_is(tmp_path, monkeypatch):
 
 
 def test_names_are_made_fit():
-    assert name_of("eval/pass@4 (a=b)%[x]") == "eval/pass_4 _a_b___x_"
+    assert name_of("eval/pass@4 (a=b)%[x]") == "eval/pass_4 _a_b___x_-92fa3fdc"
+    assert name_of("eval/accuracy_数学") == "eval/accuracy_数学"
     assert all(name_of(name) == name for name in METRICS if "<" not in name)
 
 

@@ -54,7 +54,7 @@ def test_round_trip_and_resume_in_sqlite(tmp_path, monkeypatch):
     history = client.get_metric_history(run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(0, 0.0), (1, 0.5), (2, 1.0), (3, 1.5)]
     assert run.data.metrics["tracking/nonfinite"] == 1
-    assert run.data.metrics["eval/pass_4"] == 0.5
+    assert run.data.metrics["eval/pass_4-68675aa1"] == 0.5
     assert "system/cpu_utilization_percentage" in run.data.metrics
     dataset = run.inputs.dataset_inputs[0].dataset
     assert (dataset.name, dataset.digest) == ("train", prompts_digest(PROMPTS))
