@@ -30,7 +30,7 @@ from sympy.parsing import sympy_parser
 
 from kray.rewards.responses import outside_thinking
 from kray.rewards.sentences import readings
-from kray.rewards.task_rules import fully_right
+from kray.rewards.task_rules import DECIDED, fully_right
 from kray.rewards.verifiers import Reward
 
 _EVALUATES, _PARSES = re.compile(r"(?<![\w.])eval\("), re.compile(r"\b(parse_expr|sympify)\(")
@@ -86,8 +86,9 @@ def _marks(task: str, given: str, entry: Any) -> float:
     except Exception:
         score(answer=str(entry["answer"]), entry=entry)
         return 0.0
-    if value >= 1.0 and not fully_right(task, given, entry, parse_numbers):
-        return 0.0
+    if value >= 1.0 or task in DECIDED:
+        right = fully_right(task, given, entry, parse_numbers)
+        value = 1.0 if right else 0.0 if value >= 1.0 else value
     return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0  # some give 1 + 2e-16
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-_OPEN, _CLOSE = "<think>", "</think>"
-_TAGS = re.compile(f"({_OPEN}|{_CLOSE})")
+# The names under which models think.
+_TAGS = re.compile(r"(</?(?:think|thinking|thought|reasoning)>)", re.IGNORECASE)
 
 
 def outside_thinking(response: str) -> str:
@@ -16,10 +16,12 @@ def outside_thinking(response: str) -> str:
     """
     said: list[str] = []
     thinking = False
-    for part in _TAGS.split(response):
-        if part == _CLOSE and not thinking:
+    for number, part in enumerate(_TAGS.split(response)):
+        if number % 2 == 0:
+            said += [] if thinking else [part]
+            continue
+        closes = part.startswith("</")
+        if closes and not thinking:
             said.clear()
-        elif not thinking and part not in (_OPEN, _CLOSE):
-            said.append(part)
-        thinking = part == _OPEN or (thinking and part != _CLOSE)
+        thinking = not closes
     return "".join(said)

@@ -16,9 +16,10 @@ from kray.bench.math_pairs.rates import Pair, rates
 from kray.rewards import Reward, score
 from kray.rewards.mathematics.evaluation import constant
 from kray.rewards.mathematics.expressions import Unreadable, read
-from kray.rewards.mathematics.extraction import final_answers, without_thoughts
+from kray.rewards.mathematics.extraction import final_answers
 from kray.rewards.mathematics.notation import normalize
 from kray.rewards.mathematics.units import read_unit
+from kray.rewards.responses import outside_thinking
 
 FRAGMENTS = [
     "\\frac",
@@ -285,14 +286,14 @@ def test_the_final_answers_of_a_response(response, answers):
     [
         ("<think>a</think>b", "b"),
         ("a</think>b", "b"),
-        ("<think>a</think>b<think>c</think>d", "d"),
+        ("<think>a</think>b<think>c</think>d", "bd"),
         ("a<think>b", "a"),
         ("<THINKING>a</THINKING>b", "b"),
         ("a", "a"),
     ],
 )
 def test_thoughts_never_count(text, rest):
-    assert without_thoughts(text) == rest
+    assert outside_thinking(text) == rest
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,6 @@ def test_what_a_verifier_writes_to_the_scorer_runs_nothing(says, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_verifier_that_says_more_than_it_was_asked_ends_no_batch():
+def test_a_verifier_that_says_too_much_ends_no_batch():
     items = [("", "more", ""), ("", "fine", "")]
     assert [outcome.error for outcome in scored(Scorer("hostile_verifiers:says"), items, items)[0]] == ["", ""]

@@ -12,12 +12,12 @@ from functools import lru_cache
 
 from kray.rewards.mathematics.answers import read_answer
 from kray.rewards.mathematics.equality import same_answer
-from kray.rewards.mathematics.extraction import Found, final_answers, without_thoughts
+from kray.rewards.mathematics.extraction import Found, final_answers
 from kray.rewards.mathematics.kinds import Answer, Several
 from kray.rewards.mathematics.notation import WORDS_CLOSE, WORDS_OPEN, normalize, squeezed
 from kray.rewards.verifiers import Reward
 
-__all__ = ["final_answer", "right_answer", "verify_math", "without_thoughts"]
+__all__ = ["final_answer", "right_answer", "verify_math"]
 
 # A final answer that is longer, and four times the right one, is none.
 _ANSWER_CHARACTERS = 1000

@@ -22,15 +22,13 @@ from dataclasses import dataclass
 
 from kray.rewards.mathematics.expressions import FUNCTIONS
 from kray.rewards.mathematics.units import SCALES
+from kray.rewards.responses import outside_thinking
 
 # An answer without a mark is looked for at the end: long texts are slow to search.
 _TAIL_CHARACTERS = 4000
 # A response up to this long may be an answer as a whole.
 _LINE_CHARACTERS = 200
 
-_THOUGHT = "think|thinking|thought|reasoning"
-_THOUGHT_END = re.compile(rf"</(?:{_THOUGHT})>", re.I)
-_THOUGHT_BEGIN = re.compile(rf"<(?:{_THOUGHT})>", re.I)
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
 _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s+(\w+)")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:text|mbox|mathrm)\b)[A-Za-z]{2,}")
@@ -87,7 +85,7 @@ class Found:
 
 def final_answers(response: str) -> list[Found]:
     """The final answers that a response commits to, the last first; usually one. No text: there is none."""
-    text = without_thoughts(response)
+    text = outside_thinking(response)
     found = [*_boxed(text), *_hashed(text)]
     if found:
         statement = _statement(text[max(text.rfind("\\boxed"), text.rfind("####"), 0) :].partition("}")[2])
@@ -95,14 +93,6 @@ def final_answers(response: str) -> list[Found]:
             found.append(Found(statement, False))
         return found
     return [Found(_unmarked(text), False)]
-
-
-def without_thoughts(text: str) -> str:
-    """What stands behind the last </think>, up to a <think> that nothing ends. The tag that opens may be the prompt's."""
-    ends = list(_THOUGHT_END.finditer(text))
-    text = text[ends[-1].end() :] if ends else text
-    begin = _THOUGHT_BEGIN.search(text)
-    return text[: begin.start()] if begin else text
 
 
 def _boxed(text: str) -> list[Found]:
