@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kray.config import KrayConfig, ModelConfig
+from kray.config.checks import NOT_IN_MODELS
 from kray.records import ConfigError, KrayError
 from kray.tracking import locate, log_model
 
@@ -81,7 +82,7 @@ async def log_trained(
     track, target = config.track, run_folder / MODEL
     if not track.log_model:
         return
-    name = track.model_name or config.run.name.replace("/", "_").replace(":", "_")
+    name = track.model_name or "".join("_" if letter in NOT_IN_MODELS else letter for letter in config.run.name)
     try:
         with whole_folder(target, replace=True) as unfinished:
             await learners.export(unfinished)

@@ -91,6 +91,7 @@ NO_VARIABLES = (
     "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "padding",
     "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
 )  # fmt: skip
+NOT_IN_MODELS = "/:.%\"'"  # characters that MLflow allows in no name of a model
 CODE_TIMEOUT_S = 6.0  # of the code verifier, where reward.options.timeout_s is not given
 
 
@@ -171,8 +172,11 @@ def _run(config: KrayConfig) -> Iterator[Problem]:
 
 def _track(config: KrayConfig) -> Iterator[Problem]:
     name = config.track.model_name
-    if "/" in name or ":" in name:
-        yield Problem(("track.model_name",), f"track.model_name {name!r} holds / or :, which MLflow forbids")
+    if name and not name.strip():
+        yield Problem(("track.model_name",), f"track.model_name {name!r} is blank")
+    if bad := sorted(set(name) & set(NOT_IN_MODELS)):
+        text = f"track.model_name {name!r} holds {' '.join(bad)}, which MLflow forbids in the name of a model"
+        yield Problem(("track.model_name",), text)
 
 
 def _model(config: KrayConfig) -> Iterator[Problem]:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.config import load_config
+from kray.config import KrayConfig, ModelConfig, TrackConfig, load_config
+from kray.config.checks import problems
 from kray.prompts import sources
 from kray.records import ConfigError, KrayError
 from kray.tracking import METRICS, names
@@ -77,3 +78,19 @@ def test_a_test_set_takes_no_other_metrics_name(tmp_path):
 def test_keys_with_dots_that_fall_together_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"reward\.options\.a\.b is given twice, by keys of mappings that hold a dot"):
         config_of(tmp_path, 'reward: {options: {"a.b": 1, a: {b: 2}}}')
+
+
+@given(st.text("ab/:.%\"'é ", max_size=6))
+@settings(deadline=None)
+def test_a_models_name_is_refused_as_mlflow_would(name):
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_logged_model_name, _validate_model_name
+
+    config = KrayConfig(model=ModelConfig(path="x"), track=TrackConfig(model_name=name))
+    wrong = [problem for problem in problems(config) if problem.keys == ("track.model_name",)]
+    try:
+        _validate_logged_model_name(name or "run")
+        _validate_model_name(name or "run")
+        assert not wrong
+    except MlflowException:
+        assert wrong
