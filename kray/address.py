@@ -23,6 +23,7 @@ from kray.records import ConfigError
 CLUSTER, API = "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"
 REACH_S = 6.0  # for a name's resolution, a connection and an answer together
 GCS_PORT, API_PORT = 6379, 8265  # Ray's defaults
+STRANGE = "is something else than the GCS of a Ray"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 # HTTP/2, which gRPC speaks: what a client says first, with an empty SETTINGS frame. A server answers with SETTINGS, whoever
@@ -125,7 +126,8 @@ def reach(there: Endpoint, told: str, seconds: float = REACH_S) -> None:
             stage.append("to a connection")
             with socket.create_connection((there.host, there.port), timeout=seconds) as connection:
                 stage.append("to a question")
-                work.set_result(_ask_api(there, connection) if there.scheme else _ask_gcs(there, connection))
+                wrong = _ask_api(there, connection) if there.scheme else _ask_gcs(there, connection)
+            work.set_result(wrong or ("" if there.scheme else _ask_cluster_id(there, seconds)))
         except BaseException as error:
             work.set_exception(error)
 
@@ -165,7 +167,7 @@ def _usual(there: Endpoint) -> str:
 
 def _ask_gcs(there: Endpoint, connection: socket.socket) -> str:
     """What is wrong with what listens there; "" for a server that speaks gRPC."""
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+    if _with_tls():
         connection = _secured(connection)
     connection.sendall(PREFACE)
     heard = b""
@@ -175,7 +177,25 @@ def _ask_gcs(there: Endpoint, connection: socket.socket) -> str:
         return (
             f"speaks HTTP, as a dashboard does, and is no GCS. Jobs are submitted to a dashboard: {API}=http://{there}"
         )
-    return "" if len(heard) == FRAME and heard[3] == SETTINGS else "is something else than the GCS of a Ray"
+    return "" if len(heard) == FRAME and heard[3] == SETTINGS else STRANGE
+
+
+def _ask_cluster_id(there: Endpoint, seconds: float) -> str:
+    """What is wrong with a server that speaks gRPC; "" for a GCS, also one that wants a token, which Ray gives later."""
+    if _with_tls():
+        return ""  # whose certificates Ray checks
+    import grpc
+
+    with grpc.insecure_channel(str(there), options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=seconds)
+        except grpc.RpcError as error:
+            return "" if error.code() is grpc.StatusCode.UNAUTHENTICATED else STRANGE
+    return ""
+
+
+def _with_tls() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
 def _secured(plain: socket.socket) -> socket.socket:

@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 from doors import knock
 
@@ -209,6 +211,18 @@ def test_a_dashboard_in_place_of_a_gcs_is_said():
     with listener(b"HTTP/1.1 400 Bad Request\r\n\r\n") as place, pytest.raises(ConfigError) as found:
         reach(read_cluster(place), "told")
     assert f"{API}=http://{place}" in str(found.value)
+
+
+def test_another_server_that_speaks_grpc_is_told_apart():
+    """Ray Client's server, for instance, or a raylet."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(ConfigError, match="something else than the GCS"):
+            reach(Endpoint("127.0.0.1", port), "told")
+    finally:
+        server.stop(None)
 
 
 @pytest.mark.parametrize(("status", "body", "fine"), [
