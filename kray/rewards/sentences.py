@@ -30,6 +30,7 @@ _CLAUSE_END = re.compile(
     r"(?<!\s)(?:[,;]?\s+(?:because|since|as|so|which|for|where|with)\b|\s+\((?=[a-z]{2}))", re.IGNORECASE
 )
 _VALUE = re.compile(r".*(?:[=:]|\b(?:is|are|equals)\b)(?=\s)", re.IGNORECASE | re.DOTALL)
+_NUMBER = re.compile(r"[-+]?[0-9][0-9.,/%]*")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}|\\\((.*)\\\)|\\\[(.*)\\\]|(__?)([^_]+)\4", re.DOTALL)
 _WRAPPINGS = 8  # at most are taken off; each gives one more reading to judge
 _PAIRS = {a: b for a, b in zip("*`$\"'\u201c\u2018", "*`$\"'\u201d\u2019", strict=True)}
@@ -78,8 +79,11 @@ def _last_paragraph(text: str) -> list[str]:
     fenced = _FENCED.findall(text)
     paragraph = (fenced[-1] if fenced else _EMPTY_LINE.split(text)[-1]).strip()
     line = _last_line(paragraph)
-    value = _VALUE.match(line)
-    return _in_order([paragraph, line, line[value.end() :] if value else ""], paragraph)
+    before = _VALUE.match(line)
+    value = line[before.end() :] if before else ""
+    # A line without a number at its end may be the answer as it stands: "There is fog".
+    is_number = _NUMBER.fullmatch(_barer(value)[-1])
+    return _in_order([paragraph, line, value] if is_number else [value, paragraph, line], paragraph)
 
 
 def _in_order(found: list[str], paragraph: str) -> list[str]:

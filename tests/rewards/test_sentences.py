@@ -66,6 +66,7 @@ def test_what_is_thought_never_counts(thought, said):
         ("The result is x = 3", "x = 3"),
         ("The answer is not 42", "not 42"),
         ("The answer is unknown", "unknown"),
+        ("There is fog", "There is fog"),
         ("42", "42"),
         ("", ""),
     ],
@@ -145,6 +146,13 @@ def test_thinking_and_hedging_earn_no_full_marks(task, index):
     ):
         assert score("reasoning_gym", response, packed, extract=True).value < 1, response
     assert score("reasoning_gym", f"<think>x</think>So <answer>{right}</answer>", packed).value == 1
+
+
+def test_a_value_at_the_end_of_a_line_earns_1():
+    packed, right = entry("spell_backward", 0)
+    assert score("reasoning_gym", f"Backward it is {right}.", packed, extract=True).value == 1
+    packed, right = entry("chain_sum", 0)
+    assert score("reasoning_gym", f"1 + 2 = {right}", packed, extract=True).value == 1
 
 
 def test_a_sentence_earns_partial_credit_without_the_option():
