@@ -38,7 +38,7 @@ def export_checkpoint(
 
     if adapters and model.lora is None:
         raise ConfigError("adapters: the run has none (model.lora is null)")
-    live: Any = policy.load_policy(source, model.dtype, lora=model.lora)
+    live: Any = policy.load_policy(source, model.dtype, lora=model.lora, checked=False)
     saving.read(Path(checkpoint) / "learner", policy.trained_tensors(live), rank=0)
     if adapters and model.lora is not None:
         with whole_folder(Path(adapters)) as unfinished:

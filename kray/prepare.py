@@ -71,7 +71,7 @@ def read_policy(config: KrayConfig, model_path: str) -> Reader:
         ConfigError: The model is not supported, its tokenizer cannot be used or is larger than it, or it has fewer positions
             than prompt and response take.
     """
-    check_supported(read_config(model_path))
+    check_supported(read_config(model_path), context_tokens(config))
     tokenizer, vocabulary = load_tokenizer(model_path)
     check_context(model_path, context_tokens(config))
     stops = stop_ids(model_path, tokenizer)

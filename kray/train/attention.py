@@ -22,7 +22,21 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from kray.records import ConfigError
+
 ATTENTION = "kray_packed"
+# What models hand on to their attention that does not change what it computes.
+HARMLESS = frozenset(
+    {
+        "cache_position",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
 BUCKET_TOKENS = 128  # an extra call of the kernel costs about as much as so many padded tokens
 BUCKET_PAIRS = 2**25  # query-key pairs of one call at most, unless a single segment has more
 MAX_BOUNDS = 64  # lengths between which bucket boundaries are looked for
@@ -163,12 +177,28 @@ def _bucket(begin: np.ndarray, size: np.ndarray, prefix: np.ndarray, prefix_size
     return Bucket(torch.from_numpy(queries), torch.from_numpy(keys), offset, causal=not prefix_size.any())
 
 
+@dataclass(slots=True)
+class Scores:
+    """How scores are made of queries and keys. window: keys that a query sees, itself included; sinks (H,): a score for
+    each head that takes part in the softmax and has no value.
+    """
+
+    scaling: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def fused(self) -> bool:
+        """Whether torch's fused kernels compute these scores."""
+        return self.softcap is None and self.sinks is None
+
+
 def _attend(
-    bucket: Bucket, query_TF: Tensor, kv_TF: Tensor, heads: tuple[int, int, int, int], scaling: float, limits: Any
+    bucket: Bucket, query_TF: Tensor, kv_TF: Tensor, heads: tuple[int, int, int, int], scores: Scores
 ) -> Tensor:
-    """Outputs of one bucket, (B * Q, H * Dv). heads: (key heads, queries for each, D, Dv); limits: (window, softcap)."""
+    """Outputs of one bucket, (B * Q, H * Dv). heads: (key heads, queries for each, D, Dv)."""
     kv_heads, shared, d, dv = heads
-    window, softcap = limits
     b, q = bucket.queries.shape
     k = bucket.keys.shape[1]
     # The query heads that share a key head become further rows of it: keys and values need not be repeated.
@@ -176,18 +206,20 @@ def _attend(
     kv = functional.embedding(bucket.keys, kv_TF)
     key = kv[..., : kv_heads * d].view(b, k, kv_heads, d).transpose(1, 2)
     value = kv[..., kv_heads * d :].view(b, k, kv_heads, dv).transpose(1, 2)
-    narrow = window is not None and k > window
-    if softcap is None and bucket.causal and not narrow and shared == 1:
-        out = functional.scaled_dot_product_attention(query[:, :, 0], key, value, is_causal=True, scale=scaling)
+    narrow = scores.window is not None and k > scores.window
+    if scores.fused and bucket.causal and not narrow and shared == 1:
+        out = functional.scaled_dot_product_attention(query[:, :, 0], key, value, is_causal=True, scale=scores.scaling)
         return out.transpose(1, 2).reshape(b * q, kv_heads * dv)
-    visible = bucket.visible(window)
+    visible = bucket.visible(scores.window)
     mask = visible[:, None, None].expand(b, 1, shared, q, k).reshape(b, 1, shared * q, k)
     query = query.reshape(b, kv_heads, shared * q, d)
-    if softcap is None:
-        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    else:  # Gemma 2
-        scores = torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap)) * softcap
-        out = _softmax(scores.masked_fill(~mask, -math.inf)) @ value
+    if scores.fused:
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scores.scaling)
+    else:
+        sinks = scores.sinks
+        if sinks is not None:
+            sinks = sinks.view(1, kv_heads, shared, 1).expand(b, -1, -1, q).reshape(b, kv_heads, shared * q, 1)
+        out = _softmax(_scores(query, key, scores).masked_fill(~mask, -math.inf), sinks) @ value
     return out.view(b, kv_heads, shared, q, dv).permute(0, 3, 1, 2, 4).reshape(b * q, kv_heads * shared * dv)
 
 
@@ -213,41 +245,74 @@ def packed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     layout: Layout | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls: query (1, H, T, D), key and value (1, H', T, D); returns (1, T, H, D). No dropout."""
+    """What transformers calls: query (1, H, T, D), key and value (1, H', T, D); returns (1, T, H, D). No dropout.
+
+    s_aux (H,): attention sinks, see Scores. Without a layout (B, H, T, D) of each, and attention_mask counts.
+
+    Raises:
+        ConfigError: An option that could change the attention and is not known here, or not known of packed tokens.
+    """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = Scores(scaling, sliding_window, softcap, s_aux)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    unknown = [name for name, given in options.items() if given is not None and name not in HARMLESS]
+    if position_bias is not None and (layout is not None or not scores.fused):
+        unknown.append("position_bias")
+    if not causal and (layout is not None or (attention_mask is None and not scores.fused)):
+        unknown.append("is_causal")
+    if unknown:
+        kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
+        what = "packed attention" if layout is not None else "attention"
+        raise ConfigError(
+            f"model.path: a model of type {kind} calls {what} with the option {unknown[0]}, unknown to kray"
+        )
     if layout is None:
-        if softcap is not None:
-            return _soft(query, key, value, attention_mask, scaling, softcap), None
-        return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **options)
+        if not scores.fused:
+            return _soft(query, key, value, attention_mask, scores), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, is_causal, position_bias)
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
     tokens, heads, d = query.shape
     kv_heads, dv = value.shape[1:]
-    ragged = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None and d == dv <= 256
+    ragged = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and scores.fused and d == dv <= 256
     if ragged:
         return _ragged(query, key, value, layout, scaling, sliding_window)[None], None
     query_TF, kv_TF = query.reshape(tokens, -1), torch.cat([key.reshape(tokens, -1), value.reshape(tokens, -1)], 1)
-    sizes, limits = (kv_heads, heads // kv_heads, d, dv), (sliding_window, softcap)
-    parts = [_attend(bucket, query_TF, kv_TF, sizes, scaling, limits) for bucket in layout.buckets]
+    sizes = (kv_heads, heads // kv_heads, d, dv)
+    parts = [_attend(bucket, query_TF, kv_TF, sizes, scores) for bucket in layout.buckets]
     return functional.embedding(layout.source, torch.cat(parts)).view(1, tokens, heads, dv), None
 
 
-def _softmax(scores: Tensor) -> Tensor:
-    """Over the last dimension, computed in at least float32."""
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+def _scores(query: Tensor, key: Tensor, scores: Scores) -> Tensor:
+    """(B, H, Q, K) of query (B, H, Q, D) and key (B, H, K, D), before the mask."""
+    if scores.softcap is None:
+        return query @ key.transpose(2, 3) * scores.scaling
+    return torch.tanh(query @ key.transpose(2, 3) * (scores.scaling / scores.softcap)) * scores.softcap  # Gemma 2
 
 
-def _soft(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float) -> Tensor:
-    """Attention with capped scores (Gemma 2), which SDPA does not know; (B, T, H, D)."""
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Over the last dimension, computed in at least float32; sinks, if any, have one more score for each row."""
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    if sinks is None:
+        return scores.softmax(-1, dtype=exact).to(scores.dtype)
+    return torch.cat([scores, sinks.to(scores.dtype)], -1).softmax(-1, dtype=exact)[..., :-1].to(scores.dtype)
+
+
+def _soft(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scores: Scores) -> Tensor:
+    """Attention with scores that SDPA does not know; (B, T, H, D). Without a mask it is causal."""
     shared = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-    scores = torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap)) * softcap
+    found = _scores(query, key, scores)
     if mask is None:
-        q, k = scores.shape[-2:]
-        mask = torch.ones(q, k, dtype=torch.bool, device=scores.device).tril(k - q)
-    scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return (_softmax(scores) @ value).transpose(1, 2)
+        q, k = found.shape[-2:]
+        mask = torch.ones(q, k, dtype=torch.bool, device=found.device).tril(k - q)
+    found = found.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else found + mask
+    sinks = None if scores.sinks is None else scores.sinks.view(1, -1, 1, 1).expand(*found.shape[:3], 1)
+    return (_softmax(found, sinks) @ value).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -9,7 +9,6 @@ Promises
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import time
@@ -30,24 +29,17 @@ from kray.train import model as policy
 from kray.train import saving
 from kray.train.advantages import advantages
 from kray.train.batches import Rows, make_rows, plain_rows
+from kray.train.layouts import Way, choose
 from kray.train.lora import without_adapters
 from kray.train.loss import k3, policy_loss
 from kray.train.metrics import SUMS, update_metrics
 from kray.train.optimizer import ShardedAdamW
 from kray.train.packing import Batch, collate, split_ranks
 from kray.train.scores import make_scorable
+from kray.train.supported import check_length
 from kray.weights import FlatWeights, Gathered
 
 LR_POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # of the share of groups that carry a gradient
-SAME_NATS = {
-    "float32": 1e-3,
-    "bfloat16": 0.1,
-}  # ways to compute log-probabilities that differ less in mean are the same
-
-
-def _named(packed: bool, whole: bool) -> str:
-    """A layout, for people."""
-    return f"{'packed' if packed else 'padded'}, {'all logits' if whole else 'logits of responses'}"
 
 
 def step_rows(groups: Sequence[RolloutGroup], train: TrainConfig) -> Rows:
@@ -96,8 +88,7 @@ class Learner:
             self.reference = self._load_reference()
             self.configure(train, total_steps)
             self.saver = saving.Saver(rank, train.timeout_s)
-            self.doubts: list[str] = []
-            self.packed, self.whole = self._choose_layout()
+            self.way = self._choose_layout()
             for layer in policy.decoder_layers(self.model) if train.compile else []:
                 layer.compile(dynamic=True)
         except BaseException:
@@ -142,30 +133,26 @@ class Learner:
             return None
         return self.model if self.lora is not None else self._load_policy(None, frozen=True)
 
-    def _choose_layout(self) -> tuple[bool, bool]:
-        """(packed, whole): the fastest way to compute that gives the log-probabilities of the model's own forward pass.
+    @property
+    def packed(self) -> bool:
+        return self.way.packed
 
-        All ranks choose the same, since they share the rows of a step by it.
-        """
-        size = int(self.model.config.get_text_config().vocab_size)
-        tokens = np.random.default_rng(0).integers(size, size=20).tolist()
-        rows = plain_rows([(tokens[:7], tokens[7:12]), (tokens[:7], tokens[12:])])
-        exact = self._probe(rows, False, True)
-        for packed, whole in ((True, False), (True, True), (False, False)):
-            if packed and not self.train.packing:
-                continue
-            try:
-                gap = float(np.abs(self._probe(rows, packed, whole) - exact).mean())
-                self.doubts.append(f"{_named(packed, whole)}: off by {gap:.1e} nats")
-            except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-                gap = math.inf  # this model cannot be asked so
-                self.doubts.append(f"{_named(packed, whole)}: {type(error).__name__}: {str(error)[:200]}")
-            gaps: list[Any] = [gap] * self.world_size
-            dist.all_gather_object(gaps, gap)
-            if all(each <= SAME_NATS[self.dtype] for each in gaps):
-                self.doubts.pop()
-                return packed, whole
-        return False, True
+    @property
+    def whole(self) -> bool:
+        return self.way.whole
+
+    def _choose_layout(self) -> Way:
+        """The fastest way to compute that gives the log-probabilities of the model's own forward pass. A collective."""
+
+        def gather(value: Any) -> list[Any]:
+            values: list[Any] = [None] * self.world_size
+            dist.all_gather_object(values, value)
+            return values
+
+        way, self.doubts = choose(self.model, self._probe, gather, self.dtype, self.train.packing)
+        if self.reference is not None and self.reference is not self.model:
+            policy.set_attention(self.reference, way.attention)
+        return way
 
     def configure(self, train: TrainConfig, total_steps: int) -> None:
         """Begins another run with these settings on the model as it is: a new optimizer, no step done.
@@ -191,7 +178,7 @@ class Learner:
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
         where = {"host": socket.gethostname(), "pid": os.getpid(), "device": str(self.device)}
         counts = {"parameters": sum(n for n, _ in sizes), "trained": sum(n for n, trained in sizes if trained)}
-        return {"rank": self.rank, **where, **counts, "layout": _named(self.packed, self.whole), "doubts": self.doubts}
+        return {"rank": self.rank, **where, **counts, "layout": str(self.way), "doubts": self.doubts}
 
     # -- the update ---------------------------------------------------------------------------------------------------
 
@@ -238,6 +225,7 @@ class Learner:
         return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
     def _batches(self, rows: Rows, update: int) -> list[Batch]:
+        check_length(self.model.config, int(rows.lengths.max(initial=0)))
         mine = np.flatnonzero(rows.update == update)
         split = split_ranks(rows, mine, self.train.microbatch_tokens, self.world_size, self.packed)
         return [collate(rows, indices, self.packed).to(self.device) for indices in split[self.rank]]
@@ -297,6 +285,7 @@ class Learner:
     @torch.no_grad()
     def _probe(self, rows: Rows, packed: bool, whole: bool, temperature: float = 1.0) -> np.ndarray:
         """Log-probabilities of all response tokens of all rows, one row after the other."""
+        check_length(self.model.config, int(rows.lengths.max(initial=0)))
         try:
             batch = collate(rows, np.arange(len(rows)), packed).to(self.device)
             logprobs = self._forward(batch, temperature, whole=whole)[0].float().cpu()

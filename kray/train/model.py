@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,19 @@ import torch.distributed as dist
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import LoraConfig
 from kray.records import ConfigError
-from kray.train.attention import ATTENTION
 from kray.train.lora import add_lora, merges, plain_name
 from kray.train.supported import check_supported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OWN = "eager"  # the attention that a model's own code computes
 
 transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
 
@@ -57,36 +60,56 @@ def load_policy(
     activation_checkpointing: bool = False,
     lora: LoraConfig | None = None,
     empty: bool = False,
-) -> nn.Module:
-    """The model at `path` (a Hugging Face folder or hub id) in train mode on the CPU, its parameters in float32.
+    checked: bool = True,
+) -> Any:
+    """Load the model at `path` (a Hugging Face folder or hub id) on the CPU, its parameters in float32.
 
-    `dtype` is that of compute, kept in the config for exports. Dropout is off: the ratio of new to old probabilities must
-    come from the weights alone. empty: parameters have a shape and no memory. Raises ConfigError on a dtype or path that
-    cannot be used.
+    It is in eval mode and stays there: dropout, layers left out and noise at a router would move log-probabilities, and the
+    ratio of new to old ones must come from the weights alone. Its attention is the model's own, see `set_attention`.
+
+    Args:
+        dtype: That of compute, kept in the config for exports.
+        activation_checkpointing: Whether the decoder layers' activations are computed again in the backward pass.
+        empty: Parameters have a shape and no memory.
+        checked: Refuse what kray does not train. Exports also take what earlier versions trained.
+
+    Raises:
+        ConfigError: A dtype, path or model that cannot be used.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"model.dtype is {dtype!r}; known: {', '.join(DTYPES)}")
     try:
         config = AutoConfig.from_pretrained(path)
-        check_supported(config)
+        if checked:
+            check_supported(config)
         if empty:
             with _without_memory():
-                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=OWN)
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=ATTENTION)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=OWN)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path {path!r} cannot be loaded: {error}") from error
     model.config.use_cache = False
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
     if lora is not None:
         add_lora(model, lora)
     if activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
+        for layer in decoder_layers(model):
+            # transformers' own switch works in train mode alone.
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    return model.eval()
+
+
+def set_attention(model: Any, name: str) -> bool:
+    """Have the model compute attention by the function `name`, OWN for its own; returns whether it can.
+
+    Models that do not look their attention up in transformers' interface can compute OWN alone.
+    """
+    # FSDP's class, made around the model's, has no source code to look into.
+    kind = next(k for k in type(model).__mro__ if issubclass(k, PreTrainedModel) and not issubclass(k, FSDPModule))
+    if not kind._can_set_attn_implementation():
+        return name == OWN
+    model.set_attn_implementation(name)
+    return True
 
 
 @contextmanager
@@ -154,7 +177,11 @@ def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> nn.Modu
         policy = MixedPrecisionPolicy(param_dtype=DTYPES[dtype], reduce_dtype=torch.float32)
     done: dict[int, Any] = {}
     keep = [*model.parameters(), *model.buffers()]  # ids must not be used again while `done` speaks of them
-    for part in [*decoder_layers(model), model]:
+    layers = list(decoder_layers(model))
+    # FSDP cannot shard a parameter in two groups: layers that share parameters (Zamba) are sharded with the rest.
+    owners = Counter(id(parameter) for layer in layers for parameter in layer.parameters())
+    layers = [layer for layer in layers if all(owners[id(parameter)] == 1 for parameter in layer.parameters())]
+    for part in [*layers, model]:
         if mesh.size() > 1:
             _fill_from_rank_0(part, done)
         fully_shard(part, mesh=mesh, mp_policy=policy)

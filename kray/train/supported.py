@@ -20,11 +20,35 @@ MOE_SWITCHES = ("is_moe", "enable_moe_block")
 MLP_LISTS = ("mlp_layer_types", "layers_block_type")
 
 
-def check_supported(config: PretrainedConfig) -> None:
+# Encoders whose classes can be told to be decoders.
+ENCODERS = frozenset(
+    {
+        "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
+        "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+    }
+)  # fmt: skip
+NOT_TEXT = "it reads or writes images or sound besides text, and only models of text are trained"
+NOT_CAUSAL = "it is not causal: a token sees later ones"
+# What no key of a configuration tells.
+REASONS = {
+    "cpmant": NOT_CAUSAL,
+    "fuyu": NOT_TEXT,
+    "gemma4_assistant": "it drafts for another model, whose states it reads",
+    "gemma4_unified_assistant": "it drafts for another model, whose states it reads",
+    "reformer": "it can be trained in train mode alone, in which its dropout acts",
+    "trocr": NOT_TEXT,
+    "xlstm": "what it computes for a token depends on how many tokens follow",
+}
+# Kinds of rotary positions that are others where a batch holds longer sequences.
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+
+
+def check_supported(config: PretrainedConfig, tokens: int | None = None) -> None:
     """Refuse a model that kray cannot train rightly.
 
     Args:
         config: The model's configuration, as AutoConfig.from_pretrained returns it.
+        tokens: The longest sequence of the run, prompt and response together; None where it is not known.
 
     Raises:
         ConfigError: One sentence that names the model type and the reason.
@@ -32,17 +56,45 @@ def check_supported(config: PretrainedConfig) -> None:
     reason = refusal(config)
     if reason is not None:
         raise ConfigError(f"model.path: a model of type {config.model_type} cannot be trained: {reason}")
+    if tokens is not None:
+        check_length(config, tokens)
+
+
+def check_length(config: PretrainedConfig, tokens: int) -> None:
+    """Refuse sequences of so many tokens where a model's positions would depend on what else is in their batch.
+
+    Raises:
+        ConfigError: One sentence that names the model type and the length up to which it can be trained.
+    """
+    most = longest_sequence(config)
+    if most is not None and tokens > most:
+        raise ConfigError(
+            f"model.path: a model of type {config.model_type} cannot be trained on sequences of {tokens} tokens: its rotary "
+            f"positions change above {most}; lower prompts.max_tokens or rollout.max_response_tokens"
+        )
 
 
 def refusal(config: PretrainedConfig) -> str | None:
-    """The reason for which a model with this configuration is refused, or None."""
+    """Return the reason for which a model with this configuration is refused, None for one that is not."""
     experts = _experts(config.to_dict())
     if experts is not None:
         return (
             f"it is a mixture of experts ({experts}), and no engine has yet been shown to compute the same after a reload "
             "of its weights; choose a dense model"
         )
-    return _no_language_model(config)
+    return _no_language_model(config) or REASONS.get(config.model_type) or _not_causal(config)
+
+
+def longest_sequence(config: PretrainedConfig) -> int | None:
+    """Return up to how many tokens a sequence's positions do not depend on the sequences beside it; None for any."""
+    text = config.get_text_config()
+    ropes = getattr(text, "rope_parameters", None) or {}
+    for rope in [ropes, *(part for part in ropes.values() if isinstance(part, dict))]:
+        if rope.get("rope_type") in LENGTH_DEPENDENT:
+            original = rope.get("original_max_position_embeddings")
+            original = original or getattr(text, "original_max_position_embeddings", None)
+            return int(original or text.max_position_embeddings)
+    return None
 
 
 def _no_language_model(config: PretrainedConfig) -> str | None:
@@ -52,8 +104,26 @@ def _no_language_model(config: PretrainedConfig) -> str | None:
         return "it is an encoder with a decoder, and only models of a decoder alone are trained"
     if config.model_type not in CLASSES:
         return "transformers knows no causal language model of this type"
-    if CLASSES[config.model_type].endswith("ForConditionalGeneration"):
-        return "it reads images or sound besides text, and only models of text are trained"
+    more = [name for name in config.sub_configs if re.search(r"vision|image|audio|speech|vq", name)]
+    if CLASSES[config.model_type].endswith("ForConditionalGeneration") or more:
+        return NOT_TEXT
+    return None
+
+
+def _not_causal(config: PretrainedConfig) -> str | None:
+    text: Any = config.get_text_config()
+    if config.model_type in ENCODERS and not text.is_decoder:
+        return f"{NOT_CAUSAL} (is_decoder: false)"
+    for key, value in {
+        "is_causal": False,
+        "use_bidirectional_attention": True,
+        "causal": False,
+        "attn_type": "bi",
+    }.items():
+        if getattr(text, key, None) == value and isinstance(getattr(text, key), type(value)):
+            return f"{NOT_CAUSAL} ({key}: {str(value).lower()})"
+    if getattr(text, "attention_type", None) == "block_sparse":
+        return "it attends to blocks that are drawn at random (attention_type: block_sparse)"
     return None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kray.config.schema import LoraConfig
 from kray.records import ConfigError
@@ -38,6 +38,8 @@ FAMILIES = {
     "gemma2": (transformers.Gemma2Config, {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0} | WINDOW, True),
     "gemma3": (transformers.Gemma3TextConfig, {"query_pre_attn_scalar": 16} | WINDOW, True),
     "granite": (transformers.GraniteConfig, {"logits_scaling": 3.0}, True),  # does more than a linear layer at its end
+    "granite_swa": (transformers.GraniteSWAConfig, {"sliding_window": 4}, True),  # attention sinks
+    "bloom": (transformers.BloomConfig, {"n_layer": 3, "n_head": 2}, False),  # its own attention alone is causal
     "mamba": (transformers.MambaConfig, {"state_size": 4}, False),  # no attention: padded
 }
 
@@ -79,7 +81,9 @@ def long_probe():
 def test_a_family_learns_and_is_handed_over(family, make, train, some_groups, ragged, long_probe, tmp_path, lora):
     folder, packs = family
     if lora is not None and not packs:
-        lora = replace(lora, targets=["in_proj", "x_proj"])  # peft adapts no other layers of Mamba
+        bloom = AutoConfig.from_pretrained(folder).model_type == "bloom"
+        # peft adapts no other layers of Mamba
+        lora = replace(lora, targets=["query_key_value"] if bloom else ["in_proj", "x_proj"])
     learner = make(folder, replace(train, kl=0.01, activation_checkpointing=True), lora=lora)
     assert learner.packed is packs
     assert packs or learner.describe()["doubts"], "whoever starts the learner is told that it cannot pack"

@@ -54,7 +54,7 @@ def test_experts_are_what_the_configuration_says(config, taken):
         (transformers.T5Config(), "encoder with a decoder"),
         (transformers.BartConfig(), "encoder with a decoder"),
         (transformers.ViTConfig(), "knows no causal language model"),
-        (transformers.Gemma3Config(), "reads images or sound"),
+        (transformers.Gemma3Config(), "reads or writes images or sound"),
     ],
 )
 def test_what_is_no_model_of_text_alone_is_refused(config, reason):

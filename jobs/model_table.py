@@ -1,0 +1,42 @@
+"""Writes docs/models.md: what kray makes of every type of model, found by training a tiny one of each.
+
+python jobs/model_table.py            # a minute on one core
+python jobs/model_table.py --print    # to the terminal, with the figures of each
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from transformers.utils import logging
+
+from kray.launch import guarded
+from kray.train.judged import page, verdicts
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--print", action="store_true", help="write no file")
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()  # tiny models have tokens and positions that their families would not
+    with tempfile.TemporaryDirectory() as folder:
+        judged = verdicts(Path(folder))
+    if arguments.print:
+        for verdict in judged:
+            figures = (
+                f"gap {verdict.gap:.1e} nats, moved {verdict.moved:.1e} nats" if verdict.layout else verdict.reason
+            )
+            print(f"{verdict.case}  {verdict.layout or 'refused'}: {figures}")
+        return 0
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(judged))
+    print(f"{PAGE}: {len(judged)} models, {sum(not verdict.layout for verdict in judged)} of them refused")
+    return 0
+
+
+if __name__ == "__main__":
+    guarded(main)
