@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -57,6 +58,7 @@ FRAGMENTS = [
     "_{8}",
     "or",
 ]
+ATTACKS = Path(__file__).with_name("math_attacks.jsonl")
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "math_pairs.jsonl"
 
 MATH = [
@@ -121,6 +123,20 @@ def test_common_answers(answer, response, value):
 
 def test_every_listed_pair_earns_what_it_is_worth():
     assert [pair for pair in PAIRS if judge(pair[1], pair[0]) != pair[2]] == []
+
+
+def test_answers_that_were_made_to_mislead_earn_what_they_are_worth():
+    rows = [json.loads(line) for line in ATTACKS.read_text(encoding="utf-8").splitlines()]
+    assert [row for row in rows if judge(row["response"], row["answer"]) != row["reward"]] == []
+
+
+@pytest.mark.parametrize("filler", [" ", "\n", "of the aa ", "or ", "$", "#### ", "1 ", "\\boxed{1} "])
+def test_long_fillers_take_no_time(filler):
+    text = filler * (20_000 // len(filler))
+    started = time.perf_counter()
+    judge(f"\\boxed{{61}}{text}x\\boxed{{61}}", "61")
+    judge(f"the answer {text} is 61", "61")
+    assert time.perf_counter() - started < 2.0
 
 
 @pytest.mark.skipif(not CASES.exists(), reason="the collected pairs are not part of the repository")
@@ -268,6 +284,8 @@ def test_what_is_not_understood_as_a_whole_is_not_read(text):
         ("\\boxed{1}\n#### 2", ["1", "2"]),
         ("\\boxed{1} The final answer is 2.", ["1", "2"]),
         ("\\boxed{1} is the answer.", ["1"]),
+        ("$-\\boxed{1}$", [""]),
+        ("\\boxed{1} or 2", ["1", "2"]),
         ("\\boxed{1} and \\boxed{2}", ["{1} , {2}"]),
         ("\\boxed{1}, no: \\boxed{2}", ["2"]),
         ("\\boxed{1} \\boxed{", [""]),
@@ -312,6 +330,6 @@ def test_units_that_are_the_same(words, same):
     assert first == second
 
 
-@pytest.mark.parametrize("words", ["or more", "of 200", "and a half", "not", "times"])
+@pytest.mark.parametrize("words", ["or more", "of 200", "and a half", "not", "hundredths", "below zero"])
 def test_words_that_are_no_unit(words):
     assert read_unit(words) is None

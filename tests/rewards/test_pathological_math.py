@@ -88,8 +88,8 @@ def test_numbers_of_any_length_are_compared(digits):
     ("text", "answer"),
     [
         ("\\boxed{1} \\boxed{2", ""),
-        ("\\boxed{1} } } \\fbox {2} {", "2"),
-        ("\\boxed{a \\boxed{b} c}", "b"),
+        ("\\boxed{1} } so } \\fbox {2} {", "2"),
+        ("\\boxed{a \\boxed{b} c}", "a {b} c"),
         ("{\\boxed{\\frac{1}{2}}}", "\\frac{1}{2}"),
         ("\\boxed{a \\boxed{b}", "b"),
     ],

@@ -13,7 +13,7 @@ from functools import lru_cache
 from kray.rewards.mathematics.answers import read_answer
 from kray.rewards.mathematics.equality import same_answer
 from kray.rewards.mathematics.extraction import Found, final_answers
-from kray.rewards.mathematics.kinds import Answer, Several
+from kray.rewards.mathematics.kinds import Answer, Several, Words
 from kray.rewards.mathematics.notation import WORDS_CLOSE, WORDS_OPEN, normalize, squeezed
 from kray.rewards.verifiers import Reward
 
@@ -48,6 +48,8 @@ def verify_math(response: str, answer: str, *, float_rounding: int = 6, strict: 
     for found in final_answers(response):
         if not found.text:
             return Reward(0.0, "no answer found")
+        if found.incidental and isinstance(read_answer(normalize(found.text)), Words):
+            continue
         if len(found.text) > max(_ANSWER_CHARACTERS, 4 * len(right)):
             return Reward(0.0, f"a final answer of {len(found.text)} characters")
         if not equal(right, found.text, float_rounding, strict):

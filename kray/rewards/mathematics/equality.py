@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -30,8 +31,12 @@ from kray.rewards.mathematics.kinds import (
     Quantity,
     Ratio,
     Several,
+    Words,
 )
 from kray.rewards.mathematics.numbers import proportional, same_value
+
+# Items of a list that are compared each with each.
+_MOST_COMPARED = 40
 
 
 def same_answer(right: Answer, given: Answer, significant: int = 6, strict: bool = True) -> bool:
@@ -71,6 +76,8 @@ class _Comparison:
             return self._quantity(right, given)
         if isinstance(right, Grid) and isinstance(given, Grid):
             return self._grid(right.rows, given.rows)
+        if isinstance(right, Quantity) and isinstance(given, Equation) and given.value is not None:
+            return self._quantity(right, given.value)
         if isinstance(right, Equation) and isinstance(given, Equation):
             return proportional(right.zero, given.zero)
         if isinstance(right, Inequality) and isinstance(given, Inequality):
@@ -101,6 +108,8 @@ class _Comparison:
         if not (isinstance(right, Several) and isinstance(given, Several)):
             one, other = (right, given) if isinstance(right, Several) else (given, right)
             assert isinstance(one, Several)
+            if Words("none") in one.items:
+                return False
             return one.kind == "set" and len(one.items) == 1 and self.same(*_ordered(one.items[0], other, one is right))
         kinds = {right.kind, given.kind}
         if not self.strict:
@@ -111,16 +120,24 @@ class _Comparison:
             return self._in_any_order(right.items, given.items)
         if kinds == {"tuple", "bracket"} or (kinds & {"tuple", "bracket"} and "set" in kinds):
             return False
-        return len(right.items) == len(given.items) and all(map(self.same, right.items, given.items))
+        return len(right.items) == len(given.items) and all(
+            map(self.same, _by_label(right.items), _by_label(given.items))
+        )
 
     def _in_any_order(self, right: Sequence[Answer], given: Sequence[Answer]) -> bool:
         """Whether the items can be paired. Names on one side only: those that have them give the order."""
         if len(right) != len(given):
             return False
-        if sum(all(isinstance(item, Named) for item in items) for items in (right, given)) == 1:
-            return all(map(self.same, right, given))
-        left = list(given)
-        for item in right:
+        named = [{item.label for item in items if isinstance(item, Named)} for items in (right, given)]
+        if len(right) in (len(named[0]), len(named[1])) and not (named[0] and named[1]) and len(right) > 1:
+            # Different names on one side only: they give the order.
+            return all(map(self.same, _by_label(right), _by_label(given)))
+        # What is literally the same is paired first: what is left over takes long to compare.
+        unpaired = Counter(right) - Counter(given)
+        left = list((Counter(given) - Counter(right)).elements())
+        if len(left) > _MOST_COMPARED:
+            return False
+        for item in unpaired.elements():
             found = next((number for number, other in enumerate(left) if self.same(item, other)), None)
             if found is None:
                 return False
@@ -211,8 +228,10 @@ class _Comparison:
         return self._one_unit(right, given)
 
     def _one_unit(self, right: Quantity, given: Quantity) -> bool:
-        """At most one side names a unit. Words for a scale are no units: they always count."""
-        a, b = (_times(q.node, q.unit.scale) if not q.unit.dimensions else q.node for q in (right, given))
+        """At most one side names a unit. pi degrees is not pi."""
+        if (right.unit.measures(units.DEGREE) or given.unit.measures(units.DEGREE)) and _has_pi(right.node):
+            return False
+        a, b = right.node, given.node
         if right.unit.measures(units.PERCENT) or given.unit.measures(units.PERCENT):
             hundredth = Fraction(1, 100)
             sides = (_times(a, hundredth), b) if right.unit else (a, _times(b, hundredth))
@@ -226,12 +245,21 @@ class _Comparison:
         return same_value(a, b, (right.decimal, given.decimal), self.significant)
 
 
+def _by_label(items: Sequence[Answer]) -> Sequence[Answer]:
+    """Named values in the order of their names, as in (x, y); others as they are."""
+    return sorted(items, key=lambda item: item.label) if all(isinstance(item, Named) for item in items) else items  # type: ignore[union-attr]
+
+
 def _ordered(item: Answer, other: Answer, is_right: bool) -> tuple[Answer, Answer]:
     return (item, other) if is_right else (other, item)
 
 
 def _times(node: Node, factor: Fraction) -> Node:
     return node if factor == 1 else ("mul", node, ("num", factor))
+
+
+def _has_pi(node: Node) -> bool:
+    return node == ("const", "pi") or any(_has_pi(child) for child in node[1:] if isinstance(child, tuple))
 
 
 def _above_one(node: Node) -> bool:
@@ -251,15 +279,15 @@ def _as_equation(answer: Answer) -> Node | None:
 
 
 def _parts(answer: Answer) -> tuple[Node, ...] | None:
-    """The parts of a ratio; a number is its ratio to 1."""
+    """The parts of a ratio, or of a fraction."""
     if isinstance(answer, Ratio):
         return answer.parts
     if isinstance(answer, Clock) and not answer.half:
         return ("num", Fraction(answer.hours)), ("num", Fraction(answer.minutes))
     if isinstance(answer, Quantity) and not answer.unit and answer.node[0] == "div":
         return answer.node[1:]
-    if isinstance(answer, Quantity) and not answer.unit:
-        return answer.node, ("num", Fraction(1))
+    if isinstance(answer, Quantity) and not answer.unit and answer.node[0] == "num" and answer.node[1].denominator > 1:
+        return ("num", Fraction(answer.node[1].numerator)), ("num", Fraction(answer.node[1].denominator))
     return None
 
 

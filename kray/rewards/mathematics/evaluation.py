@@ -6,6 +6,7 @@ A value that is too large to compute, or none at all, is `Undefined`: no answer 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -35,6 +36,9 @@ def _context(digits: int) -> Any:
 
 
 CONTEXTS = (_context(_DIGITS), _context(_CONFIRMING_DIGITS))
+# Where some variable is negative: even roots and logarithms of negative numbers have no value, on the way neither.
+REAL_CONTEXT = _context(_DIGITS)
+REAL_CONTEXT.real_only = True
 
 
 def constant(node: Node) -> Number:
@@ -77,6 +81,8 @@ def evaluate(node: Node, point: Mapping[str, Fraction], context: Any, log_base: 
     arguments = [evaluate(child, point, context, log_base) for child in node[1:] if isinstance(child, tuple)]
     if kind != "fn":
         return _OPERATORS[kind](context, *arguments)
+    if node[1] == "applied":
+        return _applied(context, node[2], arguments)
     if node[1] == "log" and len(arguments) == 1:
         arguments.append(Fraction(10) if log_base == 10 else context.e * 1)
     return _FUNCTIONS[node[1]](context, *arguments)
@@ -92,6 +98,15 @@ def is_real(value: Number) -> bool:
 
 def real_part(value: Number) -> Number:
     return value if isinstance(value, Fraction) else value.real
+
+
+def _applied(context: Any, name: str, arguments: list[Number]) -> Number:
+    """A function of which nothing is known: one that is unlike all others, so that only equal arguments give equal values."""
+    draw = random.Random(f"{name}|{len(arguments)}")
+    value = context.mpf(draw.randint(1, 10**6)) / 10**6
+    for argument in arguments:
+        value = context.sin(value + as_float(argument, context) * draw.randint(10**5, 10**6) / 10**6 + draw.random())
+    return value
 
 
 def _both(operator: Callable[[Any, Any], Any]) -> Callable[..., Number]:
@@ -131,6 +146,8 @@ def _power(context: Any, base: Number, exponent: Number) -> Number:
 def _rational_root(context: Any, base: Fraction, exponent: Fraction) -> Number:
     """base ** exponent, exact where the root of numerator and denominator is."""
     index = exponent.denominator
+    if base < 0 and index % 2 == 0 and getattr(context, "real_only", False):
+        raise Undefined("no real number")
     if base >= 0 and index <= 64 and max(base.numerator, base.denominator).bit_length() <= _MAX_ROOT_BITS:
         top, bottom = (_integer_root(part, index) for part in (base.numerator, base.denominator))
         if top is not None and bottom is not None:
@@ -168,8 +185,8 @@ def _factorial(context: Any, n: Number) -> Number:
         if not 0 <= n <= _MAX_FACTORIAL:
             raise Undefined("a factorial of a negative or a large number")
         return Fraction(math.factorial(int(n)))
-    if abs(n) > _MAX_FACTORIAL:
-        raise Undefined("too large")
+    if abs(n) > _MAX_FACTORIAL or context.dps > _DIGITS:
+        raise Undefined("the gamma function of a large number, or to many digits")
     return context.factorial(as_float(n, context))
 
 
@@ -228,6 +245,8 @@ def _of(name: str) -> Callable[..., Number]:
 
 
 def _logarithm(context: Any, value: Number, base: Number) -> Number:
+    if getattr(context, "real_only", False) and is_real(value) and real_part(value) < 0:
+        raise Undefined("no real number")
     if value == 0 or base in (0, 1):
         raise Undefined("a logarithm of 0, or to base 0 or 1")
     if isinstance(value, Fraction) and isinstance(base, Fraction) and value > 0 and base > 0:
@@ -265,6 +284,7 @@ _FUNCTIONS: dict[str, Callable[..., Number]] = {
     "ln": lambda context, a: _logarithm(context, a, context.e * 1),
     "lg": lambda context, a: _logarithm(context, a, Fraction(10)),
     "log": _logarithm,
+    "cis": lambda context, a: context.expj(as_float(a, context)),
     "arcsin": _of("asin"),
     "arccos": _of("acos"),
     "arctan": _of("atan"),

@@ -34,19 +34,24 @@ _TOKEN = re.compile(
 _CONSTANTS = {"pi": "pi", "e": "e", "i": "i", "infty": "inf", "infinity": "inf", "inf": "inf"}
 FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "arcsin", "arccos", "arctan", "asin", "acos",
-    "atan", "ln", "log", "lg", "exp", "sqrt", "cbrt", "abs", "floor", "ceil", "gcd", "lcm", "max", "min",
+    "atan", "ln", "log", "lg", "exp", "sqrt", "cbrt", "abs", "floor", "ceil", "gcd", "lcm", "max", "min", "cis",
 }  # fmt: skip
 _INVERSES = {name: "arc" + name for name in ("sin", "cos", "tan")}
+# Longer runs of letters are words of a language, and so are these.
+_PRODUCT_LETTERS = 4
+_WORDS = {"not", "no", "nor", "but", "any", "all", "the", "for", "if", "is", "at", "yes"}
+# Before a parenthesis these are functions that nothing is known of, not factors.
+_APPLIED = {"f", "g", "O", "\\Theta", "\\phi", "\\sigma", "\\Gamma"}
 _SEVERAL = ("gcd", "lcm", "max", "min")
-_GREEK = {
+GREEK = {
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho",
     "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi",
     "Omega", "ell", "hbar",
 }  # fmt: skip
-# Lines and arrows over letters change nothing about which object is meant.
-_OVER = ("overline", "overrightarrow", "overleftrightarrow", "bar", "widehat", "tilde")
+# Over several letters lines and arrows change nothing about which object is meant (AB); one letter is another with them.
+_OVER = ("overline", "overrightarrow", "overleftrightarrow", "bar", "widehat", "hat", "tilde", "vec")
 _CLOSES = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
-_BEGINS_FACTOR = FUNCTIONS | _GREEK | _CONSTANTS.keys() | {"frac", "binom", "lfloor", "lceil", *_OVER}
+_BEGINS_FACTOR = FUNCTIONS | GREEK | _CONSTANTS.keys() | {"frac", "binom", "lfloor", "lceil", *_OVER}
 _DEGREE_SIGNS = (["\\circ"], ["{", "\\circ", "}"])
 
 
@@ -107,10 +112,11 @@ def _tokens(text: str) -> list[Token]:
 def _number(found: re.Match[str]) -> Token:
     plain = found["plain"].replace(",", "")
     exponent = found["exponent"] or ""
-    if plain == "." or len(plain) > _DIGITS or (exponent and abs(int(exponent[1:])) > _MAX_EXPONENT):
+    cycle = found["cycle"] or found["digit"]
+    if (plain == "." and not cycle) or len(plain) > _DIGITS or (exponent and abs(int(exponent[1:])) > _MAX_EXPONENT):
         raise Unreadable("no number, or one of too many digits")
-    value = Fraction(plain.rstrip(".") + exponent)
-    if cycle := found["cycle"] or found["digit"]:
+    value = Fraction((plain.rstrip(".") or "0") + exponent)
+    if cycle:
         if "." not in plain:
             raise Unreadable("a repeating decimal without a point")
         value += Fraction(int(cycle), (10 ** len(cycle) - 1) * 10 ** len(plain.partition(".")[2]))
@@ -118,10 +124,18 @@ def _number(found: re.Match[str]) -> Token:
 
 
 def _letters(word: str) -> list[Token]:
-    """One token for the name of a function or constant, else one for each letter: a product of variables."""
+    """One token for the name of a function, constant or figure (ABC is not ACB), else one for each letter: a product."""
+    if word.isupper() and len(word) > 1:
+        return [Token(word)]
     if word.lower() in FUNCTIONS or (len(word) > 1 and word.lower() in _CONSTANTS):
         return [Token("\\" + word.lower())]
+    if word.lower() in _WORDS or len(word) > _PRODUCT_LETTERS:
+        raise Unreadable(word)
     return [Token(letter) for letter in word]
+
+
+def _is_angle(node: Node) -> bool:
+    return node == ("const", "pi") or (node[0] == "mul" and _is_angle(node[2]))
 
 
 class _Reader:
@@ -164,7 +178,9 @@ class _Reader:
                 node = ("mul", node, self.signed())
             elif self.take("/"):
                 node = ("div", node, self.signed())
-            elif self.factor_follows():
+            elif self.factor_follows() or (
+                self.peek().value is not None and self.tokens[self.position - 1].text == "!"
+            ):
                 node = ("mul", node, self.power())
             else:
                 return node
@@ -291,6 +307,13 @@ class _Reader:
             return ("sym", f"{name}_{self.subscript()}")
         while self.take("'"):
             name += "'"
+        if name.rstrip("'") in _APPLIED and self.peek().text == "(":
+            self.next()
+            arguments = [self.sum()]
+            while self.take(","):
+                arguments.append(self.sum())
+            self.expect(")")
+            return ("fn", "applied", name, *arguments)
         return ("const", name) if name in ("e", "i") else ("sym", name)
 
     def subscript(self) -> str:
@@ -308,7 +331,7 @@ class _Reader:
     def command(self, name: str) -> Node:
         if name in _CONSTANTS:
             return ("const", _CONSTANTS[name])
-        if name in _GREEK:
+        if name in GREEK:
             return self.symbol("\\" + name)
         if name in ("frac", "binom"):
             first, second = self.argument(), self.argument()
@@ -316,7 +339,10 @@ class _Reader:
         if name in ("lfloor", "lceil"):
             return ("fn", "floor" if name == "lfloor" else "ceil", self.up_to(_CLOSES["\\" + name]))
         if name in _OVER:
-            return self.argument()
+            under = self.argument()
+            if under[0] != "sym":
+                raise Unreadable(f"\\{name}")
+            return under if len(under[1]) > 1 else ("sym", f"\\{name} {under[1]}")
         if name in FUNCTIONS:
             return self.function(name)
         raise Unreadable(f"\\{name}")
@@ -355,7 +381,7 @@ class _Reader:
         node = ("neg", self.power()) if self.take("-") else self.power()
         while self.factor_follows() and self.peek().text != "(" and self.peek().text[1:] not in FUNCTIONS:
             node = ("mul", node, self.power())
-        if self.peek().text == "/" and self.peek(1).value is not None:  # sin pi/2
+        if self.peek().text == "/" and self.peek(1).value is not None and _is_angle(node):  # sin pi/2
             self.position += 1
             node = ("div", node, self.number())
         return node

@@ -67,9 +67,10 @@ class Inequality:
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """zero = 0."""
+    """zero = 0. value: where it is written as a sum of variables and its value (m + n = 5), that value."""
 
     zero: Node
+    value: Quantity | None = None
 
 
 @dataclass(frozen=True, slots=True)

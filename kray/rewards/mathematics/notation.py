@@ -53,6 +53,9 @@ _SYMBOLS = {
     "…": "\\ldots ",
     "€": f"{WORDS_OPEN}euros{WORDS_CLOSE}",
     "£": f"{WORDS_OPEN}pounds sterling{WORDS_CLOSE}",
+    "¥": f"{WORDS_OPEN}yen{WORDS_CLOSE}",
+    "₹": f"{WORDS_OPEN}rupees{WORDS_CLOSE}",
+    "¢": f"{WORDS_OPEN}cents{WORDS_CLOSE}",
 }
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
@@ -65,19 +68,29 @@ for _name in ("gamma", "delta", "theta", "lambda", "xi", "sigma", "phi", "psi", 
     _symbol = unicodedata.lookup(f"GREEK CAPITAL LETTER {'LAMDA' if _name == 'lambda' else _name.upper()}")
     _SYMBOLS[_symbol] = f"\\{_name.capitalize()} "
 _SYMBOL = re.compile("|".join(map(re.escape, _SYMBOLS)))
+# Control characters, private use, halves of surrogate pairs, pictures.
+_REMOVED, _KEPT = ("Cc", "Cf", "Co", "Cs", "So"), {*_SYMBOLS, "\n", "\t"}
 
 _SCRIPTED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _LOWERED = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
-_ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])?")
+_ROOT = re.compile(r"([√∛∜])\s*(\d+(?:\.\d+)?|[A-Za-z])?")
+_ROOTS = {"√": "\\sqrt", "∛": "\\sqrt[3]", "∜": "\\sqrt[4]"}
+_PREFIXED = re.compile(r"([€£¥₹])\s*(-?\d[\d,]*(?:\.\d+)?)")
+_INFIX = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
+_REPEATED = re.compile(r"(\d*\.\d*?)(\d+?)\2+\s*(?:\.\.\.|\\[lc]?dots|…)")
+_BRACED_SIGN = re.compile(r"\{([.,:;=<>])\}")
 _WORDS = re.compile(
     r"\\(?:text|mbox|hbox|mathrm|textbf|textit|textrm|textsf|texttt|textnormal|operatorname)\*?\s*\{([^{}]*)\}"
 )
-_FONT = re.compile(
-    r"\\(?:mathbf|mathit|mathsf|mathcal|mathtt|boldsymbol|bm|bold|pmb|emph|underline|vec|hat)\s*\{([^{}]*)\}"
-)
+_FONT = re.compile(r"\\(?:mathbf|mathit|mathsf|mathcal|mathtt|boldsymbol|bm|bold|pmb|emph|underline)\s*\{([^{}]*)\}")
 _LOOK = re.compile(
-    r"\\(?:left|right|[bB]ig{1,2}[lrm]?|displaystyle|textstyle|scriptstyle|limits|rm|bf|it|boldmath|phantom\{[^{}]*\})(?![A-Za-z])"
+    r"\\(?:left|right|[bB]ig{1,2}[lrm]?|displaystyle|textstyle|scriptstyle|limits|rm|bf|it|boldmath|large|Large|LARGE|huge|Huge|small|normalsize|phantom\{[^{}]*\})(?![A-Za-z])"
 )
+_COLOR = re.compile(
+    r"\\(?:textcolor|color|hspace|vspace)\*?\s*\{[^{}]*\}|\\(?:checkmark|blacksquare|square|qed)(?![A-Za-z])"
+)
+_NEGATED = re.compile(r"\\not\s*(=|\\in(?![A-Za-z]))")
+_FUNCTION_NAMES = ("cis", "lcm", "gcd", "arcsin", "arccos", "arctan", "log", "ln", "sin", "cos", "tan")
 _SPACE = re.compile(r"(?<!\\)\\[,;: ]|~|\\(?:quad|qquad|thinspace|medspace|enspace|space|hfill|newline)(?![A-Za-z])")
 _GROUPED = re.compile(r"(?<![\d.,\w])(\d{1,3})((?:\s\d{3})+)(?![\d\w])(?!\s*\d)(?!\.\d*\s\d)")
 _MONEY = re.compile(r"\\?\$\s*(-?\s*\d[\d,]*(?:\.\d+)?|\.\d+)(?!\s*\\?\$)(\s*(?:thousand|million|billion|trillion)\b)?")
@@ -95,7 +108,8 @@ _ALIASES = {
     "\\doteq": "\\approx", "\\degree": "^{\\circ}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\mid": "|",
     "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\varepsilon": "\\epsilon", "\\vartheta": "\\theta", "\\varphi": "\\phi",
     "\\infin": "\\infty", "\\lor": f"{WORDS_OPEN}or{WORDS_CLOSE}", "\\land": f"{WORDS_OPEN}and{WORDS_CLOSE}",
-    "\\%": "%", "\\&": "&", "\\#": "#", "\\!": "", "\\leavevmode": "", "\\R": "\\mathbb{R}", "\\arctg": "\\arctan",
+    "\\(": "", "\\)": "", "\\[": "", "\\]": "", "\\%": "%", "\\&": "&", "\\#": "#", "\\!": "", "\\R": "\\mathbb{R}",
+    "\\arctg": "\\arctan",
     "\\tg": "\\tan",
 }  # fmt: skip
 _PAIRS = {
@@ -113,14 +127,24 @@ _PIECE = re.compile(rf"{WORDS_OPEN}[^{WORDS_CLOSE}]*{WORDS_CLOSE}|\\(?:[A-Za-z]+
 
 def normalize(text: str) -> str:
     """One form for the many ways to write the same answer; see the module. Linear in the length of `text`."""
-    text = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs") or c in "\n\t ")
+    text = "".join(c for c in text if c in _KEPT or unicodedata.category(c) not in _REMOVED).replace("。", ".")
     text = _SCRIPTED.sub(lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}", text)
     text = _LOWERED.sub(lambda m: f"_{{{m.group().translate(_SUBSCRIPTS)}}}", text)
     text = "".join(_vulgar(c) for c in text)
-    text = _ROOT.sub(lambda m: f"\\sqrt{{{m.group(1)}}}" if m.group(1) else "\\sqrt ", text)
+    text = _ROOT.sub(lambda m: _ROOTS[m[1]] + (f"{{{m[2]}}}" if m[2] else " "), text)
+    text = re.sub(r"\\text\s*\{\s*([€£¥₹¢])\s*\}", r"\1", text).replace("\\pounds", "£")
+    text = _PREFIXED.sub(r"\2\1", text)
     text = _SYMBOL.sub(lambda m: _SYMBOLS[m.group()], text)
-    text = unicodedata.normalize("NFKC", text.replace("\\\\$", "\\$"))
+    text = unicodedata.normalize("NFKC", text.replace("\\\\$", "\\$").replace("`", ""))
+    text = re.sub(r"\\text\s*\{\s*\\?\$\s*\}|\\textdollar(?![A-Za-z])", r"\\$", text)
+    text = _BRACED_SIGN.sub(r"\1", text)
+    if "..." in text or "dots" in text:
+        text = _REPEATED.sub(r"\1\\overline{\2}", text)
+    text = _INFIX.sub(lambda m: f"\\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", text)
+    text = re.sub(r"\\math(?:bf|rm|bb)\s*(?:\{\s*R\s*\}|R(?![A-Za-z]))", r"\\mathbb{R}", text)
+    text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({])", "^", text)
     text = re.sub(r"(?<=\d)(?:,\\!|\{,\})(?=\d{3})", ",", text)
+    text = _NEGATED.sub(lambda m: "\\ne " if m[1] == "=" else "\\notin ", _COLOR.sub("", text))
     text = _SPACE.sub(" ", _LOOK.sub("", text))
     for _ in range(3):  # fonts may be nested
         text = _FONT.sub(r"{\1}", text)
@@ -129,7 +153,7 @@ def normalize(text: str) -> str:
     text = _GROUPED.sub(lambda m: m.group(1) + re.sub(r"\s", "", m.group(2)), text)
     text = _MONEY.sub(lambda m: f"{m.group(1)}{m.group(2) or ''}{_words('dollars')}", _without_dollars(text))
     text = mark_connectives(text)
-    return re.sub(r"\s+", " ", text.replace("$", "").replace("**", " ")).strip()
+    return re.sub(r"\s+", " ", text.replace("$", "").replace("**", " ")).strip().rstrip("\\").rstrip()
 
 
 # Names that may be followed by a letter once they are replaced.
@@ -147,6 +171,7 @@ def _vulgar(character: str) -> str:
 def squeezed(text: str) -> str:
     """Normalized text without marks of words, and without blanks but in front of a digit behind another or a comma."""
     text = text.replace(WORDS_OPEN, "").replace(WORDS_CLOSE, "").rstrip(" .")
+    text = re.sub(r"\{(\w)\}", r"\1", text)
     return re.sub(r"\s+(?!\d)|(?<![\d,])\s+", "", text)
 
 
@@ -157,6 +182,12 @@ def mark_connectives(text: str) -> str:
 
 def _words(content: str) -> str:
     """Words of a text command: numbers and single letters among them are mathematics all the same."""
+    if content.strip() in (",", ";", ":"):
+        return content
+    if content.strip() in ("mod", "modulo"):
+        return "\\bmod "
+    if content.strip() in _FUNCTION_NAMES:
+        return f"\\{content.strip()} "
     if found := _EDGES.fullmatch(content):
         return "".join(_words(part) for part in found.groups() if part and part.strip(" ,"))
     stripped = content.strip().rstrip(".")

@@ -19,11 +19,11 @@ from typing import Any
 
 import mpmath
 
-from kray.rewards.mathematics.evaluation import CONTEXTS, Number, as_float, evaluate, is_real, real_part
+from kray.rewards.mathematics.evaluation import CONTEXTS, REAL_CONTEXT, Number, as_float, evaluate, is_real, real_part
 from kray.rewards.mathematics.expressions import Node, symbols
 
 # Points at which expressions with variables are compared, and how many of them must have told something.
-_POINTS, _ENOUGH = 8, 2
+_POINTS, _ENOUGH = 12, 2
 
 
 def same_value(a: Node, b: Node, decimals: tuple[str, str] = ("", ""), significant: int = 6) -> bool:
@@ -36,6 +36,8 @@ def same_value(a: Node, b: Node, decimals: tuple[str, str] = ("", ""), significa
     """
     if a == b:
         return True
+    if a[0] == b[0] == "num" and not any(decimals):
+        return a[1] == b[1]
     names = sorted(symbols(a) | symbols(b))
     # log without a base is the natural one to some and the decimal one to others: both sides must mean the same.
     for log_base in (math.e, 10) if _has_plain_log(a) or _has_plain_log(b) else (math.e,):
@@ -59,6 +61,8 @@ def proportional(a: Node, b: Node, positive: bool = False) -> bool:
             if values is not None and (values[0] == 0) != (values[1] == 0):
                 return False
             continue
+        if not all(isinstance(value, Fraction) for value in values):
+            values = [as_float(value, CONTEXTS[0]) for value in values]
         now = values[0] / values[1]
         if ratio is not None and not _close(now, ratio, CONTEXTS[0]):
             return False
@@ -75,8 +79,11 @@ def _same_constant(a: Node, b: Node, decimals: tuple[str, str], significant: int
     x, y = values
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return x == y or _decimal_for(x, y, decimals, significant)
-    if _long_decimal(decimals[0], significant) != _long_decimal(decimals[1], significant):
-        return _relative(x, y) <= mpmath.mpf(10) ** -significant
+    for decimal, other in ((decimals[0], y), (decimals[1], x)):
+        if _long_decimal(decimal, significant) and not isinstance(other, Fraction):
+            gap = abs(as_float(x, CONTEXTS[0]) - as_float(y, CONTEXTS[0]))
+            place = CONTEXTS[0].mpf(10) ** -len(decimal.partition(".")[2])
+            return bool(gap < place) and _relative(x, y) <= mpmath.mpf(10) ** -significant
     if not _close(x, y, CONTEXTS[0]):
         return False
     confirmed = _values_at((a, b), {}, CONTEXTS[1], log_base)
@@ -91,8 +98,9 @@ def _decimal_for(x: Fraction, y: Fraction, decimals: tuple[str, str], significan
         return abs(x - y) * 10**significant <= max(abs(x), abs(y)) and round(x, places) == round(y, places)
     if not any(long):
         return False
-    other = y if long[0] else x
-    return not _terminates(other) and abs(x - y) * 10**significant <= max(abs(x), abs(y))
+    decimal, other = (decimals[0], y) if long[0] else (decimals[1], x)
+    rounds = abs(x - y) * 10 ** len(decimal.partition(".")[2]) < 1
+    return rounds and not _terminates(other) and abs(x - y) * 10**significant <= max(abs(x), abs(y))
 
 
 def _long_decimal(text: str, significant: int) -> bool:
@@ -112,12 +120,13 @@ def _terminates(value: Fraction) -> bool:
 def _same_at_points(a: Node, b: Node, names: list[str], log_base: float) -> bool:
     seen = 0
     for number in range(_POINTS):
-        values = _values_at((a, b), _point(names, number), CONTEXTS[0], log_base)
+        # sqrt(1/n) and 1/sqrt(n) differ for negative n, where nobody means them; sqrt(x^2) and x differ where all is real.
+        context = REAL_CONTEXT if number % 2 else CONTEXTS[0]
+        values = _values_at((a, b), _point(names, number), context, log_base)
         if values is None:
             continue
         x, y = values
-        # sqrt(1/n) and 1/sqrt(n) differ for negative n, where nobody means them; sqrt(x^2) and x differ where both are real.
-        if _negative_point(number) and not (is_real(x) and is_real(y)):
+        if number % 2 and not (is_real(x) and is_real(y)):
             continue
         if not _close(x, y, CONTEXTS[0]):
             return False
@@ -125,18 +134,14 @@ def _same_at_points(a: Node, b: Node, names: list[str], log_base: float) -> bool
     return seen >= _ENOUGH
 
 
-def _negative_point(number: int) -> bool:
-    return number % 4 == 3
-
-
 @lru_cache(maxsize=4096)
 def _coordinate(name: str, number: int) -> Fraction:
-    """Where a variable is put at the point of this number: integers, fractions and negative fractions in turn."""
+    """Where a variable is put at the point of this number: integers, negative fractions, fractions, both signs in turn."""
     draw = random.Random(f"{name}|{number}")
     if number % 4 == 0:
         return Fraction(draw.randint(2, 13))
     value = Fraction(draw.randint(5, 60), draw.choice((7, 11, 13, 17)))
-    return -value if _negative_point(number) else value
+    return value if number % 4 == 2 else -value if number % 4 == 1 else value * draw.choice((-1, 1))
 
 
 def _point(names: list[str], number: int) -> dict[str, Fraction]:

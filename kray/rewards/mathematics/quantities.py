@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from fractions import Fraction
 
 from kray.rewards.mathematics import units
@@ -19,15 +20,18 @@ _BASES = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12,
     "sixteen": 16,
 }  # fmt: skip
-_TAIL = re.compile(
-    rf"(.*?)\s*(\^?\{{?{WORDS_OPEN}[^{WORDS_CLOSE}]*{WORDS_CLOSE}(?:[\s{WORDS_OPEN}{WORDS_CLOSE}/^{{}}\d]|\\cdot|[A-Za-z])*)",
-    re.DOTALL,
+# Words with an exponent, and quotients and products of such; nothing else may stand behind the number.
+_UNIT = rf"{WORDS_OPEN}[^{WORDS_CLOSE}]*{WORDS_CLOSE}(?:\s*\^\s*\{{?\s*-?[1-4]\s*\}}?)?"
+_TAIL = re.compile(rf"(.*?)\s*({_UNIT}(?:\s*(?:/|\\cdot)?\s*{_UNIT})*)\s*", re.DOTALL)
+_PREFIX = re.compile(
+    rf"{WORDS_OPEN}\s*(dollars|usd|eur|euros?|inr|rs|pounds sterling|yen)\.?\s*{WORDS_CLOSE}\s*(.*)", re.I | re.DOTALL
 )
+_TEMPERATURE = re.compile(rf"\^\s*\{{?\s*\\circ\s*\}}?\s*{WORDS_OPEN}?\s*([FC])\s*{WORDS_CLOSE}?\s*$")
 _BARE_TAIL = re.compile(
     r"(.*[\d)}.%])(\s*)([A-Za-z][A-Za-z' .\-]*(?:/\s*[A-Za-z]+)?(?:\s*\^\s*\{?[23]\}?)?)", re.DOTALL
 )
-_ORDINAL = re.compile(rf"(\d)\s*\^?\s*\{{?\s*{WORDS_OPEN}?(?:st|nd|rd|th){WORDS_CLOSE}?\s*\}}?$")
-_COMPOUND = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?")
+_ORDINAL = re.compile(rf"(\d*)(\d)\s*\^?\s*\{{?\s*{WORDS_OPEN}?(st|nd|rd|th){WORDS_CLOSE}?\s*\}}?$")
+_COMPOUND = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?(?![A-Za-z0-9])")
 
 
 def read_quantity(text: str) -> Quantity:
@@ -50,6 +54,8 @@ def read_quantity(text: str) -> Quantity:
         unit = units.DEGREE if inner[0] == "deg" else units.PERCENT
         node = inner[1] if sign > 0 else ("neg", inner[1])
     bare = value.strip().lstrip("+- ").replace(",", "").rstrip("% ")
+    if unit.multiple != 1:
+        return Quantity(("mul", node, ("num", unit.multiple)), replace(unit, multiple=Fraction(1)))
     return Quantity(node, unit, bare if re.fullmatch(r"\d*\.\d+", bare) else "")
 
 
@@ -73,10 +79,13 @@ def _without_unit(text: str) -> tuple[str, Unit]:
         if all(part.unit and part.unit.measures(parts[0].unit) for part in parts):
             whole = compound(parts)
             return f"{constant(whole.node)}", whole.unit
-    text = _ORDINAL.sub(r"\1", text)
+    text = _ORDINAL.sub(lambda m: m[1] + m[2] if m[3] == _ordinal(m[1], m[2]) else m[0], text)
+    text = _TEMPERATURE.sub(lambda m: f"{WORDS_OPEN}{'fahrenheit' if m[1] == 'F' else 'celsius'}{WORDS_CLOSE}", text)
+    if found := _PREFIX.fullmatch(text):
+        text = f"{found[2]}{WORDS_OPEN}{found[1]}{WORDS_CLOSE}"
     if found := _TAIL.fullmatch(text):
         words = re.sub(rf"[{WORDS_OPEN}{WORDS_CLOSE}]", " ", found[2])
-        unit = units.read_unit(re.sub(r"^\s*\^?\s*\{?|\}\s*$(?<!\d\})", "", words))
+        unit = units.read_unit(words)
         if unit is None or not found[1].strip():
             raise Unreadable(words)
         return found[1], unit
@@ -84,7 +93,7 @@ def _without_unit(text: str) -> tuple[str, Unit]:
         before, space, words = found.groups()
         first = re.findall(r"[A-Za-z]+", words)[0]
         named = units.read_unit(words)
-        known = named is not None and (named.dimensions or named.scale != 1 or words.strip() in units.ORDINALS)
+        known = named is not None and (named.dimensions or named.multiple != 1)
         long = len(first) > 3 and first.lower() not in FUNCTIONS and bool(space)
         if known and not space and (first.lower() in units.LETTERS or first in ("in",)):
             known = False
@@ -103,3 +112,8 @@ def compound(items: Iterable[Quantity]) -> Quantity:
     for item in items:
         node = ("add", node, ("mul", item.node, ("num", item.unit.scale)))
     return Quantity(node, Unit(base.dimensions, base.name))
+
+
+def _ordinal(tens: str, ones: str) -> str:
+    """The ending of an ordinal number."""
+    return "th" if tens.endswith("1") else {"1": "st", "2": "nd", "3": "rd"}.get(ones, "th")

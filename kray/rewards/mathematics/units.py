@@ -15,15 +15,201 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-ORDINALS = ("st", "nd", "rd", "th")
-_FILLERS = {"approximately", "approx", "about", "roughly", "total", "in", "the", "a", "of", "each", "only", "exactly"}
-# Words behind a number that make another statement of it than "so many of these".
-_NO_UNIT = {
-    "or", "and", "not", "no", "than", "to", "if", "unless", "times", "more", "less", "most", "least", "minus", "plus", "over",
-    "mod", "modulo", "divided", "multiplied", "squared", "cubed", "percentage", "when", "where", "maybe", "but", "is", "are",
-    "was", "wrong", "incorrect", "false", "factorial", "base", "choose", "power", "k", "m",
+SCALES = {
+    "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "quadrillion": 10**15,
+    "quintillion": 10**18, "dozen": 12, "lakh": 10**5, "crore": 10**7, "bn": 10**9, "mil": 10**6,
 }  # fmt: skip
+ORDINALS = ("st", "nd", "rd", "th")
+_FILLERS = {
+    "approximately",
+    "approx",
+    "about",
+    "roughly",
+    "total",
+    "in",
+    "the",
+    "a",
+    "of",
+    "each",
+    "only",
+    "exactly",
+    "per",
+}
+# Words behind a number that say something else of it than "so many of these": comparisons, denials, numbers, operations.
+NO_UNIT = frozenset(
+    [
+        "or",
+        "and",
+        "not",
+        "no",
+        "nor",
+        "neither",
+        "never",
+        "none",
+        "than",
+        "to",
+        "if",
+        "unless",
+        "otherwise",
+        "when",
+        "where",
+        "maybe",
+        "perhaps",
+        "possibly",
+        "but",
+        "except",
+        "versus",
+        "xor",
+        "times",
+        "more",
+        "less",
+        "most",
+        "least",
+        "fewer",
+        "under",
+        "over",
+        "above",
+        "below",
+        "beyond",
+        "short",
+        "off",
+        "plus",
+        "minus",
+        "negative",
+        "positive",
+        "mod",
+        "modulo",
+        "divided",
+        "multiplied",
+        "squared",
+        "cubed",
+        "doubled",
+        "double",
+        "twice",
+        "thrice",
+        "tripled",
+        "triple",
+        "halved",
+        "factorial",
+        "base",
+        "choose",
+        "power",
+        "root",
+        "sqrt",
+        "inverse",
+        "reciprocal",
+        "remainder",
+        "point",
+        "rounded",
+        "sin",
+        "cos",
+        "tan",
+        "log",
+        "ln",
+        "exp",
+        "pi",
+        "cis",
+        "matrix",
+        "matrices",
+        "mille",
+        "permille",
+        "percent",
+        "percentage",
+        "ppm",
+        "decimal",
+        "is",
+        "are",
+        "was",
+        "be",
+        "cannot",
+        "can",
+        "wrong",
+        "incorrect",
+        "false",
+        "invalid",
+        "impossible",
+        "fails",
+        "does",
+        "doesn",
+        "isn",
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+        "twenty",
+        "thirty",
+        "forty",
+        "fifty",
+        "sixty",
+        "seventy",
+        "eighty",
+        "ninety",
+        "half",
+        "halves",
+        "third",
+        "thirds",
+        "fourth",
+        "fourths",
+        "quarter",
+        "quarters",
+        "fifth",
+        "fifths",
+        "sixth",
+        "sixths",
+        "seventh",
+        "sevenths",
+        "eighth",
+        "eighths",
+        "ninth",
+        "ninths",
+        "tenth",
+        "tenths",
+        "hundredth",
+        "hundredths",
+        "thousandth",
+        "thousandths",
+        "millionth",
+        "millionths",
+        "ones",
+        "tens",
+        "pair",
+        "pairs",
+        "googol",
+        "googolplex",
+        "zillion",
+        "score",
+        "gross",
+        "grand",
+        "kk",
+        "binary",
+        "hex",
+        "hexadecimal",
+        "octal",
+        "ternary",
+        "e",
+        "i",
+        "n",
+        "x",
+        "y",
+        "z",
+    ]
+)
 
 _LENGTH: dict[str, int | str] = {
     "m": 1, "meter": 1, "metre": 1, "km": 1000, "kilometer": 1000, "kilometre": 1000, "cm": "0.01", "centimeter": "0.01",
@@ -54,7 +240,8 @@ _OTHERS: dict[str, tuple[str, int]] = {
     "degree": ("degree", 1), "deg": ("degree", 1), "radian": ("radian", 1), "rad": ("radian", 1), "percent": ("percent", 1),
     "%": ("percent", 1), "j": ("joule", 1), "joule": ("joule", 1), "kj": ("joule", 1000), "w": ("watt", 1), "watt": ("watt", 1),
     "kw": ("watt", 1000), "n": ("newton", 1), "newton": ("newton", 1), "hz": ("hertz", 1), "khz": ("hertz", 1000),
-    "v": ("volt", 1), "volt": ("volt", 1),
+    "v": ("volt", 1), "volt": ("volt", 1), "unit": ("unit", 1), "fahrenheit": ("fahrenheit", 1), "celsius": ("celsius", 1),
+    "euro": ("euro", 1), "eur": ("euro", 1), "yen": ("yen", 1), "rupee": ("rupee", 1), "rs": ("rupee", 1), "inr": ("rupee", 1),
 }  # fmt: skip
 
 # name -> ({dimension: exponent}, factor)
@@ -70,21 +257,24 @@ _KNOWN: dict[str, tuple[dict[str, int], Fraction]] = {
     **{name: ({"length": 1, "time": -1}, Fraction(1000, 3600)) for name in ("kph", "kmh")},
 }
 # Single letters and others that are variables when nothing but a number stands before them without a space.
+_UNIT_LETTERS = {*"mgshlLJWNV", "a"}
 LETTERS = {name for name in _KNOWN if len(name) == 1}
-_FACTOR = re.compile(r"\s*([a-z%][a-z%'\-]*)\s*(?:\^?\s*\{?\s*(-?\d)\s*\}?)?\s*")
+_FACTOR = re.compile(r"\s*([a-z%][a-z%'\-]*)\s*(?:\^?\s*\{?\s*(-?[1-4])\s*\}?)?\s*")
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """dimensions: exponents by name, of known units; name: its words, of unknown ones; scale: what a value is worth in it.
+    """dimensions: exponents by name, of known units; name: its words, of unknown ones; scale: what a value is worth in it;
+    multiple: what words for a scale multiply the number by (million), whatever the unit.
 
-    Units without either are no unit at all.
+    Units without dimensions and name are no unit at all.
     """
 
     dimensions: tuple[tuple[str, int], ...] = ()
     name: str = ""
     scale: Fraction = Fraction(1)
+    multiple: Fraction = Fraction(1)
 
     def __bool__(self) -> bool:
         return bool(self.dimensions or self.name)
@@ -106,22 +296,27 @@ def read_unit(words: str) -> Unit | None:
     Args:
         words: for instance "cm", "square inches", "m/s^2", "apples", "million dollars".
     """
-    words = re.sub(r"[().\"]", " ", words.lower()).strip(" ,:;")
-    scale = Fraction(1)
-    found = [word for word in words.split() if word not in _FILLERS or words in ("in", "a")]
-    while found and found[0] in SCALES:
-        scale *= SCALES[found.pop(0)]
-    if not found or found in [[ending] for ending in ORDINALS]:
-        return Unit(scale=scale)
-    if _NO_UNIT.intersection(found) - {words} or (words in _NO_UNIT and words not in _KNOWN):
+    if set(re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", words)) - _UNIT_LETTERS:
         return None
-    known = _product(" ".join(found))
+    words = re.sub(r"[().\"]", " ", words.lower()).strip(" ,:;").replace("per cent", "percent")
+    multiple = Fraction(1)
+    found = []
+    for word in words.split():
+        if _singular(word) in SCALES:
+            multiple *= SCALES[_singular(word)]
+        elif word not in _FILLERS or words in ("in", "a"):
+            found.append(word)
+    if not found or words == "times":
+        return Unit(multiple=multiple)
+    known = _product(
+        " ".join(found if "per" not in words.split() else [word for word in words.split() if word != "the"])
+    )
     if known is not None:
         dimensions, factor = known
-        return Unit(tuple(sorted((name, power) for name, power in dimensions.items() if power)), scale=scale * factor)
-    if any(not re.fullmatch(r"[a-z'\-]+", word) for word in found):
+        return Unit(tuple(sorted((name, power) for name, power in dimensions.items() if power)), "", factor, multiple)
+    if not NO_UNIT.isdisjoint(found) or any(not re.fullmatch(r"[a-z][a-z'\-]+", word) for word in found):
         return None
-    return Unit(name=" ".join(map(_singular, found)), scale=scale)
+    return Unit(name=" ".join(map(_singular, found)), multiple=multiple)
 
 
 def _product(text: str) -> tuple[dict[str, int], Fraction] | None:
@@ -139,10 +334,10 @@ def _product(text: str) -> tuple[dict[str, int], Fraction] | None:
             if name in _POWERS:
                 power = _POWERS[name]
                 continue
-            if name in ("squared", "cubed"):
-                return None
             unit = _KNOWN.get(name) or _KNOWN.get(_singular(name))
             if unit is None:
+                return None
+            if found[2] and not {"length", "time", "unit"}.issuperset(unit[0]):
                 return None
             exponent = sign * power * int(found[2] or 1)
             power = 1

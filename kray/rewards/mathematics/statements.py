@@ -1,0 +1,130 @@
+"""Finds answers in sentences: what a statement names, and the last value of a text without one."""
+
+from __future__ import annotations
+
+import re
+
+from kray.rewards.mathematics.units import NO_UNIT, SCALES
+
+MATHEMATICS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+
+_NOUN = r"(?:\b(?:answer|result|solution|option|choice|respuesta|réponse|antwort)s?\b|答案|故选|ответ|정답)"
+_STATEMENT = re.compile(
+    rf"""{_NOUN}[*_"'\s]{{0,3}}
+        (?:[:=：]|是|为|(?<=故选)|[^\n.:=?!$]{{0,60}}?\b(?:is|are|be|was|equals|becomes)\b|[^\S\n]*\**(?=\n))
+        [*_]*\s*(?:\b(?:therefore|thus|then|hence|now|simply|just|equal\s+to)\b\s*)?[:：]?""",
+    re.I | re.VERBOSE,
+)  # fmt: skip
+_DENIAL = re.compile(r"\b(?:not|cannot|never|isn't|can't|neither|nor)\b|n't\b", re.I)
+_CLAUSE_END = re.compile(
+    r"\n|\.(?=\s|$|\*|\"|<)|。|[!?](?=\s|$)|,?\s+(?:since|because|as|which|where|so|therefore|thus|with|after|given|due)\b"
+    r"|,\s+(?:we|the|it|this|he|she|they)\b|\s+[–—(\[]\s*(?!or\b|maybe\b)(?=[A-Za-z]{2})",
+    re.I,
+)
+_RETRACTED = re.compile(r"[\s.?!*]*(?:or|no|wait|actually|alternatively|correction|sorry|oops)\b[^\n]*\d", re.I)
+_NUMBER = r"(?:\\?\$\s?)?[-+−–]?\s?(?:\\?\$\s?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?(?:\s?\\?%)?"
+_RUN = re.compile(rf"(?<![\w.])(?=[-+−–$.\d\\]){_NUMBER}(?:\s+\d+/\d+|\s?/\s?\d+)?")
+_JOIN = re.compile(r"\s*(?:,\s*(?:and|or)?|;|\band\b|\bor\b)\s*")
+_STRETCH = re.compile(
+    r"(?:\\[A-Za-z]+|[\d^_{}()\[\]|+\-−*/=<>≤≥√π×·!%°.,:;'∞²³]|\b(?:sqrt|pi|sin|cos|tan|log|ln|exp|infinity|[A-Za-z])\b|\s)+"
+)
+_LEADING_QUANTITY = re.compile(rf"({_RUN.pattern}(?:\s*:\s*\d+)?)\s+(?=[A-Za-z])(?P<word>[A-Za-z]+)")
+_HEDGE = re.compile(
+    r"\b(?:or|and|if|when|but|not|perhaps|maybe|possibly|alternatively|otherwise|also|although|unless|versus|plus|minus|times)\b",
+    re.I,
+)
+# A value in a sentence with one of these is no claim that it is the answer.
+_NO_CLAIM = re.compile(
+    r"\b(?:not|cannot|never|maybe|perhaps|possibly|tried|try|guess|wrong|incorrect)\b|n't\b|\?", re.I
+)
+_NUMBERED = re.compile(
+    r"\b(?:problem|page|step|question|part|case|exercise|section|figure|equation|example)\s*#?\s*$", re.I
+)
+_VALUE = re.compile(
+    r"[\s{(\[$]*(?:\\?[A-Za-z]\s*=\s*)?[\s{(\[$]*(?:[-+−]?\s*(?:\\?\$\s*)?[\d.]*\d|\\(?:d?frac|sqrt|pi|pm|text|left|\{|infty|begin))"
+)
+
+
+def statement(text: str) -> str | None:
+    """What the last explicit statement names as the answer.
+
+    Returns:
+        The text of it; "" where the statement denies or takes itself back; None without a statement.
+    """
+    for found in reversed(list(_STATEMENT.finditer(text))):
+        rest = text[found.end() :].lstrip(" *_:\n\"'")
+        if not rest:
+            continue
+        named = clause(rest)
+        behind = rest[len(named) :] if rest.startswith(named) else ""
+        return "" if _DENIAL.search(found.group()) or _RETRACTED.match(behind) else named
+    return None
+
+
+def clause(text: str) -> str:
+    """What stands at the beginning of `text`, up to the end of the clause."""
+    text = re.sub(r"\*\*|`", "", text)
+    mathematics = MATHEMATICS.match(text)
+    begin = mathematics.end() if mathematics else 0
+    end = _CLAUSE_END.search(text, begin)
+    whole = (text[: end.start()] if end else text).strip()
+    if mathematics and not (rest := whole[mathematics.end() :].strip(" .,;:!")):
+        return next(filter(None, mathematics.groups()))
+    elif mathematics and not re.search(r"[\d$\\]", rest) and not _HEDGE.search(rest):
+        return f"{next(filter(None, mathematics.groups()))} {rest}"
+    return leading_quantity(whole) or whole
+
+
+def leading_quantity(text: str) -> str:
+    """The number and its noun at the beginning, where more words with numbers follow: "61 people in 3 cars"; else ""."""
+    found = _LEADING_QUANTITY.match(text.strip())
+    if found is None:
+        return ""
+    rest = text.strip()[found.end() :]
+    counted = found["word"].lower() not in NO_UNIT | SCALES.keys() and not _HEDGE.search(f"{found['word']} {rest}")
+    return found.group() if counted and re.search(r"\d", rest) and not re.match(r"\s*\d", rest) else ""
+
+
+def begins_with_value(text: str | None) -> bool:
+    """Whether text begins with a number or mathematics, perhaps behind the name of a variable."""
+    return text is not None and _VALUE.match(text) is not None
+
+
+def last_value(text: str) -> str:
+    """The last mathematics in dollar signs, or the last number with what belongs to it.
+
+    Returns:
+        The text of it; "" without one, or where its sentence does not claim that it is the answer.
+    """
+    spans = list(MATHEMATICS.finditer(text))
+    runs = [run for run in _RUN.finditer(text) if any(c.isdigit() for c in run.group())]
+    if spans and not any(run.start() >= spans[-1].end() for run in runs):
+        begin, end = spans[-1].span()
+        value = next(filter(None, spans[-1].groups())).rpartition("=")[2]
+    elif runs:
+        begin, end = _grown(text, *runs[-1].span())
+        for run in reversed(runs[:-1]):
+            if run.end() <= begin and _JOIN.fullmatch(text, run.end(), begin):
+                begin = run.start()
+            elif run.end() <= begin:
+                break
+        value = text[begin:end]
+    else:
+        return ""
+    start = max(text.rfind(mark, 0, begin) for mark in ("\n", ". ", "! ", "? ")) + 1
+    stop = min(
+        (place for place in (text.find(mark, end) for mark in ("\n", ". ", "!")) if place >= 0), default=len(text)
+    )
+    if _NO_CLAIM.search(text[start:begin] + text[end:stop]) or _NUMBERED.search(text[start:begin]):
+        return ""
+    return value.strip(" .,;:*_=").strip()
+
+
+def _grown(text: str, begin: int, end: int) -> tuple[int, int]:
+    """The place of a number with the mathematics directly around it, from the last equals sign on: 4\\sqrt{2}, not 2."""
+    for stretch in _STRETCH.finditer(text):
+        start, stop = stretch.span()
+        if start <= begin and stop >= end:
+            equals = text.rfind("=", start, begin + 1)
+            return (equals + 1, stop) if equals >= 0 and "=" not in text[begin:stop] else (start, stop)
+    return begin, end
