@@ -455,3 +455,6 @@ response(
     "18", 1, "She makes $18 every day.", "She makes \\$18.", "Janet makes 9 * 2 = $18 every day at the farmer’s market."
 )
 response("\\frac{1}{2}", 1, "1/2", "The answer is 0.5.")
+
+response("5", 1, "\\boxed{5}\n\n\\boxed{5.0}", "<answer>5</answer> \\boxed{5}")
+response("5", 0, "\\boxed{5}\n\n\\boxed{5.1}", "<answer>5</answer> \\boxed{6}", "<answer>6</answer> \\boxed{5}")

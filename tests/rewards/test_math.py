@@ -222,9 +222,12 @@ def test_it_works_off_the_main_thread():
     assert rewards == [Reward(1.0)]
 
 
-def test_a_right_answer_that_is_empty_is_an_error():
+@pytest.mark.parametrize(
+    "answer", ["####", "", " ", "$$", "()", "\\text{}", ".", "\u200b", "<think>5</think>", "<answer></answer>"]
+)
+def test_a_right_answer_that_says_nothing_is_an_error(answer):
     with pytest.raises(ValueError, match="no right answer"):
-        score("math", "72", "####")
+        score("math", "72", answer)
 
 
 def _expressions() -> st.SearchStrategy[tuple[str, Fraction | None]]:
@@ -285,6 +288,9 @@ def test_what_is_not_understood_as_a_whole_is_not_read(text):
         ("\\boxed{1} The final answer is 2.", ["1", "2"]),
         ("\\boxed{1} is the answer.", ["1"]),
         ("$-\\boxed{1}$", [""]),
+        ("<answer>1</answer> \\boxed{2}", ["1", "2"]),
+        ("so <answer>\\boxed{1}</answer>", ["1"]),
+        ("<answer>We get 3 + 4 = 7</answer>", ["7"]),
         ("\\boxed{1} or 2", ["1", "2"]),
         ("\\boxed{1} and \\boxed{2}", ["{1} , {2}"]),
         ("\\boxed{1}, no: \\boxed{2}", ["2"]),

@@ -12,9 +12,11 @@ from functools import lru_cache
 
 from kray.rewards.mathematics.answers import read_answer
 from kray.rewards.mathematics.equality import same_answer
+from kray.rewards.mathematics.expressions import symbols
 from kray.rewards.mathematics.extraction import Found, final_answers
-from kray.rewards.mathematics.kinds import Answer, Several, Words
+from kray.rewards.mathematics.kinds import Answer, Quantity, Several, Words
 from kray.rewards.mathematics.notation import WORDS_CLOSE, WORDS_OPEN, normalize, squeezed
+from kray.rewards.responses import outside_thinking
 from kray.rewards.verifiers import Reward
 
 __all__ = ["final_answer", "right_answer", "verify_math"]
@@ -48,13 +50,20 @@ def verify_math(response: str, answer: str, *, float_rounding: int = 6, strict: 
     for found in final_answers(response):
         if not found.text:
             return Reward(0.0, "no answer found")
-        if found.incidental and isinstance(read_answer(normalize(found.text)), Words):
+        if found.incidental and not _is_value(found.text):
             continue
         if len(found.text) > max(_ANSWER_CHARACTERS, 4 * len(right)):
             return Reward(0.0, f"a final answer of {len(found.text)} characters")
-        if not equal(right, found.text, float_rounding, strict):
+        same = equal(right, found.text, float_rounding, strict)
+        if not same and not (found.parts and all(equal(right, part, float_rounding, strict) for part in found.parts)):
             return Reward(0.0, f"{found.text[-60:]!r} is not {right[-60:]!r}")
     return Reward(1.0)
+
+
+def _is_value(text: str) -> bool:
+    """Whether text can be read as a value, rather than as words or something about a variable."""
+    reading = read_answer(normalize(text))
+    return not isinstance(reading, Words) and not (isinstance(reading, Quantity) and symbols(reading.node))
 
 
 def right_answer(answer: str) -> str:
@@ -70,9 +79,15 @@ verify_math.check_answer = right_answer  # type: ignore[attr-defined]  # see ver
 
 @lru_cache(maxsize=4096)
 def _right_answer(answer: str) -> Found:
-    """In a box or behind "####"; without them all of it, as a right answer is no sentence to look for one in."""
+    """In a box or behind "####"; without them all of it, as a right answer is no sentence to look for one in.
+
+    No text where nothing but signs of punctuation and empty commands stands there.
+    """
+    answer = outside_thinking(answer)
     found = final_answers(answer) if "\\boxed" in answer or "\\fbox" in answer or "####" in answer else []
-    return found[0] if found else Found(answer.strip(), False)
+    right = found[0] if found else Found(answer.strip(), False)
+    says_nothing = not re.sub(rf"[\s.,;:$()\[\]{{}}{WORDS_OPEN}{WORDS_CLOSE}]|</?answer>", "", normalize(right.text))
+    return Found("", True) if says_nothing and "\\{" not in right.text else right
 
 
 def final_answer(text: str) -> tuple[str, bool]:

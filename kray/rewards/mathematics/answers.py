@@ -58,6 +58,10 @@ _LEADING = re.compile(
 _NAMED_IN_WORDS = re.compile(rf"{WORDS_OPEN}([A-Za-z ,']*(?:\bis|\bare|\bequals|:|=))\s*{WORDS_CLOSE}\s*(?=\S)")
 _APPROXIMATE = re.compile(r"(?:\\approx|approximately|approx\.?|about|roughly|exactly|only)\s+(?=[-+.\d\\(])", re.I)
 _INTEGER_PARAMETER = re.compile(r"\s*,?\s*\(?\s*[kmn]\s*\\in\s*\\mathbb\s*\{?[ZN]\}?\s*\)?$")
+_FOR_ALL = re.compile(
+    rf"(?<=[\w)}}])[\s,(]*(?:{WORDS_OPEN}?\s*\bfor (?:all|every|any)\b|\\forall(?![A-Za-z])).*$", re.DOTALL
+)
+_ARROW = re.compile(r"^\s*(?:\\(?:therefore|implies|Rightarrow|to|iff|quad)(?![A-Za-z])|=>|∴|⇒)\s*")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _CLOCK = re.compile(r"(\d{1,2})\s*:\s*([0-5]\d)\s*((?:[ap]\.?\s*m\.?)?)|(\d{1,2})\s*([ap]\.?\s?m\.?)", re.I)
 _MATRIX = re.compile(
@@ -121,7 +125,7 @@ def _bare(text: str) -> str:
         if text[:1] == WORDS_OPEN and WORDS_CLOSE not in text[:-1] and text[-1:] == WORDS_CLOSE:
             text = mark_connectives(text[1:-1])
         plain = text.replace(WORDS_OPEN, " ", 1).replace(WORDS_CLOSE, " ", 1) if text[:1] == WORDS_OPEN else text
-        text = _INTEGER_PARAMETER.sub("", text)
+        text = _FOR_ALL.sub("", _ARROW.sub("", _INTEGER_PARAMETER.sub("", text)))
         if (found := _NAMED_IN_WORDS.match(text)) and not NO_LABEL.search(found[1]):
             text = text[found.end() :]
         for leading in (_LEADING, _APPROXIMATE):

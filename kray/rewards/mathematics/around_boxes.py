@@ -15,7 +15,8 @@ _OPERATOR_COMMANDS = (
     "pmod|mod|alpha|beta|gamma|theta|lambda|choose|cup|cap"
 )
 _BEFORE_IN_MATHEMATICS = re.compile(rf"(?:[+\-−*/^_|\d!%]|(?<![A-Za-z\\])[A-Za-z]|\\(?:{_OPERATOR_COMMANDS}))\s*\Z")
-_BEFORE_IN_TEXT = re.compile(r"(?:[+−*/^_\d] ?|-)\Z")
+# In text stars and underscores may be Markdown's, a digit with a blank belongs to a sentence, and a dash begins a list.
+_BEFORE_IN_TEXT = re.compile(r"(?:(?<=[\w)}])\s?(?:[+−/^]|(?<=[\d)} ])(?<!\*)\*) ?|(?<=\w)_|\d|(?<!\S)-)\Z")
 # An argument of a command; those that only change the look are no change.
 _IN_BRACES = re.compile(r"(\\[A-Za-z]+)?(?:\s*\{[^{}]*\}|\[[^\[\]]*\])*\s*\{\s*\Z")
 _LOOK = {
@@ -26,21 +27,34 @@ _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\?%|°)")
 _BEHIND_IN_MATHEMATICS = re.compile(
     rf"\s*(?:[+\-−*/^_!\d(]|\.\d|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\\(?:{_OPERATOR_COMMANDS})(?![A-Za-z])|\\left\()"
 )
-_BEHIND_IN_TEXT = re.compile(r"[+*/^_\d]|\.\d|!\s*[+*/=]")
+_BEHIND_IN_TEXT = re.compile(
+    rf"[+/^\d]|_(?!_)[\w{{]|\*(?!\*)\s*[\d(\\]|\.\d|!\s*[+*/=]|\s?\\(?:{_OPERATOR_COMMANDS})(?![A-Za-z])|[A-Za-z](?![A-Za-z])"
+)
 _SCALE = re.compile(rf"[\s$~]*(?:\\[,;: ]\s*)*(?:\\(?:text|mathrm|mbox)\s*\{{\s*)?(?:{'|'.join(SCALES)})s?\b", re.I)
 _DENIED_BEFORE = re.compile(
     r"\b(?:not|cannot|never|isn't|can't|n't)\s*(?:be|equal(?:\s*to)?|simply|just)?\s*[:$(\[\\]*\s*$", re.I
 )
+_BEGIN = r"[\s$.,;!?*)\]\\]*"
 _TAKEN_BACK = re.compile(
-    r"[\s$.,;!?*)\]\\]*(?:(?:is|are|was)\s+(?:not|wrong|incorrect|false)|isn't|"
-    r"(?:no|wait|oops|actually|correction|sorry)\b[^\n]*?\d)",
+    rf"{_BEGIN}(?:(?:is|are|was)\s+(?:not\s+(?:(?:the|an?|my)\s+)?(?:right|correct|final|answer|solution)|wrong|incorrect|false)"
+    r"|isn't\s+(?:right|correct|the\s))",
     re.I,
 )
+# A second look, which takes an answer back unless it confirms it.
+_SECOND_LOOK = re.compile(
+    rf"{_BEGIN}(?:no|wait|oops|actually|correction|sorry|hold on|on second thought|hmm)\b"
+    r"(?!\s+(?:further|other|more|need|matter|to a))([^\n]*\d[^\n]*)",
+    re.I,
+)
+_CONFIRMS = re.compile(r"verif|check|\b(?:yes|good|indeed|correct|right|also)\b|✓", re.I)
+_CONTRADICTS = re.compile(r"wrong|incorrect|not (?:right|correct)|mistake|misread|should be", re.I)
 _ALTERNATIVE = re.compile(
     r"[\s$,;.}]*(?:\\text\s*\{\s*)?\(?\s*(?:or|alternatively)\b\s*\}?"
-    r"\s*(?:maybe|perhaps|possibly|equivalently|,|simply|even)*\s*",
+    r"(?:\s*,?\s*(?:maybe|perhaps|possibly|equivalently|simply|even)\b)*\s*,?\s*",
     re.I,
 )
+_PRICE = re.compile(r"\$(?=\d[\d,.]*(?:\s+[A-Za-z]{2,}|[.,;)]?\s*$|[.,;)]\s))")
+_ROUNDED = re.compile(r"(?:about|approximately|roughly|around|nearly|≈|\$?\\approx)\s*[^\s]*[.%]", re.I)
 
 
 def changed(text: str, begin: int, end: int) -> bool:
@@ -64,29 +78,40 @@ def changed(text: str, begin: int, end: int) -> bool:
         behind = behind[sign.end() :]
     if _SCALE.match(behind):
         return True
-    return (_BEHIND_IN_MATHEMATICS if in_mathematics else _BEHIND_IN_TEXT).match(behind) is not None
+    line = behind.partition("\n")[0]
+    return (_BEHIND_IN_MATHEMATICS if in_mathematics else _BEHIND_IN_TEXT).match(line) is not None
 
 
 def taken_back(text: str, begin: int, end: int) -> bool:
     """Whether words directly before or behind a box say that what it holds is not the answer."""
     before, behind = text[max(0, begin - _WORDS_CHARACTERS) : begin], text[end : end + _WORDS_CHARACTERS]
     denied = ("not" in before or "n't" in before or "never" in before) and _DENIED_BEFORE.search(before)
-    return bool(denied) or _TAKEN_BACK.match(behind) is not None
+    if denied or _TAKEN_BACK.match(behind):
+        return True
+    second = _SECOND_LOOK.match(behind)
+    return second is not None and (bool(_CONTRADICTS.search(second[1])) or not _CONFIRMS.search(second[1]))
 
 
 def alternative(behind: str) -> str:
-    """What "or" directly behind a box adds to the answer; "" without one."""
+    """What "or" directly behind a box adds to the answer; "" without one. A rounding of the same value adds nothing."""
     found = _ALTERNATIVE.match(behind[:_WORDS_CHARACTERS])
-    return clause(behind[found.end() : found.end() + _WORDS_CHARACTERS]) if found else ""
+    added = behind[found.end() : found.end() + _WORDS_CHARACTERS] if found else ""
+    return "" if _ROUNDED.match(added) else clause(added).partition(" if ")[0]
 
 
 def _is_mathematics(before: str) -> bool:
-    """Whether the end of `before` is inside dollar signs or \\[ \\]."""
-    if (before.count("$") - before.count("\\$") - before.count("$$")) % 2:
+    """Whether the end of `before` is inside $$ or \\[ of its paragraph, or a dollar sign of its line that is no price's."""
+    paragraph = before.rpartition("\n\n")[2]
+    if paragraph.count("$$") % 2:
         return True
-    return max(before.rfind("\\["), before.rfind("\\(")) > max(before.rfind("\\]"), before.rfind("\\)"))
+    line = paragraph.rpartition("\n")[2].replace("$$", "").replace("\\$", "")
+    if _PRICE.sub("", line).count("$") % 2:
+        return True
+    displayed = paragraph.replace("\\\\[", "")
+    opened = max(displayed.rfind("\\["), displayed.rfind("\\("))
+    return opened > max(displayed.rfind("\\]"), displayed.rfind("\\)"))
 
 
 def _is_bullet(before: str) -> bool:
     """A dash or a number that begins a line is a list's."""
-    return re.search(r"(?:^|\n)\s*(?:[-*+]|\d+[.)])\s*$|\s[-−]\s$", before) is not None
+    return re.search(r"(?:^|\n)\s*(?:[-*+]|\d+[.)])\s+\Z|\s[-−]\s+\Z", before) is not None

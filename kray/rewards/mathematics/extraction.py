@@ -23,7 +23,14 @@ from dataclasses import dataclass
 
 from kray.rewards.mathematics.around_boxes import alternative, changed, taken_back
 from kray.rewards.mathematics.expressions import FUNCTIONS
-from kray.rewards.mathematics.statements import MATHEMATICS, begins_with_value, last_value, leading_quantity, statement
+from kray.rewards.mathematics.statements import (
+    MATHEMATICS,
+    begins_with_value,
+    last_value,
+    later_statement,
+    leading_quantity,
+    statement,
+)
 from kray.rewards.responses import outside_thinking
 
 # An answer without a mark is looked for at the end: long texts are slow to search.
@@ -32,11 +39,14 @@ _TAIL_CHARACTERS = 4000
 _LINE_CHARACTERS = 200
 
 _TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.I)
+_BLANKS, _EMPTY_LINES = re.compile(r"[ \t]{3,}"), re.compile(r"\n\s*\n\s*\n")
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
 _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\[{}\\]|[{}]")
 _BOX_COMMAND = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)")
 _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s+(\w+)")
 _JOINING = {"", "and", "or", "maybe", "perhaps", "possibly", "also", "either", "alternatively", "even"}
+# A variable in front of a box.
+_LABEL = re.compile(r"([A-Za-z](?:_\{?\w\}?)?)\s*=\s*\$?\s*\Z")
 _HASHES = re.compile(r"####+")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:text|mbox|mathrm)\b)[A-Za-z]{2,}")
 _NO_WORDS = ("and", "or", "pi", "mod")
@@ -48,11 +58,15 @@ _HEADING = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """text: a final answer; marked: a box, "####" or a tag sets it apart; incidental: it counts only where it is a value."""
+    """text: a final answer; marked: a box, "####" or a tag sets it apart; incidental: it counts only where it is a value.
+
+    parts: of an answer of several boxes what each holds; they may all say the same.
+    """
 
     text: str
     marked: bool
     incidental: bool = False
+    parts: tuple[str, ...] = ()
 
 
 def final_answers(response: str) -> list[Found]:
@@ -61,18 +75,25 @@ def final_answers(response: str) -> list[Found]:
     Returns:
         At least one answer, usually one: all must be right. An empty text means that there is none.
     """
-    text = outside_thinking(response)
+    # Long runs of blanks are slow to search.
+    text = _BLANKS.sub("  ", _EMPTY_LINES.sub("\n\n", outside_thinking(response)))
     if "<|" in text:
         text = _SPECIAL_TOKEN.sub(" ", text)
+    tags = list(_TAGGED.finditer(text)) if "<answer>" in text.lower() else []
+    if tags:
+        inside, outside = tags[-1][1], text[: tags[-1].start()] + "\n" + text[tags[-1].end() :]
+        boxed = _boxed(outside)[0] if "box" in outside else []
+        return [*(_marked_answers(inside) or [Found(_unmarked(inside), True)]), *boxed]
+    return _marked_answers(text) or [Found(_unmarked(text), False)]
+
+
+def _marked_answers(text: str) -> list[Found]:
+    """What boxes and "####" set apart, and what contradicts it behind them; nothing without a mark."""
     boxed, behind_boxes = _boxed(text) if "box" in text else ([], 0)
     hashed, behind_hashes = _hashed(text) if "####" in text else ([], 0)
     found = [*boxed, *hashed]
-    if not found and (tags := list(_TAGGED.finditer(text))):
-        found, behind_hashes = [Found(tags[-1][1].strip(), True)], tags[-1].end()
-    if not found:
-        return [Found(_unmarked(text), False)]
     behind = text[max(behind_boxes, behind_hashes) :]
-    if len(behind) > 2 and (stated := statement(behind[-_TAIL_CHARACTERS:])):
+    if found and len(behind) > 2 and (stated := later_statement(behind[-_TAIL_CHARACTERS:])):
         found.append(Found(stated, False, incidental=True))
     return found
 
@@ -93,10 +114,15 @@ def _boxed(text: str) -> tuple[list[Found], int]:
         joined.insert(0, box)
     if changed(text, joined[0][0], end + 1) or taken_back(text, joined[0][0], end + 1):
         return [Found("", True)], end
-    contents = list(dict.fromkeys(_BOX_COMMAND.sub("", text[box[1] : box[2]]).strip() for box in joined))
+    labels = [_LABEL.search(text[max(0, box[0] - 20) : box[0]]) for box in joined]
+    contents = [_BOX_COMMAND.sub("", text[box[1] : box[2]]).strip() for box in joined]
+    if len(joined) > 1 and all(labels):
+        contents = [f"{label[1]} = {content}" for label, content in zip(labels, contents, strict=True) if label]
+    contents = list(dict.fromkeys(contents))
     answer = contents[0] if len(contents) == 1 else " , ".join(f"{{{content}}}" for content in contents)
     other = alternative(text[end + 1 :])
-    return [Found(answer, True), *([Found(other, False, incidental=True)] if other else [])], end
+    parts = tuple(contents) if len(contents) > 1 else ()
+    return [Found(answer, True, parts=parts), *([Found(other, False, incidental=True)] if other else [])], end
 
 
 def _boxes(text: str) -> tuple[list[tuple[int, int, int]], list[int]]:
@@ -121,6 +147,7 @@ def _joins(between: str) -> bool:
     """Whether what stands between two boxes makes one answer of them."""
     if len(between) > _LINE_CHARACTERS:
         return not between.strip()
+    between = _LABEL.sub("", between)
     words = re.sub(r"\\(?:text|mbox|mathrm|quad|qquad|[,;: ])|[\s$,;.&{}()\\]", " ", between)
     return set(words.lower().split()) <= _JOINING
 
@@ -134,7 +161,7 @@ def _hashed(text: str) -> tuple[list[Found], int]:
         line = rest.partition("\n")[0].strip()
         if found and text[mark.end() : begin].strip() != line:
             break
-        if line and _is_heading(line):
+        if line and ("\\boxed" in line or _is_heading(line)):
             continue
         if not found:
             end = len(text) - len(rest) + len(rest.partition("\n")[0])

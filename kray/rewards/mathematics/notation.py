@@ -98,6 +98,11 @@ _CONNECTIVE = re.compile(
     rf"(?<![A-Za-z\\{WORDS_OPEN}])(?:and|or)(?![A-Za-z{WORDS_CLOSE}])(?![^{WORDS_OPEN}]*{WORDS_CLOSE})"
 )
 _EDGES = re.compile(r"\s*,?\s*(and|or)\s+(.+)|(.+)\s(and|or)\s*,?", re.I | re.DOTALL)
+_ENVIRONMENT = re.compile(
+    r"\\begin\s*\{((?:align(?:ed)?|gather(?:ed)?|split|equation)\*?|array(?=\}\s*\{[lcr]\}))\}(?:\{[lcr]\})?"
+    r"(.*?)\\end\s*\{\1\}",
+    re.DOTALL,
+)
 _COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)", re.DOTALL)
 _ALIASES = {
     "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\dbinom": "\\binom", "\\tbinom": "\\binom",
@@ -128,11 +133,14 @@ _PIECE = re.compile(rf"{WORDS_OPEN}[^{WORDS_CLOSE}]*{WORDS_CLOSE}|\\(?:[A-Za-z]+
 def normalize(text: str) -> str:
     """One form for the many ways to write the same answer; see the module. Linear in the length of `text`."""
     text = "".join(c for c in text if c in _KEPT or unicodedata.category(c) not in _REMOVED).replace("。", ".")
+    text = re.sub(r"°\s*([CF])(?![A-Za-z])", lambda m: " celsius" if m[1] == "C" else " fahrenheit", text)
+    text = _ENVIRONMENT.sub(_last_row, text)
     text = _SCRIPTED.sub(lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}", text)
     text = _LOWERED.sub(lambda m: f"_{{{m.group().translate(_SUBSCRIPTS)}}}", text)
     text = "".join(_vulgar(c) for c in text)
     text = _ROOT.sub(lambda m: _ROOTS[m[1]] + (f"{{{m[2]}}}" if m[2] else " "), text)
     text = re.sub(r"\\text\s*\{\s*([€£¥₹¢])\s*\}", r"\1", text).replace("\\pounds", "£")
+    text = re.sub(r"\\text\s*\{\s*\\?\$\s*([\d.,]*\d)\s*\}", r"\\$\1", text)
     text = _PREFIXED.sub(r"\2\1", text)
     text = _SYMBOL.sub(lambda m: _SYMBOLS[m.group()], text)
     text = unicodedata.normalize("NFKC", text.replace("\\\\$", "\\$").replace("`", ""))
@@ -168,6 +176,12 @@ def _vulgar(character: str) -> str:
     return f"\\frac{{{top}}}{{{bottom}}}"
 
 
+def _last_row(environment: re.Match[str]) -> str:
+    """Of aligned steps the last one."""
+    rows = [row for row in environment[2].split("\\\\") if row.strip()]
+    return re.sub(r"^\s*\[[^\]]*\]|&", "", rows[-1]).strip().lstrip("= ") if rows else ""
+
+
 def squeezed(text: str) -> str:
     """Normalized text without marks of words, and without blanks but in front of a digit behind another or a comma."""
     text = text.replace(WORDS_OPEN, "").replace(WORDS_CLOSE, "").rstrip(" .")
@@ -190,7 +204,8 @@ def _words(content: str) -> str:
         return f"\\{content.strip()} "
     if found := _EDGES.fullmatch(content):
         return "".join(_words(part) for part in found.groups() if part and part.strip(" ,"))
-    stripped = content.strip().rstrip(".")
+    stripped = content.strip()
+    stripped = stripped.rstrip(".") if stripped[:1].isdigit() else stripped
     if re.fullmatch(r"[-+]?[\d.,]*\d|[A-Za-z]", stripped.strip("()")) and "(" not in stripped:
         return f" {stripped} " if content != content.strip() else stripped
     return f"{WORDS_OPEN}{content}{WORDS_CLOSE}"

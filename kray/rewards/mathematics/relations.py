@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -76,6 +77,7 @@ def is_label(text: str) -> bool:
     """Whether text names a thing whose value may follow: x, f(x), \\angle ABC, words."""
     if NO_LABEL.search(text):
         return False
+    text = text.strip("{} ") if text[:1] == "{" else text
     if text[:1] == WORDS_OPEN and WORDS_CLOSE not in text[:-1] and text[-1:] == WORDS_CLOSE:
         return True
     return _LABEL.fullmatch(text.strip()) is not None or is_words(text)
@@ -91,7 +93,7 @@ def _read_equality(sides: list[str], relations: list[str], read_side: Callable[[
         return None
     steps = [read_quantity(side) for side in sides]
     # m + n = 30 + 31 = 61: what is asked for, and its value.
-    asked = len(symbols(steps[0].node)) > 1
+    asked = len(symbols(steps[0].node)) > 1 or _applies(steps[0].node)
     if asked and len(sides) > 2:
         return _read_equality(sides[1:], relations[1:], read_side)
     if _consistent(steps):
@@ -133,8 +135,13 @@ def _rounds(rounded: Quantity, exact: Quantity) -> bool:
     """Whether a decimal of at least two digits is another value rounded to its last place."""
     if symbols(exact.node) or len(rounded.decimal.replace(".", "").lstrip("0")) < 2:
         return False
-    half = ("num", Fraction(1, 2 * 10 ** len(rounded.decimal.partition(".")[2])))
-    return not less(half, ("fn", "abs", ("add", rounded.node, ("neg", exact.node))))
+    half = replace(rounded, node=("num", Fraction(1, 2 * 10 ** len(rounded.decimal.partition(".")[2]))))
+    return not less(_scaled(half), ("fn", "abs", ("add", _scaled(rounded), ("neg", _scaled(exact)))))
+
+
+def _applies(node: Node) -> bool:
+    """Whether an expression has a function of which nothing is known: f(1) + f(2)."""
+    return node[:2] == ("fn", "applied") or any(_applies(child) for child in node[1:] if isinstance(child, tuple))
 
 
 def _scaled(quantity: Quantity) -> Node:

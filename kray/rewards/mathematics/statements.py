@@ -6,19 +6,21 @@ import re
 
 from kray.rewards.mathematics.units import NO_UNIT, SCALES
 
-MATHEMATICS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+MATHEMATICS = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\.|[^$\n\\])+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 _NOUN = r"(?:\b(?:answer|result|solution|option|choice|respuesta|réponse|antwort)s?\b|答案|故选|ответ|정답)"
 _STATEMENT = re.compile(
     rf"""{_NOUN}[*_"'\s]{{0,3}}
         (?:[:=：]|是|为|(?<=故选)|[^\n.:=?!$]{{0,60}}?\b(?:is|are|be|was|equals|becomes)\b|[^\S\n]*\**(?=\n))
-        [*_]*\s*(?:\b(?:therefore|thus|then|hence|now|simply|just|equal\s+to)\b\s*)?[:：]?""",
+        [*_]*\s*,?\s*(?:\b(?:therefore|thus|then|hence|now|simply|just|equal\s+to|indeed|still|clearly|of\s+course|exactly|again|also
+        |given\s+by|found\s+to\s+be)\b\s*,?\s*)?[:：]?""",
     re.I | re.VERBOSE,
 )  # fmt: skip
 _DENIAL = re.compile(r"\b(?:not|cannot|never|isn't|can't|neither|nor)\b|n't\b", re.I)
 _CLAUSE_END = re.compile(
     r"\n|\.(?=\s|$|\*|\"|<)|。|[!?](?=\s|$)|,?\s+(?:since|because|as|which|where|so|therefore|thus|with|after|given|due)\b"
-    r"|,\s+(?:we|the|it|this|he|she|they)\b|\s+[–—(\[]\s*(?!or\b|maybe\b)(?=[A-Za-z]{2})",
+    r"|,\s+(?:we|the|it|this|he|she|they|not)\b|,?\s+and\s+(?:we|this|it|that)\b|,?\s+(?:if\s+we\s+round|when\s+rounded|rounded)\b"
+    r"|;\s+(?!or\b)(?=[A-Za-z]{2})|\s+[-–—]\s+(?!or\b|maybe\b)(?=[A-Za-z]{2})|:\s+(?=\$)|\s+[–—(\[]\s*(?!or\b|maybe\b)(?=[A-Za-z]{2})",
     re.I,
 )
 _RETRACTED = re.compile(r"[\s.?!*]*(?:or|no|wait|actually|alternatively|correction|sorry|oops)\b[^\n]*\d", re.I)
@@ -40,6 +42,25 @@ _NO_CLAIM = re.compile(
 _NUMBERED = re.compile(
     r"\b(?:problem|page|step|question|part|case|exercise|section|figure|equation|example)\s*#?\s*$", re.I
 )
+# Sentences that speak of another case, or of what is wrong.
+_ANOTHER_CASE = re.compile(
+    r"\b(?:if|would|wrong|incorrect|mistake|might|may|without|were|part|question|common|alternative)\b", re.I
+)
+_IS_ANSWER = re.compile(
+    rf"(?:^|[.:,;]\s|\b(?:so|thus|therefore|hence)\b)[\s,]*([^.,;:\n]{{1,60}}?)\s+is\s+(?:the|our|my)\s+(?:\w+\s+)?{_NOUN}",
+    re.I,
+)
+_IS_CORRECT = re.compile(r"(?:option|choice|answer)?\s*\(?\b([A-J])\b\)?\s+is\s+(?:the\s+)?(?:correct|right)\b", re.I)
+_ROUNDING = re.compile(
+    r",?\s+(?:or\s+)?(?:about|approximately|roughly)\s+\S*[.%]\S*|\s*\((?:≈|\\approx|approximately|about)[^()]*\)", re.I
+)
+_NOT_BUT = re.compile(r"\bnot\s+[^,;.\n]{1,30}?\s+but\b", re.I)
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+# What follows only explains the value in front.
+_TAIL = re.compile(
+    r",?\s+(?:since|when|which|attained|because|after|where|if|as|for|at|with|satisf\w+|is\s+the\s+only)\b|\s\((?!\d)|;\s",
+    re.I,
+)
 _VALUE = re.compile(
     r"[\s{(\[$]*(?:\\?[A-Za-z]\s*=\s*)?[\s{(\[$]*(?:[-+−]?\s*(?:\\?\$\s*)?[\d.]*\d|\\(?:d?frac|sqrt|pi|pm|text|left|\{|infty|begin))"
 )
@@ -51,19 +72,40 @@ def statement(text: str) -> str | None:
     Returns:
         The text of it; "" where the statement denies or takes itself back; None without a statement.
     """
+    text = _NOT_BUT.sub("", text)
     for found in reversed(list(_STATEMENT.finditer(text))):
-        rest = text[found.end() :].lstrip(" *_:\n\"'")
+        rest = text[found.end() :].lstrip(" *_:}\n\"'")
         if not rest:
             continue
         named = clause(rest)
         behind = rest[len(named) :] if rest.startswith(named) else ""
         return "" if _DENIAL.search(found.group()) or _RETRACTED.match(behind) else named
+    for pattern in (_IS_ANSWER, _IS_CORRECT):
+        if named_before := list(pattern.finditer(text)):
+            value = named_before[-1][1].strip(" *_")
+            return "" if _DENIAL.search(value) else value
     return None
+
+
+def later_statement(text: str) -> str:
+    """What a statement behind the final answer names as the answer once more.
+
+    Returns:
+        The text of it; "" without one, or where it speaks of another case.
+    """
+    for found in reversed(list(_STATEMENT.finditer(text))):
+        rest = text[found.end() :].lstrip(" *_:}\n\"'")
+        begin = max(text.rfind(mark, 0, found.start()) for mark in (". ", "\n", "! ", "? ", ": "))
+        named = clause(rest)
+        about = text[begin + 1 : found.end()] + rest[: len(named)]
+        if begins_with_value(named) and not _ANOTHER_CASE.search(about) and not _DENIAL.search(about):
+            return named
+    return ""
 
 
 def clause(text: str) -> str:
     """What stands at the beginning of `text`, up to the end of the clause."""
-    text = re.sub(r"\*\*|`", "", text)
+    text = _ROUNDING.sub("", re.sub(r"\*\*|`", "", text))
     mathematics = MATHEMATICS.match(text)
     begin = mathematics.end() if mathematics else 0
     end = _CLAUSE_END.search(text, begin)
@@ -96,11 +138,19 @@ def last_value(text: str) -> str:
     Returns:
         The text of it; "" without one, or where its sentence does not claim that it is the answer.
     """
+    text = _NOT_BUT.sub("", text)
+    last = text.rstrip().rpartition("\n")[2]
+    bold = [span for span in _BOLD.finditer(last) if any(c.isdigit() for c in span[1])]
+    if bold and not begins_with_value(last[bold[-1].end() :].lstrip(" =")):
+        return _joined(last, bold)
+    if (tail := _TAIL.search(last)) and re.search(r"\d", last[: tail.start()]):
+        text = text.rstrip()[: len(text.rstrip()) - len(last) + tail.start()]
     spans = list(MATHEMATICS.finditer(text))
     runs = [run for run in _RUN.finditer(text) if any(c.isdigit() for c in run.group())]
     if spans and not any(run.start() >= spans[-1].end() for run in runs):
         begin, end = spans[-1].span()
-        value = next(filter(None, spans[-1].groups())).rpartition("=")[2]
+        value = _joined(text, spans)
+        value = value if "\\begin" in value else value.rpartition("=")[2]
     elif runs:
         begin, end = _grown(text, *runs[-1].span())
         for run in reversed(runs[:-1]):
@@ -111,13 +161,23 @@ def last_value(text: str) -> str:
         value = text[begin:end]
     else:
         return ""
-    start = max(text.rfind(mark, 0, begin) for mark in ("\n", ". ", "! ", "? ")) + 1
+    start = max(text.rfind(mark, 0, begin) for mark in ("\n", ". ", "! ", "? ", ", ", "; ")) + 1
     stop = min(
         (place for place in (text.find(mark, end) for mark in ("\n", ". ", "!")) if place >= 0), default=len(text)
     )
     if _NO_CLAIM.search(text[start:begin] + text[end:stop]) or _NUMBERED.search(text[start:begin]):
         return ""
     return value.strip(" .,;:*_=").strip()
+
+
+def _joined(text: str, spans: list[re.Match[str]]) -> str:
+    """The last of these spans, with those that a comma, "and" or "or" joins to it."""
+    parts = [next(filter(None, spans[-1].groups()))]
+    for span, following in zip(reversed(spans[:-1]), reversed(spans[1:]), strict=True):
+        if not _JOIN.fullmatch(text, span.end(), following.start()):
+            break
+        parts.insert(0, next(filter(None, span.groups())))
+    return " , ".join(parts)
 
 
 def _grown(text: str, begin: int, end: int) -> tuple[int, int]:

@@ -304,7 +304,7 @@ def read_unit(words: str) -> Unit | None:
     for word in words.split():
         if _singular(word) in SCALES:
             multiple *= SCALES[_singular(word)]
-        elif word not in _FILLERS or words in ("in", "a"):
+        elif word not in _FILLERS or words in ("in", "a") or words.startswith(("in^", "in ^", "in/")):
             found.append(word)
     if not found or words == "times":
         return Unit(multiple=multiple)
