@@ -75,8 +75,10 @@ def final_answers(response: str) -> list[Found]:
     Returns:
         At least one answer, usually one: all must be right. An empty text means that there is none.
     """
+    text = outside_thinking(response)
     # Long runs of blanks are slow to search.
-    text = _BLANKS.sub("  ", _EMPTY_LINES.sub("\n\n", outside_thinking(response)))
+    if "   " in text or "\t\t" in text or "\n\n\n" in text:
+        text = _BLANKS.sub("  ", _EMPTY_LINES.sub("\n\n", text))
     if "<|" in text:
         text = _SPECIAL_TOKEN.sub(" ", text)
     tags = list(_TAGGED.finditer(text)) if "<answer>" in text.lower() else []
