@@ -18,6 +18,8 @@ def outside_thinking(response: str) -> str:
     What a tag closes that none opened is thinking, too: chat templates of reasoning models open it in the prompt. Thinking
     that is not closed goes to the end.
     """
+    if "<" not in response and "◁" not in response:
+        return response
     lowered = response.lower()
     if not any(name in lowered for name in _NAMES):
         return response

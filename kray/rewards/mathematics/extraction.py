@@ -77,11 +77,11 @@ def final_answers(response: str) -> list[Found]:
     """
     text = outside_thinking(response)
     # Long runs of blanks are slow to search.
-    if "   " in text or "\t\t" in text or "\n\n\n" in text:
+    if "   " in text or "\n\n\n" in text or "\t\t" in text:
         text = _BLANKS.sub("  ", _EMPTY_LINES.sub("\n\n", text))
     if "<|" in text:
         text = _SPECIAL_TOKEN.sub(" ", text)
-    tags = list(_TAGGED.finditer(text)) if "<answer>" in text.lower() else []
+    tags = list(_TAGGED.finditer(text)) if "</" in text else []
     if tags:
         inside, outside = tags[-1][1], text[: tags[-1].start()] + "\n" + text[tags[-1].end() :]
         boxed = _boxed(outside)[0] if "box" in outside else []
