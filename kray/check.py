@@ -12,7 +12,7 @@ from pathlib import Path
 from kray.config import KrayConfig, preview
 from kray.launch import check_prompts, model_path
 from kray.machine import shortages_here
-from kray.prepare import Prepared, Reader, Say, encode, load_sources, read_policy, read_tiny, turn_stops
+from kray.prepare import Prepared, Reader, Say, counted, encode, load_sources, read_policy, read_tiny, turn_stops
 from kray.prompts.tokenize import as_read
 from kray.records import ConfigError, Prompt
 from kray.resume import note_changes
@@ -107,9 +107,11 @@ def _shown(prepared: Prepared, reader: Reader) -> list[str]:
     loaded = prepared.loaded
     where = f"{loaded.source.kind} {loaded.source.path}".strip()
     span = f"{min(lengths):,} to {max(lengths):,} tokens, {sum(lengths) / len(lengths):,.0f} on average"
-    lines = ["", f"{loaded.key} ({where}): {len(lengths):,} prompts of {span}"]
+    if min(lengths) == max(lengths):
+        span = counted(lengths[0], "token")
+    lines = ["", f"{loaded.key} ({where}): {counted(len(lengths), 'prompt')} of {span}"]
     for prompt, tokens in prepared.encoded[:SHOWN]:
-        lines.append(f"  {prompt.id}, {len(tokens):,} tokens, answer {prompt.answer!r:.60}")
+        lines.append(f"  {prompt.id}, {counted(len(tokens), 'token')}, answer {prompt.answer!r:.60}")
         lines += [f"  | {line}" for line in _printable(as_read(tokens, reader.tokenizer)).split("\n")]
     return lines
 

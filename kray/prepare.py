@@ -13,8 +13,9 @@ from kray.config import KrayConfig, TinyPolicyConfig
 from kray.config.schema import SourceConfig
 from kray.environments import stops_of
 from kray.prompts import load_prompts, load_tests
+from kray.prompts.chat_templates import check_template, lost_messages
 from kray.prompts.model_files import check_context, load_tokenizer, read_config, stop_ids
-from kray.prompts.tokenize import as_read, check_template, encode_all, special_text
+from kray.prompts.tokenize import encode_all, reads_chat, special_in, special_text
 from kray.records import ConfigError, DataError, Prompt
 from kray.train.supported import check_supported
 from kray.train.tiny import MAX_POSITIONS, check_tiny, folder_of, lessons_of, tokenizer_of
@@ -113,30 +114,94 @@ def encode(config: KrayConfig, loaded: Loaded, reader: Reader, say: Say) -> Prep
 
     Raises:
         ConfigError: The chat template has no such variable.
-        DataError: A prompt cannot be encoded, or too few are left.
+        DataError: A prompt cannot be encoded, too few are left, or all of them read the same.
     """
-    source = loaded.source
-    check_template(source, reader.tokenizer, loaded.key)
-    if source.system and not (source.chat and getattr(reader.tokenizer, "chat_template", None)):
-        why = "the tokenizer has no chat template" if source.chat else f"{loaded.key}.chat is false"
-        say(f"warning: {loaded.key}.system is not used: {why}")
-        source = replace(source, system="")
-    limit = f"prompts.max_tokens is {config.prompts.max_tokens}"
-    prompts, part = loaded.prompts, loaded.part
-    kept, dropped = encode_all(prompts, reader.tokenizer, source, config.prompts.max_tokens, reader.vocabulary)
+    source, key, prompts = loaded.source, loaded.key, loaded.prompts
+    tokenizer = reader.tokenizer
+    check_template(source, tokenizer, key)
+    if not reads_chat(tokenizer, source):
+        why = f"{key}.chat is false" if not source.chat else "the tokenizer has no chat template"
+        if chats := next((prompt for prompt in prompts if prompt.text is None), None):
+            raise DataError(f"prompt {chats.id}: it holds chat messages, but {why}")
+        if source.system:
+            say(f"warning: {key}.system is not used: {why}")
+            source = replace(source, system="")
+    limit = config.prompts.max_tokens
+    kept, dropped = encode_all(prompts, tokenizer, source, limit, reader.vocabulary)
     if dropped:
-        say(f"note: {len(dropped)} of {len(prompts)} {part} prompts dropped, longer than {limit}; first {dropped[0]}")
-    least = config.prompts.per_step if part == "train" else 1
+        longer = f"{len(dropped):,} of {counted(len(prompts), f'{loaded.part} prompt')}"
+        say(f"note: {longer} dropped: longer than prompts.max_tokens, which is {limit}; first {dropped[0]}")
+    least = config.prompts.per_step if loaded.part == "train" else 1
     if len(kept) < least:
-        raise DataError(f"{loaded.key}: {len(kept)} of {len(prompts)} prompts are left, {least} are needed; {limit}")
-    text = next((tokens for prompt, tokens in kept if prompt.text is not None), None)
-    if source.system and text is not None and source.system.strip() not in as_read(text, reader.tokenizer):
-        say(f"warning: {loaded.key}.system is not found in what the chat template makes of a prompt")
-    spelt = {} if source.special_tokens else {p.id: special_text(p, reader.tokenizer) for p, _ in kept}
-    if spelt := {prompt_id: token for prompt_id, token in spelt.items() if token}:
-        first, token = next(iter(spelt.items()))
-        say(
-            f"note: {loaded.key}: special tokens in the text of {len(spelt)} of {len(kept)} prompts are read as text (first "
-            f"{first}: {token!r}); prompts that have been through a chat template need chat: false and special_tokens: true"
-        )
+        left = f"{len(kept):,} of {counted(len(prompts), 'prompt')} {'is' if len(kept) == 1 else 'are'} left"
+        needed = f"{least:,} {'is' if least == 1 else 'are'} needed"
+        raise DataError(f"{key}: {left}, {needed}; prompts.max_tokens is {limit}")
+    _check_differ(loaded, kept)
+    for line in [*_lost(loaded, source, kept, tokenizer), *_special_tokens(loaded, source, kept, tokenizer)]:
+        say(line)
     return Prepared(loaded, kept, dropped)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 prompt, 2,000 prompts."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _check_differ(loaded: Loaded, kept: Encoded) -> None:
+    """Refuse prompts that differ and that the policy would read as one. Raises DataError."""
+    (first, tokens), *others = kept
+    if all(read == tokens for _, read in others) and any(
+        (prompt.text, prompt.messages) != (first.text, first.messages) for prompt, _ in others
+    ):
+        raise DataError(
+            f"{loaded.key}: all {len(kept):,} prompts read the same, though they differ: what makes a difference is lost in "
+            "the chat template or in the tokenizer"
+        )
+
+
+def _lost(loaded: Loaded, source: SourceConfig, kept: Encoded, tokenizer: Any) -> list[str]:
+    """Warnings about messages that the chat template leaves out or cuts."""
+    if not reads_chat(tokenizer, source):
+        return []
+    lines = []
+    for role, (lost, of, first) in lost_messages([prompt for prompt, _ in kept], tokenizer, source).items():
+        what = (
+            f"{loaded.key}.system" if role == "system" and source.system else f"{loaded.key}: a message of the {role}"
+        )
+        many = (
+            f"in {lost:,} of {counted(of, 'prompt')}"
+            if of == len(kept)
+            else f"in {lost:,} of {of:,} that were looked at"
+        )
+        lines.append(
+            f"warning: {what} is not found whole in what the chat template makes of a prompt: {many}, first {first}"
+        )
+    return lines
+
+
+def _special_tokens(loaded: Loaded, source: SourceConfig, kept: Encoded, tokenizer: Any) -> list[str]:
+    """Notes about special tokens that are spelt in prompts, in their template or in the system message."""
+    chat, whole = reads_chat(tokenizer, source), source.special_tokens
+    if whole and not chat:
+        return []
+    spelt = [(p.id, token) for p, _ in kept if (token := special_text(p, tokenizer))]
+    found = (
+        [("in the text of {} of {}".format(f"{len(spelt):,}", counted(len(kept), "prompt")), *spelt[0])]
+        if spelt
+        else []
+    )
+    if any(prompt.text is not None for prompt, _ in kept):  # messages have neither template nor system message
+        for name, text in (("template", source.template), ("system", source.system)):
+            if token := special_in(text, tokenizer):
+                found.append((f"in {loaded.key}.{name}", "", token))
+    if whole:
+        how = "are read as such, inside messages around which the chat template writes its own"
+        advice = "prompts that have been through a chat template need chat: false"
+    else:
+        how = "are read as text"
+        advice = "prompts that have been through a chat template need chat: false and special_tokens: true"
+    return [
+        f"{'note' if first else 'warning'}: {loaded.key}: special tokens {where} {how} "
+        f"(first {f'{first}: ' if first else ''}{token!r}); {advice}"
+        for where, first, token in found
+    ]

@@ -67,11 +67,11 @@ def test_a_good_model_is_checked_and_prompts_are_shown(chat):
     assert done.returncode == 0, done.stderr
     expected = [
         "  arithmetic/train/0, 90 tokens, answer '61'",
-        "  | <|im_start|>system",
-        "  | Be brief.<|im_end|>",
-        "  | <|im_start|>user",
-        "  | 8+8= Answer:<|im_end|>",
-        "  | <|im_start|>assistant",
+        "  | «<|im_start|>»system",
+        "  | Be brief.«<|im_end|>»",
+        "  | «<|im_start|>»user",
+        "  | 8+8= Answer:«<|im_end|>»",
+        "  | «<|im_start|>»assistant",
         "  | ",
     ]
     lines = done.stdout.splitlines()
@@ -100,7 +100,7 @@ def test_a_template_that_leaves_the_system_message_out_is_told(changed):
     )
     done = check(*arguments(model, "prompts.train.system=Be brief."))
     assert done.returncode == 0, done.stderr
-    assert "warning: prompts.train.system is not found in what the chat template makes of a prompt" in done.stdout
+    assert "warning: prompts.train.system is not found whole in what the chat template makes of a prompt" in done.stdout
 
 
 def test_prompts_that_spell_special_tokens_are_told(chat, tmp_path):
@@ -138,7 +138,7 @@ def test_a_variable_that_the_template_lacks_is_refused(chat):
 
 def test_too_few_short_prompts_are_refused(chat):
     told = refused_alike(arguments(chat, "prompts.max_tokens=20"))
-    assert "prompts.train: 0 of 1024 prompts are left, 64 are needed" in told
+    assert "prompts.train: 0 of 1,024 prompts are left, 64 are needed" in told
 
 
 def test_template_variables_are_shown_and_settled(changed, chat):
@@ -146,7 +146,7 @@ def test_template_variables_are_shown_and_settled(changed, chat):
     done = check(*arguments(changed(thinks), "prompts.train.chat_template_kwargs={enable_thinking: false}"))
     assert done.returncode == 0, done.stderr
     train, _, test = done.stdout.partition("\nprompts.test (")
-    assert train.count("[no thinking]<|im_start|>user") == 2
+    assert train.count("[no thinking]«<|im_start|>»user") == 2
     assert "[no thinking]" not in test
     assert "warning: prompts.train.chat_template_kwargs and prompts.test.chat_template_kwargs differ" in done.stdout
 
@@ -224,14 +224,14 @@ def test_long_prompts_are_shown_with_beginning_and_end(chat, tmp_path):
     longer = ["prompts.max_tokens=4000", "rollout.max_response_tokens=10"]
     done = check(*arguments(chat, *paths, "prompts.max_tokens=2040"), "rollout.max_response_tokens=8")
     assert done.returncode == 2  # all are longer
-    assert "70 of 70 train prompts dropped" in done.stdout
+    assert "70 of 70 train prompts dropped: longer than prompts.max_tokens, which is 2040" in done.stdout
     model = Path(shutil.copytree(chat, tmp_path / "long"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8000}))
     done = check(*arguments(model, *paths, *longer))
     assert done.returncode == 0, done.stderr
     assert "  | [... 1," in done.stdout
-    assert "\\x1b[2Jend 0<|im_end|>" in done.stdout
+    assert "\\x1b[2Jend 0«<|im_end|>»" in done.stdout
 
 
 # -- resumes -----------------------------------------------------------------------------------------------------------

@@ -337,6 +337,8 @@ def test_a_chat_model_trains_on_gsm8k(ray_local, tmp_path):
     assert rows["train/skipped"] == 1  # no group was mixed
     table = json.loads((tmp_path / "gsm8k/samples/step-000001.json").read_text())
     for row in (dict(zip(table["columns"], values, strict=True)) for values in table["data"]):
-        start = f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{row['prompt']}\n\nThink step by step"
+        start = (
+            f"«<|im_start|>»system\nBe brief.«<|im_end|>»\n«<|im_start|>»user\n{row['prompt']}\n\nThink step by step"
+        )
         assert row["rendered_prompt"].startswith(start)
-        assert row["rendered_prompt"].endswith("<|im_end|>\n<|im_start|>assistant\n")
+        assert row["rendered_prompt"].endswith("«<|im_end|>»\n«<|im_start|>»assistant\n")

@@ -37,7 +37,7 @@ def preview(
         title = "first prompts, as the data has them"
         samples = [f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3]]
     else:
-        title = "first prompts, as the policy reads them"
+        title = "first prompts, as the policy reads them (special tokens between « and »; without, such characters are text)"
     return "\n".join([*table, *([""] if doubts else []), *doubts, "", title, *samples])
 
 

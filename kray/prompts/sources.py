@@ -158,8 +158,9 @@ class _Repeats:
         if self.repeated and not kept:
             row, first = self.example
             found.append(
-                f"note: {path}: {prompts + self.repeated} rows are {prompts} prompts: {self.repeated} rows repeat the prompt "
-                f"and the answer of another, the first {row} that of {first} (keep_repeats: true keeps them)"
+                f"note: {path}: {prompts + self.repeated} rows hold {prompts} prompt{'s' if prompts > 1 else ''}: "
+                f"{self.repeated} row{'s repeat' if self.repeated > 1 else ' repeats'} the prompt and the answer of another, "
+                f"the first {row} that of {first} (keep_repeats: true keeps them)"
             )
         if self.disputed:
             first, other = next(iter(self.disputed.values()))

@@ -6,10 +6,11 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from kray.config.schema import SourceConfig
-from kray.records import ConfigError, DataError, Prompt
+from kray.records import DataError, Prompt
 
 _MARK, _MARK_END = "\ue000", "\ue001"  # around the number of a message, in place of its content
 
@@ -24,10 +25,10 @@ def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple
     conversation. Special is what the tokenizer says is; other added tokens (some models' <think>) are tokens anywhere.
     Raises DataError that names the prompt.
     """
-    if source.chat and getattr(tokenizer, "chat_template", None):
-        tokens = _encode_chat(_messages(prompt, source), tokenizer, prompt.id, source)
+    if reads_chat(tokenizer, source):
+        tokens = _encode_chat(messages_of(prompt, source), tokenizer, prompt.id, source)
     elif prompt.text is None:
-        why = "source.chat is off" if not source.chat else "the tokenizer has no chat template"
+        why = "chat is false for its source" if not source.chat else "the tokenizer has no chat template"
         raise DataError(f"prompt {prompt.id}: it holds chat messages, but {why}")
     else:
         text = _wrap(prompt, source)
@@ -42,35 +43,54 @@ def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple
 
 
 def as_read(tokens: Sequence[int], tokenizer: Any) -> str:
-    """The text of token ids as a policy reads them, with its special tokens."""
+    """The text of token ids as a policy reads them, every special token between « and »: «<|im_end|>».
+
+    The same characters as text stay as they are; where text has the marks, too, a backslash tells it: «\\<|im_end|>».
+    """
+    special = sorted(_special(tokenizer), key=len, reverse=True)
+    whole = _decode(tokens, tokenizer)
+    if not any(token in whole for token in special):
+        return whole
+    control = {tokenizer.convert_tokens_to_ids(token): token for token in special}
+    spelt = re.compile("|".join(map(re.escape, special)))
+    pieces: list[tuple[str, str]] = []  # (special token or "" at the beginning, the text up to the next)
+    order: list[str] = []  # of what is found in the whole: a special token, "" for characters that are text
+    ends = [-1, *(place for place, token in enumerate(tokens) if token in control), len(tokens)]
+    for start, end in pairwise(ends):
+        token, text = control[tokens[start]] if start >= 0 else "", _decode(tokens[start + 1 : end], tokenizer)
+        pieces.append((token, text))
+        order += [token] * bool(token) + [""] * len(spelt.findall(text))
+    found = list(spelt.finditer(whole))
+    if len(found) == len(order) and all(kind in ("", match.group()) for match, kind in zip(found, order, strict=True)):
+        # Taken from the whole: some tokenizers drop the first space of what is decoded alone.
+        starts = [("", 0, 0), *((kind, *match.span()) for match, kind in zip(found, order, strict=True) if kind)]
+        stops = [*(start for _, start, _ in starts[1:]), len(whole)]
+        pieces = [(token, whole[end:stop]) for (token, _, end), stop in zip(starts, stops, strict=True)]
+    return "".join((f"«{token}»" if token else "") + _as_text(text, spelt) for token, text in pieces)
+
+
+def _as_text(text: str, spelt: re.Pattern[str]) -> str:
+    return re.sub(f"«(?=(?:{spelt.pattern})»)", r"«\\", text)
+
+
+def _decode(tokens: Sequence[int], tokenizer: Any) -> str:
     return str(tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
+def special_in(text: str, tokenizer: Any) -> str | None:
+    """The first special token of the tokenizer that a text spells out, None where it spells none."""
+    return min((token for token in _special(tokenizer) if token in text), key=text.index, default=None)
+
+
 def special_text(prompt: Prompt, tokenizer: Any) -> str | None:
-    """The first special token that a prompt's text spells out, None where it spells none."""
+    """The first special token that a prompt's own text spells out, None where it spells none."""
     texts = [prompt.text or ""] if prompt.messages is None else [message["content"] for message in prompt.messages]
-    return next((token for token in _special(tokenizer) for text in texts if token in text), None)
+    return next((token for text in texts if (token := special_in(text, tokenizer))), None)
 
 
-def check_template(source: SourceConfig, tokenizer: Any, key: str) -> None:
-    """Refuse variables of the chat template that it would not read: it would leave them out silently.
-
-    Args:
-        source: Whose chat_template_kwargs are looked at.
-        tokenizer: With the template.
-        key: Of the source in the configuration, for messages.
-
-    Raises:
-        ConfigError: Names the variable.
-    """
-    if not source.chat_template_kwargs:
-        return
-    if not getattr(tokenizer, "chat_template", None):
-        raise ConfigError(f"{key}.chat_template_kwargs: the tokenizer has no chat template that could read them")
-    template = tokenizer.get_chat_template()
-    for name in source.chat_template_kwargs:
-        if not re.search(rf"\b{re.escape(str(name))}\b", template):
-            raise ConfigError(f"{key}.chat_template_kwargs.{name}: the tokenizer's chat template has no such variable")
+def reads_chat(tokenizer: Any, source: SourceConfig) -> bool:
+    """Whether the source's prompts go through the tokenizer's chat template."""
+    return source.chat and bool(getattr(tokenizer, "chat_template", None))
 
 
 def encode_all(
@@ -101,7 +121,7 @@ def encode_opening(
     Text goes on with the prompt's text or its last message, messages follow the prompt's. Raises DataError.
     """
     if not isinstance(opening, str):
-        messages = (*_messages(prompt, source), *opening)
+        messages = (*messages_of(prompt, source), *opening)
     elif prompt.messages is None:
         return encode_prompt(replace(prompt, text=f"{prompt.text}{opening}"), tokenizer, source)
     else:
@@ -133,7 +153,7 @@ def encode_answer(
     marks = [f"{_MARK}{index}{_MARK_END}" for index in range(len(answer) + 1)]
     before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marks[0]}]
     marked = [{**message, "content": mark} for message, mark in zip(answer, marks[1:], strict=True)]
-    _, found, rest = _render([*before, *marked], tokenizer, prompt_id, variables or {}).partition(marks[0])
+    _, found, rest = render_chat([*before, *marked], tokenizer, prompt_id, variables or {}).partition(marks[0])
     if not found:
         raise rewritten
     contents = [message["content"] for message in answer]
@@ -154,7 +174,8 @@ def _wrap(prompt: Prompt, source: SourceConfig) -> str:
     return wrapped
 
 
-def _messages(prompt: Prompt, source: SourceConfig) -> list[dict[str, str]]:
+def messages_of(prompt: Prompt, source: SourceConfig) -> list[dict[str, str]]:
+    """The messages that a chat template is given for a prompt. Raises DataError."""
     if prompt.messages is not None:
         return [dict(message) for message in prompt.messages]
     system = [{"role": "system", "content": source.system}] if source.system else []
@@ -168,7 +189,7 @@ def _encode_chat(
     special = () if source.special_tokens else _special(tokenizer)
     suspects = [key for message in messages for key, text in message.items() if any(token in text for token in special)]
     if not suspects:
-        return _encode(_render(messages, tokenizer, prompt_id, variables), tokenizer)
+        return _encode(render_chat(messages, tokenizer, prompt_id, variables), tokenizer)
     if other := set(suspects) - {"content"}:
         raise DataError(f'prompt {prompt_id}: "{min(other)}" of a message holds a special token')
     # Rare: render with placeholders, so that what the template wrote and what the prompt wrote are told apart. The spaces
@@ -179,7 +200,7 @@ def _encode_chat(
         {**message, "content": text.replace(text.strip(), mark) if mark else text}
         for message, text, mark in zip(messages, contents, marks, strict=True)
     ]
-    rendered = _render(marked, tokenizer, prompt_id, variables)
+    rendered = render_chat(marked, tokenizer, prompt_id, variables)
     return _fill(rendered, marks, contents, tokenizer, prompt_id, _rewritten(prompt_id, "it holds a special token"))
 
 
@@ -211,7 +232,10 @@ def _special(tokenizer: Any) -> tuple[str, ...]:
     return tuple(token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token)
 
 
-def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: str, variables: Mapping[str, Any]) -> str:
+def render_chat(
+    messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: str, variables: Mapping[str, Any]
+) -> str:
+    """What the chat template makes of messages, the assistant's turn opened. Raises DataError."""
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
     except Exception as error:  # templates refuse roles and orders in ways of their own

@@ -30,7 +30,7 @@ def test_identical_rows_are_one_prompt_and_one_line_says_so(tmp_path):
     prompts, said = load(source)
     assert [(prompt.id, prompt.text) for prompt in prompts] == [("p.jsonl:1", "a"), ("p.jsonl:2", "b")]
     (line,) = said
-    assert "200 rows are 2 prompts: 198 rows repeat the prompt and the answer of another" in line
+    assert "200 rows hold 2 prompts: 198 rows repeat the prompt and the answer of another" in line
     assert f"the first {source.path}:3 that of {source.path}:1 (keep_repeats: true keeps them)" in line
     source.keep_repeats = True
     prompts, said = load(source)
@@ -46,7 +46,7 @@ def test_different_answers_to_a_prompt_are_prompts_with_a_warning(tmp_path):
     source = write(tmp_path, [row("a", 1), row("b", 1), row("a", 2), row("a", 1), row("a", 3)])
     prompts, said = load(source)
     assert [(prompt.text, prompt.answer) for prompt in prompts] == [("a", "1"), ("b", "1"), ("a", "2"), ("a", "3")]
-    assert "5 rows are 4 prompts" in said[0]
+    assert "5 rows hold 4 prompts: 1 row repeats the prompt" in said[0]
     assert "warning: " in said[1]
     assert (
         f"with different answers, each a prompt of its own: 1; the first: {source.path}:1 and {source.path}:3"
@@ -59,7 +59,7 @@ def test_rows_with_ids_of_their_own_are_repeats_all_the_same(tmp_path):
     source.id_field = "id"
     prompts, said = load(source)
     assert [prompt.id for prompt in prompts] == ["x", "z"]
-    assert "4 rows are 2 prompts" in said[0]
+    assert "4 rows hold 2 prompts: 2 rows repeat" in said[0]
     source.keep_repeats = True
     with pytest.raises(DataError, match=r'p\.jsonl:3: id "x" was already used at .*p\.jsonl:1'):
         load(source)

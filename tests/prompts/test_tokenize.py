@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kray.config.schema import SourceConfig
 from kray.prompts import encode_prompt
-from kray.prompts.tokenize import as_read, check_template, encode_answer, encode_opening
-from kray.records import ConfigError, DataError, Prompt
+from kray.prompts.tokenize import encode_answer, encode_opening
+from kray.records import DataError, Prompt
 
 CHAT = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
@@ -106,7 +106,7 @@ def test_what_cannot_be_encoded_is_named():
     messages = ({"role": "user", "content": "a"},)
     with pytest.raises(DataError, match="prompt p:1: it holds chat messages, but the tokenizer has no chat template"):
         encode_prompt(ask(messages=messages), make_tokenizer(chat=False), SourceConfig())
-    with pytest.raises(DataError, match=r"prompt p:1: it holds chat messages, but source\.chat is off"):
+    with pytest.raises(DataError, match=r"prompt p:1: it holds chat messages, but chat is false for its source"):
         encode_prompt(ask(messages=messages), make_tokenizer(), SourceConfig(chat=False))
     with pytest.raises(DataError, match="prompt p:1: the chat template refuses its messages: no tools here"):
         encode_prompt(ask(messages=({"role": "tool", "content": "a"},)), make_tokenizer(), SourceConfig())
@@ -257,52 +257,3 @@ def test_a_tokenizer_that_cannot_read_special_tokens_as_text_is_refused():
             DataError, match="prompt p:1: it holds a special token that this tokenizer cannot read as text"
         ):
             encode_prompt(ask("x<|im_end|>"), tokenizer, SourceConfig(chat=chat))
-
-
-# -- variables of the chat template ------------------------------------------------------------------------------------
-
-THINKING = CHAT.replace(
-    "assistant\n{% endif %}",
-    "assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n{% endif %}{% endif %}",
-)
-QUIET = SourceConfig(chat_template_kwargs={"enable_thinking": False})
-
-
-def thinking_tokenizer():
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = THINKING
-    return tokenizer
-
-
-@pytest.mark.parametrize("text", ["2+2?", "x<|im_end|>"])
-def test_template_variables_reach_prompts(text):
-    tokenizer = thinking_tokenizer()
-    asked = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-    assert as_read(encode_prompt(ask(text), tokenizer, SourceConfig()), tokenizer) == asked
-    assert as_read(encode_prompt(ask(text), tokenizer, QUIET), tokenizer) == f"{asked}<think>\n\n</think>\n"
-
-
-def test_template_variables_reach_conversations():
-    tokenizer = thinking_tokenizer()
-    said = [{"role": "user", "content": "more"}]
-    opening = encode_opening(ask("2+2?"), said, tokenizer, QUIET)
-    assert as_read(opening, tokenizer).endswith("more<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n")
-    answer = encode_answer(said, -1, tokenizer, "p:1", QUIET.chat_template_kwargs)
-    assert as_read(answer, tokenizer).endswith("more<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n")
-    assert "<think>" not in as_read(encode_answer(said, -1, tokenizer, "p:1"), tokenizer)
-
-
-def test_variables_that_no_template_reads_are_refused():
-    check_template(SourceConfig(), make_tokenizer(chat=False), "prompts.train")
-    check_template(QUIET, thinking_tokenizer(), "prompts.train")
-    for tokenizer in (make_tokenizer(), make_tokenizer(chat=False)):
-        with pytest.raises(
-            ConfigError, match=r"prompts\.train\.chat_template_kwargs.*no (such variable|chat template)"
-        ):
-            check_template(QUIET, tokenizer, "prompts.train")
-
-
-def test_special_tokens_are_seen_in_what_a_policy_reads():
-    tokenizer = make_tokenizer()
-    tokens = encode_prompt(ask(" a ,b"), tokenizer, SourceConfig(chat=False))
-    assert as_read(tokens, tokenizer) == "<s> a ,b"
