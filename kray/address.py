@@ -58,10 +58,13 @@ def given_cluster() -> str:
 
 def require_cluster() -> str:
     """RAY_ADDRESS as `given_cluster` has it. Raises ConfigError unless the GCS of a Ray answers there."""
+    if CLUSTER in os.environ:
+        os.environ[CLUSTER] = os.environ[CLUSTER].strip()  # Ray takes it as it is, spaces included
     address = given_cluster()
-    if address:
-        reach(read_cluster(_running_here() if address == "auto" else address, address), f"{CLUSTER}={address}")
-        os.environ[CLUSTER] = address  # Ray takes it as it is, spaces included
+    if address == "auto":
+        reach(read_cluster(_running_here(), address), f"{CLUSTER}={address}", hint=False)
+    elif address:
+        reach(read_cluster(address), f"{CLUSTER}={address}")
     return address
 
 
@@ -69,6 +72,7 @@ def read_cluster(address: str, given: str = "") -> Endpoint:
     """host:port of a GCS. given: what the user wrote, where it is something else. Raises ConfigError."""
     told = f"{CLUSTER}={given or address}"
     scheme, split, _ = address.partition("://")
+    scheme = scheme.lower()
     if split and scheme in ("http", "https"):
         raise ConfigError(
             f"{told} is an address of the job API. A cluster is joined by host:port of its GCS, as in "
@@ -111,12 +115,18 @@ def read_api(address: str) -> Endpoint:
     return Endpoint(host, port or (443 if parts.scheme == "https" else 80), parts.scheme, parts.path.rstrip("/"))
 
 
-def reach(there: Endpoint, told: str, seconds: float = REACH_S) -> None:
+def reach(there: Endpoint, told: str, seconds: float = REACH_S, *, hint: bool = True) -> None:
     """Returns when a Ray answers: a GCS, or where the endpoint has a scheme the job API.
 
-    told: how the address was given, for messages. Raises Unreachable where nothing listens, ConfigError for what is no Ray,
-    both of them in time.
+    Args:
+        told: how the address was given, for messages.
+        hint: messages name the usual port.
+
+    Raises:
+        Unreachable: where nothing listens.
+        ConfigError: for what is no Ray; both of them in time.
     """
+    usual = _usual(there) if hint else ""
     work: Future[str] = Future()
     stage = ["while its name was resolved"]
 
@@ -137,15 +147,15 @@ def reach(there: Endpoint, told: str, seconds: float = REACH_S) -> None:
     except socket.gaierror as error:
         raise ConfigError(f"{told}: the name {there.host} cannot be resolved ({error.strerror or error})") from None
     except ConnectionRefusedError:
-        raise Unreachable(f"{told}: nothing listens at {there}{_usual(there)}") from None
+        raise Unreachable(f"{told}: nothing listens at {there}{usual}") from None
     except ssl.SSLError as error:
         raise ConfigError(f"{told}: no TLS connection to {there}: {error.reason or error}") from None
     except (NotInTime, TimeoutError):
-        raise ConfigError(f"{told}: no answer from {there} {stage[-1]} within {seconds:g} s{_usual(there)}") from None
+        raise ConfigError(f"{told}: no answer from {there} {stage[-1]} within {seconds:g} s{usual}") from None
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"{told}: {there} cannot be reached: {str(error) or type(error).__name__}") from None
     if wrong:
-        raise ConfigError(f"{told}: {there} {wrong}{_usual(there)}")
+        raise ConfigError(f"{told}: {there} {wrong}{usual}")
 
 
 class Unreachable(ConfigError):

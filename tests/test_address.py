@@ -108,6 +108,9 @@ def test_a_cluster_is_host_and_port(text, expected):
     [
         ("http://head:8265", f"{API}=http://head:8265"),
         ("https://head", "address of the job API"),
+        ("HTTP://head:8265", "address of the job API"),
+        ("Https://head:8265", "address of the job API"),
+        ("RAY://head:10001", "Ray Client, which is not supported"),
         ("ray://head:10001", "Ray Client, which is not supported"),
         ("anyscale://mine", "no address of a cluster"),
         ("head", "no address of a cluster"),
@@ -156,6 +159,22 @@ def test_local_and_blank_addresses_join_nothing(monkeypatch):
     for text in ("", "  ", "local"):
         monkeypatch.setenv(CLUSTER, text)
         assert given_cluster() == require_cluster() == ""
+    monkeypatch.setenv(CLUSTER, " local ")
+    assert require_cluster() == ""
+    assert os.environ[CLUSTER] == "local"  # what Ray understands
+
+
+def test_auto_with_blanks_around_is_auto(monkeypatch):
+    """Ray finds its address by the variable without blanks; no usual port is advised, as the user gave none."""
+    seen = []
+    monkeypatch.setattr("kray.address._running_here", lambda: seen.append(os.environ[CLUSTER]) or closed())
+    for text in ("auto", " auto ", "auto\n"):
+        monkeypatch.setenv(CLUSTER, text)
+        with pytest.raises(Unreachable) as found:
+            require_cluster()
+        assert seen[-1] == "auto"
+        assert str(found.value).startswith("RAY_ADDRESS=auto: nothing listens at ")
+        assert "usually" not in str(found.value)
 
 
 @pytest.mark.parametrize("scheme", ["", "http", "https"])
@@ -325,5 +344,5 @@ def test_a_real_gcs_answers(ray_local, monkeypatch):
     assert answers(address, REACH_S)
     monkeypatch.setenv(CLUSTER, f" {address} ")
     assert require_cluster() == address == os.environ[CLUSTER]
-    monkeypatch.setenv(CLUSTER, "auto")
+    monkeypatch.setenv(CLUSTER, " auto ")
     assert require_cluster() == "auto"

@@ -113,7 +113,8 @@ def _from_rows(read: Callable[[SourceConfig], Iterable[Row]]) -> Load:
             prompts.append(prompt)
             if len(prompts) == source.limit:
                 break
-        for line in repeats.lines(source.path, len(prompts), source.keep_repeats):
+        cut = len(prompts) == source.limit
+        for line in repeats.lines(source.path, len(prompts), source.keep_repeats, cut):
             say(line)
         if (source.template or source.system) and (told := [prompt for prompt in prompts if prompt.messages]):
             unused = " and ".join(key for key in ("system", "template") if getattr(source, key))
@@ -152,15 +153,18 @@ class _Repeats:
             self.disputed.setdefault(asked, (self.firsts[asked], place))
         return False
 
-    def lines(self, path: str, prompts: int, kept: bool) -> list[str]:
-        """What is to be said of a source with so many prompts. kept: repeats are prompts of their own."""
+    def lines(self, path: str, prompts: int, kept: bool, cut: bool) -> list[str]:
+        """What is to be said of a source with so many prompts.
+
+        Args:
+            kept: repeats are prompts of their own.
+            cut: the source's limit ended the reading, perhaps before the last row.
+        """
         found = []
         if self.repeated and not kept:
             row, first = self.example
+            rows = f"{'the first ' if cut else ''}{prompts + self.repeated} rows"
             found.append(
-                f"note: {path}: {prompts + self.repeated} rows hold {prompts} prompt{'s' if prompts > 1 else ''}: "
-                f"{self.repeated} row{'s repeat' if self.repeated > 1 else ' repeats'} the prompt and the answer of another, "
-                f"the first {row} that of {first} (keep_repeats: true keeps them)"
             )
         if self.disputed:
             first, other = next(iter(self.disputed.values()))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import difflib
 import functools
 import inspect
 import json
@@ -61,13 +62,7 @@ def verify_reasoning(response: str, answer: str, *, partial: bool = True, extrac
     Raises:
         ValueError: for an answer that does not hold a task and its entry.
     """
-    try:
-        packed = json.loads(answer, object_hook=_restore)
-        task, entry = packed["task"], packed["entry"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f'reasoning_gym: the answer must be JSON with "task" and "entry", not {answer[:60]!r}'
-        ) from error
+    task, entry = _unpack(answer)
     said = outside_thinking(response)
     tagged = _TAGGED.findall(said)
     for given in [tagged[-1].strip()] if tagged else readings(said) if extract else [said.strip()]:
@@ -76,6 +71,44 @@ def verify_reasoning(response: str, answer: str, *, partial: bool = True, extrac
     if not partial:
         value = float(value >= 1.0)
     return Reward(value, "" if value >= 1.0 else f"{task}: {given[:60]!r}")
+
+
+def check_entry(answer: str) -> None:
+    """Raise ValueError for a right answer that holds no known task, or an entry that the task's scoring cannot read."""
+    task, entry = _unpack(answer)
+    if not isinstance(task, str) or task not in DATASETS:
+        near = difflib.get_close_matches(str(task), DATASETS, n=1)
+        hint = f' (did you mean "{near[0]}"?)' if near else ""
+        raise ValueError(f"reasoning_gym: the answer's task {task!r:.60} is not known{hint}")
+    if not isinstance(entry, dict) or "answer" not in entry:
+        raise ValueError(
+            f'reasoning_gym: the entry of task "{task}" must be an object with "answer", not {entry!r:.60}'
+        )
+    try:
+        value = _marks(task, str(entry["answer"]), entry)
+    except Exception as error:  # whatever the scoring of one of a hundred tasks raises
+        why = f"{type(error).__name__}: {error}"[:200]
+        raise ValueError(f'reasoning_gym: the scoring of task "{task}" cannot read its entry ({why})') from error
+    # Some scoring gives 0 where what it looks at is missing, to every response. Not every entry holds its right answer, and
+    # the parsers here do not read every right answer: 0 alone does not say that the entry is broken.
+    if value < 1.0 and entry["answer"] is not None and not entry.get("metadata"):
+        raise ValueError(
+            f'reasoning_gym: by the scoring of task "{task}" the answer of its entry, which has no metadata, is wrong'
+        )
+
+
+verify_reasoning.check_answer = check_entry  # type: ignore[attr-defined]  # see verifiers.check_answer
+
+
+def _unpack(answer: str) -> tuple[Any, Any]:
+    """(task, entry) of a right answer. Raises ValueError where it does not hold them."""
+    try:
+        packed = json.loads(answer, object_hook=_restore)
+        return packed["task"], packed["entry"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f'reasoning_gym: the answer must be JSON with "task" and "entry", not {answer[:60]!r}'
+        ) from error
 
 
 def _marks(task: str, given: str, entry: Any) -> float:

@@ -65,6 +65,14 @@ def test_rows_with_ids_of_their_own_are_repeats_all_the_same(tmp_path):
         load(source)
 
 
+def test_a_limit_is_told_with_the_rows_that_were_read(tmp_path):
+    source = write(tmp_path, [row("a", 1), row("a", 1), row("b", 1), row("c", 1)])
+    source.limit = 2
+    prompts, said = load(source)
+    assert len(prompts) == 2
+    assert "the first 3 rows hold 2 prompts: 1 row repeats" in said[0]
+
+
 def test_messages_repeat_as_texts_do(tmp_path):
     chat = [{"role": "user", "content": "a"}]
     turned = [{"content": "a", "role": "user"}]

@@ -10,7 +10,13 @@ import pytest
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
+from kray.config import KrayConfig
+from kray.config.schema import SourceConfig
+from kray.launch import check_prompts
+from kray.prompts import load_prompts
 from kray.prompts.generated import _pack as pack_entry
+from kray.records import DataError
+from kray.rewards import check_answer
 from kray.rewards.reasoning import parse_arithmetic, verify_reasoning
 
 MARK = "KRAY_EVALUATED"
@@ -161,3 +167,38 @@ def test_full_marks_are_for_right_answers_alone(task, entry, right, wrong):
     packed = json.dumps({"task": task, "entry": {"metadata": {}, **entry}})
     assert [verify_reasoning(answer, packed).value for answer in right] == [1.0] * len(right)
     assert all(verify_reasoning(answer, packed).value < 1 for answer in wrong)
+
+
+def test_every_generated_entry_is_an_answer(entries):
+    for _, packed, _ in entries:
+        check_answer("reasoning_gym", packed)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("72", 'must be JSON with "task" and "entry"'),
+        ("The answer is 72", 'must be JSON with "task" and "entry"'),
+        ("[" * 100_000, 'must be JSON with "task" and "entry"'),
+        ('{"task": "spell_backward"}', 'must be JSON with "task" and "entry"'),
+        ('{"task": "spell_backwards", "entry": {"answer": "a"}}', 'not known (did you mean "spell_backward"?)'),
+        ('{"task": ["x"], "entry": {"answer": "a"}}', "is not known"),
+        ('{"task": "spell_backward", "entry": "a"}', 'must be an object with "answer"'),
+        ('{"task": "spell_backward", "entry": {"question": "q"}}', 'must be an object with "answer"'),
+        ('{"task": "n_queens", "entry": {"answer": "x", "metadata": {}}}', "cannot read its entry"),
+        ('{"task": "number_sorting", "entry": {"answer": "[1]"}}', "has no metadata, is wrong"),
+    ],
+)
+def test_an_answer_that_nothing_can_be_judged_by_is_refused(answer, why):
+    with pytest.raises(ValueError, match="reasoning_gym: ") as found:
+        check_answer("reasoning_gym", answer)
+    assert why in str(found.value)
+
+
+def test_rows_without_entries_are_refused_with_their_place(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "2+2?", "answer": "4"}\n')
+    config = KrayConfig()
+    config.prompts.per_step = 1
+    prompts = load_prompts(SourceConfig(kind="jsonl", path=str(tmp_path / "p.jsonl")), "reasoning_gym")
+    with pytest.raises(DataError, match=r"p\.jsonl:1: reasoning_gym: the answer must be JSON"):
+        check_prompts(config, prompts, [])
