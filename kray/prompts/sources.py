@@ -165,6 +165,9 @@ class _Repeats:
             row, first = self.example
             rows = f"{'the first ' if cut else ''}{prompts + self.repeated} rows"
             found.append(
+                f"note: {path}: {rows} hold {prompts} prompt{'s' if prompts > 1 else ''}: "
+                f"{self.repeated} row{'s repeat' if self.repeated > 1 else ' repeats'} the prompt and the answer of another, "
+                f"the first {row} that of {first} (keep_repeats: true keeps them)"
             )
         if self.disputed:
             first, other = next(iter(self.disputed.values()))
