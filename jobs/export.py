@@ -17,6 +17,7 @@ from kray.address import require_cluster
 from kray.config import kept_config
 from kray.export import check_free, export_checkpoint
 from kray.launch import as_task, connect, find_model, guarded, load_checked
+from kray.learned import reading
 from kray.records import ConfigError
 from kray.state import RunState
 from kray.tracking import locate, log_model
@@ -40,7 +41,8 @@ def main() -> int:
         checkpoint = find_resume(str(arguments.run), "", "")
     assert checkpoint is not None
     run = checkpoint.parent.parent
-    state = RunState.from_dict(read_state(checkpoint))
+    with reading(checkpoint):
+        state = RunState.from_dict(read_state(checkpoint))
     if arguments.register and not state.mlflow_run_id:
         raise ConfigError(f"--register: {checkpoint} does not say which MLflow run it belongs to")
     config = load_checked(str(kept_config(run)), [*arguments.overrides, "resume="])

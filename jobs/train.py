@@ -51,14 +51,15 @@ def main() -> int:
     checkpoint = find_resume(config.resume, config.run.dir, config.run.name)
     if checkpoint is not None:
         config = as_begun(config, checkpoint.parent.parent)
+    if not arguments.check:
+        load_both(config)
+    if checkpoint is not None:
+        checkpoint = sound(checkpoint, print, set_aside=not arguments.check)
+        if checkpoint is None:
+            raise ConfigError("resume: no checkpoint is left; start a new run")
     if arguments.check:
         print(check(config, checkpoint, arguments.cluster, print))
         return 0
-    load_both(config)
-    if checkpoint is not None:
-        checkpoint = sound(checkpoint, print)
-        if checkpoint is None:
-            raise ConfigError("resume: no checkpoint is left; start a new run")
     for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
         print(line)
     for line in warnings(config):

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kray.config import KrayConfig, preview
+from kray.config.schema import ModelConfig
 from kray.launch import check_prompts, model_path
+from kray.learned import check_learned, reading
 from kray.machine import shortages_here
 from kray.prepare import Prepared, Reader, Say, counted, encode, load_sources, read_policy, read_tiny, turn_stops
+from kray.prompts.model_files import check_weights
 from kray.prompts.tokenize import as_read
 from kray.records import ConfigError, Prompt
 from kray.resume import note_changes
@@ -44,7 +47,10 @@ def check(config: KrayConfig, checkpoint: Path | None, cluster: str, say: Say) -
     seen = inspect(config, say)
     if checkpoint is not None and seen.samples is not None:
         digest = prompts_digest(seen.train, config.prompts.train.chat_template_kwargs)
-        check_same_prompts(RunState.from_dict(read_state(checkpoint)), digest)
+        with reading(checkpoint):
+            state = RunState.from_dict(read_state(checkpoint))
+            check_same_prompts(state, digest)
+            check_learned(config, state, seen.train)
     doubts = [] if cluster else [f"warning: on this machine alone: {line}" for line in shortages_here(config)]
     return "\n".join([preview(config, seen.train, seen.test, cluster, seen.samples), *doubts])
 
@@ -70,6 +76,8 @@ def inspect(config: KrayConfig, say: Say) -> Inspected:
         return Inspected(train, test, None)
     prepared = {part: [encode(config, one, reader, say) for one in sources[part]] for part in sources}
     train, test = ([prompt for one in prepared[p] for prompt, _ in one.encoded] for p in ("train", "test"))
+    if config.model.tiny is None:
+        _check_model_builds(model_path(config), config.model)
     return Inspected(train, test, [line for part in prepared.values() for one in part for line in _shown(one, reader)])
 
 
@@ -88,6 +96,18 @@ def _reader(config: KrayConfig, say: Say) -> Reader | None:
         )
         say(f"warning: model.path {path} cannot be read here, offline or without an answer of its hub: {unknown}")
         return None
+
+
+def _check_model_builds(path: str, model: ModelConfig) -> None:
+    """Build the model without memory for its weights, LoRA's adapters too, and look for files of weights.
+
+    Raises:
+        ConfigError: What a learner would refuse of the model's folder or hub id, or of model.lora.
+    """
+    from kray.train.model import load_policy  # torch
+
+    check_weights(path)
+    load_policy(path, model.dtype, lora=model.lora, empty=True)
 
 
 def _unreachable(error: BaseException | None) -> bool:

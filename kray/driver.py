@@ -19,6 +19,7 @@ from kray.config import KrayConfig, flat, to_yaml
 from kray.evaluate import Evaluation, judge
 from kray.export import log_trained
 from kray.fleet import Fleet
+from kray.learned import reading
 from kray.parts import Parts, load_parts, unlearned
 from kray.records import ConfigError, KrayError, LostError
 from kray.recovery import Begin, Recovery
@@ -180,9 +181,10 @@ class Driver:
         digest = prompts_digest([prompt for prompt, _ in parts.train], variables)
         state = RunState(prompts=digest, mlflow_run_id=mlflow_run_id)
         if self.checkpoint is not None:
-            state = RunState.from_dict(read_state(self.checkpoint))
-            check_same_prompts(state, digest)
-            parts.load(state)
+            with reading(self.checkpoint):
+                state = RunState.from_dict(read_state(self.checkpoint))
+                check_same_prompts(state, digest)
+                parts.load(state)
         return parts, state
 
     async def _open_tracker(self, parts: Parts, state: RunState) -> Tracker:

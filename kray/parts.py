@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
-from kray.plan_rules import offered_share
+from kray.learned import make_waiting, prior_labels, restore
 from kray.planner import KnapsackPlanner
 from kray.prepare import Encoded, context_tokens, encode, load_sources, read_policy, turn_stops
 from kray.prompts import PromptSampler
@@ -46,14 +46,7 @@ class Parts:
 
     def load(self, state: RunState) -> None:
         """Takes over what labels had taught by the time of the checkpoint; everything else is the configuration's."""
-        self.planner.load_dict(state.planner)
-        self.planner.beliefs.relabel(self.labels)
-        if self.waiting is None:
-            return
-        if state.waiting:
-            self.waiting.load_dict(state.waiting)
-        else:  # until now every prompt that was offered was visited
-            self.waiting.skip(state.step * self.sampler.per_step)
+        restore(state, self.planner, self.waiting, self.labels, self.sampler.per_step)
 
 
 def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) -> Parts:
@@ -74,7 +67,7 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
         sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
         waiting=make_waiting(config, ids),
         planner=KnapsackPlanner.of(plan),
-        labels=prior_labels(train, plan.prior_by),
+        labels=prior_labels([prompt for prompt, _ in train], plan.prior_by),
         features=make_features(train) if plan.prior_features else None,
         probe=_probe(test[0][1], reader.vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
     )
@@ -84,15 +77,6 @@ def unlearned(parts: Parts, config: KrayConfig) -> Parts:
     """The same parts as `load_parts` made them, without what labels have taught since."""
     ids = [prompt.id for prompt, _ in parts.train]
     return replace(parts, planner=KnapsackPlanner.of(config.plan), waiting=make_waiting(config, ids))
-
-
-def make_waiting(config: KrayConfig, ids: list[str]) -> Waiting | None:
-    share = offered_share(config.plan)
-    if share <= 1:
-        return None
-    offered = min(len(ids), round(share * config.prompts.per_step))
-    stream = PromptSampler(ids, 1, config.run.seed, config.prompts.shuffle)
-    return Waiting(stream, offered, config.plan.max_wait)
 
 
 def sampling(config: KrayConfig, parts: Parts, temperature: float | None = None) -> Sampling:
@@ -119,17 +103,6 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
         reads_text=bool(turn_stops(config)),
         overlap=config.async_.max_staleness > 0,
     )
-
-
-def prior_labels(prompts: Encoded, by: str) -> dict[str, str] | None:
-    """Prompt id -> whose prior it shares, or None: all share one."""
-    if by == "all":
-        return None
-    labels = {}
-    for prompt, _ in prompts:
-        kind = prompt.metadata.get("kind") if by == "kind" else None
-        labels[prompt.id] = f"{prompt.source}/{kind}" if kind else prompt.source
-    return labels if len(set(labels.values())) > 1 else None
 
 
 def make_features(prompts: Encoded) -> dict[str, np.ndarray]:

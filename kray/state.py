@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kray.records import ConfigError, KrayError
+from kray.records import ConfigError
 
 
 @dataclass
@@ -35,7 +35,7 @@ class RunState:
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> RunState:
         if state.get("version") != cls.version:
-            raise KrayError(
+            raise ValueError(
                 f"the checkpoint is of version {state.get('version')}; this kray reads version {cls.version}"
             )
         known = (

@@ -13,14 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from kray.collect import Collected, Collector
 from kray.config import KrayConfig, load_config, require
 from kray.conversation import Failure
-from kray.parts import Parts, make_features, make_waiting, prior_labels
+from kray.learned import make_waiting, prior_labels
+from kray.parts import Parts, make_features
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler
 from kray.records import KrayError, Prompt, Rollout, RolloutGroup
@@ -38,7 +39,19 @@ evaluate: {every: 0, samples: 1, greedy: false}
 track: {every: 3, traces: 0}
 """
 PROMPTS = 160
-TOKENIZER = SimpleNamespace(decode=lambda tokens, **_: f"{len(tokens)} tokens")
+
+
+class Counting:
+    """A tokenizer without special tokens that tells how many tokens a text has."""
+
+    all_special_tokens: ClassVar[list[str]] = []
+    added_tokens_decoder: ClassVar[dict[int, str]] = {}
+
+    def decode(self, tokens, **_) -> str:
+        return f"{len(tokens)} tokens"
+
+
+TOKENIZER = Counting()
 FAILS = "p7"  # a prompt of which nothing ever comes back
 
 
@@ -71,7 +84,7 @@ def make_parts(config: KrayConfig) -> Parts:
         sampler=PromptSampler(ids, config.prompts.per_step, config.run.seed, config.prompts.shuffle),
         waiting=make_waiting(config, ids),
         planner=KnapsackPlanner.of(config.plan),
-        labels=prior_labels(train, config.plan.prior_by),
+        labels=prior_labels([prompt for prompt, _ in train], config.plan.prior_by),
         features=make_features(train) if config.plan.prior_features else None,
         probe=(),
     )

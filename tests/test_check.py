@@ -14,6 +14,7 @@ from doors import ROOT, knock
 
 from kray.config import KrayConfig, load_config, to_yaml
 from kray.parts import load_parts
+from kray.planner import KnapsackPlanner
 from kray.records import KrayError
 from kray.resume import as_begun
 from kray.state import RunState
@@ -242,7 +243,8 @@ def checkpoint(folder: Path, config: KrayConfig, digest: str) -> Path:
     step = folder / "checkpoints" / "step-000003"
     (step / "learner").mkdir(parents=True)
     (step / "files.json").write_text("{}")
-    (step / "state.json").write_text(json.dumps(RunState(step=3, prompts=digest).to_dict()))
+    state = RunState(step=3, prompts=digest, planner=KnapsackPlanner.of(config.plan).to_dict())
+    (step / "state.json").write_text(json.dumps(state.to_dict()))
     (folder / "config.yaml").write_text(to_yaml(config))
     return folder
 

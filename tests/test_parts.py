@@ -2,13 +2,13 @@
 
 import pytest
 
-from kray.parts import prior_labels
+from kray.learned import prior_labels
 from kray.records import Prompt
 
 
-def prompt(source: str, **metadata: str) -> tuple[Prompt, tuple[int, ...]]:
+def prompt(source: str, **metadata: str) -> Prompt:
     known = f"{source} {sorted(metadata.items())}"
-    return Prompt(id=known, answer="1", verifier="exact", source=source, text="?", metadata=metadata), (1,)
+    return Prompt(id=known, answer="1", verifier="exact", source=source, text="?", metadata=metadata)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from kray.records import ConfigError
 
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
 _ANY_LENGTH = 10**9  # tokenizers without a limit say 10^30
 
 
@@ -43,6 +46,28 @@ def load_tokenizer(model_path: str) -> tuple[Any, int]:
         example = f"token {min(beyond)} is {tokenizer.convert_ids_to_tokens(min(beyond))!r}"
         raise ConfigError(f"model.path: {size} ({example}): they do not belong together")
     return tokenizer, vocabulary
+
+
+def check_weights(model_path: str) -> None:
+    """Raises ConfigError for a folder without files of weights, or without some that its index names; reads no weights."""
+    folder = Path(model_path)
+    if not folder.is_dir():  # a hub id
+        return
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return
+        if index.is_file():
+            try:
+                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                raise ConfigError(f"model.path: {index} cannot be read: {_first_line(error)}") from error
+            if missing := [file for file in files if not (folder / file).is_file()]:
+                raise ConfigError(
+                    f"model.path: {folder} lacks {missing[0]}, which {index.name} names ({len(missing)} missing)"
+                )
+            return
+    raise ConfigError(f"model.path: {folder} holds no weights: neither {' nor '.join(WEIGHTS)}, nor an index of either")
 
 
 def check_context(model_path: str, needed: int) -> None:

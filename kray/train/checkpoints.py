@@ -92,11 +92,15 @@ def damage(checkpoint: Path) -> str:
     return ""
 
 
-def sound(checkpoint: Path | None, say: Callable[[str], None]) -> Path | None:
-    """This checkpoint or the newest one before it that is whole; those that are damaged are named and set aside."""
+def sound(checkpoint: Path | None, say: Callable[[str], None], set_aside: bool = True) -> Path | None:
+    """This checkpoint or the newest one before it that is whole; those that are damaged are named and set aside.
+
+    set_aside: False leaves the folders as they are.
+    """
     while checkpoint is not None and (wrong := damage(checkpoint)):
         run_folder, step = checkpoint.parent.parent, int(checkpoint.name.rsplit("-", 1)[1])
-        _set_aside(checkpoint)
+        if set_aside:
+            _set_aside(checkpoint)
         earlier = [folder for number, folder in _steps(run_folder) if number < step]
         say(f"checkpoint {checkpoint} is damaged: {wrong}; taking {earlier[-1] if earlier else 'none'} instead")
         checkpoint = earlier[-1] if earlier else None

@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import LoraConfig
-from kray.records import ConfigError
+from kray.records import ConfigError, KrayError
 from kray.train.lora import add_lora, merges, plain_name
 from kray.train.supported import check_supported
 
@@ -87,8 +87,13 @@ def load_policy(
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=OWN)
         else:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=OWN)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path {path!r} cannot be loaded: {error}") from error
+    except (KrayError, MemoryError):
+        raise
+    except (
+        Exception
+    ) as error:  # KeyError of an unknown kind of positions, RuntimeError of shapes that differ: dozens of kinds
+        why = str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"model.path {path!r} cannot be loaded: {why}") from error
     model.config.use_cache = False
     if lora is not None:
         add_lora(model, lora)
