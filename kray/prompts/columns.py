@@ -1,12 +1,13 @@
-"""Arrow columns as plain values: numbers as they are meant, and JSON as what it holds.
+"""Arrow columns as plain values: numbers of their own type, and JSON as what it holds.
 
-Arrow gives a 32-bit float as the 64-bit float next to it (0.1 becomes 0.10000000149011612) and JSON columns, which datasets
+Arrow gives a 32-bit float as the 64-bit float that equals it (0.1 becomes 0.10000000149011612) and JSON columns, which datasets
 writes since version 5, as JSON text, in which a text has quotes around it.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -17,15 +18,35 @@ Read = Callable[[Any], Any]
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON whose fractions and exponents stay as exact as they are written: they become Decimals. Raises ValueError."""
-    return json.loads(text, parse_float=_decimal)
+    """JSON whose fractions and exponents stay as exact as they are written: they become Decimals.
+
+    Raises:
+        ValueError: for what is not JSON, or has a key twice in one object: the last would silently hide the others.
+    """
+    return json.loads(text, parse_float=_decimal, object_pairs_hook=_object)
 
 
-def _decimal(text: str) -> Decimal:
+class Written(Decimal):
+    """A number in JSON, with its text."""
+
+    text: str
+
+
+def _decimal(text: str) -> Written:
     try:
-        return Decimal(text)
+        number = Written(text)
     except ArithmeticError:
         raise ValueError(f"the exponent of {text:.40} is too large") from None
+    number.text = text
+    return number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f'the key "{twice:.60}" stands twice in one object')
+    return found
 
 
 def reader(kind: Any) -> Read | None:
@@ -40,7 +61,7 @@ def reader(kind: Any) -> Read | None:
     if hasattr(kind, "storage_type"):  # any other extension type
         return reader(kind.storage_type)
     if types.is_float16(kind) or types.is_float32(kind):
-        return _where_present(_half if types.is_float16(kind) else _single)
+        return _where_present(np.float16 if types.is_float16(kind) else np.float32)
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind) or _is_list(kind):
         inner = reader(kind.value_type)
         if inner is None or not _is_list(kind):
@@ -74,16 +95,24 @@ def _where_present(read: Read) -> Read:
     return lambda value: None if value is None else read(value)
 
 
-def _single(value: float) -> Decimal | float:
-    return _shortest(np.float32(value))
+def exact_number(number: np.floating) -> Decimal:
+    """What a finite float of a column stands for: a whole one for the integer that it is, another for its shortest decimal.
 
+    From some size on a whole float is no longer the only integer near it. Where its shortest decimal is a round number of so
+    few digits that its type can hold any such number apart from the next (6 of 32 bits, 15 of 64), and it is another integer
+    (1e23 is 99999999999999991611392), both may be meant.
 
-def _half(value: float) -> Decimal | float:
-    return _shortest(np.float16(value))
-
-
-def _shortest(number: np.floating) -> Decimal | float:
-    """The shortest decimal that the column's type reads as this number; floats that are not finite stay floats."""
-    if not np.isfinite(number):
-        return float(number)
-    return Decimal(np.format_float_positional(number, unique=True, trim="0"))
+    Raises:
+        ValueError: which says so, to follow the name of the field.
+    """
+    shortest = Decimal(np.format_float_positional(number, unique=True, trim="0"))
+    if not float(number).is_integer():
+        return shortest
+    integer = int(number)
+    if integer != shortest and len(shortest.normalize().as_tuple().digits) <= np.finfo(number.dtype).precision:
+        kind = number.dtype.name
+        raise ValueError(
+            f"is {shortest.normalize():e} rounded to {str(integer)[:40]}, as {kind} has it, or that integer itself: which is "
+            "meant cannot be told; make the column integers or text"
+        )
+    return Decimal(integer)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from kray.prompts.columns import parse_json
+import numpy as np
+
+from kray.prompts.columns import Written, exact_number
 from kray.prompts.files import Row
+from kray.prompts.json_prompts import AS_TEXT, ROLES, chat_in_text, read_json
 from kray.records import DataError
 
 Messages = tuple[Mapping[str, str], ...]
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 # How text in a prompt field is read. auto: JSON of chat messages is read, and text that may or may not be meant as JSON is
 # refused; text: it is the prompt, as it stands; json: all of it is JSON, of a text or of chat messages.
 FORMATS = ("auto", "text", "json")
-# Beginnings of chat messages in JSON, in what Python prints, and with the names of ShareGPT.
-_CHAT_START = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
-_AS_TEXT = "set prompt_format: text where it is the prompt itself"
+_SMALLEST_EXPONENT = -324  # of a float
 
 
 def field(row: Row, name: str) -> Any:
@@ -45,14 +43,15 @@ def field(row: Row, name: str) -> Any:
 def scalar(row: Row, name: str) -> str:
     """A field that must be text, a number or true/false, as text.
 
-    Numbers are written without an exponent and as exactly as the data has them: 1e-05 is "0.00001", 72.0 is "72.0".
+    Numbers are written without an exponent and as exactly as the data has them: JSON's 1e-05 is "0.00001", its 72.0 "72.0".
+    A whole float of a column is an integer: "72". Columns do not say which was meant, and one null makes integers floats.
     """
     value = field(row, name)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
-    if isinstance(value, (float, Decimal)):
+    if isinstance(value, (float, Decimal, np.floating)):
         return _number(value, f'{row.place}: field "{name}"')
     if not isinstance(value, str):
         kind = "null" if value is None else _kind(value)
@@ -68,9 +67,14 @@ def content(row: Row, name: str, form: str) -> tuple[str | None, Messages | None
     value = field(row, name)
     place = f'{row.place}: field "{name}"'
     if isinstance(value, str) and form == "json":
-        value = _json(value, place)
+        value = read_json(value, place)
     elif isinstance(value, str) and form == "auto":
-        value = _chat_in_text(value, place)
+        found = chat_in_text(value, place)
+        if isinstance(found, list):
+            try:
+                return None, _messages(found, row, name)
+            except DataError as error:
+                raise DataError(f"{error}; {AS_TEXT}") from None
     if isinstance(value, str):
         if not value.strip():
             raise DataError(f"{place} is empty")
@@ -81,55 +85,27 @@ def content(row: Row, name: str, form: str) -> tuple[str | None, Messages | None
     raise DataError(f"{place} is {_kind(value)}, not text or a list of messages")
 
 
-def _number(value: float | Decimal, place: str) -> str:
+def _number(value: float | Decimal | np.floating, place: str) -> str:
     """A number without an exponent. Refuses what no float can hold: its exponent may stand for a billion digits."""
-    if not math.isfinite(near := float(value)):
-        raise DataError(f"{place} is {near}, not a finite number")
-    exact = value if isinstance(value, Decimal) else Decimal(repr(near))
-    if exact and not near:
-        raise DataError(f"{place} is {exact}, nearer to 0 than any number that can be compared")
-    return format(exact, "f")
-
-
-def _json(text: str, place: str) -> Any:
-    try:
-        return parse_json(text)
-    except (ValueError, RecursionError) as error:
-        why = error.msg if isinstance(error, json.JSONDecodeError) else str(error) or "it is nested too deeply"
-        raise DataError(f"{place} is not JSON ({why}), and prompt_format is json") from None
-
-
-def _chat_in_text(text: str, place: str) -> str | list[Any]:
-    """Text as it is, or the list of chat messages that it is the JSON of. Raises DataError where it cannot be told."""
-    start = text.lstrip()[:1]
-    if start not in ("[", "{", '"', "a"):
-        return text
-    try:
-        value = parse_json(text)
-    except (ValueError, RecursionError) as error:
-        # Text after a complete value: the value is part of a prompt in words.
-        in_words = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
-        if _CHAT_START.match(text) and not in_words:
-            raise DataError(f"{place} begins like chat messages and is not JSON; {_AS_TEXT}") from None
-        return text
-    if isinstance(value, str):
-        raise DataError(f"{place} is a text in JSON's quotes; set prompt_format: json to read it, or {_AS_TEXT[4:]}")
-    if isinstance(value, list) and any(_is_message(item) for item in value):
-        return value
-    inside = list(value.values()) if isinstance(value, Mapping) else []
-    if _is_message(value) or any(isinstance(item, list) and any(map(_is_message, item)) for item in inside):
-        raise DataError(f"{place} is a JSON object with chat messages, not a list of them; {_AS_TEXT}")
-    return text
-
-
-def _is_message(value: Any) -> bool:
-    """Whether it looks like a chat message, in OpenAI's form or in ShareGPT's."""
-    return isinstance(value, Mapping) and (value.get("role") in ROLES or {"from", "value"} <= value.keys())
+    near = float(value)
+    written = f"{value.text if isinstance(value, Written) else value!s:.60}"
+    if not math.isfinite(near):
+        raise DataError(f"{place} is {written}, not a finite number as a float")
+    if not isinstance(value, Decimal):
+        try:
+            return format(exact_number(value if isinstance(value, np.floating) else np.float64(value)), "f")
+        except ValueError as error:
+            raise DataError(f"{place} {error}") from None
+    if value and not near:
+        raise DataError(f"{place} is {written}, nearer to 0 than any number that can be compared")
+    if not value and not _SMALLEST_EXPONENT <= value.adjusted() <= 0:  # as many zeros as the exponent says
+        return "-0" if value.is_signed() else "0"
+    return format(value, "f")
 
 
 def _kind(value: Any) -> str:
     """The type of a value that is there, as error messages name it."""
-    return "float" if isinstance(value, Decimal) else type(value).__name__
+    return "float" if isinstance(value, (Decimal, np.floating)) else type(value).__name__
 
 
 def _check_text(text: str, row: Row, what: str) -> None:
@@ -152,8 +128,9 @@ def _messages(found: list[Any], row: Row, name: str) -> Messages:
         for key in ("role", "content"):
             if key not in message:
                 raise DataError(f'{place}: "{key}" is missing (keys: {", ".join(map(str, message))})')
-        # Columnar files give every message every key, null where a message has none.
-        kept = {key: value for key, value in message.items() if value is not None or key in ("role", "content")}
+        # Columnar files give every message every key, null or an empty list where a message has none.
+        needed = ("role", "content")
+        kept = {key: value for key, value in message.items() if key in needed or value not in (None, [])}
         for key, value in kept.items():
             if not isinstance(value, str):
                 kind = "null" if value is None else _kind(value)

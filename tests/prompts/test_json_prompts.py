@@ -47,14 +47,53 @@ def test_json_of_chat_messages_is_read_as_messages(text):
         ({"role": "user", "content": "x"}, "is a JSON object with chat messages"),
         ({"messages": CHAT}, "is a JSON object with chat messages"),
         ("2+2?", "is a text in JSON's quotes"),
+        ([{"role": "User", "content": "x"}], 'message 0: role "User" is not one of system, developer, user'),
+        ([{"role": "human", "content": "x"}, {"role": "gpt", "content": "y"}], 'message 0: role "human" is not one of'),
+        ([{"role": None, "content": "x"}], 'message 0: "role" is null, not text'),
+        ([{"Role": "user", "Content": "x"}], 'message 0: "role" is missing (keys: Role, Content)'),
+        ([{"content": "x"}], 'message 0: "role" is missing (keys: content)'),
+        ([{"id": 7, "content": "x"}], 'message 0: "role" is missing (keys: id, content)'),
+        ([CHAT], "is a JSON list with chat messages"),
+        ([[CHAT]], "is a JSON list with chat messages"),
+        ({"a": {"messages": CHAT}}, "is a JSON object with chat messages"),
+        ({"a": [{"b": {"c": [CHAT]}}]}, "is a JSON object with chat messages"),
+        ([{"messages": CHAT}], "is a JSON list with chat messages"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "is a JSON object with chat messages"),
+        ({"prompt": "x"}, "is a JSON object that may hold the prompt"),
+        ({"id": 1, "Question": "x"}, "is a JSON object that may hold the prompt"),
+        ([{"text": "x"}], "is a JSON list that may hold the prompt"),
+        (["x"], "is a JSON list that may hold the prompt"),
+        (["x", "y"], "is a JSON list that may hold the prompt"),
+        ([["x"]], "is a JSON list that may hold the prompt"),
     ],
 )  # fmt: skip
 def test_json_that_is_no_chat_is_refused_with_its_place(value, message):
-    assert message in refused(json.dumps(value))
+    for text in (json.dumps(value), "\ufeff" + json.dumps(value, indent=1)):
+        assert message in refused(text)
+        assert "prompt_format: text where it is the prompt itself" in refused(text)
+        assert read(text, "text") == (text, None)
 
 
 @pytest.mark.parametrize(
-    "text", [str(CHAT), json.dumps(CHAT)[:-3], f"array({CHAT})", str([{"from": "a", "value": "b"}])]
+    "text",
+    [
+        str(CHAT),
+        json.dumps(CHAT)[:-3],
+        f"array({CHAT})",
+        f"array([{CHAT}, {CHAT}])",
+        str([{"from": "a", "value": "b"}]),
+        str(tuple(CHAT)),
+        "\ufeff" + str(CHAT),
+        '[{"id": 1, "role": "user", "content": "2+',
+        '{"id": 1, "messages": [{"role": "user", "content": "2+2?"}',
+        '[{"id": "a", "meta": {"x": [1]}, "role": "User", "content": "2+2?"},',
+        json.dumps({"id": 1, "prompt": "2+2?"})[:-1],
+        '[{"role": "user", "content": "\\sin x"}]',
+        '[{"role": "user", "content": "say "hi" now"}]',
+        '[{"role": "user", "role": "system", "content": "2+2?"}]',
+        "\n".join(json.dumps(message) for message in CHAT),
+        json.dumps(CHAT) + ",",
+    ],
 )
 def test_broken_json_of_chat_messages_is_refused(text):
     assert "begins like chat messages and is not JSON; set prompt_format: text" in refused(text)
@@ -74,9 +113,41 @@ def test_broken_json_of_chat_messages_is_refused(text):
         "array([1, 2]) has what shape?",
         f"{json.dumps(CHAT)} Who speaks here?",
         "[" * 100_000,
+        "array(" + " " * 100_000,
+        "{" + '\\"' * 50_000,
+        '{"a": "b", "n": [1, 2]}',
+        "{'role': 'x', 'content': 'y'} is what type in Python?",
+        '{"id": 1, "role": "x"} -- who has it?',
+        '{ "key": unquoted } is no JSON. Why? Say what "content": means',
+        "{a: 1, b: 2} in JavaScript has how many keys?",
+        'Repair this JSON: [{"role": "user", "content": "hi"',
+        "(a) What is 2+2? (b) And 3+3?",
+        "[[1, 2], [3, 4]]",
+        '[["a", 1], ["b", 2]]',
+        "{}",
+        "[]",
+        "\ufeffWhat is 2+2?",
     ],
 )
 def test_a_prompt_in_words_stays_text(text):
+    assert read(text) == (text, None)
+
+
+def test_a_byte_order_mark_before_chat_messages_is_no_text():
+    text = "\ufeff" + json.dumps(CHAT)
+    assert read(text) == read(text, "json") == (None, tuple(CHAT))
+    assert read(text, "text") == (text, None)
+
+
+def test_empty_lists_in_a_message_are_as_absent_ones():
+    chat = [dict(CHAT[0], tool_calls=[]), dict(CHAT[1], tool_calls=None, images=[], name="Ann")]
+    expected = (None, (CHAT[0], dict(CHAT[1], name="Ann")))
+    assert read(chat) == read(json.dumps(chat)) == expected
+    assert 'message 0: "tool_calls" is list, not text' in refused([dict(CHAT[0], tool_calls=[{"id": 1}]), CHAT[1]])
+
+
+@given(st.text(st.characters(exclude_characters='"[{(a\ufeff'), min_size=1).filter(str.strip))
+def test_text_that_begins_like_no_json_is_the_prompt(text):
     assert read(text) == (text, None)
 
 

@@ -1,14 +1,17 @@
 """Numbers in the data reach the verifier as text that means the same number."""
 
+import contextlib
 import json
 from decimal import Decimal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.config.schema import SourceConfig
 from kray.prompts import load_prompts
+from kray.prompts.columns import parse_json
 from kray.prompts.fields import scalar
 from kray.prompts.files import Row
 from kray.records import DataError
@@ -39,6 +42,13 @@ def answer_in_json(tmp_path, written: str) -> str:
         ("0.1234567890123456789", "0.1234567890123456789"),
         ("12345678901234567890123", "12345678901234567890123"),
         ("1e300", "1" + "0" * 300),
+        ("0.00", "0.00"),
+        ("0e5", "0"),
+        ("0e-3", "0.000"),
+        ("0e-999999999", "0"),
+        ("-0.0e-999999999", "-0"),
+        ("0e-99999999999", "0"),
+        ("0e99999999999", "0"),
     ],
 )
 def test_numbers_in_json_stay_as_written_without_exponent(tmp_path, written, answer):
@@ -57,9 +67,10 @@ def test_a_number_with_an_exponent_is_judged_as_what_it_is(tmp_path, written, ri
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("1e999", "is inf, not a finite number"),
-        ("-1e999", "is -inf, not a finite number"),
-        ("1e-999", "is 1E-999, nearer to 0 than any number that can be compared"),
+        ("1e999", "is 1e999, not a finite number"),
+        ("-1e999", "is -1e999, not a finite number"),
+        ("1.5E+400", "is 1.5E+400, not a finite number"),
+        ("1e-999", "is 1e-999, nearer to 0 than any number that can be compared"),
         ("1e9999999999999999999999", "the line cannot be read: the exponent of 1e9999999999999999999999 is too large"),
         ("[72]", "is list, not text, a number or true/false"),
         ('{"value": 72}', "is dict, not text, a number or true/false"),
@@ -75,12 +86,91 @@ def test_what_is_no_number_is_refused_with_its_place(tmp_path, written, message)
 @settings(max_examples=300, deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_is_the_same_number_as_text(value):
-    row = Row("p:1", "p", 1, {"plain": value, "json": json.loads(json.dumps(value), parse_float=Decimal)})
-    for name in ("plain", "json"):
-        text = scalar(row, name)
-        assert "e" not in text.lower()
-        assert float(text) == value
-        assert Decimal(text) == Decimal(repr(value))
+    text = scalar(Row("p:1", "p", 1, {"json": parse_json(json.dumps(value))}), "json")
+    assert "e" not in text.lower()
+    assert float(text) == value
+    assert Decimal(text) == Decimal(repr(value))
+
+
+def in_column(value) -> str | None:
+    """A float of a column as text; None where it is refused."""
+    with contextlib.suppress(DataError):
+        return scalar(Row("p:1", "p", 1, {"answer": value}), "answer")
+    return None
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_column_gives_each_float_exactly_or_not_at_all(bits, data):
+    kind = {16: np.float16, 32: np.float32, 64: np.float64}[bits]
+    value = kind(data.draw(st.floats(allow_nan=False, allow_infinity=False, width=bits)))
+    text = in_column(value)
+    if float(value).is_integer():
+        assert text in (str(int(value)), None)
+        assert text is not None or Decimal(repr(float(str(value)))) != int(value)
+    else:
+        assert text == np.format_float_positional(value, trim="-")
+        assert kind(text) == value
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_integers_that_a_float_type_holds_are_kept(kind):
+    most = 2 ** (np.finfo(kind).nmant + 1)
+    for integer in (0, 1, 3, 72, 100, most - 1, most, 1 - most):
+        assert in_column(kind(integer)) == str(integer)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.float32(2**30), "1073741824"),
+        (np.float32(123456792), "123456792"),
+        (np.float64(2**60), "1152921504606846976"),
+        (np.float64(2**64), "18446744073709551616"),
+        (np.float64(1e22), "1" + "0" * 22),
+        (np.float32(1e10), "1" + "0" * 10),
+        (np.float16(65504), None),
+        (np.float32(1e11), None),
+        (np.float64(1e23), None),
+        (np.float64(1e300), None),
+        (1e23, None),
+        (float(2**60), "1152921504606846976"),
+    ],
+)
+def test_large_floats_are_exact_or_refused(value, text):
+    assert in_column(value) == text
+
+
+def test_refused_floats_are_named_with_their_row(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    # What is not asked for may hold anything.
+    kind = pyarrow.struct([("value", pyarrow.float32()), ("other", pyarrow.float32())])
+    gold = pyarrow.array([{"value": 1, "other": 1e11}, {"value": 1e11, "other": 1}], kind)
+    parquet.write_table(pyarrow.table({"prompt": ["a", "b"], "gold": gold}), tmp_path / "p.parquet")
+    source = SourceConfig(kind="parquet", path=str(tmp_path / "p.parquet"), answer_field="gold.value", limit=1)
+    assert load_prompts(source, "exact")[0].answer == "1"
+    source.limit = 0
+    with pytest.raises(
+        DataError, match=r'p\.parquet: row 2: field "gold\.value" is 1e\+11 rounded to 99999997952, .*integers or text'
+    ):
+        load_prompts(source, "exact")
+
+
+def test_a_null_does_not_make_other_integers_wrong(tmp_path):
+    """pandas writes integers beside a null as floats."""
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.table({"prompt": ["a", "b", "c"], "answer": pyarrow.array([3, -40, None], pyarrow.float64())})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    source = SourceConfig(kind="parquet", path=str(tmp_path / "p.parquet"), limit=2)
+    assert [prompt.answer for prompt in load_prompts(source, "exact")] == ["3", "-40"]
+    source.limit = 0
+    with pytest.raises(DataError, match='row 3: field "answer" is null'):
+        load_prompts(source, "exact")
 
 
 def test_numbers_in_parquet_have_the_shortest_form_of_their_type(tmp_path):
@@ -88,8 +178,8 @@ def test_numbers_in_parquet_have_the_shortest_form_of_their_type(tmp_path):
     import pyarrow.parquet as parquet
 
     columns = {
-        "float64": (pyarrow.array([0.00001, 1e16, 72.0, 0.1], pyarrow.float64()), ["0.00001", "1" + "0" * 16, "72.0", "0.1"]),
-        "float32": (pyarrow.array([0.00001, 0.1, 72.0, 1e10], pyarrow.float32()), ["0.00001", "0.1", "72.0", "10000000000.0"]),
+        "float64": (pyarrow.array([0.00001, 1e16, 72.0, 0.1], pyarrow.float64()), ["0.00001", "1" + "0" * 16, "72", "0.1"]),
+        "float32": (pyarrow.array([0.00001, 0.1, 72.0, 1e10], pyarrow.float32()), ["0.00001", "0.1", "72", "10000000000"]),
         "float16": (pyarrow.array([0.1, 2.5], pyarrow.float16()), ["0.1", "2.5"]),
         "decimal": (pyarrow.array([Decimal("1.50"), Decimal("0.00")], pyarrow.decimal128(9, 2)), ["1.50", "0.00"]),
         "int64": (pyarrow.array([2**62, -1], pyarrow.int64()), [str(2**62), "-1"]),

@@ -166,7 +166,15 @@ GOOD = b'{"question": "q", "answer": "a", "id": "1"}\n'
             b'{"question": "q", "answer": ["a"]}',
             'p.jsonl:1: field "answer" is list, not text, a number or true/false',
         ),
-        (b'{"question": "q", "answer": NaN}', 'p.jsonl:1: field "answer" is nan, not a finite number'),
+        (b'{"question": "q", "answer": NaN}', 'p.jsonl:1: field "answer" is nan, not a finite number as a float'),
+        (
+            b'{"question": "q", "answer": "a", "answer": "b"}',
+            'p.jsonl:1: the line cannot be read: the key "answer" stands twice in one object',
+        ),
+        (
+            b'{"question": "q", "answer": "a", "more": [{"x": 1, "y": 2, "x": 1}]}',
+            'p.jsonl:1: the line cannot be read: the key "x" stands twice in one object',
+        ),
         (b"[" * 100_000, "p.jsonl:1: the line is not JSON: it is nested too deeply"),
         (b'{"question": "\\ud800", "answer": "a"}', 'p.jsonl:1: field "question" holds half a character (U+D800)'),
         (b'{"question": "q", "answer": "\\udfff"}', 'p.jsonl:1: field "answer" holds half a character (U+DFFF)'),
@@ -174,7 +182,7 @@ GOOD = b'{"question": "q", "answer": "a", "id": "1"}\n'
             b'{"question": [{"role": "user", "content": "\\ud800"}], "answer": "a"}',
             'p.jsonl:1: field "question", message 0: "content" holds half a character (U+D800)',
         ),
-        (b'{"question": "q", "answer": 1e999}', 'p.jsonl:1: field "answer" is inf, not a finite number'),
+        (b'{"question": "q", "answer": 1e999}', 'p.jsonl:1: field "answer" is 1e999, not a finite number as a float'),
     ],
 )
 def test_a_bad_line_is_named(here, content, message):
