@@ -54,8 +54,15 @@ def chat_in_text(text: str, place: str) -> str | list[Any]:
     try:
         value = parse_json(bare)
     except (ValueError, RecursionError) as error:
-        if _OBJECT_START.match(bare) and _PROMPT_KEY.search(bare) and not _has_words_outside(bare):
-            raise DataError(f"{place} begins like chat messages and is not JSON; {AS_TEXT} ({_why(error)})") from None
+        if not _has_words_outside(bare):
+            if _OBJECT_START.match(bare) and _PROMPT_KEY.search(bare):
+                raise DataError(
+                    f"{place} begins like chat messages and is not JSON; {AS_TEXT} ({_why(error)})"
+                ) from None
+            if _is_list_of_texts(bare):
+                raise DataError(
+                    f"{place} begins like a list of texts and is not JSON; {AS_TEXT} ({_why(error)})"
+                ) from None
         return text
     if isinstance(value, str):
         raise DataError(f"{place} is a text in JSON's quotes; set prompt_format: json to read it, or {AS_TEXT[4:]}")
@@ -126,6 +133,13 @@ def _has_words_outside(text: str) -> bool:
         elif not depth:
             return True
     return False
+
+
+def _is_list_of_texts(text: str) -> bool:
+    """Whether text that is not JSON has nothing but quoted texts in its brackets, as Python prints a list of them."""
+    tokens = _TOKEN.findall(text)
+    texts = [token for token in tokens if token not in ("[", "]")]
+    return bool(texts) and tokens[0] == "[" and all(len(t) > 1 and t[0] in "\"'" and t[-1] == t[0] for t in texts)
 
 
 def _why(error: BaseException) -> str:

@@ -100,6 +100,12 @@ def test_broken_json_of_chat_messages_is_refused(text):
     assert read(text, "text") == (text, None)
 
 
+@pytest.mark.parametrize("text", ["['hi']", '["hi"', "['a', \"b's\"]", "[['hi']]", '["a", "b",]'])
+def test_broken_json_of_texts_is_refused(text):
+    assert "begins like a list of texts and is not JSON; set prompt_format: text" in refused(text)
+    assert read(text, "text") == (text, None)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -121,6 +127,9 @@ def test_broken_json_of_chat_messages_is_refused(text):
         '{ "key": unquoted } is no JSON. Why? Say what "content": means',
         "{a: 1, b: 2} in JavaScript has how many keys?",
         'Repair this JSON: [{"role": "user", "content": "hi"',
+        "['tis the season] is from what song?",
+        "['a', 1]",
+        '["a", "b"] has how many elements?',
         "(a) What is 2+2? (b) And 3+3?",
         "[[1, 2], [3, 4]]",
         '[["a", 1], ["b", 2]]',
