@@ -129,7 +129,9 @@ def _compare_numbers(right: str, given: str) -> bool | None:
     """Equality of two plain numbers, which most answers are; None for everything else."""
     if not (_NUMBER.fullmatch(right) and _NUMBER.fullmatch(given)):
         return None
-    right, given = right.replace(",", ""), given.replace(",", "")
+    right, given = right.replace(",", "").removeprefix("+"), given.replace(",", "").removeprefix("+")
+    if right == given:
+        return True
     if max(len(right), len(given)) > _DIGITS:
         return right == given
     if Fraction(right) == Fraction(given):

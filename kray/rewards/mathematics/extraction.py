@@ -37,6 +37,8 @@ from kray.rewards.responses import outside_thinking
 _TAIL_CHARACTERS = 4000
 # A response up to this long may be an answer as a whole.
 _LINE_CHARACTERS = 200
+# Shorter texts state nothing.
+_SHORTEST_STATEMENT = 6
 
 _TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.I)
 _BLANKS, _EMPTY_LINES = re.compile(r"[ \t]{3,}"), re.compile(r"\n\s*\n\s*\n")
@@ -95,7 +97,7 @@ def _marked_answers(text: str) -> list[Found]:
     hashed, behind_hashes = _hashed(text) if "####" in text else ([], 0)
     found = [*boxed, *hashed]
     behind = text[max(behind_boxes, behind_hashes) :]
-    if found and len(behind) > 2 and (stated := later_statement(behind[-_TAIL_CHARACTERS:])):
+    if found and len(behind) > _SHORTEST_STATEMENT and (stated := later_statement(behind[-_TAIL_CHARACTERS:])):
         found.append(Found(stated, False, incidental=True))
     return found
 
@@ -131,7 +133,8 @@ def _boxes(text: str) -> tuple[list[tuple[int, int, int]], list[int]]:
     """(begin of the command, begin and end of what it holds) of each complete box that is in no other; begins of unfinished."""
     open_braces: list[tuple[int, int]] = []
     boxes: list[tuple[int, int, int]] = []
-    for mark in _BRACES.finditer(text):
+    first = _BOX_COMMAND.search(text)
+    for mark in _BRACES.finditer(text, first.start() if first else len(text)):
         brace = mark.group()
         if brace in ("\\{", "\\}", "\\\\"):
             continue
