@@ -10,7 +10,7 @@ import re
 from fractions import Fraction
 from itertools import pairwise
 
-from kray.rewards.mathematics.evaluation import less
+from kray.rewards.mathematics.evaluation import in_order, less
 from kray.rewards.mathematics.expressions import Node, Unreadable, read, symbols
 from kray.rewards.mathematics.kinds import (
     INFINITY,
@@ -33,7 +33,6 @@ from kray.rewards.mathematics.words import NO_LABEL, as_words, is_words
 
 # Of answers within each other.
 _DEPTH = 12
-
 
 _PHRASES: dict[str, Answer] = {
     **dict.fromkeys(
@@ -124,13 +123,14 @@ def _bare(text: str) -> str:
             text = inside[1]
         if text[:1] == WORDS_OPEN and WORDS_CLOSE not in text[:-1] and text[-1:] == WORDS_CLOSE:
             text = mark_connectives(text[1:-1])
-        plain = text.replace(WORDS_OPEN, " ", 1).replace(WORDS_CLOSE, " ", 1) if text[:1] == WORDS_OPEN else text
         text = _FOR_ALL.sub("", _ARROW.sub("", _INTEGER_PARAMETER.sub("", text)))
         if (found := _NAMED_IN_WORDS.match(text)) and not NO_LABEL.search(found[1]):
             text = text[found.end() :]
         for leading in (_LEADING, _APPROXIMATE):
-            if (found := leading.match(plain.lstrip())) and plain.lstrip()[found.end() :].strip():
-                text = plain.lstrip()[found.end() :]
+            # "The answer is" may stand in a text command of its own.
+            plain = text.replace(WORDS_OPEN, "", 1).replace(WORDS_CLOSE, "", 1) if text[:1] == WORDS_OPEN else text
+            if (found := leading.match(plain.lstrip())) and (rest := plain.lstrip()[found.end() :]).strip():
+                text = rest
         if text == before:
             return text
 
@@ -173,7 +173,7 @@ def _read_union(text: str, depth: int, commas_separate: bool) -> Answer | None:
         points = [item.node for item in hole.items if isinstance(item, Quantity)] if isinstance(hole, Several) else []
         if isinstance(hole, Quantity):
             points = [hole.node]
-        ends = [MINUS_INFINITY, *_sorted(points), INFINITY]
+        ends = [MINUS_INFINITY, *in_order(points), INFINITY]
         return Intervals(tuple((a, False, b, False) for a, b in pairwise(ends))) if points else None
     pieces: list[tuple[Node, bool, Node, bool]] = []
     for part in parts:
@@ -182,13 +182,6 @@ def _read_union(text: str, depth: int, commas_separate: bool) -> Answer | None:
             return None
         pieces += item.pieces
     return Intervals(tuple(pieces))
-
-
-def _sorted(nodes: list[Node]) -> list[Node]:
-    ordered: list[Node] = []
-    for node in nodes:
-        ordered.insert(next((i for i, other in enumerate(ordered) if less(node, other)), len(ordered)), node)
-    return ordered
 
 
 def as_intervals(answer: Answer) -> Intervals | None:

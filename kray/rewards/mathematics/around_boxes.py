@@ -32,7 +32,7 @@ _BEHIND_IN_TEXT = re.compile(
 )
 _SCALE = re.compile(rf"[\s$~]*(?:\\[,;: ]\s*)*(?:\\(?:text|mathrm|mbox)\s*\{{\s*)?(?:{'|'.join(SCALES)})s?\b", re.I)
 _DENIED_BEFORE = re.compile(
-    r"\b(?:not|cannot|never|isn't|can't|n't)\s*(?:be|equal(?:\s*to)?|simply|just)?\s*[:$(\[\\]*\s*$", re.I
+    r"(?:\b(?:not|cannot|never)|n't)\s*(?:be|equal(?:\s*to)?|simply|just)?\s*[:$(\[\\]*\s*\Z", re.I
 )
 _BEGIN = r"[\s$.,;!?*)\]\\]*"
 _TAKEN_BACK = re.compile(

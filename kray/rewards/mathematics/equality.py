@@ -18,7 +18,7 @@ from fractions import Fraction
 
 from kray.rewards.mathematics import units
 from kray.rewards.mathematics.answers import as_intervals
-from kray.rewards.mathematics.evaluation import constant, less
+from kray.rewards.mathematics.evaluation import constant, in_order, less
 from kray.rewards.mathematics.expressions import Node, Unreadable, symbols
 from kray.rewards.mathematics.kinds import (
     Answer,
@@ -310,10 +310,7 @@ def _merged(pieces: tuple[tuple[Node, bool, Node, bool], ...]) -> list[tuple[Nod
     """Pieces from left to right; those that touch or overlap are one. Pieces with variables stay as they are."""
     if any(symbols(piece[0]) | symbols(piece[2]) for piece in pieces):
         return list(pieces)
-    ordered: list[tuple[Node, bool, Node, bool]] = []
-    for piece in pieces:
-        at = next((i for i, other in enumerate(ordered) if less(piece[0], other[0])), len(ordered))
-        ordered.insert(at, piece)
+    ordered = in_order(pieces, lambda piece: piece[0])
     merged = ordered[:1]
     for low, low_in, high, high_in in ordered[1:]:
         last = merged[-1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -54,6 +54,15 @@ def less(a: Node, b: Node) -> bool:
     if not (is_real(left) and is_real(right)):
         raise Undefined("no real number")
     return bool(as_float(real_part(left), CONTEXTS[0]) < as_float(real_part(right), CONTEXTS[0]))
+
+
+def in_order(items: Iterable[Any], lower: Callable[[Any], Node] = lambda item: item) -> list[Any]:
+    """Items from the smallest on, by a constant and real expression of each. Raises Undefined or Unreadable."""
+    ordered: list[Any] = []
+    for item in items:
+        place = next((i for i, other in enumerate(ordered) if less(lower(item), lower(other))), len(ordered))
+        ordered.insert(place, item)
+    return ordered
 
 
 def evaluate(node: Node, point: Mapping[str, Fraction], context: Any, log_base: float = math.e) -> Number:

@@ -212,7 +212,7 @@ def _words(content: str) -> str:
 
 
 def _without_dollars(text: str) -> str:
-    """Dollar signs that set mathematics apart come in pairs, with something other than plain words between them."""
+    """Without the dollar signs that set mathematics apart, which come in pairs; an odd number of them holds a price."""
     parts = re.split(r"(?<!\\)\$\$?", text)
     return " ".join(parts) if len(parts) % 2 else text
 

@@ -19,7 +19,6 @@ SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "quadrillion": 10**15,
     "quintillion": 10**18, "dozen": 12, "lakh": 10**5, "crore": 10**7, "bn": 10**9, "mil": 10**6,
 }  # fmt: skip
-ORDINALS = ("st", "nd", "rd", "th")
 _FILLERS = {
     "approximately",
     "approx",
