@@ -19,7 +19,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from kray.launch import LOCAL_RAY, guarded
+from kray.driver.remote import LOCAL_RAY, guarded
 
 
 def main() -> int:

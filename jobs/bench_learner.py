@@ -17,8 +17,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from kray.bench import learner as bench
 from kray.config.schema import TrainConfig
-from kray.train import bench
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
     python jobs/bench_pool.py --kind cpu --engines 64 --prompts 512 --seeds 10
     python jobs/bench_pool.py --real --json real.json                # 2 real vLLM engines on this machine
 
-Simulated: makespans over kray.simulate.fleet.lower_bound, medians over the seeds, on the same steps: static sharding (whole
+Simulated: makespans over kray.bench.engine_model.lower_bound, medians over the seeds, on the same steps: static sharding (whole
 groups dealt to the engines, all sent at once); kray with engines that report whole tasks and hold one or three batches;
 kray with engines that report single rollouts; and the same with every length known, which tells how much of the rest is
 ignorance. idle: share of engine-seconds without work. us: processor time of the schedule, a task.
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from kray.launch import LOCAL_RAY, guarded
-from kray.simulate.fleet import FLEETS, lower_bound, make_work, overhead, simulate, static
+from kray.bench.engine_model import FLEETS, lower_bound, make_work, overhead, simulate, static
+from kray.driver.remote import LOCAL_RAY, guarded
 
 COLUMNS = ("static", "1 batch", "3 batches", "singles", "known")
 NAMES = ("rollouts", "bound s", *COLUMNS, "idle static", "idle kray", "us", "prompts computed")
@@ -72,8 +72,8 @@ def real(options: argparse.Namespace) -> dict[str, Any]:
     os.environ.update(LOCAL_RAY)
     import ray
 
-    from kray.rollout import bench
-    from kray.train.bench import make_model
+    from kray.bench import pool as bench
+    from kray.bench.learner import make_model
 
     engines = options.engines[0] if len(options.engines) == 1 else 2
     ray.init(address="local", num_cpus=engines + 1, include_dashboard=False, log_to_driver=False,

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kray.launch import LOCAL_RAY, guarded
+from kray.driver.remote import LOCAL_RAY, guarded
 
 
 def main() -> None:
@@ -42,7 +42,8 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    from kray.simulate import fleet, scale
+    from kray.bench import driver_scale as scale
+    from kray.bench import engine_model as fleet
 
     def say(line: str) -> None:
         print(line, flush=True)

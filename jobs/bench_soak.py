@@ -18,7 +18,7 @@ from importlib.metadata import version
 
 from kray.bench import soak
 from kray.bench.step import write
-from kray.launch import connect, find_model, guarded
+from kray.driver.remote import connect, find_model, guarded
 from kray.records import KrayError
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from kray.bench import step as bench
 from kray.config import KrayConfig
-from kray.launch import connect, find_model, guarded
+from kray.driver.remote import connect, find_model, guarded
 
 
 def main() -> None:
@@ -47,8 +47,8 @@ def measure(options: argparse.Namespace, folder: str) -> tuple[dict[str, Any], K
     """Everything in one go: (figures by name, the configuration)."""
     import ray
 
-    from kray.bench import rival
-    from kray.bench.alone import run_alone
+    from kray.bench import trl as rival
+    from kray.bench.step_parts import run_alone
 
     def say(line: str) -> None:
         print(line, flush=True)

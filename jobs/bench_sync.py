@@ -33,7 +33,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's own loopback address
 
-    from kray.rollout import sync_bench
+    from kray.bench import weight_sync as sync_bench
 
     results = []
     parts = " ".join(f"{part:>13}" for part in PARTS)

@@ -20,9 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kray.address import require_cluster
+from kray.cluster.address import require_cluster
 from kray.compare.study import Study, load_study
-from kray.launch import connect, driver_actor, find_model, follow, guarded, load_both, tags
+from kray.driver.remote import connect, driver_actor, find_model, follow, guarded, load_both, tags
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     study = load_study(arguments.study, arguments.methods, arguments.seeds, arguments.dir, arguments.overrides)
     todo = study.todo()
     if arguments.check:
-        from kray.check import inspect
+        from kray.launch.check import inspect
 
         samples = inspect(study.base, print).samples
         done = len(study.children) - len(todo)

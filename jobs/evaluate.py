@@ -17,13 +17,13 @@ import json
 import tempfile
 from pathlib import Path
 
-from kray.address import require_cluster
+from kray.cluster.address import require_cluster
+from kray.cluster.resources import require_gpus
 from kray.config import kept_config, to_yaml
-from kray.judged import Recorder, table
-from kray.launch import connect, drive, find_model, guarded, load_both, load_checked, tags
-from kray.machine import require_gpus
+from kray.config.resume import as_begun
+from kray.driver.evaluation_record import Recorder, table
+from kray.driver.remote import connect, drive, find_model, guarded, load_both, load_checked, tags
 from kray.records import ConfigError
-from kray.resume import as_begun
 from kray.train.checkpoints import find_resume
 
 

@@ -13,15 +13,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kray.address import require_cluster
+from kray.cluster.address import require_cluster
 from kray.config import kept_config
-from kray.export import check_free, export_checkpoint
-from kray.launch import as_task, connect, find_model, guarded, load_checked
-from kray.learned import reading
+from kray.driver.remote import as_task, connect, find_model, guarded, load_checked
+from kray.driver.restore import reading
+from kray.driver.state import RunState
 from kray.records import ConfigError
-from kray.state import RunState
 from kray.tracking import locate, log_model
 from kray.train.checkpoints import at_step, find_resume, read_state
+from kray.train.export import check_free, export_checkpoint
 
 
 def main() -> int:

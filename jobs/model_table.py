@@ -12,8 +12,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from kray.launch import guarded
-from kray.train.judged import page, verdicts
+from kray.bench.model_support import page, verdicts
+from kray.driver.remote import guarded
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 
-from kray.address import require_cluster
-from kray.launch import guarded
+from kray.cluster.address import require_cluster
+from kray.driver.remote import guarded
 from kray.serve.services import serve_planner, serve_policy, serve_rewards
 
 

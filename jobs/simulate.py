@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kray.launch import guarded
+from kray.driver.remote import guarded
 from kray.records import ConfigError
 from kray.simulate.populations import SHAPES, find_population
 from kray.simulate.study import PLANS, WIDER, correlations, curve, figure, study, summary, table, title

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kray.address import require_cluster
-from kray.ask import Asker, Sight
-from kray.launch import LOCAL_RAY, guarded
-from kray.screen import screen
+from kray.cluster.address import require_cluster
+from kray.driver.remote import LOCAL_RAY, guarded
+from kray.monitor.client import Asker, Sight
+from kray.monitor.view import screen
 
 RESTART_S = 120.0  # in which a driver that died is up again
 

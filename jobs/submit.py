@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kray.address import (
+from kray.cluster.address import (
     API,
     API_PORT,
     CLUSTER,
@@ -32,8 +32,8 @@ from kray.address import (
     require_cluster,
 )
 from kray.config import redact
-from kray.follow import STOP_S, follow
-from kray.launch import LOCAL_RAY, git_commit, guarded
+from kray.driver.remote import LOCAL_RAY, git_commit, guarded
+from kray.launch.job_log import STOP_S, follow
 from kray.records import ConfigError, KrayError
 
 LOCAL = f"http://127.0.0.1:{API_PORT}"

@@ -15,10 +15,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from kray.address import require_cluster
-from kray.check import check
+from kray.cluster.address import require_cluster
+from kray.cluster.resources import require_gpus
 from kray.config import kept_config, warnings
-from kray.launch import (
+from kray.config.resume import as_begun, note_changes
+from kray.driver.remote import (
     connect,
     drive,
     find_model,
@@ -27,10 +28,9 @@ from kray.launch import (
     load_checked,
     run_folder,
 )
-from kray.machine import require_gpus
+from kray.driver.report import duration
+from kray.launch.check import check
 from kray.records import ConfigError
-from kray.report import duration
-from kray.resume import as_begun, note_changes
 from kray.train.checkpoints import find_resume, sound
 
 

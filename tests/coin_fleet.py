@@ -17,18 +17,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kray.collect import Collected, Collector
 from kray.config import KrayConfig, load_config, require
-from kray.conversation import Failure
-from kray.learned import make_waiting, prior_labels
-from kray.parts import Parts, make_features
+from kray.driver.components import Parts, make_features
+from kray.driver.loop import Training
+from kray.driver.restore import make_waiting, prior_labels
+from kray.driver.state import RunState
+from kray.driver.stop import Stop, Stopped
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler
 from kray.records import KrayError, Prompt, Rollout, RolloutGroup
-from kray.state import RunState
-from kray.stop import Stop, Stopped
+from kray.rollout.collector import Collected, Collector
+from kray.rollout.conversation import Failure
 from kray.train.checkpoints import CheckpointStore, newest, read_state
-from kray.training import Training
 
 CONFIG = """
 run: {steps: 8, checkpoint_every: 0}

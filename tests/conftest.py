@@ -9,7 +9,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's own loopback address, see kray/launch.py
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's own loopback address, see kray/driver/remote.py
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +80,7 @@ def tool_policy(tmp_path_factory) -> Path:
 
 def make_warm(cache: Path, **settings) -> Path:
     from kray.config import TinyPolicyConfig
-    from kray.train.warmup import ensure_tiny_policy
+    from kray.train.tiny_policy import ensure_tiny_policy
 
     shape = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 64, "warmup_steps": 20}
     return ensure_tiny_policy(TinyPolicyConfig(**shape, **settings), cache, progress=lambda line: None)

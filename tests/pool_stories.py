@@ -40,7 +40,7 @@ class PlainLearner:
         import ray
 
         from kray.rollout.pool import Published
-        from kray.weights import FlatWeights
+        from kray.weight_sync.flat_weights import FlatWeights
 
         state = [(name, parameter.detach()) for name, parameter in self.model.named_parameters()]
         weights = FlatWeights.pack(state)

@@ -18,7 +18,7 @@ import grpc
 import pytest
 from doors import knock
 
-from kray.address import (
+from kray.cluster.address import (
     API,
     CLUSTER,
     REACH_S,
@@ -31,7 +31,7 @@ from kray.address import (
     read_cluster,
     require_cluster,
 )
-from kray.ask import announced
+from kray.monitor.client import announced
 from kray.records import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +167,7 @@ def test_local_and_blank_addresses_join_nothing(monkeypatch):
 def test_auto_with_blanks_around_is_auto(monkeypatch):
     """Ray finds its address by the variable without blanks; no usual port is advised, as the user gave none."""
     seen = []
-    monkeypatch.setattr("kray.address._running_here", lambda: seen.append(os.environ[CLUSTER]) or closed())
+    monkeypatch.setattr("kray.cluster.address._running_here", lambda: seen.append(os.environ[CLUSTER]) or closed())
     for text in ("auto", " auto ", "auto\n"):
         monkeypatch.setenv(CLUSTER, text)
         with pytest.raises(Unreachable) as found:

@@ -13,11 +13,11 @@ from chat_models import chat_model
 from doors import ROOT, knock
 
 from kray.config import KrayConfig, load_config, to_yaml
-from kray.parts import load_parts
+from kray.config.resume import as_begun
+from kray.driver.components import load_parts
+from kray.driver.state import RunState
 from kray.planner import KnapsackPlanner
 from kray.records import KrayError
-from kray.resume import as_begun
-from kray.state import RunState
 from kray.tracking import prompts_digest
 
 QUICK = str(ROOT / "configs" / "quickstart.yaml")
@@ -292,7 +292,7 @@ def test_a_run_that_began_before_repeats_were_left_out_keeps_them(tmp_path):
 
 
 def load_parts_of(config: KrayConfig):
-    from kray.prepare import encode, load_sources, read_tiny
+    from kray.driver.prepare import encode, load_sources, read_tiny
 
     reader = read_tiny(config, config.model.tiny)
     return [pair for one in load_sources(config, "train", print) for pair in encode(config, one, reader, print).encoded]

@@ -13,9 +13,9 @@ from test_check import QUICK, arguments, checkpoint, load_parts_of
 
 from kray.config import load_config
 from kray.config.schema import LoraConfig
-from kray.driver import Driver
-from kray.learned import reading
-from kray.parts import Parts
+from kray.driver.actor import Driver
+from kray.driver.components import Parts
+from kray.driver.restore import reading
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler
 from kray.records import ConfigError, KrayError

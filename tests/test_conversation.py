@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.collect import EVALUATION, TRAINING, Collector, Fixed
 from kray.config.schema import EnvironmentConfig, EvaluateConfig, RolloutConfig, SourceConfig
-from kray.conversation import Conversation, Host
+from kray.driver.evaluation import evaluate
+from kray.driver.report import sample_rows
 from kray.environments import turns as acts
-from kray.evaluate import evaluate
 from kray.prompts.tokenize import as_read, encode_prompt
 from kray.records import Allocation, Prompt, Rollout, RolloutTask, Sampling, derive_seed
-from kray.report import sample_rows
 from kray.rewards.scorer import Outcome as Verdict
+from kray.rollout.collector import EVALUATION, TRAINING, Collector, Fixed
+from kray.rollout.conversation import Conversation, Host
 from kray.rollout.outcome import Outcome
-from kray.train.tiny import make_tokenizer
+from kray.train.tiny_files import make_tokenizer
 
 TOKENIZER = make_tokenizer()
 TOKENS = st.lists(st.integers(3, 16), min_size=1, max_size=5)

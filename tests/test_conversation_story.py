@@ -10,16 +10,16 @@ import pytest
 from chat_models import chat_model, programs
 from pool_stories import PlainLearner, make_pool
 
-from kray.collect import TRAINING, Collector, Fixed
 from kray.config import load_config
 from kray.config.schema import EnvironmentConfig, RolloutConfig, SourceConfig, TrainConfig
-from kray.conversation import Host
-from kray.environments.stage import Stage
-from kray.launch import drive
+from kray.driver.remote import drive
+from kray.environments.workers import Stage
 from kray.prompts import load_prompts
 from kray.prompts.tokenize import encode_all
 from kray.records import Sampling, derive_seed
 from kray.rewards.scorer import Scorer
+from kray.rollout.collector import TRAINING, Collector, Fixed
+from kray.rollout.conversation import Host
 from kray.tracking.metrics import documented
 from kray.train.learner import Learner, step_rows
 from kray.train.model import state_digest

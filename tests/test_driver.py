@@ -14,7 +14,7 @@ import pytest
 from chat_models import chat_model
 
 from kray.config import load_config
-from kray.launch import drive
+from kray.driver.remote import drive
 from kray.planner import Beliefs
 from kray.records import KrayError
 from kray.simulate.populations import find_population

@@ -19,11 +19,11 @@ from doors import knock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kray.config import KrayConfig, LoraConfig, ModelConfig, TrackConfig, TrainConfig, to_yaml
-from kray.export import export_checkpoint, log_trained, whole_folder
+from kray.driver.state import RunState
 from kray.records import ConfigError, KrayError, Prompt, Rollout, RolloutGroup
-from kray.state import RunState
 from kray.tracking import Tracker, locate, log_model
 from kray.train.checkpoints import CheckpointStore
+from kray.train.export import export_checkpoint, log_trained, whole_folder
 from kray.train.learner import Learner, step_rows
 from kray.train.model import copy_tokenizer
 

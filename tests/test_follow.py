@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from kray import follow as following
-from kray.follow import follow
+from kray.launch import job_log as following
+from kray.launch.job_log import follow
 from kray.records import KrayError
 
 

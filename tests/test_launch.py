@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from kray.config import KrayConfig, ModelConfig, RewardConfig, SourceConfig, to_yaml
-from kray.driver import Driver
-from kray.launch import check_model, driver_actor, load_both, run_folder
+from kray.config.resume import note_changes
+from kray.driver.actor import Driver
+from kray.driver.remote import check_model, driver_actor, load_both, run_folder
 from kray.records import ConfigError, DataError
-from kray.resume import note_changes
 
 
 class Watched(Driver):

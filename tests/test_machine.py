@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from kray.cluster.resources import require_gpus, shortages, shortages_here
 from kray.config import KrayConfig, RolloutConfig, TrainConfig
-from kray.machine import require_gpus, shortages, shortages_here
 from kray.records import ConfigError
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kray.learned import prior_labels
+from kray.driver.restore import prior_labels
 from kray.records import Prompt
 
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kray.prometheus import BUDGETS, COUNTERS, GAUGES, PARTS, SUMS, Exporter, exported
+from kray.monitor.prometheus import BUDGETS, COUNTERS, GAUGES, PARTS, SUMS, Exporter, exported
 from kray.rollout.health import State
-from kray.rollout.schedule import Schedule
+from kray.rollout.scheduler import Schedule
 from kray.tracking.metrics import METRICS
 
 ALL = {source: 2.0 for table in (GAUGES, COUNTERS, SUMS) for source in table.values()} | {

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kray.config import load_config
-from kray.config.checks import problems
+from kray.config.resume import SETTLED
 from kray.config.schema import AsyncConfig, EnvironmentConfig, KrayConfig, PlanConfig, PromptsConfig, RunConfig
-from kray.plan_rules import MODES
+from kray.config.validation import problems
+from kray.driver.stop import Stopped
+from kray.plan_modes import MODES
 from kray.records import KrayError
-from kray.resume import SETTLED
-from kray.stop import Stopped
 from kray.train.checkpoints import newest, read_state
 
 HALF, WHOLE = "run.steps=5", "run.steps=9"

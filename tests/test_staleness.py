@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kray.records import Prompt, Rollout, RolloutGroup
-from kray.staleness import fresh
+from kray.rollout.staleness import fresh
 
 NOW = 9
 spans = st.lists(st.tuples(st.integers(0, NOW), st.integers(1, 5)), min_size=1, max_size=4)

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kray.ask import Sight, announce, announced
 from kray.config import KrayConfig, to_yaml
-from kray.ledger import Ledger
+from kray.driver.recorder import Ledger
+from kray.monitor.client import Sight, announce, announced
+from kray.monitor.status import Watch, from_folder, histogram, newest_runs
+from kray.monitor.view import screen
 from kray.records import KrayError
 from kray.rollout.health import State
-from kray.rollout.schedule import Schedule
-from kray.screen import screen
-from kray.status import Watch, from_folder, histogram, newest_runs
+from kray.rollout.scheduler import Schedule
 
 ROOT = Path(__file__).parents[1]
 STEP = {
@@ -213,8 +213,8 @@ def test_the_door_says_so_when_there_is_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_driver_answers_while_its_loop_is_kept_busy(ray_local, tmp_path):
     """Asked as another job would, by name, of a driver whose event loop is stuck."""
-    from kray.driver import Driver
-    from kray.launch import driver_actor
+    from kray.driver.actor import Driver
+    from kray.driver.remote import driver_actor
 
     class Stuck(Driver):
         async def hang(self, seconds: float) -> None:

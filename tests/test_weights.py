@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kray.records import KrayError
-from kray.weights import LANES, FlatWeights, checksum
+from kray.weight_sync.flat_weights import LANES, FlatWeights, checksum
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)

@@ -19,7 +19,7 @@ import psutil
 from scipy.stats import theilslopes
 
 from kray.config import KrayConfig
-from kray.launch import drive, load_checked, run_folder
+from kray.driver.remote import drive, load_checked, run_folder
 
 # Long in steps, short in seconds: everything that a run does beside learning happens, and more often than usual.
 OVERRIDES = (

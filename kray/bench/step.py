@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from kray.config import KrayConfig
-from kray.launch import drive, load_checked, run_folder
+from kray.driver.remote import drive, load_checked, run_folder
 
 PARTS = ("plan", "generate", "reward", "update", "sync")
 QUIET_CORES = 0.25  # busy elsewhere; over it, figures are not to be trusted
@@ -125,7 +125,7 @@ def elsewhere() -> float:
 
 def prompts_of(config: KrayConfig, model: str, steps: int) -> list[list[dict[str, str]]]:
     """Text and answer of the prompts of each step, in the driver's order."""
-    from kray.parts import load_parts
+    from kray.driver.components import load_parts
 
     parts = load_parts(config, model, print)
     chosen = [parts.choose(step)[0] for step in range(steps)]

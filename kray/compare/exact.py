@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from kray.parts import Encoded
+from kray.driver.components import Encoded
 from kray.planner import KnapsackPlanner, PointValue
 from kray.planner.greedy import Purse
-from kray.planner.rules import Even, Rule
-from kray.planner.step import StepPlan
+from kray.planner.modes import Even, Rule
+from kray.planner.step_plan import StepPlan
 from kray.planner.values import Value
 from kray.records import ConfigError
-from kray.train.group import LearnerGroup
+from kray.train.learner_group import LearnerGroup
 
 ROWS = 512  # of one call to the learner
 

@@ -17,17 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kray.compare.child import ComparedTraining
 from kray.compare.exact import ExactRates, OraclePlanner
+from kray.compare.method_run import ComparedTraining
 from kray.compare.report import write_report
 from kray.compare.study import Child, Study, keep
 from kray.config import flat, to_yaml
-from kray.driver import Driver
-from kray.fleet import Fleet
-from kray.parts import Parts, load_parts
-from kray.report import Summary, duration
-from kray.state import RunState
-from kray.stop import Stopped
+from kray.driver.actor import Driver
+from kray.driver.components import Parts, load_parts
+from kray.driver.report import Summary, duration
+from kray.driver.state import RunState
+from kray.driver.stop import Stopped
+from kray.driver.workers import Fleet
 from kray.tracking import Tracker, prompts_digest
 from kray.train.checkpoints import CheckpointStore
 

@@ -4,9 +4,9 @@ Loads OmegaConf and YAML only: neither Ray nor torch nor MLflow.
 """
 
 from kray.config.advice import warnings
-from kray.config.checks import check, require
 from kray.config.export import changed_keys, digest, flat, to_yaml
 from kray.config.loading import kept_config, load_config
+from kray.config.preview import derived, preview
 from kray.config.redaction import redact
 from kray.config.schema import (
     EnvironmentConfig,
@@ -24,7 +24,7 @@ from kray.config.schema import (
     TrackConfig,
     TrainConfig,
 )
-from kray.config.table import derived, preview
+from kray.config.validation import check, require
 
 __all__ = [
     "EnvironmentConfig",

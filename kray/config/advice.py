@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from kray import plan_rules
+from kray import plan_modes as plan_rules
 from kray.config.schema import KrayConfig, TrainConfig, advantage_of
 
 UNIFORM = ("uniform", "weight_only")  # plan modes that give every prompt the same

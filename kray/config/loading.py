@@ -16,7 +16,6 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kray.config.checks import problems
 from kray.config.reading import (
     MISSING,
     Reading,
@@ -31,6 +30,7 @@ from kray.config.reading import (
     suggestion,
 )
 from kray.config.schema import KrayConfig
+from kray.config.validation import problems
 from kray.records import ConfigError
 
 

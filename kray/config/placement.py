@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from kray.config.cluster import Cluster, Group, load_cluster
+from kray.config.cluster_file import Cluster, Group, load_cluster
 from kray.config.schema import KrayConfig, RolloutConfig
 from kray.records import ConfigError
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kray.environments.interface import Environment, Observation
-from kray.environments.names import load_environment
+from kray.environments.registry import load_environment
 from kray.records import Prompt
 from kray.rewards.verifiers import as_reward
 

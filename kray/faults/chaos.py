@@ -15,11 +15,11 @@ from random import Random
 from typing import Any
 
 from kray.config import KrayConfig, load_config
+from kray.driver.remote import drive, find_model
 from kray.faults.audit import audit, regenerated, surviving
 from kray.faults.cluster import Nodes, Server
 from kray.faults.injector import Fault, Injector, plan_faults
-from kray.faults.watched import WatchedDriver, read
-from kray.launch import drive, find_model
+from kray.faults.instrumented import WatchedDriver, read
 from kray.prompts import load_prompts
 from kray.prompts.sampler import PromptSampler
 from kray.records import KrayError

@@ -21,8 +21,8 @@ from typing import Any
 
 from kray.faults import rewards
 from kray.faults.cluster import Nodes, Server
+from kray.faults.instrumented import read
 from kray.faults.targets import Target, actors
-from kray.faults.watched import read
 from kray.train.checkpoints import newest
 
 PHASE_WAIT_S = 20.0  # for the phase that a fault wants to hit; then it comes anyway

@@ -4,10 +4,10 @@ Pure numpy and scipy: importing this loads neither Ray nor torch.
 """
 
 from kray.planner.beliefs import Beliefs
-from kray.planner.mixtures import CobaValue, GrpoValue
 from kray.planner.planner import MODES, KnapsackPlanner
+from kray.planner.quadrature import CobaValue, GrpoValue
 from kray.planner.solver import solve
-from kray.planner.step import StepPlan
+from kray.planner.step_plan import StepPlan
 from kray.planner.values import BetaValue, PointValue
 
 __all__ = [

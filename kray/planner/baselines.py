@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kray.planner.beliefs import Beliefs
-from kray.planner.mixtures import beta_density, coba_shape, coba_tau
+from kray.planner.quadrature import beta_density, coba_shape, coba_tau
 from kray.planner.solver import solve, spread
 from kray.planner.values import PointValue, Value
 

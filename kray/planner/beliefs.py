@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kray.planner.fits import AFAR, fit_beta_binomial, fit_persistence
+from kray.planner.prior_fits import AFAR, fit_beta_binomial, fit_persistence
 
 GRID = 2.0**20  # discounted counts are whole numbers of 1 / GRID: labels then add up exactly, in any order
 MOST = 2.0**32  # of anything counted for one prompt: up to here a float64 tells multiples of 1 / GRID apart

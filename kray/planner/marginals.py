@@ -21,8 +21,8 @@ from typing import Protocol
 import numpy as np
 from scipy.special import betaln
 
-from kray.plan_rules import MARGINALS
-from kray.planner.mixtures import MOST_ROLLOUTS, NodeValue, nodes
+from kray.plan_modes import MARGINALS
+from kray.planner.quadrature import MOST_ROLLOUTS, NodeValue, nodes
 from kray.planner.values import BetaValue, Value
 
 

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kray.plan_rules import MODES, NEED_LABELS, offered_share
+from kray.plan_modes import MODES, NEED_LABELS, offered_share
 from kray.planner import baselines
 from kray.planner.baselines import PlanRequest
 from kray.planner.beliefs import Beliefs
 from kray.planner.features import FeaturePrior
 from kray.planner.greedy import Greedy, Purse
 from kray.planner.marginals import make_marginal
-from kray.planner.mixtures import CobaValue, GrpoValue
-from kray.planner.rules import Commit, Even, Online, Respend, Rounds, Rule, Waves, fill
+from kray.planner.modes import Commit, Even, Online, Respend, Rounds, Rule, Waves, fill
+from kray.planner.quadrature import CobaValue, GrpoValue
 from kray.planner.settings import Settings, make_beliefs
 from kray.planner.solver import solve
-from kray.planner.step import Start, StepPlan, ids_of
+from kray.planner.step_plan import Start, StepPlan, ids_of
 from kray.planner.values import BetaValue, Value
 from kray.records import Allocation
 

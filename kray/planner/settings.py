@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kray.plan_rules import MARGINALS, MODES, UNITS, VALUES, WEIGHTS, contradictions
+from kray.plan_modes import MARGINALS, MODES, UNITS, VALUES, WEIGHTS, contradictions
 from kray.planner.beliefs import Beliefs
 
 

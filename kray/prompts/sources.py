@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 
 from kray.config.schema import PromptsConfig, SourceConfig
 from kray.prompts.fields import FORMATS, content, scalar
-from kray.prompts.files import Row, huggingface_rows, jsonl_rows, parquet_rows
 from kray.prompts.generated import arithmetic_prompts, reasoning_prompts
+from kray.prompts.rows import Row, huggingface_rows, jsonl_rows, parquet_rows
 from kray.records import ConfigError, DataError, Prompt
 
 Say = Callable[[str], None]

@@ -1,4 +1,4 @@
-"""One vLLM engine in one actor; with transfer.py and kray/serve/completions.py, the only module that imports vLLM.
+"""One vLLM engine in one actor; with transfer.py and kray/serve/policy_api.py, the only module that imports vLLM.
 
 Everything that touches vLLM happens in one thread of this process, which takes commands between two steps of the engine.
 The actor's other threads only put commands in and take results out, so a long step blocks nobody.
@@ -29,8 +29,8 @@ import ray
 
 from kray.records import Rollout, RolloutTask
 from kray.rollout.outcome import Report
-from kray.rollout.transfer import TRANSPORT, Proof, Reactions, Stopwatch, exaggerated, register_transport
-from kray.weights import FlatWeights
+from kray.rollout.vllm_transport import TRANSPORT, Proof, Reactions, Stopwatch, exaggerated, register_transport
+from kray.weight_sync.flat_weights import FlatWeights
 
 NEWS = 0.125  # share of max_sequences: so many ended rollouts are worth a report, though no task is whole
 CPU_STEP_TOKENS = 8192  # prompt tokens that one step may take in on CPU

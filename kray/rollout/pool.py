@@ -20,12 +20,12 @@ import ray
 
 from kray.config.schema import RolloutConfig
 from kray.records import KrayError, RolloutTask
+from kray.rollout.autoscaling import Sizing
 from kray.rollout.engine import EngineSpec
+from kray.rollout.engine_supervisor import POLL_S, WORRY_S, Tender, arrives
 from kray.rollout.health import State
 from kray.rollout.outcome import Outcome
-from kray.rollout.schedule import Schedule
-from kray.rollout.sizing import Sizing
-from kray.rollout.tender import POLL_S, WORRY_S, Tender, arrives
+from kray.rollout.scheduler import Schedule
 
 SIZE_S = 1.0  # how often the number of engines is thought over
 PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # nats, mean over the probe's tokens

@@ -67,7 +67,7 @@ def key_file() -> Path:
 
 
 def cache_folder() -> Path:
-    """As kray/train/warmup.py has it, which needs torch."""
+    """As kray/train/tiny_policy.py has it, which needs torch."""
     if os.environ.get("KRAY_CACHE"):
         return Path(os.environ["KRAY_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"

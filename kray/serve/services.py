@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kray.launch import as_task, find_model
+from kray.driver.remote import as_task, find_model
 from kray.records import ConfigError
 from kray.rewards import VERIFIERS, check_verifier
 from kray.serve.access import Access, cache_folder, key_digest
-from kray.serve.completions import Policy, PolicySpec
+from kray.serve.deploy import deployed, serve_until_signal
 from kray.serve.folders import exported, find_checkpoint, policy_spec
 from kray.serve.gate import Limits
-from kray.serve.judging import JudgeSpec, Rewards
-from kray.serve.launch import deployed, serve_until_signal
-from kray.serve.planning import Planner
+from kray.serve.planner_api import Planner
+from kray.serve.policy_api import Policy, PolicySpec
+from kray.serve.rewards_api import JudgeSpec, Rewards
 
 EXPORT_S = 1800.0
 
@@ -60,7 +60,7 @@ def serve_policy(arguments: Any) -> int:
 
     def build() -> Any:
         if not folder.is_dir():
-            from kray.export import export_checkpoint
+            from kray.train.export import export_checkpoint
 
             assert checkpoint is not None
             assert config is not None

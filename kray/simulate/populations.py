@@ -144,7 +144,7 @@ def _of_state(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _of_mlflow(run_id: str) -> tuple[np.ndarray, np.ndarray]:
     """From the newest table beliefs/step-<n>.json of the run, on MLFLOW_TRACKING_URI."""
-    from kray.tracking.store import newest_table
+    from kray.tracking.mlflow_store import newest_table
 
     table = newest_table(run_id, "beliefs")
     counts = [(row["successes"], row["trials"]) for row in table if row["trials"]]

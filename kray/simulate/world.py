@@ -25,8 +25,8 @@ import numpy as np
 
 from kray.planner import KnapsackPlanner, PointValue, StepPlan, solve
 from kray.planner.beliefs import Beliefs
+from kray.prompts.admission import Waiting
 from kray.prompts.sampler import PromptSampler
-from kray.prompts.waiting import Waiting
 from kray.simulate.populations import Population
 
 FEEDBACK = ("online", "rounds", "pilot_commit", "dynamic_sampling")  # modes for which the order of arrivals matters

@@ -12,8 +12,8 @@ from typing import Any
 
 from kray.config.redaction import redact, redact_value
 from kray.records import KrayError
+from kray.tracking.mlflow_store import MlflowRun, Store, unreachable
 from kray.tracking.refusals import deliver_rows
-from kray.tracking.store import MlflowRun, Store, unreachable
 
 log = logging.getLogger(__name__)
 PARENT_TAG = "mlflow.parentRunId"  # what MLflow's page nests runs by

@@ -26,18 +26,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from kray.config.schema import BUILT_WITH, LoraConfig, TrainConfig, advantage_of, aggregation_of
 from kray.records import ConfigError, KrayError, RolloutGroup
 from kray.train import model as policy
-from kray.train import saving
+from kray.train import sharded_checkpoint as saving
 from kray.train.advantages import advantages
-from kray.train.batches import Rows, make_rows, plain_rows
-from kray.train.layouts import Way, choose
+from kray.train.layout_choice import Way, choose
+from kray.train.logprobs import make_scorable
 from kray.train.lora import without_adapters
 from kray.train.loss import k3, policy_loss
 from kray.train.metrics import SUMS, update_metrics
 from kray.train.optimizer import ShardedAdamW
 from kray.train.packing import Batch, collate, split_ranks
-from kray.train.scores import make_scorable
-from kray.train.supported import check_length
-from kray.weights import FlatWeights, Gathered
+from kray.train.supported_models import check_length
+from kray.train.training_rows import Rows, make_rows, plain_rows
+from kray.weight_sync.flat_weights import FlatWeights, Gathered
 
 LR_POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # of the share of groups that carry a gradient
 

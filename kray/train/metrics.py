@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from kray.config.schema import TrainConfig
 from kray.records import KrayError
-from kray.train.batches import Rows
+from kray.train.training_rows import Rows
 
 # What one update adds up over its tokens, micro-batches and ranks.
 SUMS = (

@@ -33,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 from kray.config.schema import LoraConfig
 from kray.records import ConfigError, KrayError
 from kray.train.lora import add_lora, merges, plain_name
-from kray.train.supported import check_supported
+from kray.train.supported_models import check_supported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OWN = "eager"  # the attention that a model's own code computes

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kray.train.attention import Layout, buckets_of, layout
-from kray.train.batches import Rows
+from kray.train.training_rows import Rows
 
 PIECES = (
     4  # a group is dealt out in pieces of at most 1 / (ranks * PIECES) of all tokens, so that ranks can be balanced

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kray.bench import rival, step
+from kray.bench import step
+from kray.bench import trl as rival
 from kray.records import ConfigError, KrayError
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from kray.config import load_config
-from kray.config.cluster import load_cluster
+from kray.config.cluster_file import load_cluster
 from kray.config.placement import place
 from kray.records import ConfigError
 

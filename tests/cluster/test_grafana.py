@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kray.prometheus import exported
+from kray.monitor.prometheus import exported
 
 BOARD = json.loads((Path(__file__).parents[2] / "cluster" / "grafana-kray.json").read_text())
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}

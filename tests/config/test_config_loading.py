@@ -23,9 +23,9 @@ from kray.config import (
     to_yaml,
     warnings,
 )
-from kray.config.checks import CHOICES, FIXED, LIMITS, value_at
 from kray.config.reading import all_keys, declared, fields_of
 from kray.config.redaction import is_secret_key
+from kray.config.validation import CHOICES, FIXED, LIMITS, value_at
 from kray.records import ConfigError
 
 MODEL = "model:\n  path: x\n"

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kray.config import KrayConfig
-from kray.config.cluster import Cluster, Group, load_cluster
+from kray.config.cluster_file import Cluster, Group, load_cluster
 from kray.config.placement import Shape, cluster_rows, place
 from kray.records import ConfigError
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from kray.config import load_config
 from kray.config.schema import EnvironmentConfig
+from kray.driver.remote import load_both
 from kray.environments import ENVIRONMENTS, check_environment, stops_of
 from kray.environments.calculator import Calculator, calculate
-from kray.environments.stage import Stage
 from kray.environments.tools import Tools
-from kray.launch import load_both
+from kray.environments.workers import Stage
 from kray.prompts.arithmetic import KINDS, make_problems
 from kray.records import ConfigError, Prompt
 

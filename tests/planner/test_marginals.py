@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from kray.plan_rules import MARGINALS
+from kray.plan_modes import MARGINALS
 from kray.planner import BetaValue, CobaValue, GrpoValue, solve
 from kray.planner.marginals import ExpectedGain, make_marginal
-from kray.planner.mixtures import nodes
+from kray.planner.quadrature import nodes
 
 shapes = st.floats(0.05, 60)
 

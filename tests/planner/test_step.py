@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.plan_rules import MARGINALS, NEED_LABELS, RESPEND
+from kray.plan_modes import MARGINALS, NEED_LABELS, RESPEND
 from kray.planner import MODES, Beliefs, BetaValue, GrpoValue, KnapsackPlanner, solve
 
 SPENDING = [mode for mode in MODES if mode != "dynamic_sampling"]  # modes that spend the budget exactly

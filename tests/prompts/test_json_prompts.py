@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kray.config.schema import SourceConfig
 from kray.prompts import load_prompts
 from kray.prompts.fields import content
-from kray.prompts.files import Row
+from kray.prompts.rows import Row
 from kray.records import DataError
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]

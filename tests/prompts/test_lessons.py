@@ -19,7 +19,7 @@ from kray.prompts.generated import entries_of, judge
 from kray.prompts.lessons import make_lessons, phrases, slips, teach
 from kray.records import DataError
 from kray.rewards import score
-from kray.train.tiny import LETTERS, make_tokenizer
+from kray.train.tiny_files import LETTERS, make_tokenizer
 
 STUDY = Path(__file__).parents[2] / "configs" / "compare-reasoning.yaml"
 TASKS = yaml.safe_load(STUDY.read_text())["config"]["model"]["tiny"]["tasks"]

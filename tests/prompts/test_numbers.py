@@ -13,7 +13,7 @@ from kray.config.schema import SourceConfig
 from kray.prompts import load_prompts
 from kray.prompts.columns import parse_json
 from kray.prompts.fields import scalar
-from kray.prompts.files import Row
+from kray.prompts.rows import Row
 from kray.records import DataError
 from kray.rewards import score
 

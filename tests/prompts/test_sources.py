@@ -198,7 +198,7 @@ def test_numbers_of_any_length_are_text_or_named(here):
 
 
 def test_a_huge_line_is_refused_and_not_held_in_memory(here, monkeypatch):
-    monkeypatch.setattr("kray.prompts.files._LINE_BYTES", 1 << 20)
+    monkeypatch.setattr("kray.prompts.rows._LINE_BYTES", 1 << 20)
     (here / "p.jsonl").write_bytes(GOOD + b"x" * (3 << 20))
     assert refused(jsonl("p.jsonl")) == "p.jsonl:2: the line is longer than 1 MiB"
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kray.prompts.admission import Waiting
 from kray.prompts.sampler import PromptSampler
-from kray.prompts.waiting import Waiting
 
 
 def waiting(prompts, candidates, max_wait, seed=0):

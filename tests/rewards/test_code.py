@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kray.config.checks import CODE_TIMEOUT_S
+from kray.config.validation import CODE_TIMEOUT_S
 from kray.rewards import Scorer, check_verifier, load_verifier, score
 from kray.rewards.code import extract
 from kray.rewards.sandbox import Limits, run

@@ -12,7 +12,7 @@ from reasoning_gym.factory import DATASETS
 
 from kray.config import KrayConfig
 from kray.config.schema import SourceConfig
-from kray.launch import check_prompts
+from kray.driver.remote import check_prompts
 from kray.prompts import load_prompts
 from kray.prompts.generated import _pack as pack_entry
 from kray.records import DataError

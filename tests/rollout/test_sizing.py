@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kray.rollout.sizing import Sizing
+from kray.rollout.autoscaling import Sizing
 
 events = st.lists(st.tuples(st.floats(0, 20), st.integers(0, 500)), min_size=1, max_size=60)
 

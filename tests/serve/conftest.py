@@ -18,11 +18,11 @@ def services(ray_local, warm_policy, tmp_path_factory):
     """Accesses by name (policy, planner, rewards), each with `address`; the policy starts while the others are tried."""
     from ray import serve
 
-    from kray.serve import launch
+    from kray.serve import deploy as launch
     from kray.serve.access import Access
-    from kray.serve.completions import PolicySpec
     from kray.serve.gate import Limits, digest
-    from kray.serve.judging import JudgeSpec
+    from kray.serve.policy_api import PolicySpec
+    from kray.serve.rewards_api import JudgeSpec
     from kray.serve.services import planner_application, policy_application, rewards_application
 
     folder = tmp_path_factory.mktemp("served") / "policy"

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from kray.config import KrayConfig, ModelConfig, to_yaml
+from kray.driver.state import RunState
 from kray.records import ConfigError
-from kray.serve.completions import prompts_in
 from kray.serve.folders import exported, find_checkpoint, policy_spec
-from kray.state import RunState
+from kray.serve.policy_api import prompts_in
 
 ASKED = {"name": "", "context": 0, "max_tokens": 0, "sequences": 8, "cpus": 1, "gpus": 0, "kv_cache_gib": 0.1}
 

@@ -10,12 +10,12 @@ import pytest
 from aiohttp import web
 
 from kray.config import KrayConfig, RewardConfig, check
-from kray.fleet import make_scorer
+from kray.driver.workers import make_scorer
 from kray.records import KrayError
 from kray.rewards import Scorer, remote
 from kray.rewards.remote import RemoteScorer, chunks
 from kray.serve.gate import Refusal
-from kray.serve.judging import KINDS, Judges, JudgeSpec, Score
+from kray.serve.rewards_api import KINDS, Judges, JudgeSpec, Score
 
 ITEMS = [("", str(i), str(i % 3)) for i in range(150)]
 

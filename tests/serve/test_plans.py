@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from kray.planner import Beliefs, BetaValue, KnapsackPlanner, PointValue, solve
 from kray.serve.gate import Limits, Refusal
-from kray.serve.planning import Allocate, Open, Planner
-from kray.serve.plans import BeliefSettings, PlanBook, allocate
+from kray.serve.plan_store import BeliefSettings, PlanBook, allocate
+from kray.serve.planner_api import Allocate, Open, Planner
 
 IDS = [f"p{i}" for i in range(24)]
 PLAN = {"mode": "online", "budget": 120, "lower": 2, "upper": 16}

@@ -19,7 +19,7 @@ import pytest
 from kray.records import ConfigError
 from kray.serve.access import Access
 from kray.serve.gate import Limits
-from kray.serve.judging import JudgeSpec
+from kray.serve.rewards_api import JudgeSpec
 from kray.serve.services import planner_application, rewards_application
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.simulate.fleet import FLEETS, Fleet, Work, lower_bound, make_work, overhead, simulate, static
+from kray.bench.engine_model import FLEETS, Fleet, Work, lower_bound, make_work, overhead, simulate, static
 
 LENGTHS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=9), min_size=1, max_size=12)
 PROMPT = st.integers(0, 500)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from kray.bench import driver_scale as scale
 from kray.planner import KnapsackPlanner
-from kray.simulate import scale
 
 
 def step(engines: int, prompts: int):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.config import KrayConfig, ModelConfig, TrackConfig, load_config
-from kray.config.checks import problems
+from kray.config.validation import problems
 from kray.prompts import sources
 from kray.records import ConfigError, KrayError
 from kray.tracking import METRICS, names

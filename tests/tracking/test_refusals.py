@@ -24,8 +24,8 @@ from kray.records import ConfigError, LostError
 from kray.tracking import Tracker
 from kray.tracking.evaluations import log_evaluation
 from kray.tracking.journal import Journal
+from kray.tracking.mlflow_store import MlflowRun, Store, unreachable
 from kray.tracking.refusals import deliver, refusal
-from kray.tracking.store import MlflowRun, Store, unreachable
 from kray.tracking.writer import Writer
 
 PLAIN = TrackConfig(system_metrics=False)
@@ -200,7 +200,7 @@ def test_a_run_that_another_store_holds_names_both_stores(tmp_path):
     import asyncio
 
     from kray.config import KrayConfig
-    from kray.driver import RUN, Driver
+    from kray.driver.actor import RUN, Driver
 
     config = KrayConfig(track=TrackConfig(uri=f"sqlite:///{tmp_path}/new.db", system_metrics=False))
     (tmp_path / RUN).write_text(json.dumps({"mlflow_run_id": "0" * 32, "mlflow": "sqlite:////old.db"}))

@@ -6,10 +6,10 @@ import socket
 import pytest
 
 from kray.config import TrackConfig, flat, load_config, to_yaml
-from kray.launch import guarded
+from kray.driver.remote import guarded
 from kray.records import KrayError
 from kray.tracking import Tracker
-from kray.tracking.store import locate
+from kray.tracking.mlflow_store import locate
 
 PLANTED = {
     "HF_TOKEN": "hf_PlantedPlantedPlanted",

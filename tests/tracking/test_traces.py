@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kray.config import KrayConfig, TrackConfig
-from kray.evaluate import Evaluation
-from kray.judged import Recorder, table
+from kray.driver.evaluation import Evaluation
+from kray.driver.evaluation_record import Recorder, table
 from kray.tracking import Tracker
 
 ROWS = [

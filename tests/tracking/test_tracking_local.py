@@ -11,8 +11,8 @@ import pytest
 from kray.records import KrayError
 from kray.tracking import METRICS, budget_histogram, budgets_against_beliefs, describe, learning_curve
 from kray.tracking.journal import Journal
+from kray.tracking.mlflow_store import locate
 from kray.tracking.names import name_of
-from kray.tracking.store import locate
 from kray.tracking.writer import Breaker, Writer
 
 

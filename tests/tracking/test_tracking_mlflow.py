@@ -27,7 +27,7 @@ def test_round_trip_and_resume_in_sqlite(tmp_path, monkeypatch):
     from mlflow import MlflowClient
     from mlflow.entities import ViewType
 
-    monkeypatch.setattr("kray.tracking.run.SYSTEM_EVERY_S", 0.2)
+    monkeypatch.setattr("kray.tracking.tracker.SYSTEM_EVERY_S", 0.2)
     params = {f"section.key{i}": i for i in range(150)}
     arguments = (TrackConfig(), tmp_path, "first", params, {"model": "tiny"}, "run: {}\n")
     tracker = Tracker(*arguments)
@@ -103,7 +103,7 @@ def test_a_server_that_is_not_there_is_named_at_once(tmp_path):
 
 
 def test_a_server_that_never_answers_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("kray.tracking.run.START_TIMEOUT_S", {True: 1.0})
+    monkeypatch.setattr("kray.tracking.tracker.START_TIMEOUT_S", {True: 1.0})
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"

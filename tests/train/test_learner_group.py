@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from kray.config.schema import TrainConfig
 from kray.records import ConfigError, KrayError, Prompt, Rollout, RolloutGroup
-from kray.train.group import LearnerGroup
+from kray.train.learner_group import LearnerGroup
 
 pytestmark = pytest.mark.slow
 TRAIN = TrainConfig(ranks=2, lr=1e-2, timeout_s=120)

@@ -11,10 +11,10 @@ import torch
 
 from kray.config.advice import first_cut
 from kray.config.schema import LoraConfig
-from kray.train.batches import Rows
 from kray.train.learner import step_rows
 from kray.train.model import state_digest
 from kray.train.packing import collate, split_ranks
+from kray.train.training_rows import Rows
 
 
 def differences(a, b) -> float:

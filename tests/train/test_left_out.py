@@ -12,8 +12,8 @@ import torch
 from kray.planner import KnapsackPlanner
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.advantages import advantages
-from kray.train.batches import token_weights
 from kray.train.learner import step_rows
+from kray.train.training_rows import token_weights
 
 AGGREGATIONS = ("token_mean", "sequence_mean", "prompt_mean", "constant")
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kray.train.logprobs import token_scores
 from kray.train.loss import OBJECTIVES, policy_loss
-from kray.train.scores import token_scores
 
 LOW, HIGH = 0.2, 0.28
 

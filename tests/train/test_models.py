@@ -12,12 +12,14 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from kray.bench import model_support as judged
+from kray.bench.model_families import Case, cases, tiny_config, tiny_model
 from kray.records import ConfigError
-from kray.train import attention, judged, layouts
+from kray.train import attention
+from kray.train import layout_choice as layouts
 from kray.train import model as policy
-from kray.train.families import Case, cases, tiny_config, tiny_model
 from kray.train.learner import step_rows
-from kray.train.supported import NOT_CAUSAL
+from kray.train.supported_models import NOT_CAUSAL
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 CASES = cases()

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.train.attention import buckets_of, layout, packed_attention
-from kray.train.batches import plain_rows
 from kray.train.packing import collate, split_ranks
+from kray.train.training_rows import plain_rows
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 

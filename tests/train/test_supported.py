@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from kray.records import ConfigError
 from kray.train.model import load_policy
-from kray.train.supported import check_supported
+from kray.train.supported_models import check_supported
 
 EXPERTS = ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "dbrx", "phimoe", "olmoe", "jamba", "llama4_text", "zaya"]
 DENSE = ["qwen2", "qwen3", "llama", "mistral", "gemma3_text", "phi3", "gemma4_text", "doge", "dots1", "mamba"]
@@ -70,5 +70,5 @@ def test_a_refused_model_is_never_loaded(tmp_path):
 
 
 def test_importing_the_check_loads_no_torch():
-    program = "import sys, kray.train.supported; sys.exit('torch' in sys.modules)"
+    program = "import sys, kray.train.supported_models; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

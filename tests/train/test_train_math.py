@@ -14,8 +14,8 @@ from kray.config import check
 from kray.config.schema import KrayConfig, LoraConfig, ModelConfig, TrainConfig
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.advantages import EPSILON, advantages
-from kray.train.batches import make_rows, split_updates, token_weights
 from kray.train.learner import step_rows
+from kray.train.training_rows import make_rows, split_updates, token_weights
 
 REWARDS = st.lists(st.sampled_from([0.0, 1.0, 0.1, 0.3, -2.0]), max_size=7)
 

@@ -12,8 +12,8 @@ from kray.config.schema import TinyPolicyConfig
 from kray.prompts import lessons
 from kray.prompts.arithmetic import CHARACTERS
 from kray.records import ConfigError
-from kray.train.tiny import TOOL_CHARACTERS, default_cache, digest, make_tokenizer
-from kray.train.warmup import CALCULATOR, IGNORED, _batches, ensure_tiny_policy
+from kray.train.tiny_files import TOOL_CHARACTERS, default_cache, digest, make_tokenizer
+from kray.train.tiny_policy import CALCULATOR, IGNORED, _batches, ensure_tiny_policy
 
 TINY = TinyPolicyConfig(
     hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=32, warmup_steps=3, batch_size=8

@@ -1,0 +1,280 @@
+"""How much of a step is the driver's own: its real parts at the size of a large cluster, with engines that cost nothing.
+
+Planner, beliefs, sampler, pool, schedule, collector and scorer are the ones that a run has. Engines are simulated: they
+answer at once, with rollouts of the lengths asked for, in reports like those of a real one. So what is measured is how
+fast the driver could go if generation took no time; where that is slower than a fleet, the driver is the bottleneck.
+Costs of Ray's calls are not in here (jobs/bench_pool.py --real has them), those of unpickling a report are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from kray.config import KrayConfig
+from kray.driver.report import admitted, sample_rows, step_record
+from kray.planner import KnapsackPlanner
+from kray.planner.metrics import status, step_metrics
+from kray.prompts import PromptSampler
+from kray.records import Prompt, Rollout, RolloutTask, Sampling, derive_seed
+from kray.rewards.scorer import Scorer
+from kray.rollout.collector import Collected, Collector
+from kray.rollout.engine import EngineSpec
+from kray.rollout.outcome import Report
+from kray.rollout.pool import Pool
+from kray.rollout.scheduler import Schedule
+from kray.train.checkpoints import CheckpointStore
+
+SEQUENCES = 256  # of one engine
+PROMPT_TOKENS = 200
+VOCABULARY = 4096
+POLICY = 0
+
+
+def memory_gib() -> float:
+    return psutil.Process().memory_info().rss / 2**30
+
+
+class Stopwatch:
+    """Processor seconds of this thread, by part; of a part within another only the inner one's count."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inner = [0.0]
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        started = time.thread_time()
+        self._inner.append(0.0)
+        yield
+        passed = time.thread_time() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + passed - self._inner.pop()
+        self._inner[-1] += passed
+
+    def wrap(self, owner: Any, method: str, name: str) -> None:
+        """Counts a method's calls as this part."""
+        inner = getattr(owner, method)
+
+        def timed(*args: Any, **known: Any) -> Any:
+            with self.part(name):
+                return inner(*args, **known)
+
+        setattr(owner, method, timed)
+
+
+def beliefs(prompts: int, folder: Path, say: Callable[[str], None]) -> tuple[dict[str, float], KnapsackPlanner]:
+    """A planner that has visited so many prompts: figures of what it holds, and of a checkpoint of it."""
+    rng, clock, before = np.random.default_rng(0), Stopwatch(), memory_gib()
+    ids = [f"train/{i}" for i in range(prompts)]
+    planner = KnapsackPlanner("static", 8 * prompts)
+    held = planner.beliefs
+    rows = held.rows(ids)
+    held._last_trials[rows] = rng.integers(2, 40, prompts)
+    held._last_successes[rows] = rng.binomial(held._last_trials[rows].astype(int), rng.beta(0.4, 0.6, prompts))
+    held._successes[rows] = held._last_successes[rows]
+    held._failures[rows] = held._last_trials[rows] - held._last_successes[rows]
+    held._stale = True
+    grown = memory_gib() - before
+    with clock.part("refit_s"):
+        held.refit_prior()
+    with clock.part("sampler_s"):  # of a new epoch
+        PromptSampler(ids, 1024, 0).take(0)
+    lengths = dict.fromkeys(ids, 700.0)
+    with clock.part("state_s"):  # what the driver's loop stands still for
+        state = {"step": 1, "planner": planner.to_dict(), "lengths": dict(lengths)}
+    store, started = CheckpointStore(folder, 1), time.perf_counter()
+    (store.begin(1) / "learner").mkdir(parents=True, exist_ok=True)
+    final = store.commit(1, state)
+    commit_s = time.perf_counter() - started
+    size = sum(file.stat().st_size for file in final.rglob("*") if file.is_file())
+    file = max((file for file in final.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    started = time.perf_counter()
+    KnapsackPlanner("static", 8 * prompts).load_dict(json.loads(file.read_text())["planner"])
+    found = {
+        "prompts": prompts,
+        "memory_gib": grown,
+        **clock.seconds,
+        "commit_s": commit_s,
+        "load_s": time.perf_counter() - started,
+        "checkpoint_mib": size / 2**20,
+    }
+    say(
+        f"{prompts:,} prompts: beliefs {grown:.2f} GiB, refit {found['refit_s']:.2f} s, sampler {found['sampler_s']:.2f} s "
+        f"(once an epoch), checkpoint {found['checkpoint_mib']:.0f} MiB: {found['state_s']:.2f} s of the driver, then "
+        f"{commit_s:.2f} s in the background; to load it {found['load_s']:.2f} s"
+    )
+    return found, planner
+
+
+class _Remote:
+    """A method of a simulated engine, called as Ray's are."""
+
+    def __init__(self, call: Callable[..., None]):
+        self.remote = call
+
+
+class SimulatedEngine:
+    """In the place of an engine's actor: has finished what it is given at the loop's next turn, REPORT tasks a report."""
+
+    REPORT = 4
+
+    def __init__(self, tender: Any, clock: Stopwatch, tokens: int):
+        self.tender, self.clock = tender, clock
+        self.submit, self.cancel, self.rouse = _Remote(self._submit), _Remote(lambda ids: None), _Remote(lambda: None)
+        self.rng = np.random.default_rng(derive_seed(tender.name) % 2**32)
+        self.tokens = tokens
+
+    def _submit(self, tasks: list[RolloutTask]) -> None:
+        for start in range(0, len(tasks), self.REPORT):
+            with self.clock.part("simulation"):
+                sent = pickle.dumps(self._report(tasks[start : start + self.REPORT]))
+            asyncio.get_running_loop().call_soon(self._deliver, sent)
+
+    def _deliver(self, sent: bytes) -> None:
+        with self.clock.part("unpickle"):
+            report = pickle.loads(sent)
+        with self.clock.part("report"):  # to the schedule and the session
+            self.tender._take(report)
+
+    def _report(self, tasks: list[RolloutTask]) -> Report:
+        report = Report()
+        for task in tasks:
+            rollouts = []
+            for i in range(task.rollouts):
+                size = max(1, min(4 * self.tokens, int(self.tokens * self.rng.lognormal(-0.125, 0.5))))
+                made = self.rng.integers(0, VOCABULARY, size, dtype=np.int32)
+                logprobs = np.full(size, -1.0, np.float32)
+                versions = ((task.policy_version, 0, size),)
+                rollouts.append(Rollout(task.prompt_id, task.first_index + i, made, logprobs, "stop", versions))
+            report.finished.append((task.id, rollouts))
+        return report
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE tokenizer with VOCABULARY tokens of several letters: it decodes at a usual speed."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    rng = np.random.default_rng(0)
+    words: set[str] = set()
+    while len(words) < VOCABULARY - len(letters):
+        words.add("Ġ" * int(rng.integers(2)) + "".join(rng.choice(list("etaoinshrdlucm"), int(rng.integers(2, 7)))))
+    vocabulary = {token: i for i, token in enumerate([*letters, *sorted(words)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def make_pool(config: KrayConfig, clock: Stopwatch, tokens: int) -> Pool:
+    """A real pool whose engines serve, without an actor behind them."""
+    spec = EngineSpec("", "bfloat16", 4096, SEQUENCES, 1, 0, 0.0, 0.0, True, 0)
+    pool = Pool(config.rollout, spec, "scale", lambda line: None)
+    for tender in pool.engines:
+        tender.needed = True
+        tender.health.needed()
+        tender.health.started()
+        tender.health.proved(POLICY)
+        tender.actor = SimulatedEngine(tender, clock, tokens)
+        pool.schedule.engine_up(tender.name, 2 * SEQUENCES)
+    return pool
+
+
+def step(
+    planner: KnapsackPlanner, engines: int, prompts: int, rollouts: int, tokens: int, first: int, workers: int
+) -> tuple[dict[str, Any], Collected]:
+    """One step of `prompts` prompts of the planner's, the first of them number `first`, `rollouts` each on average."""
+    clock = Stopwatch()
+    config = KrayConfig()
+    config.rollout.engines, config.plan.budget = engines, prompts * rollouts
+    planner.settings = type(planner.settings)("static", prompts * rollouts, 2, 128)
+    ids = [f"train/{i}" for i in range(first, first + prompts)]
+    words = tuple(range(PROMPT_TOKENS))
+    chosen = [(Prompt(i, "42", "exact", "scale", text="What is six times seven?"), words) for i in ids]
+
+    kept: list[Any] = []  # not the coroutine's result: asyncio.run asks for its repr, which takes longer than the step
+
+    async def run() -> None:
+        pool = make_pool(config, clock, tokens)
+        scorer = Scorer("exact", {}, workers, 60.0)
+        collector = Collector(pool, scorer, make_tokenizer(), config.rollout)
+        clock.wrap(pool, "_resize", "size of the pool")
+        clock.wrap(pool, "dispatch", "dispatch")
+        clock.wrap(collector.tokenizer, "decode", "decode")
+        clock.wrap(collector, "_tasks", "make tasks")
+        try:
+            with clock.part("plan"):
+                plan = planner.begin(ids, cost=collector.expected_tokens(ids))
+            clock.wrap(plan, "observe", "labels to the plan")
+            sampling = Sampling(4 * tokens)
+            started, before = time.perf_counter(), time.thread_time()
+            collected = await collector.collect(plan, chosen, lambda i: derive_seed(0, i), sampling, POLICY)
+            clock.seconds["collect_wall"] = time.perf_counter() - started
+            clock.seconds["collect"] = time.thread_time() - before
+            kept.extend((collected, plan, pool))
+        finally:
+            scorer.close()
+
+    asyncio.run(run())
+    collected, plan, pool = kept
+    with clock.part("metrics"):
+        allocation = admitted(plan.allocation())
+        rewards = [group.rewards for group in collected.groups]
+        successes, trials = np.array([r.sum() for r in rewards]), np.array([len(r) for r in rewards])
+        step_record(collected, {})
+        step_metrics(allocation, successes, trials, status(successes, trials))
+        sample_rows(allocation, collected, 16, 0)
+    return _figures(clock.seconds, collected, pool.schedule, engines, prompts), collected
+
+
+def _figures(
+    seconds: dict[str, float], collected: Collected, schedule: Schedule, engines: int, prompts: int
+) -> dict[str, Any]:
+    rollouts = sum(len(group.rollouts) for group in collected.groups)
+    tasks = sum(schedule.ended.values())
+    parts = {name: value for name, value in seconds.items() if not name.startswith("collect")}
+    own = seconds["collect"] - parts.get("simulation", 0.0)
+    wall = seconds["collect_wall"] - parts.get("simulation", 0.0)
+    return {
+        "engines": engines,
+        "prompts": prompts,
+        "rollouts": rollouts,
+        "tokens": sum(group.tokens for group in collected.groups),
+        "tasks": tasks,
+        "collect_s": wall,
+        "driver_s": own,
+        "plan_s": parts["plan"],
+        "tasks_per_s": tasks / own,
+        "rollouts_per_s": rollouts / own,
+        "us_a_task": 1e6 * own / tasks,
+        "parts_s": {name: round(value, 4) for name, value in sorted(parts.items())},
+        "memory_gib": memory_gib(),
+    }
+
+
+def rows_row(collected: Collected) -> dict[str, float]:
+    """What becomes of the groups on their way to the learner: seconds and MiB."""
+    from kray.config.schema import TrainConfig
+    from kray.train.learner import step_rows
+
+    for number, group in enumerate(collected.groups):
+        group.weight = float(len(group.rollouts))
+        for rollout in group.rollouts[: 1 + number % 2]:
+            rollout.reward = 1.0  # so that groups are mixed
+    gc.collect()
+    started = time.thread_time()
+    rows = step_rows(collected.groups, TrainConfig())
+    made = time.thread_time() - started
+    started = time.thread_time()
+    sent = len(pickle.dumps(rows, protocol=5))
+    return {"rows_s": made, "pickle_s": time.thread_time() - started, "mib": sent / 2**20}

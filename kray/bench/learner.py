@@ -1,0 +1,244 @@
+"""How fast the learner is, against a plain torch loop on the same rows. Used by jobs/bench_learner.py.
+
+Every measurement runs in processes of its own, so that peak memory is its own. Tokens are those of the rollouts, prompt and
+response, each rollout's prompt counted: what a loop without packing has to compute, padding left out.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from kray.config.schema import TrainConfig
+from kray.records import Prompt, Rollout, RolloutGroup
+from kray.train.learner import Learner, step_rows
+from kray.train.training_rows import Rows
+
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362}  # dense bf16, by a part of the device's name
+SHAPES = {  # hidden, layers, heads, kv heads, head dim, intermediate, vocabulary
+    "tiny": (128, 4, 4, 2, 32, 512, 17),
+    "3m": (256, 6, 4, 2, 64, 512, 256),
+    "100m": (768, 12, 12, 4, 64, 2304, 16384),
+    "0.5b": (896, 24, 14, 2, 64, 4864, 151936),
+    "1.5b": (1536, 28, 12, 2, 128, 8960, 151936),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step's rollouts. prompt, response: (smallest, largest) tokens, evenly spread; spread: of the group sizes,
+    Dirichlet's parameter (small: a few groups have most rollouts)."""
+
+    shape: str
+    prompts: int
+    rollouts: int
+    prompt: tuple[int, int]
+    response: tuple[int, int]
+    spread: float
+    microbatch_tokens: int
+
+
+WORKLOADS = {
+    "quickstart": Workload("tiny", 64, 512, (9, 15), (3, 7), 0.5, 16384),
+    "reasoning": Workload("3m", 6, 24, (60, 160), (40, 400), 0.5, 4096),
+    "singles": Workload("3m", 10, 20, (60, 160), (40, 400), 1e6, 4096),  # pairs: sharing prompts saves little
+}
+
+
+def make_groups(load: Workload, seed: int) -> list[RolloutGroup]:
+    """Random tokens, rewards 0 and 1 in turn, so that every group teaches."""
+    rng = np.random.default_rng(seed)
+    vocabulary = SHAPES[load.shape][-1]
+    shares = rng.dirichlet(np.full(load.prompts, load.spread))
+    sizes = 2 + rng.multinomial(max(0, load.rollouts - 2 * load.prompts), shares)
+    groups = []
+    for g, size in enumerate(sizes):
+        rollouts = []
+        for i in range(size):
+            n = int(rng.integers(load.response[0], load.response[1] + 1))
+            tokens = rng.integers(vocabulary, size=n).astype(np.int32)
+            logprobs = np.full(n, -np.log(vocabulary), np.float32)
+            rollouts.append(Rollout(f"p{g}", i, tokens, logprobs, "stop", ((0, 0, n),), reward=float(i % 2)))
+        prompt = tuple(rng.integers(vocabulary, size=rng.integers(load.prompt[0], load.prompt[1] + 1)).tolist())
+        groups.append(RolloutGroup(Prompt(f"p{g}", "", "exact", "bench", text="x"), prompt, rollouts, float(size)))
+    return groups
+
+
+def make_model(shape: str, folder: str) -> None:
+    """A Qwen3 policy of this shape with random weights, as a Hugging Face folder."""
+    hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary = SHAPES[shape]
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+
+
+def plain_loop(folder: str, train: TrainConfig, dtype: str, device: str) -> Callable[[Rows], dict[str, float]]:
+    """What one would write by hand: rows sorted by length, padded, cut into micro-batches; one process, no FSDP."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    model.to(device).train()
+    if train.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
+
+    def update(rows: Rows) -> dict[str, float]:
+        ends = np.cumsum(rows.lengths)
+        order = np.argsort(-rows.lengths)
+        filled = padded = 0
+        while len(order):
+            width = int(rows.lengths[order[0]])
+            count = max(1, train.microbatch_tokens // width)
+            picked, order = order[:count], order[count:]
+            tokens = torch.zeros(len(picked), width, dtype=torch.int64)
+            mask = torch.zeros(len(picked), width - 1, dtype=torch.bool)
+            for b, r in enumerate(picked):
+                tokens[b, : rows.lengths[r]] = torch.from_numpy(rows.tokens[ends[r] - rows.lengths[r] : ends[r]])
+                mask[b, rows.prompt_lengths[r] - 1 : rows.lengths[r] - 1] = True
+            tokens, mask = tokens.to(device), mask.to(device)
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+                logits = model(input_ids=tokens[:, :-1], use_cache=False).logits[mask]
+            logprobs = torch.log_softmax(logits.float(), -1).gather(-1, tokens[:, 1:][mask][:, None])[:, 0]
+            repeats = torch.from_numpy(rows.response_lengths[picked])
+            advantages = torch.from_numpy(rows.advantages[picked]).repeat_interleave(repeats).to(device)
+            weights = torch.from_numpy(rows.weights[picked]).float().repeat_interleave(repeats).to(device)
+            ratio = torch.exp(logprobs - logprobs.detach())
+            objective = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.28) * advantages)
+            (-(objective * weights).sum()).backward()
+            filled += int((rows.lengths[picked] - 1).sum())
+            padded += len(picked) * (width - 1)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {"train/padding_ratio": 1 - filled / padded, "train/grad_norm": norm.item()}
+
+    return update
+
+
+def _process(rank: int, job: dict[str, Any], answers: Any) -> None:
+    train, ranks, device = job["train"], job["ranks"], job["device"]
+    started = time.monotonic()
+    if job["plain"]:
+        update = plain_loop(job["folder"], train, job["dtype"], device)
+    else:
+        address = ("127.0.0.1", job["port"])
+        learner = Learner(rank, ranks, *address, job["folder"], train, job["dtype"], 100, 0, device)
+        update = learner.update
+    loaded_s = time.monotonic() - started
+    times, cpu, metrics = [], [], {}
+    for rows in job["rows"]:
+        begun, begun_cpu = time.perf_counter(), time.process_time()
+        metrics = update(rows)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+        cpu.append(time.process_time() - begun_cpu)
+    cuda = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    peak = cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    answers.put((rank, {"times": times, "cpu": cpu, "metrics": metrics, "peak_gib": peak / 2**30, "load_s": loaded_s}))
+    if not job["plain"]:
+        learner.shutdown()
+
+
+def measure(job: dict[str, Any], warm: int = 2) -> dict[str, float]:
+    """Median over the steps after `warm` ones; peak memory of the rank that needed most."""
+    spawn = multiprocessing.get_context("spawn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        job["port"] = free.getsockname()[1]
+    answers = spawn.Queue()
+    ranks = [spawn.Process(target=_process, args=(rank, job, answers)) for rank in range(job["ranks"])]
+    for process in ranks:
+        process.start()
+    try:
+        found = dict(answers.get(timeout=1800) for _ in ranks)
+    finally:
+        for process in ranks:
+            process.join(60)
+            process.kill()
+    times = found[0]["times"]
+    step_s = [tokens / t for tokens, t in zip((rows.lengths.sum() for rows in job["rows"]), times, strict=True)]
+    metrics = found[0]["metrics"]
+    return {
+        "tokens_per_s": float(np.median(step_s[warm:])),
+        "step_s": float(np.median(times[warm:])),
+        "cpu_s": float(np.median(found[0]["cpu"][warm:])),  # of rank 0: says less about what else runs
+        "first_step_s": times[0],
+        "load_s": found[0]["load_s"],
+        "peak_memory_gib": max(each["peak_gib"] for each in found.values()),
+        "padding_ratio": metrics["train/padding_ratio"],
+        "attention_padding_ratio": metrics.get("train/attention_padding_ratio", float("nan")),
+        "computed_tokens": metrics.get("train/computed_tokens", float("nan")),
+        "grad_norm": metrics["train/grad_norm"],
+    }
+
+
+def compare(name: str, steps: int, ranks: list[int], train: TrainConfig, device: str, dtype: str) -> dict[str, Any]:
+    """Plain loop, learner padded, learner packed on each number of ranks, on the same rows."""
+    load = WORKLOADS[name]
+    train = replace(train, microbatch_tokens=load.microbatch_tokens)
+    rows = [step_rows(make_groups(load, seed), train) for seed in range(steps + 2)]
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(load.shape, folder)
+        job = {"folder": folder, "rows": rows, "dtype": dtype, "device": device, "plain": False, "ranks": 1}
+        found = {"plain torch loop": measure(job | {"train": train, "plain": True})}
+        found["learner, padded"] = measure(job | {"train": replace(train, packing=False)})
+        for count in ranks:
+            label = f"learner, packed, {count} rank{'s' if count > 1 else ''}"
+            found[label] = measure(job | {"train": train, "ranks": count})
+    base = found["plain torch loop"]["tokens_per_s"]
+    return {label: values | {"speedup": values["tokens_per_s"] / base} for label, values in found.items()}
+
+
+def flops(shape: str, rows: Rows) -> float:
+    """Of the model on these rows, forward and backward: 6 per weight of a matrix product and token, and attention's
+    6 T^2 H D a layer (causal). Recomputation is not counted, nor is the gather of embeddings."""
+    hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary = SHAPES[shape]
+    layer = hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * intermediate
+    tokens = rows.lengths - 1
+    dense = 6 * (layers * layer * tokens.sum() + hidden * vocabulary * rows.response_lengths.sum())
+    return float(dense + 6 * layers * heads * head_dim * (tokens.astype(float) ** 2).sum())
+
+
+def utilisation(shape: str, tokens: int, steps: int, train: TrainConfig) -> dict[str, Any]:
+    """Model FLOPs utilisation on one CUDA device in bf16: rollouts of `tokens` tokens, two of each prompt of 64."""
+    response = (tokens - 63, tokens - 63)  # the last token is not computed: `tokens` are
+    load = Workload(shape, 8, 16, (64, 64), response, 1e6, train.microbatch_tokens)
+    rows = [step_rows(make_groups(load, seed), train) for seed in range(steps + 2)]
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(shape, folder)
+        job = {"folder": folder, "rows": rows, "dtype": "bfloat16", "device": "cuda", "plain": False, "ranks": 1}
+        found = measure(job | {"train": train})
+    device = torch.cuda.get_device_name()
+    peak = next((tflops for part, tflops in PEAK_TFLOPS.items() if part in device), float("nan"))
+    achieved = flops(shape, rows[-1]) / found["step_s"] / 1e12
+    return found | {"device": device, "tflops": achieved, "peak_tflops": peak, "mfu": achieved / peak}
+
+
+def environment() -> None:
+    """What the learner's actors run with, for all measured processes alike."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ |= {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}

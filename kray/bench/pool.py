@@ -1,0 +1,230 @@
+"""How well real engines are kept at work: the pool with its schedule against static sharding. Used by jobs/bench_pool.py.
+
+Every round does the same groups with new seeds on the same engines, once under each policy in turn, so that whatever else
+the machine does falls on all of them. The policy (a small Qwen3 with random weights) writes nearly uniform tokens: a prompt's
+number of stop tokens sets its mean length, its rollouts' lengths are geometric. What the schedule expects of a prompt is
+the running mean of the rounds before, as in training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+import torch
+from transformers import AutoModelForCausalLM
+
+from kray.bench.engine_model import Dealt
+from kray.bench.learner import SHAPES
+from kray.config.schema import RolloutConfig
+from kray.records import KrayError, RolloutTask, Sampling
+from kray.rollout.engine import EngineSpec
+from kray.rollout.pool import Pool, Published
+from kray.rollout.scheduler import Schedule, largest_part, split_rollouts
+from kray.weight_sync.flat_weights import FlatWeights
+
+START_S = 300.0
+LONGEST = 384  # response tokens
+
+
+class _Clocked:
+    """Mixed into a schedule: counts the processor seconds that its calls take."""
+
+    driver_s = 0.0
+
+    def submit(self, tasks: Any, priority: int = 0) -> None:
+        self._clock("submit", tasks, priority)
+
+    def dispatch(self, now: float) -> Any:
+        return self._clock("dispatch", now)
+
+    def done(self, task_id: int, engine: str, now: float) -> Any:
+        return self._clock("done", task_id, engine, now)
+
+    def progressed(self, task_id: int, engine: str, finished: int, now: float) -> None:
+        self._clock("progressed", task_id, engine, finished, now)
+
+    def _clock(self, name: str, *args: Any) -> Any:
+        started = time.thread_time()
+        answer = getattr(super(), name)(*args)
+        self.driver_s += time.thread_time() - started
+        return answer
+
+
+class Kept(_Clocked, Schedule):
+    """kray's schedule."""
+
+
+class Sharded(_Clocked, Dealt):
+    """Static sharding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """split: largest part of a group that is one task; capacity: of an engine, over max_sequences."""
+
+    make: Callable[[int], Kept | Sharded]
+    split: int
+    capacity: float
+
+
+POLICIES = {
+    "static sharding": Policy(Sharded, 128, 1.0),
+    "kray, 1 batch in hand": Policy(Kept, 32, 1.0),
+    "kray, 2 batches in hand": Policy(Kept, 32, 2.0),
+}
+
+
+@dataclass(slots=True)
+class Groups:
+    """The work of every round. stops, budgets (M,); expected (M,): running mean of response tokens."""
+
+    prompts: list[tuple[int, ...]]
+    stops: np.ndarray
+    budgets: np.ndarray
+    expected: np.ndarray
+
+    @staticmethod
+    def make(prompts: int, vocabulary: int, seed: int) -> Groups:
+        """Budgets of 2 to 128 as in kray.bench.engine_model; mean lengths log-normal around 40 tokens."""
+        rng = np.random.default_rng(seed)
+        budgets = np.minimum(128, 2 * rng.random(prompts) ** (-1 / 1.1)).astype(int)
+        stops = np.clip(vocabulary / (40 * rng.lognormal(0, 0.6, prompts)), 1, vocabulary - 1).astype(int)
+        sizes = rng.integers(16, 96, prompts)
+        texts = [tuple(rng.integers(0, vocabulary, size).tolist()) for size in sizes]
+        return Groups(texts, stops, budgets, np.full(prompts, 40.0))
+
+    def tasks(self, split: int, first_id: int, seed: int) -> Iterator[RolloutTask]:
+        for i, (prompt, budget) in enumerate(zip(self.prompts, self.budgets.tolist(), strict=True)):
+            sampling = Sampling(LONGEST, stop_token_ids=tuple(range(self.stops[i])))
+            for first, part in split_rollouts(budget, split):
+                expected = float(self.expected[i])
+                yield RolloutTask(first_id, f"{i}", prompt, part, first, seed + 1000 * i, 0, sampling, 600.0, expected)
+                first_id += 1
+
+
+def measure(
+    folder: str,
+    shape: str,
+    engines: int = 2,
+    max_sequences: int = 32,
+    prompts: int = 64,
+    rounds: int = 5,
+    log: Callable[[str], None] = print,
+) -> dict[str, dict[str, Any]]:
+    """Figures of every policy, median over the rounds after a first that is left out; needs a Ray cluster.
+
+    makespan_s; rollouts_per_s; busy: share of each engine's time, sorted; cpu_s: processor seconds of each engine, sorted (what
+    else the machine does stretches the makespan, hardly these); schedule_us, driver_us, process_us: processor time a task
+    inside the schedule, of the thread that drives the pool, and of its whole process, Ray's threads included.
+    """
+    spec = EngineSpec(folder, "float32", 512, max_sequences, 1, 0, 0.25, 0.0, True, 0)
+    pool = Pool(RolloutConfig(engines=engines, start_timeout_s=START_S), spec, "bench", log)
+    groups = Groups.make(prompts, SHAPES[shape][-1], 0)
+    return asyncio.run(_rounds(pool, _publication(folder), groups, rounds, log))
+
+
+async def _rounds(
+    pool: Pool, published: Published, groups: Groups, rounds: int, log: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
+    first_id = 0
+    pool.start()
+    try:
+        await pool.publish(published)
+        started = time.monotonic()
+        while pool.serving < len(pool.engines):
+            if time.monotonic() - started > START_S:
+                raise KrayError(f"{pool.serving} of {len(pool.engines)} engines serve after {START_S:g} s")
+            await asyncio.sleep(0.2)
+        pids = [(await engine.actor.start.remote())["pid"] for engine in pool.engines]
+        processes = [psutil.Process(pid) for pid in pids]
+        for number in range(rounds + 1):
+            sums = np.zeros(len(groups.prompts))
+            for name, policy in POLICIES.items():
+                split = policy.split
+                if policy.make is Kept:
+                    split = largest_part(int(groups.budgets.sum()), len(pool.engines), split)
+                tasks = list(groups.tasks(split, first_id, 10**6 * number))
+                first_id += len(tasks)
+                row = await _round(pool, processes, policy, tasks, sums)
+                if number:
+                    found[name].append(row)
+                kind = f"round {number} of {rounds}" if number else "warm-up"
+                log(
+                    f"{kind}: {name}: {row['makespan_s']:.2f} s, busy {_shares(row['busy'])}, cpu {sum(row['cpu_s']):.2f} s"
+                )
+            groups.expected = (groups.expected + sums / groups.budgets / len(POLICIES)) / 2
+    finally:
+        await pool.close()
+    return {name: _median(rows) | {"rounds": rows} for name, rows in found.items()}
+
+
+async def _round(
+    pool: Pool, processes: list[psutil.Process], policy: Policy, tasks: list[RolloutTask], sums: np.ndarray
+) -> dict[str, Any]:
+    """One step's work; adds the response tokens of each prompt to `sums`."""
+    schedule = policy.make(pool.rollout.max_attempts)
+    for engine in pool.engines:
+        schedule.engine_up(engine.name, round(policy.capacity * pool.spec.max_sequences))
+    pool.schedule = schedule  # nothing is in hand between two rounds
+    before, spent, rollouts = _busy(pool), [_cpu_s(each) for each in processes], 0
+    started, thread_s, process_s = time.monotonic(), time.thread_time(), time.process_time()
+    with pool.open() as session:
+        session.submit(tasks)
+        while session.left:
+            outcome = await session.next()
+            if outcome.failure or pool.deaths:
+                raise KrayError(f"a round did not go through: {outcome.failure or 'an engine died'}")
+            rollouts += len(outcome.rollouts)
+            sums[int(outcome.task.prompt_id)] += sum(len(rollout.tokens) for rollout in outcome.rollouts)
+    makespan_s = time.monotonic() - started
+    thread_s, process_s = time.thread_time() - thread_s, time.process_time() - process_s
+    busy = sorted((after - before[name]) / makespan_s for name, after in _busy(pool).items())
+    return {
+        "makespan_s": makespan_s,
+        "rollouts": rollouts,
+        "tasks": len(tasks),
+        "rollouts_per_s": rollouts / makespan_s,
+        "busy": busy,
+        "cpu_s": sorted(_cpu_s(each) - earlier for each, earlier in zip(processes, spent, strict=True)),
+        "schedule_us": 1e6 * schedule.driver_s / len(tasks),
+        "driver_us": 1e6 * thread_s / len(tasks),
+        "process_us": 1e6 * process_s / len(tasks),
+    }
+
+
+def _publication(folder: str) -> Published:
+    """The model's own weights, with what transformers thinks of a probe."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    probe = np.random.default_rng(0).integers(2, model.config.vocab_size, 24)
+    with torch.no_grad():
+        logits = model(torch.tensor(probe)[None]).logits[0].double()
+    logprobs = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(probe[1:])[:, None])[:, 0].numpy()
+    state = [(name, parameter.detach()) for name, parameter in model.named_parameters()]
+    weights = FlatWeights.pack(state)
+    return Published(0, ray.put(weights), weights.checksum, tuple(probe.tolist()), logprobs)
+
+
+def _busy(pool: Pool) -> dict[str, float]:
+    """Seconds in which each engine was stepping."""
+    return {engine.name: engine.busy_s for engine in pool.engines}
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def _median(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {key: np.median([row[key] for row in rows], axis=0).tolist() for key in rows[0]}
+
+
+def _shares(busy: list[float]) -> str:
+    return " ".join(f"{share:.0%}" for share in busy)

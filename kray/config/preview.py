@@ -1,0 +1,95 @@
+"""What a configuration amounts to: the table that `--check` prints before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kray.config.advice import warnings
+from kray.config.placement import amounts, asked, cluster_rows
+from kray.config.schema import KrayConfig
+from kray.plan_modes import offered_share
+from kray.records import Prompt
+
+
+def preview(
+    config: KrayConfig,
+    train: Sequence[Prompt],
+    test: Sequence[Prompt],
+    cluster: str,
+    samples: Sequence[str] | None = None,
+) -> str:
+    """Return the whole text.
+
+    Args:
+        config: What would run.
+        train: The training prompts.
+        test: The test prompts.
+        cluster: A cluster file that the actors must fit on, or "".
+        samples: Lines that show prompts as the policy reads them; None: shows some as the data has them.
+
+    Raises:
+        ConfigError: The actors do not fit on the cluster.
+    """
+    rows = derived(config, len(train), len(test)) + (cluster_rows(config, cluster) if cluster else [])
+    table = [f"{label:<26} {value}" for label, value in rows]
+    doubts = [f"warning: {line}" for line in warnings(config)]
+    if samples is None:
+        title = "first prompts, as the data has them"
+        samples = [f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3]]
+    else:
+        title = "first prompts, as the policy reads them (special tokens between « and »; without, such characters are text)"
+    return "\n".join([*table, *([""] if doubts else []), *doubts, "", title, *samples])
+
+
+def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[tuple[str, str]]:
+    """(label, value) rows. train_prompts, test_prompts: how many prompts the sources hold."""
+    run, plan, per_step = config.run, config.plan, config.prompts.per_step
+    share = offered_share(plan)
+    responses = config.evaluate.samples + int(config.evaluate.greedy)
+    evaluations = 2 + ((run.steps - 1) // config.evaluate.every if config.evaluate.every else 0)
+    epochs = run.steps * per_step / train_prompts if train_prompts else float("nan")
+    tokens = plan.budget * config.rollout.max_response_tokens
+    return [
+        ("model", config.model.path or "tiny policy, made and warmed up"),
+        ("train prompts", f"{train_prompts:,}"),
+        ("test prompts", f"{test_prompts:,}"),
+        ("steps", f"{run.steps:,}"),
+        (
+            "prompts a step",
+            f"up to {round(share * per_step):,}, offered {share:g} x {per_step:,}" if share > 1 else f"{per_step:,}",
+        ),
+        ("rollouts a step", f"{plan.budget:,}"),
+        (
+            "mean rollouts per prompt",
+            f"{'at least ' if share > 1 else ''}{plan.budget / (share * per_step):.1f} "
+            f"(from {plan.lower} to {plan.upper}, {plan.mode})",
+        ),
+        ("response tokens a step", f"at most {tokens:,}"),
+        ("rollouts in all", f"{run.steps * plan.budget:,}"),
+        ("epochs", f"{epochs:.2f}" + (f" to {share * epochs:.2f}" if share > 1 else "")),
+        ("optimizer steps", f"{run.steps * config.train.updates:,}"),
+        ("evaluations", f"{evaluations:,} x {test_prompts * responses:,} responses"),
+        *_actors(config),
+    ]
+
+
+def _actors(config: KrayConfig) -> list[tuple[str, str]]:
+    rollout, train = config.rollout, config.train
+    return [
+        ("driver", f"1 x {amounts(0, 0)}"),
+        ("engines", f"{rollout.engines} x {amounts(rollout.cpus_per_engine, rollout.gpus_per_engine)}"),
+        ("learner ranks", f"{train.ranks} x {amounts(train.cpus_per_rank, train.gpus_per_rank)}"),
+        ("scorer processes", config.reward.url or f"{config.reward.workers}, in the driver's node"),
+        *_environment(config),
+        ("actors ask for", amounts(*asked(config))),
+    ]
+
+
+def _environment(config: KrayConfig) -> list[tuple[str, str]]:
+    environment = config.environment
+    if not environment.name:
+        return []
+    return [
+        ("environment", f"{environment.name}, at most {environment.max_turns} turns"),
+        ("environment processes", f"{environment.workers}, in the driver's node"),
+    ]

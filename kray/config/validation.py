@@ -1,0 +1,327 @@
+"""What a configuration must satisfy beyond its types, and what follows from it.
+
+`problems` looks at one key at a time (ranges, names) and at keys against each other; each problem names its keys.
+Every numeric key of the schema stands in LIMITS or FIXED exactly once (there is a test). Pure: opens no file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kray import plan_modes as plan_rules
+from kray.config.export import flat
+from kray.config.reading import attribute
+from kray.config.redaction import HIDDEN, is_secret_key
+from kray.config.schema import KrayConfig, SourceConfig, aggregation_of
+from kray.records import ConfigError
+
+RULES: dict[str, Callable[[float], bool]] = {
+    "at least 1": lambda value: value >= 1,
+    "at least 2": lambda value: value >= 2,
+    "at least 0": lambda value: value >= 0,
+    "above 0": lambda value: value > 0,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "in (0, 1]": lambda value: 0 < value <= 1,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "0 or 1": lambda value: value in (0, 1),
+}
+
+LIMITS: dict[str, str] = {
+    "at least 1": """
+        run.steps run.keep_checkpoints prompts.per_step prompts.max_tokens prompts.train.size prompts.test.size
+        model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
+        model.tiny.batch_size model.lora.rank plan.budget plan.lower plan.upper rollout.engines rollout.max_response_tokens
+        rollout.max_sequences rollout.split rollout.max_attempts reward.workers environment.max_turns
+        environment.workers train.ranks train.updates
+        train.microbatch_tokens track.every evaluate.samples plan.rounds plan.candidates plan.max_wait plan.refit_every
+        """,
+    "at least 0": """
+        run.seed run.checkpoint_every run.max_restarts run.restart_window_s run.max_failed_saves train.max_restarts
+        prompts.quarantine_after model.tiny.warmup_steps model.tiny.seed prompts.train.limit prompts.test.limit
+        prompts.train.seed prompts.test.seed rollout.cpus_per_engine rollout.gpus_per_engine rollout.max_context_tokens
+        rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps
+        train.weight_decay train.grad_clip train.clip_high train.constant_tokens train.advantage_clip train.tis train.kl
+        evaluate.every track.samples track.traces reward.memory_gib train.max_nonfinite
+        plan.token_budget plan.in_flight plan.pilot plan.target_groups rollout.min_engines async.max_staleness
+        """,
+    "at least 2": "plan.target_size",
+    "above 0": """
+        model.tiny.lr model.lora.alpha plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib
+        rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s rollout.idle_s reward.timeout_s train.eps
+        reward.deadline_s environment.step_timeout_s train.timeout_s evaluate.temperature
+        """,
+    "in [0, 1]": """
+        run.max_failed_share plan.discount train.clip_low model.tiny.clean_share model.tiny.tool_share
+        """,
+    "in (0, 1]": "rollout.gpu_memory_share",
+    "in [0, 1)": "train.beta1 train.beta2",
+    "0 or 1": "train.gpus_per_rank",
+}
+FIXED = {  # key -> the one value that training allows, and why
+    "rollout.top_p": (1.0, "cut tails would make the sampled distribution another than the one that logprobs describe"),
+    "rollout.top_k": (0, "cut tails would make the sampled distribution another than the one that logprobs describe"),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "plan.mode": plan_rules.MODES,
+    "plan.unit": plan_rules.UNITS,
+    "plan.value": plan_rules.VALUES,
+    "plan.marginal": plan_rules.MARGINALS,
+    "plan.weights": plan_rules.WEIGHTS,
+    "plan.prior_by": ("kind", "source", "all"),
+    "prompts.train.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
+    "prompts.test.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
+    "prompts.train.prompt_format": ("auto", "text", "json"),
+    "prompts.test.prompt_format": ("auto", "text", "json"),
+    "model.dtype": ("float32", "bfloat16"),
+    "train.loss": ("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
+    "train.advantage": ("auto", "std", "mean"),
+    "train.aggregation": ("auto", "token_mean", "sequence_mean", "prompt_mean", "constant"),
+    "train.lr_scaling": ("none", "sqrt", "linear"),
+    "track.log_model": ("", "log", "register"),
+}
+VERIFIERS = ("math", "exact", "code", "reasoning_gym")  # or pkg.module:function
+ENVIRONMENTS = ("calculator", "tools")  # or pkg.module:Class
+# What apply_chat_template takes for itself: none of these is a variable of a chat template.
+NO_VARIABLES = (
+    "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "padding",
+    "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+)  # fmt: skip
+NOT_IN_MODELS = "/:.%\"'"  # characters that MLflow allows in no name of a model
+CODE_TIMEOUT_S = 6.0  # of the code verifier, where reward.options.timeout_s is not given
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and the dotted keys that a person could change."""
+
+    keys: tuple[str, ...]
+    message: str
+
+
+def check(config: KrayConfig) -> list[str]:
+    """All problems as sentences; empty when the configuration can be run."""
+    return [problem.message for problem in problems(config)]
+
+
+def require(config: KrayConfig) -> None:
+    """Raises ConfigError with all problems, one a line."""
+    found = check(config)
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def problems(config: KrayConfig) -> list[Problem]:
+    """Single keys first; contradictions between keys only when those are sound, so that no cause is told twice."""
+    single = list(_single(config))
+    return single or [
+        *_run(config),
+        *_model(config),
+        *_prompts(config),
+        *_environment(config),
+        *_plan(config),
+        *_train(config),
+        *_track(config),
+        *_resources(config),
+        *_hidden(dataclasses.asdict(config), ""),
+        *_dotted(config),
+    ]
+
+
+def value_at(config: KrayConfig, key: str) -> Any:
+    """The value of a dotted key; None under a section that is None."""
+    value: Any = config
+    for part in key.split("."):
+        value = None if value is None else getattr(value, attribute(part))
+    return value
+
+
+def _single(config: KrayConfig) -> Iterator[Problem]:
+    for rule, keys in LIMITS.items():
+        for key in keys.split():
+            value = value_at(config, key)
+            if value is not None and not RULES[rule](value):
+                yield Problem((key,), f"{key} must be {rule}, not {value}")
+    for key, (only, reason) in FIXED.items():
+        if value_at(config, key) != only:
+            yield Problem((key,), f"{key} must stay {only} in training, not {value_at(config, key)}: {reason}")
+    for key, choices in CHOICES.items():
+        value = value_at(config, key)
+        if value not in choices:
+            known = ", ".join(choice or '""' for choice in choices)
+            yield Problem((key,), f"{key} must be one of {known}, not {value!r}{_near(value, choices)}")
+
+
+def _near(value: str, choices: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(value, choices, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _run(config: KrayConfig) -> Iterator[Problem]:
+    name = config.run.name
+    if not name.strip() or "/" in name or "\0" in name or name in (".", ".."):
+        yield Problem(("run.name",), f"run.name is part of a folder's name and cannot be {name!r}")
+    if not os.path.isabs(os.path.expanduser(config.run.dir)):
+        reason = "a job's working directory goes away with the cluster"
+        yield Problem(("run.dir",), f"run.dir must be absolute or begin with ~, not {config.run.dir!r}: {reason}")
+
+
+def _track(config: KrayConfig) -> Iterator[Problem]:
+    name = config.track.model_name
+    if name and not name.strip():
+        yield Problem(("track.model_name",), f"track.model_name {name!r} is blank")
+    if bad := sorted(set(name) & set(NOT_IN_MODELS)):
+        text = f"track.model_name {name!r} holds {' '.join(bad)}, which MLflow forbids in the name of a model"
+        yield Problem(("track.model_name",), text)
+
+
+def _model(config: KrayConfig) -> Iterator[Problem]:
+    model, tiny = config.model, config.model.tiny
+    keys = ("model.path", "model.tiny")
+    if not model.path and tiny is None:
+        yield Problem(keys, "no model: set model.path (a Hugging Face folder or hub id) or a section model.tiny")
+    if model.path and tiny is not None:
+        yield Problem(keys, f"two models: model.path {model.path!r} and model.tiny; empty one (model.tiny=null)")
+    if tiny is not None and tiny.hidden_size % (2 * tiny.heads):
+        keys = ("model.tiny.hidden_size", "model.tiny.heads")
+        rule = "must be a multiple of twice model.tiny.heads"
+        yield Problem(keys, f"model.tiny.hidden_size {tiny.hidden_size} {rule} {tiny.heads} (heads have an even width)")
+    if tiny is not None and tiny.heads % tiny.kv_heads:
+        keys = ("model.tiny.heads", "model.tiny.kv_heads")
+        yield Problem(keys, f"model.tiny.heads {tiny.heads} must be a multiple of model.tiny.kv_heads {tiny.kv_heads}")
+
+
+def _prompts(config: KrayConfig) -> Iterator[Problem]:
+    yield from _source("prompts.train", config.prompts.train)
+    yield from _source("prompts.test", config.prompts.test)
+    verifiers = {
+        "reward.verifier": config.reward.verifier,
+        "prompts.train.verifier": config.prompts.train.verifier,
+        "prompts.test.verifier": config.prompts.test.verifier,
+    }
+    for key, name in verifiers.items():
+        inherits = not name and key != "reward.verifier"
+        if not (inherits or name in VERIFIERS or _is_path(name)):
+            known = f"{', '.join(VERIFIERS)} or pkg.module:function"
+            yield Problem((key,), f"{key} must be one of {known}, not {name!r}{_near(name, VERIFIERS)}")
+    own_s = config.reward.options.get("timeout_s", CODE_TIMEOUT_S)
+    if config.reward.verifier == "code" and isinstance(own_s, int | float) and own_s >= config.reward.timeout_s:
+        text = f"reward.options.timeout_s {own_s:g} (of the code verifier) must be below reward.timeout_s"
+        yield Problem(("reward.options.timeout_s", "reward.timeout_s"), f"{text} {config.reward.timeout_s:g}")
+    if config.reward.url and not config.reward.url.startswith(("http://", "https://")):
+        yield Problem(("reward.url",), f"reward.url must begin with http:// or https://, not {config.reward.url!r}")
+    if "@" in config.reward.url:
+        yield Problem(("reward.url",), "reward.url must not hold a user or password: reward.key_env names the key")
+
+
+def _is_path(name: str) -> bool:
+    """Whether it is of the form pkg.module:name."""
+    module, colon, function = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), function])
+
+
+def _environment(config: KrayConfig) -> Iterator[Problem]:
+    name = config.environment.name
+    if name and name not in ENVIRONMENTS and not _is_path(name):
+        known = f"{', '.join(ENVIRONMENTS)} or pkg.module:Class"
+        yield Problem(
+            ("environment.name",), f"environment.name must be one of {known}, not {name!r}{_near(name, ENVIRONMENTS)}"
+        )
+
+
+def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
+    if source.kind in ("jsonl", "parquet", "huggingface") and not source.path:
+        yield Problem((f"{key}.path", f"{key}.kind"), f"{key}.path is empty: {key}.kind {source.kind} reads from it")
+    if source.kind == "reasoning_gym" and not source.tasks:
+        yield Problem((f"{key}.tasks",), f"{key}.tasks is empty: {key}.kind reasoning_gym needs at least one task name")
+    if source.kind == "arithmetic" and source.split not in ("train", "test"):
+        yield Problem((f"{key}.split",), f"{key}.split must be train or test for arithmetic, not {source.split!r}")
+    for name in source.chat_template_kwargs:
+        if name in NO_VARIABLES:
+            text = f"{key}.chat_template_kwargs.{name}: kray sets it itself; only variables of the chat template can be given"
+            yield Problem((f"{key}.chat_template_kwargs.{name}", f"{key}.chat_template_kwargs"), text)
+    if source.chat_template_kwargs and not source.chat:
+        text = f"{key}.chat_template_kwargs are variables of the chat template, which {key}.chat false does not apply"
+        yield Problem((f"{key}.chat_template_kwargs", f"{key}.chat"), text)
+    if source.template:
+        try:
+            fits = "\x00prompt\x00" in source.template.format(prompt="\x00prompt\x00")
+        except (ValueError, LookupError, AttributeError):
+            fits = False
+        if not fits:
+            rule = "must contain {prompt}, with every other brace doubled"
+            yield Problem((f"{key}.template",), f"{key}.template {rule}, not {source.template!r}")
+
+
+def _plan(config: KrayConfig) -> Iterator[Problem]:
+    plan, per_step = config.plan, config.prompts.per_step
+    wrong = plan_rules.contradictions(plan)
+    for names, text in wrong:
+        yield Problem(tuple(f"plan.{name}" for name in names), text)
+    keys = ("plan.budget", "plan.lower", "plan.upper", "prompts.per_step")
+    share = plan_rules.offered_share(plan)
+    offered = round(share * per_step)
+    if wrong or plan.unit == "tokens":
+        pass
+    elif plan.budget < plan.lower * per_step:
+        least = f"plan.lower {plan.lower} x prompts.per_step {per_step} = {plan.lower * per_step}"
+        yield Problem((keys[0], keys[1], keys[3]), f"plan.budget {plan.budget} is below {least} rollouts")
+    elif share > 1 and plan.mode != "dynamic_sampling" and plan.budget < max(2, plan.lower) * offered:
+        least = f"plan.lower {plan.lower} x plan.candidates {plan.candidates} x prompts.per_step {per_step}"
+        text = f"plan.budget {plan.budget} is below {least}: all candidates of a step may fall due at once; lower one"
+        yield Problem((*keys[:2], "plan.candidates", keys[3]), text)
+    elif plan.budget > plan.upper * per_step:
+        most = f"plan.upper {plan.upper} x prompts.per_step {per_step} = {plan.upper * per_step}"
+        yield Problem((keys[0], keys[2], keys[3]), f"plan.budget {plan.budget} is above {most} rollouts")
+    if config.train.updates > per_step:
+        text = f"train.updates {config.train.updates} is above prompts.per_step {per_step}: an update needs a prompt"
+        yield Problem(("train.updates", "prompts.per_step"), text)
+
+
+def _train(config: KrayConfig) -> Iterator[Problem]:
+    train = config.train
+    if aggregation_of(train) == "constant" and train.constant_tokens < 1:
+        keys = ("train.constant_tokens", "train.aggregation", "train.loss")
+        usual = f"set train.constant_tokens, usually rollout.max_response_tokens {config.rollout.max_response_tokens}"
+        yield Problem(keys, f"the aggregation constant (that of loss dr_grpo) divides by a length: {usual}")
+    if config.async_.max_staleness and not train.tis:
+        text = f"async.max_staleness {config.async_.max_staleness} learns from older policies: set train.tis, usually 2"
+        yield Problem(("train.tis", "async.max_staleness"), text)
+    if config.model.lora is not None and not config.model.lora.targets:
+        yield Problem(("model.lora.targets",), "model.lora.targets is empty: name linear layers, or [all-linear]")
+
+
+def _resources(config: KrayConfig) -> Iterator[Problem]:
+    rollout = config.rollout
+    needed = config.prompts.max_tokens + rollout.max_response_tokens
+    if 0 < rollout.max_context_tokens < needed:
+        keys = ("rollout.max_context_tokens", "prompts.max_tokens", "rollout.max_response_tokens")
+        parts = f"{keys[1]} {config.prompts.max_tokens} + {keys[2]} {rollout.max_response_tokens} = {needed}"
+        yield Problem(keys, f"{keys[0]} {rollout.max_context_tokens} is below {parts}")
+    if rollout.min_engines is not None and rollout.min_engines > rollout.engines:
+        text = f"rollout.min_engines {rollout.min_engines} is above rollout.engines {rollout.engines}"
+        yield Problem(("rollout.min_engines", "rollout.engines"), text)
+    if rollout.gpus_per_engine > 1:
+        text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
+        yield Problem(("rollout.gpus_per_engine",), text)
+
+
+def _dotted(config: KrayConfig) -> Iterator[Problem]:
+    try:
+        flat(config)
+    except ConfigError as error:
+        yield Problem((), str(error))
+
+
+def _hidden(value: Any, key: str) -> Iterator[Problem]:
+    """A kept configuration has *** in place of secrets that are no variables of the environment (see export.to_yaml)."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _hidden(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and (f":{HIDDEN}@" in value or (value == HIDDEN and is_secret_key(key))):
+        text = f"{key} holds {HIDDEN}, where a secret was taken out: give it again, best as ${{oc.env:NAME}}"
+        yield Problem((key,), text)

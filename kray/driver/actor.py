@@ -1,0 +1,231 @@
+"""The driver actor: brings a run's parts together, trains or evaluates, and ends what it started.
+
+The loop itself is kray/driver/loop.py. Whoever started the run gets a line at each event and step, and a result at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from kray.config import KrayConfig, flat, to_yaml
+from kray.driver.components import Parts, load_parts, unlearned
+from kray.driver.evaluation import Evaluation, judge
+from kray.driver.loop import Training
+from kray.driver.recovery import Begin, Recovery
+from kray.driver.report import Summary, start_line
+from kray.driver.restore import reading
+from kray.driver.state import RunState, check_same_prompts
+from kray.driver.stop import Stop, Stopped
+from kray.driver.workers import Fleet
+from kray.monitor.status import Watch
+from kray.records import ConfigError, KrayError, LostError
+from kray.tracking import Tracker, prompts_digest
+from kray.tracking.mlflow_store import UnknownRun
+from kray.train.checkpoints import CheckpointStore, newest, read_state, sound
+from kray.train.export import log_trained
+
+SERVER_WAIT_S, SERVER_POLL_S = 600.0, 5.0  # for MLflow, when a driver is started again
+BEGINNING = -1  # resumed before any step was saved
+RUN = "run.json"  # in the run folder: which MLflow run it is, where no checkpoint tells yet
+
+
+class Driver:
+    """Made by jobs/train.py and jobs/evaluate.py as a Ray actor; `run` or `judge` is called once."""
+
+    training: type[Training] = Training
+    fleet: type[Fleet] = Fleet
+
+    def __init__(
+        self,
+        config: KrayConfig,
+        model_path: str,
+        run_folder: str,
+        checkpoint: str,
+        tags: dict[str, str],
+        restarts: int = 0,
+    ):
+        """model_path: a Hugging Face folder or hub id. checkpoint: to go on from, "" for none. tags: for MLflow.
+
+        restarts: how many drivers of this run have died before.
+        """
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # not in the runtime_env: engines and ranks would inherit it
+        self.config, self.model_path, self.folder = config, model_path, Path(run_folder)
+        self.checkpoint, self.tags, self.restarts = Path(checkpoint) if checkpoint else None, tags, restarts
+        self._stop = Stop()
+        self._said: asyncio.Queue[str | None] = asyncio.Queue()
+        self.watch = Watch(config, self.folder)
+
+    def say(self, line: str) -> None:
+        """One line for whoever started the run, and for the actor's log."""
+        print(line, flush=True)
+        self.watch.said = line
+        self._said.put_nowait(line)
+
+    async def _tell(self, work: Any) -> AsyncIterator[Any]:
+        """What is said while the work goes on, then its result."""
+        working, watching = asyncio.create_task(work), asyncio.create_task(self.watch.keep())
+        working.add_done_callback(lambda _: self._said.put_nowait(None))
+        try:
+            while (line := await self._said.get()) is not None:
+                yield line
+            yield working.result()
+        finally:
+            working.cancel()
+            watching.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def stop(self, reason: str) -> None:
+        """Asks the run to save and end; returns at once."""
+        self._stop.ask(reason)
+
+    @ray.method(concurrency_group="status")
+    async def status(self) -> dict[str, Any]:
+        """What is going on now, as kray.monitor.status describes it; answers while a step keeps the driver busy."""
+        return self.watch.status()
+
+    async def run(self) -> AsyncIterator[str | Summary]:
+        """Trains; yields a line at each event and step, and a Summary at the end. Raises KrayError."""
+        async for item in self._tell(self._run()):
+            yield item
+
+    async def judge(self) -> AsyncIterator[str | Evaluation]:
+        """Evaluates the policy once; yields lines and, at the end, the Evaluation."""
+        async for item in self._tell(self._judge()):
+            yield item
+
+    async def _run(self) -> Summary:
+        ending, tracker, fleet = "FAILED", None, None
+        try:
+            parts, state = self._load()
+            tracker = await self._open_tracker(parts, state)
+            fleet = self._fleet()
+            run = Recovery(self.config, fleet, self._stop, self.say, self._begin(parts, state, fleet, tracker))
+            try:
+                await run.train()
+            except Stopped:
+                self.say(f"stopping after step {run.training.state.step}: {self._stop.reason}")
+            training = run.training
+            if fleet.ready:
+                await training.finish()
+            if not self._stop.reason:
+                step = training.state.step
+                await log_trained(self.config, fleet.learners, self.folder, state.mlflow_run_id, step, self.say)
+            ending = "KILLED" if self._stop.reason else "FINISHED"
+            return training.summary()
+        finally:
+            if fleet is not None:
+                await fleet.close()
+            if tracker is not None:
+                for missing in await asyncio.to_thread(tracker.finish, ending):
+                    self.say(f"warning: {missing}")
+
+    def _begin(self, parts: Parts, state: RunState, fleet: Fleet, tracker: Tracker) -> Begin:
+        """Makes a training: first of what is given, later of the newest checkpoint, with versions that nobody has served."""
+        begun = False
+
+        def begin() -> tuple[Training, Path | None]:
+            nonlocal begun
+            store = CheckpointStore(self.folder, self.config.run.keep_checkpoints)
+            now, at = parts, state
+            if begun:
+                self.checkpoint = sound(newest(self.folder), self.say)
+                now, at = self._restore(unlearned(parts, self.config), state.mlflow_run_id)
+                tracker.rewind(BEGINNING if self.checkpoint is None else at.step)
+            elif self.checkpoint is not None:
+                for name in store.go_on_from(at.step):
+                    self.say(f"note: {name} is set aside, this run goes on from step {at.step}")
+            base = fleet.next_version - at.step if begun else 0
+            begun = True
+            training = self.training(self.config, now, at, fleet, tracker, store, self._stop, self.say, base)
+            self.watch.begin(training)
+            return training, self.checkpoint
+
+        return begin
+
+    async def _judge(self) -> Evaluation:
+        fleet = None
+        try:
+            parts, state = self._load()
+            fleet = self._fleet()
+            await fleet.start(self.checkpoint, state.step, parts.probe)
+            self.say(f"evaluating {len(parts.test)} prompts x {self.config.evaluate.samples} responses")
+            collector = fleet.collector(parts)
+            return await self._stop.unless(judge(self.config, parts, collector, state.step, self.say))
+        except Stopped:
+            raise KrayError(f"the evaluation was stopped {self._stop.reason}") from None
+        finally:
+            if fleet is not None:
+                await fleet.close()
+
+    def _fleet(self) -> Fleet:
+        label = self.folder.name + (f"-again-{self.restarts}" if self.restarts else "")
+        fleet = self.fleet(self.config, self.model_path, label, self._stop, self.say)
+        fleet.restarts["driver"] = self.restarts
+        return fleet
+
+    def _load(self) -> tuple[Parts, RunState]:
+        """Prompts, tokenizer, planner and, on resume, the state; nothing remote yet."""
+        return self._restore(load_parts(self.config, self.model_path, self.say), "")
+
+    def _restore(self, parts: Parts, mlflow_run_id: str) -> tuple[Parts, RunState]:
+        """The parts and the state as self.checkpoint has them; those of a beginning where there is none."""
+        variables = self.config.prompts.train.chat_template_kwargs
+        digest = prompts_digest([prompt for prompt, _ in parts.train], variables)
+        state = RunState(prompts=digest, mlflow_run_id=mlflow_run_id)
+        if self.checkpoint is not None:
+            with reading(self.checkpoint):
+                state = RunState.from_dict(read_state(self.checkpoint))
+                check_same_prompts(state, digest)
+                parts.load(state)
+        return parts, state
+
+    async def _open_tracker(self, parts: Parts, state: RunState) -> Tracker:
+        """Makes MLflow's run, or goes on with it."""
+        resumed, known = (None if self.checkpoint is None else state.step), self.folder / RUN
+        if self.restarts and self.checkpoint is None:
+            resumed = BEGINNING
+            state.mlflow_run_id = json.loads(known.read_text())["mlflow_run_id"] if known.is_file() else ""
+        tracker = await self._reached(state.mlflow_run_id, resumed)
+        state.mlflow_run_id = tracker.mlflow_run_id
+        known.write_text(json.dumps({"mlflow_run_id": tracker.mlflow_run_id, "mlflow": tracker.where}) + "\n")
+        for part, pairs in (("train", parts.train), ("test", parts.test)):
+            tracker.log_dataset(part, [prompt for prompt, _ in pairs], part)
+        self.say(start_line(self.folder, self.config, len(parts.train), len(parts.test), resumed))
+        return tracker
+
+    async def _reached(self, mlflow_run_id: str, resumed: int | None) -> Tracker:
+        """A Tracker; where a driver before this one had one, a server that does not answer is waited for."""
+        tags = self.tags | {"model": self.model_path, "plan.mode": self.config.plan.mode}
+        track, folder, name = self.config.track, self.folder, self.folder.name
+        known = mlflow_run_id or None
+        arguments = (
+            track,
+            folder,
+            name,
+            flat(self.config),
+            tags,
+            to_yaml(self.config),
+            known,
+            resumed,
+            self.watch.heard,
+        )
+        deadline = time.monotonic() + (SERVER_WAIT_S if self.restarts else 0.0)
+        while True:
+            try:
+                return await asyncio.to_thread(Tracker, *arguments)
+            except UnknownRun as error:
+                known_at = json.loads(file.read_text()).get("mlflow") if (file := self.folder / RUN).is_file() else None
+                raise ConfigError(f"{error}; it was recorded at {known_at or 'another place'}") from error
+            except LostError as error:
+                if time.monotonic() > deadline:
+                    raise
+                self.say(f"waiting for MLflow: {error}")
+                await self._stop.unless(asyncio.sleep(SERVER_POLL_S))

@@ -1,0 +1,125 @@
+"""What a run is made of before anything is started: tokenizer, prompts, sampler, planner, probe, an engine's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from kray.config import KrayConfig
+from kray.driver.prepare import Encoded, context_tokens, encode, load_sources, read_policy, turn_stops
+from kray.driver.restore import make_waiting, prior_labels, restore
+from kray.driver.state import RunState
+from kray.planner import KnapsackPlanner
+from kray.prompts import PromptSampler
+from kray.prompts.admission import Waiting
+from kray.records import Prompt, Sampling
+from kray.rollout.engine import EngineSpec
+
+PROBE_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """stop_ids, stops: tokens and texts that end a response. probe: tokens on which engines must agree with the learner."""
+
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    stops: tuple[str, ...]
+    train: Encoded
+    test: Encoded
+    sampler: PromptSampler
+    waiting: Waiting | None  # in place of the sampler where the planner admits prompts
+    planner: KnapsackPlanner
+    labels: dict[str, str] | None  # prompt id -> whose prior it shares (plan.prior_by); None: all share one
+    features: dict[str, np.ndarray] | None  # prompt id -> what is known about it (plan.prior_features)
+    probe: tuple[int, ...]
+
+    def choose(self, step: int) -> tuple[Encoded, list[bool] | None]:
+        """The prompts of a step, and which of them the planner must not leave out (None: it may leave none out)."""
+        if self.waiting is None:
+            return [self.train[i] for i in self.sampler.take(step)], None
+        offered, due = self.waiting.offer(step)
+        return [self.train[i] for i in offered], due
+
+    def load(self, state: RunState) -> None:
+        """Takes over what labels had taught by the time of the checkpoint; everything else is the configuration's."""
+        restore(state, self.planner, self.waiting, self.labels, self.sampler.per_step)
+
+
+def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) -> Parts:
+    """Reads tokenizer and prompts. Raises DataError, ConfigError."""
+    reader = read_policy(config, model_path)
+    train, test = (
+        [pair for one in load_sources(config, part, say) for pair in encode(config, one, reader, say).encoded]
+        for part in ("train", "test")
+    )
+    ids = [prompt.id for prompt, _ in train]
+    plan, prompts = config.plan, config.prompts
+    return Parts(
+        tokenizer=reader.tokenizer,
+        stop_ids=reader.stop_ids,
+        stops=turn_stops(config),
+        train=train,
+        test=test,
+        sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
+        waiting=make_waiting(config, ids),
+        planner=KnapsackPlanner.of(plan),
+        labels=prior_labels([prompt for prompt, _ in train], plan.prior_by),
+        features=make_features(train) if plan.prior_features else None,
+        probe=_probe(test[0][1], reader.vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
+    )
+
+
+def unlearned(parts: Parts, config: KrayConfig) -> Parts:
+    """The same parts as `load_parts` made them, without what labels have taught since."""
+    ids = [prompt.id for prompt, _ in parts.train]
+    return replace(parts, planner=KnapsackPlanner.of(config.plan), waiting=make_waiting(config, ids))
+
+
+def sampling(config: KrayConfig, parts: Parts, temperature: float | None = None) -> Sampling:
+    """How responses are drawn in training, or at another temperature."""
+    rollout = config.rollout
+    heat = rollout.temperature if temperature is None else temperature
+    return Sampling(rollout.max_response_tokens, heat, rollout.top_p, rollout.top_k, parts.stop_ids, parts.stops)
+
+
+def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
+    """What every engine of the run is started with."""
+    rollout = config.rollout
+    return EngineSpec(
+        model_path=model_path,
+        dtype=config.model.dtype,
+        context_tokens=context_tokens(config),
+        max_sequences=rollout.max_sequences,
+        cpus=rollout.cpus_per_engine,
+        gpus=rollout.gpus_per_engine,
+        kv_cache_gib=rollout.kv_cache_gib,
+        gpu_memory_share=rollout.gpu_memory_share,
+        eager=rollout.eager,
+        seed=config.run.seed % 2**31,
+        reads_text=bool(turn_stops(config)),
+        overlap=config.async_.max_staleness > 0,
+    )
+
+
+def make_features(prompts: Encoded) -> dict[str, np.ndarray]:
+    """Of each prompt: the log of its length in tokens, and which source and kind it is of."""
+    names = sorted({name for prompt, _ in prompts for name in _belongs(prompt)})
+    return {
+        prompt.id: np.array([np.log(len(tokens)), *(float(name in _belongs(prompt)) for name in names)])
+        for prompt, tokens in prompts
+    }
+
+
+def _belongs(prompt: Prompt) -> set[str]:
+    known = {"source": prompt.source} | {key: prompt.metadata.get(key) for key in ("kind", "difficulty")}
+    return {f"{key}={value}" for key, value in known.items() if value is not None}
+
+
+def _probe(start: tuple[int, ...], vocabulary: int, length: int) -> tuple[int, ...]:
+    """The start of a prompt, then tokens at random: fixed for a run, and sensitive to every layer."""
+    real = list(start[: length // 2])
+    return (*real, *np.random.default_rng(0).integers(vocabulary, size=length - len(real)).tolist())

@@ -1,0 +1,158 @@
+"""How good a policy is: accuracy of sampled and greedy responses, and unbiased pass@k, on prompts it does not train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import comb
+from typing import Any
+
+import numpy as np
+
+from kray.config import KrayConfig
+from kray.config.schema import EvaluateConfig
+from kray.driver.components import Parts, sampling
+from kray.driver.report import conversation_record
+from kray.prompts.tokenize import as_read
+from kray.records import Prompt, RolloutGroup, Sampling, derive_seed
+from kray.rollout.collector import EVALUATION, Collected, Collector, Fixed, check_failures
+from kray.rollout.conversation import Failure
+
+CONVERSATION = ("turns_mean", "multi_turn_ratio")  # of what is known about conversations
+SOLVED = 0.5  # a reward above it counts as solved in pass@k
+
+
+def pass_at_k(solved: int, samples: int, k: int) -> float:
+    """Probability that one of k of the `samples` responses is among the `solved` ones, without bias.
+
+    1 - C(n - c, k) / C(n, k): Chen et al., arXiv 2107.03374, equation 1. Raises ValueError unless 0 <= c <= n, 1 <= k <= n.
+    """
+    if not (0 <= solved <= samples and 1 <= k <= samples):
+        raise ValueError(f"pass@k needs 0 <= solved <= samples and 1 <= k <= samples; got {solved}, {samples}, k {k}")
+    return 1.0 - comb(samples - solved, k) / comb(samples, k)
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """prompts: how many were judged. accuracy: mean reward of sampled responses; accuracy_se: its standard error over
+    prompts. greedy: mean reward of greedy responses, None if none were made. pass_at: by k. failures: responses lost."""
+
+    prompts: int
+    samples: int
+    accuracy: float
+    accuracy_se: float
+    greedy: float | None
+    pass_at: dict[int, float]
+    mean_tokens: float
+    failures: list[Failure]
+    by_kind: dict[str, tuple[int, float]]  # kind of prompt, where the source names one -> (prompts, accuracy)
+    by_set: dict[str, tuple[int, float]]  # test set, where there are several -> (prompts, accuracy)
+    rows: list[dict[str, Any]]  # one per prompt: id, prompt, rendered_prompt, answer, accuracy, response
+    conversations: dict[str, float] = field(default_factory=dict)  # see report.conversation_record
+
+    @property
+    def failed(self) -> int:
+        """Responses that could not be had or judged."""
+        return sum(failure.rollouts for failure in self.failures)
+
+    def metrics(self) -> dict[str, float]:
+        """As MLflow names them."""
+        named = {"eval/accuracy": self.accuracy, "eval/accuracy_se": self.accuracy_se, "eval/failed": self.failed}
+        named |= {f"eval/pass_at_{k}": value for k, value in self.pass_at.items()}
+        named |= {"eval/mean_length": self.mean_tokens}
+        named |= {f"eval/accuracy_{name}": accuracy for name, (_, accuracy) in self.by_set.items()}
+        if self.by_set:
+            named["eval/set_mean_accuracy"] = _mean([accuracy for _, accuracy in self.by_set.values()])
+        named |= {f"eval/{name}": self.conversations[name] for name in CONVERSATION if name in self.conversations}
+        return named | ({} if self.greedy is None else {"eval/greedy_accuracy": self.greedy})
+
+
+async def evaluate(
+    collector: Collector,
+    prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
+    settings: EvaluateConfig,
+    sampling: Sampling,
+    version: int,
+    seed: int,
+) -> Evaluation:
+    """Judges the served policy on (prompt, tokens) pairs. The same seed draws the same responses from the same policy."""
+    ids = [prompt.id for prompt, _ in prompts]
+
+    def seeds(prompt_id: str) -> int:
+        return derive_seed(seed, "evaluate", prompt_id)
+
+    sampled = await collector.collect(
+        Fixed(ids, settings.samples), prompts, seeds, sampling, version, remember=False, priority=EVALUATION
+    )
+    greedy: Collected | None = None
+    if settings.greedy:
+        cold = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
+        greedy = await collector.collect(
+            Fixed(ids, 1), prompts, seeds, cold, version, remember=False, priority=EVALUATION
+        )
+    return _summarise(sampled, greedy, settings.samples, partial(as_read, tokenizer=collector.tokenizer))
+
+
+async def judge(
+    config: KrayConfig, parts: Parts, collector: Collector, version: int, say: Callable[[str], None]
+) -> Evaluation:
+    """Evaluates the served policy on the test prompts. Raises KrayError when too many responses are lost."""
+    found = await evaluate(
+        collector,
+        parts.test,
+        config.evaluate,
+        sampling(config, parts, config.evaluate.temperature),
+        version,
+        config.run.seed,
+    )
+    ordered = len(parts.test) * (config.evaluate.samples + config.evaluate.greedy)
+    check_failures(found.failures, ordered, config.run.max_failed_share, say)
+    return found
+
+
+def _summarise(
+    sampled: Collected, greedy: Collected | None, samples: int, read: Callable[[Sequence[int]], str]
+) -> Evaluation:
+    means = np.array([group.rewards.mean() for group in sampled.groups])
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
+    whole = [group for group in sampled.groups if len(group.rollouts) == samples]  # pass@k needs them all
+    solved = [int((group.rewards > SOLVED).sum()) for group in whole]
+    lengths = [rollout.sampled_tokens for group in sampled.groups for rollout in group.rollouts]
+    return Evaluation(
+        prompts=len(sampled.groups),
+        samples=samples,
+        accuracy=float(means.mean()) if len(means) else float("nan"),
+        accuracy_se=float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else float("nan"),
+        greedy=_mean([float(group.rewards[0]) for group in greedy.groups]) if greedy is not None else None,
+        pass_at={k: _mean([pass_at_k(c, samples, k) for c in solved]) for k in ks},
+        mean_tokens=_mean(lengths),
+        failures=sampled.failures + (greedy.failures if greedy is not None else []),
+        by_kind=_by("kind", sampled.groups, means),
+        by_set=_by("set", sampled.groups, means),
+        rows=[
+            {
+                "id": group.prompt.id,
+                "prompt": group.prompt.text or str(group.prompt.messages),
+                "rendered_prompt": read(group.prompt_tokens),
+                "answer": group.prompt.answer,
+                "accuracy": float(mean),
+                "response": group.rollouts[0].text,
+            }
+            for group, mean in zip(sampled.groups, means, strict=True)
+        ],
+        conversations=conversation_record([rollout for group in sampled.groups for rollout in group.rollouts]),
+    )
+
+
+def _by(key: str, groups: Sequence[RolloutGroup], means: np.ndarray) -> dict[str, tuple[int, float]]:
+    """Value of the prompts' metadata -> (prompts, mean of their means); without prompts that have none."""
+    found: dict[str, list[float]] = {}
+    for group, mean in zip(groups, means, strict=True):
+        if key in group.prompt.metadata:
+            found.setdefault(str(group.prompt.metadata[key]), []).append(float(mean))
+    return {value: (len(each), _mean(each)) for value, each in sorted(found.items())}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")

@@ -1,0 +1,71 @@
+"""What becomes of an evaluation that a person asked for: lines to read, and an MLflow run. Loads neither Ray nor torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kray.config import KrayConfig, flat
+from kray.records import KrayError
+from kray.tracking.evaluations import log_evaluation
+from kray.tracking.mlflow_store import Store, locate, reach
+from kray.train.checkpoints import read_state
+
+if TYPE_CHECKING:
+    from kray.driver.evaluation import Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """Where an evaluation is recorded: nested under the training run `parent` ("" for none); step: of the policy."""
+
+    config: KrayConfig
+    store: Store
+    parent: str
+    step: int
+    policy: str
+
+    @classmethod
+    def of(cls, config: KrayConfig, checkpoint: Path | None, policy: str) -> Recorder | None:
+        """None where there is no place to record it. Raises KrayError at once when the place cannot be reached."""
+        if checkpoint is None:
+            store = locate(config.track.uri, Path(config.run.dir).expanduser() / "evaluation")
+            if store.origin == "the run folder":
+                return None
+            parent, step = "", 0
+        else:
+            state, folder = read_state(checkpoint), checkpoint.parent.parent
+            store, parent, step = locate(config.track.uri, folder), state["mlflow_run_id"], state["step"]
+            if store.uri.startswith("sqlite") and not Path(store.uri.partition("///")[2]).is_file():
+                return None  # the run's store is gone, and a new one would show nothing but this
+        reach(store)
+        return cls(config, store, parent, step, policy)
+
+    def record(self, evaluation: Evaluation, tags: Mapping[str, Any]) -> str:
+        """How to open it, or why it could not be recorded: the figures are known either way."""
+        name = f"evaluation of {Path(self.policy).name} after step {self.step} at {time.strftime('%Y%m%d-%H%M%S')}"
+        more = {"kray.policy": self.policy, "kray.step": str(self.step)}
+        try:
+            return log_evaluation(self.store, self.config.track.experiment, name, self.parent, flat(self.config),
+                                  {**tags, **more}, self.step, evaluation.metrics(), evaluation.rows)  # fmt: skip
+        except KrayError as error:
+            return f"not recorded: {error}"
+
+
+def table(evaluation: Evaluation) -> str:
+    """The figures for people."""
+    lines = [
+        f"prompts           {evaluation.prompts}, {evaluation.samples} samples each, {evaluation.failed} responses lost",
+        f"accuracy          {evaluation.accuracy:.4f} ± {1.96 * evaluation.accuracy_se:.4f} (95 % over prompts)",
+    ]
+    if evaluation.greedy is not None:
+        lines.append(f"greedy accuracy   {evaluation.greedy:.4f}")
+    lines += [f"{f'pass@{k}':<18}{value:.4f}" for k, value in evaluation.pass_at.items()]
+    lines += [
+        f"  {kind:<16}{value:.4f}  of {prompts}"
+        for kind, (prompts, value) in (evaluation.by_set | evaluation.by_kind).items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,207 @@
+"""What a run and `--check` do alike before anything is started: read the policy's files, load the prompts, encode them.
+
+Loads no Ray; torch only where transformers does, which is where a named model's configuration is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kray.config import KrayConfig, TinyPolicyConfig
+from kray.config.schema import SourceConfig
+from kray.environments import stops_of
+from kray.prompts import load_prompts, load_tests
+from kray.prompts.chat_templates import check_template, lost_messages
+from kray.prompts.model_files import check_context, load_tokenizer, read_config, stop_ids
+from kray.prompts.tokenize import encode_all, reads_chat, special_in, special_text
+from kray.records import ConfigError, DataError, Prompt
+from kray.train.supported_models import check_supported
+from kray.train.tiny_files import MAX_POSITIONS, check_tiny, folder_of, lessons_of, tokenizer_of
+
+Encoded = list[tuple[Prompt, tuple[int, ...]]]  # prompts with their tokens
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What prompts need of a policy. vocabulary: how many tokens the model has; stop_ids: tokens that end a response."""
+
+    tokenizer: Any
+    vocabulary: int
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A source with its prompts. part: train | test. key: of the source in the configuration."""
+
+    part: str
+    key: str
+    source: SourceConfig
+    prompts: list[Prompt]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A source with the prompts that fit, encoded. dropped: ids of those longer than prompts.max_tokens."""
+
+    loaded: Loaded
+    encoded: Encoded
+    dropped: list[str]
+
+
+def context_tokens(config: KrayConfig) -> int:
+    """Prompt and response together."""
+    return config.rollout.max_context_tokens or config.prompts.max_tokens + config.rollout.max_response_tokens
+
+
+def turn_stops(config: KrayConfig) -> tuple[str, ...]:
+    """Texts that end the policy's turn in the environment, if there is one. Raises ConfigError."""
+    try:
+        return stops_of(config.environment.name) if config.environment.name else ()
+    except ValueError as error:
+        raise ConfigError(f"environment.name: {error}") from error
+
+
+def read_policy(config: KrayConfig, model_path: str) -> Reader:
+    """Read what prompts need of a model's folder or hub id, no weights.
+
+    Raises:
+        ConfigError: The model is not supported, its tokenizer cannot be used or is larger than it, or it has fewer positions
+            than prompt and response take.
+    """
+    check_supported(read_config(model_path), context_tokens(config))
+    tokenizer, vocabulary = load_tokenizer(model_path)
+    check_context(model_path, context_tokens(config))
+    stops = stop_ids(model_path, tokenizer)
+    if min(stops) >= vocabulary:
+        which = f"its end of sequence is token {min(stops)}, and the model has {vocabulary}"
+        raise ConfigError(f"model.path: {model_path}: {which}, so that no response would end")
+    return Reader(tokenizer, vocabulary, stops)
+
+
+def read_tiny(config: KrayConfig, tiny: TinyPolicyConfig) -> Reader:
+    """The same for a tiny policy, whether or not it has been made. Raises ConfigError."""
+    check_tiny(tiny)
+    folder = folder_of(tiny)
+    if (folder / "config.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    else:
+        tokenizer = tokenizer_of(tiny, lessons_of(tiny))
+    if (needed := context_tokens(config)) > MAX_POSITIONS:
+        keys = "prompts.max_tokens + rollout.max_response_tokens (or rollout.max_context_tokens)"
+        raise ConfigError(f"{keys} = {needed} is above the {MAX_POSITIONS} positions of a tiny policy (model.tiny)")
+    return Reader(tokenizer, len(tokenizer), (tokenizer.eos_token_id,))
+
+
+def load_sources(config: KrayConfig, part: str, say: Say) -> list[Loaded]:
+    """Load the prompts of a part, train or test. Raises DataError, ConfigError."""
+    verifier = config.reward.verifier
+    if part == "train":
+        source = config.prompts.train
+        return [Loaded(part, "prompts.train", source, load_prompts(source, verifier, say))]
+    names = ["prompts.test", *(f"prompts.more_tests.{name}" for name in config.prompts.more_tests)]
+    found = load_tests(config.prompts, verifier, say)
+    return [Loaded(part, name, source, prompts) for name, (source, prompts) in zip(names, found, strict=True)]
+
+
+def encode(config: KrayConfig, loaded: Loaded, reader: Reader, say: Say) -> Prepared:
+    """Encode a source's prompts as the policy reads them, without those that are too long.
+
+    Raises:
+        ConfigError: The chat template has no such variable.
+        DataError: A prompt cannot be encoded, too few are left, or all of them read the same.
+    """
+    source, key, prompts = loaded.source, loaded.key, loaded.prompts
+    tokenizer = reader.tokenizer
+    check_template(source, tokenizer, key)
+    if not reads_chat(tokenizer, source):
+        why = f"{key}.chat is false" if not source.chat else "the tokenizer has no chat template"
+        if chats := next((prompt for prompt in prompts if prompt.text is None), None):
+            raise DataError(f"prompt {chats.id}: it holds chat messages, but {why}")
+        if source.system:
+            say(f"warning: {key}.system is not used: {why}")
+            source = replace(source, system="")
+    limit = config.prompts.max_tokens
+    kept, dropped = encode_all(prompts, tokenizer, source, limit, reader.vocabulary)
+    if dropped:
+        longer = f"{len(dropped):,} of {counted(len(prompts), f'{loaded.part} prompt')}"
+        say(f"note: {longer} dropped: longer than prompts.max_tokens, which is {limit}; first {dropped[0]}")
+    least = config.prompts.per_step if loaded.part == "train" else 1
+    if len(kept) < least:
+        left = f"{len(kept):,} of {counted(len(prompts), 'prompt')} {'is' if len(kept) == 1 else 'are'} left"
+        needed = f"{least:,} {'is' if least == 1 else 'are'} needed"
+        raise DataError(f"{key}: {left}, {needed}; prompts.max_tokens is {limit}")
+    _check_differ(loaded, kept)
+    for line in [*_lost(loaded, source, kept, tokenizer), *_special_tokens(loaded, source, kept, tokenizer)]:
+        say(line)
+    return Prepared(loaded, kept, dropped)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 prompt, 2,000 prompts."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _check_differ(loaded: Loaded, kept: Encoded) -> None:
+    """Refuse prompts that differ and that the policy would read as one. Raises DataError."""
+    (first, tokens), *others = kept
+    if all(read == tokens for _, read in others) and any(
+        (prompt.text, prompt.messages) != (first.text, first.messages) for prompt, _ in others
+    ):
+        raise DataError(
+            f"{loaded.key}: all {len(kept):,} prompts read the same, though they differ: what makes a difference is lost in "
+            "the chat template or in the tokenizer"
+        )
+
+
+def _lost(loaded: Loaded, source: SourceConfig, kept: Encoded, tokenizer: Any) -> list[str]:
+    """Warnings about messages that the chat template leaves out or cuts."""
+    if not reads_chat(tokenizer, source):
+        return []
+    lines = []
+    for role, (lost, of, first) in lost_messages([prompt for prompt, _ in kept], tokenizer, source).items():
+        what = (
+            f"{loaded.key}.system" if role == "system" and source.system else f"{loaded.key}: a message of the {role}"
+        )
+        many = (
+            f"in {lost:,} of {counted(of, 'prompt')}"
+            if of == len(kept)
+            else f"in {lost:,} of {of:,} that were looked at"
+        )
+        lines.append(
+            f"warning: {what} is not found whole in what the chat template makes of a prompt: {many}, first {first}"
+        )
+    return lines
+
+
+def _special_tokens(loaded: Loaded, source: SourceConfig, kept: Encoded, tokenizer: Any) -> list[str]:
+    """Notes about special tokens that are spelt in prompts, in their template or in the system message."""
+    chat, whole = reads_chat(tokenizer, source), source.special_tokens
+    if whole and not chat:
+        return []
+    spelt = [(p.id, token) for p, _ in kept if (token := special_text(p, tokenizer))]
+    found = (
+        [("in the text of {} of {}".format(f"{len(spelt):,}", counted(len(kept), "prompt")), *spelt[0])]
+        if spelt
+        else []
+    )
+    if any(prompt.text is not None for prompt, _ in kept):  # messages have neither template nor system message
+        for name, text in (("template", source.template), ("system", source.system)):
+            if token := special_in(text, tokenizer):
+                found.append((f"in {loaded.key}.{name}", "", token))
+    if whole:
+        how = "are read as such, inside messages around which the chat template writes its own"
+        advice = "prompts that have been through a chat template need chat: false"
+    else:
+        how = "are read as text"
+        advice = "prompts that have been through a chat template need chat: false and special_tokens: true"
+    return [
+        f"{'note' if first else 'warning'}: {loaded.key}: special tokens {where} {how} "
+        f"(first {f'{first}: ' if first else ''}{token!r}); {advice}"
+        for where, first, token in found
+    ]

@@ -1,0 +1,161 @@
+"""What a run keeps account of from step to step: metrics, tables and figures for the tracker, means for the summary."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kray.config import KrayConfig
+from kray.driver.components import Parts
+from kray.driver.report import sample_rows, step_record, transition_rows
+from kray.driver.state import RunState
+from kray.environments.workers import ENVIRONMENT
+from kray.monitor.status import BACK
+from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
+from kray.prompts.tokenize import as_read
+from kray.records import Allocation, derive_seed
+from kray.rollout.collector import Collected
+from kray.tracking import Tracker
+from kray.tracking.figures import budget_histogram, budgets_against_beliefs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(slots=True)
+class Carried:
+    """A step's plan as it was carried out. previous_status (M,): of each prompt's last visit before this one."""
+
+    allocation: Allocation
+    collected: Collected
+    previous_status: np.ndarray
+    plan_metrics: dict[str, float]
+    plan_s: float
+
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """(successes (M,), trials (M,)) that came back, in the order of the plan."""
+        none = np.zeros(0)
+        by_id = {group.prompt.id: group.rewards for group in self.collected.groups}
+        rewards = [by_id.get(prompt_id, none) for prompt_id in self.allocation.prompt_ids]
+        return np.array([float(r.sum()) for r in rewards]), np.array([len(r) for r in rewards])
+
+
+@dataclass(slots=True)
+class Mean:
+    """A running mean of the finite numbers among those that are added: one step without a figure must not hide all others."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        if math.isfinite(value):
+            self.total += value
+            self.count += 1
+
+    @property
+    def value(self) -> float:
+        """NaN where nothing finite was added."""
+        return self.total / self.count if self.count else math.nan
+
+
+class Ledger:
+    """What `to_dict` holds goes on through checkpoints; the rest begins anew with every start."""
+
+    def __init__(self, config: KrayConfig, parts: Parts, tracker: Tracker):
+        self.config, self.parts, self.tracker = config, parts, tracker
+        self.steps: deque[dict[str, float]] = deque(maxlen=BACK)  # metrics of the newest ones since this start
+        self._means: dict[str, Mean] = {}  # of every metric over all steps since this start
+        self.calibration = CalibrationTally()  # of the epoch
+        self.budgets = np.zeros(0, dtype=np.int64)  # of the newest step
+        self.transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
+
+    def step(
+        self, number: int, carried: Carried, update: dict[str, float], times: dict[str, float]
+    ) -> dict[str, float]:
+        """Records step `number`, counted from 1; returns its metrics. update: what is known beside the rollouts."""
+        allocation, collected = carried.allocation, carried.collected
+        successes, trials = carried.labels()
+        metrics = step_record(collected, update) | step_metrics(allocation, successes, trials, carried.previous_status)
+        if self.config.environment.name:
+            lost = [failure.rollouts for failure in collected.failures if failure.why.startswith(ENVIRONMENT)]
+            metrics["environment/failed"] = float(sum(lost))
+        metrics |= carried.plan_metrics | self._calibrate(number, allocation, successes, trials)
+        times = times | {"plan": carried.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
+        metrics |= {f"timing_s/{name}": value for name, value in times.items()}
+        metrics |= {
+            "throughput/rollouts_per_s": float(trials.sum()) / times["step"],
+            "throughput/tokens_per_s": sum(group.tokens for group in collected.groups) / times["step"],
+        }
+        self.steps.append(metrics)
+        self.note(metrics)
+        self.budgets = allocation.budgets
+        self.transitions += transition_matrix(carried.previous_status, status(successes, trials))
+        self.tracker.log_step(number, metrics)
+        if number % self.config.track.every == 0:
+            self._show(number, carried, successes, trials, times)
+        return metrics
+
+    def note(self, metrics: dict[str, float]) -> None:
+        """Adds a step's metrics to their means."""
+        for name, value in metrics.items():
+            self._means.setdefault(name, Mean()).add(value)
+
+    def mean(self, name: str) -> float:
+        """Of a metric over the steps since this start in which it was a finite number; NaN without any."""
+        return self._means.get(name, Mean()).value
+
+    def left_s(self, steps: int) -> float:
+        """Seconds that so many more steps will take, by the median of the last ones."""
+        known = [s for metrics in self.steps if math.isfinite(s := metrics["timing_s/step"])]
+        return steps * float(np.median(known)) if known else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """As RunState holds it."""
+        return {"calibration": self.calibration.to_dict(), "transitions": self.transitions.tolist()}
+
+    def load(self, state: RunState) -> None:
+        """Takes over what a state holds; older ones hold no transitions, and a new one neither."""
+        if state.calibration:
+            self.calibration.load_dict(state.calibration)
+        if state.transitions:
+            self.transitions = np.array(state.transitions, dtype=np.int64)
+
+    def _calibrate(
+        self, number: int, allocation: Allocation, successes: np.ndarray, trials: np.ndarray
+    ) -> dict[str, float]:
+        """Tallies how well the beliefs predicted the step; what came out when an epoch ends."""
+        self.calibration.add(allocation.expected_success, successes, trials)
+        if self.parts.sampler.epoch(number) == self.parts.sampler.epoch(number - 1):
+            return {}
+        found = self.calibration.metrics()
+        self.calibration.clear()
+        return found
+
+    def _show(
+        self, number: int, carried: Carried, successes: np.ndarray, trials: np.ndarray, times: dict[str, float]
+    ) -> None:
+        """The table of rollouts, traces of some of them, the figures, and how prompts have changed their status."""
+        allocation, config = carried.allocation, self.config
+        seed = derive_seed(config.run.seed, number, "samples")
+        most = max(config.track.samples, config.track.traces)
+        read = partial(as_read, tokenizer=self.parts.tokenizer)
+        rows = sample_rows(allocation, carried.collected, most, seed, read)
+        self.tracker.log_table(number, rows[: config.track.samples])
+        if traced := rows[: config.track.traces]:
+            ago_s = times["update"] + times["sync"]
+            self.tracker.log_traces(number, traced, times["generate"], times["reward"], ago_s)
+        self.tracker.log_table(number, transition_rows(self.transitions), "transitions")
+        self.transitions[:] = 0
+        observed = np.divide(successes, trials, out=np.full(len(trials), np.nan), where=trials > 0)
+        budgets, beliefs = allocation.budgets, allocation.expected_success
+
+        def against() -> Figure:
+            return budgets_against_beliefs(beliefs, budgets, observed)
+
+        self.tracker.log_figure(number, "budgets_against_beliefs", against)
+        self.tracker.log_figure(number, "budgets", lambda: budget_histogram(budgets, config.plan.upper))

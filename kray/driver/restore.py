@@ -1,0 +1,84 @@
+"""What a checkpoint tells about prompts, taken over by the planner and what goes with it. Loads neither torch nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from kray.config import KrayConfig
+from kray.driver.state import RunState
+from kray.plan_modes import offered_share
+from kray.planner import KnapsackPlanner
+from kray.planner.metrics import CalibrationTally
+from kray.prompts import PromptSampler
+from kray.prompts.admission import Waiting
+from kray.prompts.quarantine import Quarantine
+from kray.records import ConfigError, Prompt
+from kray.train.checkpoints import STATE
+
+
+@contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Turn what a state of another version, or a damaged one, raises inside into a ConfigError that names its file."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"resume: {checkpoint / STATE} cannot be taken over: {why}; go on with the kray that wrote it, or from another "
+            "checkpoint"
+        ) from error
+
+
+def restore(
+    state: RunState, planner: KnapsackPlanner, waiting: Waiting | None, labels: dict[str, str] | None, per_step: int
+) -> None:
+    """Take over what labels had taught by the time of the checkpoint; everything else is the configuration's.
+
+    Args:
+        state: Of the checkpoint.
+        planner: As the configuration makes it.
+        waiting: As `make_waiting` returns it.
+        labels: As `prior_labels` returns them.
+        per_step: Prompts that were visited in every step where the state holds nothing for `waiting`.
+    """
+    if state.calibration:  # by the ledger and the training, later
+        CalibrationTally().load_dict(state.calibration)
+    Quarantine(0).load_dict(state.quarantine)
+    planner.load_dict(state.planner)
+    planner.beliefs.relabel(labels)
+    if waiting is None:
+        return
+    if state.waiting:
+        waiting.load_dict(state.waiting)
+    else:  # until now every prompt that was offered was visited
+        waiting.skip(state.step * per_step)
+
+
+def check_learned(config: KrayConfig, state: RunState, train: Sequence[Prompt]) -> None:
+    """Take over a checkpoint's state as a run does, for the errors that this raises."""
+    waiting = make_waiting(config, [prompt.id for prompt in train])
+    labels = prior_labels(train, config.plan.prior_by)
+    restore(state, KnapsackPlanner.of(config.plan), waiting, labels, config.prompts.per_step)
+
+
+def make_waiting(config: KrayConfig, ids: list[str]) -> Waiting | None:
+    """The prompts that wait for a planner which passes some over; None for one that takes all that it is offered."""
+    share = offered_share(config.plan)
+    if share <= 1:
+        return None
+    offered = min(len(ids), round(share * config.prompts.per_step))
+    stream = PromptSampler(ids, 1, config.run.seed, config.prompts.shuffle)
+    return Waiting(stream, offered, config.plan.max_wait)
+
+
+def prior_labels(prompts: Sequence[Prompt], by: str) -> dict[str, str] | None:
+    """Prompt id -> whose prior it shares, or None: all share one."""
+    if by == "all":
+        return None
+    labels = {}
+    for prompt in prompts:
+        kind = prompt.metadata.get("kind") if by == "kind" else None
+        labels[prompt.id] = f"{prompt.source}/{kind}" if kind else prompt.source
+    return labels if len(set(labels.values())) > 1 else None

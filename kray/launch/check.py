@@ -1,0 +1,144 @@
+"""`--check`: what a run would do and what it would refuse, without starting anything.
+
+The policy's tokenizer and configuration are read and all prompts encoded by the functions that a run uses
+(kray/driver/prepare.py); weights are not read, and Ray is not loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kray.cluster.resources import shortages_here
+from kray.config import KrayConfig, preview
+from kray.config.resume import note_changes
+from kray.config.schema import ModelConfig
+from kray.driver.prepare import Prepared, Reader, Say, counted, encode, load_sources, read_policy, read_tiny, turn_stops
+from kray.driver.remote import check_prompts, model_path
+from kray.driver.restore import check_learned, reading
+from kray.driver.state import RunState, check_same_prompts
+from kray.prompts.model_files import check_weights
+from kray.prompts.tokenize import as_read
+from kray.records import ConfigError, Prompt
+from kray.tracking import prompts_digest
+from kray.train.checkpoints import read_state
+
+SHOWN = 2  # prompts of each source
+HEAD_CHARACTERS, TAIL_CHARACTERS = 1500, 500  # of a prompt that is longer than both
+
+
+def check(config: KrayConfig, checkpoint: Path | None, cluster: str, say: Say) -> str:
+    """Check a configuration as far as it can be without weights and actors.
+
+    Args:
+        config: Free of contradictions.
+        checkpoint: That the run would go on from, None for a new run.
+        cluster: A cluster file that the actors must fit on, or "".
+        say: Takes lines about the data while it is read.
+
+    Returns:
+        What would run, as text for people.
+
+    Raises:
+        ConfigError, DataError: What the run would refuse.
+    """
+    for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
+        say(line)
+    seen = inspect(config, say)
+    if checkpoint is not None and seen.samples is not None:
+        digest = prompts_digest(seen.train, config.prompts.train.chat_template_kwargs)
+        with reading(checkpoint):
+            state = RunState.from_dict(read_state(checkpoint))
+            check_same_prompts(state, digest)
+            check_learned(config, state, seen.train)
+    doubts = [] if cluster else [f"warning: on this machine alone: {line}" for line in shortages_here(config)]
+    return "\n".join([preview(config, seen.train, seen.test, cluster, seen.samples), *doubts])
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """train, test: the prompts, where the model could be read those that fit. samples: lines that show some as the policy
+    reads them, None where the model could not be read."""
+
+    train: list[Prompt]
+    test: list[Prompt]
+    samples: list[str] | None
+
+
+def inspect(config: KrayConfig, say: Say) -> Inspected:
+    """Load the prompts and read them as the policy will. Raises ConfigError, DataError: what a run would refuse."""
+    sources = {part: load_sources(config, part, say) for part in ("train", "test")}
+    train, test = ([prompt for one in sources[part] for prompt in one.prompts] for part in ("train", "test"))
+    check_prompts(config, train, test)
+    turn_stops(config)
+    reader = _reader(config, say)
+    if reader is None:
+        return Inspected(train, test, None)
+    prepared = {part: [encode(config, one, reader, say) for one in sources[part]] for part in sources}
+    train, test = ([prompt for one in prepared[p] for prompt, _ in one.encoded] for p in ("train", "test"))
+    if config.model.tiny is None:
+        _check_model_builds(model_path(config), config.model)
+    return Inspected(train, test, [line for part in prepared.values() for one in part for line in _shown(one, reader)])
+
+
+def _reader(config: KrayConfig, say: Say) -> Reader | None:
+    """None where the model lies on a hub that cannot be asked from here."""
+    if config.model.tiny is not None:
+        return read_tiny(config, config.model.tiny)
+    path = model_path(config)
+    try:
+        return read_policy(config, path)
+    except ConfigError as error:
+        if Path(path).is_dir() or not _unreachable(error):
+            raise
+        unknown = (
+            "its tokenizer, chat template and positions are not checked, and prompts are shown as the data has them"
+        )
+        say(f"warning: model.path {path} cannot be read here, offline or without an answer of its hub: {unknown}")
+        return None
+
+
+def _check_model_builds(path: str, model: ModelConfig) -> None:
+    """Build the model without memory for its weights, LoRA's adapters too, and look for files of weights.
+
+    Raises:
+        ConfigError: What a learner would refuse of the model's folder or hub id, or of model.lora.
+    """
+    from kray.train.model import load_policy  # torch
+
+    check_weights(path)
+    load_policy(path, model.dtype, lora=model.lora, empty=True)
+
+
+def _unreachable(error: BaseException | None) -> bool:
+    """Whether a failure comes from a hub that could not be asked, not from what it said."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    while error is not None:
+        if isinstance(error, LocalEntryNotFoundError | ConnectionError | TimeoutError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _shown(prepared: Prepared, reader: Reader) -> list[str]:
+    """The first prompts of a source exactly as the policy reads them."""
+    lengths = [len(tokens) for _, tokens in prepared.encoded]
+    loaded = prepared.loaded
+    where = f"{loaded.source.kind} {loaded.source.path}".strip()
+    span = f"{min(lengths):,} to {max(lengths):,} tokens, {sum(lengths) / len(lengths):,.0f} on average"
+    if min(lengths) == max(lengths):
+        span = counted(lengths[0], "token")
+    lines = ["", f"{loaded.key} ({where}): {counted(len(lengths), 'prompt')} of {span}"]
+    for prompt, tokens in prepared.encoded[:SHOWN]:
+        lines.append(f"  {prompt.id}, {counted(len(tokens), 'token')}, answer {prompt.answer!r:.60}")
+        lines += [f"  | {line}" for line in _printable(as_read(tokens, reader.tokenizer)).split("\n")]
+    return lines
+
+
+def _printable(text: str) -> str:
+    """Text for a terminal: what moves a cursor is escaped, and the middle of a long text left out."""
+    if len(text) > HEAD_CHARACTERS + TAIL_CHARACTERS:
+        left_out = len(text) - HEAD_CHARACTERS - TAIL_CHARACTERS
+        text = f"{text[:HEAD_CHARACTERS]}\n[... {left_out:,} characters ...]\n{text[-TAIL_CHARACTERS:]}"
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
