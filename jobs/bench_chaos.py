@@ -19,7 +19,8 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from kray.driver.remote import LOCAL_RAY, guarded
+from kray.cluster.session import LOCAL_RAY
+from kray.launch.main import guarded
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from typing import Any
 
 from kray.bench.math_pairs import pairs
 from kray.bench.math_pairs.rates import Pair, boxed_by_math_verify, rates
-from kray.driver.remote import guarded
+from kray.launch.main import guarded
 from kray.rewards import score
 
 

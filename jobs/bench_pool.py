@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from kray.bench.engine_model import FLEETS, lower_bound, make_work, overhead, simulate, static
-from kray.driver.remote import LOCAL_RAY, guarded
+from kray.bench.engine_model import ENGINE_MODELS, lower_bound, make_work, overhead, simulate, static
+from kray.cluster.session import LOCAL_RAY
+from kray.launch.main import guarded
 
 COLUMNS = ("static", "1 batch", "3 batches", "singles", "known")
 NAMES = ("rollouts", "bound s", *COLUMNS, "idle static", "idle kray", "us", "prompts computed")
@@ -36,7 +37,7 @@ def simulated(options: argparse.Namespace) -> dict[str, Any]:
     print("  ".join(f"{head:>9}" for head in heads))
     rows = []
     for engines in options.engines:
-        fleet = replace(FLEETS[options.kind], engines=engines, max_sequences=options.sequences)
+        fleet = replace(ENGINE_MODELS[options.kind], engines=engines, max_sequences=options.sequences)
         for each in options.prompts:
             found = []
             for seed in range(options.seeds):
@@ -65,7 +66,7 @@ def simulated(options: argparse.Namespace) -> dict[str, Any]:
     print(
         "schedule alone, 100,000 tasks: " + ", ".join(f"{us:.1f} us a task on {n} engines" for n, us in costs.items())
     )
-    return {"fleet": asdict(FLEETS[options.kind]), "steps": rows, "overhead_us": costs}
+    return {"fleet": asdict(ENGINE_MODELS[options.kind]), "steps": rows, "overhead_us": costs}
 
 
 def real(options: argparse.Namespace) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def main() -> int:
         "--prompts", type=int, nargs="+", default=[32, 128], help="simulated: per engine (default 32 128)"
     )
     parser.add_argument(
-        "--kind", choices=list(FLEETS), default="gpu", help="simulated: what a step costs (default gpu)"
+        "--kind", choices=list(ENGINE_MODELS), default="gpu", help="simulated: what a step costs (default gpu)"
     )
     parser.add_argument("--seeds", type=int, default=5, help="simulated (default 5)")
     parser.add_argument("--real", action="store_true", help="real vLLM engines, one core each")

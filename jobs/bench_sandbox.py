@@ -17,7 +17,7 @@ import platform
 import time
 from pathlib import Path
 
-from kray.driver.remote import guarded
+from kray.launch.main import guarded
 from kray.rewards import Scorer
 
 SCRIPT, FUNCTION = "print(sum(map(int, input().split())))", "def add(a, b):\n    return a + b"

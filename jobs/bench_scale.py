@@ -17,7 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kray.driver.remote import LOCAL_RAY, guarded
+from kray.cluster.session import LOCAL_RAY
+from kray.launch.main import guarded
 
 
 def main() -> None:

@@ -18,8 +18,10 @@ from importlib.metadata import version
 
 from kray.bench import soak
 from kray.bench.step import write
-from kray.driver.remote import connect, find_model, guarded
-from kray.records import KrayError
+from kray.cluster.session import connect
+from kray.errors import KrayError
+from kray.launch.main import guarded
+from kray.train.start_model import find_model
 
 
 def main() -> None:

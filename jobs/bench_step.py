@@ -19,8 +19,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from kray.bench import step as bench
+from kray.cluster.session import connect
 from kray.config import KrayConfig
-from kray.driver.remote import connect, find_model, guarded
+from kray.launch.main import guarded
+from kray.train.start_model import find_model
 
 
 def main() -> None:

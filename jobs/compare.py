@@ -21,8 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from kray.cluster.address import require_cluster
+from kray.cluster.session import connect
 from kray.compare.study import Study, load_study
-from kray.driver.remote import connect, driver_actor, find_model, follow, guarded, load_both, tags
+from kray.driver.provenance import tags
+from kray.driver.remote import driver_actor, follow
+from kray.launch.main import guarded
+from kray.launch.preflight import load_both
+from kray.train.start_model import find_model
 
 
 def main() -> int:

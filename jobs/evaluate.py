@@ -19,12 +19,17 @@ from pathlib import Path
 
 from kray.cluster.address import require_cluster
 from kray.cluster.resources import require_gpus
-from kray.config import kept_config, to_yaml
+from kray.cluster.session import connect
+from kray.config import kept_config, load_checked, to_yaml
 from kray.config.resume import as_begun
 from kray.driver.evaluation_record import Recorder, table
-from kray.driver.remote import connect, drive, find_model, guarded, load_both, load_checked, tags
-from kray.records import ConfigError
+from kray.driver.provenance import tags
+from kray.driver.remote import drive
+from kray.errors import ConfigError
+from kray.launch.main import guarded
+from kray.launch.preflight import load_both
 from kray.train.checkpoints import find_resume
+from kray.train.start_model import find_model
 
 
 def main() -> int:

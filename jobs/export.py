@@ -14,14 +14,16 @@ import argparse
 from pathlib import Path
 
 from kray.cluster.address import require_cluster
-from kray.config import kept_config
-from kray.driver.remote import as_task, connect, find_model, guarded, load_checked
+from kray.cluster.session import as_task, connect
+from kray.config import kept_config, load_checked
 from kray.driver.restore import reading
 from kray.driver.state import RunState
-from kray.records import ConfigError
+from kray.errors import ConfigError
+from kray.launch.main import guarded
 from kray.tracking import locate, log_model
 from kray.train.checkpoints import at_step, find_resume, read_state
 from kray.train.export import check_free, export_checkpoint
+from kray.train.start_model import find_model
 
 
 def main() -> int:

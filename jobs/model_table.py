@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from kray.bench.model_support import page, verdicts
-from kray.driver.remote import guarded
+from kray.launch.main import guarded
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 
 from kray.cluster.address import require_cluster
-from kray.driver.remote import guarded
+from kray.launch.main import guarded
 from kray.serve.services import serve_planner, serve_policy, serve_rewards
 
 

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kray.driver.remote import guarded
-from kray.records import ConfigError
+from kray.errors import ConfigError
+from kray.launch.main import guarded
 from kray.simulate.populations import SHAPES, find_population
 from kray.simulate.study import PLANS, WIDER, correlations, curve, figure, study, summary, table, title
 from kray.simulate.world import World

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kray.cluster.address import require_cluster
-from kray.driver.remote import LOCAL_RAY, guarded
+from kray.cluster.session import LOCAL_RAY
+from kray.launch.main import guarded
 from kray.monitor.client import Asker, Sight
 from kray.monitor.view import screen
 

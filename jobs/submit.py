@@ -31,10 +31,12 @@ from kray.cluster.address import (
     read_cluster,
     require_cluster,
 )
+from kray.cluster.session import LOCAL_RAY
 from kray.config import redact
-from kray.driver.remote import LOCAL_RAY, git_commit, guarded
+from kray.driver.provenance import git_commit
+from kray.errors import ConfigError, KrayError
 from kray.launch.job_log import STOP_S, follow
-from kray.records import ConfigError, KrayError
+from kray.launch.main import guarded
 
 LOCAL = f"http://127.0.0.1:{API_PORT}"
 START_S, RUN_S = 90.0, 300.0

@@ -17,21 +17,18 @@ from pathlib import Path
 
 from kray.cluster.address import require_cluster
 from kray.cluster.resources import require_gpus
-from kray.config import kept_config, warnings
+from kray.cluster.session import connect
+from kray.config import kept_config, load_checked, warnings
 from kray.config.resume import as_begun, note_changes
-from kray.driver.remote import (
-    connect,
-    drive,
-    find_model,
-    guarded,
-    load_both,
-    load_checked,
-    run_folder,
-)
-from kray.driver.report import duration
+from kray.driver.console import duration
+from kray.driver.remote import drive
+from kray.driver.run_folder import run_folder
+from kray.errors import ConfigError
 from kray.launch.check import check
-from kray.records import ConfigError
+from kray.launch.main import guarded
+from kray.launch.preflight import load_both
 from kray.train.checkpoints import find_resume, sound
+from kray.train.start_model import find_model
 
 
 def main() -> int:

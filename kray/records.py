@@ -1,4 +1,4 @@
-"""The nouns that travel between rooms: plain data, numpy only, cheap to pickle.
+"""The records that all packages share: plain data, numpy only, cheap to pickle.
 
 "Task" alone means a Ray task elsewhere in the world; here the thing learned from is a Prompt, and a RolloutTask is the
 order "generate k rollouts of this prompt". Ids are explicit and never derived from a prompt's text.
@@ -9,29 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-
-
-class KrayError(Exception):
-    """A failure whose message says what went wrong, where, and what to do; shown to people without a traceback."""
-
-
-class ConfigError(KrayError):
-    """A configuration that cannot be run; names the key and, where known, file:line."""
-
-
-class DataError(KrayError):
-    """Prompts that cannot be used; names the file, the line and the field."""
-
-
-class LostError(KrayError):
-    """Something died, hung or could not be reached: worth another try, elsewhere or later."""
-
-
-class StorageError(KrayError):
-    """A checkpoint could not be written, or is not what was written."""
 
 
 def derive_seed(*parts: object) -> int:
@@ -54,6 +34,13 @@ class Prompt:
     text: str | None = None
     messages: tuple[Mapping[str, str], ...] | None = None  # chat messages: {"role": ..., "content": ...}
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt with its tokens as the policy reads them."""
+
+    prompt: Prompt
+    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

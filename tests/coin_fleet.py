@@ -18,14 +18,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kray.config import KrayConfig, load_config, require
-from kray.driver.components import Parts, make_features
+from kray.driver.components import Components, make_features
 from kray.driver.loop import Training
-from kray.driver.restore import make_waiting, prior_labels
+from kray.driver.restore import make_admission, prior_labels
 from kray.driver.state import RunState
 from kray.driver.stop import Stop, Stopped
+from kray.errors import KrayError
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler
-from kray.records import KrayError, Prompt, Rollout, RolloutGroup
+from kray.records import EncodedPrompt, Prompt, Rollout, RolloutGroup
 from kray.rollout.collector import Collected, Collector
 from kray.rollout.conversation import Failure
 from kray.train.checkpoints import CheckpointStore, newest, read_state
@@ -64,25 +65,25 @@ def configured(folder: Path, *overrides: str) -> KrayConfig:
     return config
 
 
-def make_parts(config: KrayConfig) -> Parts:
+def make_parts(config: KrayConfig) -> Components:
     """Prompts of two sources and three kinds; those of one kind are easier, which features can tell."""
     train = [
-        (
+        EncodedPrompt(
             Prompt(f"p{i}", "", "exact", f"source-{i % 2}", text=str(i), metadata={"kind": f"kind-{i % 3}"}),
             (1,) * (1 + i),
         )
         for i in range(PROMPTS)
     ]
-    test = [(Prompt(f"t{i}", "", "exact", "test", text=str(i)), (1,)) for i in range(4)]
+    test = [EncodedPrompt(Prompt(f"t{i}", "", "exact", "test", text=str(i)), (1,)) for i in range(4)]
     ids = [prompt.id for prompt, _ in train]
-    return Parts(
+    return Components(
         tokenizer=TOKENIZER,
         stop_ids=(),
         stops=(),
         train=train,
         test=test,
         sampler=PromptSampler(ids, config.prompts.per_step, config.run.seed, config.prompts.shuffle),
-        waiting=make_waiting(config, ids),
+        waiting=make_admission(config, ids),
         planner=KnapsackPlanner.of(config.plan),
         labels=prior_labels([prompt for prompt, _ in train], config.plan.prior_by),
         features=make_features(train) if config.plan.prior_features else None,
@@ -164,7 +165,7 @@ class CoinFleet:
             engines=[], serving=1, schedule=schedule, preemptions=0, deaths=0, busy_share=lambda: 1.0
         )
 
-    def collector(self, parts: Parts) -> CoinCollector:
+    def collector(self, parts: Components) -> CoinCollector:
         return CoinCollector()
 
     async def serve(self, version: int, probe: tuple[int, ...]) -> float:

@@ -31,8 +31,8 @@ from kray.cluster.address import (
     read_cluster,
     require_cluster,
 )
+from kray.errors import ConfigError
 from kray.monitor.client import announced
-from kray.records import ConfigError
 
 ROOT = Path(__file__).parents[1]
 QUICK = str(ROOT / "configs" / "quickstart.yaml")

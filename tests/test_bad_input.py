@@ -12,8 +12,8 @@ import pytest
 from kray.config import check, load_config
 from kray.config.reading import all_keys
 from kray.config.schema import KrayConfig, SourceConfig
+from kray.errors import ConfigError, DataError
 from kray.prompts import load_prompts
-from kray.records import ConfigError, DataError
 
 STUDIES = "compare-"  # files of jobs/compare.py, which are no configurations of a run
 CONFIGS = sorted(f for f in (Path(__file__).parents[1] / "configs").glob("*.yaml") if not f.name.startswith(STUDIES))

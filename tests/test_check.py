@@ -14,10 +14,10 @@ from doors import ROOT, knock
 
 from kray.config import KrayConfig, load_config, to_yaml
 from kray.config.resume import as_begun
-from kray.driver.components import load_parts
+from kray.driver.components import load_components
 from kray.driver.state import RunState
+from kray.errors import KrayError
 from kray.planner import KnapsackPlanner
-from kray.records import KrayError
 from kray.tracking import prompts_digest
 
 QUICK = str(ROOT / "configs" / "quickstart.yaml")
@@ -56,7 +56,7 @@ def refused_alike(overrides: list[str]) -> str:
     """The message with which both `--check` and the beginning of a run refuse a configuration."""
     config = load_config(QUICK, overrides)
     with pytest.raises(KrayError) as caught:
-        load_parts(config, config.model.path, lambda _: None)
+        load_components(config, config.model.path, lambda _: None)
     done = check(*overrides)
     assert done.returncode == 2, done.stdout
     assert done.stderr.strip().endswith(str(caught.value))

@@ -14,11 +14,11 @@ from test_check import QUICK, arguments, checkpoint, load_parts_of
 from kray.config import load_config
 from kray.config.schema import LoraConfig
 from kray.driver.actor import Driver
-from kray.driver.components import Parts
+from kray.driver.components import Components
 from kray.driver.restore import reading
+from kray.errors import ConfigError, KrayError
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler
-from kray.records import ConfigError, KrayError
 from kray.tracking import prompts_digest
 from kray.train.checkpoints import newest, sound
 from kray.train.model import load_policy
@@ -166,7 +166,7 @@ def parts_like(config):
     train = load_parts_of(config)
     sampler = PromptSampler([prompt.id for prompt, _ in train], config.prompts.per_step, config.run.seed, True)
     planner = KnapsackPlanner.of(config.plan)
-    return Parts(None, (), (), train, [], sampler, None, planner, None, None, ())
+    return Components(None, (), (), train, [], sampler, None, planner, None, None, ())
 
 
 def test_errors_with_a_message_of_their_own_keep_it(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kray.config import load_config
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PLACEHOLDER = "PLACEHOLDER"  # for what a person fills in: <run>

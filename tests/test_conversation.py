@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from kray.config.schema import EnvironmentConfig, EvaluateConfig, RolloutConfig, SourceConfig
 from kray.driver.evaluation import evaluate
-from kray.driver.report import sample_rows
+from kray.driver.tables import sample_rows
 from kray.environments import turns as acts
 from kray.prompts.tokenize import as_read, encode_prompt
-from kray.records import Allocation, Prompt, Rollout, RolloutTask, Sampling, derive_seed
+from kray.records import Allocation, EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, derive_seed
 from kray.rewards.scorer import Outcome as Verdict
 from kray.rollout.collector import EVALUATION, TRAINING, Collector, Fixed
 from kray.rollout.conversation import Conversation, Host
@@ -144,7 +144,10 @@ class Judge:
 def collect(order, failing=0, max_tokens=24, prompts=4, rollouts=5, **settings):
     source = SourceConfig()
     texts = [f"{i}+{i}=" for i in range(prompts)]
-    pairs = [(p, encode_prompt(p, TOKENIZER, source)) for p in (Prompt(t, "", "exact", "test", text=t) for t in texts)]
+    pairs = [
+        EncodedPrompt(p, encode_prompt(p, TOKENIZER, source))
+        for p in (Prompt(t, "", "exact", "test", text=t) for t in texts)
+    ]
     host = Host(Nearby(**settings), TOKENIZER, {TRAINING: source}, 12) if settings else None
     collector = Collector(Chance(order, failing), Judge(), TOKENIZER, RolloutConfig(), host)
     sampling = Sampling(max_tokens, stop_token_ids=(1,))
@@ -210,7 +213,7 @@ def test_what_an_environment_says_first_belongs_to_the_prompt():
 def test_the_environment_of_a_group_begins_alike():
     """Its seed is the prompt's, not the rollout's."""
     host = Host(Nearby(max_turns=2), TOKENIZER, {TRAINING: SourceConfig()}, 12)
-    pairs = [(Prompt(t, "", "exact", "test", text=t), (5,)) for t in "ab"]
+    pairs = [EncodedPrompt(Prompt(t, "", "exact", "test", text=t), (5,)) for t in "ab"]
     talks = asyncio.run(host.open(pairs, lambda p: derive_seed(0, p), TRAINING))
     seeds = [pickle.loads(state).seed for state in talks.states.values()]
     assert seeds == [derive_seed(derive_seed(0, p), "reset") for p in "ab"]
@@ -220,7 +223,8 @@ def test_an_opening_is_read_as_the_prompts_own_test_set_says():
     sources = {EVALUATION: SourceConfig(), "test": SourceConfig(), "more": SourceConfig(template="1{prompt}")}
     host = Host(Nearby(max_turns=2, options={"opening": "2="}), TOKENIZER, sources, 12)
     pairs = [
-        (Prompt(name, "", "exact", "test", text="5+5=", metadata={"set": name}), (5,)) for name in ("test", "more")
+        EncodedPrompt(Prompt(name, "", "exact", "test", text="5+5=", metadata={"set": name}), (5,))
+        for name in ("test", "more")
     ]
     talks = asyncio.run(host.open(pairs, lambda p: derive_seed(0, p), EVALUATION))
     assert [TOKENIZER.decode(tokens) for _, tokens in talks.prompts] == ["5+5=2=", "15+5=2="]
@@ -242,7 +246,9 @@ def test_tables_of_rollouts_show_prompts_as_they_are_read():
 
 def test_tables_of_evaluations_show_prompts_as_they_are_read():
     source = SourceConfig(template="{prompt}7")
-    pairs = [(p, encode_prompt(p, TOKENIZER, source)) for p in [Prompt("a", "", "exact", "test", text="1+1=")]]
+    pairs = [
+        EncodedPrompt(p, encode_prompt(p, TOKENIZER, source)) for p in [Prompt("a", "", "exact", "test", text="1+1=")]
+    ]
     collector = Collector(Chance(random.Random(0), 0), Judge(), TOKENIZER, RolloutConfig(), None)
     sampling = Sampling(24, stop_token_ids=(1,))
     found = asyncio.run(evaluate(collector, pairs, EvaluateConfig(samples=2, greedy=False), sampling, 3, 0))

@@ -13,14 +13,14 @@ from pool_stories import PlainLearner, make_pool
 from kray.config import load_config
 from kray.config.schema import EnvironmentConfig, RolloutConfig, SourceConfig, TrainConfig
 from kray.driver.remote import drive
-from kray.environments.workers import Stage
+from kray.environments.workers import EnvironmentWorkers
+from kray.metrics import documented
 from kray.prompts import load_prompts
 from kray.prompts.tokenize import encode_all
 from kray.records import Sampling, derive_seed
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import TRAINING, Collector, Fixed
 from kray.rollout.conversation import Host
-from kray.tracking.metrics import documented
 from kray.train.learner import Learner, step_rows
 from kray.train.model import state_digest
 
@@ -37,7 +37,7 @@ class Room:
         self.scorer = Scorer("rewards_for_tests:first_is_even")
 
     async def collect(self, stops=(), rollouts=6, **settings):
-        stage = Stage(EnvironmentConfig(**settings)) if settings else None
+        stage = EnvironmentWorkers(EnvironmentConfig(**settings)) if settings else None
         host = Host(stage, self.tokenizer, {TRAINING: SOURCE}, 24) if stage else None
         collector = Collector(self.pool, self.scorer, self.tokenizer, RolloutConfig(), host)
         sampling = Sampling(24, stop_token_ids=(self.tokenizer.eos_token_id,), stops=stops)

@@ -7,7 +7,7 @@ import json
 from chat_models import programs
 
 from kray.config import load_config, preview
-from kray.driver.remote import load_both
+from kray.launch.preflight import load_both
 from kray.rewards import score
 
 FEW = ["prompts.train.size=100", "prompts.test.size=12", "prompts.train.limit=100"]

@@ -15,10 +15,10 @@ from chat_models import chat_model
 
 from kray.config import load_config
 from kray.driver.remote import drive
+from kray.errors import KrayError
+from kray.metrics import documented
 from kray.planner import Beliefs
-from kray.records import KrayError
 from kray.simulate.populations import find_population
-from kray.tracking.metrics import documented
 from kray.train.checkpoints import newest, read_state
 
 pytestmark = pytest.mark.slow

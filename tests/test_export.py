@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kray.config import KrayConfig, LoraConfig, ModelConfig, TrackConfig, TrainConfig, to_yaml
 from kray.driver.state import RunState
-from kray.records import ConfigError, KrayError, Prompt, Rollout, RolloutGroup
+from kray.errors import ConfigError, KrayError
+from kray.records import Prompt, Rollout, RolloutGroup
 from kray.tracking import Tracker, locate, log_model
 from kray.train.checkpoints import CheckpointStore
 from kray.train.export import export_checkpoint, log_trained, whole_folder

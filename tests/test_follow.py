@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from kray.errors import KrayError
 from kray.launch import job_log as following
 from kray.launch.job_log import follow
-from kray.records import KrayError
 
 
 class Status(enum.Enum):

@@ -10,8 +10,11 @@ import pytest
 from kray.config import KrayConfig, ModelConfig, RewardConfig, SourceConfig, to_yaml
 from kray.config.resume import note_changes
 from kray.driver.actor import Driver
-from kray.driver.remote import check_model, driver_actor, load_both, run_folder
-from kray.records import ConfigError, DataError
+from kray.driver.remote import driver_actor
+from kray.driver.run_folder import run_folder
+from kray.errors import ConfigError, DataError
+from kray.launch.preflight import load_both
+from kray.train.start_model import check_model
 
 
 class Watched(Driver):

@@ -6,7 +6,7 @@ import pytest
 
 from kray.cluster.resources import require_gpus, shortages, shortages_here
 from kray.config import KrayConfig, RolloutConfig, TrainConfig
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from kray.metrics import METRICS
 from kray.monitor.prometheus import BUDGETS, COUNTERS, GAUGES, PARTS, SUMS, Exporter, exported
 from kray.rollout.health import State
 from kray.rollout.scheduler import Schedule
-from kray.tracking.metrics import METRICS
 
 ALL = {source: 2.0 for table in (GAUGES, COUNTERS, SUMS) for source in table.values()} | {
     f"timing_s/{part}": 1.5 for part in PARTS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kray.config import load_config
-from kray.tracking.metrics import describe
+from kray.metrics import describe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

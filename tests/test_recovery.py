@@ -11,7 +11,7 @@ import ray
 from test_driver import same_weights, steps_of, story, wait_for_line  # noqa: F401
 
 from kray.driver.recovery import Restarts
-from kray.records import KrayError
+from kray.errors import KrayError
 from kray.train.checkpoints import newest, read_state
 
 KILLS = [(2, "driver"), (5, "learner-0"), (8, "driver")]  # lines of metrics.jsonl, whose process dies then

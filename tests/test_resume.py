@@ -20,8 +20,8 @@ from kray.config.resume import SETTLED
 from kray.config.schema import AsyncConfig, EnvironmentConfig, KrayConfig, PlanConfig, PromptsConfig, RunConfig
 from kray.config.validation import problems
 from kray.driver.stop import Stopped
+from kray.errors import KrayError
 from kray.plan_modes import MODES
-from kray.records import KrayError
 from kray.train.checkpoints import newest, read_state
 
 HALF, WHOLE = "run.steps=5", "run.steps=9"
@@ -46,7 +46,7 @@ FORGOTTEN = {
 def remembered(training: CoinTraining) -> dict[str, Any]:
     """Everything that a training carries from step to step, walked attribute by attribute."""
     state = {k: v for k, v in vars(training.state).items() if k != "elapsed_s"}
-    parts, ledger = training.parts, training.ledger
+    parts, ledger = training.parts, training.recorder
     roots = {
         "state": state | {"planner": None, "waiting": None, "calibration": None, "transitions": None},
         "planner": training.planner,
@@ -55,7 +55,7 @@ def remembered(training: CoinTraining) -> dict[str, Any]:
         "lengths": list(training.collector.lengths.items()),
         "calibration": ledger.calibration,
         "transitions": ledger.transitions,
-        "learner": (training.fleet.learners.weight, training.fleet.learners.lost_in_a_row),
+        "learner": (training.workers.learners.weight, training.workers.learners.lost_in_a_row),
     }
     return {name: walked(value, name) for name, value in roots.items()}
 
@@ -331,7 +331,7 @@ def test_an_update_that_fails_is_not_saved(tmp_path):
         if step == 6:
             raise KrayError("the update broke")
 
-    training.fleet.learners.after_update = lose
+    training.workers.learners.after_update = lose
     assert str(train(training)) == "the update broke"
     assert read_state(newest(tmp_path))["step"] == 4
     goes_on_as_if_nothing_had_happened(tmp_path, "run.checkpoint_every=2")
@@ -362,7 +362,7 @@ def test_a_checkpoint_counts_though_older_ones_stay(tmp_path, monkeypatch):
 def test_one_bad_number_does_not_hide_the_others(tmp_path, bad):
     training = begin(tmp_path, configured(tmp_path, HALF))
     assert train(training) is None
-    ledger = training.ledger
+    ledger = training.recorder
     before, left = ledger.mean("reward/mean"), ledger.left_s(10)
     assert np.isfinite([before, left]).all()
     for name in ("reward/mean", "never/heard_of"):

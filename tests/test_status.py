@@ -17,11 +17,11 @@ import pytest
 from rich.console import Console
 
 from kray.config import KrayConfig, to_yaml
-from kray.driver.recorder import Ledger
+from kray.driver.recorder import StepRecorder
+from kray.errors import KrayError
 from kray.monitor.client import Sight, announce, announced
 from kray.monitor.status import Watch, from_folder, histogram, newest_runs
 from kray.monitor.view import screen
-from kray.records import KrayError
 from kray.rollout.health import State
 from kray.rollout.scheduler import Schedule
 
@@ -93,7 +93,7 @@ def make_training(folder: Path, busy_s: float = 0.0):
     engine = SimpleNamespace(name="engine-0", health=health, busy_s=busy_s, up_s=0.0, up_since=0.0, tokens=5)
     pool = SimpleNamespace(engines=[engine], schedule=schedule, preemptions=2)
     config = KrayConfig()
-    ledger = Ledger(config, None, None)
+    ledger = StepRecorder(config, None, None)
     ledger.steps.extend([STEP] * 3)
     ledger.budgets = np.array([2, 4])
     return SimpleNamespace(

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kray.records import KrayError
+from kray.errors import KrayError
 from kray.weight_sync.flat_weights import LANES, FlatWeights, checksum
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)

@@ -22,11 +22,12 @@ import numpy as np
 import psutil
 
 from kray.config import KrayConfig
-from kray.driver.report import admitted, sample_rows, step_record
+from kray.driver.step_metrics import admitted, step_record
+from kray.driver.tables import sample_rows
 from kray.planner import KnapsackPlanner
 from kray.planner.metrics import status, step_metrics
 from kray.prompts import PromptSampler
-from kray.records import Prompt, Rollout, RolloutTask, Sampling, derive_seed
+from kray.records import EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, derive_seed
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import Collected, Collector
 from kray.rollout.engine import EngineSpec
@@ -200,7 +201,8 @@ def step(
     planner.settings = type(planner.settings)("static", prompts * rollouts, 2, 128)
     ids = [f"train/{i}" for i in range(first, first + prompts)]
     words = tuple(range(PROMPT_TOKENS))
-    chosen = [(Prompt(i, "42", "exact", "scale", text="What is six times seven?"), words) for i in ids]
+    made = [Prompt(i, "42", "exact", "scale", text="What is six times seven?") for i in ids]
+    chosen = [EncodedPrompt(prompt, words) for prompt in made]
 
     kept: list[Any] = []  # not the coroutine's result: asyncio.run asks for its repr, which takes longer than the step
 

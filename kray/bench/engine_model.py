@@ -25,7 +25,7 @@ NEVER_S = 1e12
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class EngineModel:
     engines: int
     max_sequences: int
     base_s: float
@@ -34,9 +34,10 @@ class Fleet:
     latency_s: float = 5e-3
 
 
-FLEETS = {  # of one engine: the order of a 7B policy in bf16 on a data-centre GPU; of a policy of 3 M parameters on a core
-    "gpu": Fleet(1, 64, 8e-3, 3e-5, 4e-5),
-    "cpu": Fleet(1, 64, 2e-3, 1.5e-4, 1e-4),
+# One engine: gpu is of the order of a 7B policy in bf16 on a data-centre GPU, cpu of a policy of 3 M parameters on a core.
+ENGINE_MODELS = {
+    "gpu": EngineModel(1, 64, 8e-3, 3e-5, 4e-5),
+    "cpu": EngineModel(1, 64, 2e-3, 1.5e-4, 1e-4),
 }
 
 
@@ -107,7 +108,7 @@ class Dealt(Schedule):
 
 
 def simulate(
-    fleet: Fleet,
+    fleet: EngineModel,
     work: Work,
     split: int = 0,
     capacity: float = 1.0,
@@ -122,7 +123,7 @@ def simulate(
     return _Step(fleet, work, split, capacity, progress, make(1)).run()
 
 
-def static(fleet: Fleet, work: Work) -> Outcome:
+def static(fleet: EngineModel, work: Work) -> Outcome:
     """Static sharding: whole groups dealt to the engines in turn, all sent at once."""
     return simulate(fleet, work, split=128, progress=False, make=Dealt)
 
@@ -150,7 +151,7 @@ def overhead(engines: int, tasks: int, seed: int = 0) -> float:
 class _Engine:
     """One simulated engine; `now` is how far it has been carried."""
 
-    def __init__(self, fleet: Fleet):
+    def __init__(self, fleet: EngineModel):
         self.fleet = fleet
         self.now = self.steps = self.busy_s = 0.0
         self.stall_s = 0.0  # of prompts that are to be computed before the next step
@@ -200,7 +201,7 @@ class _Step:
     """Events in simulated time: orders reach an engine, a rollout ends on it, its report reaches the schedule."""
 
     def __init__(
-        self, fleet: Fleet, work: Work, split: int, capacity: float, progress: bool, schedule: Schedule
+        self, fleet: EngineModel, work: Work, split: int, capacity: float, progress: bool, schedule: Schedule
     ) -> None:
         self.fleet, self.work, self.progress, self.schedule = fleet, work, progress, schedule
         self.engines = {f"engine-{i}": _Engine(fleet) for i in range(fleet.engines)}
@@ -278,7 +279,7 @@ class _Step:
         heapq.heappush(self.events, (at, self.number, name, what))
 
 
-def lower_bound(fleet: Fleet, work: Work) -> float:
+def lower_bound(fleet: EngineModel, work: Work) -> float:
     """Seconds that no schedule can beat, not even one that knows every length. Two bounds; the larger one counts.
 
     (1) The longest rollout alone: its prompt, then a step for each of its tokens with nobody else in the batch.

@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from kray.config.schema import TrainConfig
+from kray.metrics import TRAIN_ATTENTION_PADDING_RATIO, TRAIN_COMPUTED_TOKENS, TRAIN_GRAD_NORM, TRAIN_PADDING_RATIO
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.learner import Learner, step_rows
 from kray.train.training_rows import Rows
@@ -132,7 +133,7 @@ def plain_loop(folder: str, train: TrainConfig, dtype: str, device: str) -> Call
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"train/padding_ratio": 1 - filled / padded, "train/grad_norm": norm.item()}
+        return {TRAIN_PADDING_RATIO: 1 - filled / padded, TRAIN_GRAD_NORM: norm.item()}
 
     return update
 
@@ -188,10 +189,10 @@ def measure(job: dict[str, Any], warm: int = 2) -> dict[str, float]:
         "first_step_s": times[0],
         "load_s": found[0]["load_s"],
         "peak_memory_gib": max(each["peak_gib"] for each in found.values()),
-        "padding_ratio": metrics["train/padding_ratio"],
-        "attention_padding_ratio": metrics.get("train/attention_padding_ratio", float("nan")),
-        "computed_tokens": metrics.get("train/computed_tokens", float("nan")),
-        "grad_norm": metrics["train/grad_norm"],
+        "padding_ratio": metrics[TRAIN_PADDING_RATIO],
+        "attention_padding_ratio": metrics.get(TRAIN_ATTENTION_PADDING_RATIO, float("nan")),
+        "computed_tokens": metrics.get(TRAIN_COMPUTED_TOKENS, float("nan")),
+        "grad_norm": metrics[TRAIN_GRAD_NORM],
     }
 
 

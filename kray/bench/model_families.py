@@ -80,7 +80,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 }
 
 
-# Parts without which a configuration cannot be made at all.
+# Components without which a configuration cannot be made at all.
 PARTS = {
     kind: {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}}
     for kind in ("musicgen", "musicgen_melody")

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from kray.bench.model_families import Case, cases, default_config, tiny_config, tiny_model
 from kray.config.schema import TrainConfig
-from kray.records import ConfigError
+from kray.errors import ConfigError
+from kray.metrics import TRAIN_GRAD_NORM
 from kray.train.learner import Learner
 from kray.train.supported_models import check_supported
 from kray.train.training_rows import plain_rows
@@ -78,7 +79,7 @@ def judge(case: Case, folder: Path) -> Verdict:
             learned = plain_rows(rows)
             weight = 1 / len(learned.sampled)
             learned = replace(learned, advantages=learned.advantages + 1, weights=learned.weights + weight)
-            norms.append(learner.update(replace(learned, groups=1, effective_groups=1))["train/grad_norm"])
+            norms.append(learner.update(replace(learned, groups=1, effective_groups=1))[TRAIN_GRAD_NORM])
         finally:
             learner.shutdown()
         layouts.append(str(learner.way))

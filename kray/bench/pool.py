@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM
 from kray.bench.engine_model import Dealt
 from kray.bench.learner import SHAPES
 from kray.config.schema import RolloutConfig
-from kray.records import KrayError, RolloutTask, Sampling
+from kray.errors import KrayError
+from kray.records import RolloutTask, Sampling
 from kray.rollout.engine import EngineSpec
 from kray.rollout.pool import Pool, Published
 from kray.rollout.scheduler import Schedule, largest_part, split_rollouts

@@ -18,8 +18,10 @@ import numpy as np
 import psutil
 from scipy.stats import theilslopes
 
-from kray.config import KrayConfig
-from kray.driver.remote import drive, load_checked, run_folder
+from kray.config import KrayConfig, load_checked
+from kray.driver.remote import drive
+from kray.driver.run_folder import run_folder
+from kray.metrics import TIMING_S_STEP
 
 # Long in steps, short in seconds: everything that a run does beside learning happens, and more often than usual.
 OVERRIDES = (
@@ -158,7 +160,7 @@ def _size(path: Path) -> int:
 
 def judge(samples: list[dict[str, float]], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By series: unit, medians of the first and the last third of the steps, slope a 100 steps, whether it is as it must be."""
-    steps = [row for row in rows if "timing_s/step" in row]
+    steps = [row for row in rows if TIMING_S_STEP in row]
     series = {name: [(s["step"], s[name]) for s in samples if name in s] for name in {k for s in samples for k in s}}
     series.pop("step", None)
     times = np.diff([rows[0]["time"], *(row["time"] for row in steps)])

@@ -14,8 +14,17 @@ from typing import Any
 import numpy as np
 import psutil
 
-from kray.config import KrayConfig
-from kray.driver.remote import drive, load_checked, run_folder
+from kray.config import KrayConfig, load_checked
+from kray.driver.remote import drive
+from kray.driver.run_folder import run_folder
+from kray.metrics import (
+    GROUP_EFFECTIVE_RATIO_PROMPTS,
+    PROGRESS_ROLLOUTS,
+    PROGRESS_TOKENS,
+    TIMING_S_IDLE,
+    TIMING_S_STEP,
+    TRAIN_UPDATE_S,
+)
 
 PARTS = ("plan", "generate", "reward", "update", "sync")
 QUIET_CORES = 0.25  # busy elsewhere; over it, figures are not to be trusted
@@ -55,14 +64,14 @@ def run_kray(config: KrayConfig, model: str, warm: int) -> dict[str, Any]:
 
 def step_times(rows: list[dict[str, Any]], warm: int) -> dict[str, Any]:
     """Of the lines of metrics.jsonl, in order: seconds a step and its parts, rollouts a second, work of each step."""
-    ends = [row["time"] for row in rows if "timing_s/step" in row or row["step"] == 0]
-    steps = [row for row in rows if "timing_s/step" in row]
+    ends = [row["time"] for row in rows if TIMING_S_STEP in row or row["step"] == 0]
+    steps = [row for row in rows if TIMING_S_STEP in row]
     whole_s = np.diff(ends)[warm:]
     kept = steps[warm:]
-    rollouts = np.diff([0.0, *(row["progress/rollouts"] for row in steps)])
-    tokens = np.diff([0.0, *(row["progress/tokens"] for row in steps)])
+    rollouts = np.diff([0.0, *(row[PROGRESS_ROLLOUTS] for row in steps)])
+    tokens = np.diff([0.0, *(row[PROGRESS_TOKENS] for row in steps)])
     split = {part: float(np.median([row[f"timing_s/{part}"] for row in kept])) for part in PARTS}
-    inside = np.array([row["timing_s/step"] for row in kept])
+    inside = np.array([row[TIMING_S_STEP] for row in kept])
     split["between parts"] = float(np.median(inside - [sum(row[f"timing_s/{p}"] for p in PARTS) for row in kept]))
     split["between steps"] = float(np.median(whole_s - inside))
     return {
@@ -70,9 +79,9 @@ def step_times(rows: list[dict[str, Any]], warm: int) -> dict[str, Any]:
         "step_p90_s": float(np.quantile(whole_s, 0.9)),
         "rollouts_per_s": float(np.median(rollouts[warm:] / whole_s)),
         "split_s": split,
-        "engine_busy_s": float(np.median([row["timing_s/step"] - row["timing_s/idle"] for row in kept])),
-        "learner_busy_s": float(np.median([row.get("train/update_s", 0.0) for row in kept])),
-        "mixed_share": float(np.mean([row["group/effective_ratio_prompts"] for row in kept])),
+        "engine_busy_s": float(np.median([row[TIMING_S_STEP] - row[TIMING_S_IDLE] for row in kept])),
+        "learner_busy_s": float(np.median([row.get(TRAIN_UPDATE_S, 0.0) for row in kept])),
+        "mixed_share": float(np.mean([row[GROUP_EFFECTIVE_RATIO_PROMPTS] for row in kept])),
         "tokens": tokens.tolist(),
         "steps_s": np.diff(ends).tolist(),
     }
@@ -125,10 +134,10 @@ def elsewhere() -> float:
 
 def prompts_of(config: KrayConfig, model: str, steps: int) -> list[list[dict[str, str]]]:
     """Text and answer of the prompts of each step, in the driver's order."""
-    from kray.driver.components import load_parts
+    from kray.driver.components import load_components
 
-    parts = load_parts(config, model, print)
-    chosen = [parts.choose(step)[0] for step in range(steps)]
+    components = load_components(config, model, print)
+    chosen = [components.choose(step)[0] for step in range(steps)]
     return [[{"prompt": prompt.text or "", "answer": prompt.answer} for prompt, _ in pairs] for pairs in chosen]
 
 

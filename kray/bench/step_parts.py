@@ -14,8 +14,10 @@ import numpy as np
 import ray
 
 from kray.config import KrayConfig
-from kray.driver.components import Encoded, Parts, engine_spec, load_parts
-from kray.records import KrayError, Rollout, RolloutGroup, RolloutTask, Sampling, derive_seed
+from kray.driver.components import Components, engine_spec, load_components
+from kray.errors import KrayError
+from kray.metrics import TRAIN_UPDATE_S
+from kray.records import EncodedPrompt, Rollout, RolloutGroup, RolloutTask, Sampling, derive_seed
 from kray.rewards import score
 from kray.rollout.engine import Engine
 from kray.train.learner import step_rows
@@ -31,14 +33,14 @@ def run_alone(config: KrayConfig, model: str, steps: int, warm: int) -> dict[str
     generate_s: from the tasks' departure to the last rollouts' arrival; update_s: from the rows' departure to the metrics'
     arrival; engine_busy_s (mean over engines) and learner_busy_s: as these count it themselves.
     """
-    parts = load_parts(config, model, print)
+    components = load_components(config, model, print)
     spec = engine_spec(config, model)
     options = {"num_cpus": spec.cpus, "max_concurrency": 4, "runtime_env": {"env_vars": spec.environment()}}
     actor: Any = ray.remote(concurrency_groups={"orders": 1})(Engine)  # type: ignore[call-overload]
     engines = [actor.options(**options).remote(spec) for _ in range(config.rollout.engines)]
     learners = LearnerGroup(config.train, config.model.dtype, model, steps, config.run.seed, config.rollout.temperature)
     try:
-        rows = asyncio.run(_run(config, parts, engines, learners, steps))
+        rows = asyncio.run(_run(config, components, engines, learners, steps))
     finally:
         learners.close()
         for engine in engines:
@@ -48,7 +50,7 @@ def run_alone(config: KrayConfig, model: str, steps: int, warm: int) -> dict[str
 
 
 async def _run(
-    config: KrayConfig, parts: Parts, engines: list[Any], learners: LearnerGroup, steps: int
+    config: KrayConfig, components: Components, engines: list[Any], learners: LearnerGroup, steps: int
 ) -> list[dict[str, float]]:
     """What each step took."""
     await learners.start()
@@ -56,12 +58,12 @@ async def _run(
     rows = []
     for step in range(steps):
         weights = await learners.weights()
-        await _all(engines, "update", config.rollout.sync_timeout_s, step, weights, list(parts.probe))
-        chosen, _ = parts.choose(step)
-        groups, made = await _generate(config, parts, engines, chosen, step)
+        await _all(engines, "update", config.rollout.sync_timeout_s, step, weights, list(components.probe))
+        chosen, _ = components.choose(step)
+        groups, made = await _generate(config, components, engines, chosen, step)
         for group in groups:
             for rollout in group.rollouts:
-                text = parts.tokenizer.decode(rollout.tokens.tolist(), skip_special_tokens=True)
+                text = components.tokenizer.decode(rollout.tokens.tolist(), skip_special_tokens=True)
                 rollout.reward = score(group.prompt.verifier, text, group.prompt.answer).value
         learned = await _update(config, learners, groups)
         rows.append(made | learned | {"tokens": sum(group.tokens for group in groups)})
@@ -69,11 +71,13 @@ async def _run(
 
 
 async def _generate(
-    config: KrayConfig, parts: Parts, engines: list[Any], chosen: Encoded, step: int
+    config: KrayConfig, components: Components, engines: list[Any], chosen: list[EncodedPrompt], step: int
 ) -> tuple[list[RolloutGroup], dict[str, float]]:
     rollout = config.rollout
     each = config.plan.budget // len(chosen)
-    sampling = Sampling(rollout.max_response_tokens, rollout.temperature, rollout.top_p, rollout.top_k, parts.stop_ids)
+    sampling = Sampling(
+        rollout.max_response_tokens, rollout.temperature, rollout.top_p, rollout.top_k, components.stop_ids
+    )
     tasks = [
         RolloutTask(
             id=step * len(chosen) + i,
@@ -115,7 +119,7 @@ async def _update(config: KrayConfig, learners: LearnerGroup, groups: list[Rollo
     rows = ray.put(step_rows(groups, config.train))
     started = time.monotonic()
     metrics = (await _all(learners.actors, "update", config.train.timeout_s, rows))[0]
-    return {"update_s": time.monotonic() - started, "learner_busy_s": metrics["train/update_s"]}
+    return {"update_s": time.monotonic() - started, "learner_busy_s": metrics[TRAIN_UPDATE_S]}
 
 
 async def _all(actors: list[Any], method: str, limit_s: float, *arguments: Any) -> list[Any]:

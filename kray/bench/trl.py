@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
-from kray.records import ConfigError, KrayError
+from kray.errors import ConfigError, KrayError
 from kray.train.tiny_files import default_cache
 
 PACKAGES = ("torch==2.13.0", "trl==1.16.0")  # installed one after the other, so that the CPU build of torch stays

@@ -18,7 +18,7 @@ from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 CLUSTER, API = "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"
 REACH_S = 6.0  # for a name's resolution, a connection and an answer together

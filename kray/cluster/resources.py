@@ -7,7 +7,7 @@ import os
 from kray.cluster.address import given_cluster
 from kray.config import KrayConfig
 from kray.config.placement import asked
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 
 def joins_cluster() -> bool:

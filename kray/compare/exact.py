@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from kray.driver.components import Encoded
+from kray.errors import ConfigError
 from kray.planner import KnapsackPlanner, PointValue
-from kray.planner.greedy import Purse
+from kray.planner.greedy import RolloutBudget
 from kray.planner.modes import Even, Rule
 from kray.planner.step_plan import StepPlan
 from kray.planner.values import Value
-from kray.records import ConfigError
+from kray.records import EncodedPrompt
 from kray.train.learner_group import LearnerGroup
 
 ROWS = 512  # of one call to the learner
@@ -31,7 +31,7 @@ class ExactRates:
         """max_tokens: of a response, after which it is cut and needs no end."""
         self.learners, self.tokenizer, self.stop_ids, self.max_tokens = learners, tokenizer, tuple(stop_ids), max_tokens
 
-    async def of(self, prompts: Encoded, temperature: float) -> np.ndarray:
+    async def of(self, prompts: list[EncodedPrompt], temperature: float) -> np.ndarray:
         """The learner's probability of answering each prompt rightly, (M,) float64. Not while the learner updates."""
         rows: list[Row] = []
         owner: list[int] = []
@@ -68,5 +68,5 @@ class OraclePlanner(KnapsackPlanner):
     def _value(self, ids: list[str], alpha: np.ndarray, beta: np.ndarray) -> Value:
         return PointValue(np.array([self.rates[i] for i in ids]))
 
-    def _respend(self, purse: Purse, value: Value, step: StepPlan) -> Rule:
+    def _respend(self, purse: RolloutBudget, value: Value, step: StepPlan) -> Rule:
         return Even(purse) if self.settings.unit == "tokens" else Rule()

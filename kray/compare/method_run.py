@@ -13,9 +13,10 @@ from typing import Any
 
 from kray.compare.exact import ExactRates, OraclePlanner
 from kray.compare.study import RATES, VISITS
-from kray.driver.components import Encoded
 from kray.driver.loop import Training
 from kray.driver.recorder import Carried
+from kray.metrics import EVAL_EXACT_ACCURACY, TIMING_S_EXACT
+from kray.records import EncodedPrompt
 
 DIGITS = 6
 
@@ -29,13 +30,13 @@ class ComparedTraining(Training):
         rates: dict[str, float] = {}
         exact_s = 0.0
         if self.exact is not None:
-            chosen, _ = self.parts.choose(step)
+            chosen, _ = self.components.choose(step)
             rates, exact_s = await self._rates(chosen, self.config.rollout.temperature)
             if isinstance(self.planner, OraclePlanner):
                 self.planner.rates = rates
         carried = await super().collect(step)
         if self.exact is not None:
-            carried.plan_metrics["timing_s/exact"] = exact_s
+            carried.plan_metrics[TIMING_S_EXACT] = exact_s
         self._append(VISITS, visit(step + 1, carried, rates))
         return carried
 
@@ -44,16 +45,16 @@ class ComparedTraining(Training):
         if self.exact is None:
             return
         temperature = self.config.evaluate.temperature
-        test, _ = await self._rates(self.parts.test, temperature)
+        test, _ = await self._rates(self.components.test, temperature)
         line: dict[str, Any] = {"step": self.state.step, "test": _rounded(test.values())}
         if not self.state.step:
-            train, _ = await self._rates(self.parts.train, self.config.rollout.temperature)
+            train, _ = await self._rates(self.components.train, self.config.rollout.temperature)
             line["train"] = {prompt_id: round(p, DIGITS) for prompt_id, p in train.items()}
         accuracy = sum(test.values()) / len(test)
-        self.tracker.log_step(self.state.step, {"eval/exact_accuracy": accuracy})
+        self.tracker.log_step(self.state.step, {EVAL_EXACT_ACCURACY: accuracy})
         self._append(RATES, line)
 
-    async def _rates(self, prompts: Encoded, temperature: float) -> tuple[dict[str, float], float]:
+    async def _rates(self, prompts: list[EncodedPrompt], temperature: float) -> tuple[dict[str, float], float]:
         """(prompt id -> exact success rate, seconds)."""
         assert self.exact is not None
         started = time.monotonic()

@@ -20,7 +20,7 @@ from kray.compare.results import BIN_NAMES, Results, read_results
 from kray.compare.stats import Interval, cost_to, interval, paired, share
 from kray.compare.study import Study
 from kray.compare.verdicts import Verdict, late_prompts, late_rollouts, separates, verdicts
-from kray.driver.report import duration
+from kray.driver.console import duration
 
 
 @dataclass(frozen=True)

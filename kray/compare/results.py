@@ -11,6 +11,16 @@ from typing import Any
 import numpy as np
 
 from kray.compare.study import RATES, VISITS, Study
+from kray.metrics import (
+    EVAL_ACCURACY,
+    EVAL_EXACT_ACCURACY,
+    EVAL_GREEDY_ACCURACY,
+    GROUP_EFFECTIVE_RATIO_PROMPTS,
+    GROUP_EFFECTIVE_RATIO_ROLLOUTS,
+    PROGRESS_EPOCH,
+    TIMING_S_EXACT,
+    TIMING_S_STEP,
+)
 from kray.planner.metrics import STATUSES, status, transition_matrix
 
 BINS = (0.0, 0.003, 0.05, 0.3, 0.9, 1.0)  # edges of exact success rates: the U-shape of the arithmetic setting
@@ -134,29 +144,29 @@ def read_results(study: Study) -> Results:
 
 def read_run(folder: Path, method: str, seed: int) -> Run:
     lines = list(_lines(folder / "metrics.jsonl"))
-    steps = [line for line in lines if line["step"] > 0 and "timing_s/step" in line]
-    seconds = np.cumsum([0.0, *(line["timing_s/step"] - line.get("timing_s/exact", 0.0) for line in steps)])
-    judged = [line for line in lines if "eval/accuracy" in line]
+    steps = [line for line in lines if line["step"] > 0 and TIMING_S_STEP in line]
+    seconds = np.cumsum([0.0, *(line[TIMING_S_STEP] - line.get(TIMING_S_EXACT, 0.0) for line in steps)])
+    judged = [line for line in lines if EVAL_ACCURACY in line]
     at = np.array([line["step"] for line in judged])
     spent = {
         name: np.array([0.0, *(line[f"progress/{name}"] for line in steps)])[at] for name in ("rollouts", "tokens")
     }
     rates = list(_lines(folder / RATES)) if (folder / RATES).is_file() else []
-    sampled = np.array([line["eval/accuracy"] for line in judged])
+    sampled = np.array([line[EVAL_ACCURACY] for line in judged])
     visits = list(_lines(folder / VISITS))
-    epoch = steps[-1]["progress/epoch"] / steps[-1]["step"] if steps else 1.0
+    epoch = steps[-1][PROGRESS_EPOCH] / steps[-1]["step"] if steps else 1.0
     return Run(
         method=method,
         seed=seed,
         steps=at,
-        accuracy=np.array([line["eval/exact_accuracy"] for line in judged]) if rates else sampled,
+        accuracy=np.array([line[EVAL_EXACT_ACCURACY] for line in judged]) if rates else sampled,
         sampled=sampled,
-        greedy=np.array([line.get("eval/greedy_accuracy", np.nan) for line in judged]),
+        greedy=np.array([line.get(EVAL_GREEDY_ACCURACY, np.nan) for line in judged]),
         rollouts=spent["rollouts"],
         tokens=spent["tokens"],
         seconds=seconds[at],
-        effective_rollouts=np.array([line.get("group/effective_ratio_rollouts", np.nan) for line in steps]),
-        effective_prompts=np.array([line.get("group/effective_ratio_prompts", np.nan) for line in steps]),
+        effective_rollouts=np.array([line.get(GROUP_EFFECTIVE_RATIO_ROLLOUTS, np.nan) for line in steps]),
+        effective_prompts=np.array([line.get(GROUP_EFFECTIVE_RATIO_PROMPTS, np.nan) for line in steps]),
         visits=visits,
         test_rates=np.array([line["test"] for line in rates]) if rates else None,
         train_rates=rates[0].get("train", {}) if rates else {},

@@ -1,4 +1,4 @@
-"""Carries out a comparison in one driver actor: one fleet, one learner, one child after the other.
+"""Carries out a comparison in one driver actor: the same engines, one learner, one child after the other.
 
 Promises: a child that runs third gives what it gives when it runs first, because each begins with the start model's
 weights, a new optimizer and parts of its own; engines never go back to an older policy version, so each child's versions
@@ -23,11 +23,11 @@ from kray.compare.report import write_report
 from kray.compare.study import Child, Study, keep
 from kray.config import flat, to_yaml
 from kray.driver.actor import Driver
-from kray.driver.components import Parts, load_parts
-from kray.driver.report import Summary, duration
+from kray.driver.components import Components, load_components
+from kray.driver.console import Summary, duration
 from kray.driver.state import RunState
 from kray.driver.stop import Stopped
-from kray.driver.workers import Fleet
+from kray.driver.workers import Workers
 from kray.tracking import Tracker, prompts_digest
 from kray.train.checkpoints import CheckpointStore
 
@@ -108,28 +108,28 @@ class Comparison(Driver):
         """Raises Stopped, KrayError."""
         study = self.study
         start = study.folder / f".start-{os.getpid()}"  # another command may be at other children of the same folder
-        fleet = self._fleet()
+        workers = self._workers()
         try:
-            parts = load_parts(study.base, self.model_path, self.say)
-            await fleet.start(None, self._next_versions(0), parts.probe)
-            assert fleet.pool.published is not None
+            components = load_components(study.base, self.model_path, self.say)
+            await workers.start(None, self._next_versions(0), components.probe)
+            assert workers.pool.published is not None
             variables = [source.chat_template_kwargs for source in (study.base.prompts.train, study.base.prompts.test)]
-            prompts = prompts_digest([prompt for prompt, _ in (*parts.train, *parts.test)], *variables)
+            prompts = prompts_digest([prompt for prompt, _ in (*components.train, *components.test)], *variables)
             self._origin = {
-                "policy": fleet.pool.published.checksum,
+                "policy": workers.pool.published.checksum,
                 "prompts": prompts,
                 "commit": self.tags.get("git_commit", ""),
             }
             study.check_origin(self._origin)
             shutil.rmtree(start, ignore_errors=True)
-            await fleet.learners.save(start)
+            await workers.learners.save(start)
             for number, child in enumerate(todo, 1):
-                await self._run_child(child, fleet, start, parent.mlflow_run_id, f"{number}/{len(todo)}")
+                await self._run_child(child, workers, start, parent.mlflow_run_id, f"{number}/{len(todo)}")
                 left_s = sorted(self._took)[len(self._took) // 2] * (len(todo) - number)
                 if number < len(todo):
                     self.say(f"  {len(todo) - number} to run, about {duration(left_s)}")
         finally:
-            await fleet.close()
+            await workers.close()
             shutil.rmtree(start, ignore_errors=True)
 
     def _next_versions(self, count: int) -> int:
@@ -137,29 +137,29 @@ class Comparison(Driver):
         first, self._version = self._version, self._version + count + 1
         return first
 
-    async def _run_child(self, child: Child, fleet: Fleet, start: Path, parent_id: str, place: str) -> None:
+    async def _run_child(self, child: Child, workers: Workers, start: Path, parent_id: str, place: str) -> None:
         """Trains one child from the start model on; returns when it is marked as done."""
         started = time.monotonic()
         shutil.rmtree(child.folder, ignore_errors=True)
         child.folder.mkdir(parents=True)
         config = child.config
         tell = Throttled(self.say, f"[{place}] {child.name}: ", child.folder / "log.txt")
-        parts = load_parts(config, self.model_path, tell)
+        components = load_components(config, self.model_path, tell)
         if child.oracle:
-            parts = replace(parts, planner=OraclePlanner.of(config.plan))
+            components = replace(components, planner=OraclePlanner.of(config.plan))
         variables = config.prompts.train.chat_template_kwargs
-        state = RunState(prompts=prompts_digest([prompt for prompt, _ in parts.train], variables))
+        state = RunState(prompts=prompts_digest([prompt for prompt, _ in components.train], variables))
         tracker = await asyncio.to_thread(self._open_child, child, parent_id)
         state.mlflow_run_id = tracker.mlflow_run_id
         ending = "FAILED"
         try:
             base = self._next_versions(config.run.steps)
-            await self._stop.unless(begin(fleet, child, start, base, parts))
+            await self._stop.unless(begin(workers, child, start, base, components))
             store = CheckpointStore(child.folder, 1)
-            training = ComparedTraining(config, parts, state, fleet, tracker, store, self._stop, tell, base)
+            training = ComparedTraining(config, components, state, workers, tracker, store, self._stop, tell, base)
             if self.study.exact:
                 tokens = config.rollout.max_response_tokens
-                training.exact = ExactRates(fleet.learners, parts.tokenizer, parts.stop_ids, tokens)
+                training.exact = ExactRates(workers.learners, components.tokenizer, components.stop_ids, tokens)
             self.watch.begin(training, f"{place}, {child.name}")
             await training.train()
             ending = "FINISHED"
@@ -188,11 +188,11 @@ class Comparison(Driver):
         )  # fmt: skip
 
 
-async def begin(fleet: Fleet, child: Child, start: Path, version: int, parts: Parts) -> None:
-    """The fleet as a new process would have it: the start model, a new optimizer, engines that serve it as `version`."""
-    await fleet.learners.configure(child.config.train, child.config.run.steps)
-    await fleet.learners.load(start)
-    await fleet.serve(version, parts.probe)
+async def begin(workers: Workers, child: Child, start: Path, version: int, components: Components) -> None:
+    """Bring the workers into the state of a new process: the start model, a new optimizer, engines that serve `version`."""
+    await workers.learners.configure(child.config.train, child.config.run.steps)
+    await workers.learners.load(start)
+    await workers.serve(version, components.probe)
 
 
 def shown(summary: Summary) -> dict[str, Any]:

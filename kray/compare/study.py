@@ -33,12 +33,12 @@ import yaml
 from kray.config import KrayConfig, changed_keys, flat, load_config, to_yaml
 from kray.config.reading import Loader
 from kray.config.schema import BUILT_WITH
+from kray.errors import ConfigError
 from kray.prompts.sources import test_sources
-from kray.records import ConfigError
 
 KEYS = ("base", "config", "exact", "seeds", "methods", "tried")
 DONE, VISITS, RATES = "done.json", "visits.jsonl", "rates.jsonl"  # files of a child; child.py describes the last two
-# Keys in which the runs on one fleet may differ; all others belong to engines, ranks, scorers or the prompts.
+# Keys in which the runs on the same workers may differ; all others belong to engines, ranks, scorers or the prompts.
 FREE = ("prompts.per_step", "plan.", "run.name", "run.seed", "train.")
 OWN = ("run.name", "run.dir", "track.", "resume")  # keys that say where results go and what is shown, not what they are
 
@@ -272,7 +272,7 @@ def _placed(config: KrayConfig, root: Path) -> KrayConfig:
 
 
 def _share(config: KrayConfig, base: KrayConfig, path: str, name: str) -> None:
-    """Refuses a method that one fleet cannot run beside the others."""
+    """Refuses a method that the same workers cannot run beside the others."""
     for key, old, new in changed_keys(base, config):
         held = key.startswith("train.") and key.removeprefix("train.") in BUILT_WITH
         if key != "run.checkpoint_every" and (held or not key.startswith(FREE)):

@@ -5,7 +5,7 @@ Loads OmegaConf and YAML only: neither Ray nor torch nor MLflow.
 
 from kray.config.advice import warnings
 from kray.config.export import changed_keys, digest, flat, to_yaml
-from kray.config.loading import kept_config, load_config
+from kray.config.loading import kept_config, load_checked, load_config
 from kray.config.preview import derived, preview
 from kray.config.redaction import redact
 from kray.config.schema import (
@@ -47,6 +47,7 @@ __all__ = [
     "digest",
     "flat",
     "kept_config",
+    "load_checked",
     "load_config",
     "preview",
     "redact",

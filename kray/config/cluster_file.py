@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from kray.config.reading import located
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 KINDS = ("ray up", "RayCluster", "RayJob")
 # Suffixes of Kubernetes quantities that a CPU or GPU count can carry.

@@ -14,7 +14,7 @@ import yaml
 from kray.config.reading import Dumper
 from kray.config.redaction import redact_value, refer
 from kray.config.schema import KrayConfig
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 
 def to_yaml(config: KrayConfig) -> str:

@@ -30,8 +30,8 @@ from kray.config.reading import (
     suggestion,
 )
 from kray.config.schema import KrayConfig
-from kray.config.validation import problems
-from kray.records import ConfigError
+from kray.config.validation import problems, require
+from kray.errors import ConfigError
 
 
 def kept_config(folder: Path) -> Path:
@@ -197,3 +197,10 @@ def _origin(keys: Iterable[str], places: Mapping[str, str]) -> str:
         if key and places[key] not in found:
             found.append(places[key])
     return ", ".join(found)
+
+
+def load_checked(path: str, overrides: list[str]) -> KrayConfig:
+    """The configuration, free of contradictions. Raises ConfigError."""
+    config = load_config(path, overrides)
+    require(config)
+    return config

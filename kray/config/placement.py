@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from kray.config.cluster_file import Cluster, Group, load_cluster
 from kray.config.schema import KrayConfig, RolloutConfig
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 PLENTY = 10**9  # engines on a node that are not limited by it
 

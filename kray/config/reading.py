@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 MISSING = object()  # stands for a value that could not be read; its problem has been noted
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}

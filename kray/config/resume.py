@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from kray.config import KrayConfig, changed_keys, kept_config, load_config
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 SETTLED = (
     "model.",

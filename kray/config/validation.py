@@ -18,7 +18,7 @@ from kray.config.export import flat
 from kray.config.reading import attribute
 from kray.config.redaction import HIDDEN, is_secret_key
 from kray.config.schema import KrayConfig, SourceConfig, aggregation_of
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 RULES: dict[str, Callable[[float], bool]] = {
     "at least 1": lambda value: value >= 1,

@@ -16,17 +16,17 @@ from typing import Any
 import ray
 
 from kray.config import KrayConfig, flat, to_yaml
-from kray.driver.components import Parts, load_parts, unlearned
+from kray.driver.components import Components, load_components, unlearned
+from kray.driver.console import Summary, start_line
 from kray.driver.evaluation import Evaluation, judge
 from kray.driver.loop import Training
 from kray.driver.recovery import Begin, Recovery
-from kray.driver.report import Summary, start_line
 from kray.driver.restore import reading
 from kray.driver.state import RunState, check_same_prompts
 from kray.driver.stop import Stop, Stopped
-from kray.driver.workers import Fleet
+from kray.driver.workers import Workers
+from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.monitor.status import Watch
-from kray.records import ConfigError, KrayError, LostError
 from kray.tracking import Tracker, prompts_digest
 from kray.tracking.mlflow_store import UnknownRun
 from kray.train.checkpoints import CheckpointStore, newest, read_state, sound
@@ -40,8 +40,8 @@ RUN = "run.json"  # in the run folder: which MLflow run it is, where no checkpoi
 class Driver:
     """Made by jobs/train.py and jobs/evaluate.py as a Ray actor; `run` or `judge` is called once."""
 
-    training: type[Training] = Training
-    fleet: type[Fleet] = Fleet
+    training_type: type[Training] = Training
+    workers_type: type[Workers] = Workers
 
     def __init__(
         self,
@@ -102,92 +102,92 @@ class Driver:
             yield item
 
     async def _run(self) -> Summary:
-        ending, tracker, fleet = "FAILED", None, None
+        ending, tracker, workers = "FAILED", None, None
         try:
-            parts, state = self._load()
-            tracker = await self._open_tracker(parts, state)
-            fleet = self._fleet()
-            run = Recovery(self.config, fleet, self._stop, self.say, self._begin(parts, state, fleet, tracker))
+            components, state = self._load()
+            tracker = await self._open_tracker(components, state)
+            workers = self._workers()
+            run = Recovery(self.config, workers, self._stop, self.say, self._begin(components, state, workers, tracker))
             try:
                 await run.train()
             except Stopped:
                 self.say(f"stopping after step {run.training.state.step}: {self._stop.reason}")
             training = run.training
-            if fleet.ready:
+            if workers.ready:
                 await training.finish()
             if not self._stop.reason:
                 step = training.state.step
-                await log_trained(self.config, fleet.learners, self.folder, state.mlflow_run_id, step, self.say)
+                await log_trained(self.config, workers.learners, self.folder, state.mlflow_run_id, step, self.say)
             ending = "KILLED" if self._stop.reason else "FINISHED"
             return training.summary()
         finally:
-            if fleet is not None:
-                await fleet.close()
+            if workers is not None:
+                await workers.close()
             if tracker is not None:
                 for missing in await asyncio.to_thread(tracker.finish, ending):
                     self.say(f"warning: {missing}")
 
-    def _begin(self, parts: Parts, state: RunState, fleet: Fleet, tracker: Tracker) -> Begin:
+    def _begin(self, components: Components, state: RunState, workers: Workers, tracker: Tracker) -> Begin:
         """Makes a training: first of what is given, later of the newest checkpoint, with versions that nobody has served."""
         begun = False
 
         def begin() -> tuple[Training, Path | None]:
             nonlocal begun
             store = CheckpointStore(self.folder, self.config.run.keep_checkpoints)
-            now, at = parts, state
+            now, at = components, state
             if begun:
                 self.checkpoint = sound(newest(self.folder), self.say)
-                now, at = self._restore(unlearned(parts, self.config), state.mlflow_run_id)
+                now, at = self._restore(unlearned(components, self.config), state.mlflow_run_id)
                 tracker.rewind(BEGINNING if self.checkpoint is None else at.step)
             elif self.checkpoint is not None:
                 for name in store.go_on_from(at.step):
                     self.say(f"note: {name} is set aside, this run goes on from step {at.step}")
-            base = fleet.next_version - at.step if begun else 0
+            base = workers.next_version - at.step if begun else 0
             begun = True
-            training = self.training(self.config, now, at, fleet, tracker, store, self._stop, self.say, base)
+            training = self.training_type(self.config, now, at, workers, tracker, store, self._stop, self.say, base)
             self.watch.begin(training)
             return training, self.checkpoint
 
         return begin
 
     async def _judge(self) -> Evaluation:
-        fleet = None
+        workers = None
         try:
-            parts, state = self._load()
-            fleet = self._fleet()
-            await fleet.start(self.checkpoint, state.step, parts.probe)
-            self.say(f"evaluating {len(parts.test)} prompts x {self.config.evaluate.samples} responses")
-            collector = fleet.collector(parts)
-            return await self._stop.unless(judge(self.config, parts, collector, state.step, self.say))
+            components, state = self._load()
+            workers = self._workers()
+            await workers.start(self.checkpoint, state.step, components.probe)
+            self.say(f"evaluating {len(components.test)} prompts x {self.config.evaluate.samples} responses")
+            collector = workers.collector(components)
+            return await self._stop.unless(judge(self.config, components, collector, state.step, self.say))
         except Stopped:
             raise KrayError(f"the evaluation was stopped {self._stop.reason}") from None
         finally:
-            if fleet is not None:
-                await fleet.close()
+            if workers is not None:
+                await workers.close()
 
-    def _fleet(self) -> Fleet:
+    def _workers(self) -> Workers:
         label = self.folder.name + (f"-again-{self.restarts}" if self.restarts else "")
-        fleet = self.fleet(self.config, self.model_path, label, self._stop, self.say)
-        fleet.restarts["driver"] = self.restarts
-        return fleet
+        workers = self.workers_type(self.config, self.model_path, label, self._stop, self.say)
+        workers.restarts["driver"] = self.restarts
+        return workers
 
-    def _load(self) -> tuple[Parts, RunState]:
+    def _load(self) -> tuple[Components, RunState]:
         """Prompts, tokenizer, planner and, on resume, the state; nothing remote yet."""
-        return self._restore(load_parts(self.config, self.model_path, self.say), "")
+        return self._restore(load_components(self.config, self.model_path, self.say), "")
 
-    def _restore(self, parts: Parts, mlflow_run_id: str) -> tuple[Parts, RunState]:
+    def _restore(self, components: Components, mlflow_run_id: str) -> tuple[Components, RunState]:
         """The parts and the state as self.checkpoint has them; those of a beginning where there is none."""
         variables = self.config.prompts.train.chat_template_kwargs
-        digest = prompts_digest([prompt for prompt, _ in parts.train], variables)
+        digest = prompts_digest([prompt for prompt, _ in components.train], variables)
         state = RunState(prompts=digest, mlflow_run_id=mlflow_run_id)
         if self.checkpoint is not None:
             with reading(self.checkpoint):
                 state = RunState.from_dict(read_state(self.checkpoint))
                 check_same_prompts(state, digest)
-                parts.load(state)
-        return parts, state
+                components.load(state)
+        return components, state
 
-    async def _open_tracker(self, parts: Parts, state: RunState) -> Tracker:
+    async def _open_tracker(self, components: Components, state: RunState) -> Tracker:
         """Makes MLflow's run, or goes on with it."""
         resumed, known = (None if self.checkpoint is None else state.step), self.folder / RUN
         if self.restarts and self.checkpoint is None:
@@ -196,9 +196,9 @@ class Driver:
         tracker = await self._reached(state.mlflow_run_id, resumed)
         state.mlflow_run_id = tracker.mlflow_run_id
         known.write_text(json.dumps({"mlflow_run_id": tracker.mlflow_run_id, "mlflow": tracker.where}) + "\n")
-        for part, pairs in (("train", parts.train), ("test", parts.test)):
+        for part, pairs in (("train", components.train), ("test", components.test)):
             tracker.log_dataset(part, [prompt for prompt, _ in pairs], part)
-        self.say(start_line(self.folder, self.config, len(parts.train), len(parts.test), resumed))
+        self.say(start_line(self.folder, self.config, len(components.train), len(components.test), resumed))
         return tracker
 
     async def _reached(self, mlflow_run_id: str, resumed: int | None) -> Tracker:
@@ -224,7 +224,7 @@ class Driver:
             except UnknownRun as error:
                 known_at = json.loads(file.read_text()).get("mlflow") if (file := self.folder / RUN).is_file() else None
                 raise ConfigError(f"{error}; it was recorded at {known_at or 'another place'}") from error
-            except LostError as error:
+            except InfrastructureError as error:
                 if time.monotonic() > deadline:
                     raise
                 self.say(f"waiting for MLflow: {error}")

@@ -9,35 +9,35 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
-from kray.driver.prepare import Encoded, context_tokens, encode, load_sources, read_policy, turn_stops
-from kray.driver.restore import make_waiting, prior_labels, restore
+from kray.driver.prepare import context_tokens, encode, load_sources, read_policy, turn_stops
+from kray.driver.restore import make_admission, prior_labels, restore
 from kray.driver.state import RunState
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler
-from kray.prompts.admission import Waiting
-from kray.records import Prompt, Sampling
+from kray.prompts.admission import Admission
+from kray.records import EncodedPrompt, Prompt, Sampling
 from kray.rollout.engine import EngineSpec
 
 PROBE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Components:
     """stop_ids, stops: tokens and texts that end a response. probe: tokens on which engines must agree with the learner."""
 
     tokenizer: Any
     stop_ids: tuple[int, ...]
     stops: tuple[str, ...]
-    train: Encoded
-    test: Encoded
+    train: list[EncodedPrompt]
+    test: list[EncodedPrompt]
     sampler: PromptSampler
-    waiting: Waiting | None  # in place of the sampler where the planner admits prompts
+    waiting: Admission | None  # in place of the sampler where the planner admits prompts
     planner: KnapsackPlanner
     labels: dict[str, str] | None  # prompt id -> whose prior it shares (plan.prior_by); None: all share one
     features: dict[str, np.ndarray] | None  # prompt id -> what is known about it (plan.prior_features)
     probe: tuple[int, ...]
 
-    def choose(self, step: int) -> tuple[Encoded, list[bool] | None]:
+    def choose(self, step: int) -> tuple[list[EncodedPrompt], list[bool] | None]:
         """The prompts of a step, and which of them the planner must not leave out (None: it may leave none out)."""
         if self.waiting is None:
             return [self.train[i] for i in self.sampler.take(step)], None
@@ -49,7 +49,7 @@ class Parts:
         restore(state, self.planner, self.waiting, self.labels, self.sampler.per_step)
 
 
-def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) -> Parts:
+def load_components(config: KrayConfig, model_path: str, say: Callable[[str], None]) -> Components:
     """Reads tokenizer and prompts. Raises DataError, ConfigError."""
     reader = read_policy(config, model_path)
     train, test = (
@@ -58,14 +58,14 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
     )
     ids = [prompt.id for prompt, _ in train]
     plan, prompts = config.plan, config.prompts
-    return Parts(
+    return Components(
         tokenizer=reader.tokenizer,
         stop_ids=reader.stop_ids,
         stops=turn_stops(config),
         train=train,
         test=test,
         sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
-        waiting=make_waiting(config, ids),
+        waiting=make_admission(config, ids),
         planner=KnapsackPlanner.of(plan),
         labels=prior_labels([prompt for prompt, _ in train], plan.prior_by),
         features=make_features(train) if plan.prior_features else None,
@@ -73,17 +73,19 @@ def load_parts(config: KrayConfig, model_path: str, say: Callable[[str], None]) 
     )
 
 
-def unlearned(parts: Parts, config: KrayConfig) -> Parts:
-    """The same parts as `load_parts` made them, without what labels have taught since."""
-    ids = [prompt.id for prompt, _ in parts.train]
-    return replace(parts, planner=KnapsackPlanner.of(config.plan), waiting=make_waiting(config, ids))
+def unlearned(components: Components, config: KrayConfig) -> Components:
+    """The same parts as `load_components` made them, without what labels have taught since."""
+    ids = [prompt.id for prompt, _ in components.train]
+    return replace(components, planner=KnapsackPlanner.of(config.plan), waiting=make_admission(config, ids))
 
 
-def sampling(config: KrayConfig, parts: Parts, temperature: float | None = None) -> Sampling:
+def sampling(config: KrayConfig, components: Components, temperature: float | None = None) -> Sampling:
     """How responses are drawn in training, or at another temperature."""
     rollout = config.rollout
     heat = rollout.temperature if temperature is None else temperature
-    return Sampling(rollout.max_response_tokens, heat, rollout.top_p, rollout.top_k, parts.stop_ids, parts.stops)
+    return Sampling(
+        rollout.max_response_tokens, heat, rollout.top_p, rollout.top_k, components.stop_ids, components.stops
+    )
 
 
 def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
@@ -105,7 +107,7 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
     )
 
 
-def make_features(prompts: Encoded) -> dict[str, np.ndarray]:
+def make_features(prompts: list[EncodedPrompt]) -> dict[str, np.ndarray]:
     """Of each prompt: the log of its length in tokens, and which source and kind it is of."""
     names = sorted({name for prompt, _ in prompts for name in _belongs(prompt)})
     return {

@@ -12,10 +12,20 @@ import numpy as np
 
 from kray.config import KrayConfig
 from kray.config.schema import EvaluateConfig
-from kray.driver.components import Parts, sampling
-from kray.driver.report import conversation_record
+from kray.driver.components import Components, sampling
+from kray.driver.step_metrics import conversation_record
+from kray.metrics import (
+    EVAL_ACCURACY,
+    EVAL_ACCURACY_OF_SET,
+    EVAL_ACCURACY_SE,
+    EVAL_FAILED,
+    EVAL_GREEDY_ACCURACY,
+    EVAL_MEAN_LENGTH,
+    EVAL_PASS_AT,
+    EVAL_SET_MEAN_ACCURACY,
+)
 from kray.prompts.tokenize import as_read
-from kray.records import Prompt, RolloutGroup, Sampling, derive_seed
+from kray.records import EncodedPrompt, RolloutGroup, Sampling, derive_seed
 from kray.rollout.collector import EVALUATION, Collected, Collector, Fixed, check_failures
 from kray.rollout.conversation import Failure
 
@@ -58,19 +68,23 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """As MLflow names them."""
-        named = {"eval/accuracy": self.accuracy, "eval/accuracy_se": self.accuracy_se, "eval/failed": self.failed}
-        named |= {f"eval/pass_at_{k}": value for k, value in self.pass_at.items()}
-        named |= {"eval/mean_length": self.mean_tokens}
-        named |= {f"eval/accuracy_{name}": accuracy for name, (_, accuracy) in self.by_set.items()}
+        named: dict[str, float] = {
+            EVAL_ACCURACY: self.accuracy,
+            EVAL_ACCURACY_SE: self.accuracy_se,
+            EVAL_FAILED: self.failed,
+        }
+        named |= {EVAL_PASS_AT.of(k): value for k, value in self.pass_at.items()}
+        named |= {EVAL_MEAN_LENGTH: self.mean_tokens}
+        named |= {EVAL_ACCURACY_OF_SET.of(name): accuracy for name, (_, accuracy) in self.by_set.items()}
         if self.by_set:
-            named["eval/set_mean_accuracy"] = _mean([accuracy for _, accuracy in self.by_set.values()])
+            named[EVAL_SET_MEAN_ACCURACY] = _mean([accuracy for _, accuracy in self.by_set.values()])
         named |= {f"eval/{name}": self.conversations[name] for name in CONVERSATION if name in self.conversations}
-        return named | ({} if self.greedy is None else {"eval/greedy_accuracy": self.greedy})
+        return named | ({} if self.greedy is None else {EVAL_GREEDY_ACCURACY: self.greedy})
 
 
 async def evaluate(
     collector: Collector,
-    prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
+    prompts: Sequence[EncodedPrompt],
     settings: EvaluateConfig,
     sampling: Sampling,
     version: int,
@@ -95,18 +109,18 @@ async def evaluate(
 
 
 async def judge(
-    config: KrayConfig, parts: Parts, collector: Collector, version: int, say: Callable[[str], None]
+    config: KrayConfig, components: Components, collector: Collector, version: int, say: Callable[[str], None]
 ) -> Evaluation:
     """Evaluates the served policy on the test prompts. Raises KrayError when too many responses are lost."""
     found = await evaluate(
         collector,
-        parts.test,
+        components.test,
         config.evaluate,
-        sampling(config, parts, config.evaluate.temperature),
+        sampling(config, components, config.evaluate.temperature),
         version,
         config.run.seed,
     )
-    ordered = len(parts.test) * (config.evaluate.samples + config.evaluate.greedy)
+    ordered = len(components.test) * (config.evaluate.samples + config.evaluate.greedy)
     check_failures(found.failures, ordered, config.run.max_failed_share, say)
     return found
 

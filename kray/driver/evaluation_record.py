@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kray.config import KrayConfig, flat
-from kray.records import KrayError
+from kray.errors import KrayError
 from kray.tracking.evaluations import log_evaluation
 from kray.tracking.mlflow_store import Store, locate, reach
 from kray.train.checkpoints import read_state

@@ -21,16 +21,37 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
-from kray.driver.components import Encoded, Parts, sampling
+from kray.driver.components import Components, sampling
+from kray.driver.console import Summary, evaluation_line, step_line
 from kray.driver.evaluation import Evaluation, judge
-from kray.driver.recorder import Carried, Ledger
-from kray.driver.report import Summary, admitted, belief_rows, evaluation_line, step_line
+from kray.driver.recorder import Carried, StepRecorder
 from kray.driver.state import RunState
+from kray.driver.step_metrics import admitted
 from kray.driver.stop import Stop, Stopped, end
-from kray.driver.workers import Fleet
+from kray.driver.tables import belief_rows
+from kray.driver.workers import Workers
+from kray.errors import InfrastructureError, KrayError, StorageError
+from kray.metrics import (
+    CHECKPOINT_FAILED,
+    GROUP_EFFECTIVE_RATIO_PROMPTS,
+    GROUP_EFFECTIVE_RATIO_ROLLOUTS,
+    MEMORY_DRIVER_GIB,
+    POOL_ENGINES,
+    POOL_PREEMPTIONS,
+    POOL_PROBE_GAP,
+    POOL_RESTARTS,
+    POOL_RETRIES,
+    PROGRESS_EPOCH,
+    PROGRESS_ROLLOUTS,
+    PROGRESS_TOKENS,
+    TIMING_S_CHECKPOINT,
+    TIMING_S_EVALUATE,
+    TIMING_S_STEP,
+    timing,
+)
 from kray.planner.metrics import status
 from kray.prompts.quarantine import Quarantine
-from kray.records import KrayError, LostError, StorageError, derive_seed
+from kray.records import EncodedPrompt, derive_seed
 from kray.rollout.collector import check_failures, verdicts
 from kray.rollout.staleness import fresh
 from kray.tracking import Tracker
@@ -46,23 +67,29 @@ class Training:
     def __init__(
         self,
         config: KrayConfig,
-        parts: Parts,
+        components: Components,
         state: RunState,
-        fleet: Fleet,
+        workers: Workers,
         tracker: Tracker,
         store: CheckpointStore,
         stop: Stop,
         say: Callable[[str], None],
         base: int = 0,
     ):
-        self.config, self.parts, self.state, self.fleet, self.tracker = config, parts, state, fleet, tracker
+        self.config, self.components, self.state, self.workers, self.tracker = (
+            config,
+            components,
+            state,
+            workers,
+            tracker,
+        )
         self.store, self.stop, self.say, self.base = store, stop, say, base
-        self.planner = parts.planner
-        self.collector = fleet.collector(parts)
+        self.planner = components.planner
+        self.collector = workers.collector(components)
         self.collector.lengths = dict(state.lengths)
-        self.ledger = Ledger(config, parts, tracker)
-        self.ledger.load(state)
-        fleet.learners.lost_in_a_row = state.nonfinite
+        self.recorder = StepRecorder(config, components, tracker)
+        self.recorder.load(state)
+        workers.learners.lost_in_a_row = state.nonfinite
         self.quarantine = Quarantine(config.prompts.quarantine_after)
         self.quarantine.load_dict(state.quarantine)
         self.last_evaluation: Evaluation | None = None  # of a policy that has been trained here
@@ -92,7 +119,7 @@ class Training:
             while self.state.step < self.config.run.steps:
                 self._release(self.state.step)
                 started = time.monotonic()
-                self.fleet.pool.busy_share()  # evaluations and checkpoints between two steps do not count
+                self.workers.pool.busy_share()  # evaluations and checkpoints between two steps do not count
                 await self._learn(await self.stop.unless(self._next()), started)
                 if self._due(self.config.evaluate.every) and self.state.step < self.config.run.steps:
                     await self.evaluate()
@@ -125,7 +152,7 @@ class Training:
 
     async def _rescue(self, collecting: asyncio.Task, error: Exception) -> None:
         """Saves the completed steps before an error ends the training, where the learner is there and between two steps."""
-        if self._learning or isinstance(error, LostError):
+        if self._learning or isinstance(error, InfrastructureError):
             with contextlib.suppress(Exception):  # the checkpoint that is being written may yet be complete
                 await self.written()
             return
@@ -154,8 +181,8 @@ class Training:
 
     async def collect(self, step: int) -> Carried:
         """Plans the step, generates and judges its rollouts, and learns from the labels."""
-        parts = self.parts
-        offered, due = parts.choose(step)
+        components = self.components
+        offered, due = components.choose(step)
         chosen, due, budget = self._at_large(offered, due)
         ids = [prompt.id for prompt, _ in chosen]
         last_visit = dict(zip(ids, status(*self.planner.beliefs.last_visit(ids)).tolist(), strict=True))
@@ -166,8 +193,8 @@ class Training:
             self._enough(step, cost, due, budget),
             cost=cost,
             due=due,
-            labels=[parts.labels[i] for i in ids] if parts.labels else None,
-            features=np.array([parts.features[i] for i in ids]) if parts.features else None,
+            labels=[components.labels[i] for i in ids] if components.labels else None,
+            features=np.array([components.features[i] for i in ids]) if components.features else None,
         )
         plan_s = time.monotonic() - started
 
@@ -175,7 +202,7 @@ class Training:
             return derive_seed(self.config.run.seed, step, prompt_id)
 
         try:
-            version, how = self.base + self._released, sampling(self.config, parts)
+            version, how = self.base + self._released, sampling(self.config, components)
             collected = await self.collector.collect(plan, chosen, seeds, how, version, remember=False)
             allocation = admitted(plan.allocation())
             ordered = int(allocation.budgets.sum()) + collected.failed
@@ -184,17 +211,17 @@ class Training:
             self.planner.withdraw()  # as if the step had never been planned
             raise
         self.collector.remember(collected.groups)
-        if parts.waiting is not None:
+        if components.waiting is not None:
             tried = {*allocation.prompt_ids, *(failure.prompt_id for failure in collected.failures)}
             tried |= {prompt.id for prompt, _ in offered} - set(ids)  # those in quarantine have had their turn
-            indices, _ = parts.waiting.offer(step)  # the same as before: nothing has been visited since
-            parts.waiting.visited(step, [i for i in indices if parts.train[i][0].id in tried])
+            indices, _ = components.waiting.offer(step)  # the same as before: nothing has been visited since
+            components.waiting.visited(step, [i for i in indices if components.train[i][0].id in tried])
         weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
         for group in collected.groups:
             group.weight = weights[group.prompt.id]
         for prompt_id in self.quarantine.visited(*verdicts(collected)):
             self.say(f"prompt {prompt_id} is left out from now on: {self.quarantine.left_out[prompt_id]}")
-        waiting = parts.waiting.metrics() if parts.waiting else {}
+        waiting = components.waiting.metrics() if components.waiting else {}
         return Carried(
             allocation,
             collected,
@@ -206,11 +233,11 @@ class Training:
     async def _learn(self, carried: Carried, started: float) -> None:
         """One update, new weights for the engines, and the record of it. started: of the step, monotonic s."""
         self._learning = True
-        config, step, pool = self.config, self.state.step, self.fleet.pool
+        config, step, pool = self.config, self.state.step, self.workers.pool
         groups, staleness = fresh(carried.collected.groups, self.version, config.async_.max_staleness)
         waited_s = time.monotonic() - started
-        update, update_s = await _timed(self.fleet.learners.update(groups))
-        gap, sync_s = await _timed(self.fleet.serve(self.version + 1, self.parts.probe))
+        update, update_s = await _timed(self.workers.learners.update(groups))
+        gap, sync_s = await _timed(self.workers.serve(self.version + 1, self.components.probe))
         if config.async_.max_staleness:
             self._release(step + 1)
         step_s = time.monotonic() - started
@@ -222,22 +249,22 @@ class Training:
         self.state.rollouts += sum(len(group.rollouts) for group in carried.collected.groups)
         self.state.tokens += sum(group.tokens for group in carried.collected.groups)
         self._learning = False
-        standing = self._standing() | ({} if math.isnan(gap) else {"pool/probe_gap": gap})
-        metrics = self.ledger.step(self.state.step, carried, update | staleness | standing, times)
-        left_s = self.ledger.left_s(config.run.steps - self.state.step)
+        standing = self._standing() | ({} if math.isnan(gap) else {POOL_PROBE_GAP: gap})
+        metrics = self.recorder.step(self.state.step, carried, update | staleness | standing, times)
+        left_s = self.recorder.left_s(config.run.steps - self.state.step)
         self.say(step_line(self.state.step, config.run.steps, metrics, left_s))
 
     # -- evaluation and checkpoints -----------------------------------------------------------------------------------
 
     async def evaluate(self, when: str = "") -> None:
         """Judges the policy on the test prompts, says and records it. Raises Stopped."""
-        work = judge(self.config, self.parts, self.collector, self.version, self.say)
+        work = judge(self.config, self.components, self.collector, self.version, self.say)
         evaluation, evaluate_s = await _timed(self.stop.unless(work))
         if self.state.accuracy_before is None:
             self.state.accuracy_before = evaluation.accuracy
         else:
             self.last_evaluation = evaluation
-        self.tracker.log_step(self.state.step, evaluation.metrics() | {"timing_s/evaluate": evaluate_s})
+        self.tracker.log_step(self.state.step, evaluation.metrics() | {TIMING_S_EVALUATE: evaluate_s})
         self.say(evaluation_line(self.state.step, evaluation, when, evaluate_s))
 
     async def save(self) -> None:
@@ -246,16 +273,16 @@ class Training:
         started, step = time.monotonic(), self.state.step
         try:
             folder = self.store.begin(step)
-            await self.fleet.learners.save(folder / "learner", wait=False)
+            await self.workers.learners.save(folder / "learner", wait=False)
         except (OSError, StorageError) as error:
             self._not_saved(step, error)
             return
-        for name, value in ((self._marks.pop(step, None) or self._knowledge()) | self.ledger.to_dict()).items():
+        for name, value in ((self._marks.pop(step, None) or self._knowledge()) | self.recorder.to_dict()).items():
             setattr(self.state, name, value)
-        self.state.nonfinite = self.fleet.learners.lost_in_a_row
+        self.state.nonfinite = self.workers.learners.lost_in_a_row
         self._saving = asyncio.create_task(self._write(step, self.state.to_dict(), started))
-        self.tracker.log_step(step, {"timing_s/checkpoint": time.monotonic() - started})
-        ids = [prompt.id for prompt, _ in self.parts.train[:BELIEF_ROWS]]
+        self.tracker.log_step(step, {TIMING_S_CHECKPOINT: time.monotonic() - started})
+        ids = [prompt.id for prompt, _ in self.components.train[:BELIEF_ROWS]]
         self.tracker.log_table(step, belief_rows(self.planner.beliefs, ids), "beliefs")
 
     async def finish(self) -> None:
@@ -269,7 +296,7 @@ class Training:
 
     async def _write(self, step: int, state: dict[str, Any], started: float) -> None:
         try:
-            await self.fleet.learners.saved()
+            await self.workers.learners.saved()
             final = await asyncio.to_thread(self.store.commit, step, state)
         except (OSError, StorageError) as error:
             self._not_saved(step, error)
@@ -299,12 +326,12 @@ class Training:
 
     def _knowledge(self) -> dict[str, Any]:
         """What labels and lengths have taught, as RunState holds it."""
-        waiting = self.parts.waiting.to_dict() if self.parts.waiting else self.state.waiting
+        waiting = self.components.waiting.to_dict() if self.components.waiting else self.state.waiting
         learned = {"planner": self.planner.to_dict(), "lengths": dict(self.collector.lengths), "waiting": waiting}
         return learned | {"quarantine": self.quarantine.to_dict()}
 
     def summary(self) -> Summary:
-        last, mean = self.last_evaluation, self.ledger.mean
+        last, mean = self.last_evaluation, self.recorder.mean
         return Summary(
             folder=str(self.store.run_folder),
             steps=self.state.step,
@@ -313,25 +340,27 @@ class Training:
             accuracy_before=self.state.accuracy_before,
             accuracy_after=last.accuracy if last else None,
             greedy_after=last.greedy if last else None,
-            test_prompts=len(self.parts.test),
-            effective_rollouts=mean("group/effective_ratio_rollouts"),
-            effective_prompts=mean("group/effective_ratio_prompts"),
+            test_prompts=len(self.components.test),
+            effective_rollouts=mean(GROUP_EFFECTIVE_RATIO_ROLLOUTS),
+            effective_prompts=mean(GROUP_EFFECTIVE_RATIO_PROMPTS),
             shares={
-                part: mean(f"timing_s/{part}") / mean("timing_s/step")
+                part: mean(timing(part)) / mean(TIMING_S_STEP)
                 for part in ("generate", "reward", "update", "sync", "idle")
             },
             rollouts=self.state.rollouts,
             tokens=self.state.tokens,
             elapsed_s=self.state.elapsed_s,
-            engine_deaths=self.fleet.pool.deaths,
-            restarts=dict(self.fleet.restarts),
+            engine_deaths=self.workers.pool.deaths,
+            restarts=dict(self.workers.restarts),
             left_out=dict(self.quarantine.left_out),
             open_command=self.tracker.open_command,
         )
 
     # -- small steps --------------------------------------------------------------------------------------------------
 
-    def _at_large(self, offered: Encoded, due: list[bool] | None) -> tuple[Encoded, list[bool] | None, int | None]:
+    def _at_large(
+        self, offered: list[EncodedPrompt], due: list[bool] | None
+    ) -> tuple[list[EncodedPrompt], list[bool] | None, int | None]:
         """The prompts that are not in quarantine, which of them are due, and the budget where it is not the usual one.
 
         The others get what those left out would have got, as far as plan.upper lets them. Raises KrayError without any.
@@ -376,18 +405,18 @@ class Training:
 
     def _standing(self) -> dict[str, float]:
         """Pool, progress and memory after a step."""
-        pool = self.fleet.pool
+        pool = self.workers.pool
         return {
-            "pool/engines": pool.serving,
-            "pool/restarts": sum(engine.health.restarts for engine in pool.engines),
-            "pool/retries": pool.schedule.retried,
-            "pool/preemptions": pool.preemptions,
-            **{f"{who}/restarts": times for who, times in self.fleet.restarts.items()},
-            "checkpoint/failed": self._failed_saves,
-            "progress/rollouts": self.state.rollouts,
-            "progress/tokens": self.state.tokens,
-            "progress/epoch": self.state.visits / len(self.parts.train),
-            "memory/driver_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            POOL_ENGINES: pool.serving,
+            POOL_RESTARTS: sum(engine.health.restarts for engine in pool.engines),
+            POOL_RETRIES: pool.schedule.retried,
+            POOL_PREEMPTIONS: pool.preemptions,
+            **{f"{who}/restarts": times for who, times in self.workers.restarts.items()},
+            CHECKPOINT_FAILED: self._failed_saves,
+            PROGRESS_ROLLOUTS: self.state.rollouts,
+            PROGRESS_TOKENS: self.state.tokens,
+            PROGRESS_EPOCH: self.state.visits / len(self.components.train),
+            MEMORY_DRIVER_GIB: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
 
     def _due(self, every: int) -> bool:

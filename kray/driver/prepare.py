@@ -12,15 +12,15 @@ from typing import Any
 from kray.config import KrayConfig, TinyPolicyConfig
 from kray.config.schema import SourceConfig
 from kray.environments import stops_of
+from kray.errors import ConfigError, DataError
 from kray.prompts import load_prompts, load_tests
 from kray.prompts.chat_templates import check_template, lost_messages
 from kray.prompts.model_files import check_context, load_tokenizer, read_config, stop_ids
 from kray.prompts.tokenize import encode_all, reads_chat, special_in, special_text
-from kray.records import ConfigError, DataError, Prompt
+from kray.records import EncodedPrompt, Prompt
 from kray.train.supported_models import check_supported
 from kray.train.tiny_files import MAX_POSITIONS, check_tiny, folder_of, lessons_of, tokenizer_of
 
-Encoded = list[tuple[Prompt, tuple[int, ...]]]  # prompts with their tokens
 Say = Callable[[str], None]
 
 
@@ -48,7 +48,7 @@ class Prepared:
     """A source with the prompts that fit, encoded. dropped: ids of those longer than prompts.max_tokens."""
 
     loaded: Loaded
-    encoded: Encoded
+    encoded: list[EncodedPrompt]
     dropped: list[str]
 
 
@@ -147,7 +147,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _check_differ(loaded: Loaded, kept: Encoded) -> None:
+def _check_differ(loaded: Loaded, kept: list[EncodedPrompt]) -> None:
     """Refuse prompts that differ and that the policy would read as one. Raises DataError."""
     (first, tokens), *others = kept
     if all(read == tokens for _, read in others) and any(
@@ -159,7 +159,7 @@ def _check_differ(loaded: Loaded, kept: Encoded) -> None:
         )
 
 
-def _lost(loaded: Loaded, source: SourceConfig, kept: Encoded, tokenizer: Any) -> list[str]:
+def _lost(loaded: Loaded, source: SourceConfig, kept: list[EncodedPrompt], tokenizer: Any) -> list[str]:
     """Warnings about messages that the chat template leaves out or cuts."""
     if not reads_chat(tokenizer, source):
         return []
@@ -179,7 +179,7 @@ def _lost(loaded: Loaded, source: SourceConfig, kept: Encoded, tokenizer: Any) -
     return lines
 
 
-def _special_tokens(loaded: Loaded, source: SourceConfig, kept: Encoded, tokenizer: Any) -> list[str]:
+def _special_tokens(loaded: Loaded, source: SourceConfig, kept: list[EncodedPrompt], tokenizer: Any) -> list[str]:
     """Notes about special tokens that are spelt in prompts, in their template or in the system message."""
     chat, whole = reads_chat(tokenizer, source), source.special_tokens
     if whole and not chat:

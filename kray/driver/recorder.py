@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kray.config import KrayConfig
-from kray.driver.components import Parts
-from kray.driver.report import sample_rows, step_record, transition_rows
+from kray.driver.components import Components
 from kray.driver.state import RunState
+from kray.driver.step_metrics import step_record
+from kray.driver.tables import sample_rows, transition_rows
 from kray.environments.workers import ENVIRONMENT
+from kray.metrics import ENVIRONMENT_FAILED, THROUGHPUT_ROLLOUTS_PER_S, THROUGHPUT_TOKENS_PER_S, TIMING_S_STEP
 from kray.monitor.status import BACK
 from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
 from kray.prompts.tokenize import as_read
@@ -63,11 +65,11 @@ class Mean:
         return self.total / self.count if self.count else math.nan
 
 
-class Ledger:
+class StepRecorder:
     """What `to_dict` holds goes on through checkpoints; the rest begins anew with every start."""
 
-    def __init__(self, config: KrayConfig, parts: Parts, tracker: Tracker):
-        self.config, self.parts, self.tracker = config, parts, tracker
+    def __init__(self, config: KrayConfig, components: Components, tracker: Tracker):
+        self.config, self.components, self.tracker = config, components, tracker
         self.steps: deque[dict[str, float]] = deque(maxlen=BACK)  # metrics of the newest ones since this start
         self._means: dict[str, Mean] = {}  # of every metric over all steps since this start
         self.calibration = CalibrationTally()  # of the epoch
@@ -83,13 +85,13 @@ class Ledger:
         metrics = step_record(collected, update) | step_metrics(allocation, successes, trials, carried.previous_status)
         if self.config.environment.name:
             lost = [failure.rollouts for failure in collected.failures if failure.why.startswith(ENVIRONMENT)]
-            metrics["environment/failed"] = float(sum(lost))
+            metrics[ENVIRONMENT_FAILED] = float(sum(lost))
         metrics |= carried.plan_metrics | self._calibrate(number, allocation, successes, trials)
         times = times | {"plan": carried.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
         metrics |= {f"timing_s/{name}": value for name, value in times.items()}
         metrics |= {
-            "throughput/rollouts_per_s": float(trials.sum()) / times["step"],
-            "throughput/tokens_per_s": sum(group.tokens for group in collected.groups) / times["step"],
+            THROUGHPUT_ROLLOUTS_PER_S: float(trials.sum()) / times["step"],
+            THROUGHPUT_TOKENS_PER_S: sum(group.tokens for group in collected.groups) / times["step"],
         }
         self.steps.append(metrics)
         self.note(metrics)
@@ -111,7 +113,7 @@ class Ledger:
 
     def left_s(self, steps: int) -> float:
         """Seconds that so many more steps will take, by the median of the last ones."""
-        known = [s for metrics in self.steps if math.isfinite(s := metrics["timing_s/step"])]
+        known = [s for metrics in self.steps if math.isfinite(s := metrics[TIMING_S_STEP])]
         return steps * float(np.median(known)) if known else math.nan
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,7 +132,7 @@ class Ledger:
     ) -> dict[str, float]:
         """Tallies how well the beliefs predicted the step; what came out when an epoch ends."""
         self.calibration.add(allocation.expected_success, successes, trials)
-        if self.parts.sampler.epoch(number) == self.parts.sampler.epoch(number - 1):
+        if self.components.sampler.epoch(number) == self.components.sampler.epoch(number - 1):
             return {}
         found = self.calibration.metrics()
         self.calibration.clear()
@@ -143,7 +145,7 @@ class Ledger:
         allocation, config = carried.allocation, self.config
         seed = derive_seed(config.run.seed, number, "samples")
         most = max(config.track.samples, config.track.traces)
-        read = partial(as_read, tokenizer=self.parts.tokenizer)
+        read = partial(as_read, tokenizer=self.components.tokenizer)
         rows = sample_rows(allocation, carried.collected, most, seed, read)
         self.tracker.log_table(number, rows[: config.track.samples])
         if traced := rows[: config.track.traces]:

@@ -1,6 +1,6 @@
 """How a run goes on after a loss.
 
-- A LostError (records.py) is infrastructure: a learner rank or the driver died or hung. The run goes back to its newest
+- An InfrastructureError (kray/errors.py): a learner rank or the driver died or hung. The run goes back to its newest
   checkpoint and on from there, as often as its restarts allow. Engines, scorers and saves mend themselves where they live.
 - Any other KrayError is of the configuration or the data: trying again would not help, and the run ends with it.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 from kray.config import KrayConfig
 from kray.driver.loop import Training
 from kray.driver.stop import Stop
-from kray.driver.workers import Fleet
-from kray.records import KrayError, LostError
+from kray.driver.workers import Workers
+from kray.errors import InfrastructureError, KrayError
 
 LONGEST_WAIT_S = 60.0
 Begin = Callable[[], tuple[Training, Path | None]]  # a training, and the checkpoint that its learner is to load
@@ -52,13 +52,13 @@ class Restarts:
 
 
 class Recovery:
-    """Trains to the end over as many learners as it takes, on one fleet whose engines live on.
+    """Trains to the end over as many learners as it takes, on one workers whose engines live on.
 
     begin: makes a Training from the newest checkpoint, or from the start where there is none. training: the current one.
     """
 
-    def __init__(self, config: KrayConfig, fleet: Fleet, stop: Stop, say: Callable[[str], None], begin: Begin):
-        self.fleet, self.stop, self.say, self.begin = fleet, stop, say, begin
+    def __init__(self, config: KrayConfig, workers: Workers, stop: Stop, say: Callable[[str], None], begin: Begin):
+        self.workers, self.stop, self.say, self.begin = workers, stop, say, begin
         self.restarts = Restarts(config.train.max_restarts, config.run.restart_window_s)
         self.training, self.checkpoint = begin()
         self.started_at = 0  # step of the latest start
@@ -69,13 +69,13 @@ class Recovery:
             try:
                 await self._until_lost()
                 return
-            except LostError as loss:
+            except InfrastructureError as loss:
                 await self._go_back(loss)
 
     async def _until_lost(self) -> None:
-        training, learners = self.training, self.fleet.learners
+        training, learners = self.training, self.workers.learners
         self.started_at = training.state.step
-        await self.fleet.start(self.checkpoint, training.version, training.parts.probe)
+        await self.workers.start(self.checkpoint, training.version, training.components.probe)
         working, watching = asyncio.ensure_future(training.train()), asyncio.ensure_future(learners.watch())
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -85,10 +85,10 @@ class Recovery:
                 task.cancel()
             await asyncio.gather(working, watching, return_exceptions=True)
 
-    async def _go_back(self, loss: LostError) -> None:
+    async def _go_back(self, loss: InfrastructureError) -> None:
         """Everything as the newest checkpoint has it, but for engines and ranks. Raises KrayError, Stopped."""
         reached = self.training.state.step
-        self.fleet.drop_learners()  # first: what waits for a rank that hangs would wait long
+        self.workers.drop_learners()  # first: what waits for a rank that hangs would wait long
         with contextlib.suppress(Exception):
             await self.training.written()  # what all ranks have written is kept
         wait_s = self.restarts.lost(time.monotonic(), reached > self.started_at)
@@ -97,7 +97,7 @@ class Recovery:
                 f"{loss}; the learner is not started again after {self.restarts.spent} (train.max_restarts)"
             ) from loss
         self.training, self.checkpoint = self.begin()
-        self.fleet.restarts["learner"] += 1
+        self.workers.restarts["learner"] += 1
         step = self.training.state.step
         again = f"steps {step + 1} to {reached} are done again" if reached > step else "no step is lost"
         soon = f" in {wait_s:.0f} s" if wait_s else ""

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from kray.config import KrayConfig
 from kray.driver.state import RunState
+from kray.errors import ConfigError
 from kray.plan_modes import offered_share
 from kray.planner import KnapsackPlanner
 from kray.planner.metrics import CalibrationTally
 from kray.prompts import PromptSampler
-from kray.prompts.admission import Waiting
+from kray.prompts.admission import Admission
 from kray.prompts.quarantine import Quarantine
-from kray.records import ConfigError, Prompt
+from kray.records import Prompt
 from kray.train.checkpoints import STATE
 
 
@@ -32,14 +33,14 @@ def reading(checkpoint: Path) -> Iterator[None]:
 
 
 def restore(
-    state: RunState, planner: KnapsackPlanner, waiting: Waiting | None, labels: dict[str, str] | None, per_step: int
+    state: RunState, planner: KnapsackPlanner, waiting: Admission | None, labels: dict[str, str] | None, per_step: int
 ) -> None:
     """Take over what labels had taught by the time of the checkpoint; everything else is the configuration's.
 
     Args:
         state: Of the checkpoint.
         planner: As the configuration makes it.
-        waiting: As `make_waiting` returns it.
+        waiting: As `make_admission` returns it.
         labels: As `prior_labels` returns them.
         per_step: Prompts that were visited in every step where the state holds nothing for `waiting`.
     """
@@ -58,19 +59,19 @@ def restore(
 
 def check_learned(config: KrayConfig, state: RunState, train: Sequence[Prompt]) -> None:
     """Take over a checkpoint's state as a run does, for the errors that this raises."""
-    waiting = make_waiting(config, [prompt.id for prompt in train])
+    waiting = make_admission(config, [prompt.id for prompt in train])
     labels = prior_labels(train, config.plan.prior_by)
     restore(state, KnapsackPlanner.of(config.plan), waiting, labels, config.prompts.per_step)
 
 
-def make_waiting(config: KrayConfig, ids: list[str]) -> Waiting | None:
+def make_admission(config: KrayConfig, ids: list[str]) -> Admission | None:
     """The prompts that wait for a planner which passes some over; None for one that takes all that it is offered."""
     share = offered_share(config.plan)
     if share <= 1:
         return None
     offered = min(len(ids), round(share * config.prompts.per_step))
     stream = PromptSampler(ids, 1, config.run.seed, config.prompts.shuffle)
-    return Waiting(stream, offered, config.plan.max_wait)
+    return Admission(stream, offered, config.plan.max_wait)
 
 
 def prior_labels(prompts: Sequence[Prompt], by: str) -> dict[str, str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 
 @dataclass
@@ -23,7 +23,7 @@ class RunState:
     planner: dict[str, Any] = field(default_factory=dict)
     waiting: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
-    transitions: list[list[int]] = field(default_factory=list)  # of statuses since their last table, see Ledger
+    transitions: list[list[int]] = field(default_factory=list)  # of statuses since their last table, see StepRecorder
     nonfinite: int = 0  # steps in a row whose gradient was not finite (train.max_nonfinite)
     lengths: dict[str, float] = field(default_factory=dict)
     quarantine: dict[str, Any] = field(default_factory=dict)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from kray.config import KrayConfig, RewardConfig, SourceConfig
-from kray.driver.components import Parts, engine_spec
+from kray.driver.components import Components, engine_spec
 from kray.driver.stop import Stop
-from kray.environments.workers import Stage
+from kray.environments.workers import EnvironmentWorkers
 from kray.prompts.sources import test_sources
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
@@ -24,8 +24,8 @@ from kray.rollout.pool import Pool, Published
 from kray.train.learner_group import LearnerGroup
 
 
-class Fleet:
-    """fleet = Fleet(...); await fleet.start(checkpoint); await fleet.serve(0, probe); ...; await fleet.close()"""
+class Workers:
+    """workers = Workers(...); await workers.start(checkpoint); await workers.serve(0, probe); ...; await workers.close()"""
 
     def __init__(self, config: KrayConfig, model_path: str, label: str, stop: Stop, say: Callable[[str], None]):
         """Starts nothing. label: part of the actors' names."""
@@ -45,17 +45,19 @@ class Fleet:
         self.restarts = {"learner": 0, "driver": 0}
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label, say)
         self.scorer = make_scorer(config.reward)
-        self.stage = Stage(config.environment, config.reward.memory_gib) if config.environment.name else None
+        self.stage = (
+            EnvironmentWorkers(config.environment, config.reward.memory_gib) if config.environment.name else None
+        )
 
-    def collector(self, parts: Parts) -> Collector:
-        """Carries plans out with this fleet."""
+    def collector(self, components: Components) -> Collector:
+        """Carries plans out with this workers."""
         host, prompts = None, self.config.prompts
         if self.stage is not None:
             sources: dict[int | str, SourceConfig] = {TRAINING: prompts.train, EVALUATION: prompts.test}
             for name, source in test_sources(prompts).items():
                 sources[name] = source
-            host = Host(self.stage, parts.tokenizer, sources, prompts.max_tokens)
-        return Collector(self.pool, self.scorer, parts.tokenizer, self.config.rollout, host)
+            host = Host(self.stage, components.tokenizer, sources, prompts.max_tokens)
+        return Collector(self.pool, self.scorer, components.tokenizer, self.config.rollout, host)
 
     async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:
         """Returns when the learner holds the checkpoint's policy and engines serve it. Raises KrayError, Stopped.

@@ -18,7 +18,7 @@ ENVIRONMENT = "environment: "  # begins the reason of a failure that is an envir
 _TURNS = "kray.environments.turns"
 
 
-class Stage:
+class EnvironmentWorkers:
     """Processes start when first needed. memory_gib: of one process; 0: no limit."""
 
     def __init__(self, environment: EnvironmentConfig, memory_gib: float = 4.0, start_timeout_s: float = 60.0):

@@ -15,15 +15,16 @@ from random import Random
 from typing import Any
 
 from kray.config import KrayConfig, load_config
-from kray.driver.remote import drive, find_model
+from kray.driver.remote import drive
+from kray.errors import KrayError
 from kray.faults.audit import audit, regenerated, surviving
 from kray.faults.cluster import Nodes, Server
 from kray.faults.injector import Fault, Injector, plan_faults
-from kray.faults.instrumented import WatchedDriver, read
+from kray.faults.instrumented import InstrumentedDriver, read
 from kray.prompts import load_prompts
 from kray.prompts.sampler import PromptSampler
-from kray.records import KrayError
 from kray.train.checkpoints import newest, read_state
+from kray.train.start_model import find_model
 
 ENGINES, RANKS, NODES, CPUS = 2, 2, 3, 2
 DISK_MIB = 48
@@ -65,7 +66,7 @@ def study(faults: int, seed: int, steps: int, calm: int, folder: Path) -> dict[s
         if calm:
             run = folder / "calm"
             short = load_config(str(folder / "chaos.yaml"), [*settings, f"run.steps={calm}"])
-            calmed = drive(short, model, run, None, "run", WatchedDriver)
+            calmed = drive(short, model, run, None, "run", InstrumentedDriver)
             if calmed.stopped:
                 raise KrayError(f"the calm run was stopped {calmed.stopped}")
             calm_rate = rate(read(run))
@@ -84,7 +85,7 @@ def hit(config: KrayConfig, model: str, run: Path, planned: list[Fault], injecto
     started = time.monotonic()
     hitting.start()
     try:
-        summary = drive(config, model, run, None, "run", WatchedDriver)
+        summary = drive(config, model, run, None, "run", InstrumentedDriver)
     finally:
         injector.stop = True
         hitting.join(60)

@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from kray.driver.remote import LOCAL_RAY
+from kray.cluster.session import LOCAL_RAY
 
 STORE = 100 * 2**20  # bytes of a node's object store
 

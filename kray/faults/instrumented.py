@@ -20,7 +20,7 @@ from kray.compare.method_run import visit
 from kray.driver.actor import Driver
 from kray.driver.loop import Training
 from kray.driver.recorder import Carried
-from kray.driver.workers import Fleet
+from kray.driver.workers import Workers
 
 WATCH = "watch.jsonl"
 LOOK_S = 0.1
@@ -43,11 +43,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class WatchedTraining(Training):
+class InstrumentedTraining(Training):
     """Training that tells its phases, visits and steps."""
 
     def tell(self, event: str, **what: Any) -> None:
-        write(self.store.run_folder, self.fleet.restarts["driver"], event, **what)
+        write(self.store.run_folder, self.workers.restarts["driver"], event, **what)
 
     async def collect(self, step: int) -> Carried:
         self.tell("phase", name="collect", step=step)
@@ -58,17 +58,17 @@ class WatchedTraining(Training):
     async def _learn(self, carried: Carried, started: float) -> None:
         self.tell("phase", name="update", step=self.state.step)
         await super()._learn(carried, started)
-        schedule = self.fleet.pool.schedule
+        schedule = self.workers.pool.schedule
         groups = [[group.prompt.id, [r.index for r in group.rollouts]] for group in carried.collected.groups]
         tasks = {name: getattr(schedule, name) for name in ("submitted", "waiting", "running")}
         tasks["ended"] = sum(schedule.ended.values())
-        learner = self.fleet.restarts["learner"]
+        learner = self.workers.restarts["learner"]
         self.tell("learned", step=self.state.step, rollouts=groups, tasks=tasks, learner=learner)
         self.tell("phase", name="rest", step=self.state.step)
 
 
-class WatchedFleet(Fleet):
-    """A fleet that tells when weights travel, and every change of its standing."""
+class InstrumentedWorkers(Workers):
+    """A workers that tells when weights travel, and every change of its standing."""
 
     folder: Path
 
@@ -93,18 +93,18 @@ class WatchedFleet(Fleet):
             await asyncio.sleep(LOOK_S)
 
 
-class WatchedDriver(Driver):
+class InstrumentedDriver(Driver):
     """In place of Driver."""
 
-    training, fleet = WatchedTraining, WatchedFleet
+    training_type, workers_type = InstrumentedTraining, InstrumentedWorkers
 
     def say(self, line: str) -> None:
         super().say(line)
         write(self.folder, self.restarts, "said", line=line)
 
-    def _fleet(self) -> Fleet:
-        fleet = super()._fleet()
-        assert isinstance(fleet, WatchedFleet)
-        fleet.folder = self.folder
-        self._look = asyncio.ensure_future(fleet.look())
-        return fleet
+    def _workers(self) -> Workers:
+        workers = super()._workers()
+        assert isinstance(workers, InstrumentedWorkers)
+        workers.folder = self.folder
+        self._look = asyncio.ensure_future(workers.look())
+        return workers

@@ -14,14 +14,16 @@ from kray.config import KrayConfig, preview
 from kray.config.resume import note_changes
 from kray.config.schema import ModelConfig
 from kray.driver.prepare import Prepared, Reader, Say, counted, encode, load_sources, read_policy, read_tiny, turn_stops
-from kray.driver.remote import check_prompts, model_path
 from kray.driver.restore import check_learned, reading
 from kray.driver.state import RunState, check_same_prompts
+from kray.errors import ConfigError
+from kray.launch.preflight import check_prompts
 from kray.prompts.model_files import check_weights
 from kray.prompts.tokenize import as_read
-from kray.records import ConfigError, Prompt
+from kray.records import Prompt
 from kray.tracking import prompts_digest
 from kray.train.checkpoints import read_state
+from kray.train.start_model import model_path
 
 SHOWN = 2  # prompts of each source
 HEAD_CHARACTERS, TAIL_CHARACTERS = 1500, 500  # of a prompt that is longer than both

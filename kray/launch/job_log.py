@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import ClientError
 
-from kray.records import KrayError
+from kray.errors import KrayError
 
 STOP_S = 600.0  # between the end of a job's output and its end
 AWAY_S = 300.0  # in which the output cannot be had before a job is let be

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from kray.cluster.address import answers
+from kray.errors import KrayError
 from kray.monitor.status import from_folder, newest_runs
 from kray.monitor.view import nothing
-from kray.records import KrayError
 
 NAMESPACE = "kray"
 PLACE = "driver.json"
@@ -70,7 +70,7 @@ class Asker:
     authenticates, where RAY_AUTH_MODE does not say; the token is this user's."""
 
     def __init__(self, address: str, auth: str = ""):
-        from kray.driver.remote import LOCAL_RAY
+        from kray.cluster.session import LOCAL_RAY
 
         os.environ.update(LOCAL_RAY)  # before Ray is loaded
         if auth:

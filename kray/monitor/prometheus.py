@@ -1,8 +1,8 @@
 """What Ray's Prometheus endpoints tell of a run.
 
-Ray puts `ray_` before every name: `kray_step` is asked for as `ray_kray_step`. A curated part of kray.tracking.metrics is set
-once a step from what is recorded anyway, the state of pool and scorer every few seconds. Tags: run, and engine, part or
-state where there are several. Never a prompt's id: series must stay few.
+Ray puts `ray_` before every name: `kray_step` is asked for as `ray_kray_step`. Metrics that name a Prometheus metric
+(kray/metrics.py) are set once a step, the state of pool and scorer every few seconds. Tags: run, and engine, part or state
+where there are several. Never a prompt's id: series must stay few.
 cluster/grafana-kray.json shows them. Ray is loaded when the first value is set.
 """
 
@@ -14,46 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from kray.tracking.metrics import METRICS
+from kray.metrics import single_metrics, timing
 
-GAUGES = {  # name -> the metric whose newest value it is
-    "kray_reward_mean": "reward/mean",
-    "kray_effective_prompts_ratio": "group/effective_ratio_prompts",
-    "kray_effective_rollouts_ratio": "group/effective_ratio_rollouts",
-    "kray_response_tokens_mean": "completions/mean_length",
-    "kray_response_clipped_ratio": "completions/clipped_ratio",
-    "kray_budget_max_rollouts": "budget/max",
-    "kray_planner_value_planned": "planner/value_planned",
-    "kray_planner_value_realised": "planner/value_realised",
-    "kray_planner_brier": "planner/brier",
-    "kray_loss_nats": "train/loss",
-    "kray_entropy_nats": "train/entropy",
-    "kray_grad_norm": "train/grad_norm",
-    "kray_logprob_gap_nats": "train/logprob_gap_mean",
-    "kray_probe_gap_nats": "pool/probe_gap",
-    "kray_engines": "pool/engines",
-    "kray_staleness_mean_versions": "staleness/mean",
-    "kray_staleness_max_versions": "staleness/max",
-    "kray_epoch": "progress/epoch",
-    "kray_rollouts_per_second": "throughput/rollouts_per_s",
-    "kray_tokens_per_second": "throughput/tokens_per_s",
-    "kray_accuracy": "eval/accuracy",
-    "kray_greedy_accuracy": "eval/greedy_accuracy",
-    "kray_driver_memory_gib": "memory/driver_gib",
-}
-COUNTERS = {  # name -> the metric that counts since the run or its start began
-    "kray_rollouts_total": "progress/rollouts",
-    "kray_tokens_total": "progress/tokens",
-    "kray_engine_restarts_total": "pool/restarts",
-    "kray_engine_preemptions_total": "pool/preemptions",
-    "kray_task_retries_total": "pool/retries",
-}
-SUMS = {  # name -> the metric whose values of the steps are added up
-    "kray_failed_rollouts_total": "reward/failed",
-    "kray_nonfinite_updates_total": "train/nonfinite",
-    "kray_skipped_updates_total": "train/skipped",
-    "kray_dropped_groups_total": "staleness/dropped_groups",
-}
+# Prometheus name -> the metric: whose newest value it is; that counts since the run or its start began; whose values are
+# added up over the steps.
+GAUGES, COUNTERS, SUMS = (
+    {metric.prometheus: metric for metric in single_metrics() if metric.prometheus and metric.prometheus_kind == kind}
+    for kind in ("gauge", "counter", "sum")
+)
 PARTS = ("plan", "generate", "reward", "wait", "update", "sync", "step", "idle", "evaluate", "checkpoint")  # timing_s/
 OTHERS = {  # name -> (kind, tag beside run, what it is)
     "kray_step": ("gauge", "", "steps completed"),
@@ -79,8 +47,11 @@ BUDGETS = 256  # that one step observes
 def exported() -> dict[str, tuple[str, str, str]]:
     """Every name -> (kind, tag beside run, what it is); the kinds are gauge, counter, histogram."""
     single = [("gauge", GAUGES), ("counter", COUNTERS), ("counter", SUMS)]
-    named = {name: (kind, "", f"{source}: {METRICS[source][1]} ({METRICS[source][0]})")
-             for kind, table in single for name, source in table.items()}  # fmt: skip
+    named = {
+        name: (kind, "", f"{metric}: {metric.meaning} ({metric.unit})")
+        for kind, table in single
+        for name, metric in table.items()
+    }
     return named | OTHERS
 
 
@@ -98,8 +69,8 @@ class Exporter:
             if source in metrics:
                 self._metric(name).set(metrics[source], tags)
         for part in PARTS:
-            if f"timing_s/{part}" in metrics:
-                self._metric("kray_part_seconds").set(metrics[f"timing_s/{part}"], tags | {"part": part})
+            if timing(part) in metrics:
+                self._metric("kray_part_seconds").set(metrics[timing(part)], tags | {"part": part})
         for name, source in COUNTERS.items():
             if source in metrics:
                 self._count(name, metrics[source], tags)

@@ -19,8 +19,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kray.config import KrayConfig, kept_config, load_config
+from kray.errors import KrayError
+from kray.metrics import (
+    EVAL_ACCURACY,
+    GROUP_EFFECTIVE_RATIO_PROMPTS,
+    GROUP_EFFECTIVE_RATIO_ROLLOUTS,
+    POOL_PREEMPTIONS,
+    POOL_RESTARTS,
+    PROGRESS_ROLLOUTS,
+    PROGRESS_TOKENS,
+    REWARD_MEAN,
+    STALENESS_MEAN,
+    THROUGHPUT_ROLLOUTS_PER_S,
+    THROUGHPUT_TOKENS_PER_S,
+    TIMING_S_IDLE,
+    TIMING_S_STEP,
+)
 from kray.monitor.prometheus import Exporter
-from kray.records import KrayError
 
 if TYPE_CHECKING:
     from kray.driver.loop import Training
@@ -55,20 +70,20 @@ class Watch:
         """A line of metrics.jsonl was written."""
         self._newest = self._newest | {"step": step} | dict(metrics)
         self._heard_at = time.time()
-        if "eval/accuracy" in metrics:
+        if EVAL_ACCURACY in metrics:
             first = dict(list(self._evaluations.items())[:1])
-            self._evaluations = first | {step: metrics["eval/accuracy"]}
+            self._evaluations = first | {step: metrics[EVAL_ACCURACY]}
         if self.training is not None:
-            self.exporter.step(self.training.store.run_folder.name, step, metrics, self.training.ledger.budgets)
+            self.exporter.step(self.training.store.run_folder.name, step, metrics, self.training.recorder.budgets)
 
     async def keep(self) -> None:
         """For as long as the run goes on: takes down what engines do, and exports it."""
         while True:
             await asyncio.sleep(SAMPLE_S)
             if self.training is not None:
-                now, pool = time.monotonic(), self.training.fleet.pool
+                now, pool = time.monotonic(), self.training.workers.pool
                 self._samples.append({engine.name: (engine.busy_s, _up_s(engine, now)) for engine in pool.engines})
-                self.exporter.pool(self.training.store.run_folder.name, pool, self.training.fleet.scorer, self.idle)
+                self.exporter.pool(self.training.store.run_folder.name, pool, self.training.workers.scorer, self.idle)
 
     def status(self) -> dict[str, Any]:
         training = self.training
@@ -83,18 +98,18 @@ class Watch:
         }
         if training is None:
             return found
-        state, pool, steps = training.state, training.fleet.pool, config.run.steps
+        state, pool, steps = training.state, training.workers.pool, config.run.steps
         schedule = pool.schedule
         found |= {
             "run": training.store.run_folder.name,
             "folder": str(training.store.run_folder),
-            "state": "stopping" if training.stop.reason else "running" if training.fleet.ready else "starting",
+            "state": "stopping" if training.stop.reason else "running" if training.workers.ready else "starting",
             "step": state.step,
             "steps": steps,
-            "left_s": training.ledger.left_s(steps - state.step) if training.ledger.steps else None,
+            "left_s": training.recorder.left_s(steps - state.step) if training.recorder.steps else None,
             "rollouts": state.rollouts,
             "tokens": state.tokens,
-            "budgets": histogram(training.ledger.budgets),
+            "budgets": histogram(training.recorder.budgets),
             "engines": [self._engine(engine) for engine in pool.engines],
             "tasks": {"waiting": schedule.waiting, "running": schedule.running, "retried": schedule.retried},
             "restarts": sum(engine.health.restarts for engine in pool.engines),
@@ -113,7 +128,7 @@ class Watch:
 
     def _engine(self, engine: Any) -> dict[str, Any]:
         assert self.training is not None
-        pool = self.training.fleet.pool
+        pool = self.training.workers.pool
         tasks, rollouts = pool.schedule.holding(engine.name)
         return {
             "name": engine.name,
@@ -148,26 +163,26 @@ def summary(
         "part": "",
         "step": step,
         "steps": config.run.steps,
-        "left_s": (config.run.steps - step) * newest["timing_s/step"] if "timing_s/step" in newest else None,
-        "step_s": get("timing_s/step"),
+        "left_s": (config.run.steps - step) * newest[TIMING_S_STEP] if TIMING_S_STEP in newest else None,
+        "step_s": get(TIMING_S_STEP),
         "parts_s": {part: newest[f"timing_s/{part}"] for part in PARTS if f"timing_s/{part}" in newest},
-        "rollouts": int(get("progress/rollouts", 0)),
-        "tokens": int(get("progress/tokens", 0)),
-        "rollouts_per_s": get("throughput/rollouts_per_s"),
-        "tokens_per_s": get("throughput/tokens_per_s"),
-        "reward": get("reward/mean"),
-        "effective_prompts": get("group/effective_ratio_prompts"),
-        "effective_rollouts": get("group/effective_ratio_rollouts"),
-        "idle": newest["timing_s/idle"] / newest["timing_s/step"] if "timing_s/idle" in newest else None,
-        "staleness": get("staleness/mean"),
+        "rollouts": int(get(PROGRESS_ROLLOUTS, 0)),
+        "tokens": int(get(PROGRESS_TOKENS, 0)),
+        "rollouts_per_s": get(THROUGHPUT_ROLLOUTS_PER_S),
+        "tokens_per_s": get(THROUGHPUT_TOKENS_PER_S),
+        "reward": get(REWARD_MEAN),
+        "effective_prompts": get(GROUP_EFFECTIVE_RATIO_PROMPTS),
+        "effective_rollouts": get(GROUP_EFFECTIVE_RATIO_ROLLOUTS),
+        "idle": newest[TIMING_S_IDLE] / newest[TIMING_S_STEP] if TIMING_S_IDLE in newest else None,
+        "staleness": get(STALENESS_MEAN),
         "budget": {
             name: newest[f"budget/{name}"] for name in ("min", "p50", "p99", "max") if f"budget/{name}" in newest
         },
         "budgets": [],
         "engines": [],
         "accuracies": [[at, value] for at, value in evaluations.items()],
-        "restarts": int(get("pool/restarts", 0)),
-        "preemptions": int(get("pool/preemptions", 0)),
+        "restarts": int(get(POOL_RESTARTS, 0)),
+        "preemptions": int(get(POOL_PREEMPTIONS, 0)),
         "saved": [path.name for path in sorted((folder / "checkpoints").glob("step-*"))][-1:],
     }
 
@@ -198,10 +213,10 @@ def from_folder(folder: Path) -> dict[str, Any]:
                 break  # it is being written
             row = json.loads(line)
             newest |= row
-            if "timing_s/step" in row:
-                steps_s.append(row["timing_s/step"])
-            if "eval/accuracy" in row:
-                evaluations = dict(list(evaluations.items())[:1]) | {row["step"]: row["eval/accuracy"]}
+            if TIMING_S_STEP in row:
+                steps_s.append(row[TIMING_S_STEP])
+            if EVAL_ACCURACY in row:
+                evaluations = dict(list(evaluations.items())[:1]) | {row["step"]: row[EVAL_ACCURACY]}
     found = summary(folder, config, newest, evaluations)
     done = found["step"] >= found["steps"]
     age_s = time.time() - newest.get("time", time.time())

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from kray.driver.report import duration
+from kray.driver.console import duration
 
 BAR = 32  # characters of the longest bar
 

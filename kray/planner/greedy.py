@@ -22,7 +22,7 @@ Entry = tuple[float, int, int]
 
 
 @dataclass
-class Purse:
+class RolloutBudget:
     """What each prompt holds and what is left: shared by a StepPlan and its rule. Lists of length M.
 
     held: rollouts dispatched or promised, less lost ones. cap: rollouts that held may not exceed. cost: of one rollout, in
@@ -41,7 +41,7 @@ class Purse:
 class Greedy:
     """Spends a purse by a marginal."""
 
-    def __init__(self, marginal: Marginal, purse: Purse, opening: np.ndarray | None = None):
+    def __init__(self, marginal: Marginal, purse: RolloutBudget, opening: np.ndarray | None = None):
         """opening (M,): worth per rollout of each prompt's first block, used while it holds nothing."""
         self.marginal, self.purse = marginal, purse
         self._opening = [] if opening is None else opening.tolist()

@@ -12,6 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kray.metrics import (
+    BUDGET_MAX,
+    BUDGET_MIN,
+    BUDGET_P50,
+    BUDGET_P99,
+    GROUP_EFFECTIVE_RATIO_PROMPTS,
+    GROUP_EFFECTIVE_RATIO_ROLLOUTS,
+    PLANNER_BRIER,
+    PLANNER_EPOCH_BRIER,
+    PLANNER_EPOCH_CALIBRATION_ERROR,
+    PLANNER_OBSERVED,
+    PLANNER_PREDICTED,
+    PLANNER_VALUE_PLANNED,
+    PLANNER_VALUE_REALISED,
+)
 from kray.planner.beliefs import calibration
 from kray.records import Allocation
 
@@ -63,15 +78,15 @@ def step_metrics(
     by = status(s, n) if previous_status is None else np.asarray(previous_status, dtype=np.int64)
     spent = np.bincount(by + 1, budgets, len(STATUSES) + 1)
     quantiles = np.percentile(budgets, [0, 50, 99, 100]) if len(budgets) else np.full(4, np.nan)
-    names = ("budget/min", "budget/p50", "budget/p99", "budget/max")
+    names = (BUDGET_MIN, BUDGET_P50, BUDGET_P99, BUDGET_MAX)
     out = dict(zip(names, quantiles.tolist(), strict=True))
     for name, rollouts in zip(("unlabelled", *STATUSES), spent, strict=True):
         out[f"budget/share_{name}"] = _ratio(rollouts, budgets.sum())
-    out["group/effective_ratio_rollouts"] = _ratio(n[mixed].sum(), n.sum())
-    out["group/effective_ratio_prompts"] = _ratio(mixed.sum(), len(budgets))
-    out["planner/value_planned"] = float(np.sum(allocation.expected_value))
-    out["planner/value_realised"] = float((rate * (1 - rate) ** 2).sum())
-    out["planner/brier"] = calibration(allocation.expected_success, s, n)["brier"]
+    out[GROUP_EFFECTIVE_RATIO_ROLLOUTS] = _ratio(n[mixed].sum(), n.sum())
+    out[GROUP_EFFECTIVE_RATIO_PROMPTS] = _ratio(mixed.sum(), len(budgets))
+    out[PLANNER_VALUE_PLANNED] = float(np.sum(allocation.expected_value))
+    out[PLANNER_VALUE_REALISED] = float((rate * (1 - rate) ** 2).sum())
+    out[PLANNER_BRIER] = calibration(allocation.expected_success, s, n)["brier"]
     return out
 
 
@@ -101,13 +116,13 @@ class CalibrationTally:
         success rate over rollouts, by tenths of the predicted; planner/predicted_<k>, planner/observed_<k>: rates in the
         k-th tenth (NaN where empty)."""
         n, predicted, observed = self._sums
-        out = {
-            "planner/epoch_brier": _ratio(self._brier, n.sum()),
-            "planner/epoch_calibration_error": _ratio(np.abs(predicted - observed).sum(), n.sum()),
+        out: dict[str, float] = {
+            PLANNER_EPOCH_BRIER: _ratio(self._brier, n.sum()),
+            PLANNER_EPOCH_CALIBRATION_ERROR: _ratio(np.abs(predicted - observed).sum(), n.sum()),
         }
         for k in range(self.bins):
-            out[f"planner/predicted_{k}"] = _ratio(predicted[k], n[k])
-            out[f"planner/observed_{k}"] = _ratio(observed[k], n[k])
+            out[PLANNER_PREDICTED.of(k)] = _ratio(predicted[k], n[k])
+            out[PLANNER_OBSERVED.of(k)] = _ratio(observed[k], n[k])
         return out
 
     def to_dict(self) -> dict[str, object]:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kray.planner.greedy import Greedy, Purse
+from kray.planner.greedy import Greedy, RolloutBudget
 from kray.planner.solver import spread
 
 EASY, HARD = 0.9, 0.1  # pilot_commit's thresholds on the pilot's success rate
@@ -53,7 +53,7 @@ class Rule:
 class Even(Rule):
     """The same modes where the budget counts tokens: what rollouts took less than expected goes evenly to all prompts."""
 
-    def __init__(self, purse: Purse):
+    def __init__(self, purse: RolloutBudget):
         self._purse, self._cheapest, self._more = purse, min(purse.cost, default=0.0), False
 
     def more(self, rollouts: int) -> list[tuple[int, int]]:
@@ -154,7 +154,7 @@ class Waves(Rule):
     punishment (equation 13): a response that is cut earns what its verifier says.
     """
 
-    def __init__(self, purse: Purse, step: Labels, groups: int, size: int, kept: int):
+    def __init__(self, purse: RolloutBudget, step: Labels, groups: int, size: int, kept: int):
         self._purse, self._step, self._groups, self._size, self._kept = purse, step, groups, size, kept
         self._fresh = [row for row, held in enumerate(purse.held) if not held]
 
@@ -184,7 +184,7 @@ class Commit(Rule):
     generates pilots for more prompts than it commits to. In budgets of tokens what comes back is spent by the same order.
     """
 
-    def __init__(self, purse: Purse, step: Labels):
+    def __init__(self, purse: RolloutBudget, step: Labels):
         self._purse, self._step = purse, step
         self._order: list[np.ndarray] | None = None  # masks of prompts, those that are served first in front
         self._committed = np.zeros(len(purse.held), dtype=bool)
@@ -204,7 +204,7 @@ class Commit(Rule):
         return kept if kept.any() else on
 
 
-def spend(purse: Purse, order: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+def spend(purse: RolloutBudget, order: Sequence[np.ndarray]) -> list[tuple[int, int]]:
     """Spends what is free evenly on the prompts of the first mask (M,), then on those of the next; [(row, rollouts)]."""
     before, cost, cap = np.array(purse.held, dtype=np.int64), np.array(purse.cost), np.array(purse.cap, dtype=np.int64)
     held = before.copy()

@@ -19,7 +19,7 @@ from kray.planner import baselines
 from kray.planner.baselines import PlanRequest
 from kray.planner.beliefs import Beliefs
 from kray.planner.features import FeaturePrior
-from kray.planner.greedy import Greedy, Purse
+from kray.planner.greedy import Greedy, RolloutBudget
 from kray.planner.marginals import make_marginal
 from kray.planner.modes import Commit, Even, Online, Respend, Rounds, Rule, Waves, fill
 from kray.planner.quadrature import CobaValue, GrpoValue
@@ -128,7 +128,7 @@ class KnapsackPlanner:
         alpha, beta = self.beliefs.posterior(ids, own)
         value = self._value(ids, alpha, beta)
         held, rule, whole = self._opening(ids, value, amount, prices, floor)
-        purse = Purse(
+        purse = RolloutBudget(
             held=held.tolist(),
             cap=np.maximum(held, plan.upper).tolist(),
             cost=prices.tolist(),
@@ -229,7 +229,7 @@ class KnapsackPlanner:
 
     def _opening(
         self, ids: list[str], value: Value, budget: float, cost: np.ndarray, floor: np.ndarray
-    ) -> tuple[np.ndarray, Callable[[Purse, Value, StepPlan], Rule], float]:
+    ) -> tuple[np.ndarray, Callable[[RolloutBudget, Value, StepPlan], Rule], float]:
         """(held (M,) at the beginning, how to make the rule, the whole budget)."""
         plan, m = self.settings, len(ids)
         if plan.mode == "dynamic_sampling":
@@ -271,7 +271,7 @@ class KnapsackPlanner:
             held = make(low)
         return fill(held, np.full(m, plan.upper), cost, budget - float(cost @ held))
 
-    def _greedy(self, purse: Purse, value: Value, step: StepPlan | None = None) -> Greedy:
+    def _greedy(self, purse: RolloutBudget, value: Value, step: StepPlan | None = None) -> Greedy:
         plan = self.settings
         held = np.array(purse.held, dtype=np.int64)
         opening = None
@@ -286,13 +286,13 @@ class KnapsackPlanner:
                     greedy.touched(row)
         return greedy
 
-    def _online(self, purse: Purse, value: Value, step: StepPlan) -> Rule:
+    def _online(self, purse: RolloutBudget, value: Value, step: StepPlan) -> Rule:
         return Online(self._greedy(purse, value), step, self.settings.target_groups)
 
-    def _rounds(self, purse: Purse, value: Value, step: StepPlan) -> Rule:
+    def _rounds(self, purse: RolloutBudget, value: Value, step: StepPlan) -> Rule:
         return Rounds(self._greedy(purse, value), step, self.settings.rounds)
 
-    def _respend(self, purse: Purse, value: Value, step: StepPlan) -> Rule:
+    def _respend(self, purse: RolloutBudget, value: Value, step: StepPlan) -> Rule:
         return Respend(lambda: self._greedy(purse, value, step))
 
     def _features(self, ids: list[str], features: ArrayLike | None) -> np.ndarray | None:
@@ -344,19 +344,19 @@ class KnapsackPlanner:
         return float(budget)
 
 
-def _nothing(purse: Purse, value: Value, step: StepPlan) -> Rule:
+def _nothing(purse: RolloutBudget, value: Value, step: StepPlan) -> Rule:
     return Rule()
 
 
-def _evenly(purse: Purse, value: Value, step: StepPlan) -> Rule:
+def _evenly(purse: RolloutBudget, value: Value, step: StepPlan) -> Rule:
     return Even(purse)
 
 
-def _commit(purse: Purse, value: Value, step: StepPlan) -> Rule:
+def _commit(purse: RolloutBudget, value: Value, step: StepPlan) -> Rule:
     return Commit(purse, step)
 
 
-def _waves(groups: int, size: int, kept: int, purse: Purse, value: Value, step: StepPlan) -> Rule:
+def _waves(groups: int, size: int, kept: int, purse: RolloutBudget, value: Value, step: StepPlan) -> Rule:
     return Waves(purse, step, groups, size, kept)
 
 

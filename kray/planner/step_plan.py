@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kray.metrics import PLANNER_ADMITTED, PLANNER_LOST, PLANNER_MIXED, PLANNER_UNSPENT_RATIO
 from kray.plan_modes import RESPEND
 from kray.planner.beliefs import Beliefs
-from kray.planner.greedy import Purse
+from kray.planner.greedy import RolloutBudget
 from kray.planner.marginals import rising
 from kray.planner.modes import Rule
 from kray.planner.settings import Settings
@@ -48,7 +49,7 @@ class Start:
 class StepPlan:
     """Made by KnapsackPlanner.begin. `take` says what to dispatch now, `observe` and `lost` what became of it."""
 
-    def __init__(self, start: Start, purse: Purse, rule: Callable[[StepPlan], Rule]):
+    def __init__(self, start: Start, purse: RolloutBudget, rule: Callable[[StepPlan], Rule]):
         self._start, self._purse = start, purse
         self._row = {prompt_id: row for row, prompt_id in enumerate(start.prompt_ids)}
         m = len(start.prompt_ids)
@@ -213,10 +214,10 @@ class StepPlan:
         cost; planner/mixed: groups with different labels."""
         spent = sum(c * n for c, n in zip(self._purse.cost, self._drawn, strict=True))
         return {
-            "planner/admitted": float(sum(n > 0 for n in self._drawn)),
-            "planner/lost": float(sum(self._lost)),
-            "planner/unspent_ratio": 1 - spent / self._start.budget if self._start.budget else 0.0,
-            "planner/mixed": float(self.mixed),
+            PLANNER_ADMITTED: float(sum(n > 0 for n in self._drawn)),
+            PLANNER_LOST: float(sum(self._lost)),
+            PLANNER_UNSPENT_RATIO: 1 - spent / self._start.budget if self._start.budget else 0.0,
+            PLANNER_MIXED: float(self.mixed),
         }
 
     def withdraw(self) -> None:

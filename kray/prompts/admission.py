@@ -17,10 +17,11 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+from kray.metrics import PROMPTS_LONGEST_GAP, PROMPTS_LONGEST_WAIT, PROMPTS_WAITING
 from kray.prompts.sampler import PromptSampler
 
 
-class Waiting:
+class Admission:
     """stream: a PromptSampler with per_step 1; candidates: prompts offered a step; max_wait: steps, see above."""
 
     def __init__(self, stream: PromptSampler, candidates: int, max_wait: int) -> None:
@@ -71,9 +72,9 @@ class Waiting:
     def metrics(self) -> dict[str, float]:
         """prompts/waiting: prompts; prompts/longest_wait and prompts/longest_gap: steps, over the run so far."""
         return {
-            "prompts/waiting": float(len(self._since)),
-            "prompts/longest_wait": float(self.longest_wait),
-            "prompts/longest_gap": float(self.longest_gap),
+            PROMPTS_WAITING: float(len(self._since)),
+            PROMPTS_LONGEST_WAIT: float(self.longest_wait),
+            PROMPTS_LONGEST_GAP: float(self.longest_gap),
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from kray.config.schema import SourceConfig
+from kray.errors import ConfigError
 from kray.prompts.tokenize import messages_of, render_chat
-from kray.records import ConfigError, Prompt
+from kray.records import Prompt
 
 # What transformers gives every template besides the special tokens of the tokenizer.
 SUPPLIED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"})

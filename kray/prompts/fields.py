@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from kray.errors import DataError
 from kray.prompts.columns import Written, exact_number
 from kray.prompts.json_prompts import AS_TEXT, ROLES, chat_in_text, read_json
 from kray.prompts.rows import Row
-from kray.records import DataError
 
 Messages = tuple[Mapping[str, str], ...]
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kray.config.schema import SourceConfig
+from kray.errors import DataError
 from kray.prompts.arithmetic import KINDS, SPLITS, in_test, make_problems
-from kray.records import DataError, Prompt, derive_seed
+from kray.records import Prompt, derive_seed
 
 _SEARCH_FACTOR = 40  # generated entries looked at for each prompt wanted; a fifth of them belong to the test split
 _BY_TEXT = ("exact", "math")  # verifiers that compare texts; any other gets the whole entry

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from kray.errors import DataError
 from kray.prompts.columns import parse_json
-from kray.records import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 AS_TEXT = "set prompt_format: text where it is the prompt itself"

@@ -15,9 +15,9 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from kray.config.schema import SourceConfig
+from kray.errors import DataError
 from kray.prompts.arithmetic import habit
 from kray.prompts.generated import entries_of, judge
-from kray.records import DataError
 
 RECIPE = 1  # raise it when slips or phrases change, so that old policies are not taken for new ones
 _PIECES = re.compile(r"[^\W\d_]+|[\s\S]")

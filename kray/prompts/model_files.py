@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
 _ANY_LENGTH = 10**9  # tokenizers without a limit say 10^30

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kray.metrics import PROMPTS_QUARANTINED
+
 
 class Quarantine:
     """after: failures in a row. left_out: prompt id -> why, in the order in which they came."""
@@ -38,7 +40,7 @@ class Quarantine:
         return prompt_id in self.left_out
 
     def metrics(self) -> dict[str, float]:
-        return {"prompts/quarantined": float(len(self.left_out))}
+        return {PROMPTS_QUARANTINED: float(len(self.left_out))}
 
     def to_dict(self) -> dict[str, Any]:
         return {"left_out": dict(self.left_out), "failures": dict(self._failures)}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kray.config.schema import SourceConfig
+from kray.errors import DataError
 from kray.prompts.columns import parse_json, read_fields, reader
-from kray.records import DataError
 
 _BATCH_ROWS = 1024
 _LINE_BYTES = 64 << 20

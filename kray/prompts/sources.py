@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from kray.config.schema import PromptsConfig, SourceConfig
+from kray.errors import ConfigError, DataError
 from kray.prompts.fields import FORMATS, content, scalar
 from kray.prompts.generated import arithmetic_prompts, reasoning_prompts
 from kray.prompts.rows import Row, huggingface_rows, jsonl_rows, parquet_rows
-from kray.records import ConfigError, DataError, Prompt
+from kray.records import Prompt
 
 Say = Callable[[str], None]
 TAKEN = ("se",)  # names of test sets whose accuracy would be recorded under the name of another metric

@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 from kray.config.schema import SourceConfig
-from kray.records import DataError, Prompt
+from kray.errors import DataError
+from kray.records import EncodedPrompt, Prompt
 
 _MARK, _MARK_END = "\ue000", "\ue001"  # around the number of a message, in place of its content
 
@@ -95,7 +96,7 @@ def reads_chat(tokenizer: Any, source: SourceConfig) -> bool:
 
 def encode_all(
     prompts: Sequence[Prompt], tokenizer: Any, source: SourceConfig, max_tokens: int, vocabulary: int
-) -> tuple[list[tuple[Prompt, tuple[int, ...]]], list[str]]:
+) -> tuple[list[EncodedPrompt], list[str]]:
     """(prompts that fit with their tokens, ids of those longer than max_tokens).
 
     vocabulary: the model's; a token that is not in it raises DataError, before an engine or the learner meets it.
@@ -109,7 +110,7 @@ def encode_all(
         if len(tokens) > max_tokens:
             dropped.append(prompt.id)
         else:
-            kept.append((prompt, tokens))
+            kept.append(EncodedPrompt(prompt, tokens))
     return kept, dropped
 
 

@@ -177,6 +177,6 @@ def _message(text: str) -> str:
 
 
 def _error(what: str) -> Exception:
-    from kray.records import KrayError
+    from kray.errors import KrayError
 
     return KrayError(f"reward service: {what}")

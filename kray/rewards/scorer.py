@@ -392,6 +392,6 @@ class Scorer:
 
 
 def _error(what: str) -> Exception:
-    from kray.records import KrayError  # here, so that scoring processes need not import numpy
+    from kray.errors import KrayError
 
     return KrayError(f"scorer: {what}")

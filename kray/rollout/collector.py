@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kray.config.schema import RolloutConfig
-from kray.records import KrayError, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
+from kray.errors import KrayError
+from kray.records import EncodedPrompt, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import TIMED_OUT, Scorer
-from kray.rollout.conversation import Conversations, Failure, Heard, Host
+from kray.rollout.conversation import Conversations, Failure, Host, TurnResult
 from kray.rollout.outcome import Outcome
 from kray.rollout.pool import Pool
 from kray.rollout.scheduler import largest_part, split_rollouts
@@ -131,7 +132,7 @@ class Collector:
     async def collect(
         self,
         plan: Plan,
-        prompts: Sequence[tuple[Prompt, tuple[int, ...]]],
+        prompts: Sequence[EncodedPrompt],
         seeds: Seeds,
         sampling: Sampling,
         version: int,
@@ -146,12 +147,12 @@ class Collector:
         """
         started = generated = time.monotonic()
         talks = await self.host.open(prompts, seeds, priority) if self.host else None
-        known = dict((prompt.id, (prompt, tokens)) for prompt, tokens in (talks.prompts if talks else prompts))
+        known = {pair.prompt.id: pair for pair in (talks.prompts if talks else prompts)}
         broken = talks.broken if talks else {}
         collected = Collected([])
         rollouts: dict[str, list[Rollout]] = {prompt_id: [] for prompt_id in known}
         drawn = dict.fromkeys(known, 0)
-        under_way: set[asyncio.Task] = set()  # what becomes of outcomes and rollouts: each a Heard of one prompt
+        under_way: set[asyncio.Task] = set()  # what becomes of outcomes and rollouts: each a TurnResult of one prompt
         ordered = 0  # rollouts so far
         upcoming: asyncio.Task | None = None
         news: asyncio.Queue[asyncio.Task] = asyncio.Queue()  # what has ended: an event costs the same, whatever waits
@@ -177,7 +178,7 @@ class Collector:
                             under_way.add(_telling(self._hear(prompt, outcome, talks), news))
                             continue
                         under_way.discard(task)
-                        heard: Heard = task.result()
+                        heard: TurnResult = task.result()
                         if heard.tasks:
                             session.submit(heard.tasks)
                         if heard.ended:
@@ -206,7 +207,7 @@ class Collector:
         self,
         taken: list[tuple[str, int]],
         ordered: int,
-        known: Mapping[str, tuple[Prompt, tuple[int, ...]]],
+        known: Mapping[str, EncodedPrompt],
         drawn: dict[str, int],
         seeds: Seeds,
         sampling: Sampling,
@@ -238,7 +239,7 @@ class Collector:
         return tasks
 
     @staticmethod
-    def _take_in(plan: Plan, heard: Heard, rollouts: dict[str, list[Rollout]], collected: Collected) -> None:
+    def _take_in(plan: Plan, heard: TurnResult, rollouts: dict[str, list[Rollout]], collected: Collected) -> None:
         """Tells the plan what has come back of one task. Beliefs count rewards in [0, 1]: others are clipped for them."""
         for failure in heard.failures:
             plan.lost(failure.prompt_id, failure.rollouts)
@@ -251,19 +252,19 @@ class Collector:
                 raise KrayError(f"the plan cannot use a reward: {error}") from error
             rollouts[scored[0].prompt_id] += scored
 
-    async def _hear(self, prompt: Prompt, outcome: Outcome, talks: Conversations | None) -> Heard:
+    async def _hear(self, prompt: Prompt, outcome: Outcome, talks: Conversations | None) -> TurnResult:
         """What becomes of an outcome: conversations go on or have ended, single responses are judged at once."""
         if talks is not None:
             return await talks.hear(outcome, lambda: next(self._ids))
         if outcome.failure:
-            return Heard(failures=[Failure(prompt.id, outcome.task.rollouts, outcome.failure, outcome.tries)])
+            return TurnResult(failures=[Failure(prompt.id, outcome.task.rollouts, outcome.failure, outcome.tries)])
         for rollout in outcome.rollouts:
             rollout.text = self.tokenizer.decode(rollout.tokens.tolist(), skip_special_tokens=True)
         return await self._score(prompt, [(rollout, rollout.text) for rollout in outcome.rollouts])
 
-    async def _score(self, prompt: Prompt, ended: Sequence[tuple[Rollout, str]]) -> Heard:
+    async def _score(self, prompt: Prompt, ended: Sequence[tuple[Rollout, str]]) -> TurnResult:
         """The rollouts with rewards, by their text where they have none yet; and what could not be judged."""
-        heard = Heard(scored=[rollout for rollout, _ in ended if rollout.reward is not None])
+        heard = TurnResult(scored=[rollout for rollout, _ in ended if rollout.reward is not None])
         left = [(rollout, text) for rollout, text in ended if rollout.reward is None]
         verdicts = await self.scorer.score([(prompt.verifier, text, prompt.answer) for _, text in left])
         for (rollout, _), verdict in zip(left, verdicts, strict=True):
@@ -281,9 +282,9 @@ class Collector:
             self.lengths[group.prompt.id] = (self.lengths.get(group.prompt.id, mean) + mean) / 2
 
 
-async def _lost(task: RolloutTask, why: str) -> Heard:
+async def _lost(task: RolloutTask, why: str) -> TurnResult:
     """A task that cannot be done."""
-    return Heard(failures=[Failure(task.prompt_id, task.rollouts, why)])
+    return TurnResult(failures=[Failure(task.prompt_id, task.rollouts, why)])
 
 
 def _telling(work: Any, news: asyncio.Queue[asyncio.Task]) -> asyncio.Task:

@@ -19,12 +19,11 @@ import numpy as np
 
 from kray.config.schema import SourceConfig
 from kray.environments.turns import Turn
-from kray.environments.workers import ENVIRONMENT, Stage
+from kray.environments.workers import ENVIRONMENT, EnvironmentWorkers
+from kray.errors import DataError
 from kray.prompts.tokenize import encode_answer, encode_opening
-from kray.records import DataError, Prompt, Rollout, RolloutTask, derive_seed
+from kray.records import EncodedPrompt, Rollout, RolloutTask, derive_seed
 from kray.rollout.outcome import Outcome
-
-Pairs = Sequence[tuple[Prompt, tuple[int, ...]]]  # prompts with their tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Failure:
 
 
 @dataclass(slots=True)
-class Heard:
+class TurnResult:
     """What came of an outcome. ended: rollouts with the text that is to be judged; a reward may be there already."""
 
     tasks: list[RolloutTask] = field(default_factory=list)
@@ -123,11 +122,17 @@ class Host:
     sources: of prompts, by the name of their test set where there are several, else by the priority of their rollouts.
     """
 
-    def __init__(self, stage: Stage, tokenizer: Any, sources: Mapping[int | str, SourceConfig], max_prompt_tokens: int):
+    def __init__(
+        self,
+        stage: EnvironmentWorkers,
+        tokenizer: Any,
+        sources: Mapping[int | str, SourceConfig],
+        max_prompt_tokens: int,
+    ):
         self.stage, self.tokenizer, self.sources = stage, tokenizer, sources
         self.max_turns, self.max_prompt_tokens = stage.environment.max_turns, max_prompt_tokens
 
-    async def open(self, prompts: Pairs, seeds: Callable[[str], int], priority: int) -> Conversations:
+    async def open(self, prompts: Sequence[EncodedPrompt], seeds: Callable[[str], int], priority: int) -> Conversations:
         """Begins an environment for each prompt, of which its rollouts get copies."""
         turns = await self.stage.begin([(prompt, derive_seed(seeds(prompt.id), "reset")) for prompt, _ in prompts])
         opened = Conversations(self)
@@ -145,7 +150,7 @@ class Host:
                 opened.states[prompt.id] = turn.state
             except DataError as error:
                 opened.broken[prompt.id] = f"{ENVIRONMENT}{str(error).removeprefix(ENVIRONMENT)}"
-            opened.prompts.append((prompt, tokens))
+            opened.prompts.append(EncodedPrompt(prompt, tokens))
         return opened
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -157,15 +162,15 @@ class Conversations:
 
     def __init__(self, host: Host):
         self.host = host
-        self.prompts: list[tuple[Prompt, tuple[int, ...]]] = []
+        self.prompts: list[EncodedPrompt] = []
         self.states: dict[str, bytes] = {}  # of each prompt's environment before the first turn
         self.broken: dict[str, str] = {}
         self.variables: dict[str, Mapping[str, Any]] = {}  # of the chat template, for each prompt
         self._open: dict[int, Conversation] = {}  # by the task that is under way
 
-    async def hear(self, outcome: Outcome, task_id: Callable[[], int]) -> Heard:
+    async def hear(self, outcome: Outcome, task_id: Callable[[], int]) -> TurnResult:
         """A turn has been sampled, of several conversations if it is their first: what the environment makes of it."""
-        task, heard = outcome.task, Heard()
+        task, heard = outcome.task, TurnResult()
         known = self._open.pop(task.id, None)
         if outcome.failure:
             heard.failures.append(Failure(task.prompt_id, task.rollouts, outcome.failure, outcome.tries))
@@ -185,7 +190,7 @@ class Conversations:
             self._end(talk, answer, heard)
         return heard
 
-    def _go_on(self, talk: Conversation, answer: Turn, heard: Heard, task_id: Callable[[], int]) -> bool:
+    def _go_on(self, talk: Conversation, answer: Turn, heard: TurnResult, task_id: Callable[[], int]) -> bool:
         """Gives the answer to the policy; false when there is no room for it and one token more."""
         itself = talk.last_token if talk.last_token in talk.task.sampling.stop_token_ids else -1
         prompt_id = talk.task.prompt_id
@@ -204,7 +209,7 @@ class Conversations:
         heard.tasks.append(order)
         return True
 
-    def _end(self, talk: Conversation, answer: Turn | str, heard: Heard) -> None:
+    def _end(self, talk: Conversation, answer: Turn | str, heard: TurnResult) -> None:
         if isinstance(answer, str):
             heard.failures.append(Failure(talk.task.prompt_id, 1, answer))
             return

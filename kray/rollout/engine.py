@@ -29,8 +29,9 @@ import ray
 
 from kray.records import Rollout, RolloutTask
 from kray.rollout.outcome import Report
-from kray.rollout.vllm_transport import TRANSPORT, Proof, Reactions, Stopwatch, exaggerated, register_transport
+from kray.rollout.vllm_transport import TRANSPORT, register_transport
 from kray.weight_sync.flat_weights import FlatWeights
+from kray.weight_sync.proof import Proof, Reactions, Stopwatch, exaggerated
 
 NEWS = 0.125  # share of max_sequences: so many ended rollouts are worth a report, though no task is whole
 CPU_STEP_TOKENS = 8192  # prompt tokens that one step may take in on CPU

@@ -14,11 +14,11 @@ import numpy as np
 import ray
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
-from kray.records import KrayError
+from kray.errors import KrayError
 from kray.rollout.engine import Engine
 from kray.rollout.health import Health, State
 from kray.rollout.outcome import Outcome, Report
-from kray.rollout.vllm_transport import Proof
+from kray.weight_sync.proof import Proof
 
 if TYPE_CHECKING:
     from kray.rollout.pool import Pool, Published
@@ -44,7 +44,7 @@ class WeightsLost(Exception):
     """The published weights are gone, or their learner is: no fault of the engine, which waits for the next version."""
 
 
-class Tender:
+class EngineSupervisor:
     """One engine as its pool knows it."""
 
     def __init__(self, pool: Pool, name: str, max_restarts: int):

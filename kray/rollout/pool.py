@@ -1,7 +1,7 @@
 """A pool of engines on Ray: hands out rollout tasks, streams their results back, and outlives the death of engines.
 
-Each engine has its Tender, which brings an actor up, proves its weights, moves work and reports, and starts anew when the
-actor is lost; Schedule decides who works on what, Health what an engine may do, Sizing how many are needed. No engine
+Each engine has its EngineSupervisor, which starts an actor, proves its weights, moves work and reports, and starts anew when
+the actor is lost; Schedule decides who works on what, Health what an engine may do, Sizing how many are needed. No engine
 takes work with weights that it has not proved: its logprobs of a probe must agree with the learner's, else it is killed.
 Work that is under way when new weights are published goes on with them. Every remote call has a deadline.
 """
@@ -19,10 +19,11 @@ import numpy as np
 import ray
 
 from kray.config.schema import RolloutConfig
-from kray.records import KrayError, RolloutTask
+from kray.errors import KrayError
+from kray.records import RolloutTask
 from kray.rollout.autoscaling import Sizing
 from kray.rollout.engine import EngineSpec
-from kray.rollout.engine_supervisor import POLL_S, WORRY_S, Tender, arrives
+from kray.rollout.engine_supervisor import POLL_S, WORRY_S, EngineSupervisor, arrives
 from kray.rollout.health import State
 from kray.rollout.outcome import Outcome
 from kray.rollout.scheduler import Schedule
@@ -53,7 +54,7 @@ class Pool:
         self.rollout, self.spec, self.label, self.log = rollout, spec, label, log
         self.tolerance = rollout.probe_tolerance or PROBE_TOLERANCE[spec.dtype]
         self.schedule = Schedule(rollout.max_attempts)
-        self.engines = [Tender(self, f"engine-{i}", rollout.max_restarts) for i in range(rollout.engines)]
+        self.engines = [EngineSupervisor(self, f"engine-{i}", rollout.max_restarts) for i in range(rollout.engines)]
         least = rollout.engines if rollout.min_engines is None else rollout.min_engines
         self.sizing = Sizing(least, rollout.engines, spec.max_sequences, rollout.idle_s)
         self._named = {engine.name: engine for engine in self.engines}
@@ -160,7 +161,7 @@ class Pool:
         else:
             self.dispatch()
 
-    def _hold(self, engine: Tender, held: bool) -> None:
+    def _hold(self, engine: EngineSupervisor, held: bool) -> None:
         if self.schedule.is_up(engine.name):
             self.schedule.hold(engine.name, held)
 

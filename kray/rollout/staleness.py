@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kray.metrics import STALENESS_DROPPED_GROUPS, STALENESS_MAX, STALENESS_MEAN, STALENESS_MIXED_RATIO
 from kray.records import Rollout, RolloutGroup
 
 
@@ -29,13 +30,13 @@ def fresh(
             kept.append(group)
     spans = [(version - v, end - start) for g in kept for r in g.rollouts for v, start, end in r.policy_versions]
     tokens = sum(length for _, length in spans)
-    metrics = {
-        "staleness/mean": sum(age * length for age, length in spans) / tokens if tokens else 0.0,
-        "staleness/max": float(max((age for age, _ in spans), default=0)),
-        "staleness/mixed_ratio": _share([len(r.policy_versions) > 1 for g in kept for r in g.rollouts]),
-        "staleness/dropped_groups": float(len(groups) - len(kept)),
+    metrics: dict[str, float] = {
+        STALENESS_MEAN: sum(age * length for age, length in spans) / tokens if tokens else 0.0,
+        STALENESS_MAX: float(max((age for age, _ in spans), default=0)),
+        STALENESS_MIXED_RATIO: _share([len(r.policy_versions) > 1 for g in kept for r in g.rollouts]),
+        STALENESS_DROPPED_GROUPS: float(len(groups) - len(kept)),
     }
-    assert metrics["staleness/max"] <= max_staleness
+    assert metrics[STALENESS_MAX] <= max_staleness
     return kept, metrics
 
 

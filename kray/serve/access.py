@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 from kray.serve.gate import LOOPBACK, Limits, digest
 
 KEY_VARIABLE = "KRAY_API_KEY"

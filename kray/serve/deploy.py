@@ -17,8 +17,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from typing import Any
 
-from kray.driver.remote import join
-from kray.records import ConfigError, KrayError
+from kray.cluster.session import join
+from kray.errors import ConfigError, KrayError
 from kray.serve.access import ANSWER_S, Access
 from kray.serve.gate import LOOPBACK
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 from kray.serve.policy_api import PolicySpec
 
 LONGEST_CONTEXT = 8192  # tokens, where no --context is given
@@ -43,8 +43,7 @@ def find_checkpoint(path: Path, step: int | None) -> Path | None:
 
 def exported(checkpoint: Path, cache: Path, overrides: list[str]) -> tuple[Path, Any]:
     """(the folder of a checkpoint's export in the cache, the run's configuration); the folder may not exist yet."""
-    from kray.config import kept_config
-    from kray.driver.remote import load_checked
+    from kray.config import kept_config, load_checked
 
     config = load_checked(str(kept_config(checkpoint.parent.parent)), [*overrides, "resume="])
     state = checkpoint / "state.json"

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kray.driver.remote import as_task, find_model
-from kray.records import ConfigError
+from kray.cluster.session import as_task
+from kray.errors import ConfigError
 from kray.rewards import VERIFIERS, check_verifier
 from kray.serve.access import Access, cache_folder, key_digest
 from kray.serve.deploy import deployed, serve_until_signal
@@ -18,6 +18,7 @@ from kray.serve.gate import Limits
 from kray.serve.planner_api import Planner
 from kray.serve.policy_api import Policy, PolicySpec
 from kray.serve.rewards_api import JudgeSpec, Rewards
+from kray.train.start_model import find_model
 
 EXPORT_S = 1800.0
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from kray.errors import DataError
 from kray.planner.beliefs import fit_beta_binomial
-from kray.records import DataError
 
 Population = Callable[[int, np.random.Generator], np.ndarray]
 

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from kray.metrics import PROMPTS_LONGEST_WAIT
 from kray.planner import KnapsackPlanner, PointValue, StepPlan, solve
 from kray.planner.beliefs import Beliefs
-from kray.prompts.admission import Waiting
+from kray.prompts.admission import Admission
 from kray.prompts.sampler import PromptSampler
 from kray.simulate.populations import Population
 
@@ -87,7 +88,7 @@ def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
     planner = _planner(world, plan, float(lengths.mean()))
     offered = round(planner.settings.candidates * world.per_step * wide)
     stream = PromptSampler([str(i) for i in range(world.prompts)], 1, seed)
-    waiting = Waiting(stream, min(offered, world.prompts), 8)
+    waiting = Admission(stream, min(offered, world.prompts), 8)
     cost = np.full(world.prompts, lengths.mean())  # running mean of each prompt's response tokens
     tally, before = Tally(), float(np.mean(p))
     goal = world.steps * (world.budget if world.unit == "rollouts" else world.budget * lengths.mean())
@@ -238,7 +239,7 @@ def _measure(p: np.ndarray, budgets: np.ndarray, passed: np.ndarray) -> dict[str
     }
 
 
-def _summary(world: World, tally: Tally, waiting: Waiting) -> dict[str, float]:
+def _summary(world: World, tally: Tally, waiting: Admission) -> dict[str, float]:
     first = -(-world.prompts // world.per_step)
     late = [row for row in tally.rows if row["step"] >= first] or tally.rows
     out = {key: float(np.nanmean([row[key] for row in late])) for key in late[0] if key not in ("step", "rollouts")}
@@ -248,5 +249,5 @@ def _summary(world: World, tally: Tally, waiting: Waiting) -> dict[str, float]:
     out["planner_ms"] = 1000 * tally.planner_s / tally.steps
     out["rollouts_a_step"], out["steps"] = tally.rollouts / tally.steps, float(tally.steps)
     out["tokens_a_rollout"] = tally.tokens / tally.rollouts
-    out["longest_wait"] = waiting.metrics()["prompts/longest_wait"]
+    out["longest_wait"] = waiting.metrics()[PROMPTS_LONGEST_WAIT]
     return out

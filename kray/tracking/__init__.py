@@ -3,8 +3,8 @@
 The only package that knows MLflow; MLflow is loaded when a Tracker opens.
 """
 
+from kray.metrics import METRICS, describe
 from kray.tracking.figures import budget_histogram, budgets_against_beliefs, learning_curve
-from kray.tracking.metrics import METRICS, describe
 from kray.tracking.mlflow_store import locate, log_model
 from kray.tracking.tracker import Tracker, prompts_digest
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kray.config.redaction import redact, redact_value
-from kray.records import KrayError
+from kray.errors import KrayError
 from kray.tracking.mlflow_store import MlflowRun, Store, unreachable
 from kray.tracking.refusals import deliver_rows
 

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kray.metrics import EVAL_ACCURACY, GROUP_EFFECTIVE_RATIO_PROMPTS, GROUP_EFFECTIVE_RATIO_ROLLOUTS, REWARD_MEAN
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CURVES = {  # metric -> (label, colour, marker): colours that colour-blind readers can tell apart
-    "eval/accuracy": ("held-out accuracy", "#0072B2", "o"),
-    "reward/mean": ("train reward, mean", "#E69F00", ""),
-    "group/effective_ratio_rollouts": ("rollouts in mixed groups", "#009E73", ""),
-    "group/effective_ratio_prompts": ("prompts with mixed groups", "#CC79A7", ""),
+    EVAL_ACCURACY: ("held-out accuracy", "#0072B2", "o"),
+    REWARD_MEAN: ("train reward, mean", "#E69F00", ""),
+    GROUP_EFFECTIVE_RATIO_ROLLOUTS: ("rollouts in mixed groups", "#009E73", ""),
+    GROUP_EFFECTIVE_RATIO_PROMPTS: ("prompts with mixed groups", "#CC79A7", ""),
 }
 
 

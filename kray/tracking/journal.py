@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from kray.records import KrayError
+from kray.errors import KrayError
 
 Mark = tuple[int, int]  # lines read so far, merges seen so far
 

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kray.config.redaction import redact
-from kray.records import ConfigError, DataError, KrayError, LostError
+from kray.errors import ConfigError, DataError, InfrastructureError, KrayError
 from kray.tracking.names import name_of, named
 from kray.tracking.refusals import deliver, refusal
 from kray.tracking.traces import log_trace
@@ -100,9 +100,9 @@ def reach(store: Store) -> None:
 
 
 def unreachable(store: Store, error: object) -> KrayError:
-    """What to raise: a LostError, unless the store has answered that it refuses."""
+    """What to raise: a InfrastructureError, unless the store has answered that it refuses."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    kind = KrayError if isinstance(error, Exception) and refusal(error) else LostError
+    kind = KrayError if isinstance(error, Exception) and refusal(error) else InfrastructureError
     return kind(f"MLflow at {store.shown} ({store.origin}) cannot be used: {redact(reason)}")
 
 

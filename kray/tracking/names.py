@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections.abc import Iterable
 
-from kray.records import KrayError
+from kray.errors import KrayError
 
 LONGEST = 250  # characters
 DIGITS = 8  # hexadecimal, of the digest that tells replaced names apart

@@ -23,7 +23,9 @@ from typing import Any
 
 from kray.config.redaction import redact, redact_value
 from kray.config.schema import TrackConfig
-from kray.records import KrayError, Prompt
+from kray.errors import KrayError
+from kray.metrics import TRACKING_NONFINITE
+from kray.records import Prompt
 from kray.tracking.journal import Journal
 from kray.tracking.mlflow_store import MlflowRun, SystemSamples, bound_waits, locate, reach, unreachable
 from kray.tracking.names import name_of, named
@@ -134,7 +136,7 @@ class Tracker:
         finite = {names[name]: float(value) for name, value in metrics.items() if math.isfinite(value)}
         dropped = [name for name, value in metrics.items() if not math.isfinite(value)]
         if dropped:
-            finite["tracking/nonfinite"] = float(len(dropped))
+            finite[TRACKING_NONFINITE] = float(len(dropped))
         if new := set(dropped) - self._nonfinite:  # each name once, not every step
             self._nonfinite |= new
             log.warning("step %d: not finite and left out: %s", step, ", ".join(sorted(new)))

@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 ATTENTION = "kray_packed"
 # What models hand on to their attention that does not change what it computes.

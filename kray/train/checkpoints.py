@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from kray.records import ConfigError, KrayError
+from kray.errors import ConfigError, KrayError
 
 STATE = "state.json"
 FILES = "files.json"

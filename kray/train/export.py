@@ -18,7 +18,7 @@ from typing import Any
 
 from kray.config import KrayConfig, ModelConfig
 from kray.config.validation import NOT_IN_MODELS
-from kray.records import ConfigError, KrayError
+from kray.errors import ConfigError, KrayError
 from kray.tracking import locate, log_model
 
 MODEL = "model"  # in a run folder

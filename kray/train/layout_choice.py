@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 from kray.train.attention import ATTENTION
 from kray.train.model import OWN, set_attention
 from kray.train.supported_models import longest_sequence

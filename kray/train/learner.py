@@ -24,7 +24,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from kray.config.schema import BUILT_WITH, LoraConfig, TrainConfig, advantage_of, aggregation_of
-from kray.records import ConfigError, KrayError, RolloutGroup
+from kray.errors import ConfigError, KrayError
+from kray.metrics import TRAIN_LOGPROB_GAP_MAX, TRAIN_LR, TRAIN_UPDATE_S
+from kray.records import RolloutGroup
 from kray.train import model as policy
 from kray.train import sharded_checkpoint as saving
 from kray.train.advantages import advantages
@@ -219,8 +221,8 @@ class Learner:
         dist.all_reduce(sums)
         dist.all_reduce(gap_max, dist.ReduceOp.MAX)
         metrics = update_metrics(dict(zip(SUMS, sums.tolist(), strict=True)), norms, rows, self.train, self.device)
-        metrics["train/logprob_gap_max"] = gap_max.item() if plan else np.nan
-        metrics |= {"train/lr": lr, "train/update_s": time.monotonic() - started}
+        metrics[TRAIN_LOGPROB_GAP_MAX] = gap_max.item() if plan else np.nan
+        metrics |= {TRAIN_LR: lr, TRAIN_UPDATE_S: time.monotonic() - started}
         # Left out rather than NaN: what is unknown because nothing was trained on.
         return {name: value for name, value in metrics.items() if np.isfinite(value)}
 

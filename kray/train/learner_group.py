@@ -3,8 +3,8 @@
 Promises
 - Every wait has a deadline, and an error says what was waited for and which rank failed.
 - All ranks get every call in the same order, which is what their collectives need: one caller at a time (`saved` apart).
-- A rank that died, a deadline that passed, a collective that broke: LostError. The gang is broken then: `kill` it (its
-  place stays reserved) or `close` it, `start` a new one and `load` a checkpoint. No rank is restarted alone.
+- A rank that died, a deadline that passed, a collective that broke: InfrastructureError. The gang is broken then: `kill` it
+  (its place stays reserved) or `close` it, `start` a new one and `load` a checkpoint. No rank is restarted alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from kray.config.schema import LoraConfig, TrainConfig
-from kray.records import ConfigError, KrayError, LostError, RolloutGroup
+from kray.errors import ConfigError, InfrastructureError, KrayError
+from kray.records import RolloutGroup
 from kray.train.learner import Learner, step_rows
 from kray.train.metrics import nonfinite_in_a_row
 from kray.weight_sync.flat_weights import Gathered
@@ -149,11 +150,11 @@ class LearnerGroup:
         deadline = time.monotonic() + self.train.timeout_s
         while not all(await self._all("saved", "whether the checkpoint is written")):
             if time.monotonic() > deadline:
-                raise LostError(f"learner: a checkpoint was not written after {self.train.timeout_s:.0f} s")
+                raise InfrastructureError(f"learner: a checkpoint was not written after {self.train.timeout_s:.0f} s")
             await asyncio.sleep(SAVED_POLL_S)
 
     async def watch(self) -> None:
-        """Raises LostError soon after a rank has died; never returns. No collective either."""
+        """Raises InfrastructureError soon after a rank has died; never returns. No collective either."""
         while True:
             await asyncio.sleep(WATCH_S)
             pings = [actor.__ray_ready__.remote() for actor in self.actors]
@@ -196,7 +197,7 @@ class LearnerGroup:
             has, free = ray.cluster_resources(), ray.available_resources()
             seen = {name: has.get(name, 0.0) for name in self.bundle}
             left = {name: free.get(name, 0.0) for name in self.bundle}
-            kind = LostError if self._lives else KrayError  # they had a place before, or never
+            kind = InfrastructureError if self._lives else KrayError  # they had a place before, or never
             raise kind(
                 f"learner: {self.train.ranks} ranks not placed after {self.placement_timeout_s:.0f} s; waiting for "
                 f"{_counts(self.bundle)} x {self.train.ranks}; the cluster has {_counts(seen)}, free {_counts(left)}; "
@@ -233,7 +234,7 @@ class LearnerGroup:
     async def _all(self, method: str, purpose: str, *arguments: Any) -> list[Any]:
         """The method's results of all ranks, rank 0 first."""
         if not self.actors:
-            raise LostError(f"learner: asked {purpose}, but it is not running")
+            raise InfrastructureError(f"learner: asked {purpose}, but it is not running")
         return await self._wait([getattr(actor, method).remote(*arguments) for actor in self.actors], purpose)
 
     async def _wait(self, refs: list[ray.ObjectRef], purpose: str, limit_s: float | None = None) -> list[Any]:
@@ -250,7 +251,7 @@ class LearnerGroup:
             if pending:
                 key = "" if limit_s else " (train.timeout_s)"
                 ranks = ", ".join(str(rank) for rank, task in enumerate(tasks) if not task.done())
-                raise LostError(f"learner: waited {timeout_s:.0f} s for rank {ranks} {purpose}{key}")
+                raise InfrastructureError(f"learner: waited {timeout_s:.0f} s for rank {ranks} {purpose}{key}")
             return [task.result() for task in tasks]
         finally:
             for task in tasks:
@@ -264,22 +265,24 @@ async def _value(ref: ray.ObjectRef) -> Any:
 def _blame(errors: dict[int, BaseException], purpose: str) -> KrayError:
     """The error that explains best why the ranks could not do it: a death before a complaint.
 
-    A LostError where another gang may do better: a rank died, an object or a node is gone, a collective broke, memory ran
-    out (the last two are RuntimeErrors). What kray itself raised in a rank keeps its kind.
+    An InfrastructureError where another gang may do better: a rank died, an object or a node is gone, a collective broke,
+    memory ran out (the last two are RuntimeErrors). What kray itself raised in a rank keeps its kind.
     """
     for rank, error in errors.items():
         if isinstance(error, RayActorError):
             last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
             named, _, message = last.partition("Error: ")
-            if named == "kray.records.Config":  # raised while the actor was made; Ray keeps only its text
+            if (
+                f"{named}Error" == f"{ConfigError.__module__}.{ConfigError.__name__}"
+            ):  # raised while the actor was made; Ray keeps only its text
                 return _caused(ConfigError(message), error)
-            return _caused(LostError(f"learner rank {rank} died when asked {purpose}: {last}"), error)
+            return _caused(InfrastructureError(f"learner rank {rank} died when asked {purpose}: {last}"), error)
     rank, error = next(iter(errors.items()))
     cause = error.cause if isinstance(error, RayTaskError) and error.cause else error
     if isinstance(cause, KrayError):
         kind: type[KrayError] = type(cause)
     else:
-        kind = LostError if isinstance(cause, RuntimeError | RayError) else KrayError
+        kind = InfrastructureError if isinstance(cause, RuntimeError | RayError) else KrayError
     return _caused(kind(f"learner rank {rank} failed {purpose}: {cause}"), error)
 
 

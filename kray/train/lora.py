@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kray.config.schema import LoraConfig
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 ADAPTER = "default"
 

@@ -19,7 +19,30 @@ import torch
 import torch.distributed as dist
 
 from kray.config.schema import TrainConfig
-from kray.records import KrayError
+from kray.errors import KrayError
+from kray.metrics import (
+    TRAIN_ADVANTAGE_CUT_GROUPS,
+    TRAIN_ADVANTAGE_MAX,
+    TRAIN_ATTENTION_PADDING_RATIO,
+    TRAIN_CLIP_RATIO,
+    TRAIN_COMPUTED_TOKENS,
+    TRAIN_ENTROPY,
+    TRAIN_GRAD_NORM,
+    TRAIN_GROUPS_RATIO,
+    TRAIN_KL,
+    TRAIN_LOGPROB_GAP_MEAN,
+    TRAIN_LOGPROB_KL,
+    TRAIN_LOSS,
+    TRAIN_NONFINITE,
+    TRAIN_OPTIMIZER_STEPS,
+    TRAIN_PADDING_RATIO,
+    TRAIN_PEAK_MEMORY_GIB,
+    TRAIN_REFERENCE_KL,
+    TRAIN_ROWS,
+    TRAIN_SKIPPED,
+    TRAIN_TIS_RATIO,
+    TRAIN_TOKENS,
+)
 from kray.train.training_rows import Rows
 
 # What one update adds up over its tokens, micro-batches and ranks.
@@ -36,27 +59,27 @@ def update_metrics(
     tokens = sums["tokens"] or np.nan
     finite = [norm for norm in norms if np.isfinite(norm)]
     return {
-        "train/loss": sums["loss"] / len(norms) if norms else np.nan,
-        "train/grad_norm": float(np.mean(finite)) if finite else np.nan,
-        "train/entropy": sums["entropy"] / tokens,
-        "train/clip_ratio": sums["clipped"] / tokens,
-        "train/kl": sums["kl"] / tokens,
-        "train/reference_kl": sums["reference_kl"] / tokens if train.kl else np.nan,
-        "train/tis_ratio": sums["truncated"] / tokens if train.tis else np.nan,
-        "train/tokens": sums["tokens"],
-        "train/rows": sums["rows"],
-        "train/computed_tokens": sums["padded"],
-        "train/groups_ratio": rows.effective_groups / max(1, rows.groups),
-        "train/padding_ratio": 1 - sums["filled"] / sums["padded"] if sums["padded"] else np.nan,
-        "train/attention_padding_ratio": 1 - sums["keys"] / sums["key_places"] if sums["key_places"] else np.nan,
-        "train/logprob_gap_mean": sums["gap"] / tokens,
-        "train/logprob_kl": sums["engine_kl"] / tokens,
-        "train/optimizer_steps": float(len(finite)),
-        "train/nonfinite": float(len(norms) - len(finite)),
-        "train/skipped": float(not finite),
-        "train/advantage_max": rows.advantage_max,
-        "train/advantage_cut_groups": float(rows.cut_groups),
-        "train/peak_memory_gib": _peak_memory_gib(device),
+        TRAIN_LOSS: sums["loss"] / len(norms) if norms else np.nan,
+        TRAIN_GRAD_NORM: float(np.mean(finite)) if finite else np.nan,
+        TRAIN_ENTROPY: sums["entropy"] / tokens,
+        TRAIN_CLIP_RATIO: sums["clipped"] / tokens,
+        TRAIN_KL: sums["kl"] / tokens,
+        TRAIN_REFERENCE_KL: sums["reference_kl"] / tokens if train.kl else np.nan,
+        TRAIN_TIS_RATIO: sums["truncated"] / tokens if train.tis else np.nan,
+        TRAIN_TOKENS: sums["tokens"],
+        TRAIN_ROWS: sums["rows"],
+        TRAIN_COMPUTED_TOKENS: sums["padded"],
+        TRAIN_GROUPS_RATIO: rows.effective_groups / max(1, rows.groups),
+        TRAIN_PADDING_RATIO: 1 - sums["filled"] / sums["padded"] if sums["padded"] else np.nan,
+        TRAIN_ATTENTION_PADDING_RATIO: 1 - sums["keys"] / sums["key_places"] if sums["key_places"] else np.nan,
+        TRAIN_LOGPROB_GAP_MEAN: sums["gap"] / tokens,
+        TRAIN_LOGPROB_KL: sums["engine_kl"] / tokens,
+        TRAIN_OPTIMIZER_STEPS: float(len(finite)),
+        TRAIN_NONFINITE: float(len(norms) - len(finite)),
+        TRAIN_SKIPPED: float(not finite),
+        TRAIN_ADVANTAGE_MAX: rows.advantage_max,
+        TRAIN_ADVANTAGE_CUT_GROUPS: float(rows.cut_groups),
+        TRAIN_PEAK_MEMORY_GIB: _peak_memory_gib(device),
     }
 
 
@@ -65,10 +88,10 @@ def nonfinite_in_a_row(before: int, metrics: dict[str, float], limit: int) -> in
 
     A step without a mixed group says nothing of the gradient: the count stays.
     """
-    if not metrics["train/skipped"]:
+    if not metrics[TRAIN_SKIPPED]:
         return 0
-    count = before + (metrics["train/nonfinite"] > 0)
-    if limit and count >= limit and metrics["train/nonfinite"]:
+    count = before + (metrics[TRAIN_NONFINITE] > 0)
+    if limit and count >= limit and metrics[TRAIN_NONFINITE]:
         raise KrayError(
             f"learner: the gradient was not finite in {count} steps in a row (train.max_nonfinite); weights and optimizer are "
             "as before them: go on from the newest checkpoint with a lower train.lr, or another train.loss or model.dtype"

@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import LoraConfig
-from kray.records import ConfigError, KrayError
+from kray.errors import ConfigError, KrayError
 from kray.train.lora import add_lora, merges, plain_name
 from kray.train.supported_models import check_supported
 

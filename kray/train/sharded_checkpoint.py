@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from kray.records import KrayError, StorageError
+from kray.errors import KrayError, StorageError
 
 
 class Saver:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

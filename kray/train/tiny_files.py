@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from kray.config.schema import TinyPolicyConfig
+from kray.errors import ConfigError
 from kray.prompts.arithmetic import CHARACTERS, HABITS, KINDS, TEACHER
 from kray.prompts.lessons import Lesson, make_lessons, phrases, recipe
-from kray.records import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

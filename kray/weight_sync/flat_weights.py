@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kray.records import KrayError
+from kray.errors import KrayError
 
 LANES = 8192  # of a checksum, 64 bits each: sums over them stay in the processor's first caches
 

@@ -12,7 +12,7 @@ import pytest
 
 from kray.bench import step
 from kray.bench import trl as rival
-from kray.records import ConfigError, KrayError
+from kray.errors import ConfigError, KrayError
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from kray.config import load_config
 from kray.config.cluster_file import load_cluster
 from kray.config.placement import place
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster"

@@ -12,7 +12,8 @@ import ray
 from doors import knock
 
 from kray.compare.study import RATES, VISITS, load_study
-from kray.driver.remote import driver_actor, find_model, follow
+from kray.driver.remote import driver_actor, follow
+from kray.train.start_model import find_model
 
 ROOT = Path(__file__).parents[2]
 QUICK = str(ROOT / "configs" / "compare-quick.yaml")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from kray.compare.exact import ExactRates, OraclePlanner
+from kray.errors import ConfigError
 from kray.planner import PointValue, solve
-from kray.records import ConfigError, Prompt
+from kray.records import Prompt
 
 STOPS = (7, 8)
 

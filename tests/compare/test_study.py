@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kray.compare.study import DONE, load_study, parse_seeds
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 BASE = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 GYM = "{{train: {{kind: reasoning_gym, tasks: {{gcd: {{}}}}, verifier: exact}}}}"  # "5 " would be right, too

@@ -26,7 +26,7 @@ from kray.config import (
 from kray.config.reading import all_keys, declared, fields_of
 from kray.config.redaction import is_secret_key
 from kray.config.validation import CHOICES, FIXED, LIMITS, value_at
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 MODEL = "model:\n  path: x\n"
 

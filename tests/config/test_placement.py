@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kray.config import KrayConfig
 from kray.config.cluster_file import Cluster, Group, load_cluster
 from kray.config.placement import Shape, cluster_rows, place
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 RAY_UP = """
 max_workers: 5

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.config import KrayConfig, changed_keys, flat, load_config, redact, to_yaml
-from kray.records import ConfigError
+from kray.errors import ConfigError
 
 PLANTED = {
     "HF_TOKEN": "hf_AbCdEfGhIjKlMnOp",

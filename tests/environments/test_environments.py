@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from kray.config import load_config
 from kray.config.schema import EnvironmentConfig
-from kray.driver.remote import load_both
 from kray.environments import ENVIRONMENTS, check_environment, stops_of
 from kray.environments.calculator import Calculator, calculate
 from kray.environments.tools import Tools
-from kray.environments.workers import Stage
+from kray.environments.workers import EnvironmentWorkers
+from kray.errors import ConfigError
+from kray.launch.preflight import load_both
 from kray.prompts.arithmetic import KINDS, make_problems
-from kray.records import ConfigError, Prompt
+from kray.records import Prompt
 
 HERE = "environments_for_tests"
 
@@ -142,7 +143,7 @@ def test_tools_answer_each_call_and_whatever_is_wrong_with_it():
 
 def on_stage(name: str, work, **settings):
     async def go():
-        stage = Stage(EnvironmentConfig(name=f"{HERE}:{name}", **settings))
+        stage = EnvironmentWorkers(EnvironmentConfig(name=f"{HERE}:{name}", **settings))
         try:
             return await asyncio.wait_for(work(stage), 60)
         finally:

@@ -61,7 +61,7 @@ def test_a_step_that_cannot_be_opened_leaves_no_trace(monkeypatch):
     def fail(**_):
         raise RuntimeError("no plan")
 
-    monkeypatch.setattr("kray.planner.planner.Purse", fail)
+    monkeypatch.setattr("kray.planner.planner.RolloutBudget", fail)
     with pytest.raises(RuntimeError):
         planner.begin(["a", "b"])
     assert json.dumps(planner.to_dict()) == before

@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from prompts.test_tokenize import CHAT, ask, make_tokenizer
 
 from kray.config.schema import SourceConfig
+from kray.errors import ConfigError
 from kray.prompts import encode_prompt
 from kray.prompts.chat_templates import LOOKED_AT, check_template, lost_messages
 from kray.prompts.tokenize import as_read, encode_answer, encode_opening
-from kray.records import ConfigError, Prompt
+from kray.records import Prompt
 
 THINKING = CHAT.replace(
     "assistant\n{% endif %}",

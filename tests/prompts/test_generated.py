@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from kray.config.schema import SourceConfig
+from kray.errors import DataError
 from kray.prompts import load_prompts
 from kray.prompts.generated import _pack
-from kray.records import DataError
 from kray.rewards import score
 
 TASKS = {"chain_sum": {"max_terms": 3}, "gcd": None, "basic_arithmetic": {}}

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kray.config.schema import SourceConfig
+from kray.errors import DataError
 from kray.prompts import load_prompts
 from kray.prompts.fields import content
 from kray.prompts.rows import Row
-from kray.records import DataError
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kray.config.schema import SourceConfig
+from kray.errors import DataError
 from kray.prompts import load_prompts
 from kray.prompts.arithmetic import habit
 from kray.prompts.generated import entries_of, judge
 from kray.prompts.lessons import make_lessons, phrases, slips, teach
-from kray.records import DataError
 from kray.rewards import score
 from kray.train.tiny_files import LETTERS, make_tokenizer
 

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from kray.config.schema import SourceConfig
+from kray.errors import ConfigError, DataError
 from kray.prompts.model_files import check_context, load_tokenizer, stop_ids
 from kray.prompts.tokenize import encode_all
-from kray.records import ConfigError, DataError, Prompt
+from kray.records import Prompt
 
 CONFIG = {
     "model_type": "qwen3", "vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,

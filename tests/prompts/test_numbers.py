@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.config.schema import SourceConfig
+from kray.errors import DataError
 from kray.prompts import load_prompts
 from kray.prompts.columns import parse_json
 from kray.prompts.fields import scalar
 from kray.prompts.rows import Row
-from kray.records import DataError
 from kray.rewards import score
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.config.schema import PromptsConfig, SourceConfig
+from kray.errors import DataError
 from kray.prompts import load_prompts, load_tests
-from kray.records import DataError
 
 
 def write(folder, rows, name="p.jsonl"):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.config.schema import PromptsConfig, SourceConfig
+from kray.errors import ConfigError, DataError
 from kray.prompts import load_prompts, load_tests
-from kray.records import ConfigError, DataError
 
 GSM8K = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k"
 

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.config.schema import SourceConfig
+from kray.errors import DataError
 from kray.prompts import encode_prompt
 from kray.prompts.tokenize import encode_answer, encode_opening
-from kray.records import DataError, Prompt
+from kray.records import Prompt
 
 CHAT = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"

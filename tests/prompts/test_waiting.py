@@ -1,4 +1,4 @@
-"""Waiting prompts: nobody is offered twice in a step, nobody waits beyond the bound, and a saved state goes on exactly."""
+"""Admission prompts: nobody is offered twice in a step, nobody waits beyond the bound, and a saved state goes on exactly."""
 
 import json
 
@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.prompts.admission import Waiting
+from kray.prompts.admission import Admission
 from kray.prompts.sampler import PromptSampler
 
 
 def waiting(prompts, candidates, max_wait, seed=0):
-    return Waiting(PromptSampler([str(i) for i in range(prompts)], 1, seed), candidates, max_wait)
+    return Admission(PromptSampler([str(i) for i in range(prompts)], 1, seed), candidates, max_wait)
 
 
 @given(st.integers(1, 40), st.data(), st.integers(0, 6), st.integers(0, 2**32))
@@ -64,7 +64,7 @@ def test_what_is_refused():
         with pytest.raises(ValueError, match=r"candidates|max_wait"):
             waiting(10, *arguments)
     with pytest.raises(ValueError, match="stream"):
-        Waiting(PromptSampler(list("abcd"), 2, 0), 2, 1)
+        Admission(PromptSampler(list("abcd"), 2, 0), 2, 1)
     with pytest.raises(ValueError, match="version"):
         one.load_dict({})
 

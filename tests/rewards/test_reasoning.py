@@ -12,10 +12,10 @@ from reasoning_gym.factory import DATASETS
 
 from kray.config import KrayConfig
 from kray.config.schema import SourceConfig
-from kray.driver.remote import check_prompts
+from kray.errors import DataError
+from kray.launch.preflight import check_prompts
 from kray.prompts import load_prompts
 from kray.prompts.generated import _pack as pack_entry
-from kray.records import DataError
 from kray.rewards import check_answer
 from kray.rewards.reasoning import parse_arithmetic, verify_reasoning
 

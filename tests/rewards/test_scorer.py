@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kray.records import KrayError
+from kray.errors import KrayError
 from kray.rewards import Outcome, Scorer
 
 HERE = Path(__file__).parent

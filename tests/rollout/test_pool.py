@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from pool_stories import PROBE, LivingPool, PlainLearner, gather, make_pool, outcomes, same, tasks
 
-from kray.records import KrayError, Sampling
+from kray.errors import KrayError
+from kray.records import Sampling
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kray.rollout.vllm_transport import Proof, Reactions, Stopwatch, exaggerated
 from kray.weight_sync.flat_weights import FlatWeights
+from kray.weight_sync.proof import Proof, Reactions, Stopwatch, exaggerated
 
 PROBE = tuple(int(token) for token in np.random.default_rng(0).integers(2, 40, 24))
 ANSWER = np.float32([-1.0, -2.0])

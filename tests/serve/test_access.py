@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 from kray.serve.access import KEY_VARIABLE, Access, key_digest, key_file
 from kray.serve.gate import digest
 

@@ -11,7 +11,7 @@ import pytest
 
 from kray.config import KrayConfig, ModelConfig, to_yaml
 from kray.driver.state import RunState
-from kray.records import ConfigError
+from kray.errors import ConfigError
 from kray.serve.folders import exported, find_checkpoint, policy_spec
 from kray.serve.policy_api import prompts_in
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from kray.config import KrayConfig, RewardConfig, check
 from kray.driver.workers import make_scorer
-from kray.records import KrayError
+from kray.errors import KrayError
 from kray.rewards import Scorer, remote
 from kray.rewards.remote import RemoteScorer, chunks
 from kray.serve.gate import Refusal

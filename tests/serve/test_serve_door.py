@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 from kray.serve.access import Access
 from kray.serve.gate import Limits
 from kray.serve.rewards_api import JudgeSpec

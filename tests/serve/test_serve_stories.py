@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kray.errors import KrayError
 from kray.planner import PointValue, solve
-from kray.records import KrayError
 from kray.rewards.remote import RemoteScorer
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.bench.engine_model import FLEETS, Fleet, Work, lower_bound, make_work, overhead, simulate, static
+from kray.bench.engine_model import ENGINE_MODELS, EngineModel, Work, lower_bound, make_work, overhead, simulate, static
 
 LENGTHS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=9), min_size=1, max_size=12)
 PROMPT = st.integers(0, 500)
@@ -18,7 +18,7 @@ PROMPT = st.integers(0, 500)
 @settings(max_examples=200, deadline=None)
 @given(LENGTHS, PROMPT, st.integers(1, 5), st.integers(1, 6), st.sampled_from(["gpu", "cpu"]), st.integers(1, 12))
 def test_no_schedule_beats_the_bound(lengths, prompt_tokens, engines, sequences, kind, split):
-    fleet = replace(FLEETS[kind], engines=engines, max_sequences=sequences, latency_s=0.0)
+    fleet = replace(ENGINE_MODELS[kind], engines=engines, max_sequences=sequences, latency_s=0.0)
     groups = [np.array(each) for each in lengths]
     work = Work(groups, np.array([each.mean() for each in groups]), np.full(len(groups), prompt_tokens))
     bound = lower_bound(fleet, work)
@@ -32,7 +32,7 @@ def test_no_schedule_beats_the_bound(lengths, prompt_tokens, engines, sequences,
 
 
 def test_the_bound_is_reached_where_the_best_schedule_is_plain():
-    fleet = Fleet(2, 4, 0.01, 0.001, 0.0, latency_s=0.0)
+    fleet = EngineModel(2, 4, 0.01, 0.001, 0.0, latency_s=0.0)
     even = Work([np.full(8, 100), np.full(8, 100)], np.full(2, 100.0), np.zeros(2, int))
     assert simulate(fleet, even, split=4).makespan_s == pytest.approx(2 * 100 * 0.014)
     assert lower_bound(fleet, even) == pytest.approx(2 * 100 * 0.014, rel=1e-4)
@@ -41,7 +41,7 @@ def test_the_bound_is_reached_where_the_best_schedule_is_plain():
 
 
 def test_an_engine_is_busy_for_its_steps_its_tokens_and_its_prompts():
-    fleet = Fleet(1, 2, 0.01, 0.001, 0.0001, latency_s=0.0)
+    fleet = EngineModel(1, 2, 0.01, 0.001, 0.0001, latency_s=0.0)
     work = Work([np.array([10, 20]), np.array([30])], np.array([15.0, 30.0]), np.array([100, 200]))
     # 30 first and 20 or 10 beside it, then the other: 30 steps that never stop, 60 tokens, 300 tokens of prompts
     assert simulate(fleet, work).makespan_s == pytest.approx(30 * 0.01 + 60 * 0.001 + 300 * 0.0001)
@@ -49,7 +49,7 @@ def test_an_engine_is_busy_for_its_steps_its_tokens_and_its_prompts():
 
 def test_the_schedule_is_near_the_bound_where_static_sharding_is_not():
     for kind, near in (("gpu", 1.2), ("cpu", 1.1)):
-        fleet = replace(FLEETS[kind], engines=16)
+        fleet = replace(ENGINE_MODELS[kind], engines=16)
         work = make_work(16 * 128, 0)
         bound = lower_bound(fleet, work)
         assert simulate(fleet, work).makespan_s < near * bound
@@ -58,7 +58,7 @@ def test_the_schedule_is_near_the_bound_where_static_sharding_is_not():
 
 
 def test_an_engine_that_reports_whole_tasks_only_must_hold_more_than_a_batch():
-    fleet = replace(FLEETS["gpu"], engines=4)
+    fleet = replace(ENGINE_MODELS["gpu"], engines=4)
     work = make_work(4 * 128, 0)
     exact = simulate(fleet, work).makespan_s
     assert simulate(fleet, work, progress=False).makespan_s > 1.3 * exact  # it looks full while its last stragglers run
@@ -66,7 +66,7 @@ def test_an_engine_that_reports_whole_tasks_only_must_hold_more_than_a_batch():
 
 
 def test_a_step_of_few_rollouts_an_engine_wants_small_parts():
-    fleet = replace(FLEETS["gpu"], engines=16, max_sequences=8)
+    fleet = replace(ENGINE_MODELS["gpu"], engines=16, max_sequences=8)
     found = {split: [] for split in (0, 32)}
     for seed in range(4):
         work = make_work(16 * 8, seed)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kray.errors import DataError
 from kray.planner import KnapsackPlanner
-from kray.records import DataError
 from kray.simulate.populations import SHAPES, find_population, read_counts, seen_population
 from kray.simulate.study import PLANS, WIDER, correlations, curve, interval, study, summary, table
 from kray.simulate.world import World, simulate

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kray.config import KrayConfig, ModelConfig, TrackConfig, load_config
 from kray.config.validation import problems
+from kray.errors import ConfigError, KrayError
 from kray.prompts import sources
-from kray.records import ConfigError, KrayError
 from kray.tracking import METRICS, names
 from kray.tracking.names import LONGEST, name_of, named, ordinary
 

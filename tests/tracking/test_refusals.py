@@ -20,7 +20,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from kray.config import TrackConfig
-from kray.records import ConfigError, LostError
+from kray.errors import ConfigError, InfrastructureError
 from kray.tracking import Tracker
 from kray.tracking.evaluations import log_evaluation
 from kray.tracking.journal import Journal
@@ -59,7 +59,7 @@ def client_of(folder) -> MlflowClient:
 def test_which_errors_are_final(error, final):
     assert bool(refusal(error)) == final
     store = Store("http://host", None, "track.uri")
-    assert isinstance(unreachable(store, error), LostError) == (not final)
+    assert isinstance(unreachable(store, error), InfrastructureError) == (not final)
 
 
 @given(st.lists(st.integers(), max_size=40, unique=True), st.data())

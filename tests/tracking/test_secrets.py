@@ -6,8 +6,8 @@ import socket
 import pytest
 
 from kray.config import TrackConfig, flat, load_config, to_yaml
-from kray.driver.remote import guarded
-from kray.records import KrayError
+from kray.errors import KrayError
+from kray.launch.main import guarded
 from kray.tracking import Tracker
 from kray.tracking.mlflow_store import locate
 

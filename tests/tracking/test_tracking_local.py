@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from kray.records import KrayError
+from kray.errors import KrayError
 from kray.tracking import METRICS, budget_histogram, budgets_against_beliefs, describe, learning_curve
 from kray.tracking.journal import Journal
 from kray.tracking.mlflow_store import locate

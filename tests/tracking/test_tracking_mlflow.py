@@ -12,7 +12,8 @@ import urllib.request
 import pytest
 
 from kray.config import TrackConfig
-from kray.records import KrayError, Prompt
+from kray.errors import KrayError
+from kray.records import Prompt
 from kray.tracking import Tracker, budget_histogram, prompts_digest
 
 PROMPTS = [Prompt(f"p{i}", str(i), "exact", "test", text=f"what is {i}?") for i in range(5)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 from kray.train.attention import layout, packed_attention
 
 HEADS, KV_HEADS, D = 4, 2, 8

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kray.records import ConfigError, KrayError
+from kray.errors import ConfigError, KrayError
 from kray.train.checkpoints import CheckpointStore, find_resume, newest, read_state, sound
 
 

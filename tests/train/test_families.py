@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kray.config.schema import LoraConfig
-from kray.records import ConfigError
+from kray.errors import ConfigError
 from kray.train.learner import step_rows
 from kray.train.model import state_digest
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from kray.records import StorageError
+from kray.errors import StorageError
 from kray.train.model import state_digest
 
 

@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from kray.config.schema import TrainConfig
-from kray.records import ConfigError, KrayError
+from kray.errors import ConfigError, KrayError
 from kray.train.learner import step_rows
 from kray.train.metrics import nonfinite_in_a_row
 from kray.train.model import decoder_layers, state_digest

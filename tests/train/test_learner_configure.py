@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 from kray.train.learner import step_rows
 
 

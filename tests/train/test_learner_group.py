@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kray.config.schema import TrainConfig
-from kray.records import ConfigError, KrayError, Prompt, Rollout, RolloutGroup
+from kray.errors import ConfigError, KrayError
+from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.learner_group import LearnerGroup
 
 pytestmark = pytest.mark.slow

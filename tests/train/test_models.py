@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from kray.bench import model_support as judged
 from kray.bench.model_families import Case, cases, tiny_config, tiny_model
-from kray.records import ConfigError
+from kray.errors import ConfigError
 from kray.train import attention
 from kray.train import layout_choice as layouts
 from kray.train import model as policy

@@ -9,7 +9,7 @@ import pytest
 import transformers
 from transformers import AutoConfig
 
-from kray.records import ConfigError
+from kray.errors import ConfigError
 from kray.train.model import load_policy
 from kray.train.supported_models import check_supported
 

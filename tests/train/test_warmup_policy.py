@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kray.config.schema import TinyPolicyConfig
+from kray.errors import ConfigError
 from kray.prompts import lessons
 from kray.prompts.arithmetic import CHARACTERS
-from kray.records import ConfigError
 from kray.train.tiny_files import TOOL_CHARACTERS, default_cache, digest, make_tokenizer
 from kray.train.tiny_policy import CALCULATOR, IGNORED, _batches, ensure_tiny_policy
 

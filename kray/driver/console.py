@@ -1,0 +1,89 @@
+"""The lines that a run prints, and the summary at its end. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kray.config import KrayConfig
+from kray.metrics import (
+    BUDGET_MAX,
+    BUDGET_MIN,
+    GROUP_EFFECTIVE_RATIO_PROMPTS,
+    GROUP_EFFECTIVE_RATIO_ROLLOUTS,
+    REWARD_MEAN,
+    TIMING_S_GENERATE,
+    TIMING_S_STEP,
+    TIMING_S_SYNC,
+    TIMING_S_UPDATE,
+)
+from kray.plan_modes import offered_share
+
+if TYPE_CHECKING:  # jobs read reports without loading Ray
+    from kray.driver.evaluation import Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a run ended. Accuracies are mean rewards on the test prompts, None where there was no evaluation."""
+
+    folder: str
+    steps: int
+    of_steps: int
+    stopped: str  # why it ended early, "" if it did not
+    accuracy_before: float | None
+    accuracy_after: float | None
+    greedy_after: float | None
+    test_prompts: int
+    effective_rollouts: float  # mean over the steps: rollouts in mixed groups / rollouts
+    effective_prompts: float  # mean over the steps: prompts with a mixed group / prompts
+    shares: dict[str, float]  # of the steps' time: generate, reward, update, sync; idle: of an engine's
+    rollouts: int
+    tokens: int
+    elapsed_s: float  # in steps
+    engine_deaths: int
+    restarts: dict[str, int]  # of the learner and of the driver
+    left_out: dict[str, str]  # prompts in quarantine -> why
+    open_command: str
+
+
+def start_line(folder: Path, config: KrayConfig, train: int, test: int, resumed: int | None) -> str:
+    begin = "new run" if resumed is None else f"resumed after step {resumed}"
+    share = offered_share(config.plan)
+    prompts = f"up to {round(share * config.prompts.per_step)}" if share > 1 else f"{config.prompts.per_step}"
+    return (
+        f"{begin}: {folder}: {config.run.steps} steps of {prompts} prompts and {config.plan.budget} rollouts "
+        f"({config.plan.mode}), {train} prompts to train on, {test} held out"
+    )
+
+
+def step_line(step: int, steps: int, metrics: dict[str, float], left_s: float) -> str:
+    """The one compact line of a step."""
+    m = metrics
+    return (
+        f"step {step:>{len(str(steps))}}/{steps}  reward {m[REWARD_MEAN]:.3f}  "
+        f"teaching {m[GROUP_EFFECTIVE_RATIO_PROMPTS]:.0%} of prompts, {m[GROUP_EFFECTIVE_RATIO_ROLLOUTS]:.0%} of rollouts  "
+        f"budget {m[BUDGET_MIN]:.0f}..{m[BUDGET_MAX]:.0f}  {m[TIMING_S_STEP]:.1f} s "
+        f"(generate {m[TIMING_S_GENERATE]:.1f}, update {m[TIMING_S_UPDATE]:.1f}, sync {m[TIMING_S_SYNC]:.1f})  "
+        f"left {duration(left_s)}"
+    )
+
+
+def evaluation_line(step: int, evaluation: Evaluation, when: str, seconds: float) -> str:
+    """accuracy with its 95 % interval over prompts."""
+    greedy = "" if evaluation.greedy is None else f", greedy {evaluation.greedy:.3f}"
+    turns = evaluation.conversations.get("turns_mean")
+    greedy += "" if turns is None else f", {turns:.2f} turns"
+    return (
+        f"evaluation {when or f'after step {step}'}: accuracy {evaluation.accuracy:.3f} ± {1.96 * evaluation.accuracy_se:.3f}"
+        f"{greedy} on {evaluation.prompts} held-out prompts x {evaluation.samples} samples ({seconds:.1f} s)"
+    )
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min' or '3 h 20 min'."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

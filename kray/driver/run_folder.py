@@ -1,0 +1,25 @@
+"""The folder of a run's results."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from kray.config import KrayConfig
+from kray.errors import ConfigError
+
+
+def run_folder(config: KrayConfig) -> Path:
+    """A new, absolute folder for a run's results."""
+    base = Path(config.run.dir).expanduser().absolute()
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+        folder = base / f"{config.run.name}-{stamp}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"run.dir: {folder} cannot be made: {error.strerror}") from error
+        return folder
+    raise ConfigError(f"run.dir: {base} is full of runs of this second")

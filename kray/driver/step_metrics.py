@@ -1,0 +1,70 @@
+"""Metrics of a step from its rollouts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kray.metrics import (
+    COMPLETIONS_CLIPPED_RATIO,
+    COMPLETIONS_MAX_LENGTH,
+    COMPLETIONS_MEAN_LENGTH,
+    FRAC_REWARD_ZERO_STD,
+    REWARD_FAILED,
+    REWARD_MEAN,
+    REWARD_STD,
+)
+from kray.records import Allocation, Rollout
+
+if TYPE_CHECKING:  # jobs read reports without loading Ray
+    from kray.rollout.collector import Collected
+
+
+def admitted(allocation: Allocation) -> Allocation:
+    """Without the candidates that got no rollouts."""
+    on = allocation.budgets > 0
+    if on.all():
+        return allocation
+    arrays = ("budgets", "weights", "expected_success", "expected_value")
+    return Allocation(
+        [prompt_id for prompt_id, has in zip(allocation.prompt_ids, on, strict=True) if has],
+        **{name: getattr(allocation, name)[on] for name in arrays},
+    )
+
+
+def step_record(collected: Collected, update: dict[str, float]) -> dict[str, float]:
+    """Rewards and responses of a step, and what the learner said of its update."""
+    rewards = np.concatenate([group.rewards for group in collected.groups] or [np.zeros(0)])
+    rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
+    lengths = np.array([rollout.sampled_tokens for rollout in rollouts])
+    cut = np.array([rollout.finish_reason == "length" for rollout in rollouts])
+    flat = [not group.mixed for group in collected.groups]
+    some = len(rollouts) > 0
+    nan = float("nan")
+    return update | {
+        REWARD_MEAN: float(rewards.mean()) if some else nan,
+        REWARD_STD: float(rewards.std()) if some else nan,
+        REWARD_FAILED: float(collected.failed),
+        FRAC_REWARD_ZERO_STD: float(np.mean(flat)) if flat else nan,
+        COMPLETIONS_MEAN_LENGTH: float(lengths.mean()) if some else nan,
+        COMPLETIONS_MAX_LENGTH: float(lengths.max()) if some else nan,
+        COMPLETIONS_CLIPPED_RATIO: float(cut.mean()) if some else nan,
+        **{f"environment/{name}": value for name, value in conversation_record(rollouts).items()},
+    }
+
+
+def conversation_record(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """What an environment made of rollouts; {} where there was none."""
+    talks = [rollout for rollout in rollouts if rollout.sampled is not None]
+    if not talks:
+        return {}
+    turns = np.array([rollout.turns for rollout in talks])
+    sampled, whole = sum(rollout.sampled_tokens for rollout in talks), sum(len(rollout.tokens) for rollout in talks)
+    return {
+        "turns_mean": float(turns.mean()),
+        "turns_max": float(turns.max()),
+        "multi_turn_ratio": float((turns > 1).mean()),
+        "tokens_ratio": 1 - sampled / whole,
+    }

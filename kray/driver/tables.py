@@ -1,0 +1,86 @@
+"""Tables of a run for MLflow: rollouts, beliefs, transitions between statuses. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kray.planner import Beliefs
+from kray.planner.metrics import STATUSES
+from kray.records import Allocation
+
+if TYPE_CHECKING:  # jobs read reports without loading Ray
+    from kray.rollout.collector import Collected
+
+
+def transition_rows(transitions: np.ndarray) -> list[dict[str, Any]]:
+    """Prompts by status at their last visit (rows) and at this one (columns), (5, 5) counts, as a table."""
+    return [
+        {"from": before} | dict(zip(STATUSES, row, strict=True))
+        for before, row in zip(STATUSES, transitions.tolist(), strict=True)
+    ]
+
+
+def belief_rows(beliefs: Beliefs, prompt_ids: list[str]) -> list[dict[str, Any]]:
+    """What is believed about prompts that have been visited, and the labels of their last visit, as a table."""
+    alpha, beta = beliefs.posterior(prompt_ids)
+    columns = (*beliefs.last_visit(prompt_ids), beliefs.visits(prompt_ids), alpha / (alpha + beta))
+    rows = zip(prompt_ids, *(column.tolist() for column in columns), strict=True)
+    return [
+        {"prompt_id": i, "successes": s, "trials": n, "visits": v, "expected_success": round(p, 4)}
+        for i, s, n, v, p in rows
+        if n
+    ]
+
+
+def sample_rows(
+    allocation: Allocation,
+    collected: Collected,
+    count: int,
+    seed: int,
+    read: Callable[[Sequence[int]], str] | None = None,
+) -> list[dict[str, Any]]:
+    """Draw a table of rollouts from the step.
+
+    Args:
+        allocation: The step's plan.
+        collected: The step's rollouts.
+        count: Rows, each of another prompt.
+        seed: Of the draw.
+        read: Gives the text of a prompt's tokens as the policy reads them, for the column rendered_prompt; None: no such
+            column.
+
+    Returns:
+        Rows with the columns that README.md lists under tables.
+    """
+    rng = np.random.default_rng(seed)
+    plan = {
+        prompt_id: (float(belief), int(budget))
+        for prompt_id, belief, budget in zip(
+            allocation.prompt_ids, allocation.expected_success, allocation.budgets, strict=True
+        )
+    }
+    rows = []
+    for index in rng.permutation(len(collected.groups))[:count]:
+        group = collected.groups[index]
+        rollout = group.rollouts[rng.integers(len(group.rollouts))]
+        belief, budget = plan[group.prompt.id]
+        rows.append(
+            {
+                "prompt_id": group.prompt.id,
+                "prompt": group.prompt.text if group.prompt.text is not None else str(group.prompt.messages),
+                **({"rendered_prompt": read(group.prompt_tokens)} if read else {}),
+                "response": rollout.text,
+                "answer": group.prompt.answer,
+                "reward": rollout.reward,
+                "detail": rollout.reward_detail,
+                "belief": round(belief, 4),
+                "budget": budget,
+                "group_success": round(float(group.rewards.mean()), 4),
+                "tokens": rollout.sampled_tokens,
+                "finish": rollout.finish_reason,
+            }
+        )
+    return rows

@@ -1,0 +1,33 @@
+"""A job's main function: expected failures end with one message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from kray.config import redact
+from kray.errors import ConfigError, DataError, KrayError
+
+
+def guarded(main: Callable[[], int | None]) -> None:
+    """Runs a job's main: expected failures end with one message; 2 for bad input, 1 for a failed run, 130 for Ctrl-C.
+
+    Modules of the current folder can be named in the configuration (reward.verifier: mine:judge).
+    """
+    sys.path.insert(1, os.getcwd())
+    try:
+        sys.exit(main() or 0)
+    except ConfigError as error:
+        sys.exit(_complain(f"config error: {error}", 2))
+    except DataError as error:
+        sys.exit(_complain(f"data error: {error}", 2))
+    except KrayError as error:
+        sys.exit(_complain(f"error: {error}", 1))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted", 130))
+
+
+def _complain(message: str, code: int) -> int:
+    print(redact(message), file=sys.stderr, flush=True)
+    return code
