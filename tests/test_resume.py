@@ -46,7 +46,7 @@ FORGOTTEN = {
 def remembered(training: CoinTraining) -> dict[str, Any]:
     """Everything that a training carries from step to step, walked attribute by attribute."""
     state = {k: v for k, v in vars(training.state).items() if k != "elapsed_s"}
-    parts, ledger = training.parts, training.recorder
+    parts, ledger = training.components, training.recorder
     roots = {
         "state": state | {"planner": None, "waiting": None, "calibration": None, "transitions": None},
         "planner": training.planner,

@@ -99,9 +99,9 @@ def make_training(folder: Path, busy_s: float = 0.0):
     return SimpleNamespace(
         config=config,
         state=SimpleNamespace(step=3, rollouts=96, tokens=960),
-        fleet=SimpleNamespace(pool=pool, ready=True, scorer=None),
+        workers=SimpleNamespace(pool=pool, ready=True, scorer=None),
         store=SimpleNamespace(run_folder=folder),
-        ledger=ledger,
+        recorder=ledger,
         stop=SimpleNamespace(reason=""),
         tracker=SimpleNamespace(open_command="mlflow ui"),
     )
