@@ -12,15 +12,13 @@ started; on a cluster: python jobs/submit.py jobs/train.py --config ...
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
 from kray.cluster.address import require_cluster
 from kray.cluster.resources import require_gpus
 from kray.cluster.session import connect
-from kray.config import kept_config, load_checked, warnings
+from kray.config import load_checked, warnings
 from kray.config.resume import as_begun, note_changes
-from kray.driver.console import duration
+from kray.driver.console import end_report
 from kray.driver.remote import drive
 from kray.driver.run_folder import run_folder
 from kray.errors import ConfigError
@@ -65,38 +63,8 @@ def main() -> int:
     model = find_model(config)
     folder = checkpoint.parent.parent.absolute() if checkpoint else run_folder(config)
     connect(config)
-    summary = drive(config, model, folder, checkpoint, "run")
-    report(summary)
+    print(end_report(drive(config, model, folder, checkpoint, "run")), flush=True)
     return 0
-
-
-def report(summary) -> None:
-    """What came out, and what to do next."""
-    bin = ".venv/bin/" if Path(sys.executable).parent.parent.name == ".venv" else ""
-    before, after = (
-        "not measured" if value is None else f"{value:.3f}"
-        for value in (summary.accuracy_before, summary.accuracy_after)
-    )
-    greedy = "" if summary.greedy_after is None else f" (greedy {summary.greedy_after:.3f})"
-    shares = ", ".join(f"{part} {share:.0%}" for part, share in summary.shares.items() if part != "idle")
-    restarts = ", ".join(f"{who} restarts {times}" for who, times in summary.restarts.items())
-    left_out = "".join(f"  left out              prompt {name}: {why}\n" for name, why in summary.left_out.items())
-    kept = kept_config(Path(summary.folder))
-    ending = f"stopped {summary.stopped}" if summary.stopped else "finished"
-    print(
-        f"\n{ending} after {summary.steps} of {summary.of_steps} steps, {duration(summary.elapsed_s)}, "
-        f"{summary.rollouts:,} rollouts, {summary.tokens:,} tokens\n"
-        f"  held-out accuracy     {before} before, {after} after{greedy}, on {summary.test_prompts} prompts\n"
-        f"  effective gradients   {summary.effective_prompts:.0%} of prompts, {summary.effective_rollouts:.0%} of rollouts\n"
-        f"  time in steps         {shares} (an engine is idle for {summary.shares['idle']:.0%})\n"
-        f"  engines lost          {summary.engine_deaths}; {restarts}\n"
-        f"{left_out}"
-        f"  results               {summary.folder}\n"
-        f"  open them             {bin if summary.open_command.startswith('mlflow') else ''}{summary.open_command}\n"
-        f"  resume                {bin}python jobs/train.py --config {kept} resume={summary.folder}\n"
-        f"  evaluate              {bin}python jobs/evaluate.py {summary.folder}",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":

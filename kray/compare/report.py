@@ -20,7 +20,7 @@ from kray.compare.results import BIN_NAMES, Results, read_results
 from kray.compare.stats import Interval, cost_to, interval, paired, share
 from kray.compare.study import Study
 from kray.compare.verdicts import Verdict, late_prompts, late_rollouts, separates, verdicts
-from kray.driver.console import duration
+from kray.monitor.durations import format_duration
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _account(results: Results) -> str:
         "learning rate": f"{base.train.lr:g}",
         "prompts": f"{base.prompts.train.kind}; {base.evaluate.samples} samples of each test prompt",
         "commit": ", ".join(study.origins().get("commit", [])) or "not known",
-        "a run took": f"{duration(float(np.median(took)))}, the median",
+        "a run took": f"{format_duration(float(np.median(took)))}, the median",
     }
     text = table(["what", "value"], [[what, value] for what, value in keys.items()])
     tried = "".join(f"<li>{escape(line)}</li>" for line in study.tried)

@@ -24,10 +24,11 @@ from kray.compare.study import Child, Study, keep
 from kray.config import flat, to_yaml
 from kray.driver.actor import Driver
 from kray.driver.components import Components, load_components
-from kray.driver.console import Summary, duration
+from kray.driver.console import Summary
 from kray.driver.state import RunState
 from kray.driver.stop import Stopped
 from kray.driver.workers import Workers
+from kray.monitor.durations import format_duration
 from kray.tracking import Tracker, prompts_digest
 from kray.train.checkpoints import CheckpointStore
 
@@ -127,7 +128,7 @@ class Comparison(Driver):
                 await self._run_child(child, workers, start, parent.mlflow_run_id, f"{number}/{len(todo)}")
                 left_s = sorted(self._took)[len(self._took) // 2] * (len(todo) - number)
                 if number < len(todo):
-                    self.say(f"  {len(todo) - number} to run, about {duration(left_s)}")
+                    self.say(f"  {len(todo) - number} to run, about {format_duration(left_s)}")
         finally:
             await workers.close()
             shutil.rmtree(start, ignore_errors=True)
@@ -177,7 +178,7 @@ class Comparison(Driver):
         child.finish({"took_s": took_s, "mlflow_run_id": run_id, "summary": told, "origin": self._origin})
         self._took.append(took_s)
         before, after = summary.accuracy_before, summary.accuracy_after
-        self.say(f"[{place}] {child.name}: sampled accuracy {before:.3f} -> {after:.3f}, {duration(took_s)}")
+        self.say(f"[{place}] {child.name}: sampled accuracy {before:.3f} -> {after:.3f}, {format_duration(took_s)}")
 
     def _open_child(self, child: Child, parent_id: str) -> Tracker:
         tags = {"mlflow.parentRunId": parent_id, "kray.method": child.method, "kray.seed": child.seed}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kray.config import KrayConfig
+from kray.config import KrayConfig, kept_config
 from kray.metrics import (
     BUDGET_MAX,
     BUDGET_MIN,
@@ -18,6 +19,7 @@ from kray.metrics import (
     TIMING_S_SYNC,
     TIMING_S_UPDATE,
 )
+from kray.monitor.durations import format_duration
 from kray.plan_modes import offered_share
 
 if TYPE_CHECKING:  # jobs read reports without loading Ray
@@ -66,7 +68,7 @@ def step_line(step: int, steps: int, metrics: dict[str, float], left_s: float) -
         f"teaching {m[GROUP_EFFECTIVE_RATIO_PROMPTS]:.0%} of prompts, {m[GROUP_EFFECTIVE_RATIO_ROLLOUTS]:.0%} of rollouts  "
         f"budget {m[BUDGET_MIN]:.0f}..{m[BUDGET_MAX]:.0f}  {m[TIMING_S_STEP]:.1f} s "
         f"(generate {m[TIMING_S_GENERATE]:.1f}, update {m[TIMING_S_UPDATE]:.1f}, sync {m[TIMING_S_SYNC]:.1f})  "
-        f"left {duration(left_s)}"
+        f"left {format_duration(left_s)}"
     )
 
 
@@ -81,9 +83,29 @@ def evaluation_line(step: int, evaluation: Evaluation, when: str, seconds: float
     )
 
 
-def duration(seconds: float) -> str:
-    """'45 s', '12 min' or '3 h 20 min'."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+def end_report(summary: Summary) -> str:
+    """Return what a run prints when it has ended: what came out, where it is, and which commands go on from there."""
+    bin = ".venv/bin/" if Path(sys.executable).parent.parent.name == ".venv" else ""
+    before, after = (
+        "not measured" if value is None else f"{value:.3f}"
+        for value in (summary.accuracy_before, summary.accuracy_after)
+    )
+    greedy = "" if summary.greedy_after is None else f" (greedy {summary.greedy_after:.3f})"
+    shares = ", ".join(f"{part} {share:.0%}" for part, share in summary.shares.items() if part != "idle")
+    restarts = ", ".join(f"{who} restarts {times}" for who, times in summary.restarts.items())
+    left_out = "".join(f"  left out              prompt {name}: {why}\n" for name, why in summary.left_out.items())
+    kept = kept_config(Path(summary.folder))
+    ending = f"stopped {summary.stopped}" if summary.stopped else "finished"
+    return (
+        f"\n{ending} after {summary.steps} of {summary.of_steps} steps, {format_duration(summary.elapsed_s)}, "
+        f"{summary.rollouts:,} rollouts, {summary.tokens:,} tokens\n"
+        f"  held-out accuracy     {before} before, {after} after{greedy}, on {summary.test_prompts} prompts\n"
+        f"  effective gradients   {summary.effective_prompts:.0%} of prompts, {summary.effective_rollouts:.0%} of rollouts\n"
+        f"  time in steps         {shares} (an engine is idle for {summary.shares['idle']:.0%})\n"
+        f"  engines lost          {summary.engine_deaths}; {restarts}\n"
+        f"{left_out}"
+        f"  results               {summary.folder}\n"
+        f"  open them             {bin if summary.open_command.startswith('mlflow') else ''}{summary.open_command}\n"
+        f"  resume                {bin}python jobs/train.py --config {kept} resume={summary.folder}\n"
+        f"  evaluate              {bin}python jobs/evaluate.py {summary.folder}"
+    )

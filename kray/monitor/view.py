@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from kray.driver.console import duration
+from kray.monitor.durations import format_duration
 
 BAR = 32  # characters of the longest bar
 
@@ -26,7 +26,7 @@ def screen(found: Mapping[str, Any]) -> Group:
 
 
 def _head(found: Mapping[str, Any]) -> Text:
-    left = "" if found.get("left_s") is None else f", about {duration(found['left_s'])} left"
+    left = "" if found.get("left_s") is None else f", about {format_duration(found['left_s'])} left"
     place = f", part {found['part']}" if found.get("part") else ""
     done = found["step"] / found["steps"] if found["steps"] else 0.0
     bar = "━" * round(BAR * done) + "╌" * (BAR - round(BAR * done))
@@ -76,7 +76,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if get("tasks"):
         add("rollout tasks", f"{found['tasks']['running']} running, {found['tasks']['waiting']} waiting")
     add("checkpoint", ", ".join(found["saved"]), found["saved"])
-    add("newest step", f"{duration(get('since_step_s') or 0.0)} ago", get("since_step_s"))
+    add("newest step", f"{format_duration(get('since_step_s') or 0.0)} ago", get("since_step_s"))
     add("last line", str(get("said")), get("said") or None)
     add("folder", found["folder"])
     add("MLflow", str(get("open_command")), get("open_command"))
