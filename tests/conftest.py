@@ -19,7 +19,7 @@ def ray_local():
     """A Ray cluster of our own: never one that happens to run on this machine."""
     import ray
 
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Ray's processes must find rewards_for_tests
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Ray's processes must find sample_verifiers
     ray.init(
         address="local",
         num_cpus=8,

@@ -1,0 +1,227 @@
+"""The real training loop on a fleet whose policy tosses coins: what a run remembers can be tried in milliseconds.
+
+Prompts, sampler, planner, beliefs, ledger, quarantine, checkpoints and their folders are the real ones. Engines and learner
+are replaced: a response is right with a probability that depends on its prompt and on the policy's version, drawn from the
+rollout's own seed, and the learner's weight is a number that depends on every reward it has seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from kray.config import KrayConfig, load_config, require
+from kray.driver.components import Components, make_features
+from kray.driver.loop import Training
+from kray.driver.restore import make_admission, prior_labels
+from kray.driver.state import RunState
+from kray.driver.stop import Stop, Stopped
+from kray.errors import KrayError
+from kray.planner import KnapsackPlanner
+from kray.prompts import PromptSampler
+from kray.records import EncodedPrompt, Prompt, Rollout, RolloutGroup
+from kray.rollout.collector import Collected, Collector
+from kray.rollout.conversation import Failure
+from kray.train.checkpoints import CheckpointStore, newest, read_state
+
+CONFIG = """
+run: {steps: 8, checkpoint_every: 0}
+model: {tiny: {}}
+prompts: {per_step: 16}
+plan: {budget: 96, upper: 24}
+evaluate: {every: 0, samples: 1, greedy: false}
+track: {every: 3, traces: 0}
+"""
+PROMPTS = 160
+
+
+class Counting:
+    """A tokenizer without special tokens that tells how many tokens a text has."""
+
+    all_special_tokens: ClassVar[list[str]] = []
+    added_tokens_decoder: ClassVar[dict[int, str]] = {}
+
+    def decode(self, tokens, **_) -> str:
+        return f"{len(tokens)} tokens"
+
+
+TOKENIZER = Counting()
+FAILS = "p7"  # a prompt of which nothing ever comes back
+
+
+def configured(folder: Path, *overrides: str) -> KrayConfig:
+    """CONFIG with overrides, free of contradictions."""
+    file = folder / "coin.yaml"
+    file.write_text(CONFIG)
+    config = load_config(str(file), list(overrides))
+    require(config)
+    return config
+
+
+def make_parts(config: KrayConfig) -> Components:
+    """Prompts of two sources and three kinds; those of one kind are easier, which features can tell."""
+    train = [
+        EncodedPrompt(
+            Prompt(f"p{i}", "", "exact", f"source-{i % 2}", text=str(i), metadata={"kind": f"kind-{i % 3}"}),
+            (1,) * (1 + i),
+        )
+        for i in range(PROMPTS)
+    ]
+    test = [EncodedPrompt(Prompt(f"t{i}", "", "exact", "test", text=str(i)), (1,)) for i in range(4)]
+    ids = [prompt.id for prompt, _ in train]
+    return Components(
+        tokenizer=TOKENIZER,
+        stop_ids=(),
+        stops=(),
+        train=train,
+        test=test,
+        sampler=PromptSampler(ids, config.prompts.per_step, config.run.seed, config.prompts.shuffle),
+        waiting=make_admission(config, ids),
+        planner=KnapsackPlanner.of(config.plan),
+        labels=prior_labels([prompt for prompt, _ in train], config.plan.prior_by),
+        features=make_features(train) if config.plan.prior_features else None,
+        probe=(),
+    )
+
+
+class CoinCollector(Collector):
+    """collect: as Collector, at once and in the order of the plan. failing: more is lost than a run may lose."""
+
+    failing = False
+
+    def __init__(self) -> None:
+        self.lengths: dict[str, float] = {}
+        self.rollout, self.tokenizer = KrayConfig().rollout, TOKENIZER
+
+    async def collect(self, plan, prompts, seeds, sampling, version, remember=True, priority=0) -> Collected:
+        known = {prompt.id: (prompt, tokens) for prompt, tokens in prompts}
+        groups: dict[str, RolloutGroup] = {}
+        collected = Collected([], generate_s=1.0, reward_s=0.1)
+        while not plan.done:
+            for prompt_id, count in plan.take(plan.room()):
+                if prompt_id == FAILS:
+                    plan.lost(prompt_id, count)
+                    collected.failures.append(Failure(prompt_id, count, "it always fails", 1))
+                    continue
+                group = groups.setdefault(prompt_id, RolloutGroup(*known[prompt_id], [], 0.0))
+                made = [toss(prompt_id, seeds(prompt_id), len(group.rollouts) + i, version) for i in range(count)]
+                group.rollouts += made
+                plan.observe(prompt_id, [r.reward for r in made], float(sum(r.sampled_tokens for r in made)))
+            await asyncio.sleep(0)
+        if self.failing:
+            collected.failures.append(Failure("p1", 10**6, "it is lost", 1))
+        collected.groups = [groups[prompt_id] for prompt_id in known if prompt_id in groups]
+        if remember:
+            self.remember(collected.groups)
+        return collected
+
+
+def toss(prompt_id: str, seed: int, index: int, version: int) -> Rollout:
+    number = int(prompt_id[1:])
+    rate = (0.1, 0.5, 0.9)[number % 3] * (0.6 + 0.01 * version + 0.3 * (number % 7 == 0))
+    rng = np.random.default_rng([seed, index])
+    reward, length = float(rng.random() < rate), int(rng.integers(1, 20))
+    tokens = np.zeros(length, dtype=np.int32)
+    spans = ((version, 0, length),)
+    return Rollout(prompt_id, index, tokens, np.zeros(length, np.float32), "stop", spans, "", reward)
+
+
+class CoinLearners:
+    """weight: of every reward learned from, in their order. after_update: called with the step's number, may raise."""
+
+    def __init__(self) -> None:
+        self.weight, self.updates, self.lost_in_a_row = 0.0, 0, 0
+        self.after_update: Callable[[int], None] = lambda step: None
+
+    async def update(self, groups: list[RolloutGroup]) -> dict[str, float]:
+        self.weight = self.weight * 0.9 + sum(g.weight * float(g.rewards.mean()) for g in groups)
+        self.updates += 1
+        self.lost_in_a_row = self.updates % 3
+        self.after_update(self.updates)
+        return {"train/loss": self.weight, "train/skipped": 0.0}
+
+    async def save(self, folder: Path, wait: bool = True) -> None:
+        (folder / "weight.json").write_text(json.dumps([self.weight, self.updates]))
+
+    async def saved(self) -> None:
+        pass
+
+    def load(self, folder: Path) -> None:
+        self.weight, self.updates = json.loads((folder / "weight.json").read_text())
+
+
+class CoinFleet:
+    def __init__(self) -> None:
+        self.learners, self.restarts, self.ready = CoinLearners(), {"learner": 0, "driver": 0}, True
+        schedule = SimpleNamespace(retried=0)
+        self.pool = SimpleNamespace(
+            engines=[], serving=1, schedule=schedule, preemptions=0, deaths=0, busy_share=lambda: 1.0
+        )
+
+    def collector(self, parts: Components) -> CoinCollector:
+        return CoinCollector()
+
+    async def serve(self, version: int, probe: tuple[int, ...]) -> float:
+        return 0.0
+
+
+@dataclass
+class Record:
+    """In place of a Tracker: what was told to it."""
+
+    steps: dict[int, dict[str, float]] = field(default_factory=dict)
+    tables: dict[tuple[str, int], Any] = field(default_factory=dict)
+    open_command: str = ""
+
+    def log_step(self, step: int, metrics: dict[str, float]) -> None:
+        self.steps.setdefault(step, {}).update(metrics)
+
+    def log_table(self, step: int, rows: Any, name: str = "samples") -> None:
+        self.tables[name, step] = json.loads(json.dumps(list(rows)))
+
+    def log_figure(self, *_: Any) -> None:
+        pass
+
+    log_traces = log_figure
+
+
+class CoinFlipTraining(Training):
+    """plans: each step's prompts and budgets, as they were carried out."""
+
+    async def collect(self, step: int):
+        carried = await super().collect(step)
+        found = dict(zip(carried.allocation.prompt_ids, carried.allocation.budgets.tolist(), strict=True))
+        self.plans = {**getattr(self, "plans", {}), step: found}
+        return carried
+
+
+def begin(
+    folder: Path, config: KrayConfig, record: Record | None = None, kind: type[Training] = CoinFlipTraining
+) -> Training:
+    """A training from the newest checkpoint in the folder, or from the start where there is none; as the driver does it."""
+    checkpoint, parts, state, fleet = newest(folder), make_parts(config), RunState(), CoinFleet()
+    if checkpoint is not None:
+        state = RunState.from_dict(read_state(checkpoint))
+        parts.load(state)
+        fleet.learners.load(checkpoint / "learner")
+    said: list[str] = []
+    store = CheckpointStore(folder, config.run.keep_checkpoints)
+    training = kind(config, parts, state, fleet, record or Record(), store, Stop(), said.append)
+    training.said = said
+    return training
+
+
+def train(training: Training) -> Exception | None:
+    """To the end; how it ended, None for well."""
+    try:
+        asyncio.run(training.train())
+    except (KrayError, Stopped) as error:
+        return error
+    return None

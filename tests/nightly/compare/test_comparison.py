@@ -1,0 +1,125 @@
+"""A whole comparison with real engines, at the smallest size: it runs, reports, goes on, and its children are independent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import ray
+from inline_jobs import run_job
+
+from kray.compare.study import RATES, VISITS, load_study
+from kray.driver.remote import driver_actor, follow
+from kray.train.start_model import find_model
+
+ROOT = Path(__file__).parents[3]
+QUICK = str(ROOT / "configs" / "compare-quick.yaml")
+CLOCKED = ("time", "timing_s/", "memory/", "throughput/", "pool/", "train/update_s", "train/peak", "planner/seconds")
+
+
+def test_the_door_says_what_would_run_and_names_what_is_wrong(tmp_path):
+    done = run_job("compare", QUICK, "--check", "--seeds", "0-4", "--dir", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "3 methods x 5 seeds" in done.stdout
+    assert "to run   15" in done.stdout
+    done = run_job("compare", QUICK, "--check", "--methods", "unifrom")
+    assert done.returncode == 2
+    assert "config error" in done.stderr
+    assert "no method 'unifrom'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def compare(ray_local, tmp_path, monkeypatch):
+    """Runs some of the quick comparison into a folder; returns its Outcome and the lines it said."""
+    from kray.compare.run import Comparison
+
+    monkeypatch.setenv("KRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(folder: str, methods: str, seeds: str):
+        study = load_study(QUICK, methods, seeds, str(tmp_path / folder))
+        study.folder.mkdir(exist_ok=True)
+        actor = driver_actor(Comparison, study.folder)
+        return follow(actor.remote(study, find_model(study.base), {}), "compare", study.folder)
+
+    return run
+
+
+@contextlib.contextmanager
+def asked(name: str):
+    """What the driver whose name begins so says of itself, asked again and again from another thread."""
+    told, done = [], threading.Event()
+
+    def ask() -> None:
+        while not done.wait(0.2):
+            for one in ray.util.list_named_actors(all_namespaces=True):
+                if one["name"].startswith(name):
+                    with contextlib.suppress(ray.exceptions.RayError, ValueError):  # it is gone
+                        actor = ray.get_actor(one["name"], namespace="kray")
+                        told.append(ray.get(actor.status.remote(), timeout=10))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    try:
+        yield told
+    finally:
+        done.set()
+        asking.join(20)
+
+
+def steps_of(folder: Path) -> list[dict]:
+    """metrics.jsonl and what the comparison wrote, without what depends on the clock or on what ran before."""
+    found = []
+    for name in ("metrics.jsonl", VISITS, RATES):
+        lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        found += [{key: value for key, value in line.items() if not key.startswith(CLOCKED)} for line in lines]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_comparison_reports_goes_on_and_its_children_do_not_know_of_each_other(compare, tmp_path, capsys):
+    from mlflow import MlflowClient
+
+    with asked("kray-all-driver") as told:
+        ended = compare("all", "", "0")
+    assert {"1/3", "2/3", "3/3"} == {status["part"].split(",")[0] for status in told if status["part"]}
+    assert {status["step"] for status in told if status["part"]} > {0}
+    assert (ended.done, ended.of, ended.stopped) == (3, 3, "")
+    page = Path(ended.page).read_text()
+    assert page.count("<img") >= 9
+    assert all(method in page for method in ("uniform", "kray", "exact_p"))
+    assert "nothing here has an interval" in page
+    assert {verdict["outcome"] for verdict in ended.verdicts} == {"undecided", "not measured"}
+    origin = json.loads((tmp_path / "all/uniform/seed-0/done.json").read_text())["origin"]
+    assert all(origin[key] for key in ("policy", "prompts")), "what the children began from is not kept"
+    text = Path(ended.page).with_name("results.json").read_text()
+    numbers = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["methods"]
+    assert numbers["uniform"]["difference"]["high"] is None
+    assert all(numbers[method]["rollouts"] == 3 * 96 for method in numbers)
+    assert 0 < numbers["uniform"]["start"] < 1
+    visits = [json.loads(line) for line in (tmp_path / "all/exact_p/seed-0" / VISITS).read_text().splitlines()]
+    known = [(p, n) for line in visits for p, n in zip(line["p"], line["budgets"], strict=True)]
+    assert max(known, key=lambda pair: pair[0] * (1 - pair[0]) ** 2)[1] > 6  # over the mean: the plan knew the rates
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/all/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs if run not in parents} == {parents[0].info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert "report/index.html" in {file.path for file in client.list_artifacts(parents[0].info.run_id, "report")}
+
+    # the third child again, now as the first one; the others are taken as done
+    (tmp_path / "all/exact_p").rename(tmp_path / "third")
+    before = (tmp_path / "all/uniform/seed-0/metrics.jsonl").stat().st_mtime_ns
+    capsys.readouterr()
+    again = compare("all", "", "0")
+    assert again.done == 3
+    assert "2 done, 1 to run" in capsys.readouterr().out
+    assert (tmp_path / "all/uniform/seed-0/metrics.jsonl").stat().st_mtime_ns == before
+    assert steps_of(tmp_path / "all/exact_p/seed-0") == steps_of(tmp_path / "third/seed-0")

@@ -1,0 +1,92 @@
+"""The whole-step benchmark: what its figures mean, and that its parts do the run's own work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kray.bench import step
+from kray.bench import trl as rival
+from kray.errors import ConfigError, KrayError
+
+ROOT = Path(__file__).parents[3]
+
+
+def line(number: int, end: float, **times: float) -> dict[str, float]:
+    """A step of 1.0 s inside, 100 rollouts and 400 tokens, as metrics.jsonl holds it."""
+    parts = {
+        "plan": 0.05,
+        "generate": 0.5,
+        "reward": 0.05,
+        "update": 0.25,
+        "sync": 0.1,
+        "idle": 0.6,
+        "step": 1.0,
+    } | times
+    done = {"progress/rollouts": 100.0 * number, "progress/tokens": 400.0 * number}
+    shares = {"group/effective_ratio_prompts": 0.5, "train/update_s": 0.2}
+    return {"step": number, "time": end} | done | shares | {f"timing_s/{name}": value for name, value in parts.items()}
+
+
+def test_a_step_counts_from_the_end_of_the_last_one_and_its_parts_add_up():
+    rows = [{"step": 0, "time": 10.0}, line(1, 15.0, generate=4.0), line(2, 16.25), line(3, 17.5), line(4, 18.75)]
+    found = step.step_times(rows, warm=1)
+    assert found["step_s"] == pytest.approx(1.25)  # the slow first step is not measured
+    assert found["rollouts_per_s"] == pytest.approx(80.0)
+    assert sum(found["split_s"].values()) == pytest.approx(found["step_s"])
+    assert found["split_s"]["between steps"] == pytest.approx(0.25)
+    assert found["engine_busy_s"] == pytest.approx(0.4)
+    assert found["tokens"] == [400.0] * 4
+
+
+def test_ratios_are_above_one_where_the_driver_costs_and_where_the_rival_is_slower():
+    kray = {"step_s": 0.4, "rollouts_per_s": 1280.0, "tokens": [10, 20, 30, 40]}
+    alone = {"generate_s": 0.2, "update_s": 0.12, "tokens": [10, 20, 31, 40]}
+    found = step.ratios({"kray": kray, "alone": alone, "trl": {"rollouts_per_s": 512.0}})
+    assert found["step_over_parts"] == pytest.approx(1.25)
+    assert found["rate_over_trl"] == pytest.approx(2.5)
+    assert found["same_work"] == 0.75
+    assert "rate_over_trl" not in step.ratios({"kray": kray, "alone": alone})
+
+
+def test_a_step_of_the_benchmark_is_prompts_times_rollouts(tmp_path):
+    config = step.step_config(str(ROOT / "configs/quickstart.yaml"), str(tmp_path), 16, 4, 3, ["train.lr=1e-5"])
+    assert (config.prompts.per_step, config.plan.budget, config.run.steps) == (16, 64, 3)
+    assert (config.plan.mode, config.evaluate.every, config.train.lr) == ("uniform", 0, 1e-5)
+
+
+def test_a_rival_that_fails_ends_with_its_last_lines_and_its_progress_is_said():
+    said: list[str] = []
+    program = "import sys; print('TRL: tries'); print('noise'); sys.exit('no such setting')"
+    with pytest.raises(KrayError, match=r"(?s)ended with 1 .*no such setting"):
+        rival._call([sys.executable, "-c", program], 60.0, dict(os.environ), said.append)
+    assert said == ["TRL: tries"]
+
+
+def test_a_rival_that_hangs_is_ended_at_the_deadline():
+    with pytest.raises(KrayError, match=r"limit 1 s"):
+        rival._call([sys.executable, "-c", "import time; time.sleep(60)"], 1.0, dict(os.environ), print)
+
+
+def test_a_python_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="--trl-python nowhere/python"):
+        rival.find_python("nowhere/python", print)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_parts_alone_make_the_rollouts_of_the_run(tmp_path):
+    """So the two times that are compared are times of the same work, learned weights included."""
+    small = ["--prompts", "16", "--rollouts", "4", "--steps", "3", "--warm", "1", "model.tiny.warmup_steps=40"]
+    command = [sys.executable, "jobs/bench_step.py", "--skip-trl", "--json", f"{tmp_path}/step.json", *small]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    results = json.loads((tmp_path / "step.json").read_text())["results"]
+    assert results["same_work"] == 1.0
+    assert len(results["alone"]["tokens"]) == 4
+    assert results["step_over_parts"] > 0

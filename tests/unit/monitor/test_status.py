@@ -1,0 +1,236 @@
+"""A run's status: from the driver, from the folder, and where there is nothing to see."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from kray.config import KrayConfig, to_yaml
+from kray.driver.recorder import StepRecorder
+from kray.errors import KrayError
+from kray.monitor.client import Sight, announce, announced
+from kray.monitor.status import Watch, from_folder, histogram, newest_runs
+from kray.monitor.view import screen
+from kray.rollout.health import State
+from kray.rollout.scheduler import Schedule
+
+ROOT = Path(__file__).parents[3]
+STEP = {
+    "timing_s/step": 2.0, "timing_s/idle": 0.5, "timing_s/generate": 1.0, "reward/mean": 0.4, "budget/max": 16.0,
+    "group/effective_ratio_prompts": 0.5, "group/effective_ratio_rollouts": 0.7, "throughput/rollouts_per_s": 24.0,
+    "throughput/tokens_per_s": 2400.0, "progress/rollouts": 96.0, "progress/tokens": 9600.0,
+}  # fmt: skip
+
+
+def make_run(base: Path, name: str, steps: int, of: int = 10) -> Path:
+    """A folder as a run leaves it."""
+    config = KrayConfig()
+    config.run.steps = of
+    folder = base / name
+    (folder / "checkpoints/step-000002").mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config))
+    lines = [{"step": 0, "time": 100.0, "eval/accuracy": 0.25}]
+    lines += [{"step": i, "time": 100.0 + i, **STEP} for i in range(1, steps + 1)]
+    lines[-1]["eval/accuracy"] = 0.5
+    torn = '{"step": 99, "ti'
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
+    return folder
+
+
+def text_of(found: dict) -> str:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(screen(found))
+    return console.export_text()
+
+
+def test_a_folder_tells_where_its_run_stands(tmp_path):
+    found = from_folder(make_run(tmp_path, "a", 4))
+    assert (found["step"], found["steps"], found["live"]) == (4, 10, False)
+    assert found["left_s"] == 12.0
+    assert found["accuracies"] == [[0, 0.25], [4, 0.5]]
+    assert found["idle"] == 0.25
+    assert found["saved"] == ["step-000002"]
+    json.dumps(found)
+    shown = text_of(found)
+    for words in ("step 4 of 10 (40%)", "24 rollouts/s", "0.500 after step 4", "0.250 after step 0", "12 s left"):
+        assert words in shown
+    assert from_folder(make_run(tmp_path, "b", 10))["state"] == "finished"
+
+
+def test_a_run_that_has_recorded_nothing_is_named(tmp_path):
+    with pytest.raises(KrayError, match=r"holds no metrics\.jsonl"):
+        from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "expected"),
+    [
+        ([], []),
+        ([2, 2, 3, 4, 5], [["2", 2], ["3-4", 2], ["5-8", 1]]),
+        ([0, 1, 9], [["0", 1], ["1", 1], ["2", 0], ["3-4", 0], ["5-8", 0], ["9-16", 1]]),
+        ([128, 129], [["65-128", 1], ["129-256", 1]]),
+    ],
+)
+def test_budgets_are_counted_by_powers_of_two(budgets, expected):
+    assert histogram(np.array(budgets, dtype=np.int64)) == expected
+
+
+def make_training(folder: Path, busy_s: float = 0.0):
+    schedule = Schedule(1)
+    schedule.engine_up("engine-0", 8)
+    health = SimpleNamespace(state=State.SERVING, version=3, restarts=1, reason="it was killed")
+    engine = SimpleNamespace(name="engine-0", health=health, busy_s=busy_s, up_s=0.0, up_since=0.0, tokens=5)
+    pool = SimpleNamespace(engines=[engine], schedule=schedule, preemptions=2)
+    config = KrayConfig()
+    ledger = StepRecorder(config, None, None)
+    ledger.steps.extend([STEP] * 3)
+    ledger.budgets = np.array([2, 4])
+    return SimpleNamespace(
+        config=config,
+        state=SimpleNamespace(step=3, rollouts=96, tokens=960),
+        workers=SimpleNamespace(pool=pool, ready=True, scorer=None),
+        store=SimpleNamespace(run_folder=folder),
+        recorder=ledger,
+        stop=SimpleNamespace(reason=""),
+        tracker=SimpleNamespace(open_command="mlflow ui"),
+    )
+
+
+def test_a_driver_tells_what_its_engines_do(tmp_path, monkeypatch):
+    watch = Watch(KrayConfig(), tmp_path / "run")
+    monkeypatch.setattr(watch.exporter, "step", lambda *_: None)
+    assert watch.status()["state"] == "starting"
+    assert "step 0 of" in text_of(json.loads(json.dumps(watch.status())))
+    training = make_training(tmp_path / "run")
+    watch.begin(training)
+    watch.heard(0, {"eval/accuracy": 0.1})
+    watch.heard(3, STEP | {"eval/accuracy": 0.2})
+    watch._samples += [{"engine-0": (10.0, 100.0)}, {"engine-0": (15.0, 120.0)}]
+    found = watch.status()
+    assert found["left_s"] == 2.0 * 97
+    assert found["budgets"] == [["2", 1], ["3-4", 1]]
+    (engine,) = found["engines"]
+    assert (engine["state"], engine["idle"], engine["restarts"], found["preemptions"]) == ("serving", 0.75, 1, 2)
+    json.dumps(found)
+    assert {"engine-0", "serving", "75%"} <= set(text_of(found).split())
+    watch.begin(training, "2/36")
+    assert "part 2/36" in text_of(watch.status())
+    training.stop.reason = "by SIGINT"
+    assert watch.status()["state"] == "stopping"
+
+
+class Answers:
+    """In the place of an Asker: a Ray in which the named drivers run."""
+
+    drivers: ClassVar[dict[str, dict]] = {}
+
+    def __init__(self, address, auth):
+        if address == "nowhere:1":
+            raise KrayError("Ray at nowhere:1 cannot be reached")
+
+    def names(self, folder=None):
+        return [name for name in self.drivers if folder is None or folder.name in name]
+
+    def status(self, name):
+        if not self.drivers[name]:
+            raise KrayError(f"{name} is gone")
+        return self.drivers[name]
+
+    def close(self):
+        pass
+
+
+def test_a_driver_is_asked_first_and_its_folder_when_it_does_not_answer(tmp_path, monkeypatch):
+    folder = make_run(tmp_path, "a", 4)
+    monkeypatch.setattr(Answers, "drivers", {"kray-a-driver-1": {"folder": str(folder), "live": True, "step": 7}})
+    sight = Sight("", tmp_path, "somewhere:1", Answers)
+    assert sight.look()["step"] == 7
+    Answers.drivers["kray-a-driver-1"] = {}
+    found = sight.look()
+    assert (found["live"], found["step"], found["said"]) == (False, 4, "kray-a-driver-1 is gone")
+
+
+def test_a_watch_goes_on_with_the_driver_that_follows_and_ends_when_none_does(tmp_path, monkeypatch):
+    folder, door = make_run(tmp_path, "a", 4), runpy.run_path(str(ROOT / "jobs/status.py"))
+    first, second = ({"folder": str(folder), "live": True, "state": "running", "step": step} for step in (7, 9))
+    monkeypatch.setattr(Answers, "drivers", {"kray-a-driver-1": first})
+    looks = door["going"](Sight("", tmp_path, "somewhere:1", Answers), 0.0)
+    assert next(looks)["step"] == 7
+    Answers.drivers["kray-a-driver-1"] = {}
+    monkeypatch.setattr(Sight, "announced", True)  # a driver that died, not a run that ended
+    assert (next(looks)["live"], next(looks)["live"]) == (False, False)
+    Answers.drivers["kray-a-driver-2"] = second
+    assert next(looks)["step"] == 9
+    Answers.drivers["kray-a-driver-2"] = {}
+    monkeypatch.setattr(Sight, "announced", False)
+    assert next(looks)["live"] is False
+    assert list(looks) == []
+
+
+def test_without_a_driver_the_run_that_wrote_last_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(Answers, "drivers", {})
+    for age, name in enumerate(("old", "new")):
+        folder = make_run(tmp_path, name, 4 + age)
+        os.utime(folder / "metrics.jsonl", (1000 + age, 1000 + age))
+    assert [folder.name for folder in newest_runs(tmp_path)] == ["new", "old"]
+    assert Sight("", tmp_path, "", Answers).look()["step"] == 5
+    assert Sight("old", tmp_path, "", Answers).look()["step"] == 4
+    assert "cannot be reached" in Sight("", tmp_path, "nowhere:1", Answers).look()["said"]
+    (tmp_path / "new/driver.json").write_text(json.dumps({"ray": "127.0.0.1:1"}))  # of a driver that died
+    assert announced(tmp_path / "new") == ("", "")
+    assert Sight("", tmp_path, "", Answers).look()["step"] == 5
+    with pytest.raises(KrayError, match="gone is neither a folder nor a run"):
+        Sight("gone", tmp_path, "", Answers)
+
+
+def test_the_door_says_so_when_there_is_nothing(tmp_path):
+    def door(*arguments: str) -> subprocess.CompletedProcess:
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        command = [sys.executable, "jobs/status.py", "--dir", str(tmp_path), *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
+
+    empty = door()
+    assert empty.returncode == 1
+    assert "nothing runs here" in empty.stderr
+    assert "Traceback" not in empty.stderr
+    make_run(tmp_path, "a", 4)
+    told = door("--json", "--watch")  # it does not run: one look
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["step"] == 4
+
+
+@pytest.mark.slow
+def test_a_driver_answers_while_its_loop_is_kept_busy(ray_local, tmp_path):
+    """Asked as another job would, by name, of a driver whose event loop is stuck."""
+    from kray.driver.actor import Driver
+    from kray.driver.remote import driver_actor
+
+    class Stuck(Driver):
+        async def hang(self, seconds: float) -> None:
+            import time
+
+            time.sleep(seconds)
+
+    folder = tmp_path / "stuck"
+    driver = driver_actor(Stuck, folder).remote(KrayConfig(), "", str(folder), "", {})
+    ray_local.get(driver.status.remote(), timeout=60)
+    hanging = driver.hang.remote(20.0)
+    announce(folder)
+    assert announced(folder)[0]
+    names = [one["name"] for one in ray_local.util.list_named_actors(all_namespaces=True) if one["namespace"] == "kray"]
+    (name,) = [name for name in names if name.startswith("kray-stuck-driver-")]
+    found = ray_local.get(ray_local.get_actor(name, namespace="kray").status.remote(), timeout=10)
+    assert found["state"] == "starting"
+    assert not ray_local.wait([hanging], timeout=0)[0]
+    ray_local.kill(driver)

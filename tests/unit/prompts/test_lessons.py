@@ -1,0 +1,115 @@
+"""What a tiny policy is taught about reasoning_gym tasks."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kray.config.schema import SourceConfig
+from kray.errors import DataError
+from kray.prompts import load_prompts
+from kray.prompts.arithmetic import habit
+from kray.prompts.generated import entries_of, judge
+from kray.prompts.lessons import make_lessons, phrases, slips, teach
+from kray.rewards import score
+from kray.train.tiny_files import LETTERS, make_tokenizer
+
+STUDY = Path(__file__).parents[3] / "configs" / "compare-reasoning.yaml"
+TASKS = yaml.safe_load(STUDY.read_text())["config"]["model"]["tiny"]["tasks"]
+LESSONS = make_lessons(TASKS, 400, 0)
+
+
+def test_lessons_are_of_the_train_split_and_the_labels_take_turns():
+    assert [lesson.kind for lesson in LESSONS] == list(TASKS) * (400 // len(TASKS))
+    assert make_lessons(TASKS, 400, 0) == LESSONS
+    source = SourceConfig(kind="reasoning_gym", tasks=TASKS, size=300, split="test", verifier="exact")
+    assert not {lesson.text for lesson in LESSONS} & {prompt.text for prompt in load_prompts(source, "exact")}
+
+
+def test_what_the_teacher_says_wrongly_is_never_right_for_the_tasks_own_verifier_nor_for_the_exact_one():
+    source = SourceConfig(kind="reasoning_gym", tasks=TASKS)
+    for label, lessons in _by_label(LESSONS).items():
+        entries = entries_of(source, label, len(lessons))
+        for lesson, (task, entry) in zip(lessons, entries, strict=True):
+            assert (lesson.text, lesson.answer) == (entry["question"], entry["answer"])
+            assert (
+                judge(task, lesson.answer, entry)
+                == score("exact", lesson.answer, lesson.answer, strip=False).value
+                == 1
+            )
+            for wrong in lesson.wrong:
+                assert judge(task, wrong, entry) < 1
+                assert score("exact", wrong, lesson.answer, strip=False).value == 0
+
+
+@given(st.text(LETTERS, max_size=12))
+def test_a_slip_is_another_text(answer):
+    wrong = slips(answer)
+    assert wrong
+    assert answer not in wrong
+    assert len(set(wrong)) == len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("-3", ["3", "-30", "-33", "-13"]),
+        ("22", ["-22", "220", "222", "122"]),
+        ("sun", ["nus", "su", "ssun", "sunn"]),
+        ("aa", ["a", "aaa"]),
+        ("", ["0"]),
+        ("1 2\n3 4", ["4 3\n2 1", "1 2\n3", "11 2\n3 4", "1 2\n3 44"]),
+    ],
+)
+def test_slips_are_wrong_decisions(answer, expected):
+    assert slips(answer) == expected
+
+
+def test_the_teacher_has_one_slip_and_one_accuracy_for_each_label_and_first_character():
+    rng, said = random.Random(1), defaultdict(list)
+    for lesson in LESSONS:
+        said[lesson.kind, lesson.answer[0]] += [(teach(lesson, rng), lesson) for _ in range(200)]
+    for (label, mark), pairs in said.items():
+        accuracy, way = habit(label, mark)
+        right = sum(answer == lesson.answer for answer, lesson in pairs) / len(pairs)
+        assert right == pytest.approx(accuracy, abs=0.15)
+        assert {answer for answer, lesson in pairs if answer != lesson.answer} <= {
+            lesson.wrong[way % len(lesson.wrong)] for _, lesson in pairs
+        }
+    first, second = ([teach(lesson, random.Random(5)) for lesson in LESSONS] for _ in range(2))
+    assert first == second
+
+
+def test_the_studys_teacher_is_u_shaped_over_its_prompts():
+    accuracies = [habit(lesson.kind, lesson.answer[0])[0] for lesson in LESSONS]
+    shares = np.histogram(accuracies, (0, 0.003, 0.05, 0.3, 0.9, 1))[0] / len(accuracies)
+    assert shares == pytest.approx([0.12, 0.38, 0.1, 0.11, 0.29], abs=0.07)
+
+
+def test_the_tokenizer_loses_nothing_and_templates_are_single_tokens():
+    found = phrases(LESSONS)
+    tokenizer = make_tokenizer(LETTERS, found)
+    for lesson in LESSONS:
+        for text in (lesson.text, lesson.answer, *lesson.wrong, lesson.text + lesson.answer):
+            tokens = tokenizer(text)["input_ids"]
+            assert tokenizer.decode(tokens, skip_special_tokens=True) == text
+            assert tokenizer.unk_token_id not in tokens
+        assert len(tokenizer(lesson.text)["input_ids"]) <= 24
+        assert len(tokenizer(lesson.answer)["input_ids"]) == len(lesson.answer)  # one way to write it
+    assert "Spell this word backward (example: sun -> nus): " in found
+
+
+def test_what_cannot_be_taught_is_named():
+    with pytest.raises(DataError, match=r"tasks\.mine: reasoning_gym cannot make it"):
+        make_lessons({"mine": {"task": "no_such_task"}}, 10, 0)
+
+
+def _by_label(lessons):
+    return {label: [lesson for lesson in lessons if lesson.kind == label] for label in TASKS}

@@ -1,0 +1,255 @@
+"""What a conversation keeps of its turns, whatever the policy and the environment say. No engine, no processes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import pickle
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kray.config.schema import EnvironmentConfig, EvaluateConfig, RolloutConfig, SourceConfig
+from kray.driver.evaluation import evaluate
+from kray.driver.tables import sample_rows
+from kray.environments import turns as acts
+from kray.prompts.tokenize import as_read, encode_prompt
+from kray.records import Allocation, EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, derive_seed
+from kray.rewards.scorer import Outcome as Verdict
+from kray.rollout.collector import EVALUATION, TRAINING, Collector, Fixed
+from kray.rollout.conversation import Conversation, Host
+from kray.rollout.outcome import Outcome
+from kray.train.tiny_files import make_tokenizer
+
+TOKENIZER = make_tokenizer()
+TOKENS = st.lists(st.integers(3, 16), min_size=1, max_size=5)
+TURNS = st.lists(st.tuples(TOKENS, st.lists(st.integers(3, 16), max_size=4)), min_size=1, max_size=5)
+
+
+def first_task(max_tokens: int = 40, rollouts: int = 3) -> RolloutTask:
+    return RolloutTask(0, "p", (5, 6, 7), rollouts, 0, 1234, 3, Sampling(max_tokens, stop_token_ids=(1,)), 60.0, 8.0)
+
+
+def sampled(index: int, tokens: list[int], version: int = 3) -> Rollout:
+    logprobs = -np.arange(1, len(tokens) + 1, dtype=np.float32)
+    return Rollout("p", index, np.array(tokens, np.int32), logprobs, "stop", ((version, 0, len(tokens)),))
+
+
+@given(TURNS, st.integers(0, 2))
+def test_a_conversation_is_what_was_sampled_and_said_in_order(turns, index):
+    talk = Conversation(first_task(100), index, b"0")
+    context, seeds = [5, 6, 7], []
+    for number, (action, answer) in enumerate(turns):
+        talk.acted(sampled(index, action, version=number), "text")
+        talk.answered(answer, b"1")
+        context += action + answer
+        order = talk.next_task(number + 1)
+        assert list(order.prompt_tokens) == context
+        assert (order.rollouts, order.first_index, order.sampling.max_tokens) == (1, index, 103 - len(context))
+        assert order.sampling.max_tokens == talk.left
+        seeds.append(order.seed)
+    rollout = talk.rollout(str)
+    assert rollout.tokens.tolist() == context[3:]
+    assert rollout.sampled_tokens == sum(len(action) for action, _ in turns) == rollout.sampled.sum()
+    assert rollout.tokens[rollout.sampled].tolist() == [token for action, _ in turns for token in action]
+    assert (rollout.logprobs[~rollout.sampled] == 0).all()
+    assert rollout.logprobs[rollout.sampled].tolist() == [
+        -float(i + 1) for action, _ in turns for i in range(len(action))
+    ]
+    for (version, start, end), (action, _) in zip(rollout.policy_versions, turns, strict=True):
+        assert rollout.tokens[start:end].tolist() == action == turns[version][0]
+    assert len(set(seeds) | {first_task().seed}) == len(turns) + 1
+
+
+def test_turns_of_different_rollouts_have_different_seeds():
+    talks = [Conversation(first_task(), index, b"") for index in range(3)]
+    for talk in talks:
+        talk.acted(sampled(talk.index, [4]), "")
+    assert len({talk.next_task(9).seed + talk.index for talk in talks}) == 3
+
+
+# -- a collection with a policy of chance, in this process -----------------------------------------------------------
+
+
+class Nearby:
+    """A stage without processes."""
+
+    def __init__(self, **settings):
+        self.environment = EnvironmentConfig(name="sample_environments:Echo", **settings)
+
+    async def begin(self, starts):
+        return [self._do(acts.begin, "", (self.environment.name, self.environment.options, *start)) for start in starts]
+
+    async def step(self, moves):
+        return [self._do(acts.step, action, (state, last)) for state, action, last in moves]
+
+    async def finish(self, states):
+        return [self._do(acts.finish, "", state) for state in states]
+
+    @staticmethod
+    def _do(act, *arguments):
+        try:
+            return act(*arguments)
+        except Exception as error:
+            return f"environment: {error}"
+
+
+class Chance:
+    """A pool whose policy says what prompt and seed make it say; tasks end in any order, some not at all."""
+
+    def __init__(self, order, failing):
+        self.order, self.failing, self.tasks, self.left = order, failing, [], set()
+        self.task_ids = itertools.count()
+
+    def open(self, priority):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, tasks):
+        self.tasks += tasks
+        self.left |= {task.id for task in tasks}
+
+    async def next(self):
+        await asyncio.sleep(0)
+        task = self.tasks.pop(self.order.randrange(len(self.tasks)))
+        self.left.discard(task.id)
+        if derive_seed(task.seed, task.id) % 100 < self.failing:
+            return Outcome(task, [], "no engine")
+        return Outcome(task, [say(task, task.first_index + i) for i in range(task.rollouts)])
+
+
+def say(task: RolloutTask, index: int) -> Rollout:
+    rng = np.random.default_rng([task.seed + index, *task.prompt_tokens])
+    tokens = [*rng.integers(3, 17, rng.integers(0, 6)).tolist(), 1][: task.sampling.max_tokens]
+    rollout = sampled(index, tokens)
+    rollout.prompt_id = task.prompt_id
+    rollout.finish_reason = "stop" if tokens[-1] == 1 else "length"
+    return rollout
+
+
+class Judge:
+    async def score(self, items):
+        return [Verdict(float(len(text) % 2)) for _, text, _ in items]
+
+
+def collect(order, failing=0, max_tokens=24, prompts=4, rollouts=5, **settings):
+    source = SourceConfig()
+    texts = [f"{i}+{i}=" for i in range(prompts)]
+    pairs = [
+        EncodedPrompt(p, encode_prompt(p, TOKENIZER, source))
+        for p in (Prompt(t, "", "exact", "test", text=t) for t in texts)
+    ]
+    host = Host(Nearby(**settings), TOKENIZER, {TRAINING: source}, 12) if settings else None
+    collector = Collector(Chance(order, failing), Judge(), TOKENIZER, RolloutConfig(), host)
+    sampling = Sampling(max_tokens, stop_token_ids=(1,))
+    plan = Fixed([p.id for p, _ in pairs], rollouts)
+    return asyncio.run(collector.collect(plan, pairs, lambda p: derive_seed(0, p), sampling, 3))
+
+
+def described(collected):
+    return [
+        (r.prompt_id, r.index, r.tokens.tolist(), r.sampled.tolist(), r.turns, r.reward, r.text)
+        for group in collected.groups
+        for r in group.rollouts
+    ]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.randoms(use_true_random=False),
+    st.sampled_from([0, 0, 30]),
+    st.integers(1, 30),
+    st.integers(1, 4),
+    st.integers(0, 3),
+)
+def test_every_rollout_ends_or_fails_whatever_the_order(order, failing, max_tokens, max_turns, times):
+    options = {"max_turns": max_turns, "options": {"times": times}}
+    found = collect(order, failing, max_tokens, **options)
+    done = sum(len(group.rollouts) for group in found.groups)
+    assert done + found.failed == 20
+    for group in found.groups:
+        for rollout in group.rollouts:
+            assert 1 <= rollout.turns <= min(max_turns, times + 1)
+            assert len(rollout.tokens) <= max_tokens
+            assert rollout.sampled[0]
+            assert rollout.sampled[-1], "nothing follows the policy's last turn"
+            assert rollout.text == TOKENIZER.decode(rollout.tokens.tolist(), skip_special_tokens=True)
+            assert rollout.reward == pytest.approx(rollout.turns / (times + 1))
+    if not failing:
+        assert described(found) == described(collect(order, failing, max_tokens, **options))  # another order
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.randoms(use_true_random=False))
+def test_a_single_turn_is_what_there_is_without_an_environment(order):
+    plain, one = collect(order), collect(order, max_turns=1, options={"times": 0})
+    for group, other in zip(plain.groups, one.groups, strict=True):
+        assert group.prompt_tokens == other.prompt_tokens
+        for rollout, same in zip(group.rollouts, other.rollouts, strict=True):
+            assert rollout.tokens.tolist() == same.tokens.tolist()
+            assert rollout.logprobs.tolist() == same.logprobs.tolist()
+            assert (rollout.text, rollout.policy_versions) == (same.text, same.policy_versions)
+            assert same.sampled.all()
+
+
+def test_what_an_environment_says_first_belongs_to_the_prompt():
+    found = collect(random.Random(0), max_turns=2, options={"opening": "12="})
+    assert [TOKENIZER.decode(group.prompt_tokens) for group in found.groups] == [f"{i}+{i}=12=" for i in range(4)]
+    found = collect(random.Random(0), max_turns=2, options={"opening": "1" * 9})
+    assert not found.groups
+    assert found.failed == 20
+    assert "prompts.max_tokens is 12" in found.failures[0].why
+
+
+def test_the_environment_of_a_group_begins_alike():
+    """Its seed is the prompt's, not the rollout's."""
+    host = Host(Nearby(max_turns=2), TOKENIZER, {TRAINING: SourceConfig()}, 12)
+    pairs = [EncodedPrompt(Prompt(t, "", "exact", "test", text=t), (5,)) for t in "ab"]
+    talks = asyncio.run(host.open(pairs, lambda p: derive_seed(0, p), TRAINING))
+    seeds = [pickle.loads(state).seed for state in talks.states.values()]
+    assert seeds == [derive_seed(derive_seed(0, p), "reset") for p in "ab"]
+
+
+def test_an_opening_is_read_as_the_prompts_own_test_set_says():
+    sources = {EVALUATION: SourceConfig(), "test": SourceConfig(), "more": SourceConfig(template="1{prompt}")}
+    host = Host(Nearby(max_turns=2, options={"opening": "2="}), TOKENIZER, sources, 12)
+    pairs = [
+        EncodedPrompt(Prompt(name, "", "exact", "test", text="5+5=", metadata={"set": name}), (5,))
+        for name in ("test", "more")
+    ]
+    talks = asyncio.run(host.open(pairs, lambda p: derive_seed(0, p), EVALUATION))
+    assert [TOKENIZER.decode(tokens) for _, tokens in talks.prompts] == ["5+5=2=", "15+5=2="]
+
+
+# -- what is shown of it -----------------------------------------------------------------------------------------------
+
+
+def test_tables_of_rollouts_show_prompts_as_they_are_read():
+    found = collect(random.Random(0), max_turns=2, options={"opening": "12="})
+    ids = [group.prompt.id for group in found.groups]
+    budgets = np.full(len(ids), 5)
+    plan = Allocation(ids, budgets, budgets.astype(float), np.full(len(ids), 0.5), np.zeros(len(ids)))
+    rows = sample_rows(plan, found, 3, 0, partial(as_read, tokenizer=TOKENIZER))
+    assert len(rows) == 3
+    assert [row["rendered_prompt"] for row in rows] == [f"{row['prompt']}12=" for row in rows]
+    assert "rendered_prompt" not in sample_rows(plan, found, 3, 0)[0]
+
+
+def test_tables_of_evaluations_show_prompts_as_they_are_read():
+    source = SourceConfig(template="{prompt}7")
+    pairs = [
+        EncodedPrompt(p, encode_prompt(p, TOKENIZER, source)) for p in [Prompt("a", "", "exact", "test", text="1+1=")]
+    ]
+    collector = Collector(Chance(random.Random(0), 0), Judge(), TOKENIZER, RolloutConfig(), None)
+    sampling = Sampling(24, stop_token_ids=(1,))
+    found = asyncio.run(evaluate(collector, pairs, EvaluateConfig(samples=2, greedy=False), sampling, 3, 0))
+    assert [(row["prompt"], row["rendered_prompt"]) for row in found.rows] == [("1+1=", "1+1=7")]

@@ -1,0 +1,218 @@
+"""Rewards as a service without HTTP, and the client against servers that misbehave in every way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import pytest
+from aiohttp import web
+
+from kray.config import KrayConfig, RewardConfig, check
+from kray.driver.workers import make_scorer
+from kray.errors import KrayError
+from kray.rewards import Scorer, remote
+from kray.rewards.remote import RemoteScorer, chunks
+from kray.serve.gate import Refusal
+from kray.serve.rewards_api import KINDS, Judges, JudgeSpec, Score
+
+ITEMS = [("", str(i), str(i % 3)) for i in range(150)]
+
+
+def judged(spec: JudgeSpec, *bodies: dict) -> list[list[dict]]:
+    async def story():
+        judges = Judges(spec)
+        try:
+            return [await judges.score(Score.model_validate(body)) for body in bodies]
+        finally:
+            judges.close()
+
+    return asyncio.run(story())
+
+
+def test_outcomes_are_the_scorers_and_a_hanging_or_broken_verifier_hurts_its_answer_only():
+    spec = JudgeSpec(verifiers=("exact", "time:sleep", "sample_verifiers:fails_on_odd"), timeout_s=0.5)
+    items = [
+        {"response": "4", "answer": "4"},
+        {"response": "1", "answer": "", "verifier": "sample_verifiers:fails_on_odd"},
+    ]
+    ((right, broken),) = judged(spec, {"verifier": "exact", "items": items})
+    assert (right["reward"], right["error"]) == (1.0, "")
+    assert broken["reward"] is None
+    assert "an odd digit" in broken["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"verifier": "os:system"}, "verifier"),
+        ({"verifier": "exact", "items": [{"response": "", "answer": "", "verifier": "os:system"}]}, "items.0.verifier"),
+        ({"verifier": "code", "options": {"isolation": "best_effort"}}, "options"),
+        ({"verifier": "code", "options": {"timeout_s": 60}}, "options"),
+        ({"verifier": "exact", "options": {"nonsense": 1}}, "options"),
+    ],
+)
+def test_who_asks_does_not_choose_what_code_runs_here(body, param):
+    with pytest.raises(Refusal) as caught:
+        judged(JudgeSpec(), {"items": []} | body)
+    assert (caught.value.status, caught.value.param) == (422, param)
+
+
+def test_only_so_many_kinds_have_processes_and_an_unused_one_makes_room():
+    async def story():
+        others = ("sample_verifiers:first_is_even", "sample_verifiers:fails_on_odd")
+        judges = Judges(JudgeSpec(verifiers=("exact", *others)))
+        bodies = [{"verifier": "exact", "options": {"case_sensitive": flag}, "items": []} for flag in (True, False)]
+        bodies += [{"verifier": name, "items": []} for name in ("exact", *others)]
+        for body in bodies:
+            await judges.score(Score.model_validate(body))
+        kept = len(judges._kinds)
+        for kind in judges._kinds.values():
+            kind.users = 1
+        with pytest.raises(Refusal) as caught:
+            await judges.score(Score.model_validate(bodies[0]))
+        judges.close()
+        return kept, caught.value.status
+
+    assert asyncio.run(story()) == (KINDS, 429)
+
+
+def test_chunks_hold_every_item_once_in_order_and_are_bounded():
+    items = [*ITEMS, ("", "x" * (remote.CHUNK_CHARACTERS + 1), ""), *ITEMS[:3]]
+    parts = chunks(items)
+    assert [item for part in parts for item in part] == items
+    assert max(map(len, parts)) <= remote.CHUNK_ITEMS
+    assert [len(part) for part in parts if len(part[0][1]) > 10] == [1]
+
+
+def served(answer, act):
+    """What `act(url)` gives while a server answers each request with `answer(body, number of the request)`."""
+
+    async def story():
+        seen = []
+
+        async def handle(request):
+            body = await request.json()
+            seen.append((body, request.headers.get("Authorization")))
+            told = answer(body, len(seen))
+            return await told if asyncio.iscoroutine(told) else told
+
+        app = web.Application(client_max_size=2**26)
+        app.router.add_post("/v1/score", handle)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        try:
+            return await act(f"http://127.0.0.1:{port}"), seen
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(story())
+
+
+def right(body, _=0):
+    outcomes = [{"reward": float(x["response"] == x["answer"]), "detail": x["response"]} for x in body["items"]]
+    return web.json_response({"outcomes": outcomes})
+
+
+def error(status: int):
+    return web.json_response({"error": {"message": f"told {status}"}}, status=status)
+
+
+def scoring(items, deadline_s=5.0, key="k" * 20):
+    async def act(url):
+        scorer = RemoteScorer(url, key, "exact", {"case_sensitive": False}, deadline_s)
+        try:
+            return await scorer.score(items), scorer
+        finally:
+            scorer.close()
+            await asyncio.sleep(0)
+
+    return act
+
+
+def test_all_is_judged_in_order_with_the_key_and_options():
+    (outcomes, scorer), seen = served(right, scoring(ITEMS))
+    assert [outcome.detail for outcome in outcomes] == [str(i) for i in range(len(ITEMS))]
+    assert sum(outcome.reward for outcome in outcomes) == 3
+    assert {key for _, key in seen} == {"Bearer " + "k" * 20}
+    assert all(body["options"] == {"case_sensitive": False} for body, _ in seen)
+    assert (scorer.retries, scorer.failures) == (0, 0)
+
+
+@pytest.mark.parametrize("status", [404, 408, 429, 500, 502, 503, 504])
+def test_a_service_that_is_busy_or_fails_is_asked_again(status, monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    (outcomes, scorer), seen = served(lambda body, n: error(status) if n <= 2 else right(body), scoring(ITEMS[:5]))
+    assert [outcome.reward for outcome in outcomes] == [1, 1, 1, 0, 0]
+    assert (len(seen), scorer.retries) == (3, 2)
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_what_is_refused_for_what_it_says_is_a_data_failure_at_once(status):
+    (outcomes, scorer), seen = served(lambda body, n: error(status), scoring(ITEMS[:5]))
+    assert all(outcome.reward is None and f"told {status}" in outcome.error for outcome in outcomes)
+    assert (len(seen), scorer.failures) == (1, 5)
+
+
+def test_a_request_that_is_too_large_is_halved_until_only_what_is_too_large_is_left():
+    def strict(body, _):
+        return error(413) if any(x["response"] == "7" for x in body["items"]) else right(body)
+
+    (outcomes, _), _ = served(strict, scoring(ITEMS[:20]))
+    assert [i for i, outcome in enumerate(outcomes) if outcome.reward is None] == [7]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_ends_it_and_is_not_shown(status):
+    with pytest.raises(KrayError, match="refuses the key") as caught:
+        served(lambda body, n: error(status), scoring(ITEMS))
+    assert "kkkk" not in str(caught.value)
+
+
+def test_a_service_that_is_away_or_never_answers_costs_its_deadline_only():
+    started = time.monotonic()
+    outcomes, scorer = asyncio.run(scoring(ITEMS[:3], deadline_s=0.5)("http://127.0.0.1:9"))
+    assert all("no answer within 0.5 s" in outcome.error for outcome in outcomes)
+    assert scorer.retries >= 1
+
+    async def forever(body):
+        await asyncio.sleep(1)
+        return right(body)
+
+    (outcomes, _), _ = served(lambda body, n: forever(body), scoring(ITEMS[:3], deadline_s=0.5))
+    assert all(outcome.reward is None for outcome in outcomes)
+    assert time.monotonic() - started < 8
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "[]", "{}", '{"outcomes": 3}', '{"outcomes": []}', '{"outcomes": [{"reward": NaN}]}', '{"outcomes": [{}]}'],
+)
+def test_an_answer_that_makes_no_sense_is_a_data_failure(body):
+    def nonsense(_body, _n):
+        return web.Response(text=body, content_type="application/json")
+
+    (outcomes, _), _ = served(nonsense, scoring(ITEMS[:1], deadline_s=0.3))
+    assert outcomes[0].reward is None
+    assert outcomes[0].error
+
+
+def test_the_configuration_chooses_who_judges(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "planted-planted-planted")
+    reward = RewardConfig("exact", url="http://rewards:8002", key_env="MY_KEY", deadline_s=7)
+    scorer = make_scorer(reward)
+    assert isinstance(scorer, RemoteScorer)
+    assert (scorer.url, scorer._key, scorer.deadline_s) == (
+        "http://rewards:8002/v1/score",
+        "planted-planted-planted",
+        7,
+    )
+    assert isinstance(make_scorer(RewardConfig()), Scorer)
+    for bad in ("rewards:8002", "ftp://x", "http://me:secret@host"):
+        found = [text for text in check(KrayConfig(reward=RewardConfig(url=bad))) if text.startswith("reward.url")]
+        assert len(found) == 1
+        assert "secret" not in json.dumps(found)
