@@ -1,6 +1,6 @@
 # make train   installs what is missing, starts a local Ray head when none runs, trains configs/quickstart.yaml
-# make test    installs what is missing, runs the suite but for its longest stories; with ARGS, what they say
-# make test-all   with them, as CI does
+# make test    installs what is missing, runs the unit tests and one small run of each real part; with ARGS, what they say
+# make test-all   runs everything, as CI does
 # Overrides: make train ARGS="plan.mode=uniform run.steps=40"   CONFIG=configs/gsm8k.yaml   PYTHON=python3.12
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -43,7 +43,7 @@ check: $(INSTALLED)
 	@$(BIN)/python jobs/train.py --config $(CONFIG) --check $(ARGS)
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-m "not long")
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-m "unit or smoke")
 
 test-all: $(INSTALLED)
 	@$(BIN)/python -m pytest $(ARGS)

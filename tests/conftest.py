@@ -1,4 +1,7 @@
-"""What several rooms' tests share: a local Ray cluster of this test run's own, and tiny policies with random weights."""
+"""Fixtures shared by all tests: a local Ray cluster of this test run, and tiny policies with random weights.
+
+The marker of a test is the folder that it lies in: unit, integration or nightly.
+"""
 
 from __future__ import annotations
 
@@ -86,3 +89,10 @@ def make_warm(cache: Path, **settings) -> Path:
 
     shape = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 64, "warmup_steps": 20}
     return ensure_tiny_policy(TinyPolicyConfig(**shape, **settings), cache, progress=lambda line: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with the folder of tests/ that it lies in."""
+    tests = Path(__file__).parent
+    for item in items:
+        item.add_marker(item.path.relative_to(tests).parts[0])

@@ -24,7 +24,6 @@ from kray.rollout.conversation import Host
 from kray.train.learner import Learner, step_rows
 from kray.train.model import state_digest
 
-pytestmark = pytest.mark.slow
 CALCULATOR = {"name": "calculator", "options": {"least_first": True, "shown": "{}="}}
 SOURCE = SourceConfig(size=16)
 

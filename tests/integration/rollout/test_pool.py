@@ -10,12 +10,10 @@ import signal
 
 import numpy as np
 import pytest
-from tiny_pool import PROBE, RunningPool, PlainLearner, gather, make_pool, outcomes, same, tasks
+from tiny_pool import PROBE, PlainLearner, RunningPool, gather, make_pool, outcomes, same, tasks
 
 from kray.errors import KrayError
 from kray.records import Sampling
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

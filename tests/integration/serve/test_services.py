@@ -33,7 +33,6 @@ def call(url: str, key: str, body: dict | None = None, method: str | None = None
         return error.code, json.load(error)
 
 
-@pytest.mark.slow
 def test_a_trainer_plans_its_steps_through_the_planners_service(services, tmp_path):
     url, key = services.planner.address, services.key
     rates = np.random.default_rng(0).beta(0.5, 1.0, 64)
@@ -71,7 +70,6 @@ def test_a_trainer_plans_its_steps_through_the_planners_service(services, tmp_pa
     assert columns["__rollout_n__"].argmin() == 2  # the one that is always solved
 
 
-@pytest.mark.slow
 def test_training_gets_its_rewards_from_the_service(services):
     async def story():
         scorer = RemoteScorer(services.rewards.address, services.key, "math", {}, 30.0)
@@ -93,7 +91,6 @@ def test_training_gets_its_rewards_from_the_service(services):
     assert [outcome.reward for outcome in many] == [1.0] * 7 + [0.0] * 693
 
 
-@pytest.mark.slow
 def test_the_official_client_uses_the_policy(services):
     import openai
 
@@ -143,7 +140,6 @@ def test_the_official_client_uses_the_policy(services):
         assert answer.read() == b"ok"
 
 
-@pytest.mark.slow
 def test_a_policy_whose_engine_died_is_replaced(services):
     """The engine is a process of its own under the replica's; it is killed as the kernel does when memory is short."""
     import openai
@@ -169,7 +165,6 @@ def test_a_policy_whose_engine_died_is_replaced(services):
     assert not psutil.pid_exists(replica.pid)
 
 
-@pytest.mark.slow
 def test_what_the_services_count_reaches_ray(services):
     """On the node's metrics port, in Prometheus' form; Ray sends it every few seconds."""
     import ray

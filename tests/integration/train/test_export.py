@@ -246,7 +246,6 @@ def job(ray, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
 
 
-@pytest.mark.slow
 def test_the_door_exports_any_step_and_registers(ray_local, tracked, make_run, tmp_path):
     folder, tracker = tracked
     run, _, said = make_run(run_id=tracker.mlflow_run_id)
@@ -261,7 +260,6 @@ def test_the_door_exports_any_step_and_registers(ray_local, tracked, make_run, t
         assert largest(logprobs(AutoModelForCausalLM.from_pretrained(tmp_path / name)), said[step]) < 1e-5
 
 
-@pytest.mark.slow
 def test_the_door_refuses_what_it_cannot_export(ray_local, make_run, tmp_path):
     run, *_ = make_run()
     (tmp_path / "taken").mkdir()
@@ -294,7 +292,6 @@ assert len(chat.prompt_token_ids) == 5, chat.prompt_token_ids
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["full", "lora"])
 def test_vllm_loads_an_export_and_computes_the_same(make_run, tmp_path, lora):
     run, config, said = make_run(lora)

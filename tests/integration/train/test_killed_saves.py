@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from kray.train.checkpoints import CheckpointStore, newest, read_state
 from kray.train.learner import step_rows
@@ -18,7 +17,6 @@ from kray.train.model import state_digest
 STEPS = 12
 
 
-@pytest.mark.slow
 def test_a_kill_at_any_instant_of_a_background_save_leaves_the_newest_checkpoint(
     models, make, train, some_groups, ragged, tmp_path
 ):

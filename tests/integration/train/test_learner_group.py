@@ -15,7 +15,6 @@ from kray.errors import ConfigError, KrayError
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.learner_group import LearnerGroup
 
-pytestmark = pytest.mark.slow
 TRAIN = TrainConfig(ranks=2, lr=1e-2, timeout_s=120)
 
 

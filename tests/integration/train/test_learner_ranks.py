@@ -78,7 +78,6 @@ def cases(models, train, probe, some_groups, ragged):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_several_ranks_learn_what_one_rank_learns(run_ranks, make, cases, ranks, tmp_path):
     compare(run_ranks, make, ranks, cases if ranks == 2 else cases[:2], tmp_path)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from inline_jobs import run_job
 
 from kray.compare.study import RATES, VISITS, load_study
 from kray.driver.remote import driver_actor, follow
@@ -18,18 +17,6 @@ from kray.train.start_model import find_model
 ROOT = Path(__file__).parents[3]
 QUICK = str(ROOT / "configs" / "compare-quick.yaml")
 CLOCKED = ("time", "timing_s/", "memory/", "throughput/", "pool/", "train/update_s", "train/peak", "planner/seconds")
-
-
-def test_the_door_says_what_would_run_and_names_what_is_wrong(tmp_path):
-    done = run_job("compare", QUICK, "--check", "--seeds", "0-4", "--dir", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
-    assert "3 methods x 5 seeds" in done.stdout
-    assert "to run   15" in done.stdout
-    done = run_job("compare", QUICK, "--check", "--methods", "unifrom")
-    assert done.returncode == 2
-    assert "config error" in done.stderr
-    assert "no method 'unifrom'" in done.stderr
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
@@ -80,8 +67,6 @@ def steps_of(folder: Path) -> list[dict]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.long
 def test_a_comparison_reports_goes_on_and_its_children_do_not_know_of_each_other(compare, tmp_path, capsys):
     from mlflow import MlflowClient
 

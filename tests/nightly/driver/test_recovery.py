@@ -8,26 +8,13 @@ import time
 
 import pytest
 import ray
-from test_driver import same_weights, steps_of, story, wait_for_line  # noqa: F401
+from tiny_runs import same_weights, steps_of, wait_for_line
 
-from kray.driver.recovery import Restarts
 from kray.errors import KrayError
 from kray.train.checkpoints import newest, read_state
 
 KILLS = [(2, "driver"), (5, "learner-0"), (8, "driver")]  # lines of metrics.jsonl, whose process dies then
 LONG = ("run.steps=8", "run.checkpoint_every=3", "evaluate.every=0", "rollout.max_response_tokens=40")
-
-
-def test_restarts_come_at_once_after_progress_and_end_with_the_budget_of_the_window():
-    restarts = Restarts(3, 100.0)
-    assert restarts.lost(0.0, True) == 0.0
-    assert restarts.lost(1.0, False) == 2.0
-    assert restarts.lost(2.0, False) == 4.0
-    assert restarts.lost(99.0, True) is None
-    assert restarts.lost(100.0, True) == 0.0  # the first is forgotten
-    endless = Restarts(100, 0.0)
-    assert [endless.lost(0.0, False) for _ in range(9)][-3:] == [60.0] * 3
-    assert Restarts(0, 0.0).lost(0.0, True) is None
 
 
 def kill_at(file, kills, done: list[str]) -> None:
@@ -48,14 +35,12 @@ def wait_for(reached, limit_s: float = 400.0) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_was_let_alone(story, tmp_path):  # noqa: F811
-    story("straight", *LONG)
+def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_was_let_alone(run_tiny, tmp_path):
+    run_tiny("straight", *LONG)
     done: list[str] = []
     killer = threading.Thread(target=kill_at, args=(tmp_path / "hit/metrics.jsonl", KILLS, done))
     killer.start()
-    summary = story("hit", *LONG)
+    summary = run_tiny("hit", *LONG)
     killer.join()
     killed = [name.removeprefix("kray-hit-").rpartition("-")[0] for name in done]  # without what makes a name new
     assert killed == ["driver-0", "again-1-learner-0-1", "driver-1"]
@@ -78,9 +63,9 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_
     assert same_weights(*ends)
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_a_rank_that_dies_or_hangs_is_replaced_on_the_same_engines_until_the_budget_is_spent(story, tmp_path, capsys):  # noqa: F811
+def test_a_rank_that_dies_or_hangs_is_replaced_on_the_same_engines_until_the_budget_is_spent(
+    run_tiny, tmp_path, capsys
+):
     """The first time there is no checkpoint yet, because it could not be written; the run begins anew."""
     from kray.faults.targets import actors
 
@@ -103,7 +88,7 @@ def test_a_rank_that_dies_or_hangs_is_replaced_on_the_same_engines_until_the_bud
     thread = threading.Thread(target=freeze, daemon=True)
     thread.start()
     with pytest.raises(KrayError, match=r"train\.timeout_s.*not started again after 1 restarts"):
-        story("run", *LONG, "train.ranks=2", "train.timeout_s=20", "train.max_restarts=1", "run.steps=1000")
+        run_tiny("run", *LONG, "train.ranks=2", "train.timeout_s=20", "train.max_restarts=1", "run.steps=1000")
     thread.join(10)
     frozen[-1].send(signal.SIGKILL)  # Ray may have left it as it is
     assert len(engines) == 2

@@ -8,10 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytestmark = [pytest.mark.slow, pytest.mark.long]
-
 TESTS = Path(__file__).parents[2]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -76,17 +74,3 @@ def test_a_rival_that_hangs_is_ended_at_the_deadline():
 def test_a_python_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="--trl-python nowhere/python"):
         rival.find_python("nowhere/python", print)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_the_parts_alone_make_the_rollouts_of_the_run(tmp_path):
-    """So the two times that are compared are times of the same work, learned weights included."""
-    small = ["--prompts", "16", "--rollouts", "4", "--steps", "3", "--warm", "1", "model.tiny.warmup_steps=40"]
-    command = [sys.executable, "jobs/bench_step.py", "--skip-trl", "--json", f"{tmp_path}/step.json", *small]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    results = json.loads((tmp_path / "step.json").read_text())["results"]
-    assert results["same_work"] == 1.0
-    assert len(results["alone"]["tokens"]) == 4
-    assert results["step_over_parts"] > 0

@@ -7,7 +7,6 @@ import http.server
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from inline_jobs import run_job
 from kray.cluster.address import (
     API,
     CLUSTER,
-    REACH_S,
     Endpoint,
     Unreachable,
     answers,
@@ -315,34 +313,3 @@ def test_submit_starts_no_head_where_something_else_listens(tmp_path, monkeypatc
     assert done.returncode == 2
     assert "not as a Ray dashboard does (HTTP 404)" in done.stderr
     assert "starting a head" not in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_process_ends_in_time_where_nobody_answers(name, tmp_path):
-    """Each command as a process of its own, against a port that takes connections and never says anything."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text("{}")
-    with listener() as place:
-        variable = {API: f"http://{place}"} if name == "submit" else {CLUSTER: place}
-        arguments = [part.replace("{tmp}", str(tmp_path)) for part in COMMANDS[name]]
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, f"jobs/{name}.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60,
-            env=os.environ | variable,
-        )  # fmt: skip
-        took = time.monotonic() - started
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert f"no answer from {place}" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert REACH_S <= took < LIMIT_S
-
-
-@pytest.mark.slow
-def test_a_real_gcs_answers(ray_local, monkeypatch):
-    address = ray_local.get_runtime_context().gcs_address
-    assert answers(address, REACH_S)
-    monkeypatch.setenv(CLUSTER, f" {address} ")
-    assert require_cluster() == address == os.environ[CLUSTER]
-    monkeypatch.setenv(CLUSTER, " auto ")
-    assert require_cluster() == "auto"

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 from chat_models import chat_model
+from checked_runs import QUICK, arguments, checkpoint, load_parts_of
 from inline_jobs import ROOT, run_job
 
 from kray.config import KrayConfig, load_config, to_yaml
 from kray.config.resume import as_begun
 from kray.driver.components import load_components
-from kray.driver.state import RunState
 from kray.errors import KrayError
-from kray.planner import KnapsackPlanner
 from kray.tracking import prompts_digest
 
-QUICK = str(ROOT / "configs" / "quickstart.yaml")
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
 
 
@@ -42,10 +40,6 @@ def changed(chat, tmp_path):
         return folder
 
     return make
-
-
-def arguments(model: Path, *more: str) -> list[str]:
-    return ["model.tiny=null", f"model.path={model}", "prompts.max_tokens=200", *more]
 
 
 def check(*overrides: str):
@@ -238,17 +232,6 @@ def test_long_prompts_are_shown_with_beginning_and_end(chat, tmp_path):
 # -- resumes -----------------------------------------------------------------------------------------------------------
 
 
-def checkpoint(folder: Path, config: KrayConfig, digest: str) -> Path:
-    """A run's folder with one checkpoint, as far as it is read before anything is started."""
-    step = folder / "checkpoints" / "step-000003"
-    (step / "learner").mkdir(parents=True)
-    (step / "files.json").write_text("{}")
-    state = RunState(step=3, prompts=digest, planner=KnapsackPlanner.of(config.plan).to_dict())
-    (step / "state.json").write_text(json.dumps(state.to_dict()))
-    (folder / "config.yaml").write_text(to_yaml(config))
-    return folder
-
-
 def repeated(folder: Path) -> tuple[KrayConfig, list[str]]:
     """A configuration, and the overrides that make it, whose rows are each there twice."""
     (folder / "p.jsonl").write_text(
@@ -289,13 +272,6 @@ def test_a_run_that_began_before_repeats_were_left_out_keeps_them(tmp_path):
     kept.write_text(to_yaml(load_config(QUICK, paths)))  # a run that began with the key, and without repeats
     assert as_begun(load_config(QUICK, paths), run).prompts.train.keep_repeats is False
     assert check(*paths, f"resume={run}").returncode == 2
-
-
-def load_parts_of(config: KrayConfig):
-    from kray.driver.prepare import encode, load_sources, read_tiny
-
-    reader = read_tiny(config, config.model.tiny)
-    return [pair for one in load_sources(config, "train", print) for pair in encode(config, one, reader, print).encoded]
 
 
 def test_variables_of_the_template_are_part_of_the_prompts_fingerprint():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from chat_models import chat_model
+from checked_runs import QUICK, arguments, checkpoint, load_parts_of
 from inline_jobs import run_job
-from test_check import QUICK, arguments, checkpoint, load_parts_of
 
 from kray.config import load_config
 from kray.config.schema import LoraConfig

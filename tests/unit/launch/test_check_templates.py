@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from chat_models import chat_model
+from checked_runs import QUICK, arguments
 from inline_jobs import run_job
-from test_check import QUICK, arguments
 
 MARKERS = "<|im_start|>user\\n{prompt}<|im_end|>\\n<|im_start|>assistant\\n"
 TEMPLATE = f'prompts.train.template="{MARKERS}"'

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from kray.config import KrayConfig, ModelConfig, RewardConfig, SourceConfig, to_yaml
 from kray.config.resume import note_changes
-from kray.driver.actor import Driver
-from kray.driver.remote import driver_actor
 from kray.driver.run_folder import run_folder
 from kray.errors import ConfigError, DataError
 from kray.launch.preflight import load_both
 from kray.train.start_model import check_model
-
-
-class Watched(Driver):
-    """A driver that tells what it and its children see."""
-
-    async def gpus(self) -> tuple[str, str]:
-        import ray
-
-        seen = ray.remote(num_gpus=1, max_calls=1)(lambda: os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
-        return os.environ["CUDA_VISIBLE_DEVICES"], await seen.remote()
-
-
-@pytest.mark.slow
-def test_the_driver_sees_no_gpu_and_its_engines_do(ray_local, tmp_path):
-    driver = driver_actor(Watched, tmp_path).remote(KrayConfig(), "", str(tmp_path), "", {})
-    assert ray_local.get(driver.gpus.remote(), timeout=60) == ("", "0")
-    ray_local.kill(driver)
 
 
 def test_run_folders_are_new_and_a_bad_place_is_named(tmp_path):

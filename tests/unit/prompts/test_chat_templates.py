@@ -1,9 +1,9 @@
 """Variables of chat templates, messages that templates lose, and how special tokens are shown."""
 
 import pytest
+from chat_tokenizers import CHAT, ask, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prompts.test_tokenize import CHAT, ask, make_tokenizer
 
 from kray.config.schema import SourceConfig
 from kray.errors import ConfigError

@@ -247,19 +247,3 @@ def test_a_background_write_that_fails_is_told_where_it_is_waited_for(models, ma
     with pytest.raises(Exception, match="rank 0 could not write"):
         learner.saved()
     assert learner.saved()
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_compiled_layers_learn_the_same(models, make, train, some_groups, ragged, monkeypatch):
-    """Traced and cut into graphs as ever, but not turned into machine code, which takes a minute."""
-    compiling = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **how: compiling(part, backend="aot_eager", **how))
-    rows = step_rows(some_groups(0, ragged), train)
-    plain = make(models[True])
-    plain.update(rows)
-    state = plain.state()
-    compiled = make(models[True], replace(train, compile=True))
-    compiled.update(rows)
-    torch._dynamo.reset()
-    assert differences(compiled.state(), state) < 2e-6

@@ -25,38 +25,6 @@ PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 CASES = cases()
 
 
-@pytest.fixture(scope="module")
-def verdict(tmp_path_factory):
-    """verdict(case): what the learner makes of it, found once."""
-    found: dict[str, judged.Verdict] = {}
-
-    def get(case: Case) -> judged.Verdict:
-        if str(case) not in found:
-            found[str(case)] = judged.judge(case, tmp_path_factory.mktemp("model"))
-        return found[str(case)]
-
-    return get
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_model_is_right_or_refused(case, verdict):
-    found = verdict(case)
-    if not found.layout:
-        assert found.reason
-        assert found.early, f"the learner alone knows that: {found.reason}"
-        return
-    assert found.gap < 1e-4, found.layout
-    assert found.moved < 1e-4, found.layout
-    assert found.norms[1:] == pytest.approx([found.norms[0]] * 2, rel=1e-3)
-
-
-@pytest.mark.slow
-def test_the_page_is_what_the_code_makes(verdict):
-    expected = judged.page(map(verdict, CASES))
-    assert PAGE.read_text() == expected, "run python jobs/model_table.py"
-
-
 def test_the_page_names_every_type_and_those_refused():
     taken, refused = PAGE.read_text().split("## Refused")
     refused_cases = set()

@@ -1,0 +1,102 @@
+"""Whole runs of more than a minute: resumed and stopped runs end as uninterrupted ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from tiny_runs import same_weights, steps_of, wait_for_line
+
+from kray.metrics import documented
+from kray.simulate.populations import find_population
+from kray.train.checkpoints import newest, read_state
+
+
+def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(run_tiny, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    summary = run_tiny("straight")
+    assert (summary.steps, summary.rollouts, summary.stopped) == (4, 4 * 48, "")
+    assert summary.accuracy_after > summary.accuracy_before
+    # the same run again, but ended after two steps and gone on from its checkpoint
+    run_tiny("broken", "run.steps=2")
+    checkpoint = newest(tmp_path / "broken")
+    run_tiny("broken", checkpoint=checkpoint)
+    straight, broken = (steps_of(tmp_path / name) for name in ("straight", "broken"))
+    assert [line["step"] for line in straight] == [line["step"] for line in broken] == [0, 1, 2, 3, 4]
+    assert straight == broken
+    assert {name for line in straight for name in line if name != "step" and not documented(name)} == set()
+    ends = [read_state(newest(tmp_path / name)) for name in ("straight", "broken")]
+    assert ends[0]["planner"] == ends[1]["planner"]
+    assert same_weights(*(newest(tmp_path / name) for name in ("straight", "broken")))
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/straight/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["plan.budget"] == "48"
+    assert {"git_commit", "ray_job_id", "version.vllm", "version.torch"} <= set(run.data.tags)
+    history = client.get_metric_history(run.info.run_id, "group/effective_ratio_prompts")
+    assert [point.step for point in history] == [1, 2, 3, 4]
+    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} >= {
+        "config.yaml",
+        "samples",
+        "figures",
+    }
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"train", "test"}
+    rows = json.loads((tmp_path / "straight/samples/step-000002.json").read_text())
+    assert {"prompt", "response", "reward", "belief", "budget"} <= set(rows["columns"])
+    assert len(rows["data"]) == 4
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/straight/mlflow.db")
+    population = find_population(f"mlflow:{run.info.run_id}")(100, np.random.default_rng(0))
+    assert population.shape == (100,)
+    assert 0 < population.mean() < 1
+
+    judged = run_tiny("judged", checkpoint=newest(tmp_path / "straight"), method="judge")
+    assert judged.accuracy == pytest.approx(summary.accuracy_after)  # the same seed on the same policy
+    assert judged.prompts == 12
+
+
+def test_a_stopped_run_with_learned_priors_goes_on_exactly(run_tiny, tmp_path):
+    """What is learned of features and of how labels go stale is carried through a stop to the last digit."""
+    learned = (
+        "plan.prior_features=true",
+        "plan.fit_discount=true",
+        "plan.prior_by=kind",
+        "plan.refit_every=3",
+        "plan.budget=128",
+        "plan.candidates=1.5",
+        "prompts.per_step=32",
+        "prompts.train.size=192",
+        "reward.verifier=sample_verifiers:harder_for_long",
+        "evaluate.every=0",
+        "run.checkpoint_every=0",
+        "run.steps=10",
+        "track.every=4",
+    )
+
+    def stop():
+        wait_for_line(tmp_path / "broken/metrics.jsonl", 5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run_tiny("straight", *learned)
+    thread = threading.Thread(target=stop)
+    thread.start()
+    summary = run_tiny("broken", *learned)
+    thread.join()
+    assert 0 < summary.steps < 10
+    run_tiny("broken", *learned, checkpoint=newest(tmp_path / "broken"))
+    straight, broken = (steps_of(tmp_path / name) for name in ("straight", "broken"))
+    assert [line["step"] for line in straight] == list(range(11))
+    assert straight == broken
+    one, other = (read_state(newest(tmp_path / name)) for name in ("straight", "broken"))
+    assert one["planner"]["features"]["rows"]
+    for name in ("planner", "waiting", "transitions", "calibration", "lengths"):
+        assert one[name] == other[name]
+    assert same_weights(*(newest(tmp_path / name) for name in ("straight", "broken")))
+    tables = [sorted((tmp_path / name / "transitions").iterdir()) for name in ("straight", "broken")]
+    assert [file.read_text() for file in tables[0]] == [file.read_text() for file in tables[1]]
