@@ -28,7 +28,7 @@ from kray.driver.remote import drive
 from kray.errors import ConfigError
 from kray.launch.main import guarded
 from kray.launch.preflight import load_both
-from kray.train.checkpoints import find_resume
+from kray.train.checkpoints import find_checkpoint
 from kray.train.start_model import find_model
 
 
@@ -44,7 +44,7 @@ def main() -> int:
     checkpoint = None
     overrides = list(arguments.overrides)
     if path.is_dir() and not (path / "config.json").is_file():
-        checkpoint = find_resume(str(path), "", "")
+        checkpoint = find_checkpoint(str(path))
         assert checkpoint is not None  # a folder was named: there is one, or it raised
         file = arguments.config or str(kept_config(checkpoint.parent.parent))
         overrides.append("resume=")

@@ -21,7 +21,7 @@ from kray.driver.state import RunState
 from kray.errors import ConfigError
 from kray.launch.main import guarded
 from kray.tracking import locate, log_model
-from kray.train.checkpoints import at_step, find_resume, read_state
+from kray.train.checkpoints import checkpoint_at_step, find_checkpoint, read_state
 from kray.train.export import check_free, export_checkpoint
 from kray.train.start_model import find_model
 
@@ -38,9 +38,9 @@ def main() -> int:
     for target in filter(None, (arguments.out, arguments.adapters)):
         check_free(target)
     if arguments.step is not None:
-        checkpoint: Path | None = at_step(arguments.run, arguments.step)
+        checkpoint: Path | None = checkpoint_at_step(arguments.run, arguments.step)
     else:
-        checkpoint = find_resume(str(arguments.run), "", "")
+        checkpoint = find_checkpoint(str(arguments.run))
     assert checkpoint is not None
     run = checkpoint.parent.parent
     with reading(checkpoint):

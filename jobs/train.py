@@ -25,7 +25,7 @@ from kray.errors import ConfigError
 from kray.launch.check import check
 from kray.launch.main import guarded
 from kray.launch.preflight import load_both
-from kray.train.checkpoints import find_resume, sound
+from kray.train.checkpoints import find_checkpoint, newest_intact
 from kray.train.start_model import find_model
 
 
@@ -43,13 +43,13 @@ def main() -> int:
     config = load_checked(arguments.config, arguments.overrides)
     if not arguments.check:
         require_cluster()
-    checkpoint = find_resume(config.resume, config.run.dir, config.run.name)
+    checkpoint = find_checkpoint(config.resume, config.run.dir, config.run.name)
     if checkpoint is not None:
         config = as_begun(config, checkpoint.parent.parent)
     if not arguments.check:
         load_both(config)
     if checkpoint is not None:
-        checkpoint = sound(checkpoint, print, set_aside=not arguments.check)
+        checkpoint = newest_intact(checkpoint, print, set_aside=not arguments.check)
         if checkpoint is None:
             raise ConfigError("resume: no checkpoint is left; start a new run")
     if arguments.check:

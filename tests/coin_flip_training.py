@@ -29,7 +29,7 @@ from kray.prompts import PromptSampler
 from kray.records import EncodedPrompt, Prompt, Rollout, RolloutGroup
 from kray.rollout.collector import Collected, Collector
 from kray.rollout.conversation import Failure
-from kray.train.checkpoints import CheckpointStore, newest, read_state
+from kray.train.checkpoints import CheckpointStore, newest_checkpoint, read_state
 
 CONFIG = """
 run: {steps: 8, checkpoint_every: 0}
@@ -206,7 +206,7 @@ def begin(
     folder: Path, config: KrayConfig, record: Record | None = None, kind: type[Training] = CoinFlipTraining
 ) -> Training:
     """A training from the newest checkpoint in the folder, or from the start where there is none; as the driver does it."""
-    checkpoint, parts, state, fleet = newest(folder), make_parts(config), RunState(), CoinFleet()
+    checkpoint, parts, state, fleet = newest_checkpoint(folder), make_parts(config), RunState(), CoinFleet()
     if checkpoint is not None:
         state = RunState.from_dict(read_state(checkpoint))
         parts.load(state)

@@ -24,7 +24,7 @@ from kray.config.schema import TrainConfig
 from kray.metrics import TRAIN_ATTENTION_PADDING_RATIO, TRAIN_COMPUTED_TOKENS, TRAIN_GRAD_NORM, TRAIN_PADDING_RATIO
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.learner import Learner, step_rows
-from kray.train.training_rows import Rows
+from kray.train.training_rows import TrainingRows
 
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362}  # dense bf16, by a part of the device's name
 SHAPES = {  # hidden, layers, heads, kv heads, head dim, intermediate, vocabulary
@@ -97,7 +97,7 @@ def make_model(shape: str, folder: str) -> None:
     Qwen3ForCausalLM(config).save_pretrained(folder)
 
 
-def plain_loop(folder: str, train: TrainConfig, dtype: str, device: str) -> Callable[[Rows], dict[str, float]]:
+def plain_loop(folder: str, train: TrainConfig, dtype: str, device: str) -> Callable[[TrainingRows], dict[str, float]]:
     """What one would write by hand: rows sorted by length, padded, cut into micro-batches; one process, no FSDP."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     model.to(device).train()
@@ -105,7 +105,7 @@ def plain_loop(folder: str, train: TrainConfig, dtype: str, device: str) -> Call
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
 
-    def update(rows: Rows) -> dict[str, float]:
+    def update(rows: TrainingRows) -> dict[str, float]:
         ends = np.cumsum(rows.lengths)
         order = np.argsort(-rows.lengths)
         filled = padded = 0
@@ -213,7 +213,7 @@ def compare(name: str, steps: int, ranks: list[int], train: TrainConfig, device:
     return {label: values | {"speedup": values["tokens_per_s"] / base} for label, values in found.items()}
 
 
-def flops(shape: str, rows: Rows) -> float:
+def flops(shape: str, rows: TrainingRows) -> float:
     """Of the model on these rows, forward and backward: 6 per weight of a matrix product and token, and attention's
     6 T^2 H D a layer (causal). Recomputation is not counted, nor is the gather of embeddings."""
     hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary = SHAPES[shape]

@@ -23,7 +23,7 @@ from kray.errors import ConfigError
 from kray.metrics import TRAIN_GRAD_NORM
 from kray.train.learner import Learner
 from kray.train.supported_models import check_supported
-from kray.train.training_rows import plain_rows
+from kray.train.training_rows import unscored_rows
 
 TokenRows = list[tuple[tuple[int, ...], tuple[int, ...]]]
 CHANGED = 9  # the token of the last row that is another than in the row before
@@ -76,7 +76,7 @@ def judge(case: Case, folder: Path) -> Verdict:
             return Verdict(case, reason=_reason(error))
         try:
             found = learner.logprobs(rows)
-            learned = plain_rows(rows)
+            learned = unscored_rows(rows)
             weight = 1 / len(learned.sampled)
             learned = replace(learned, advantages=learned.advantages + 1, weights=learned.weights + weight)
             norms.append(learner.update(replace(learned, groups=1, effective_groups=1))[TRAIN_GRAD_NORM])

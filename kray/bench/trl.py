@@ -81,7 +81,7 @@ def run_trl(
         asked.write_text(json.dumps(job))
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment |= {"OMP_NUM_THREADS": str(cores), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-        script = str(Path(__file__).with_name("trl_rival.py"))
+        script = str(Path(__file__).with_name("trl_child.py"))
         _call([python, "-W", "ignore", script, str(asked), str(answer)], RUN_TIMEOUT_S, environment, say)
         found = json.loads(answer.read_text())
     step_s = float(np.median(found["steps_s"][warm:]))

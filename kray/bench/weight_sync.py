@@ -86,7 +86,7 @@ async def _round(learners: LearnerGroup, pool: Pool, shape: str, version: int) -
     await asyncio.sleep(REST_S)
     probe = tuple(np.random.default_rng(0).integers(SHAPES[shape][-1], size=PROBE_TOKENS).tolist())
     times = [time.perf_counter()]
-    gathered, weights = await learners.hand_over()
+    gathered, weights = await learners.gather_weights()
     times.append(time.perf_counter())
     thinking = asyncio.ensure_future(_think_of(learners, probe))
     logprobs = asyncio.ensure_future(_first(thinking))

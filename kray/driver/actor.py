@@ -29,7 +29,7 @@ from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.monitor.status import Watch
 from kray.tracking import Tracker, prompts_digest
 from kray.tracking.mlflow_store import UnknownRun
-from kray.train.checkpoints import CheckpointStore, newest, read_state, sound
+from kray.train.checkpoints import CheckpointStore, newest_checkpoint, newest_intact, read_state
 from kray.train.export import log_trained
 
 SERVER_WAIT_S, SERVER_POLL_S = 600.0, 5.0  # for MLflow, when a driver is started again
@@ -136,11 +136,11 @@ class Driver:
             store = CheckpointStore(self.folder, self.config.run.keep_checkpoints)
             now, at = components, state
             if begun:
-                self.checkpoint = sound(newest(self.folder), self.say)
+                self.checkpoint = newest_intact(newest_checkpoint(self.folder), self.say)
                 now, at = self._restore(unlearned(components, self.config), state.mlflow_run_id)
                 tracker.rewind(BEGINNING if self.checkpoint is None else at.step)
             elif self.checkpoint is not None:
-                for name in store.go_on_from(at.step):
+                for name in store.set_aside_after(at.step):
                     self.say(f"note: {name} is set aside, this run goes on from step {at.step}")
             base = workers.next_version - at.step if begun else 0
             begun = True

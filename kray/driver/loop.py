@@ -303,8 +303,8 @@ class Training:
             return
         self._saved_step, self._failed_in_a_row = step, 0
         self.say(f"saved {final} ({time.monotonic() - started:.1f} s)")
-        if self.store.unpruned:
-            self.say(f"warning: {self.store.unpruned}; tried again with the next checkpoint")
+        if self.store.prune_problem:
+            self.say(f"warning: {self.store.prune_problem}; tried again with the next checkpoint")
 
     def _not_saved(self, step: int, error: Exception) -> None:
         """A full disk may have room again by the next save. Raises KrayError after run.max_failed_saves."""

@@ -15,7 +15,7 @@ from kray.config import KrayConfig
 from kray.driver.provenance import tags
 from kray.errors import InfrastructureError, KrayError
 from kray.monitor.client import NAMESPACE, announce, driver_name, withdraw
-from kray.train.checkpoints import newest, sound
+from kray.train.checkpoints import newest_checkpoint, newest_intact
 
 GONE_WAIT_S = 60.0  # for actors to be gone whose driver has died
 
@@ -57,7 +57,7 @@ def drive(
         try:
             return follow(driver, method, folder)
         except InfrastructureError as loss:
-            found = newest(folder)
+            found = newest_checkpoint(folder)
             wait_s = restarts.lost(time.monotonic(), found != checkpoint)
             if wait_s is None:
                 spent = f"; not started again after {restarts.spent} (run.max_restarts)" if method == "run" else ""
@@ -66,7 +66,7 @@ def drive(
             time.sleep(wait_s)
             end_actors(f"kray-{folder.name}-")
             give_back(f"kray-{folder.name}-")
-            checkpoint = sound(newest(folder), lambda line: print(line, flush=True))
+            checkpoint = newest_intact(newest_checkpoint(folder), lambda line: print(line, flush=True))
     return None
 
 

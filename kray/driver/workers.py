@@ -68,8 +68,8 @@ class Workers:
         await self.stop.unless(self.learners.place())  # before the engines: they are the part that can wait
         self.pool.start()  # engines load while the learner does
         told = (await self.stop.unless(self.learners.start()))[0]
-        if told["doubts"]:
-            self.say(f"the learner computes {told['layout']}; not taken: {'; '.join(told['doubts'])}")
+        if told["rejected_layouts"]:
+            self.say(f"the learner computes {told['layout']}; not taken: {'; '.join(told['rejected_layouts'])}")
         if checkpoint is not None:
             await self.learners.load(checkpoint / "learner")
         self.ready = True
@@ -82,7 +82,7 @@ class Workers:
 
     async def serve(self, version: int, probe: tuple[int, ...]) -> float:
         """Every live engine proves the learner's weights; the largest gap on the probe in nats, NaN without an engine."""
-        gathered, weights = await self.learners.hand_over()
+        gathered, weights = await self.learners.gather_weights()
         thinking = asyncio.ensure_future(self._think_of(probe))  # while the engines load
         published = Published(version, weights, gathered.checksum, probe, thinking)
         publishing = asyncio.ensure_future(self.pool.publish(published))

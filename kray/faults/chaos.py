@@ -23,7 +23,7 @@ from kray.faults.injector import Fault, Injector, plan_faults
 from kray.faults.instrumented import InstrumentedDriver, read
 from kray.prompts import load_prompts
 from kray.prompts.sampler import PromptSampler
-from kray.train.checkpoints import newest, read_state
+from kray.train.checkpoints import newest_checkpoint, read_state
 from kray.train.start_model import find_model
 
 ENGINES, RANKS, NODES, CPUS = 2, 2, 3, 2
@@ -98,7 +98,7 @@ def hit(config: KrayConfig, model: str, run: Path, planned: list[Fault], injecto
     prompts = load_prompts(config.prompts.train, config.reward.verifier)
     ids = [prompt.id for prompt in prompts]
     sampler = PromptSampler(ids, config.prompts.per_step, config.run.seed, config.prompts.shuffle)
-    last = newest(run)
+    last = newest_checkpoint(run)
     problems = audit(lines, config.run.steps, ids, sampler, config.plan, read_state(last) if last else {})
     missed = [fault.kind for fault in planned if not fault.at]
     if missed:

@@ -23,7 +23,7 @@ from kray.faults import rewards
 from kray.faults.cluster import Nodes, Server
 from kray.faults.instrumented import read
 from kray.faults.targets import Target, actors
-from kray.train.checkpoints import newest
+from kray.train.checkpoints import newest_checkpoint
 
 PHASE_WAIT_S = 20.0  # for the phase that a fault wants to hit; then it comes anyway
 RECOVERY_WAIT_S = 240.0
@@ -256,8 +256,8 @@ class Injector:
 
     def _damage(self) -> str:
         """Flips bits in the middle of the largest file of the newest checkpoint."""
-        self._until(lambda: newest(self.folder) is not None, RECOVERY_WAIT_S)
-        checkpoint = newest(self.folder)
+        self._until(lambda: newest_checkpoint(self.folder) is not None, RECOVERY_WAIT_S)
+        checkpoint = newest_checkpoint(self.folder)
         if checkpoint is None:
             return "nothing"
         file = max((checkpoint / "learner").rglob("*"), key=lambda file: file.stat().st_size)

@@ -23,7 +23,7 @@ def find_checkpoint(path: Path, step: int | None) -> Path | None:
 
     Raises ConfigError when it is none of them.
     """
-    from kray.train.checkpoints import at_step, find_resume
+    from kray.train.checkpoints import checkpoint_at_step, find_checkpoint
 
     if not path.is_dir():
         raise ConfigError(f"{path} is not a folder; a run, a checkpoint or a Hugging Face folder is needed")
@@ -32,9 +32,9 @@ def find_checkpoint(path: Path, step: int | None) -> Path | None:
             raise ConfigError(f"--step goes with a run folder; {path} is a model's")
         return None
     if step is not None:
-        return at_step(path, step)
+        return checkpoint_at_step(path, step)
     try:
-        return find_resume(str(path), "", "")
+        return find_checkpoint(str(path))
     except ConfigError as error:
         raise ConfigError(
             f"{path} is no run, no complete checkpoint and no Hugging Face folder (config.json)"

@@ -73,7 +73,7 @@ class Bucket:
 
 
 @dataclass(slots=True)
-class Layout:
+class PackedLayout:
     """Which tokens see which. source (T,) int64: where in the buckets' outputs, one after the other, a token's stands.
 
     For kernels that take ragged lengths: key_index (sum of K,), query_ends and key_ends (S + 1,) int32, the longest.
@@ -88,11 +88,11 @@ class Layout:
     longest: tuple[int, int]
     padding: tuple[int, int]
 
-    def to(self, device: torch.device) -> Layout:
+    def to(self, device: torch.device) -> PackedLayout:
         if device.type == "cpu":
             return self
         buckets = [bucket.to(device) for bucket in self.buckets]
-        return Layout(
+        return PackedLayout(
             buckets,
             self.source.to(device),
             self.key_index.to(device),
@@ -103,7 +103,7 @@ class Layout:
         )
 
 
-def buckets_of(lengths: np.ndarray, overhead: int = BUCKET_TOKENS) -> list[np.ndarray]:
+def length_buckets(lengths: np.ndarray, overhead: int = BUCKET_TOKENS) -> list[np.ndarray]:
     """Indices of the rows of each bucket, shortest first: the split of the sorted lengths that costs least.
 
     lengths (R,) int. A bucket costs its rows times its longest, plus `overhead`: exact dynamic programming over the
@@ -130,7 +130,7 @@ def buckets_of(lengths: np.ndarray, overhead: int = BUCKET_TOKENS) -> list[np.nd
     return found[::-1]
 
 
-def layout(segments: Sequence[tuple[int, int, int, int]], tokens: int) -> Layout:
+def layout(segments: Sequence[tuple[int, int, int, int]], tokens: int) -> PackedLayout:
     """segments: (start, length, start of the prompt that it continues, that prompt's length), the last two 0 for none.
 
     Every one of the `tokens` tokens is in exactly one segment; lengths are at least 1.
@@ -140,7 +140,7 @@ def layout(segments: Sequence[tuple[int, int, int, int]], tokens: int) -> Layout
     total = prefix_size + size
     buckets, source, used, end = [], np.zeros(tokens, dtype=np.int64), 0, 0
     for chosen in (np.flatnonzero(prefix_size == 0), np.flatnonzero(prefix_size)):
-        for group in buckets_of(total[chosen]):
+        for group in length_buckets(total[chosen]):
             pairs = int(size[chosen[group]].max()) * int(total[chosen[group]].max())
             rows = max(1, BUCKET_PAIRS // pairs)
             for first in range(0, len(group), rows):
@@ -155,7 +155,7 @@ def layout(segments: Sequence[tuple[int, int, int, int]], tokens: int) -> Layout
     spans = [np.r_[p : p + n, b : b + s] for b, s, p, n in table]
     flat = np.concatenate([np.zeros(0, dtype=np.int64), *spans])
     ends = [torch.from_numpy(np.concatenate([[0], np.cumsum(part)]).astype(np.int32)) for part in (size, total)]
-    return Layout(
+    return PackedLayout(
         buckets,
         source=torch.from_numpy(source),
         key_index=torch.from_numpy(flat),
@@ -223,7 +223,9 @@ def _attend(
     return out.view(b, kv_heads, shared, q, dv).permute(0, 3, 1, 2, 4).reshape(b * q, kv_heads * shared * dv)
 
 
-def _ragged(query: Tensor, key: Tensor, value: Tensor, plan: Layout, scaling: float, window: int | None) -> Tensor:
+def _ragged(
+    query: Tensor, key: Tensor, value: Tensor, plan: PackedLayout, scaling: float, window: int | None
+) -> Tensor:
     """The same through flash attention's ragged kernel: (T, H, D) of each to (T, H, D). CUDA, 16 bits."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -244,7 +246,7 @@ def packed_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    layout: Layout | None = None,
+    layout: PackedLayout | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,

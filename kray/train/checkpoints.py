@@ -9,8 +9,8 @@ A run folder holds
     checkpoints/.old-step-000040/         being replaced
     checkpoints/.aside-step-000060/       damaged, or of a future that was given up; goes when a step from 60 on is saved
 
-Promises: `newest` names a checkpoint that was complete when it was named so, whatever died in between; an older
-checkpoint is removed only after a newer one is complete and on disk. `sound` reads every byte before it names one.
+Promises: `newest_checkpoint` names a checkpoint that was complete when it was named so, whatever died in between; an older
+checkpoint is removed only after a newer one is complete and on disk. `newest_intact` reads every byte before it names one.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _checksums(folder: Path, names: list[str]) -> dict[str, list[int]]:
         return dict(zip(names, pool.map(_checksum, [folder / name for name in names]), strict=True))
 
 
-def damage(checkpoint: Path) -> str:
+def find_damage(checkpoint: Path) -> str:
     """What is wrong with the bytes of a complete checkpoint, "" for nothing. One without checksums is taken at its word."""
     try:
         read_state(checkpoint)
@@ -92,12 +92,12 @@ def damage(checkpoint: Path) -> str:
     return ""
 
 
-def sound(checkpoint: Path | None, say: Callable[[str], None], set_aside: bool = True) -> Path | None:
+def newest_intact(checkpoint: Path | None, say: Callable[[str], None], set_aside: bool = True) -> Path | None:
     """This checkpoint or the newest one before it that is whole; those that are damaged are named and set aside.
 
     set_aside: False leaves the folders as they are.
     """
-    while checkpoint is not None and (wrong := damage(checkpoint)):
+    while checkpoint is not None and (wrong := find_damage(checkpoint)):
         run_folder, step = checkpoint.parent.parent, int(checkpoint.name.rsplit("-", 1)[1])
         if set_aside:
             _set_aside(checkpoint)
@@ -113,13 +113,13 @@ def _set_aside(checkpoint: Path) -> None:
     checkpoint.rename(aside)
 
 
-def newest(run_folder: Path) -> Path | None:
+def newest_checkpoint(run_folder: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
     steps = _steps(Path(run_folder))
     return steps[-1][1] if steps else None
 
 
-def at_step(run_folder: Path, step: int) -> Path:
+def checkpoint_at_step(run_folder: Path, step: int) -> Path:
     """The complete checkpoint of one step of a run. Raises ConfigError that names the steps there are."""
     held = dict(_steps(Path(run_folder)))
     if step not in held:
@@ -150,7 +150,7 @@ class CheckpointStore:
         self.run_folder = Path(run_folder)
         self.folder = self.run_folder / FOLDER
         self.keep = keep
-        self.unpruned = ""  # what the newest `commit` could not remove, and why; "" for nothing
+        self.prune_problem = ""  # what the newest `commit` could not remove, and why; "" for nothing
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(".old-step-*"):
             if self._path(old.name.removeprefix(".old-")).exists():
@@ -174,7 +174,7 @@ class CheckpointStore:
         """Makes what was written since `begin(step)` the checkpoint of `step`, then removes the oldest ones.
 
         state: JSON values. An earlier checkpoint of the same step is replaced. Returns the checkpoint's folder; what could not
-        be removed then is told by `unpruned`, and the next commit tries it again.
+        be removed then is told by `prune_problem`, and the next commit tries it again.
         """
         unfinished, final = self._path(f".tmp-step-{step:06d}"), self._path(f"step-{step:06d}")
         if not unfinished.is_dir():
@@ -192,16 +192,16 @@ class CheckpointStore:
         unfinished.rename(final)
         _sync(self.folder)
         try:
-            self.unpruned = self._prune(step)
+            self.prune_problem = self._prune(step)
         except OSError as error:  # the checkpoint is on disk all the same
-            self.unpruned = f"{self.folder}: older checkpoints could not be removed ({error})"
+            self.prune_problem = f"{self.folder}: older checkpoints could not be removed ({error})"
         return final
 
     def discard(self, step: int) -> None:
         """Removes what was written since `begin(step)`."""
         shutil.rmtree(self._path(f".tmp-step-{step:06d}"), ignore_errors=True)
 
-    def go_on_from(self, step: int) -> list[str]:
+    def set_aside_after(self, step: int) -> list[str]:
         """Sets the checkpoints of later steps aside, which belong to a future that was given up; their names."""
         later = [folder for number, folder in _steps(self.run_folder) if number > step]
         for folder in later:
@@ -226,10 +226,10 @@ class CheckpointStore:
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
-        return newest(self.run_folder)
+        return newest_checkpoint(self.run_folder)
 
 
-def find_resume(resume: str, runs_dir: str | Path, name: str) -> Path | None:
+def find_checkpoint(resume: str, runs_dir: str | Path = "", name: str = "") -> Path | None:
     """The checkpoint that `resume` means: "" none; a checkpoint; a run folder, then its newest; "auto".
 
     auto: among the folders `<name>-<date...>` in runs_dir (the date beginning YYYYMMDD or YYYY-MM-DD) the one whose
@@ -241,7 +241,7 @@ def find_resume(resume: str, runs_dir: str | Path, name: str) -> Path | None:
     if resume == "auto":
         pattern = re.compile(re.escape(name) + r"-\d{4}-?\d{2}-?\d{2}.*")
         folders = Path(runs_dir).expanduser().glob("*")
-        found = [newest(folder) for folder in folders if pattern.fullmatch(folder.name)]
+        found = [newest_checkpoint(folder) for folder in folders if pattern.fullmatch(folder.name)]
         complete = [checkpoint for checkpoint in found if checkpoint]
         return max(complete, key=lambda folder: ((folder / STATE).stat().st_mtime_ns, str(folder)), default=None)
     path = Path(resume).expanduser()
@@ -249,7 +249,7 @@ def find_resume(resume: str, runs_dir: str | Path, name: str) -> Path | None:
         raise ConfigError(f"resume: {path} is not a folder")
     if (path / STATE).is_file():
         return path
-    checkpoint = newest(path)
+    checkpoint = newest_checkpoint(path)
     if checkpoint is None:
         raise ConfigError(f"resume: {path} is no complete checkpoint and holds none in {FOLDER}/")
     return checkpoint

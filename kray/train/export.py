@@ -42,16 +42,16 @@ def export_checkpoint(
     live: Any = policy.load_policy(source, model.dtype, lora=model.lora, checked=False)
     saving.read(Path(checkpoint) / "learner", policy.trained_tensors(live), rank=0)
     if adapters and model.lora is not None:
-        with whole_folder(Path(adapters)) as unfinished:
+        with atomic_folder(Path(adapters)) as unfinished:
             lora.save_adapters(live, model.lora, source, unfinished)
     state = policy.full_state(live, model.dtype)
-    with whole_folder(Path(folder)) as unfinished:
+    with atomic_folder(Path(folder)) as unfinished:
         policy.export_policy(live, state, model.dtype, source, unfinished)
     return sum(tensor.numel() for _, tensor in state)
 
 
 @contextmanager
-def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """Gives a folder to write in, which becomes `folder` when all went well. Raises ConfigError when that holds something."""
     check_free(folder, replace)
     unfinished = folder.with_name(f".tmp-{folder.name}")
@@ -85,7 +85,7 @@ async def log_trained(
         return
     name = track.model_name or "".join("_" if letter in NOT_IN_MODELS else letter for letter in config.run.name)
     try:
-        with whole_folder(target, replace=True) as unfinished:
+        with atomic_folder(target, replace=True) as unfinished:
             await learners.export(unfinished)
         register = track.log_model == "register"
         work = asyncio.to_thread(log_model, locate(track.uri, run_folder), mlflow_run_id, target, name, step, register)

@@ -12,7 +12,7 @@ from kray.errors import ConfigError
 from kray.train.attention import ATTENTION
 from kray.train.model import OWN, set_attention
 from kray.train.supported_models import longest_sequence
-from kray.train.training_rows import Rows, plain_rows
+from kray.train.training_rows import TrainingRows, unscored_rows
 
 # Mean difference of log-probabilities up to which two ways to compute them are the same.
 SAME_NATS = {"float32": 1e-3, "bfloat16": 0.1}
@@ -22,12 +22,12 @@ PROBE = (9, 6, 33)  # tokens of a prompt and of two responses
 # What a model raises that cannot be asked in some way.
 FAILURES = (ConfigError, TypeError, ValueError, AttributeError, RuntimeError, LookupError, AssertionError)
 
-Probe = Callable[[Rows, bool, bool], np.ndarray]
+Probe = Callable[[TrainingRows, bool, bool], np.ndarray]
 Gather = Callable[[Any], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class LearnerLayout:
     """packed, or padded; whole: all logits, by the model's own output layers, or those of responses; attention: whose."""
 
     packed: bool
@@ -40,18 +40,20 @@ class Way:
 
 
 # From the fastest to the one that only pads.
-WAYS = (
-    Way(True, False, ATTENTION),
-    Way(True, True, ATTENTION),
-    Way(False, False, ATTENTION),
-    Way(False, True, ATTENTION),
-    Way(False, False, OWN),
-    Way(False, True, OWN),
+LAYOUTS = (
+    LearnerLayout(True, False, ATTENTION),
+    LearnerLayout(True, True, ATTENTION),
+    LearnerLayout(False, False, ATTENTION),
+    LearnerLayout(False, True, ATTENTION),
+    LearnerLayout(False, False, OWN),
+    LearnerLayout(False, True, OWN),
 )
 
 
-def choose(model: Any, probe: Probe, gather: Gather, dtype: str, packing: bool) -> tuple[Way, list[str]]:
-    """Choose the first of WAYS that computes what the model's own forward pass does, and have the model compute so.
+def choose_layout(
+    model: Any, probe: Probe, gather: Gather, dtype: str, packing: bool
+) -> tuple[LearnerLayout, list[str]]:
+    """Choose the first of LAYOUTS that computes what the model's own forward pass does, and have the model compute so.
 
     Args:
         probe: (rows, packed, whole) -> log-probabilities of the rows' responses, (N,) float32, one row after the other.
@@ -66,15 +68,15 @@ def choose(model: Any, probe: Probe, gather: Gather, dtype: str, packing: bool) 
         ConfigError: The model's own forward pass is no causal language model's, or no way computes the same.
     """
     prompt, responses = _tokens(model)
-    rows = plain_rows([(prompt, response) for response in responses])
+    rows = unscored_rows([(prompt, response) for response in responses])
     exact, problem = _own(model, probe, prompt, responses, EQUAL_NATS[dtype])
     problem = next(filter(None, gather(problem)), "")
-    doubts: list[str] = []
-    for way in WAYS if not problem else ():
+    rejected_layouts: list[str] = []
+    for way in LAYOUTS if not problem else ():
         if way.packed and not packing:
             continue
         if not set_attention(model, way.attention):
-            doubts = ["its attention does not go through transformers' interface"]
+            rejected_layouts = ["its attention does not go through transformers' interface"]
             continue
         try:
             gap = float(np.abs(probe(rows, way.packed, way.whole) - exact).mean())
@@ -82,9 +84,11 @@ def choose(model: Any, probe: Probe, gather: Gather, dtype: str, packing: bool) 
         except FAILURES as error:
             gap, doubt = np.inf, f"{way}: {_line(error)}"  # this model cannot be asked so
         if all(each <= SAME_NATS[dtype] for each in gather(gap)):
-            return way, doubts
-        doubts.append(doubt)
-    problem = problem or f"no layout gives the log-probabilities of its own forward pass ({'; '.join(doubts)})"
+            return way, rejected_layouts
+        rejected_layouts.append(doubt)
+    problem = (
+        problem or f"no layout gives the log-probabilities of its own forward pass ({'; '.join(rejected_layouts)})"
+    )
     raise ConfigError(f"model.path: a model of type {model.config.model_type} cannot be trained: {problem}")
 
 
@@ -108,7 +112,7 @@ def _own(
     """Log-probabilities of the responses by the model's own forward pass, each alone; and what is wrong with them."""
 
     def alone(response: list[int]) -> np.ndarray:
-        return probe(plain_rows([(prompt, response)]), False, True)
+        return probe(unscored_rows([(prompt, response)]), False, True)
 
     set_attention(model, OWN)
     longest = responses[-1]

@@ -30,21 +30,21 @@ from kray.records import RolloutGroup
 from kray.train import model as policy
 from kray.train import sharded_checkpoint as saving
 from kray.train.advantages import advantages
-from kray.train.layout_choice import Way, choose
-from kray.train.logprobs import make_scorable
+from kray.train.layout_choice import LearnerLayout, choose_layout
+from kray.train.logprobs import add_score_method
 from kray.train.lora import without_adapters
 from kray.train.loss import k3, policy_loss
 from kray.train.metrics import SUMS, update_metrics
 from kray.train.optimizer import ShardedAdamW
-from kray.train.packing import Batch, collate, split_ranks
+from kray.train.packing import MicroBatch, collate, split_ranks
 from kray.train.supported_models import check_length
-from kray.train.training_rows import Rows, make_rows, plain_rows
+from kray.train.training_rows import TrainingRows, make_rows, unscored_rows
 from kray.weight_sync.flat_weights import FlatWeights, Gathered
 
 LR_POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # of the share of groups that carry a gradient
 
 
-def step_rows(groups: Sequence[RolloutGroup], train: TrainConfig) -> Rows:
+def step_rows(groups: Sequence[RolloutGroup], train: TrainConfig) -> TrainingRows:
     """What one update learns from the groups of a step. Raises ValueError that names an unusable rollout."""
 
     def compute(rewards_R: np.ndarray, group_R: np.ndarray) -> np.ndarray:
@@ -89,7 +89,7 @@ class Learner:
             self.model: Any = self._load_policy(lora)  # an FSDPModule and a PreTrainedModel
             self.reference = self._load_reference()
             self.configure(train, total_steps)
-            self.saver = saving.Saver(rank, train.timeout_s)
+            self.saver = saving.CheckpointWriter(rank, train.timeout_s)
             self.way = self._choose_layout()
             for layer in policy.decoder_layers(self.model) if train.compile else []:
                 layer.compile(dynamic=True)
@@ -126,7 +126,7 @@ class Learner:
                 parameter.data = parameter.data.to(policy.DTYPES[self.dtype])
         model = policy.shard(model, self.mesh, self.dtype)
         model.to(self.device)  # what FSDP does not shard: buffers
-        make_scorable(model)
+        add_score_method(model)
         return model
 
     def _load_reference(self) -> Any:
@@ -143,7 +143,7 @@ class Learner:
     def whole(self) -> bool:
         return self.way.whole
 
-    def _choose_layout(self) -> Way:
+    def _choose_layout(self) -> LearnerLayout:
         """The fastest way to compute that gives the log-probabilities of the model's own forward pass. A collective."""
 
         def gather(value: Any) -> list[Any]:
@@ -151,7 +151,7 @@ class Learner:
             dist.all_gather_object(values, value)
             return values
 
-        way, self.doubts = choose(self.model, self._probe, gather, self.dtype, self.train.packing)
+        way, self.rejected_layouts = choose_layout(self.model, self._probe, gather, self.dtype, self.train.packing)
         if self.reference is not None and self.reference is not self.model:
             policy.set_attention(self.reference, way.attention)
         return way
@@ -180,7 +180,13 @@ class Learner:
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
         where = {"host": socket.gethostname(), "pid": os.getpid(), "device": str(self.device)}
         counts = {"parameters": sum(n for n, _ in sizes), "trained": sum(n for n, trained in sizes if trained)}
-        return {"rank": self.rank, **where, **counts, "layout": str(self.way), "doubts": self.doubts}
+        return {
+            "rank": self.rank,
+            **where,
+            **counts,
+            "layout": str(self.way),
+            "rejected_layouts": self.rejected_layouts,
+        }
 
     # -- the update ---------------------------------------------------------------------------------------------------
 
@@ -192,7 +198,7 @@ class Learner:
         rise = min(1.0, (self.updates_done + 1) / max(1, self.warmup_updates))
         return self.train.lr * rise * share ** LR_POWERS[self.train.lr_scaling]
 
-    def update(self, rows: Rows) -> dict[str, float]:
+    def update(self, rows: TrainingRows) -> dict[str, float]:
         """One GRPO step: rows.updates optimizer steps. Returns the same metrics on every rank (metrics.py lists them).
 
         With one optimizer step the old log-probabilities are this pass's own, detached: the ratio is 1 and the clip inert.
@@ -226,14 +232,14 @@ class Learner:
         # Left out rather than NaN: what is unknown because nothing was trained on.
         return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
-    def _batches(self, rows: Rows, update: int) -> list[Batch]:
+    def _batches(self, rows: TrainingRows, update: int) -> list[MicroBatch]:
         check_length(self.model.config, int(rows.lengths.max(initial=0)))
         mine = np.flatnonzero(rows.update == update)
         split = split_ranks(rows, mine, self.train.microbatch_tokens, self.world_size, self.packed)
         return [collate(rows, indices, self.packed).to(self.device) for indices in split[self.rank]]
 
     def _forward(
-        self, batch: Batch, temperature: float, model: Any = None, whole: bool | None = None
+        self, batch: MicroBatch, temperature: float, model: Any = None, whole: bool | None = None
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of the batch's N targets, each (N,) float32."""
         whole = self.whole if whole is None else whole
@@ -241,11 +247,11 @@ class Learner:
         return model.score(batch.inputs, batch.keep, batch.source, batch.targets, temperature, whole)
 
     @torch.no_grad()
-    def _old_logprobs(self, batch: Batch) -> Tensor:
+    def _old_logprobs(self, batch: MicroBatch) -> Tensor:
         return self._forward(batch, self.temperature)[0]
 
     @torch.no_grad()
-    def _reference_logprobs(self, batch: Batch) -> Tensor | None:
+    def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
         if self.reference is None:
             return None
         with without_adapters(self.reference):
@@ -253,7 +259,7 @@ class Learner:
         self.reference.reshard()
         return logprobs_N
 
-    def _backward(self, batch: Batch, old_N: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _backward(self, batch: MicroBatch, old_N: Tensor | None) -> tuple[Tensor, Tensor]:
         """Adds the batch's gradient; returns the SUMS (S,) float64 and the largest gap to the engine's logprobs."""
         train = self.train
         reference_N = self._reference_logprobs(batch)
@@ -285,7 +291,7 @@ class Learner:
     # -- weights ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _probe(self, rows: Rows, packed: bool, whole: bool, temperature: float = 1.0) -> np.ndarray:
+    def _probe(self, rows: TrainingRows, packed: bool, whole: bool, temperature: float = 1.0) -> np.ndarray:
         """Log-probabilities of all response tokens of all rows, one row after the other."""
         check_length(self.model.config, int(rows.lengths.max(initial=0)))
         try:
@@ -305,7 +311,7 @@ class Learner:
         For probes that prove an engine's weights: every rank computes all rows.
         """
         kept = [i for i, (_, response) in enumerate(token_rows) if len(response)]
-        rows = plain_rows([token_rows[i] for i in kept])
+        rows = unscored_rows([token_rows[i] for i in kept])
         found = [np.zeros(0, dtype=np.float32) for _ in token_rows]
         if kept:
             split = np.cumsum(rows.response_lengths)[:-1]
@@ -394,6 +400,6 @@ class Learner:
             dist.destroy_process_group()
 
 
-def _attention_places(batch: Batch) -> tuple[int, int]:
+def _attention_places(batch: MicroBatch) -> tuple[int, int]:
     """(tokens, places) of the keys that attention reads, padding included."""
     return (batch.filled, batch.input_ids.numel()) if batch.plan is None else batch.plan.padding

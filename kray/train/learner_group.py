@@ -28,7 +28,7 @@ from kray.config.schema import LoraConfig, TrainConfig
 from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.records import RolloutGroup
 from kray.train.learner import Learner, step_rows
-from kray.train.metrics import nonfinite_in_a_row
+from kray.train.metrics import count_nonfinite_steps
 from kray.weight_sync.flat_weights import Gathered
 
 PLACEMENT_TIMEOUT_S = 120.0
@@ -111,10 +111,10 @@ class LearnerGroup:
         """
         rows = await asyncio.to_thread(step_rows, groups, self.train)
         metrics = (await self._all("update", "to update", ray.put(rows)))[0]
-        self.lost_in_a_row = nonfinite_in_a_row(self.lost_in_a_row, metrics, self.train.max_nonfinite)
+        self.lost_in_a_row = count_nonfinite_steps(self.lost_in_a_row, metrics, self.train.max_nonfinite)
         return metrics
 
-    async def hand_over(self) -> tuple[Gathered, ray.ObjectRef]:
+    async def gather_weights(self) -> tuple[Gathered, ray.ObjectRef]:
         """What rank 0 says of its weights, and a reference to them (FlatWeights); returns when they are there.
 
         They do not pass through this process. Actors that get the reference as an argument read them from shared memory
@@ -125,8 +125,8 @@ class LearnerGroup:
         return said[0], pairs[0][1]
 
     async def weights(self) -> ray.ObjectRef:
-        """The reference of `hand_over`."""
-        return (await self.hand_over())[1]
+        """The reference of `gather_weights`."""
+        return (await self.gather_weights())[1]
 
     async def logprobs(
         self, token_rows: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0

@@ -31,7 +31,7 @@ def _chunk(
     return logprobs_N, entropy_K[source_N]
 
 
-def token_scores(
+def logprobs_and_entropy(
     head: Any,
     hidden_KD: Tensor,
     source_N: Tensor,
@@ -68,13 +68,15 @@ def _score(
     temperature: float,
     whole: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`token_scores` of the model's own output layer at the places keep_K (K,) of the flattened (B * T) tokens.
+    """`logprobs_and_entropy` of the model's own output layer at the places keep_K (K,) of the flattened (B * T) tokens.
 
     whole: through the model's own forward pass, for models that do more to hidden states than apply a linear layer.
     """
     if whole:
         logits = model.forward(**inputs, use_cache=False).logits.flatten(0, 1)[keep_K]
-        return token_scores(lambda logits_KV: logits_KV, logits, source_N, targets_N, temperature, logits.shape[-1])
+        return logprobs_and_entropy(
+            lambda logits_KV: logits_KV, logits, source_N, targets_N, temperature, logits.shape[-1]
+        )
     hidden = model.base_model(**inputs, use_cache=False)[0].flatten(0, 1)[keep_K]
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
@@ -83,10 +85,10 @@ def _score(
         logits = model.get_output_embeddings()(hidden_KD)
         return torch.tanh(logits / softcap) * softcap if softcap else logits
 
-    return token_scores(head, hidden, source_N, targets_N, temperature, config.vocab_size)
+    return logprobs_and_entropy(head, hidden, source_N, targets_N, temperature, config.vocab_size)
 
 
-def make_scorable(model: Any) -> None:
+def add_score_method(model: Any) -> None:
     """Gives the sharded model the method `score(inputs, keep_K, source_N, targets_N, temperature, whole)`."""
     model.score = MethodType(_score, model)
     register_fsdp_forward_method(model, "score")

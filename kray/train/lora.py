@@ -58,7 +58,7 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-class Merge:
+class LoraMerge:
     """How one base weight becomes the weight that is handed out; its parts may be sharded."""
 
     def __init__(self, layer: Any):
@@ -71,11 +71,13 @@ class Merge:
         return weight.float() + self.scaling * change
 
 
-def merges(model: nn.Module) -> dict[str, Merge]:
+def lora_merges(model: nn.Module) -> dict[str, LoraMerge]:
     """By the base weight's name in the model with adapters."""
     adapted = {id(layer) for layer in _layers(model)}
     return {
-        f"{name}.base_layer.weight": Merge(module) for name, module in model.named_modules() if id(module) in adapted
+        f"{name}.base_layer.weight": LoraMerge(module)
+        for name, module in model.named_modules()
+        if id(module) in adapted
     }
 
 

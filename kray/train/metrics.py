@@ -43,7 +43,7 @@ from kray.metrics import (
     TRAIN_TIS_RATIO,
     TRAIN_TOKENS,
 )
-from kray.train.training_rows import Rows
+from kray.train.training_rows import TrainingRows
 
 # What one update adds up over its tokens, micro-batches and ranks.
 SUMS = (
@@ -53,7 +53,7 @@ SUMS = (
 
 
 def update_metrics(
-    sums: dict[str, float], norms: list[float], rows: Rows, train: TrainConfig, device: torch.device
+    sums: dict[str, float], norms: list[float], rows: TrainingRows, train: TrainConfig, device: torch.device
 ) -> dict[str, float]:
     """The metrics of one update; NaN where nothing is known. norms: of each optimizer step. A collective."""
     tokens = sums["tokens"] or np.nan
@@ -83,7 +83,7 @@ def update_metrics(
     }
 
 
-def nonfinite_in_a_row(before: int, metrics: dict[str, float], limit: int) -> int:
+def count_nonfinite_steps(before: int, metrics: dict[str, float], limit: int) -> int:
     """How many steps in a row, this one included, found no finite gradient. Raises KrayError at the limit (0: none).
 
     A step without a mixed group says nothing of the gradient: the count stays.

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import LoraConfig
 from kray.errors import ConfigError, KrayError
-from kray.train.lora import add_lora, merges, plain_name
+from kray.train.lora import add_lora, lora_merges, plain_name
 from kray.train.supported_models import check_supported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -227,7 +227,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _gathered(model: nn.Module, dtype: str | None) -> Iterator[tuple[str, Tensor]]:
     """Name and whole tensor of the state, one at a time on the model's device, floats in `dtype`. A collective."""
-    merge_of = merges(model)
+    merge_of = lora_merges(model)
     for name, plain, tensor in _policy_tensors(model):
         tensor = _whole(tensor.detach())
         if name in merge_of:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kray.train.attention import Layout, buckets_of, layout
-from kray.train.training_rows import Rows
+from kray.train.attention import PackedLayout, layout, length_buckets
+from kray.train.training_rows import TrainingRows
 
 PIECES = (
     4  # a group is dealt out in pieces of at most 1 / (ranks * PIECES) of all tokens, so that ranks can be balanced
@@ -27,7 +27,7 @@ PIECES = (
 
 
 @dataclass(slots=True)
-class Batch:
+class MicroBatch:
     """One micro-batch: B sequences of T tokens (packed: B = 1), K places that predict something, N targets.
 
     input_ids, positions (B, T) int64; keep (K,) int64: places in the flattened B * T; source (N,) int64, sorted: which of
@@ -38,7 +38,7 @@ class Batch:
 
     input_ids: Tensor
     positions: Tensor
-    plan: Layout | None
+    plan: PackedLayout | None
     keep: Tensor
     source: Tensor
     targets: Tensor
@@ -50,7 +50,7 @@ class Batch:
     filled: int  # places of the B * T that hold a token
     rows: int
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
             return self
         moved = {
@@ -59,7 +59,7 @@ class Batch:
             if isinstance(getattr(self, name), Tensor)
         }
         plan = None if self.plan is None else self.plan.to(device)
-        return Batch(**moved, plan=plan, filled=self.filled, rows=self.rows)
+        return MicroBatch(**moved, plan=plan, filled=self.filled, rows=self.rows)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -77,8 +77,10 @@ class Batch:
         }
 
 
-def split_ranks(rows: Rows, chosen: np.ndarray, max_tokens: int, ranks: int, packed: bool) -> list[list[np.ndarray]]:
-    """Rows of each micro-batch of each rank, `chosen` among them (indices); equally many micro-batches for every rank.
+def split_ranks(
+    rows: TrainingRows, chosen: np.ndarray, max_tokens: int, ranks: int, packed: bool
+) -> list[list[np.ndarray]]:
+    """TrainingRows of each micro-batch of each rank, `chosen` among them (indices); equally many micro-batches for every rank.
 
     A micro-batch computes at most max_tokens tokens unless a single row is longer.
     """
@@ -87,7 +89,7 @@ def split_ranks(rows: Rows, chosen: np.ndarray, max_tokens: int, ranks: int, pac
     return [batches + [np.zeros(0, dtype=np.int64)] * (longest - len(batches)) for batches in split]
 
 
-def _split_packed(rows: Rows, chosen: np.ndarray, max_tokens: int, ranks: int) -> list[list[np.ndarray]]:
+def _split_packed(rows: TrainingRows, chosen: np.ndarray, max_tokens: int, ranks: int) -> list[list[np.ndarray]]:
     responses, prompts = rows.response_lengths - 1, rows.prompt_lengths
     share = np.inf if ranks == 1 else responses[chosen].sum() / ranks / PIECES
     pieces: list[tuple[int, list[int]]] = []
@@ -133,8 +135,8 @@ def _fill(pieces: list[tuple[int, list[int]]], max_tokens: int) -> list[np.ndarr
     return [np.array(sorted(batch), dtype=np.int64) for batch in filled]
 
 
-def _split_padded(rows: Rows, chosen: np.ndarray, max_tokens: int, ranks: int) -> list[list[np.ndarray]]:
-    """Rows are dealt longest first, back and forth (0 1 2 2 1 0 ...), so that ranks differ by about one row."""
+def _split_padded(rows: TrainingRows, chosen: np.ndarray, max_tokens: int, ranks: int) -> list[list[np.ndarray]]:
+    """TrainingRows are dealt longest first, back and forth (0 1 2 2 1 0 ...), so that ranks differ by about one row."""
     lengths = rows.lengths[chosen] - 1
     order = np.argsort(-lengths, kind="stable")
     place = np.arange(len(order)) % (2 * ranks)
@@ -143,21 +145,21 @@ def _split_padded(rows: Rows, chosen: np.ndarray, max_tokens: int, ranks: int) -
     for rank in range(ranks):
         mine = order[rank_of == rank]
         batches = []
-        for bucket in reversed(buckets_of(lengths[mine])):
+        for bucket in reversed(length_buckets(lengths[mine])):
             size = max(1, max_tokens // max(1, int(lengths[mine[bucket]].max())))
             batches += [chosen[mine[bucket[first : first + size]]] for first in range(0, len(bucket), size)]
         split.append(batches)
     return split
 
 
-def collate(rows: Rows, indices: np.ndarray, packed: bool) -> Batch:
+def collate(rows: TrainingRows, indices: np.ndarray, packed: bool) -> MicroBatch:
     """The chosen rows as one micro-batch; no rows give a token or two that predict nothing."""
     if len(indices) == 0:
         none = torch.zeros(0, dtype=torch.int64)
         real = torch.zeros(0)
         tokens = torch.zeros(1, 1, dtype=torch.int64)
         plan = layout([(0, 1, 0, 0)], 1) if packed else None
-        return Batch(tokens, tokens, plan, none, none, none, none, none, real, real, real, filled=0, rows=0)
+        return MicroBatch(tokens, tokens, plan, none, none, none, none, none, real, real, real, filled=0, rows=0)
     starts = (np.cumsum(rows.lengths) - rows.lengths)[indices]
     prompts, responses = rows.prompt_lengths[indices], rows.response_lengths[indices]
     ends = starts + prompts + responses
@@ -178,7 +180,7 @@ def collate(rows: Rows, indices: np.ndarray, packed: bool) -> Batch:
     def spread(values: np.ndarray) -> np.ndarray:
         return np.repeat(values, responses)[sampled]
 
-    return Batch(
+    return MicroBatch(
         input_ids=torch.from_numpy(input_ids),
         positions=torch.from_numpy(positions),
         plan=plan,
@@ -196,8 +198,8 @@ def collate(rows: Rows, indices: np.ndarray, packed: bool) -> Batch:
 
 
 def _packed(
-    rows: Rows, indices: np.ndarray, starts: np.ndarray, prompts: np.ndarray, responses: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Layout]:
+    rows: TrainingRows, indices: np.ndarray, starts: np.ndarray, prompts: np.ndarray, responses: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, PackedLayout]:
     """input_ids and positions (1, T), the place that predicts each target (N,), and the layout."""
     tokens, positions, places, segments, end = [], [], [], [], 0
     for run in _runs(rows.group[indices]):
@@ -219,7 +221,7 @@ def _packed(
 
 
 def _padded(
-    rows: Rows, starts: np.ndarray, prompts: np.ndarray, responses: np.ndarray
+    rows: TrainingRows, starts: np.ndarray, prompts: np.ndarray, responses: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, None]:
     lengths = prompts + responses - 1
     width = int(lengths.max())

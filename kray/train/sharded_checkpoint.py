@@ -26,7 +26,7 @@ from torch import Tensor
 from kray.errors import KrayError, StorageError
 
 
-class Saver:
+class CheckpointWriter:
     """One rank's writer. `start` is a collective; `done` is not and never waits; `finish` waits for this rank's write."""
 
     def __init__(self, rank: int, timeout_s: float):

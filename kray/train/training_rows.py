@@ -21,7 +21,7 @@ from kray.records import Rollout, RolloutGroup
 
 
 @dataclass(slots=True)
-class Rows:
+class TrainingRows:
     """R rollouts as flat arrays, which travel between processes without being copied.
 
     tokens (sum of lengths,) int32: each row's prompt, then its response; prompt_lengths, response_lengths (R,) int64;
@@ -107,7 +107,7 @@ def make_rows(
     updates: int = 1,
     constant_tokens: int = 0,
     advantage_clip: float = 0.0,
-) -> Rows:
+) -> TrainingRows:
     """The rows of one step.
 
     advantages: (rewards (R,) float64, group (R,) int64) -> (R,) float32; advantage_clip bounds their magnitude, 0: not.
@@ -133,7 +133,7 @@ def make_rows(
     parts = [
         part for (_, g, _), r in zip(picked, rollouts, strict=True) for part in (groups[g].prompt_tokens, r.tokens)
     ]
-    return Rows(
+    return TrainingRows(
         tokens=np.concatenate([np.zeros(0, np.int32), *(np.asarray(part, np.int32) for part in parts)]),
         prompt_lengths=np.array([len(groups[g].prompt_tokens) for _, g, _ in picked], dtype=np.int64),
         response_lengths=np.array([len(rollout.tokens) for rollout in rollouts], dtype=np.int64),
@@ -173,14 +173,14 @@ def _check(groups: Sequence[RolloutGroup]) -> None:
                 raise ValueError(f"{where}: {len(rollout.tokens)} tokens, but {len(rollout.sampled)} are told apart")
 
 
-def plain_rows(token_rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Rows:
+def unscored_rows(token_rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TrainingRows:
     """(prompt tokens, response tokens) as rows without rewards; equal neighbouring prompts are one group."""
     prompts = [tuple(prompt) for prompt, _ in token_rows]
     sizes = np.array([len(response) for _, response in token_rows], dtype=np.int64)
     count = len(prompts)
     changes = [i > 0 and prompts[i] != prompts[i - 1] for i in range(count)]
     parts = [np.asarray(part, dtype=np.int32) for row in token_rows for part in row]
-    return Rows(
+    return TrainingRows(
         tokens=np.concatenate([np.zeros(0, np.int32), *parts]),
         prompt_lengths=np.array([len(prompt) for prompt in prompts], dtype=np.int64),
         response_lengths=sizes,

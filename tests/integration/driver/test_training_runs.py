@@ -17,7 +17,7 @@ from kray.config import load_config
 from kray.driver.remote import drive
 from kray.errors import KrayError
 from kray.planner import Beliefs
-from kray.train.checkpoints import newest, read_state
+from kray.train.checkpoints import newest_checkpoint, read_state
 
 GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k"
 
@@ -64,7 +64,7 @@ def test_generation_goes_on_while_the_learner_updates_and_no_token_is_too_old(ru
         visits = Beliefs.from_dict(state["planner"]["beliefs"]).visits([f"arithmetic/train/{i}" for i in range(16)])
         assert state["step"] == step
         assert visits.sum() == 8 * step, "the checkpoint knows labels of later steps, or lacks some"
-    more = run_tiny("run", *overlap, "run.steps=10", checkpoint=newest(tmp_path / "run"))
+    more = run_tiny("run", *overlap, "run.steps=10", checkpoint=newest_checkpoint(tmp_path / "run"))
     assert more.rollouts == 10 * 48
 
 
@@ -113,8 +113,8 @@ def test_a_stopped_run_saves_what_it_completed_and_goes_on(run_tiny, tmp_path):
     thread.join()
     assert summary.stopped == "by SIGTERM"
     assert 0 < summary.steps < 100000
-    assert read_state(newest(tmp_path / "run"))["step"] == summary.steps
-    more = run_tiny("run", f"run.steps={summary.steps + 2}", checkpoint=newest(tmp_path / "run"))
+    assert read_state(newest_checkpoint(tmp_path / "run"))["step"] == summary.steps
+    more = run_tiny("run", f"run.steps={summary.steps + 2}", checkpoint=newest_checkpoint(tmp_path / "run"))
     assert more.steps == summary.steps + 2
     assert more.rollouts == more.steps * 48
 
@@ -129,7 +129,7 @@ def test_data_failures_are_recorded_who_has_none_else_is_left_out_and_too_many_e
     assert failed[2:] == [0, 0]
     assert lines[-1]["prompts/quarantined"] == len(summary.left_out) < 8
     assert summary.rollouts == 4 * 48 - sum(failed)  # uniform gives lost rollouts up; later the others get them all
-    state = read_state(newest(tmp_path / "some"))
+    state = read_state(newest_checkpoint(tmp_path / "some"))
     assert state["quarantine"]["left_out"] == summary.left_out
     with pytest.raises(KrayError, match=r"run\.max_failed_share is 0\.01.*an odd digit"):
         run_tiny("none", "reward.verifier=sample_verifiers:fails_on_odd", "run.max_failed_share=0.01")

@@ -24,7 +24,7 @@ from kray.errors import ConfigError, KrayError
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.tracking import Tracker, locate, log_model
 from kray.train.checkpoints import CheckpointStore
-from kray.train.export import export_checkpoint, log_trained, whole_folder
+from kray.train.export import atomic_folder, export_checkpoint, log_trained
 from kray.train.learner import Learner, step_rows
 from kray.train.model import copy_tokenizer
 
@@ -138,15 +138,15 @@ def test_adapters_of_a_run_without_lora_and_a_taken_folder_are_refused(make_run,
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "deep" / "out"
-    with pytest.raises(TypeError), whole_folder(folder) as unfinished:
+    with pytest.raises(TypeError), atomic_folder(folder) as unfinished:
         (unfinished / "part").write_text(1)
     assert list(folder.parent.iterdir()) == []
     for content in ("1", "2"):
-        with whole_folder(folder, replace=True) as unfinished:
+        with atomic_folder(folder, replace=True) as unfinished:
             (unfinished / "part").write_text(content)
         assert (folder / "part").read_text() == content
     (tmp_path / "file").write_text("")
-    with pytest.raises(KrayError, match="file/out cannot be written"), whole_folder(tmp_path / "file" / "out"):
+    with pytest.raises(KrayError, match="file/out cannot be written"), atomic_folder(tmp_path / "file" / "out"):
         pass
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kray.train.checkpoints import CheckpointStore, newest, read_state
+from kray.train.checkpoints import CheckpointStore, newest_checkpoint, read_state
 from kray.train.learner import step_rows
 from kray.train.model import state_digest
 
@@ -41,7 +41,7 @@ def test_a_kill_at_any_instant_of_a_background_save_leaves_the_newest_checkpoint
     for run, _, _ in runs:
         folders = list(Path(run, "checkpoints").glob(".tmp-step-*/learner"))
         unfinished += [not (folder / ".metadata").exists() for folder in folders]
-        checkpoint = newest(Path(run))
+        checkpoint = newest_checkpoint(Path(run))
         assert checkpoint is not None
         step = read_state(checkpoint)["step"]
         found.add(step)
@@ -52,8 +52,8 @@ def test_a_kill_at_any_instant_of_a_background_save_leaves_the_newest_checkpoint
         assert state_digest(learner.state()) == digests[step + 1]  # it goes on as if it had not been killed
         store = CheckpointStore(Path(run), 2)  # and can save again
         learner.save(store.begin(step + 1) / "learner")
-        assert newest(Path(run)) == checkpoint
-        assert newest(Path(run)) != store.commit(step + 1, {"step": step + 1}) == store.newest()
+        assert newest_checkpoint(Path(run)) == checkpoint
+        assert newest_checkpoint(Path(run)) != store.commit(step + 1, {"step": step + 1}) == store.newest()
     print(
         f"\n{len(runs)} kills, {sum(unfinished)} while the learner's part was being written, steps found: {sorted(found)}"
     )

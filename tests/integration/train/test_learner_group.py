@@ -42,7 +42,7 @@ def test_two_ranks_update_and_hand_over_weights_and_a_dead_rank_is_named(ray_loc
             metrics = await group.update(mixed_groups())
             assert metrics["train/optimizer_steps"] == 1
             assert all(math.isfinite(value) for value in metrics.values())
-            gathered, weights = await group.hand_over()
+            gathered, weights = await group.gather_weights()
             after = ray_local.get(weights)
             assert [entry[:3] for entry in after.manifest] == [entry[:3] for entry in before.manifest]
             assert gathered.checksum == after.checksum != before.checksum

@@ -11,7 +11,7 @@ import ray
 from tiny_runs import same_weights, steps_of, wait_for_line
 
 from kray.errors import KrayError
-from kray.train.checkpoints import newest, read_state
+from kray.train.checkpoints import newest_checkpoint, read_state
 
 KILLS = [(2, "driver"), (5, "learner-0"), (8, "driver")]  # lines of metrics.jsonl, whose process dies then
 LONG = ("run.steps=8", "run.checkpoint_every=3", "evaluate.every=0", "rollout.max_response_tokens=40")
@@ -56,7 +56,7 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_
         line.pop("driver/restarts", None)
         line.pop("learner/restarts", None)
     assert straight == hit
-    ends = [newest(tmp_path / name) for name in ("straight", "hit")]
+    ends = [newest_checkpoint(tmp_path / name) for name in ("straight", "hit")]
     one, other = (read_state(end) for end in ends)
     assert one["planner"] == other["planner"]
     assert (one["lengths"], one["calibration"]) == (other["lengths"], other["calibration"])
@@ -98,4 +98,4 @@ def test_a_rank_that_dies_or_hangs_is_replaced_on_the_same_engines_until_the_bud
     assert "learner lost, starting anew from step 0" in said
     steps = [line["step"] for line in steps_of(tmp_path / "run")]
     assert steps == list(range(len(steps)))
-    assert read_state(newest(tmp_path / "run"))["step"] >= 3
+    assert read_state(newest_checkpoint(tmp_path / "run"))["step"] >= 3

@@ -13,7 +13,7 @@ from tiny_runs import same_weights, steps_of, wait_for_line
 
 from kray.metrics import documented
 from kray.simulate.populations import find_population
-from kray.train.checkpoints import newest, read_state
+from kray.train.checkpoints import newest_checkpoint, read_state
 
 
 def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(run_tiny, tmp_path, monkeypatch):
@@ -24,15 +24,15 @@ def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(run_ti
     assert summary.accuracy_after > summary.accuracy_before
     # the same run again, but ended after two steps and gone on from its checkpoint
     run_tiny("broken", "run.steps=2")
-    checkpoint = newest(tmp_path / "broken")
+    checkpoint = newest_checkpoint(tmp_path / "broken")
     run_tiny("broken", checkpoint=checkpoint)
     straight, broken = (steps_of(tmp_path / name) for name in ("straight", "broken"))
     assert [line["step"] for line in straight] == [line["step"] for line in broken] == [0, 1, 2, 3, 4]
     assert straight == broken
     assert {name for line in straight for name in line if name != "step" and not documented(name)} == set()
-    ends = [read_state(newest(tmp_path / name)) for name in ("straight", "broken")]
+    ends = [read_state(newest_checkpoint(tmp_path / name)) for name in ("straight", "broken")]
     assert ends[0]["planner"] == ends[1]["planner"]
-    assert same_weights(*(newest(tmp_path / name) for name in ("straight", "broken")))
+    assert same_weights(*(newest_checkpoint(tmp_path / name) for name in ("straight", "broken")))
 
     client = MlflowClient(f"sqlite:///{tmp_path}/straight/mlflow.db")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
@@ -56,7 +56,7 @@ def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(run_ti
     assert population.shape == (100,)
     assert 0 < population.mean() < 1
 
-    judged = run_tiny("judged", checkpoint=newest(tmp_path / "straight"), method="judge")
+    judged = run_tiny("judged", checkpoint=newest_checkpoint(tmp_path / "straight"), method="judge")
     assert judged.accuracy == pytest.approx(summary.accuracy_after)  # the same seed on the same policy
     assert judged.prompts == 12
 
@@ -89,14 +89,14 @@ def test_a_stopped_run_with_learned_priors_goes_on_exactly(run_tiny, tmp_path):
     summary = run_tiny("broken", *learned)
     thread.join()
     assert 0 < summary.steps < 10
-    run_tiny("broken", *learned, checkpoint=newest(tmp_path / "broken"))
+    run_tiny("broken", *learned, checkpoint=newest_checkpoint(tmp_path / "broken"))
     straight, broken = (steps_of(tmp_path / name) for name in ("straight", "broken"))
     assert [line["step"] for line in straight] == list(range(11))
     assert straight == broken
-    one, other = (read_state(newest(tmp_path / name)) for name in ("straight", "broken"))
+    one, other = (read_state(newest_checkpoint(tmp_path / name)) for name in ("straight", "broken"))
     assert one["planner"]["features"]["rows"]
     for name in ("planner", "waiting", "transitions", "calibration", "lengths"):
         assert one[name] == other[name]
-    assert same_weights(*(newest(tmp_path / name) for name in ("straight", "broken")))
+    assert same_weights(*(newest_checkpoint(tmp_path / name) for name in ("straight", "broken")))
     tables = [sorted((tmp_path / name / "transitions").iterdir()) for name in ("straight", "broken")]
     assert [file.read_text() for file in tables[0]] == [file.read_text() for file in tables[1]]

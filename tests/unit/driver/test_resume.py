@@ -22,7 +22,7 @@ from kray.config.validation import problems
 from kray.driver.stop import Stopped
 from kray.errors import KrayError
 from kray.plan_modes import MODES
-from kray.train.checkpoints import newest, read_state
+from kray.train.checkpoints import newest_checkpoint, read_state
 
 HALF, WHOLE = "run.steps=5", "run.steps=9"
 OPTIONS = {
@@ -108,7 +108,7 @@ def test_resumed_equals_uninterrupted(tmp_path, mode, options):
     assert unclocked(broken) == unclocked(straight)
     assert {k: v for k, v in broken.tables.items() if k != ("beliefs", 5)} == straight.tables
     assert remembered(second) == remembered(one)
-    ends = [read_state(newest(tmp_path / name)) for name in ("straight", "broken")]
+    ends = [read_state(newest_checkpoint(tmp_path / name)) for name in ("straight", "broken")]
     assert ends[0] | {"elapsed_s": 0} == ends[1] | {"elapsed_s": 0}
 
 
@@ -122,7 +122,7 @@ def test_the_features_did_act_in_these_runs(tmp_path):
 def test_a_state_without_the_newer_keys_is_read(tmp_path):
     config = configured(tmp_path, HALF, "plan.prior_features=true")
     assert train(begin(tmp_path, config)) is None
-    file = newest(tmp_path) / "state.json"
+    file = newest_checkpoint(tmp_path) / "state.json"
     state = json.loads(file.read_text())
     del state["transitions"], state["nonfinite"], state["planner"]["features"], state["planner"]["beliefs"]["fitted"]
     file.write_text(json.dumps(state))
@@ -305,7 +305,7 @@ def goes_on_as_if_nothing_had_happened(folder: Path, *keys: str) -> None:
 def test_a_step_that_fails_costs_no_earlier_one(tmp_path):
     training, error = broken(tmp_path, breaks_at=5)
     assert "max_failed_share" in str(error)
-    assert read_state(newest(tmp_path))["step"] == training.state.step == 5
+    assert read_state(newest_checkpoint(tmp_path))["step"] == training.state.step == 5
     goes_on_as_if_nothing_had_happened(tmp_path)
 
 
@@ -314,13 +314,13 @@ def test_a_stop_while_an_error_waits_saves_first(tmp_path):
     training, error = broken(tmp_path, *ahead, breaks_at=4, stops_at=3)
     assert "max_failed_share" in str(error)
     assert not isinstance(error, Stopped)
-    assert read_state(newest(tmp_path))["step"] == training.state.step == 4
+    assert read_state(newest_checkpoint(tmp_path))["step"] == training.state.step == 4
 
 
 def test_an_evaluation_that_fails_costs_no_step(tmp_path):
     training, error = broken(tmp_path, "evaluate.every=2", broken_evaluation=True)
     assert str(error) == "the evaluation broke"
-    assert read_state(newest(tmp_path))["step"] == training.state.step == 4
+    assert read_state(newest_checkpoint(tmp_path))["step"] == training.state.step == 4
     goes_on_as_if_nothing_had_happened(tmp_path)
 
 
@@ -333,7 +333,7 @@ def test_an_update_that_fails_is_not_saved(tmp_path):
 
     training.workers.learners.after_update = lose
     assert str(train(training)) == "the update broke"
-    assert read_state(newest(tmp_path))["step"] == 4
+    assert read_state(newest_checkpoint(tmp_path))["step"] == 4
     goes_on_as_if_nothing_had_happened(tmp_path, "run.checkpoint_every=2")
 
 
@@ -352,7 +352,7 @@ def test_a_checkpoint_counts_though_older_ones_stay(tmp_path, monkeypatch):
     assert train(training) is None
     assert not any("not written" in line for line in training.said)
     assert sum("step-000004 (Device or resource busy) could not be removed" in line for line in training.said) == 3
-    assert newest(tmp_path).name == "step-000009"
+    assert newest_checkpoint(tmp_path).name == "step-000009"
     stuck.on = False
     assert train(begin(tmp_path, configured(tmp_path, "run.steps=10", "run.keep_checkpoints=1"))) is None
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000010"]

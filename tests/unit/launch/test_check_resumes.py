@@ -20,7 +20,7 @@ from kray.errors import ConfigError, KrayError
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler
 from kray.tracking import prompts_digest
-from kray.train.checkpoints import newest, sound
+from kray.train.checkpoints import newest_checkpoint, newest_intact
 from kray.train.model import load_policy
 
 
@@ -122,7 +122,7 @@ def test_check_takes_the_checkpoint_before_a_damaged_one(run):
     assert "step-000005 is damaged" in done.stdout
     assert f"taking {run}/checkpoints/step-000003 instead" in done.stdout
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
-    assert sound(newest(run), print) == run / "checkpoints/step-000003"  # what the run does
+    assert newest_intact(newest_checkpoint(run), print) == run / "checkpoints/step-000003"  # what the run does
 
 
 def test_check_takes_damaged_checkpoints_for_none(run):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kray.errors import ConfigError, KrayError
-from kray.train.checkpoints import CheckpointStore, find_resume, newest, read_state, sound
+from kray.train.checkpoints import CheckpointStore, find_checkpoint, newest_checkpoint, newest_intact, read_state
 
 
 def write(run, step, keep=2):
@@ -21,7 +21,7 @@ def write(run, step, keep=2):
 def test_the_newest_checkpoints_stay(tmp_path):
     for step in (5, 10, 20, 100):
         folder = write(tmp_path, step)
-        assert newest(tmp_path) == folder
+        assert newest_checkpoint(tmp_path) == folder
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-000020", "step-000100"]
     assert read_state(folder) == {"step": 100}
     assert (folder / "learner" / "shard").read_text() == "weights of 100"
@@ -43,7 +43,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoint(tmp_path):
     store.begin(10)
     with pytest.raises(TypeError):
         store.commit(10, {"step": object()})
-    assert newest(tmp_path) == folder
+    assert newest_checkpoint(tmp_path) == folder
     with pytest.raises(KrayError, match="begin\\(30\\)"):
         store.commit(30, {})
 
@@ -53,7 +53,7 @@ def test_the_same_step_can_be_written_again_and_a_death_between_the_renames_is_m
     folder = write(tmp_path, 5)
     assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
     folder.rename(folder.with_name(".old-step-000005"))
-    assert newest(tmp_path) == folder.with_name(".old-step-000005")
+    assert newest_checkpoint(tmp_path) == folder.with_name(".old-step-000005")
     assert CheckpointStore(tmp_path, 1).newest() == folder
 
 
@@ -62,19 +62,19 @@ def test_resume_finds_checkpoint_run_and_newest_run(tmp_path):
     new = write(tmp_path / "run-2026-03-01T00-00-00", 3)
     (tmp_path / "run-20280101-120000").mkdir()  # a run that died before its first checkpoint
     os.utime(old / "state.json", ns=(1, 1))
-    assert find_resume("", tmp_path, "run") is None
-    assert find_resume("auto", tmp_path, "run") == new
-    assert find_resume("auto", tmp_path, "run-2") == other
-    assert find_resume("auto", tmp_path, "another") is None
-    assert find_resume(str(old), tmp_path, "run") == old
-    assert find_resume(str(old.parent.parent), tmp_path, "run") == old
+    assert find_checkpoint("", tmp_path, "run") is None
+    assert find_checkpoint("auto", tmp_path, "run") == new
+    assert find_checkpoint("auto", tmp_path, "run-2") == other
+    assert find_checkpoint("auto", tmp_path, "another") is None
+    assert find_checkpoint(str(old), tmp_path, "run") == old
+    assert find_checkpoint(str(old.parent.parent), tmp_path, "run") == old
 
 
 def test_a_resume_that_names_nothing_is_a_config_error(tmp_path):
     (tmp_path / "empty").mkdir()
     for path in ("missing", "empty"):
         with pytest.raises(ConfigError, match=r"resume: .*" + path):
-            find_resume(str(tmp_path / path), tmp_path, "run")
+            find_checkpoint(str(tmp_path / path), tmp_path, "run")
     with pytest.raises(ConfigError, match="keep_checkpoints"):
         CheckpointStore(tmp_path, 0)
 
@@ -120,7 +120,7 @@ def test_a_crash_at_any_instant_leaves_the_newest_checkpoint_whole(tmp_path, mon
                     died = False
                 except Crash:
                     died = True
-            found = newest(run)
+            found = newest_checkpoint(run)
             assert found is not None
             shard = (found / "learner" / "shard").read_text()
             saved = read_state(found)["step"]
@@ -138,18 +138,18 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken
     for folder, harm in ((folders[3], "weights of 21"), (folders[2], "short")):  # one as long as it was, one not
         (folder / "learner" / "shard").write_text(harm)
     said = []
-    assert sound(newest(tmp_path), said.append) == folders[1] == newest(tmp_path)
+    assert newest_intact(newest_checkpoint(tmp_path), said.append) == folders[1] == newest_checkpoint(tmp_path)
     assert len(said) == 2
     assert "step-000020 is damaged: 1 of 1 files are not what was written, first learner/shard (13 bytes" in said[0]
     (folders[1] / "state.json").write_text("{")
     (folders[0] / "learner" / "shard").unlink()
-    assert sound(newest(tmp_path), said.append) is None
-    assert newest(tmp_path) is None
+    assert newest_intact(newest_checkpoint(tmp_path), said.append) is None
+    assert newest_checkpoint(tmp_path) is None
     write(tmp_path, 16)  # what was set aside goes when its step is passed
     assert sorted(os.listdir(tmp_path / "checkpoints")) == [".aside-step-000020", "step-000016"]
 
 
 def test_the_future_that_a_run_leaves_does_not_count_any_more(tmp_path):
     folders = [write(tmp_path, step, keep=9) for step in (5, 10, 15)]
-    assert CheckpointStore(tmp_path, 9).go_on_from(5) == ["step-000010", "step-000015"]
-    assert newest(tmp_path) == folders[0]
+    assert CheckpointStore(tmp_path, 9).set_aside_after(5) == ["step-000010", "step-000015"]
+    assert newest_checkpoint(tmp_path) == folders[0]

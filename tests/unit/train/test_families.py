@@ -86,7 +86,7 @@ def test_a_family_learns_and_is_handed_over(family, make, train, some_groups, ra
         lora = replace(lora, targets=["query_key_value"] if bloom else ["in_proj", "x_proj"])
     learner = make(folder, replace(train, kl=0.01, activation_checkpointing=True), lora=lora)
     assert learner.packed is packs
-    assert packs or learner.describe()["doubts"], "whoever starts the learner is told that it cannot pack"
+    assert packs or learner.describe()["rejected_layouts"], "whoever starts the learner is told that it cannot pack"
     for got, expected in zip(learner.logprobs(long_probe), exact_logprobs(folder, long_probe), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4)
     for seed in range(2):

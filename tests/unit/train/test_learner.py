@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from kray.config.schema import TrainConfig
 from kray.errors import ConfigError, KrayError
 from kray.train.learner import step_rows
-from kray.train.metrics import nonfinite_in_a_row
+from kray.train.metrics import count_nonfinite_steps
 from kray.train.model import decoder_layers, state_digest
 
 
@@ -116,11 +116,11 @@ def test_a_gradient_that_is_not_finite_poisons_nothing(models, make, train, some
     idle = learner.update(step_rows(some_groups(0, [[1, 1]]), train))  # says nothing of the gradient
     lost = 0
     for each in (metrics, good, metrics, idle, metrics):
-        lost = nonfinite_in_a_row(lost, each, 3)
-    assert lost == nonfinite_in_a_row(lost, idle, 2) == 2
-    assert nonfinite_in_a_row(99, metrics, 0) == 100
+        lost = count_nonfinite_steps(lost, each, 3)
+    assert lost == count_nonfinite_steps(lost, idle, 2) == 2
+    assert count_nonfinite_steps(99, metrics, 0) == 100
     with pytest.raises(KrayError, match=r"not finite in 3 steps in a row \(train\.max_nonfinite\)"):
-        nonfinite_in_a_row(lost, metrics, 3)
+        count_nonfinite_steps(lost, metrics, 3)
 
 
 def test_the_learning_rate_rises_then_stays(models, make, train, some_groups):

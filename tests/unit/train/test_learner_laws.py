@@ -14,7 +14,7 @@ from kray.config.schema import LoraConfig
 from kray.train.learner import step_rows
 from kray.train.model import state_digest
 from kray.train.packing import collate, split_ranks
-from kray.train.training_rows import Rows
+from kray.train.training_rows import TrainingRows
 
 
 def differences(a, b) -> float:
@@ -59,7 +59,7 @@ def test_padding_splits_and_order_do_not_change_an_update(
             assert others[1][f"train/{name}"] == pytest.approx(metrics[1][f"train/{name}"], rel=1e-4, abs=1e-6), name
 
 
-def turns_of(rows: Rows) -> Rows:
+def turns_of(rows: TrainingRows) -> TrainingRows:
     """Each turn of the rows as a row of its own, with all that came before it as its prompt."""
     parts = []
     ends, starts = np.cumsum(rows.lengths), np.cumsum(rows.response_lengths) - rows.response_lengths

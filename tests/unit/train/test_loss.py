@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.train.logprobs import token_scores
+from kray.train.logprobs import logprobs_and_entropy
 from kray.train.loss import OBJECTIVES, policy_loss
 
 LOW, HIGH = 0.2, 0.28
@@ -110,7 +110,7 @@ def test_token_scores_do_not_depend_on_the_chunks(dtype, temperature):
     exact = logits.log_softmax(-1)[source]
     gradients = []
     for chunk in (10**6, 44, 1):
-        logprobs, entropy = token_scores(
+        logprobs, entropy = logprobs_and_entropy(
             lambda states: states @ weight.T, hidden, source, targets, temperature, 11, chunk
         )
         assert not entropy.requires_grad
@@ -126,7 +126,7 @@ def test_token_scores_do_not_depend_on_the_chunks(dtype, temperature):
 def test_no_targets_have_scores_and_a_gradient():
     none = torch.zeros(0, dtype=torch.int64)
     hidden = torch.zeros(0, 3, requires_grad=True)
-    logprobs, entropy = token_scores(lambda states: states, hidden, none, none)
+    logprobs, entropy = logprobs_and_entropy(lambda states: states, hidden, none, none)
     assert len(logprobs) == len(entropy) == 0
     policy_loss("gspo", *[logprobs] * 5, none, (LOW, HIGH)).loss.backward()
     assert hidden.grad is not None
@@ -134,5 +134,5 @@ def test_no_targets_have_scores_and_a_gradient():
 
 def test_a_forbidden_token_does_not_spoil_the_entropy():
     zero = torch.zeros(1, dtype=torch.int64)
-    _, entropy = token_scores(lambda logits: logits, torch.tensor([[0.0, 0.0, -math.inf]]), zero, zero)
+    _, entropy = logprobs_and_entropy(lambda logits: logits, torch.tensor([[0.0, 0.0, -math.inf]]), zero, zero)
     assert entropy.item() == pytest.approx(math.log(2))

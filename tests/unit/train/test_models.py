@@ -97,7 +97,7 @@ def test_a_wrong_attention_is_not_taken(make, monkeypatch, tmp_path):
     monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.ATTENTION, wrong)
     learner = make(path)
     assert learner.way.attention == policy.OWN
-    assert all("off by" in doubt for doubt in learner.doubts)
+    assert all("off by" in doubt for doubt in learner.rejected_layouts)
 
 
 @pytest.mark.parametrize(

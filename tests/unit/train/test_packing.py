@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.train.attention import buckets_of, layout, packed_attention
+from kray.train.attention import layout, length_buckets, packed_attention
 from kray.train.packing import collate, split_ranks
-from kray.train.training_rows import plain_rows
+from kray.train.training_rows import unscored_rows
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 
@@ -23,7 +23,7 @@ def some_rows(draw):
     for size in draw(st.lists(st.integers(1, 9), max_size=8)):
         prompt = tuple(rng.integers(0, 30, rng.integers(1, 9)).tolist())
         found += [(prompt, rng.integers(0, 30, rng.integers(1, 12)).tolist()) for _ in range(size)]
-    return plain_rows(found)
+    return unscored_rows(found)
 
 
 @settings(deadline=None)
@@ -47,7 +47,7 @@ def test_ranks_are_balanced_also_when_one_group_has_most_rollouts():
     rng = np.random.default_rng(0)
     prompts = [tuple(rng.integers(0, 30, 12).tolist()) for _ in range(20)]
     sizes = [200] + [2] * 19
-    rows = plain_rows(
+    rows = unscored_rows(
         [
             (p, rng.integers(0, 30, rng.integers(3, 9)).tolist())
             for p, n in zip(prompts, sizes, strict=True)
@@ -88,7 +88,7 @@ def test_a_batch_knows_what_predicts_each_response_token(rows, packed, random):
 def test_buckets_are_the_cheapest_split(lengths, overhead):
     """Against every split of the sorted lengths, by dynamic programming without any shortcut."""
     lengths = np.array(lengths, dtype=np.int64)
-    found = buckets_of(lengths, overhead)
+    found = length_buckets(lengths, overhead)
     assert sorted(np.concatenate([np.zeros(0, int), *found]).tolist()) == list(range(len(lengths)))
     ordered = np.sort(lengths)
     best = [0]
@@ -102,7 +102,7 @@ def test_the_padding_of_real_lengths_is_small():
     rng = np.random.default_rng(0)
     prompts = rng.normal(110, 35, 512).clip(40, 300).astype(int)
     responses = rng.lognormal(5.3, 0.5, 512).clip(20, 1024).astype(int)
-    rows = plain_rows([([1] * p, [1] * r) for p, r in zip(prompts.tolist(), responses.tolist(), strict=True)])
+    rows = unscored_rows([([1] * p, [1] * r) for p, r in zip(prompts.tolist(), responses.tolist(), strict=True)])
     batches = split_ranks(rows, np.arange(512), 16384, 1, False)[0]
     padded = [collate(rows, batch, False) for batch in batches]
     assert 1 - sum(b.filled for b in padded) / sum(b.input_ids.numel() for b in padded) < 0.05
