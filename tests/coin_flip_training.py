@@ -28,7 +28,7 @@ from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler
 from kray.records import EncodedPrompt, Prompt, Rollout, RolloutGroup
 from kray.rollout.collector import Collected, Collector
-from kray.rollout.conversation import Failure
+from kray.rollout.outcome import Failure
 from kray.train.checkpoints import CheckpointStore, newest_checkpoint, read_state
 
 CONFIG = """

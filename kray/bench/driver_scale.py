@@ -31,7 +31,7 @@ from kray.records import EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, 
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import Collected, Collector
 from kray.rollout.engine import EngineSpec
-from kray.rollout.outcome import Report
+from kray.rollout.outcome import EngineReport
 from kray.rollout.pool import Pool
 from kray.rollout.scheduler import Schedule
 from kray.train.checkpoints import CheckpointStore
@@ -147,8 +147,8 @@ class SimulatedEngine:
         with self.clock.part("report"):  # to the schedule and the session
             self.tender._take(report)
 
-    def _report(self, tasks: list[RolloutTask]) -> Report:
-        report = Report()
+    def _report(self, tasks: list[RolloutTask]) -> EngineReport:
+        report = EngineReport()
         for task in tasks:
             rollouts = []
             for i in range(task.rollouts):
@@ -183,9 +183,9 @@ def make_pool(config: KrayConfig, clock: Stopwatch, tokens: int) -> Pool:
     pool = Pool(config.rollout, spec, "scale", lambda line: None)
     for tender in pool.engines:
         tender.needed = True
-        tender.health.needed()
-        tender.health.started()
-        tender.health.proved(POLICY)
+        tender.health.mark_needed()
+        tender.health.mark_started()
+        tender.health.mark_proved(POLICY)
         tender.actor = SimulatedEngine(tender, clock, tokens)
         pool.schedule.engine_up(tender.name, 2 * SEQUENCES)
     return pool

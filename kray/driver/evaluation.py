@@ -27,7 +27,7 @@ from kray.metrics import (
 from kray.prompts.tokenize import as_read
 from kray.records import EncodedPrompt, RolloutGroup, Sampling, derive_seed
 from kray.rollout.collector import EVALUATION, Collected, Collector, Fixed, check_failures
-from kray.rollout.conversation import Failure
+from kray.rollout.outcome import Failure
 
 CONVERSATION = ("turns_mean", "multi_turn_ratio")  # of what is known about conversations
 SOLVED = 0.5  # a reward above it counts as solved in pass@k

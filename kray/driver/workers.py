@@ -19,7 +19,7 @@ from kray.prompts.sources import test_sources
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import EVALUATION, TRAINING, Collector
-from kray.rollout.conversation import Host
+from kray.rollout.conversation import ConversationRunner
 from kray.rollout.pool import Pool, Published
 from kray.train.learner_group import LearnerGroup
 
@@ -56,7 +56,7 @@ class Workers:
             sources: dict[int | str, SourceConfig] = {TRAINING: prompts.train, EVALUATION: prompts.test}
             for name, source in test_sources(prompts).items():
                 sources[name] = source
-            host = Host(self.stage, components.tokenizer, sources, prompts.max_tokens)
+            host = ConversationRunner(self.stage, components.tokenizer, sources, prompts.max_tokens)
         return Collector(self.pool, self.scorer, components.tokenizer, self.config.rollout, host)
 
     async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:

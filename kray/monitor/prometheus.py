@@ -90,12 +90,10 @@ class Exporter:
 
     def pool(self, run: str, pool: Any, scorer: Any, idle: Callable[[str], float | None]) -> None:
         """What engines and scorer are at. idle: an engine's share without work."""
-        from kray.rollout.health import State
-
         tags = {"run": run}
         for engine in pool.engines:
             mine = tags | {"engine": engine.name}
-            self._metric("kray_engine_up").set(float(engine.health.state is State.SERVING), mine)
+            self._metric("kray_engine_up").set(float(engine.health.serving), mine)
             self._metric("kray_engine_rollouts_in_hand").set(pool.schedule.load(engine.name), mine)
             self._count("kray_engine_tokens_total", engine.tokens, mine)
             share = idle(engine.name)

@@ -18,8 +18,8 @@ from kray.errors import KrayError
 from kray.records import EncodedPrompt, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import TIMED_OUT, Scorer
-from kray.rollout.conversation import Conversations, Failure, Host, TurnResult
-from kray.rollout.outcome import Outcome
+from kray.rollout.conversation import ConversationRunner, Conversations, TurnResult
+from kray.rollout.outcome import Failure, TaskOutcome
 from kray.rollout.pool import Pool
 from kray.rollout.scheduler import largest_part, split_rollouts
 
@@ -123,7 +123,7 @@ class Collector:
         scorer: Scorer | RemoteScorer,
         tokenizer: Any,
         rollout: RolloutConfig,
-        host: Host | None = None,
+        host: ConversationRunner | None = None,
     ):
         self.pool, self.scorer, self.tokenizer, self.rollout, self.host = pool, scorer, tokenizer, rollout, host
         self.lengths: dict[str, float] = {}
@@ -252,10 +252,10 @@ class Collector:
                 raise KrayError(f"the plan cannot use a reward: {error}") from error
             rollouts[scored[0].prompt_id] += scored
 
-    async def _hear(self, prompt: Prompt, outcome: Outcome, talks: Conversations | None) -> TurnResult:
+    async def _hear(self, prompt: Prompt, outcome: TaskOutcome, talks: Conversations | None) -> TurnResult:
         """What becomes of an outcome: conversations go on or have ended, single responses are judged at once."""
         if talks is not None:
-            return await talks.hear(outcome, lambda: next(self._ids))
+            return await talks.process_outcome(outcome, lambda: next(self._ids))
         if outcome.failure:
             return TurnResult(failures=[Failure(prompt.id, outcome.task.rollouts, outcome.failure, outcome.tries)])
         for rollout in outcome.rollouts:

@@ -1,12 +1,14 @@
-"""Rollouts that are conversations: the policy's turns, and between them what an environment answers.
+"""Multi-turn rollouts: the policy's turns and, between them, the observations of an environment.
 
-Promises
-- A conversation's tokens are those that were sampled and those that the engine was given between them, in that order: no
-  sampled token is encoded again. The prompt of turn t + 1 is the prompt of turn t, what was sampled then, and the answer.
-- Every rollout of an outcome either goes on in one task, or has ended, or has failed with a reason.
-- Turn 0 is sampled as without an environment. Turn t of rollout i is sampled with a seed from the group's seed, t and i.
-Engines know nothing of it: a turn is a rollout task like any other, and one that dies costs a turn. The environment's
-answers come from processes of their own (kray/environments/workers.py).
+Invariants
+- The tokens of a conversation are those that were sampled and those of the observations between them, in order; sampled
+  tokens are never encoded again. The prompt of turn t + 1 is the prompt of turn t, what was sampled in it, and its
+  observation.
+- Every rollout of an outcome either continues in exactly one new task, has ended, or has failed with a reason.
+- Turn 0 is sampled as without an environment. Turn t of rollout i is sampled with a seed made of the group's seed, t and i.
+
+Engines are unaware of conversations: a turn is a rollout task like any other, so a lost engine costs a turn. Environments
+run in processes of their own (kray/environments/workers.py).
 """
 
 from __future__ import annotations
@@ -23,22 +25,19 @@ from kray.environments.workers import ENVIRONMENT, EnvironmentWorkers
 from kray.errors import DataError
 from kray.prompts.tokenize import encode_answer, encode_opening
 from kray.records import EncodedPrompt, Rollout, RolloutTask, derive_seed
-from kray.rollout.outcome import Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A data failure: rollouts of a prompt that could not be had, or not be judged."""
-
-    prompt_id: str
-    rollouts: int
-    why: str
-    tries: int = 1  # that were made to have them
+from kray.rollout.outcome import Failure, TaskOutcome
 
 
 @dataclass(slots=True)
 class TurnResult:
-    """What came of an outcome. ended: rollouts with the text that is to be judged; a reward may be there already."""
+    """What follows from the outcome of a task.
+
+    Attributes:
+        tasks: Tasks for the next turns of conversations that continue.
+        ended: Rollouts that have ended, each with the text to score; the environment may have set their reward.
+        scored: Rollouts with rewards.
+        failures: Rollouts that failed.
+    """
 
     tasks: list[RolloutTask] = field(default_factory=list)
     ended: list[tuple[Rollout, str]] = field(default_factory=list)
@@ -47,41 +46,52 @@ class TurnResult:
 
 
 class Conversation:
-    """One rollout, turn by turn. task: of its first turn; state: the environment before the turn that is under way."""
+    """One multi-turn rollout.
+
+    Attributes:
+        task: The task of its first turn.
+        index: The rollout's index in its group.
+        state: The pickled environment before the turn that is being generated.
+        turns: Turns of the policy so far.
+        size: Tokens so far, sampled and observed.
+        action: Text of the latest turn.
+        finish_reason: Why the latest turn ended.
+    """
 
     def __init__(self, task: RolloutTask, index: int, state: bytes):
         self.task, self.index, self.state = task, index, state
         self.turns = 0
-        self.size = 0  # tokens so far
-        self.action = ""  # text of the latest turn
-        self.reason = ""  # why that turn ended
-        self._parts: list[tuple[np.ndarray, np.ndarray, bool]] = []  # tokens, logprobs, whether they were sampled
+        self.size = 0
+        self.action = ""
+        self.finish_reason = ""
+        # (tokens, logprobs, whether they were sampled) of each segment.
+        self._segments: list[tuple[np.ndarray, np.ndarray, bool]] = []
         self._versions: list[tuple[int, int, int]] = []
 
     @property
-    def left(self) -> int:
+    def remaining_tokens(self) -> int:
         """Tokens that may still follow."""
         return self.task.sampling.max_tokens - self.size
 
     @property
     def last_token(self) -> int:
-        """Of the latest turn; -1 when it has none."""
-        return next((int(token) for token in self._parts[-1][0][-1:]), -1)
+        """The last token of the latest turn; -1 when the turn is empty."""
+        return next((int(token) for token in self._segments[-1][0][-1:]), -1)
 
-    def acted(self, turn: Rollout, text: str) -> None:
-        """The policy has spoken."""
+    def add_action(self, turn: Rollout, text: str) -> None:
+        """Append a turn of the policy and its decoded text."""
         self._versions += [(version, self.size + a, self.size + b) for version, a, b in turn.policy_versions]
         self._append(turn.tokens, turn.logprobs, True)
-        self.turns, self.action, self.reason = self.turns + 1, text, turn.finish_reason
+        self.turns, self.action, self.finish_reason = self.turns + 1, text, turn.finish_reason
 
-    def answered(self, tokens: Sequence[int], state: bytes) -> None:
-        """The environment has spoken."""
-        told = np.array(tokens, dtype=np.int32)
-        self._append(told, np.zeros(len(told), np.float32), False)
+    def add_observation(self, tokens: Sequence[int], state: bytes) -> None:
+        """Append the tokens of an observation and replace the environment's state."""
+        observed = np.array(tokens, dtype=np.int32)
+        self._append(observed, np.zeros(len(observed), np.float32), False)
         self.state = state
 
     def next_task(self, task_id: int) -> RolloutTask:
-        """The order for the next turn."""
+        """Return the task that generates the next turn."""
         return replace(
             self.task,
             id=task_id,
@@ -89,52 +99,64 @@ class Conversation:
             rollouts=1,
             first_index=self.index,
             seed=derive_seed(self.task.seed, "turn", self.turns, self.index),
-            sampling=replace(self.task.sampling, max_tokens=self.left),
-            expected_tokens=min(self.left, max(1.0, self.task.expected_tokens - self.size)),
+            sampling=replace(self.task.sampling, max_tokens=self.remaining_tokens),
+            expected_tokens=min(self.remaining_tokens, max(1.0, self.task.expected_tokens - self.size)),
         )
 
     def rollout(self, decode: Callable[[Sequence[int]], str]) -> Rollout:
-        """All of it as one rollout."""
+        """Return the whole conversation as one rollout; observed tokens have logprob 0 and `sampled` False."""
         tokens = self._joined(0)
         return Rollout(
             self.task.prompt_id,
             self.index,
             tokens,
             self._joined(1),
-            self.reason,
+            self.finish_reason,
             tuple(self._versions),
             text=decode(tokens.tolist()),
-            sampled=np.concatenate([np.full(len(part[0]), part[2]) for part in self._parts]),
+            sampled=np.concatenate([np.full(len(segment[0]), segment[2]) for segment in self._segments]),
             turns=self.turns,
         )
 
     def _append(self, tokens: np.ndarray, logprobs: np.ndarray, sampled: bool) -> None:
-        self._parts.append((tokens, logprobs, sampled))
+        self._segments.append((tokens, logprobs, sampled))
         self.size += len(tokens)
 
     def _joined(self, which: int) -> np.ndarray:
-        return np.concatenate([part[which] for part in self._parts])
+        return np.concatenate([segment[which] for segment in self._segments])
 
 
-class Host:
-    """Holds conversations with the environment on this stage.
-
-    sources: of prompts, by the name of their test set where there are several, else by the priority of their rollouts.
-    """
+class ConversationRunner:
+    """Starts conversations with the environment of these workers."""
 
     def __init__(
         self,
-        stage: EnvironmentWorkers,
+        workers: EnvironmentWorkers,
         tokenizer: Any,
         sources: Mapping[int | str, SourceConfig],
         max_prompt_tokens: int,
     ):
-        self.stage, self.tokenizer, self.sources = stage, tokenizer, sources
-        self.max_turns, self.max_prompt_tokens = stage.environment.max_turns, max_prompt_tokens
+        """Create a runner; nothing is started.
+
+        Args:
+            workers: Processes of the environment.
+            tokenizer: The policy's tokenizer.
+            sources: Prompt sources, by the name of their test set where there are several, else by the priority of their
+                rollouts.
+            max_prompt_tokens: Longest prompt with its opening observation (prompts.max_tokens).
+        """
+        self.workers, self.tokenizer, self.sources = workers, tokenizer, sources
+        self.max_turns, self.max_prompt_tokens = workers.environment.max_turns, max_prompt_tokens
 
     async def open(self, prompts: Sequence[EncodedPrompt], seeds: Callable[[str], int], priority: int) -> Conversations:
-        """Begins an environment for each prompt, of which its rollouts get copies."""
-        turns = await self.stage.begin([(prompt, derive_seed(seeds(prompt.id), "reset")) for prompt, _ in prompts])
+        """Reset one environment for each prompt; the prompt's rollouts start from copies of it.
+
+        Args:
+            prompts: Prompts of the collection.
+            seeds: Maps a prompt's id to its group's seed.
+            priority: Priority of the rollout tasks, which names the source of prompts without a test set.
+        """
+        turns = await self.workers.begin([(prompt, derive_seed(seeds(prompt.id), "reset")) for prompt, _ in prompts])
         opened = Conversations(self)
         for (prompt, tokens), turn in zip(prompts, turns, strict=True):
             source = self.sources[prompt.metadata.get("set", priority)]
@@ -146,7 +168,7 @@ class Host:
                     tokens = encode_opening(prompt, turn.observation, self.tokenizer, source)
                 if len(tokens) > self.max_prompt_tokens:
                     limit = f"prompts.max_tokens is {self.max_prompt_tokens}"
-                    raise DataError(f"what it says first makes the prompt {len(tokens)} tokens long, {limit}")
+                    raise DataError(f"with its first observation the prompt is {len(tokens)} tokens long, {limit}")
                 opened.states[prompt.id] = turn.state
             except DataError as error:
                 opened.broken[prompt.id] = f"{ENVIRONMENT}{str(error).removeprefix(ENVIRONMENT)}"
@@ -154,65 +176,86 @@ class Host:
         return opened
 
     def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens without special tokens."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 class Conversations:
-    """Those of one collection. prompts: with what the environment says first. broken: prompts that have none, and why."""
+    """All conversations of one collection.
 
-    def __init__(self, host: Host):
-        self.host = host
+    Attributes:
+        runner: What they run on.
+        prompts: The prompts, each with its opening observation.
+        states: Prompt id -> its pickled environment before the first turn.
+        broken: Prompt id -> why its environment could not be reset.
+        variables: Prompt id -> variables of the chat template.
+    """
+
+    def __init__(self, runner: ConversationRunner):
+        self.runner = runner
         self.prompts: list[EncodedPrompt] = []
-        self.states: dict[str, bytes] = {}  # of each prompt's environment before the first turn
+        self.states: dict[str, bytes] = {}
         self.broken: dict[str, str] = {}
-        self.variables: dict[str, Mapping[str, Any]] = {}  # of the chat template, for each prompt
-        self._open: dict[int, Conversation] = {}  # by the task that is under way
+        self.variables: dict[str, Mapping[str, Any]] = {}
+        # Task id of the turn that is being generated -> its conversation, from the second turn on.
+        self._continued: dict[int, Conversation] = {}
 
-    async def hear(self, outcome: Outcome, task_id: Callable[[], int]) -> TurnResult:
-        """A turn has been sampled, of several conversations if it is their first: what the environment makes of it."""
-        task, heard = outcome.task, TurnResult()
-        known = self._open.pop(task.id, None)
+    async def process_outcome(self, outcome: TaskOutcome, new_task_id: Callable[[], int]) -> TurnResult:
+        """Pass finished turns to the environment and continue or end their conversations.
+
+        Args:
+            outcome: A task that ended: the first turn of several conversations, or a later turn of one.
+            new_task_id: Returns an unused task id.
+        """
+        task, result = outcome.task, TurnResult()
+        known = self._continued.pop(task.id, None)
         if outcome.failure:
-            heard.failures.append(Failure(task.prompt_id, task.rollouts, outcome.failure, outcome.tries))
-            return heard
-        talks = [known or Conversation(task, turn.index, self.states[task.prompt_id]) for turn in outcome.rollouts]
+            result.failures.append(Failure(task.prompt_id, task.rollouts, outcome.failure, outcome.tries))
+            return result
+        conversations = [
+            known or Conversation(task, turn.index, self.states[task.prompt_id]) for turn in outcome.rollouts
+        ]
         moves = []
-        for talk, turn in zip(talks, outcome.rollouts, strict=True):
-            talk.acted(turn, self.host.decode(turn.tokens.tolist()))
-            moves.append((talk.state, talk.action, talk.turns >= self.host.max_turns or talk.left < 1))
-        full = []
-        for talk, answer in zip(talks, await self.host.stage.step(moves), strict=True):
+        for each, turn in zip(conversations, outcome.rollouts, strict=True):
+            each.add_action(turn, self.runner.decode(turn.tokens.tolist()))
+            is_last = each.turns >= self.runner.max_turns or each.remaining_tokens < 1
+            moves.append((each.state, each.action, is_last))
+        out_of_tokens = []
+        for each, answer in zip(conversations, await self.runner.workers.step(moves), strict=True):
             if isinstance(answer, str) or answer.ended:
-                self._end(talk, answer, heard)
-            elif not self._go_on(talk, answer, heard, task_id):
-                full.append(talk)
-        for talk, answer in zip(full, await self.host.stage.finish([talk.state for talk in full]), strict=True):
-            self._end(talk, answer, heard)
-        return heard
+                self._end(each, answer, result)
+            elif not self._continue(each, answer, result, new_task_id):
+                out_of_tokens.append(each)
+        finished = await self.runner.workers.finish([each.state for each in out_of_tokens])
+        for each, answer in zip(out_of_tokens, finished, strict=True):
+            self._end(each, answer, result)
+        return result
 
-    def _go_on(self, talk: Conversation, answer: Turn, heard: TurnResult, task_id: Callable[[], int]) -> bool:
-        """Gives the answer to the policy; false when there is no room for it and one token more."""
-        itself = talk.last_token if talk.last_token in talk.task.sampling.stop_token_ids else -1
-        prompt_id = talk.task.prompt_id
-        variables = self.variables[prompt_id]
+    def _continue(
+        self, conversation: Conversation, answer: Turn, result: TurnResult, new_task_id: Callable[[], int]
+    ) -> bool:
+        """Append the observation and plan the next turn; False when no token would be left for it."""
+        task, last = conversation.task, conversation.last_token
+        closed_by = last if last in task.sampling.stop_token_ids else -1
+        variables = self.variables[task.prompt_id]
         try:
-            tokens = encode_answer(answer.observation, itself, self.host.tokenizer, prompt_id, variables)
+            tokens = encode_answer(answer.observation, closed_by, self.runner.tokenizer, task.prompt_id, variables)
         except DataError as error:
-            heard.failures.append(Failure(talk.task.prompt_id, 1, f"{ENVIRONMENT}{error}"))
+            result.failures.append(Failure(task.prompt_id, 1, f"{ENVIRONMENT}{error}"))
             return True
-        if len(tokens) >= talk.left:
-            talk.state, talk.reason = answer.state, "length"
+        if len(tokens) >= conversation.remaining_tokens:
+            conversation.state, conversation.finish_reason = answer.state, "length"
             return False
-        talk.answered(tokens, answer.state)
-        order = talk.next_task(task_id())
-        self._open[order.id] = talk
-        heard.tasks.append(order)
+        conversation.add_observation(tokens, answer.state)
+        following = conversation.next_task(new_task_id())
+        self._continued[following.id] = conversation
+        result.tasks.append(following)
         return True
 
-    def _end(self, talk: Conversation, answer: Turn | str, heard: TurnResult) -> None:
+    def _end(self, conversation: Conversation, answer: Turn | str, result: TurnResult) -> None:
         if isinstance(answer, str):
-            heard.failures.append(Failure(talk.task.prompt_id, 1, answer))
+            result.failures.append(Failure(conversation.task.prompt_id, 1, answer))
             return
-        rollout = talk.rollout(self.host.decode)
+        rollout = conversation.rollout(self.runner.decode)
         rollout.reward, rollout.reward_detail = answer.reward, answer.detail
-        heard.ended.append((rollout, talk.action))
+        result.ended.append((rollout, conversation.action))

@@ -28,7 +28,7 @@ import numpy as np
 import ray
 
 from kray.records import Rollout, RolloutTask
-from kray.rollout.outcome import Report
+from kray.rollout.outcome import EngineReport
 from kray.rollout.vllm_transport import TRANSPORT, register_transport
 from kray.weight_sync.flat_weights import FlatWeights
 from kray.weight_sync.proof import Proof, Reactions, Stopwatch, exaggerated
@@ -87,7 +87,7 @@ class Engine:
     def __init__(self, spec: EngineSpec):
         self.spec = spec
         self._commands: queue.SimpleQueue[tuple[Callable[..., Any], tuple, Future]] = queue.SimpleQueue()
-        self._report = Report()
+        self._report = EngineReport()
         self._news = threading.Condition()
         self._failure: str | None = None
         self._roused = False
@@ -114,12 +114,12 @@ class Engine:
         """Drops tasks; unknown ids are ignored, and nothing is reported for them any more."""
         self._command(self._abort, task_ids)
 
-    def collect(self, timeout_s: float) -> Report:
+    def collect(self, timeout_s: float) -> EngineReport:
         """What has finished since the last call; waits up to timeout_s for something to report, or for `rouse`."""
         with self._news:
             self._news.wait_for(self._has_news, timeout_s)
             self._raise_failure()
-            report, self._report, self._roused, self._unheard = self._report, Report(), False, 0
+            report, self._report, self._roused, self._unheard = self._report, EngineReport(), False, 0
             return report
 
     def _has_news(self) -> bool:

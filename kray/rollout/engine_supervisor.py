@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from kray.errors import KrayError
 from kray.rollout.engine import Engine
 from kray.rollout.health import Health, State
-from kray.rollout.outcome import Outcome, Report
+from kray.rollout.outcome import EngineReport, TaskOutcome
 from kray.weight_sync.proof import Proof
 
 if TYPE_CHECKING:
@@ -81,13 +81,13 @@ class EngineSupervisor:
         while not self.needed:
             self.wake.clear()
             await arrives(self.wake, HEARTBEAT_S)
-        self.health.needed()
+        self.health.mark_needed()
 
     def _retire(self) -> None:
         """Stops an engine that is not needed and holds nothing."""
         lost = self.pool.schedule.engine_down(self.name)
         assert not lost, f"{self.name} was stopped with work in hand"
-        self.health.rested()
+        self.health.mark_resting()
         self.kill()
         left = sum(engine.needed for engine in self.pool.engines)
         self.pool.log(
@@ -113,7 +113,7 @@ class EngineSupervisor:
             return False
         await self._call("start", self.pool.rollout.start_timeout_s)
         self.up_since = time.monotonic()
-        self.health.started()
+        self.health.mark_started()
         self.pool.changed.set()
         return True
 
@@ -158,7 +158,7 @@ class EngineSupervisor:
                 self.pool.log(f"pool: {self.name} waits for other weights than version {published.version}: {loss}")
                 continue
             if published is self.pool.published:
-                self.health.proved(published.version)
+                self.health.mark_proved(published.version)
                 # With one engine there is nobody to share with: all work at once keeps its batches reproducible.
                 if not self.pool.schedule.is_up(self.name):
                     capacity = round(IN_HAND * self.pool.spec.max_sequences)
@@ -193,7 +193,9 @@ class EngineSupervisor:
             self.wake.clear()
             return  # work or a version has come, or it is not needed
         self.wake.clear()
-        report: Report = await self._call("collect", SILENCE_S, POLL_S if self.pool.schedule.load(self.name) else 0.0)
+        report: EngineReport = await self._call(
+            "collect", SILENCE_S, POLL_S if self.pool.schedule.load(self.name) else 0.0
+        )
         self._take(report)
         late = self.pool.schedule.overdue(self.name, time.monotonic())
         if late:
@@ -202,7 +204,7 @@ class EngineSupervisor:
                 f"{late[0].timeout_s:g})"
             )
 
-    def _take(self, report: Report) -> None:
+    def _take(self, report: EngineReport) -> None:
         now = time.monotonic()
         self.busy_s += report.busy_s
         for task_id, rollouts in report.progress.items():
@@ -217,24 +219,24 @@ class EngineSupervisor:
             assert all(version in proved for version in versions), (
                 f"{self.name} served {versions}, proved {self.health.version}, was asked for {task.policy_version}"
             )
-            self.pool.deliver(Outcome(task, found))
+            self.pool.deliver(TaskOutcome(task, found))
         for task_id, reason in report.refused:
             task = self.pool.schedule.refused(task_id, self.name)
             if task is not None:
-                self.pool.deliver(Outcome(task, [], reason))
+                self.pool.deliver(TaskOutcome(task, [], reason))
         self.pool.dispatch()
 
     def _bury(self, reason: str, preempted: bool = False) -> float | None:
         """The engine is dead: its work goes to others. Seconds until it may start anew, or None."""
         self.pool.preemptions += preempted
         self.pool.deaths += not preempted
-        self.health.died(reason, preempted)
+        self.health.mark_lost(reason, preempted)
         self.kill()
         held = self.pool.schedule.load(self.name)
         for task in self.pool.schedule.engine_down(self.name, forgive=preempted):
             tries = self.pool.rollout.max_attempts
-            self.pool.deliver(Outcome(task, [], f"failed {tries} times, at last: {reason}", tries))
-        delay_s = self.health.restart()
+            self.pool.deliver(TaskOutcome(task, [], f"failed {tries} times, at last: {reason}", tries))
+        delay_s = self.health.plan_restart()
         fate = "it is not started again" if delay_s is None else "starting anew"
         how = "lost to a preempted node" if preempted else "lost"
         self.pool.log(

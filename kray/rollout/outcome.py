@@ -1,4 +1,4 @@
-"""How rollout tasks end: as an engine reports it, and as the pool tells whoever submitted them."""
+"""Results of rollout tasks: as an engine reports them, and as the pool hands them to whoever submitted the tasks."""
 
 from __future__ import annotations
 
@@ -12,26 +12,55 @@ from kray.records import Rollout, RolloutTask
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a rollout task ended: with rollouts, or with the reason why there are none."""
+class TaskOutcome:
+    """How a rollout task ended: with its rollouts or with a failure.
+
+    Attributes:
+        task: The task that ended.
+        rollouts: Its rollouts in the order of their index; empty when the task failed.
+        failure: Why the task failed; empty when it did not.
+        tries: Attempts that were made. Above 1 only for a failed task, each attempt of which lost its engine.
+    """
 
     task: RolloutTask
     rollouts: list[Rollout]
     failure: str = ""
-    tries: int = 1  # engines that were lost over it, where it failed
+    tries: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Rollouts of one prompt that could not be generated or not be scored (a data failure).
+
+    Attributes:
+        prompt_id: The prompt.
+        rollouts: How many of its rollouts are missing.
+        why: The reason, for people.
+        tries: Attempts that were made to generate them.
+    """
+
+    prompt_id: str
+    rollouts: int
+    why: str
+    tries: int = 1
 
 
 @dataclass
-class Report:
-    """What an engine has to tell since the last report. busy_s: seconds in which it was stepping.
+class EngineReport:
+    """What an engine has done since its previous report.
 
-    progress: rollouts that are finished of tasks that are not. Pickled with one array for all tokens and one for all
-    logprobs: a thousand small arrays cost more than what is in them.
+    Pickled as one array of all tokens and one of all logprobs, since a thousand small arrays cost more than their content.
+
+    Attributes:
+        progress: Task id -> finished rollouts, for tasks that are not finished as a whole.
+        finished: (task id, its rollouts by index) of each finished task.
+        refused: (task id, reason) of each task that no engine can run.
+        busy_s: Seconds in which the engine was stepping.
     """
 
-    progress: dict[int, int] = field(default_factory=dict)  # task id -> rollouts
-    finished: list[tuple[int, list[Rollout]]] = field(default_factory=list)  # (task id, its rollouts by index)
-    refused: list[tuple[int, str]] = field(default_factory=list)  # (task id, why the engine cannot run it)
+    progress: dict[int, int] = field(default_factory=dict)
+    finished: list[tuple[int, list[Rollout]]] = field(default_factory=list)
+    refused: list[tuple[int, str]] = field(default_factory=list)
     busy_s: float = 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -51,12 +80,12 @@ def _unpack(
     labels: Sequence[tuple[str, int, int, str, tuple]],
     tokens: np.ndarray,
     logprobs: np.ndarray,
-) -> Report:
-    """The inverse of `Report.__reduce__`; the rollouts' arrays are views of the two."""
+) -> EngineReport:
+    """Invert `EngineReport.__reduce__`; the rollouts' arrays are views of `tokens` and `logprobs`."""
     ends = np.cumsum([length for _, _, length, _, _ in labels]).tolist()
     rollouts = iter(
         Rollout(prompt_id, index, tokens[end - length : end], logprobs[end - length : end], reason, versions)
         for (prompt_id, index, length, reason, versions), end in zip(labels, ends, strict=True)
     )
     finished = [(task_id, [next(rollouts) for _ in range(count)]) for task_id, count in tasks]
-    return Report(progress, finished, refused, busy_s)
+    return EngineReport(progress, finished, refused, busy_s)

@@ -25,7 +25,7 @@ from kray.rollout.autoscaling import Sizing
 from kray.rollout.engine import EngineSpec
 from kray.rollout.engine_supervisor import POLL_S, WORRY_S, EngineSupervisor, arrives
 from kray.rollout.health import State
-from kray.rollout.outcome import Outcome
+from kray.rollout.outcome import TaskOutcome
 from kray.rollout.scheduler import Schedule
 
 SIZE_S = 1.0  # how often the number of engines is thought over
@@ -63,7 +63,7 @@ class Pool:
         self.deaths = self.preemptions = 0
         self.up_s = 0.0  # engine-seconds of engines that are not up any more
         self._shared = (0.0, 0.0)  # engine-seconds (of stepping, up) when busy_share was last asked
-        self._outcomes: dict[int, asyncio.Queue[Outcome]] = {}  # task id -> the run that waits for it
+        self._outcomes: dict[int, asyncio.Queue[TaskOutcome]] = {}  # task id -> the run that waits for it
         self.task_ids = count()  # for whoever makes tasks: an id is used once in the life of the engines
         self.changed = asyncio.Event()  # an engine changed its state
         self._tenders: list[asyncio.Task] = []
@@ -88,7 +88,7 @@ class Pool:
         self.published = published
         live = [engine for engine in self.engines if engine.health.state is State.SERVING]
         for engine in live:
-            engine.health.outdated()
+            engine.health.mark_stale()
             self._hold(engine, True)
         for engine in self.engines:  # also those that came up before there was anything to serve
             engine.rouse()
@@ -176,7 +176,7 @@ class Pool:
             self._named[name].actor.submit.remote(tasks)
             self._named[name].wake.set()
 
-    def deliver(self, outcome: Outcome) -> None:
+    def deliver(self, outcome: TaskOutcome) -> None:
         waiting = self._outcomes.pop(outcome.task.id, None)
         if waiting is not None:
             waiting.put_nowait(outcome)
@@ -234,7 +234,7 @@ class Session:
 
     def __init__(self, pool: Pool, priority: int):
         self._pool, self.priority = pool, priority
-        self._ended: asyncio.Queue[Outcome] = asyncio.Queue()
+        self._ended: asyncio.Queue[TaskOutcome] = asyncio.Queue()
         self.left: set[int] = set()  # ids of tasks whose outcome has not been handed out
 
     def __enter__(self) -> Session:
@@ -251,7 +251,7 @@ class Session:
         self._pool.schedule.submit(tasks, self.priority)
         self._pool.more_work()
 
-    async def next(self) -> Outcome:
+    async def next(self) -> TaskOutcome:
         """The next task that ends; only while some are left.
 
         Raises KrayError when no engine is left to run it, or none has served for rollout.start_timeout_s.

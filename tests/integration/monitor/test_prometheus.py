@@ -19,7 +19,7 @@ ALL = {source: 2.0 for table in (GAUGES, COUNTERS, SUMS) for source in table.val
 
 def pool_and_scorer():
     schedule = Schedule(1)
-    engine = SimpleNamespace(name="engine-0", health=SimpleNamespace(state=State.SERVING), tokens=7)
+    engine = SimpleNamespace(name="engine-0", health=SimpleNamespace(state=State.SERVING, serving=True), tokens=7)
     pool = SimpleNamespace(engines=[engine], schedule=schedule)
     return pool, SimpleNamespace(timeouts=1, restarts=1)
 

@@ -20,7 +20,7 @@ from kray.prompts.tokenize import encode_all
 from kray.records import Sampling, derive_seed
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import TRAINING, Collector, Fixed
-from kray.rollout.conversation import Host
+from kray.rollout.conversation import ConversationRunner
 from kray.train.learner import Learner, step_rows
 from kray.train.model import state_digest
 
@@ -37,7 +37,7 @@ class Room:
 
     async def collect(self, stops=(), rollouts=6, **settings):
         stage = EnvironmentWorkers(EnvironmentConfig(**settings)) if settings else None
-        host = Host(stage, self.tokenizer, {TRAINING: SOURCE}, 24) if stage else None
+        host = ConversationRunner(stage, self.tokenizer, {TRAINING: SOURCE}, 24) if stage else None
         collector = Collector(self.pool, self.scorer, self.tokenizer, RolloutConfig(), host)
         sampling = Sampling(24, stop_token_ids=(self.tokenizer.eos_token_id,), stops=stops)
         plan = Fixed([prompt.id for prompt, _ in self.pairs], rollouts)

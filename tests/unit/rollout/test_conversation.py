@@ -21,8 +21,8 @@ from kray.prompts.tokenize import as_read, encode_prompt
 from kray.records import Allocation, EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, derive_seed
 from kray.rewards.scorer import Outcome as Verdict
 from kray.rollout.collector import EVALUATION, TRAINING, Collector, Fixed
-from kray.rollout.conversation import Conversation, Host
-from kray.rollout.outcome import Outcome
+from kray.rollout.conversation import Conversation, ConversationRunner
+from kray.rollout.outcome import TaskOutcome
 from kray.train.tiny_files import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -44,13 +44,13 @@ def test_a_conversation_is_what_was_sampled_and_said_in_order(turns, index):
     talk = Conversation(first_task(100), index, b"0")
     context, seeds = [5, 6, 7], []
     for number, (action, answer) in enumerate(turns):
-        talk.acted(sampled(index, action, version=number), "text")
-        talk.answered(answer, b"1")
+        talk.add_action(sampled(index, action, version=number), "text")
+        talk.add_observation(answer, b"1")
         context += action + answer
         order = talk.next_task(number + 1)
         assert list(order.prompt_tokens) == context
         assert (order.rollouts, order.first_index, order.sampling.max_tokens) == (1, index, 103 - len(context))
-        assert order.sampling.max_tokens == talk.left
+        assert order.sampling.max_tokens == talk.remaining_tokens
         seeds.append(order.seed)
     rollout = talk.rollout(str)
     assert rollout.tokens.tolist() == context[3:]
@@ -68,7 +68,7 @@ def test_a_conversation_is_what_was_sampled_and_said_in_order(turns, index):
 def test_turns_of_different_rollouts_have_different_seeds():
     talks = [Conversation(first_task(), index, b"") for index in range(3)]
     for talk in talks:
-        talk.acted(sampled(talk.index, [4]), "")
+        talk.add_action(sampled(talk.index, [4]), "")
     assert len({talk.next_task(9).seed + talk.index for talk in talks}) == 3
 
 
@@ -123,8 +123,8 @@ class Chance:
         task = self.tasks.pop(self.order.randrange(len(self.tasks)))
         self.left.discard(task.id)
         if derive_seed(task.seed, task.id) % 100 < self.failing:
-            return Outcome(task, [], "no engine")
-        return Outcome(task, [say(task, task.first_index + i) for i in range(task.rollouts)])
+            return TaskOutcome(task, [], "no engine")
+        return TaskOutcome(task, [say(task, task.first_index + i) for i in range(task.rollouts)])
 
 
 def say(task: RolloutTask, index: int) -> Rollout:
@@ -148,7 +148,7 @@ def collect(order, failing=0, max_tokens=24, prompts=4, rollouts=5, **settings):
         EncodedPrompt(p, encode_prompt(p, TOKENIZER, source))
         for p in (Prompt(t, "", "exact", "test", text=t) for t in texts)
     ]
-    host = Host(Nearby(**settings), TOKENIZER, {TRAINING: source}, 12) if settings else None
+    host = ConversationRunner(Nearby(**settings), TOKENIZER, {TRAINING: source}, 12) if settings else None
     collector = Collector(Chance(order, failing), Judge(), TOKENIZER, RolloutConfig(), host)
     sampling = Sampling(max_tokens, stop_token_ids=(1,))
     plan = Fixed([p.id for p, _ in pairs], rollouts)
@@ -212,7 +212,7 @@ def test_what_an_environment_says_first_belongs_to_the_prompt():
 
 def test_the_environment_of_a_group_begins_alike():
     """Its seed is the prompt's, not the rollout's."""
-    host = Host(Nearby(max_turns=2), TOKENIZER, {TRAINING: SourceConfig()}, 12)
+    host = ConversationRunner(Nearby(max_turns=2), TOKENIZER, {TRAINING: SourceConfig()}, 12)
     pairs = [EncodedPrompt(Prompt(t, "", "exact", "test", text=t), (5,)) for t in "ab"]
     talks = asyncio.run(host.open(pairs, lambda p: derive_seed(0, p), TRAINING))
     seeds = [pickle.loads(state).seed for state in talks.states.values()]
@@ -221,7 +221,7 @@ def test_the_environment_of_a_group_begins_alike():
 
 def test_an_opening_is_read_as_the_prompts_own_test_set_says():
     sources = {EVALUATION: SourceConfig(), "test": SourceConfig(), "more": SourceConfig(template="1{prompt}")}
-    host = Host(Nearby(max_turns=2, options={"opening": "2="}), TOKENIZER, sources, 12)
+    host = ConversationRunner(Nearby(max_turns=2, options={"opening": "2="}), TOKENIZER, sources, 12)
     pairs = [
         EncodedPrompt(Prompt(name, "", "exact", "test", text="5+5=", metadata={"set": name}), (5,))
         for name in ("test", "more")

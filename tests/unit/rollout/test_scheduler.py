@@ -288,39 +288,39 @@ def test_a_step_is_split_finer_over_more_engines_and_never_finer_than_pairs(roll
 
 def test_an_engine_serves_only_what_it_has_proved():
     health = Health(max_restarts=2)
-    health.needed()
+    health.mark_needed()
     with pytest.raises(ValueError, match="starting cannot become serving"):
-        health.proved(0)
-    health.started()
-    health.proved(3)
-    health.outdated()
+        health.mark_proved(0)
+    health.mark_started()
+    health.mark_proved(3)
+    health.mark_stale()
     assert health.state is State.STALE
     with pytest.raises(ValueError, match="cannot go back from version 3 to 2"):
-        health.proved(2)
-    health.proved(4)
-    health.died("killed")
+        health.mark_proved(2)
+    health.mark_proved(4)
+    health.mark_lost("killed")
     assert (health.state, health.version) == (State.DEAD, -1)
-    assert health.restart() == 0.0  # it had served: no reason to wait
-    health.died("again, before it served")
-    assert health.restart() == 2.0
-    health.died("once more")
-    assert health.restart() is None
+    assert health.plan_restart() == 0.0  # it had served: no reason to wait
+    health.mark_lost("again, before it served")
+    assert health.plan_restart() == 2.0
+    health.mark_lost("once more")
+    assert health.plan_restart() is None
     assert health.state is State.GONE
 
 
 def test_an_engine_that_rests_has_nothing_to_prove_with_and_preemptions_cost_no_restart():
     health = Health(max_restarts=0)
     with pytest.raises(ValueError, match="resting cannot rest"):
-        health.rested()
-    health.needed()
-    health.started()
-    health.proved(5)
-    health.rested()
+        health.mark_resting()
+    health.mark_needed()
+    health.mark_started()
+    health.mark_proved(5)
+    health.mark_resting()
     assert (health.state, health.version) == (State.RESTING, -1)
-    health.needed()
+    health.mark_needed()
     for _ in range(3):
-        health.died("its node was taken", preempted=True)
-        assert health.restart() is not None
+        health.mark_lost("its node was taken", preempted=True)
+        assert health.plan_restart() is not None
     assert health.restarts == 0
-    health.died("killed")
-    assert health.restart() is None
+    health.mark_lost("killed")
+    assert health.plan_restart() is None
