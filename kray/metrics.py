@@ -28,6 +28,11 @@ class Metric(str):
     prometheus_kind: PrometheusKind
     step_line: bool
 
+    @property
+    def described(self) -> str:
+        """Name, meaning and unit in one line."""
+        return f"{self}: {self.meaning} ({self.unit})"
+
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (str(self),)
 

@@ -161,7 +161,7 @@ class Comparison(Driver):
             if self.study.exact:
                 tokens = config.rollout.max_response_tokens
                 training.exact = ExactRates(workers.learners, components.tokenizer, components.stop_ids, tokens)
-            self.watch.begin(training, f"{place}, {child.name}")
+            self.live_status.begin(training, child.folder, f"{place}, {child.name}")
             await training.train()
             ending = "FINISHED"
         except Stopped:
@@ -185,7 +185,7 @@ class Comparison(Driver):
         config = child.config
         return Tracker(
             config.track, child.folder, child.name, flat(config), self.tags | tags | {"model": self.model_path},
-            to_yaml(config), heard=self.watch.heard,
+            to_yaml(config), heard=self.live_status.record,
         )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from kray.driver.state import RunState, check_same_prompts
 from kray.driver.stop import Stop, Stopped
 from kray.driver.workers import Workers
 from kray.errors import ConfigError, InfrastructureError, KrayError
-from kray.monitor.status import Watch
+from kray.monitor.live import LiveStatus
 from kray.tracking import Tracker, prompts_digest
 from kray.tracking.mlflow_store import UnknownRun
 from kray.train.checkpoints import CheckpointStore, newest_checkpoint, newest_intact, read_state
@@ -61,17 +61,17 @@ class Driver:
         self.checkpoint, self.tags, self.restarts = Path(checkpoint) if checkpoint else None, tags, restarts
         self._stop = Stop()
         self._said: asyncio.Queue[str | None] = asyncio.Queue()
-        self.watch = Watch(config, self.folder)
+        self.live_status = LiveStatus(config, self.folder)
 
     def say(self, line: str) -> None:
         """One line for whoever started the run, and for the actor's log."""
         print(line, flush=True)
-        self.watch.said = line
+        self.live_status.last_line = line
         self._said.put_nowait(line)
 
     async def _tell(self, work: Any) -> AsyncIterator[Any]:
         """What is said while the work goes on, then its result."""
-        working, watching = asyncio.create_task(work), asyncio.create_task(self.watch.keep())
+        working, watching = asyncio.create_task(work), asyncio.create_task(self.live_status.run())
         working.add_done_callback(lambda _: self._said.put_nowait(None))
         try:
             while (line := await self._said.get()) is not None:
@@ -89,7 +89,7 @@ class Driver:
     @ray.method(concurrency_group="status")
     async def status(self) -> dict[str, Any]:
         """What is going on now, as kray.monitor.status describes it; answers while a step keeps the driver busy."""
-        return self.watch.status()
+        return self.live_status.status()
 
     async def run(self) -> AsyncIterator[str | Summary]:
         """Trains; yields a line at each event and step, and a Summary at the end. Raises KrayError."""
@@ -145,7 +145,7 @@ class Driver:
             base = workers.next_version - at.step if begun else 0
             begun = True
             training = self.training_type(self.config, now, at, workers, tracker, store, self._stop, self.say, base)
-            self.watch.begin(training)
+            self.live_status.begin(training, self.folder)
             return training, self.checkpoint
 
         return begin
@@ -215,7 +215,7 @@ class Driver:
             to_yaml(self.config),
             known,
             resumed,
-            self.watch.heard,
+            self.live_status.record,
         )
         deadline = time.monotonic() + (SERVER_WAIT_S if self.restarts else 0.0)
         while True:

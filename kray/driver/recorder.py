@@ -17,7 +17,7 @@ from kray.driver.step_metrics import step_record
 from kray.driver.tables import sample_rows, transition_rows
 from kray.environments.workers import ENVIRONMENT
 from kray.metrics import ENVIRONMENT_FAILED, THROUGHPUT_ROLLOUTS_PER_S, THROUGHPUT_TOKENS_PER_S, TIMING_S_STEP
-from kray.monitor.status import BACK
+from kray.monitor.status import RECENT_STEPS
 from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
 from kray.prompts.tokenize import as_read
 from kray.records import Allocation, derive_seed
@@ -70,7 +70,7 @@ class StepRecorder:
 
     def __init__(self, config: KrayConfig, components: Components, tracker: Tracker):
         self.config, self.components, self.tracker = config, components, tracker
-        self.steps: deque[dict[str, float]] = deque(maxlen=BACK)  # metrics of the newest ones since this start
+        self.steps: deque[dict[str, float]] = deque(maxlen=RECENT_STEPS)  # metrics of the newest ones since this start
         self._means: dict[str, Mean] = {}  # of every metric over all steps since this start
         self.calibration = CalibrationTally()  # of the epoch
         self.budgets = np.zeros(0, dtype=np.int64)  # of the newest step

@@ -14,7 +14,7 @@ from typing import Any
 from kray.config import KrayConfig
 from kray.driver.provenance import tags
 from kray.errors import InfrastructureError, KrayError
-from kray.monitor.client import NAMESPACE, announce, driver_name, withdraw
+from kray.monitor.client import NAMESPACE, driver_name, remove_driver_address, write_driver_address
 from kray.train.checkpoints import newest_checkpoint, newest_intact
 
 GONE_WAIT_S = 60.0  # for actors to be gone whose driver has died
@@ -120,7 +120,7 @@ def follow(driver: Any, method: str, folder: Path) -> Any:
         except BaseException as error:
             news.put(error)
 
-    announce(folder)
+    write_driver_address(folder)
     asked: list[str] = []
     handlers = {
         sign: signal.signal(sign, lambda number, _: asked.append(signal.Signals(number).name)) for sign in SIGNALS
@@ -160,7 +160,7 @@ def follow(driver: Any, method: str, folder: Path) -> Any:
         for sign, handler in handlers.items():
             signal.signal(sign, handler)
         ray.kill(driver)
-        withdraw(folder)
+        remove_driver_address(folder)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

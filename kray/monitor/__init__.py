@@ -1,1 +1,1 @@
-"""What a run tells of itself while it goes on: status, terminal view, Prometheus."""
+"""What a run shows while it is under way: its status, a view for the terminal, Prometheus metrics."""

@@ -1,7 +1,7 @@
-"""Finds drivers that run and asks them how they stand. Ray is loaded when one is asked.
+"""Finds the drivers of runs and requests their status. Ray is loaded when the first one is asked.
 
-A driver is a named actor of the namespace `kray`, and its run's folder says where its Ray is (driver.json, as long as
-whoever started it follows it).
+A driver is a named actor in the namespace `kray`. As long as the job that started it runs, driver.json in the run folder
+holds the address of its Ray.
 """
 
 from __future__ import annotations
@@ -13,101 +13,124 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kray.cluster.address import answers
 from kray.errors import KrayError
 from kray.monitor.status import from_folder, newest_runs
-from kray.monitor.view import nothing
 
 NAMESPACE = "kray"
-PLACE = "driver.json"
+ADDRESS_FILE = "driver.json"
+AUTH_MODE = "RAY_AUTH_MODE"
+# Seconds for joining a Ray, for a driver's answer, and for a first sign that a Ray is there at all.
 CONNECT_S = 30.0
 ANSWER_S = 15.0
-KNOCK_S = 1.0
-AUTH = "RAY_AUTH_MODE"
-RECENT = 20  # of the newest runs whose drivers are looked for
+REACH_S = 1.0
+# Seconds within which a driver that died has been started again.
+RESTART_S = 120.0
+# The newest runs whose drivers are looked for.
+RECENT_RUNS = 20
 
 
 def driver_name(folder: Path, restarts: int = 0) -> str:
-    """A new one: the driver that the run had before may still be dying. restarts: drivers of the run that have died."""
-    return f"{_stem(folder)}{restarts}-{secrets.token_hex(2)}"
+    """Return a new actor name for the driver of a run; the actor of the driver before it may still be ending.
+
+    Args:
+        folder: The run folder.
+        restarts: Drivers of the run that have died before.
+    """
+    return f"{_name_prefix(folder)}{restarts}-{secrets.token_hex(2)}"
 
 
-def _stem(folder: Path) -> str:
+def _name_prefix(folder: Path) -> str:
     return f"kray-{folder.name}-driver-"
 
 
-def announce(folder: Path) -> None:
-    """Writes down where the run's driver can be asked."""
+def write_driver_address(folder: Path) -> None:
+    """Write the address of the connected Ray to driver.json in a run folder."""
     import ray
 
-    address = ray.get_runtime_context().gcs_address
-    mode = os.environ.get(AUTH, "")  # Ray sets it where it starts a cluster, and needs it where one is joined
-    said = {"ray": address, "auth": mode, "host": socket.gethostname(), "since": time.time()}
+    # Ray sets the mode where it starts a cluster, and needs it where one is joined.
+    address, auth = ray.get_runtime_context().gcs_address, os.environ.get(AUTH_MODE, "")
+    content = {"ray": address, "auth": auth, "host": socket.gethostname(), "since": time.time()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLACE).write_text(json.dumps(said) + "\n")
+    (folder / ADDRESS_FILE).write_text(json.dumps(content) + "\n")
 
 
-def withdraw(folder: Path) -> None:
-    """There is no driver any more."""
-    (folder / PLACE).unlink(missing_ok=True)
+def remove_driver_address(folder: Path) -> None:
+    """Remove driver.json: the run has no driver any more."""
+    (folder / ADDRESS_FILE).unlink(missing_ok=True)
 
 
-def announced(folder: Path) -> tuple[str, str]:
-    """(address, how it authenticates) of the Ray in which the run's driver lives; "" if nothing answers there."""
+def read_driver_address(folder: Path) -> tuple[str, str]:
+    """Return (address, RAY_AUTH_MODE) of the Ray in which a run's driver runs; "" for both if nothing answers there."""
     try:
-        said = json.loads((folder / PLACE).read_text())
-        address, auth = str(said["ray"]), str(said.get("auth", ""))
+        content = json.loads((folder / ADDRESS_FILE).read_text())
+        address, auth = str(content["ray"]), str(content.get("auth", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "", ""
-    return (address, auth) if answers(address, KNOCK_S) else ("", "")
+    return (address, auth) if answers(address, REACH_S) else ("", "")
 
 
-class Asker:
-    """A connection to a Ray. address: "host:port", or "auto" for the one of this machine, or of RAY_ADDRESS. auth: how it
-    authenticates, where RAY_AUTH_MODE does not say; the token is this user's."""
+class DriverClient:
+    """A connection to a Ray, for requests to the drivers that run there."""
 
     def __init__(self, address: str, auth: str = ""):
+        """Join a Ray.
+
+        Args:
+            address: host:port of its GCS, or "auto" for that of RAY_ADDRESS or of this machine.
+            auth: The value of RAY_AUTH_MODE where the environment sets none; the token is this user's.
+
+        Raises:
+            KrayError: It cannot be joined within CONNECT_S.
+        """
         from kray.cluster.session import LOCAL_RAY
 
-        os.environ.update(LOCAL_RAY)  # before Ray is loaded
+        # Ray reads these when it is imported.
+        os.environ.update(LOCAL_RAY)
         if auth:
-            os.environ.setdefault(AUTH, auth)
+            os.environ.setdefault(AUTH_MODE, auth)
         import ray
 
-        self.ray = ray
-        failures: list[BaseException | None] = []
+        self._ray = ray
+        results: list[BaseException | None] = []
 
         def connect() -> None:
             try:
                 ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-                failures.append(None)
+                results.append(None)
             except Exception as error:
-                failures.append(error)
+                results.append(error)
 
-        connecting = threading.Thread(target=connect, daemon=True)  # Ray itself would go on for minutes
+        # In a thread, because Ray itself would try for minutes.
+        connecting = threading.Thread(target=connect, daemon=True)
         connecting.start()
         connecting.join(CONNECT_S)
-        failure = failures[0] if failures else f"no answer within {CONNECT_S:.0f} s"
+        failure = results[0] if results else f"no answer within {CONNECT_S:.0f} s"
         if failure is not None:
             raise KrayError(f"Ray at {address} cannot be reached: {str(failure).strip().splitlines()[0]}")
 
-    def names(self, folder: Path | None = None) -> list[str]:
-        """Of the drivers that run there, or of the one of a run's folder."""
-        named = self.ray.util.list_named_actors(all_namespaces=True)
-        start = _stem(folder) if folder else "kray-"
-        mine = [one["name"] for one in named if one["namespace"] == NAMESPACE]
-        return sorted(name for name in mine if name.startswith(start) and "-driver-" in name)
+    def driver_names(self, folder: Path | None = None) -> list[str]:
+        """Return the actor names of the drivers that run there, or of those of one run folder, sorted."""
+        actors = self._ray.util.list_named_actors(all_namespaces=True)
+        prefix = _name_prefix(folder) if folder else "kray-"
+        names = [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
+        return sorted(name for name in names if name.startswith(prefix) and "-driver-" in name)
 
     def status(self, name: str) -> dict[str, Any]:
-        """Raises KrayError when the driver is gone or does not answer within ANSWER_S."""
+        """Request the status of a driver.
+
+        Raises:
+            KrayError: The driver is gone or does not answer within ANSWER_S.
+        """
         from ray.exceptions import GetTimeoutError, RayError
 
         try:
-            actor = self.ray.get_actor(name, namespace=NAMESPACE)
-            found: Any = self.ray.get(actor.status.remote(), timeout=ANSWER_S)
+            actor = self._ray.get_actor(name, namespace=NAMESPACE)
+            found: Any = self._ray.get(actor.status.remote(), timeout=ANSWER_S)
             return found
         except GetTimeoutError:
             raise KrayError(f"{name} does not answer within {ANSWER_S:.0f} s") from None
@@ -115,48 +138,62 @@ class Asker:
             raise KrayError(f"{name} is gone: {str(error).strip().splitlines()[-1]}") from error
 
     def close(self) -> None:
-        self.ray.shutdown()
+        """Leave the Ray."""
+        self._ray.shutdown()
 
 
-class Sight:
-    """One run, looked at again and again: its driver while that answers, else its folder.
+class RunMonitor:
+    """Follows one run: asks its driver while that answers, and reads its folder otherwise."""
 
-    run: a folder, a run's name, or "" for what runs, else the newest in `base`. address: of a Ray to look in first, "" for
-    none. Raises KrayError where there is nothing to see.
-    """
+    def __init__(self, run: str, base: Path, address: str, client: type[DriverClient] = DriverClient):
+        """Find the run and its driver.
 
-    def __init__(self, run: str, base: Path, address: str, ask: type[Asker] = Asker):
-        self.base, self.ask = base, ask
+        Args:
+            run: A folder, the name of a run in `base`, or "" for a run that is under way, else the newest one.
+            base: The folder of run folders.
+            address: Of a Ray to look in first, "" for none.
+            client: How a Ray is connected to.
+
+        Raises:
+            KrayError: There is no such run.
+        """
+        self.base, self._make_client = base, client
         self.folder = self._find(run)
-        self._name = self._failure = ""  # of the driver; why it cannot be asked
-        self._asker: Asker | None = None
+        # The driver's actor name, and why it could not be asked.
+        self._driver = self._failure = ""
+        self._client: DriverClient | None = None
         if address:
             self._connect(address, "")
-        if not self._name:
-            for folder in [self.folder] if self.folder else newest_runs(base)[:RECENT]:
-                there, auth = announced(folder)
-                if there:
-                    self._connect(there, auth, folder)
+        if not self._driver:
+            for folder in [self.folder] if self.folder else newest_runs(base)[:RECENT_RUNS]:
+                found, auth = read_driver_address(folder)
+                if found:
+                    self._connect(found, auth, folder)
                     break
-        if not self._name and self.folder is None:
+        if not self._driver and self.folder is None:
             runs = newest_runs(base)
             if not runs:
-                raise KrayError(nothing(base))
+                raise KrayError(_no_run(base))
             self.folder = runs[0]
 
-    def look(self) -> dict[str, Any]:
-        """The status, as kray.monitor.status describes it."""
-        if self._asker is None and self.folder is not None and (place := announced(self.folder))[0]:
-            self._connect(*place)  # there was no driver the last time
-        while self._asker is not None and self._name:
+    def status(self) -> dict[str, Any]:
+        """Return the status now, from the driver or else from the folder; see kray.monitor.status.
+
+        Raises:
+            KrayError: The driver is gone and the folder holds nothing yet.
+        """
+        if self._client is None and self.folder is not None and (found := read_driver_address(self.folder))[0]:
+            # The driver was not there the last time.
+            self._connect(*found)
+        while self._client is not None and self._driver:
             try:
-                found = self._asker.status(self._name)
-                self.folder = Path(found["folder"])
-                return found
+                status = self._client.status(self._driver)
+                self.folder = Path(status["folder"])
+                return status
             except KrayError as error:
-                self._failure, before = str(error), self._name
-                self._name = self._successor() or self._name
-                if self._name != before:
+                self._failure, before = str(error), self._driver
+                self._driver = self._successor() or self._driver
+                if self._driver != before:
                     continue
                 if self.folder is None or not (self.folder / "metrics.jsonl").is_file():
                     raise
@@ -164,21 +201,36 @@ class Sight:
         assert self.folder is not None
         return from_folder(self.folder) | ({"said": self._failure} if self._failure else {})
 
+    def poll(self, every_s: float) -> Iterator[dict[str, Any]]:
+        """Yield the status every `every_s` seconds until the run has ended.
+
+        A run whose driver has died goes on when another one is started within RESTART_S.
+        """
+        live_at = time.monotonic()
+        while True:
+            yield (status := self.status())
+            live_at = time.monotonic() if status["live"] else live_at
+            ended = status["state"] == "finished" or not (status["live"] or self.expects_driver)
+            if ended or time.monotonic() - live_at > RESTART_S:
+                return
+            time.sleep(every_s)
+
     @property
-    def announced(self) -> bool:
-        """Whether the run's folder says that a driver goes on, or is to come."""
-        return self.folder is not None and bool(announced(self.folder)[0])
+    def expects_driver(self) -> bool:
+        """Whether the run folder names a Ray that answers: a driver runs there, or another one is to be started."""
+        return self.folder is not None and bool(read_driver_address(self.folder)[0])
 
     def close(self) -> None:
-        if self._asker is not None:
-            self._asker.close()
+        """Leave the Ray, if one was joined."""
+        if self._client is not None:
+            self._client.close()
 
     def _successor(self) -> str:
-        """The driver of the run now, which was perhaps started again under another name; "" without one."""
+        """Return the name of the run's driver now, which may have been started again; "" without one."""
         from ray.exceptions import RayError
 
         try:
-            names = self._asker.names(self.folder) if self._asker is not None and self.folder is not None else []
+            names = self._client.driver_names(self.folder) if self._client is not None and self.folder else []
         except (RayError, RuntimeError, ConnectionError):
             return ""
         return names[-1] if names else ""
@@ -192,15 +244,22 @@ class Sight:
         raise KrayError(f"{run} is neither a folder nor a run in {self.base}")
 
     def _connect(self, address: str, auth: str, folder: Path | None = None) -> None:
-        """To the driver, if there is one; what keeps it from being asked is told with the folder's status."""
+        """Connect to the driver, if there is one; a failure is reported with the status from the folder."""
         try:
-            asker = self.ask(address, auth)
+            client = self._make_client(address, auth)
         except KrayError as error:
             self._failure = str(error)
             self.folder = self.folder or folder
             return
-        names = asker.names(self.folder or folder) or ([] if self.folder else asker.names())
+        names = client.driver_names(self.folder or folder) or ([] if self.folder else client.driver_names())
         if not names:
-            asker.close()
+            client.close()
             return
-        self._asker, self._name = asker, names[-1]
+        self._client, self._driver = client, names[-1]
+
+
+def _no_run(base: Path) -> str:
+    return (
+        f"no run is under way on this machine, and {base} holds no run. For a run on a cluster call this on one of its nodes "
+        "(RAY_ADDRESS=auto, or jobs/submit.py jobs/status.py); for runs in another folder give --dir"
+    )

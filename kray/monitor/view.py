@@ -1,9 +1,8 @@
-"""A run's status for a terminal."""
+"""Renders the status of a run for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -12,11 +11,12 @@ from rich.text import Text
 
 from kray.monitor.durations import format_duration
 
-BAR = 32  # characters of the longest bar
+# Characters of the longest bar.
+BAR = 32
 
 
-def screen(found: Mapping[str, Any]) -> Group:
-    """found: as kray.monitor.status describes it."""
+def render(found: Mapping[str, Any]) -> Group:
+    """Return a status, as kray.monitor.status makes it, for rich to print."""
     parts: list[Any] = [_head(found), _facts(found)]
     if found["engines"]:
         parts.append(_engines(found["engines"]))
@@ -30,10 +30,9 @@ def _head(found: Mapping[str, Any]) -> Text:
     place = f", part {found['part']}" if found.get("part") else ""
     done = found["step"] / found["steps"] if found["steps"] else 0.0
     bar = "━" * round(BAR * done) + "╌" * (BAR - round(BAR * done))
-    return Text.assemble(
-        (f"{found['run']}", "bold"), f"  {found['state']}{place}\n",
-        (bar, "green"), f"  step {found['step']} of {found['steps']} ({done:.0%}){left}",
-    )  # fmt: skip
+    title = f"  {found['state']}{place}\n"
+    progress = f"  step {found['step']} of {found['steps']} ({done:.0%}){left}"
+    return Text.assemble((found["run"], "bold"), title, (bar, "green"), progress)
 
 
 def _facts(found: Mapping[str, Any]) -> Table:
@@ -44,7 +43,7 @@ def _facts(found: Mapping[str, Any]) -> Table:
 
 
 def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(label, text) of what is known."""
+    """Return (label, text) of every figure of a status that is known."""
     lines: list[tuple[str, str]] = []
 
     def add(label: str, text: str, known: Any = True) -> None:
@@ -62,7 +61,8 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     add("so far", f"{found['rollouts']:,} rollouts, {found['tokens']:,} tokens", found["rollouts"] or None)
     add("reward", f"{_number(get('reward'))}", get("reward"))
     if get("effective_prompts") is not None:
-        add("teaching", f"{found['effective_prompts']:.0%} of prompts, {found['effective_rollouts']:.0%} of rollouts")
+        shares = (found["effective_prompts"], found["effective_rollouts"])
+        add("mixed groups", "{:.0%} of prompts, {:.0%} of rollouts".format(*shares))
     budget = found["budget"]
     add("budgets", f"{found['mode']}: " + ", ".join(f"{name} {value:.0f}" for name, value in budget.items()), budget)
     accuracies = found["accuracies"]
@@ -85,13 +85,13 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _engines(engines: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for head in ("engine", "state", "in hand", "tokens made", "idle", "policy", "restarts", ""):
+    for head in ("engine", "state", "assigned", "tokens generated", "idle", "policy", "restarts", "last loss"):
         table.add_column(head)
     for engine in engines:
         idle = "" if engine["idle"] is None else f"{engine['idle']:.0%}"
-        hand = f"{engine['rollouts']} rollouts of {engine['tasks']} tasks" if engine["tasks"] else "-"
-        table.add_row(engine["name"], engine["state"], hand, f"{engine['tokens']:,}", idle, str(engine["version"]),
-                      str(engine["restarts"]), engine["lost"][:60])  # fmt: skip
+        assigned = f"{engine['rollouts']} rollouts of {engine['tasks']} tasks" if engine["tasks"] else "-"
+        counts = f"{engine['tokens']:,}", idle, str(engine["version"]), str(engine["restarts"])
+        table.add_row(engine["name"], engine["state"], assigned, *counts, engine["lost"][:60])
     return table
 
 
@@ -104,14 +104,6 @@ def _budgets(budgets: list[list[Any]]) -> Table:
         bar = "▆" * max(1 if prompts else 0, round(BAR * prompts / most))
         table.add_row(label, Text.assemble((bar, "cyan"), f" {prompts}"))
     return table
-
-
-def nothing(base: Path) -> str:
-    """What to say where no run is found."""
-    return (
-        f"nothing runs here, and {base} holds no run. A run on a cluster is asked from a node of it "
-        "(RAY_ADDRESS=auto, or jobs/submit.py jobs/status.py); other folders: --dir"
-    )
 
 
 def _number(value: float | None) -> str:
