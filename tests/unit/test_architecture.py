@@ -37,8 +37,6 @@ KNOWN = {
     "kray.driver.remote",
     "kray.faults.instrumented",
     "kray.metrics",
-    "kray.monitor.prometheus",
-    "kray.monitor.status",
     "kray.rollout.collector",
     "kray.rollout.engine_supervisor",
     "kray.rollout.pool",

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 
 from kray.monitor.prometheus import COUNTERS, GAUGES, PARTS, SUMS, Exporter, exported
-from kray.rollout.health import State
 from kray.rollout.scheduler import Schedule
 
 ALL = {source: 2.0 for table in (GAUGES, COUNTERS, SUMS) for source in table.values()} | {
@@ -19,21 +18,21 @@ ALL = {source: 2.0 for table in (GAUGES, COUNTERS, SUMS) for source in table.val
 
 def pool_and_scorer():
     schedule = Schedule(1)
-    engine = SimpleNamespace(name="engine-0", health=SimpleNamespace(state=State.SERVING, serving=True), tokens=7)
+    engine = SimpleNamespace(name="engine-0", health=SimpleNamespace(serving=True), tokens=7)
     pool = SimpleNamespace(engines=[engine], schedule=schedule)
     return pool, SimpleNamespace(timeouts=1, restarts=1)
 
 
 def test_every_name_is_found_where_prometheus_scrapes(ray_local):
     exporter = Exporter()
-    exporter.step("story", 5, ALL, np.array([2, 8, 8]))
-    exporter.pool("story", *pool_and_scorer(), idle=lambda name: 0.25)
+    exporter.step("run-1", 5, ALL, np.array([2, 8, 8]))
+    exporter.pool("run-1", *pool_and_scorer(), idle_share=lambda name: 0.25)
     (node,) = [node for node in ray_local.nodes() if node["Alive"]]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = {f"ray_{name}" + ("_bucket" if kind == "histogram" else "") for name, (kind, _, _) in exported().items()}
     deadline, missing = time.monotonic() + 60, wanted
     while missing and time.monotonic() < deadline:
-        lines = [line for line in scrape(address) if 'run="story"' in line]
+        lines = [line for line in scrape(address) if 'run="run-1"' in line]
         missing = wanted - {line.partition("{")[0] for line in lines}
         time.sleep(0.5)
     assert not missing

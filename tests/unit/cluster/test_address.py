@@ -30,7 +30,7 @@ from kray.cluster.address import (
     require_cluster,
 )
 from kray.errors import ConfigError
-from kray.monitor.client import announced
+from kray.monitor.client import read_driver_address
 
 ROOT = Path(__file__).parents[3]
 QUICK = str(ROOT / "configs" / "quickstart.yaml")
@@ -264,7 +264,7 @@ def test_a_dashboard_is_known_by_its_version(status, body, fine):
 def test_a_driver_is_announced_where_a_ray_answers_alone(tmp_path):
     with listener() as place:
         (tmp_path / "driver.json").write_text(f'{{"ray": "{place}", "auth": ""}}')
-        assert announced(tmp_path) == ("", "")
+        assert read_driver_address(tmp_path) == ("", "")
 
 
 COMMANDS = {

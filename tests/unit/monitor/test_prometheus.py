@@ -15,7 +15,7 @@ ALL = {source: 2.0 for table in (GAUGES, COUNTERS, SUMS) for source in table.val
 }
 
 
-def test_every_source_is_a_metric_that_kray_writes_and_every_name_is_prometheus():
+def test_prometheus_names_and_sources_are_declared():
     assert {source for table in (GAUGES, COUNTERS, SUMS) for source in table.values()} <= METRICS.keys()
     for name, (kind, _, _) in exported().items():
         assert re.fullmatch(r"kray_[a-z0-9_]+", name)
@@ -34,20 +34,20 @@ class Noted:
 
 @pytest.fixture
 def noted(monkeypatch):
-    """An exporter, and what it says by name."""
+    """An exporter, and what it sets by name."""
     metrics: dict[str, Noted] = {}
     monkeypatch.setattr(Exporter, "_metric", lambda self, name: metrics.setdefault(name, Noted()))
     return Exporter(), metrics
 
 
-def test_counters_count_what_is_new_and_begin_anew_after_a_restart(noted):
+def test_counters_grow_by_increments_after_a_restart_too(noted):
     exporter, metrics = noted
     for total in (10, 10, 25, 4):
         exporter.step("r", 1, {"progress/rollouts": total}, np.zeros(0))
     assert [value for _, value, _ in metrics["kray_rollouts_total"].calls] == [10, 15, 4]
 
 
-def test_a_step_of_many_prompts_observes_few_and_an_evaluation_none(noted):
+def test_a_step_observes_few_budgets_an_evaluation_none(noted):
     exporter, metrics = noted
     exporter.step("r", 3, {"eval/accuracy": 0.5}, np.full(10_000, 8))
     assert "kray_budget_rollouts" not in metrics

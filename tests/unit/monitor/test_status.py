@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +18,10 @@ from rich.console import Console
 from kray.config import KrayConfig, to_yaml
 from kray.driver.recorder import StepRecorder
 from kray.errors import KrayError
-from kray.monitor.client import Sight, announced
-from kray.monitor.status import Watch, from_folder, histogram, newest_runs
-from kray.monitor.view import screen
+from kray.monitor.client import RunMonitor, read_driver_address
+from kray.monitor.live import LiveStatus
+from kray.monitor.status import from_folder, histogram, newest_runs
+from kray.monitor.view import render
 from kray.rollout.health import State
 from kray.rollout.scheduler import Schedule
 
@@ -50,11 +50,11 @@ def make_run(base: Path, name: str, steps: int, of: int = 10) -> Path:
 
 def text_of(found: dict) -> str:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(screen(found))
+    console.print(render(found))
     return console.export_text()
 
 
-def test_a_folder_tells_where_its_run_stands(tmp_path):
+def test_status_from_a_folder(tmp_path):
     found = from_folder(make_run(tmp_path, "a", 4))
     assert (found["step"], found["steps"], found["live"]) == (4, 10, False)
     assert found["left_s"] == 12.0
@@ -63,12 +63,12 @@ def test_a_folder_tells_where_its_run_stands(tmp_path):
     assert found["saved"] == ["step-000002"]
     json.dumps(found)
     shown = text_of(found)
-    for words in ("step 4 of 10 (40%)", "24 rollouts/s", "0.500 after step 4", "0.250 after step 0", "12 s left"):
-        assert words in shown
+    for text in ("step 4 of 10 (40%)", "24 rollouts/s", "0.500 after step 4", "0.250 after step 0", "12 s left"):
+        assert text in shown
     assert from_folder(make_run(tmp_path, "b", 10))["state"] == "finished"
 
 
-def test_a_run_that_has_recorded_nothing_is_named(tmp_path):
+def test_a_folder_without_metrics_is_refused(tmp_path):
     with pytest.raises(KrayError, match=r"holds no metrics\.jsonl"):
         from_folder(tmp_path)
 
@@ -82,56 +82,55 @@ def test_a_run_that_has_recorded_nothing_is_named(tmp_path):
         ([128, 129], [["65-128", 1], ["129-256", 1]]),
     ],
 )
-def test_budgets_are_counted_by_powers_of_two(budgets, expected):
+def test_histogram_classes_are_powers_of_two(budgets, expected):
     assert histogram(np.array(budgets, dtype=np.int64)) == expected
 
 
-def make_training(folder: Path, busy_s: float = 0.0):
+def make_training(busy_s: float = 0.0):
     schedule = Schedule(1)
     schedule.engine_up("engine-0", 8)
-    health = SimpleNamespace(state=State.SERVING, version=3, restarts=1, reason="it was killed")
+    health = SimpleNamespace(state=State.SERVING, serving=True, version=3, restarts=1, reason="it was killed")
     engine = SimpleNamespace(name="engine-0", health=health, busy_s=busy_s, up_s=0.0, up_since=0.0, tokens=5)
     pool = SimpleNamespace(engines=[engine], schedule=schedule, preemptions=2)
     config = KrayConfig()
-    ledger = StepRecorder(config, None, None)
-    ledger.steps.extend([STEP] * 3)
-    ledger.budgets = np.array([2, 4])
+    recorder = StepRecorder(config, None, None)
+    recorder.steps.extend([STEP] * 3)
+    recorder.budgets = np.array([2, 4])
     return SimpleNamespace(
         config=config,
         state=SimpleNamespace(step=3, rollouts=96, tokens=960),
         workers=SimpleNamespace(pool=pool, ready=True, scorer=None),
-        store=SimpleNamespace(run_folder=folder),
-        recorder=ledger,
+        recorder=recorder,
         stop=SimpleNamespace(reason=""),
         tracker=SimpleNamespace(open_command="mlflow ui"),
     )
 
 
-def test_a_driver_tells_what_its_engines_do(tmp_path, monkeypatch):
-    watch = Watch(KrayConfig(), tmp_path / "run")
-    monkeypatch.setattr(watch.exporter, "step", lambda *_: None)
-    assert watch.status()["state"] == "starting"
-    assert "step 0 of" in text_of(json.loads(json.dumps(watch.status())))
-    training = make_training(tmp_path / "run")
-    watch.begin(training)
-    watch.heard(0, {"eval/accuracy": 0.1})
-    watch.heard(3, STEP | {"eval/accuracy": 0.2})
-    watch._samples += [{"engine-0": (10.0, 100.0)}, {"engine-0": (15.0, 120.0)}]
-    found = watch.status()
+def test_live_status_shows_engines_and_remaining_time(tmp_path, monkeypatch):
+    live = LiveStatus(KrayConfig(), tmp_path / "run")
+    monkeypatch.setattr(live._exporter, "step", lambda *_: None)
+    assert live.status()["state"] == "starting"
+    assert "step 0 of" in text_of(json.loads(json.dumps(live.status())))
+    training = make_training()
+    live.begin(training, tmp_path / "run")
+    live.record(0, {"eval/accuracy": 0.1})
+    live.record(3, STEP | {"eval/accuracy": 0.2})
+    live._samples += [{"engine-0": (10.0, 100.0)}, {"engine-0": (15.0, 120.0)}]
+    found = live.status()
     assert found["left_s"] == 2.0 * 97
     assert found["budgets"] == [["2", 1], ["3-4", 1]]
     (engine,) = found["engines"]
     assert (engine["state"], engine["idle"], engine["restarts"], found["preemptions"]) == ("serving", 0.75, 1, 2)
     json.dumps(found)
     assert {"engine-0", "serving", "75%"} <= set(text_of(found).split())
-    watch.begin(training, "2/36")
-    assert "part 2/36" in text_of(watch.status())
+    live.begin(training, tmp_path / "run", "2/36")
+    assert "part 2/36" in text_of(live.status())
     training.stop.reason = "by SIGINT"
-    assert watch.status()["state"] == "stopping"
+    assert live.status()["state"] == "stopping"
 
 
-class Answers:
-    """In the place of an Asker: a Ray in which the named drivers run."""
+class Client:
+    """In place of a DriverClient: a Ray in which the named drivers run."""
 
     drivers: ClassVar[dict[str, dict]] = {}
 
@@ -139,7 +138,7 @@ class Answers:
         if address == "nowhere:1":
             raise KrayError("Ray at nowhere:1 cannot be reached")
 
-    def names(self, folder=None):
+    def driver_names(self, folder=None):
         return [name for name in self.drivers if folder is None or folder.name in name]
 
     def status(self, name):
@@ -151,60 +150,61 @@ class Answers:
         pass
 
 
-def test_a_driver_is_asked_first_and_its_folder_when_it_does_not_answer(tmp_path, monkeypatch):
+def test_the_folder_is_read_when_the_driver_does_not_answer(tmp_path, monkeypatch):
     folder = make_run(tmp_path, "a", 4)
-    monkeypatch.setattr(Answers, "drivers", {"kray-a-driver-1": {"folder": str(folder), "live": True, "step": 7}})
-    sight = Sight("", tmp_path, "somewhere:1", Answers)
-    assert sight.look()["step"] == 7
-    Answers.drivers["kray-a-driver-1"] = {}
-    found = sight.look()
+    monkeypatch.setattr(Client, "drivers", {"kray-a-driver-1": {"folder": str(folder), "live": True, "step": 7}})
+    monitor = RunMonitor("", tmp_path, "somewhere:1", Client)
+    assert monitor.status()["step"] == 7
+    Client.drivers["kray-a-driver-1"] = {}
+    found = monitor.status()
     assert (found["live"], found["step"], found["said"]) == (False, 4, "kray-a-driver-1 is gone")
 
 
-def test_a_watch_goes_on_with_the_driver_that_follows_and_ends_when_none_does(tmp_path, monkeypatch):
-    folder, door = make_run(tmp_path, "a", 4), runpy.run_path(str(ROOT / "jobs/status.py"))
+def test_poll_follows_a_restarted_driver_to_the_end(tmp_path, monkeypatch):
+    folder = make_run(tmp_path, "a", 4)
     first, second = ({"folder": str(folder), "live": True, "state": "running", "step": step} for step in (7, 9))
-    monkeypatch.setattr(Answers, "drivers", {"kray-a-driver-1": first})
-    looks = door["going"](Sight("", tmp_path, "somewhere:1", Answers), 0.0)
-    assert next(looks)["step"] == 7
-    Answers.drivers["kray-a-driver-1"] = {}
-    monkeypatch.setattr(Sight, "announced", True)  # a driver that died, not a run that ended
-    assert (next(looks)["live"], next(looks)["live"]) == (False, False)
-    Answers.drivers["kray-a-driver-2"] = second
-    assert next(looks)["step"] == 9
-    Answers.drivers["kray-a-driver-2"] = {}
-    monkeypatch.setattr(Sight, "announced", False)
-    assert next(looks)["live"] is False
-    assert list(looks) == []
+    monkeypatch.setattr(Client, "drivers", {"kray-a-driver-1": first})
+    statuses = RunMonitor("", tmp_path, "somewhere:1", Client).poll(0.0)
+    assert next(statuses)["step"] == 7
+    Client.drivers["kray-a-driver-1"] = {}
+    monkeypatch.setattr(RunMonitor, "expects_driver", True)  # a driver that died, not a run that ended
+    assert (next(statuses)["live"], next(statuses)["live"]) == (False, False)
+    Client.drivers["kray-a-driver-2"] = second
+    assert next(statuses)["step"] == 9
+    Client.drivers["kray-a-driver-2"] = {}
+    monkeypatch.setattr(RunMonitor, "expects_driver", False)
+    assert next(statuses)["live"] is False
+    assert list(statuses) == []
 
 
-def test_without_a_driver_the_run_that_wrote_last_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr(Answers, "drivers", {})
+def test_the_newest_run_is_shown_without_a_driver(tmp_path, monkeypatch):
+    monkeypatch.setattr(Client, "drivers", {})
     for age, name in enumerate(("old", "new")):
         folder = make_run(tmp_path, name, 4 + age)
         os.utime(folder / "metrics.jsonl", (1000 + age, 1000 + age))
     assert [folder.name for folder in newest_runs(tmp_path)] == ["new", "old"]
-    assert Sight("", tmp_path, "", Answers).look()["step"] == 5
-    assert Sight("old", tmp_path, "", Answers).look()["step"] == 4
-    assert "cannot be reached" in Sight("", tmp_path, "nowhere:1", Answers).look()["said"]
+    assert RunMonitor("", tmp_path, "", Client).status()["step"] == 5
+    assert RunMonitor("old", tmp_path, "", Client).status()["step"] == 4
+    assert "cannot be reached" in RunMonitor("", tmp_path, "nowhere:1", Client).status()["said"]
     (tmp_path / "new/driver.json").write_text(json.dumps({"ray": "127.0.0.1:1"}))  # of a driver that died
-    assert announced(tmp_path / "new") == ("", "")
-    assert Sight("", tmp_path, "", Answers).look()["step"] == 5
+    assert read_driver_address(tmp_path / "new") == ("", "")
+    assert RunMonitor("", tmp_path, "", Client).status()["step"] == 5
     with pytest.raises(KrayError, match="gone is neither a folder nor a run"):
-        Sight("gone", tmp_path, "", Answers)
+        RunMonitor("gone", tmp_path, "", Client)
 
 
-def test_the_door_says_so_when_there_is_nothing(tmp_path):
-    def door(*arguments: str) -> subprocess.CompletedProcess:
+def test_the_job_reports_that_there_is_no_run(tmp_path):
+    def job(*arguments: str) -> subprocess.CompletedProcess:
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         command = [sys.executable, "jobs/status.py", "--dir", str(tmp_path), *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
 
-    empty = door()
+    empty = job()
     assert empty.returncode == 1
-    assert "nothing runs here" in empty.stderr
+    assert "no run is under way" in empty.stderr
     assert "Traceback" not in empty.stderr
     make_run(tmp_path, "a", 4)
-    told = door("--json", "--watch")  # it does not run: one look
+    # It does not run, so that it is read once.
+    told = job("--json", "--watch")
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout)["step"] == 4
