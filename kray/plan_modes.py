@@ -1,10 +1,12 @@
-"""What may stand in a configuration's `plan` section and what goes together: shared by the checks and the planner.
+"""The configuration's `plan` section: its keys with their defaults, the values they may take, and what goes together.
 
-Imports nothing, because the checks load no numpy and the planner no OmegaConf.
+Shared by the configuration, the planner and the planner service, so that a default stands once. Imports neither numpy nor
+OmegaConf, because the configuration loads no numpy and the planner no OmegaConf.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 MODES = (
@@ -19,22 +21,119 @@ MODES = (
     "pilot_commit",
     "weight_only",
 )
-NEED_LABELS = ("rounds", "dynamic_sampling", "pilot_commit")  # modes whose plan is made of this step's labels
-RESPEND = ("static", "online", "rounds")  # modes that give a lost rollout's budget to another prompt
-ADMITTING = ("static", "online", "dynamic_sampling")  # modes that may leave a candidate without rollouts
+# Modes whose plan depends on the labels of the step itself.
+NEED_LABELS = ("rounds", "dynamic_sampling", "pilot_commit")
+# Modes that give the budget of a lost rollout to another prompt.
+RESPEND = ("static", "online", "rounds")
+# Modes that may leave an offered prompt without rollouts.
+ADMITTING = ("static", "online", "dynamic_sampling")
 VALUES = ("paper", "grpo", "coba")
 MARGINALS = ("expected_gain", "stop_at_mixed", "hybrid", "target_size")
 WEIGHTS = ("rollouts", "uniform", "knapsack", "hindsight")
 UNITS = ("rollouts", "tokens")
 
 
-def offered_share(plan: Any) -> float:
-    """Prompts offered to the planner in a step / prompts.per_step: 1 where the mode visits whatever it is offered."""
+@dataclass
+class PlanConfig:
+    """How the budget of a step is spent."""
+
+    mode: str = "static"
+    """How budgets are set. Knapsack: static (all at once), online (as labels come back) or rounds (a pilot, then rounds).
+    Rivals for comparison: uniform (GRPO), paper, paper_released, coba, pilot_commit, dynamic_sampling. weight_only: uniform
+    budgets, with the knapsack's weights in the loss."""
+
+    budget: int = 512
+    """Rollouts of one step, over all its prompts."""
+
+    lower: int = 2
+    """Least rollouts of every prompt that is visited."""
+
+    upper: int = 128
+    """Most rollouts of one prompt in a step."""
+
+    unit: str = "rollouts"
+    """What the budget counts: rollouts or tokens."""
+
+    token_budget: int = 0
+    """Expected response tokens of one step, where `unit` is tokens. It is raised where `lower` needs more."""
+
+    value: str = "paper"
+    """What n rollouts at success rate p are worth: paper (p (1 - p)^2 if the group is mixed, arXiv 2509.25849), grpo or
+    coba."""
+
+    marginal: str = "expected_gain"
+    """What the next rollout is worth in the modes online and rounds: expected_gain, stop_at_mixed, hybrid or target_size."""
+
+    target_size: int = 8
+    """Rollouts up to which `marginal: target_size` fills a group."""
+
+    in_flight: int = 0
+    """Most rollouts that are generated at a time. 0: a quarter of the budget in mode online, no limit in other modes."""
+
+    pilot: int = 4
+    """Rollouts of each prompt before the first labels count, in the modes rounds and pilot_commit."""
+
+    rounds: int = 2
+    """Rounds after the pilot, in mode rounds."""
+
+    weights: str = "rollouts"
+    """Weight of a prompt in the loss: rollouts (its number of rollouts), uniform, knapsack (the budget that static would
+    have given) or hindsight (the budget that static would have given had it known the labels of the step)."""
+
+    candidates: float = 2.0
+    """Prompts offered to the planner, as a multiple of `prompts.per_step`. Above 1 the planner leaves some of them for a
+    later step; only in the modes static, online and dynamic_sampling (the others visit all prompts they are offered, and are
+    offered `prompts.per_step`)."""
+
+    target_groups: int = 0
+    """Mixed groups at which a step ends early, in the modes online and dynamic_sampling. 0: the whole budget is spent."""
+
+    max_wait: int = 8
+    """Steps for which an offered prompt may be passed over before it must be visited."""
+
+    discount: float = 0.5
+    """Factor on a prompt's old labels at each visit, because the policy has changed since. The start value if
+    `fit_discount` is on."""
+
+    fit_discount: bool = True
+    """Fit the discounts of successes and of failures to how well earlier visits predicted later ones."""
+
+    prior_alpha: float = 1.0
+    """Alpha of the Beta prior of the success rate, until the prior has been fitted."""
+
+    prior_beta: float = 1.0
+    """Beta of the same prior."""
+
+    fit_prior: bool = True
+    """Fit the prior to the labels of all prompts as they arrive (empirical Bayes)."""
+
+    prior_by: str = "all"
+    """Which prompts share a prior: all, those of one source, or those of one kind (source and `kind_field`)."""
+
+    prior_features: bool = False
+    """Fit a prior from features of the prompts as well. It is used only while it predicts held-out labels better."""
+
+    refit_every: int = 1
+    """Steps between two fits of the prior (one fit takes 0.1 s for a million prompts)."""
+
+
+def offered_share(plan: PlanConfig) -> float:
+    """Return the number of prompts offered to the planner in a step, as a multiple of prompts.per_step.
+
+    It is 1 where the mode visits every prompt that it is offered.
+    """
     return float(plan.candidates) if plan.mode in ADMITTING else 1.0
 
 
 def contradictions(plan: Any) -> list[tuple[tuple[str, ...], str]]:
-    """What does not go together in a `plan` section: its keys and a sentence each; single keys are taken to be sound."""
+    """List what does not go together in a `plan` section whose single keys are valid.
+
+    Args:
+        plan: anything with the keys of PlanConfig as attributes.
+
+    Returns:
+        (keys, message) pairs.
+    """
     found: list[tuple[tuple[str, ...], str]] = []
     if plan.lower > plan.upper:
         found.append((("lower", "upper"), f"plan.lower {plan.lower} is above plan.upper {plan.upper}"))

@@ -198,7 +198,7 @@ def step(
     clock = Stopwatch()
     config = KrayConfig()
     config.rollout.engines, config.plan.budget = engines, prompts * rollouts
-    planner.settings = type(planner.settings)("static", prompts * rollouts, 2, 128)
+    planner.settings = type(planner.settings)("static", prompts * rollouts, 2, 128, candidates=1.0)
     ids = [f"train/{i}" for i in range(first, first + prompts)]
     words = tuple(range(PROMPT_TOKENS))
     made = [Prompt(i, "42", "exact", "scale", text="What is six times seven?") for i in ids]

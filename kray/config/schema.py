@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from kray.plan_modes import PlanConfig
+
 
 @dataclass
 class RunConfig:
@@ -114,42 +116,6 @@ class PromptsConfig:
     test: SourceConfig = field(default_factory=lambda: SourceConfig(split="test", size=256))
     # more test sets: name -> the keys in which it differs from prompts.test. Each has an accuracy of its own.
     more_tests: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class PlanConfig:
-    """How a step's budget is spent; kray/planner says what each mode, value and marginal is."""
-
-    # knapsack: static | online | rounds; rivals: uniform | paper | paper_released | coba | pilot_commit | dynamic_sampling;
-    # weight_only: uniform budgets with the knapsack's weights in the loss
-    mode: str = "static"
-    budget: int = 512  # rollouts a step, over all prompts of the step
-    lower: int = 2  # rollouts of every prompt that is visited
-    upper: int = 128  # rollouts no prompt exceeds
-    unit: str = "rollouts"  # rollouts | tokens: what the budget counts
-    token_budget: int = 0  # expected response tokens a step, where unit is tokens; raised where plan.lower needs more
-    value: str = "paper"  # of n rollouts at success rate p: paper (p (1 - p)^2 if mixed) | grpo | coba
-    marginal: str = "expected_gain"  # online, rounds: expected_gain | stop_at_mixed | hybrid | target_size
-    target_size: int = 8  # rollouts of a group that marginal target_size fills up
-    in_flight: int = 0  # most rollouts in flight; 0: a quarter of the budget in mode online, else no limit
-    pilot: int = 4  # rollouts of each prompt before the first labels count, in rounds and pilot_commit
-    rounds: int = 2  # after the pilot, in mode rounds
-    # of a prompt in the loss: rollouts (its own) | uniform | knapsack (what static would give) | hindsight (what it would
-    # give with the step's labels)
-    weights: str = "rollouts"
-    # prompts offered / prompts.per_step; over 1 the planner passes some over, in modes static, online, dynamic_sampling
-    # (others visit prompts.per_step prompts, whatever this says)
-    candidates: float = 2.0
-    target_groups: int = 0  # mixed groups that end a step early; 0: the budget is always spent
-    max_wait: int = 8  # steps that a candidate may be passed over before it must be visited
-    discount: float = 0.5  # of a prompt's old labels at each visit: the policy has moved; fit_discount begins from it
-    fit_discount: bool = True  # learn the discounts of successes and of failures from how visits foretold the next
-    prior_alpha: float = 1.0  # Beta prior of the success rate before the population has been fitted
-    prior_beta: float = 1.0
-    fit_prior: bool = True  # empirical Bayes: refit the prior to the population as labels arrive
-    prior_by: str = "all"  # prompts that share a prior: all, those of a source, or of a kind (source and kind_field)
-    prior_features: bool = False  # a prior learned from prompt features; acts only while it wins on held-out labels
-    refit_every: int = 1  # steps between fits of the prior (one takes 0.1 s for a million prompts)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kray.plan_modes import PlanConfig
 from kray.planner.prior_fits import AFAR, fit_beta_binomial, fit_persistence
 
 GRID = 2.0**20  # discounted counts are whole numbers of 1 / GRID: labels then add up exactly, in any order
@@ -58,10 +59,10 @@ class Beliefs:
 
     def __init__(
         self,
-        discount: float = 0.5,
-        prior_alpha: float = 1.0,
-        prior_beta: float = 1.0,
-        fit_prior: bool = True,
+        discount: float = PlanConfig.discount,
+        prior_alpha: float = PlanConfig.prior_alpha,
+        prior_beta: float = PlanConfig.prior_beta,
+        fit_prior: bool = PlanConfig.fit_prior,
         fit_discount: bool = False,
     ):
         if not 0 <= discount <= 1:

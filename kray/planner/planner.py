@@ -7,14 +7,13 @@ in it (beliefs.py), so it is called once a step. `plan` is the short way for mod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kray.plan_modes import MODES, NEED_LABELS, offered_share
+from kray.plan_modes import MODES, NEED_LABELS, PlanConfig, offered_share
 from kray.planner import baselines
 from kray.planner.baselines import PlanRequest
 from kray.planner.beliefs import Beliefs
@@ -23,7 +22,7 @@ from kray.planner.greedy import Greedy, RolloutBudget
 from kray.planner.marginals import make_marginal
 from kray.planner.modes import Commit, Even, Online, Respend, Rounds, Rule, Waves, fill
 from kray.planner.quadrature import CobaValue, GrpoValue
-from kray.planner.settings import Settings, make_beliefs
+from kray.planner.settings import checked_plan, make_beliefs
 from kray.planner.solver import solve
 from kray.planner.step_plan import Start, StepPlan, ids_of
 from kray.planner.values import BetaValue, Value
@@ -40,22 +39,35 @@ AT_ONCE: dict[str, Callable[[PlanRequest], np.ndarray]] = {  # modes whose budge
 
 
 class KnapsackPlanner:
-    """Plans steps and learns from their labels.
-
-    mode: one of MODES. budget: rollouts a step; lower, upper: rollouts per prompt; options: the other keys of Settings.
-    Messages name the configuration's keys (plan.mode, plan.budget, ...); all errors are ValueError.
-    """
+    """Plans steps and learns from their labels."""
 
     def __init__(
         self,
-        mode: str = "static",
-        budget: int = 512,
-        lower: int = 2,
-        upper: int = 128,
+        mode: str = PlanConfig.mode,
+        budget: int = PlanConfig.budget,
+        lower: int = PlanConfig.lower,
+        upper: int = PlanConfig.upper,
         beliefs: Beliefs | None = None,
+        candidates: float = 1.0,
         **options: Any,
     ):
-        self.settings = Settings(mode, budget, lower, upper, **options)
+        """Make a planner.
+
+        Args:
+            mode: one of MODES.
+            budget: rollouts a step.
+            lower: least rollouts of a prompt that is visited.
+            upper: most rollouts of a prompt.
+            beliefs: about success rates; None for new ones.
+            candidates: as plan.candidates, but 1 by default: a caller who names the prompts of a step usually wants all of
+                them visited.
+            options: other keys of PlanConfig.
+
+        Raises:
+            ValueError: a setting is not allowed; the message names its key as in the configuration (plan.budget, ...).
+        """
+        plan = PlanConfig(mode, budget, lower, upper, candidates=candidates, **options)
+        self.settings = checked_plan(plan)
         self.beliefs = Beliefs() if beliefs is None else beliefs
         self.features = FeaturePrior() if self.settings.prior_features else None
         self._last: StepPlan | None = None
@@ -64,8 +76,8 @@ class KnapsackPlanner:
 
     @classmethod
     def of(cls, plan: Any) -> KnapsackPlanner:
-        """From a configuration's `plan` section."""
-        return cls(beliefs=make_beliefs(plan), **asdict(Settings.of(plan)))
+        """Make the planner that a configuration's `plan` section asks for."""
+        return cls(beliefs=make_beliefs(plan), **vars(checked_plan(plan)))
 
     @property
     def mode(self) -> str:

@@ -1,57 +1,53 @@
-"""How steps are planned: one frozen record of the configuration's `plan` section, checked. Messages name its keys."""
+"""The planner's view of the configuration's `plan` section: checked, with messages that name its keys."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
-from kray.plan_modes import MARGINALS, MODES, UNITS, VALUES, WEIGHTS, contradictions
+from kray.plan_modes import MARGINALS, MODES, UNITS, VALUES, WEIGHTS, PlanConfig, contradictions
 from kray.planner.beliefs import Beliefs
 
-
-@dataclass(frozen=True)
-class Settings:
-    """The keys of `plan` that decide budgets and weights; see config/schema.py for their meaning and units."""
-
-    mode: str = "static"
-    budget: int = 512
-    lower: int = 2
-    upper: int = 128
-    unit: str = "rollouts"
-    token_budget: int = 0
-    value: str = "paper"
-    marginal: str = "expected_gain"
-    target_size: int = 8
-    in_flight: int = 0
-    pilot: int = 4
-    rounds: int = 2
-    weights: str = "rollouts"
-    candidates: float = 1.0
-    target_groups: int = 0
-    refit_every: int = 1
-    prior_features: bool = False
-
-    def __post_init__(self) -> None:
-        for key, known in (("mode", MODES), ("value", VALUES), ("marginal", MARGINALS), ("weights", WEIGHTS)):
-            if getattr(self, key) not in known:
-                raise ValueError(f"plan.{key}={getattr(self, key)} is not one of {', '.join(known)}")
-        if self.unit not in UNITS:
-            raise ValueError(f"plan.unit={self.unit} is not one of {', '.join(UNITS)}")
-        least = {"target_size": 2, "rounds": 1, "refit_every": 1, "candidates": 1}
-        for key in ("budget", "lower", "upper", "token_budget", "in_flight", "pilot", "target_groups", *least):
-            x = getattr(self, key)
-            whole = key == "candidates" or x == int(x)
-            if not (whole and x >= least.get(key, 0)):
-                raise ValueError(f"plan.{key}={x} must be a whole number of rollouts >= {least.get(key, 0)}")
-        for _, message in contradictions(self):
-            raise ValueError(message)
-
-    @classmethod
-    def of(cls, plan: Any) -> Settings:
-        """From anything that has the keys as attributes, such as config.plan."""
-        return cls(**{f.name: getattr(plan, f.name) for f in fields(cls)})
+# Keys that count something, with the least value of each.
+LEAST = {
+    "budget": 0,
+    "lower": 0,
+    "upper": 0,
+    "token_budget": 0,
+    "in_flight": 0,
+    "pilot": 0,
+    "target_groups": 0,
+    "target_size": 2,
+    "rounds": 1,
+    "refit_every": 1,
+}
+CHOICES = {"mode": MODES, "value": VALUES, "marginal": MARGINALS, "weights": WEIGHTS, "unit": UNITS}
 
 
-def make_beliefs(plan: Any) -> Beliefs:
-    """Beliefs as a `plan` section asks for them."""
+def checked_plan(plan: Any) -> PlanConfig:
+    """Copy a `plan` section and check it.
+
+    Args:
+        plan: anything with the keys of PlanConfig as attributes.
+
+    Raises:
+        ValueError: a value is not allowed, or two do not go together; the message names the key.
+    """
+    copy = PlanConfig(**{field.name: getattr(plan, field.name) for field in fields(PlanConfig)})
+    for key, known in CHOICES.items():
+        if getattr(copy, key) not in known:
+            raise ValueError(f"plan.{key}={getattr(copy, key)} is not one of {', '.join(known)}")
+    for key, least in LEAST.items():
+        x = getattr(copy, key)
+        if x != int(x) or x < least:
+            raise ValueError(f"plan.{key}={x} must be a whole number of rollouts >= {least}")
+    if not copy.candidates >= 1:
+        raise ValueError(f"plan.candidates={copy.candidates} must be at least 1")
+    for _, message in contradictions(copy):
+        raise ValueError(message)
+    return copy
+
+
+def make_beliefs(plan: PlanConfig) -> Beliefs:
+    """Return new beliefs with the prior and the discounts of a `plan` section."""
     return Beliefs(plan.discount, plan.prior_alpha, plan.prior_beta, plan.fit_prior, plan.fit_discount)

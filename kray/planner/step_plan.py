@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kray.metrics import PLANNER_ADMITTED, PLANNER_LOST, PLANNER_MIXED, PLANNER_UNSPENT_RATIO
-from kray.plan_modes import RESPEND
+from kray.plan_modes import RESPEND, PlanConfig
 from kray.planner.beliefs import Beliefs
 from kray.planner.greedy import RolloutBudget
 from kray.planner.marginals import rising
 from kray.planner.modes import Rule
-from kray.planner.settings import Settings
 from kray.planner.solver import solve
 from kray.planner.values import BetaValue, Value
 from kray.records import Allocation
@@ -35,7 +34,7 @@ class Start:
     """What a step begins with. alpha, beta (M,): the beliefs at planning time; value: of the M prompts, at them."""
 
     prompt_ids: list[str]
-    settings: Settings
+    settings: PlanConfig
     beliefs: Beliefs
     before: dict[str, Any]  # snapshot of the beliefs, to withdraw the step
     alpha: np.ndarray

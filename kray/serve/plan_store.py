@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kray.plan_modes import PlanConfig
 from kray.planner import Beliefs, BetaValue, CobaValue, GrpoValue, KnapsackPlanner, PointValue, StepPlan, solve
 from kray.planner.beliefs import PRIOR_PROMPTS, fit_beta_binomial
 from kray.planner.values import Value
@@ -37,10 +38,10 @@ RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class BeliefSettings:
     """How the beliefs of a run begin; see plan.discount and the like in kray/config/schema.py."""
 
-    discount: float = 0.5
-    prior_alpha: float = 1.0
-    prior_beta: float = 1.0
-    fit_prior: bool = True
+    discount: float = PlanConfig.discount
+    prior_alpha: float = PlanConfig.prior_alpha
+    prior_beta: float = PlanConfig.prior_beta
+    fit_prior: bool = PlanConfig.fit_prior
 
 
 @dataclass(slots=True)

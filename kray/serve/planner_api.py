@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
 
-from kray.plan_modes import MARGINALS, MODES, UNITS, VALUES, WEIGHTS
+from kray.plan_modes import MARGINALS, MODES, UNITS, VALUES, WEIGHTS, PlanConfig
 from kray.serve.gate import Gate, Limits, Refusal, health
 from kray.serve.plan_store import BeliefSettings, PlanBook, allocate
 
@@ -55,10 +55,10 @@ class Allocate(Message):
     successes: list[NotNegative] | None = None
     trials: list[NotNegative] | None = None
     prior: tuple[Positive, Positive] | None = None
-    lower: Bound | list[Bound] = 2
-    upper: Bound | list[Bound] = 128
+    lower: Bound | list[Bound] = PlanConfig.lower
+    upper: Bound | list[Bound] = PlanConfig.upper
     cost: list[Positive] | None = None
-    value: Literal[VALUES] = "paper"  # type: ignore[valid-type]
+    value: Literal[VALUES] = PlanConfig.value  # type: ignore[valid-type]
 
     @model_validator(mode="after")
     def _whole(self) -> Allocate:
@@ -84,10 +84,10 @@ class Allocate(Message):
 
 
 class BeliefsOfRun(Message):
-    discount: Share = 0.5
-    prior_alpha: Annotated[FiniteFloat, Field(gt=0, lt=1e6)] = 1.0
-    prior_beta: Annotated[FiniteFloat, Field(gt=0, lt=1e6)] = 1.0
-    fit_prior: bool = True
+    discount: Share = PlanConfig.discount
+    prior_alpha: Annotated[FiniteFloat, Field(gt=0, lt=1e6)] = PlanConfig.prior_alpha
+    prior_beta: Annotated[FiniteFloat, Field(gt=0, lt=1e6)] = PlanConfig.prior_beta
+    fit_prior: bool = PlanConfig.fit_prior
 
 
 class Open(Message):
@@ -96,19 +96,20 @@ class Open(Message):
     run: Id = "default"
     prompt_ids: Annotated[list[Id], Field(min_length=1)]
     budget: Annotated[FiniteFloat, Field(ge=0, le=MOST)]
-    mode: Literal[MODES] = "static"  # type: ignore[valid-type]
-    lower: Bound = 2
-    upper: Bound = 128
-    unit: Literal[UNITS] = "rollouts"  # type: ignore[valid-type]
-    value: Literal[VALUES] = "paper"  # type: ignore[valid-type]
-    marginal: Literal[MARGINALS] = "expected_gain"  # type: ignore[valid-type]
-    target_size: Count = 8
-    in_flight: Count = 0
-    pilot: Count = 4
-    rounds: Count = 2
-    weights: Literal[WEIGHTS] = "rollouts"  # type: ignore[valid-type]
+    mode: Literal[MODES] = PlanConfig.mode  # type: ignore[valid-type]
+    lower: Bound = PlanConfig.lower
+    upper: Bound = PlanConfig.upper
+    unit: Literal[UNITS] = PlanConfig.unit  # type: ignore[valid-type]
+    value: Literal[VALUES] = PlanConfig.value  # type: ignore[valid-type]
+    marginal: Literal[MARGINALS] = PlanConfig.marginal  # type: ignore[valid-type]
+    target_size: Count = PlanConfig.target_size
+    in_flight: Count = PlanConfig.in_flight
+    pilot: Count = PlanConfig.pilot
+    rounds: Count = PlanConfig.rounds
+    weights: Literal[WEIGHTS] = PlanConfig.weights  # type: ignore[valid-type]
+    # Not the default of the configuration: a client names the prompts of a step, and 1 visits all of them.
     candidates: Annotated[FiniteFloat, Field(ge=1, le=1e6)] = 1.0
-    target_groups: Count = 0
+    target_groups: Count = PlanConfig.target_groups
     cost: list[Positive] | None = None
     due: list[bool] | None = None
     prior_of: list[Id] | None = None  # whose prior each prompt has: its source, its difficulty

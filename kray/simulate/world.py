@@ -72,7 +72,7 @@ class Tally:
 def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
     """Runs one plan on one seed; figures as in `FIGURES` of study.py.
 
-    plan: keys of Settings; mode may be `oracle`; `wide` multiplies the prompts, not the rollouts, of a step, `most` the
+    plan: keys of PlanConfig; mode may be `oracle`; `wide` multiplies the prompts, not the rollouts, of a step, `most` the
     rollouts that a step may spend; target_groups -1 means as many as the step has prompts.
 
     Every plan on the same seed meets the same prompts in the same order. The run ends when the rollouts (or tokens) of
