@@ -48,7 +48,7 @@ class PlainLearner:
 
 
 def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, reads_text: bool = False, **changes):
-    from kray.rollout.engine import EngineSpec
+    from kray.rollout.engine_spec import EngineSpec
     from kray.rollout.pool import Pool
 
     rollout = RolloutConfig(engines=engines, start_timeout_s=180, sync_timeout_s=60, **changes)

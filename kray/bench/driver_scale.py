@@ -30,7 +30,7 @@ from kray.prompts import PromptSampler
 from kray.records import EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, derive_seed
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import Collected, Collector
-from kray.rollout.engine import EngineSpec
+from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.outcome import EngineReport
 from kray.rollout.pool import Pool
 from kray.rollout.scheduler import Schedule
@@ -131,7 +131,7 @@ class SimulatedEngine:
 
     def __init__(self, tender: Any, clock: Stopwatch, tokens: int):
         self.tender, self.clock = tender, clock
-        self.submit, self.cancel, self.rouse = _Remote(self._submit), _Remote(lambda ids: None), _Remote(lambda: None)
+        self.submit, self.cancel, self.wake = _Remote(self._submit), _Remote(lambda ids: None), _Remote(lambda: None)
         self.rng = np.random.default_rng(derive_seed(tender.name) % 2**32)
         self.tokens = tokens
 

@@ -25,7 +25,7 @@ from kray.bench.learner import SHAPES
 from kray.config.schema import RolloutConfig
 from kray.errors import KrayError
 from kray.records import RolloutTask, Sampling
-from kray.rollout.engine import EngineSpec
+from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.pool import Pool, Published
 from kray.rollout.scheduler import Schedule, largest_part, split_rollouts
 from kray.weight_sync.flat_weights import FlatWeights

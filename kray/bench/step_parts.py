@@ -19,7 +19,7 @@ from kray.errors import KrayError
 from kray.metrics import TRAIN_UPDATE_S
 from kray.records import EncodedPrompt, Rollout, RolloutGroup, RolloutTask, Sampling, derive_seed
 from kray.rewards import score
-from kray.rollout.engine import Engine
+from kray.rollout.engine import EngineActor
 from kray.train.learner import step_rows
 from kray.train.learner_group import LearnerGroup
 
@@ -36,8 +36,7 @@ def run_alone(config: KrayConfig, model: str, steps: int, warm: int) -> dict[str
     components = load_components(config, model, print)
     spec = engine_spec(config, model)
     options = {"num_cpus": spec.cpus, "max_concurrency": 4, "runtime_env": {"env_vars": spec.environment()}}
-    actor: Any = ray.remote(concurrency_groups={"orders": 1})(Engine)  # type: ignore[call-overload]
-    engines = [actor.options(**options).remote(spec) for _ in range(config.rollout.engines)]
+    engines = [EngineActor.options(**options).remote(spec) for _ in range(config.rollout.engines)]
     learners = LearnerGroup(config.train, config.model.dtype, model, steps, config.run.seed, config.rollout.temperature)
     try:
         rows = asyncio.run(_run(config, components, engines, learners, steps))

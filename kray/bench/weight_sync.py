@@ -19,7 +19,8 @@ import ray
 
 from kray.bench.learner import SHAPES, Workload, make_groups, make_model
 from kray.config.schema import RolloutConfig, TrainConfig
-from kray.rollout.engine import Engine, EngineSpec
+from kray.rollout.engine import Engine
+from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.pool import Pool, Published
 from kray.train.learner_group import LearnerGroup
 from kray.weight_sync.flat_weights import FlatWeights

@@ -16,7 +16,7 @@ from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler
 from kray.prompts.admission import Admission
 from kray.records import EncodedPrompt, Prompt, Sampling
-from kray.rollout.engine import EngineSpec
+from kray.rollout.engine_spec import EngineSpec
 
 PROBE_TOKENS = 64
 

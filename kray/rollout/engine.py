@@ -1,14 +1,14 @@
-"""One vLLM engine in one actor; with transfer.py and kray/serve/policy_api.py, the only module that imports vLLM.
+"""One vLLM engine in one actor. Only this module, vllm_transport.py and kray/serve/policy_api.py import vLLM.
 
-Everything that touches vLLM happens in one thread of this process, which takes commands between two steps of the engine.
-The actor's other threads only put commands in and take results out, so a long step blocks nobody.
+Everything that touches vLLM happens in one thread of this process, which runs commands between two steps of the engine. The
+actor's other threads only enqueue commands and collect results, so a long step blocks none of them.
 
 - Rollout i of a group is sampled with the task's seed + i, whatever else is in the batch and however the group was split.
-- Weights are replaced between two steps of the engine, and what it then answers is a proof (transfer.py).
-  Rollouts that are under way go on with the new weights (and the keys and values that the old ones computed); vLLM tells
-  which version sampled which token. Prompts that the prefix cache knows from old weights are not found by later tasks.
-- Orders (submit, cancel, update) are carried out one after the other, in the order in which they were given.
-- After the first failure of that thread the engine answers every call with that failure: its owner must end it.
+- Weights are replaced between two steps, and the reply to them is a proof (vllm_transport.py). Rollouts that are running
+  continue with the new weights and the keys and values that the old ones computed; vLLM reports which version sampled which
+  token. Prompts that the prefix cache knows from old weights are not used by later tasks.
+- Commands (submit, cancel, update) run one after the other, in the order in which they were given.
+- After the first failure of that thread every call fails with that failure: the engine's owner must end the process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,113 +28,129 @@ import numpy as np
 import ray
 
 from kray.records import Rollout, RolloutTask
+from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.outcome import EngineReport
 from kray.rollout.vllm_transport import TRANSPORT, register_transport
 from kray.weight_sync.flat_weights import FlatWeights
-from kray.weight_sync.proof import Proof, Reactions, Stopwatch, exaggerated
+from kray.weight_sync.proof import ProbeHistory, Proof, perturbed
 
-NEWS = 0.125  # share of max_sequences: so many ended rollouts are worth a report, though no task is whole
-CPU_STEP_TOKENS = 8192  # prompt tokens that one step may take in on CPU
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """What an engine needs to start. context_tokens: prompt plus response. reads_text: tasks may have `stops`. overlap: new
-    weights may come while rollouts run."""
-
-    model_path: str
-    dtype: str
-    context_tokens: int
-    max_sequences: int
-    cpus: int
-    gpus: int
-    kv_cache_gib: float
-    gpu_memory_share: float
-    eager: bool
-    seed: int
-    reads_text: bool = False
-    overlap: bool = False
-
-    def environment(self) -> dict[str, str]:
-        """Environment variables of the actor's process; vLLM reads them when it is imported."""
-        return {
-            "OMP_NUM_THREADS": str(max(1, self.cpus)),  # more threads than cores make an engine ten times slower
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would put every engine of a node on the same cores
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: starts faster, can be fed between steps
-            "VLLM_LOGGING_LEVEL": "ERROR",
-            "VLLM_NO_USAGE_STATS": "1",
-            # New weights are repacked in memory that glibc would give back, to have each of its pages cleared next time.
-            "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-            "MALLOC_MMAP_THRESHOLD_": str(2**30),
-            # oneDNN keeps 1,024 kernels, one for each batch size and layer: 300 MiB that take hundreds of steps to fill.
-            "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
-            "DO_NOT_TRACK": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+# Share of max_sequences: so many ended rollouts are worth a report although no task is finished.
+REPORT_SHARE = 0.125
+# Prompt tokens that one step may process on CPU.
+CPU_STEP_TOKENS = 8192
 
 
 @dataclass(slots=True)
-class _Running:
-    """A task under way: one request to vLLM for each rollout, so that a straggler does not hide that the others ended."""
+class _RunningTask:
+    """A task and its finished rollouts; each rollout is a request of its own to vLLM, so a straggler delays no other."""
 
     task: RolloutTask
     finished: list[Rollout] = field(default_factory=list)
 
 
+class Stopwatch:
+    """Measures the seconds of each part of an operation, from its creation on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def done(self, part: str) -> None:
+        """Count the time since the last call, without what `each` has counted meanwhile, as this part's."""
+        now = time.monotonic()
+        self.seconds[part] = now - self._since
+        self._since = now
+
+    def each(self, part: str, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield the items and count the time that it takes to produce them as this part's."""
+        self.seconds[part] = 0.0
+        iterator = iter(items)
+        while True:
+            started = time.monotonic()
+            item = next(iterator, None)
+            passed = time.monotonic() - started
+            self.seconds[part] += passed
+            self._since += passed
+            if item is None:
+                return
+            yield item
+
+
 class Engine:
-    """The body of a rollout actor (Ray runs its methods in several threads)."""
+    """A rollout engine; as an actor, Ray runs its methods in several threads."""
 
     def __init__(self, spec: EngineSpec):
+        """Start loading the model in a thread of its own and return at once."""
         self.spec = spec
         self._commands: queue.SimpleQueue[tuple[Callable[..., Any], tuple, Future]] = queue.SimpleQueue()
         self._report = EngineReport()
-        self._news = threading.Condition()
+        # Guards the report and is notified when there is something to collect.
+        self._report_changed = threading.Condition()
         self._failure: str | None = None
-        self._roused = False
-        self._version = -1  # of the weights
-        self._tasks: dict[int, _Running] = {}
-        self._unheard = 0  # rollouts that ended since the last report
-        self._reactions = Reactions()
+        self._woken = False
+        # Of the weights that are loaded; -1 for those of the model's folder.
+        self._version = -1
+        self._tasks: dict[int, _RunningTask] = {}
+        # Rollouts that ended since the last report.
+        self._unreported = 0
+        self._probe_history = ProbeHistory()
         self._ready: Future = Future()
-        threading.Thread(target=self._live, name="engine", daemon=True).start()
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     # -- called by the pool -------------------------------------------------------------------------------------------
 
     def start(self) -> dict[str, Any]:
-        """Returns once the model is loaded: process id and version of vLLM."""
+        """Wait until the model is loaded.
+
+        Returns:
+            "pid", the process id, and "vllm", the version of vLLM.
+        """
         return self._ready.result()
 
-    @ray.method(concurrency_group="orders")
+    @ray.method(concurrency_group="commands")
     def submit(self, tasks: list[RolloutTask]) -> None:
-        """Adds work; all tasks of one call enter the same batch, in this order."""
+        """Add tasks; all tasks of one call enter the same batch, in this order."""
         self._command(self._add, tasks)
 
-    @ray.method(concurrency_group="orders")
+    @ray.method(concurrency_group="commands")
     def cancel(self, task_ids: list[int]) -> None:
-        """Drops tasks; unknown ids are ignored, and nothing is reported for them any more."""
+        """Drop tasks, of which nothing is reported from now on; unknown ids are ignored."""
         self._command(self._abort, task_ids)
 
     def collect(self, timeout_s: float) -> EngineReport:
-        """What has finished since the last call; waits up to timeout_s for something to report, or for `rouse`."""
-        with self._news:
-            self._news.wait_for(self._has_news, timeout_s)
+        """Return what has finished since the last call.
+
+        Args:
+            timeout_s: Longest wait for something to report or for `wake`.
+
+        Raises:
+            RuntimeError: The engine has failed.
+        """
+        with self._report_changed:
+            self._report_changed.wait_for(self._has_report, timeout_s)
             self._raise_failure()
-            report, self._report, self._roused, self._unheard = self._report, EngineReport(), False, 0
+            report, self._report, self._woken, self._unreported = self._report, EngineReport(), False, 0
             return report
 
-    def _has_news(self) -> bool:
-        much = self._unheard >= NEWS * self.spec.max_sequences
-        return bool(self._report.finished or self._report.refused or self._failure or self._roused or much)
+    def _has_report(self) -> bool:
+        many = self._unreported >= REPORT_SHARE * self.spec.max_sequences
+        return bool(self._report.finished or self._report.refused or self._failure or self._woken or many)
 
-    def rouse(self) -> None:
-        """Ends the wait of `collect`, or of its next call."""
-        with self._news:
-            self._roused = True
-            self._news.notify_all()
+    def wake(self) -> None:
+        """End the wait of the current or the next call of `collect`."""
+        with self._report_changed:
+            self._woken = True
+            self._report_changed.notify_all()
 
-    @ray.method(concurrency_group="orders")
+    @ray.method(concurrency_group="commands")
     def update(self, version: int, weights: FlatWeights, probe: list[int]) -> Proof:
-        """Takes new weights; the proof says what it now thinks of the probe's tokens after the first."""
+        """Load new weights and prove them.
+
+        Args:
+            version: The policy version of the weights.
+            weights: The weights.
+            probe: (P,) token ids to score with them.
+        """
         return self._command(self._update, version, weights, probe)
 
     def _command(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -145,29 +161,29 @@ class Engine:
 
     def _raise_failure(self) -> None:
         if self._failure:
-            raise RuntimeError(f"the engine has failed before: {self._failure}")
+            raise RuntimeError(f"the engine failed earlier: {self._failure}")
 
     # -- the engine's thread ------------------------------------------------------------------------------------------
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         try:
             self._engine = self._make_engine()
             self._ready.set_result({"pid": os.getpid(), "vllm": _vllm_version()})
             while True:
-                self._obey()
+                self._run_pending_commands()
                 self._step()
         except BaseException as error:  # reported to every later call; the pool ends this process
-            with self._news:
+            with self._report_changed:
                 self._failure = "".join(traceback.format_exception(error)[-4:]).strip()
-                self._news.notify_all()
+                self._report_changed.notify_all()
             if not self._ready.done():
                 self._ready.set_exception(error)
             while True:
                 function, _, future = self._commands.get()
                 future.set_exception(RuntimeError(f"{function.__name__.strip('_')}: {self._failure}"))
 
-    def _obey(self) -> None:
-        """Runs every command that waits; without work, waits for one."""
+    def _run_pending_commands(self) -> None:
+        """Run every pending command; without unfinished requests, wait for one."""
         while not self._commands.empty() or not self._engine.has_unfinished_requests():
             function, args, future = self._commands.get()
             try:
@@ -186,7 +202,8 @@ class Engine:
             "gpu_memory_utilization": spec.gpu_memory_share,
             "tensor_parallel_size": max(1, spec.gpus),
         }
-        if spec.overlap:  # a batch that is under way while weights change would be told as sampled by the new ones
+        if spec.overlap:
+            # A batch in progress while weights change would be reported as sampled by the new ones.
             device["async_scheduling"] = False
         if spec.gpus == 0:
             # With chunked prefill vLLM 0.32 dies on CPU when a seeded request's prompt is cut by a chunk.
@@ -198,14 +215,18 @@ class Engine:
         return LLMEngine.from_engine_args(
             EngineArgs(
                 model=spec.model_path,
-                skip_tokenizer_init=not spec.reads_text,  # tokens in, tokens out
+                # Prompts and results are tokens.
+                skip_tokenizer_init=not spec.reads_text,
                 max_model_len=spec.context_tokens,
                 max_num_seqs=spec.max_sequences,
                 enforce_eager=spec.eager,
-                enable_prefix_caching=True,  # a group shares its prompt, a conversation's turn what came before it
-                logprobs_mode="processed_logprobs",  # of the distribution that was sampled, after temperature
+                # A group shares its prompt, a conversation's turn all that came before it.
+                enable_prefix_caching=True,
+                # Logprobs of the distribution that was sampled, after temperature.
+                logprobs_mode="processed_logprobs",
                 distributed_executor_backend="uni",
-                generation_config="vllm",  # the task says how to sample; a model's own defaults must not
+                # Sampling parameters come with the task, never from the model's folder.
+                generation_config="vllm",
                 disable_log_stats=True,
                 seed=spec.seed,
                 **options,
@@ -229,11 +250,14 @@ class Engine:
                 seed=task.seed + task.first_index,
                 stop_token_ids=list(sampling.stop_token_ids),
                 stop=list(sampling.stops),
-                logprobs=0,  # of the sampled token alone
+                # Of the sampled token alone.
+                logprobs=0,
                 flat_logprobs=True,
-                detokenize=bool(sampling.stops),  # to look for them; the tokens are what counts
+                # Text is needed only to find the stops.
+                detokenize=bool(sampling.stops),
                 output_kind=RequestOutputKind.FINAL_ONLY,
-                skip_clone=True,  # it is this task's alone: vLLM's deep copy was a third of the time to add a task
+                # No one else changes these parameters, and vLLM's deep copy was a third of the time to add a task.
+                skip_clone=True,
             )
             try:
                 for i in range(task.rollouts):
@@ -241,15 +265,13 @@ class Engine:
                         params = copy.copy(params)
                         params.seed = task.seed + task.first_index + i
                     self._engine.add_request(f"{task.id}/{i}", prompt, params)
-            except (
-                VLLMClientError,
-                ValueError,
-            ) as error:  # the prompt's own fault: too long, or a token that does not exist
-                with self._news:
+            except (VLLMClientError, ValueError) as error:
+                # The prompt is too long or holds a token that does not exist.
+                with self._report_changed:
                     self._report.refused.append((task.id, str(error)))
-                    self._news.notify_all()
+                    self._report_changed.notify_all()
             else:
-                self._tasks[task.id] = _Running(task)
+                self._tasks[task.id] = _RunningTask(task)
 
     def _abort(self, task_ids: list[int]) -> None:
         known = [task_id for task_id in task_ids if task_id in self._tasks]
@@ -258,11 +280,11 @@ class Engine:
             del self._tasks[task_id]
 
     def _step(self) -> list[Any]:
-        """One step; what was no task's."""
+        """Run one step and return the outputs that belong to no task."""
         started = time.monotonic()
         outputs = self._engine.step()
         finished, progress, others, ended = [], {}, [], 0
-        for output in outputs:  # FINAL_ONLY: a rollout's output is always its last
+        for output in outputs:  # one for each rollout that ended (FINAL_ONLY)
             name, _, i = output.request_id.partition("/")
             running = self._tasks.get(int(name)) if i else None
             if running is None:
@@ -277,15 +299,15 @@ class Engine:
                 progress[int(name)] = len(running.finished)
         busy_s = time.monotonic() - started
 
-        with self._news:
+        with self._report_changed:
             self._report.finished += finished
             self._report.progress |= progress
             for task_id, _ in finished:
                 self._report.progress.pop(task_id, None)
             self._report.busy_s += busy_s
-            self._unheard += ended
-            if self._has_news():
-                self._news.notify_all()
+            self._unreported += ended
+            if self._has_report():
+                self._report_changed.notify_all()
         return others
 
     def _update(self, version: int, weights: FlatWeights, probe: list[int]) -> Proof:
@@ -294,14 +316,15 @@ class Engine:
         self._engine.set_weight_version(str(version))
         self._version = version
         clock.done("load")
-        logprobs = self._ask(probe)
+        logprobs = self._score_probe(probe)
         clock.done("probe")
-        if not self._tasks:  # among others in a batch the probe's last bits say nothing
-            ignored = self._reactions.ignored(weights, probe, logprobs)
-            if ignored:
-                logprobs = self._doubt(weights, ignored, probe, logprobs)
-                clock.done("doubt")
-            self._reactions.remember(weights, probe, logprobs)
+        # In a batch with other requests the last bits of the probe's logprobs vary.
+        if not self._tasks:
+            unchanged = self._probe_history.changed_without_effect(weights, probe, logprobs)
+            if unchanged:
+                logprobs = self._verify_sensitivity(weights, unchanged, probe, logprobs)
+                clock.done("sensitivity")
+            self._probe_history.record(weights, probe, logprobs)
         return Proof(logprobs, weights.checksum, clock.seconds)
 
     def _load(self, tensors: Iterable[tuple[str, Any]]) -> None:
@@ -309,34 +332,34 @@ class Engine:
         self._rpc("update_weights", {"update_info": {"tensors": tensors}})
         self._rpc("finish_weight_update", {})
 
-    def _doubt(self, weights: FlatWeights, ignored: list[str], probe: list[int], before: np.ndarray) -> np.ndarray:
-        """Raises when the engine does not even react to a great change of the tensors whose change it ignored."""
-        self._load(exaggerated(weights, ignored).verified())
-        if np.array_equal(self._ask(probe), before, equal_nan=True):
-            raise RuntimeError(
-                f"{len(ignored)} tensors changed, first {ignored[0]}, but what the engine computes did not"
-            )
+    def _verify_sensitivity(
+        self, weights: FlatWeights, names: list[str], probe: list[int], before: np.ndarray
+    ) -> np.ndarray:
+        """Raise RuntimeError when even a large change of the named tensors does not change the probe's logprobs."""
+        self._load(perturbed(weights, names).verified())
+        if np.array_equal(self._score_probe(probe), before, equal_nan=True):
+            raise RuntimeError(f"{len(names)} tensors changed, first {names[0]}, but the engine's logprobs did not")
         self._load(weights.verified())
-        return self._ask(probe)
+        return self._score_probe(probe)
 
     def _rpc(self, method: str, kwargs: dict[str, Any]) -> None:
         self._engine.collective_rpc(method, kwargs=kwargs)
 
-    def _ask(self, probe: list[int]) -> np.ndarray:
-        """(P - 1,) logprobs of the probe's tokens after the first."""
+    def _score_probe(self, probe: list[int]) -> np.ndarray:
+        """Return the (P - 1,) float32 logprobs of the probe's tokens after the first."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         self._engine.add_request("probe", {"prompt_token_ids": probe, "cache_salt": "probe"}, params)
-        answers: list[Any] = []
-        while not answers:  # tasks that are under way take part in these steps
-            answers = [output for output in self._step() if output.request_id == "probe" and output.finished]
-        pairs = zip(probe[1:], answers[0].prompt_logprobs[1:], strict=True)
+        found: list[Any] = []
+        while not found:  # running tasks take part in these steps
+            found = [output for output in self._step() if output.request_id == "probe" and output.finished]
+        pairs = zip(probe[1:], found[0].prompt_logprobs[1:], strict=True)
         return np.array([position[token].logprob for token, position in pairs], dtype=np.float32)
 
 
 def _rollout(task: RolloutTask, number: int, output: Any) -> Rollout:
-    """vLLM's CompletionOutput as the task's rollout of this number, counted from 0."""
+    """Convert vLLM's CompletionOutput to the task's rollout of this number, counted from 0."""
     flat = output.logprobs
     return Rollout(
         prompt_id=task.prompt_id,
@@ -352,3 +375,7 @@ def _vllm_version() -> str:
     import vllm
 
     return vllm.__version__
+
+
+# The actor class; commands have a thread of their own, so that they run in order and block no report.
+EngineActor: Any = ray.remote(concurrency_groups={"commands": 1})(Engine)  # type: ignore[call-overload]

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from kray.errors import KrayError
-from kray.rollout.engine import Engine
+from kray.rollout.engine import EngineActor
 from kray.rollout.health import Health, State
 from kray.rollout.outcome import EngineReport, TaskOutcome
 from kray.weight_sync.proof import Proof
@@ -29,7 +29,6 @@ HEARTBEAT_S = 15.0  # an idle engine is asked whether it lives
 PLACE_S = 1.0  # how soon an engine that is not needed any more stops waiting for room
 WORRY_S = 30.0  # how often a long wait says what it waits for
 SILENCE_S = 60.0  # an engine that does not even answer a poll for so long is taken for dead
-EngineActor: Any = ray.remote(concurrency_groups={"orders": 1})(Engine)  # type: ignore[call-overload]
 
 
 class EngineLost(Exception):
@@ -250,7 +249,7 @@ class EngineSupervisor:
         """Makes the engine's tender look at what has changed, also while it listens to the engine."""
         self.wake.set()
         if self.pool.schedule.load(self.name):
-            self.actor.rouse.remote()
+            self.actor.wake.remote()
 
     async def _call(self, method: str, limit_s: float, *args: Any) -> Any:
         """A remote call with a deadline; whatever goes wrong is the loss of the engine."""

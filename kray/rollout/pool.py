@@ -1,7 +1,7 @@
 """A pool of engines on Ray: hands out rollout tasks, streams their results back, and outlives the death of engines.
 
 Each engine has its EngineSupervisor, which starts an actor, proves its weights, moves work and reports, and starts anew when
-the actor is lost; Schedule decides who works on what, Health what an engine may do, Sizing how many are needed. No engine
+the actor is lost; Schedule decides who works on what, Health what an engine may do, Autoscaler how many are needed. No engine
 takes work with weights that it has not proved: its logprobs of a probe must agree with the learner's, else it is killed.
 Work that is under way when new weights are published goes on with them. Every remote call has a deadline.
 """
@@ -21,8 +21,8 @@ import ray
 from kray.config.schema import RolloutConfig
 from kray.errors import KrayError
 from kray.records import RolloutTask
-from kray.rollout.autoscaling import Sizing
-from kray.rollout.engine import EngineSpec
+from kray.rollout.autoscaling import Autoscaler
+from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.engine_supervisor import POLL_S, WORRY_S, EngineSupervisor, arrives
 from kray.rollout.health import State
 from kray.rollout.outcome import TaskOutcome
@@ -56,7 +56,7 @@ class Pool:
         self.schedule = Schedule(rollout.max_attempts)
         self.engines = [EngineSupervisor(self, f"engine-{i}", rollout.max_restarts) for i in range(rollout.engines)]
         least = rollout.engines if rollout.min_engines is None else rollout.min_engines
-        self.sizing = Sizing(least, rollout.engines, spec.max_sequences, rollout.idle_s)
+        self.sizing = Autoscaler(least, rollout.engines, spec.max_sequences, rollout.idle_s)
         self._named = {engine.name: engine for engine in self.engines}
         self._sized = -1  # engines that were needed when that was last thought over
         self.published: Published | None = None
@@ -94,7 +94,7 @@ class Pool:
             engine.rouse()
 
         def served() -> bool:
-            enough = self.serving > 0 or self.sizing.least == 0
+            enough = self.serving > 0 or self.sizing.min_engines == 0
             return enough and all(engine.health.state is not State.STALE for engine in live)
 
         await self._until(served)
@@ -135,7 +135,7 @@ class Pool:
     def _resize(self) -> None:
         """Says which engines are needed: more at once, fewer when they were too many for rollout.idle_s."""
         rollouts = self.schedule.rollouts
-        wanted = self.sizing.wanted(rollouts, time.monotonic())
+        wanted = self.sizing.desired(rollouts, time.monotonic())
         alive = [engine for engine in self.engines if engine.health.state is not State.GONE]
         needed = [engine for engine in alive if engine.needed]
         # Of those that may rest, first the ones that would come up soonest; of the others, the least busy.
@@ -149,14 +149,14 @@ class Pool:
             engine.needed = False
             self._hold(engine, True)
             engine.rouse()
-        if wanted > len(needed) and spare and self.sizing.least < self.sizing.most:
+        if wanted > len(needed) and spare and self.sizing.min_engines < self.sizing.max_engines:
             self.log(f"pool: {wanted} engines wanted for {rollouts} rollouts, {len(needed)} until now")
         self._sized = wanted
         self.dispatch()
 
     def more_work(self) -> None:
         """Tasks have been added: sends them out, after thinking engines over where more are wanted."""
-        if self.sizing.wanted(self.schedule.rollouts, time.monotonic()) > self._sized:
+        if self.sizing.desired(self.schedule.rollouts, time.monotonic()) > self._sized:
             self._resize()
         else:
             self.dispatch()
@@ -188,7 +188,7 @@ class Pool:
         for engine in self.engines:
             if engine.name in orders:
                 engine.actor.cancel.remote(orders[engine.name])
-                engine.actor.rouse.remote()
+                engine.actor.wake.remote()
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         """Waits for a state of the pool, and says every now and then what it is waiting for."""

@@ -1,12 +1,12 @@
-"""How new weights enter a vLLM engine, and how it is proved that they did. With engine.py, all that imports vLLM.
+"""How new weights enter a vLLM engine, and what proves that they did. Imports vLLM lazily, like engine.py.
 
-Weights go through vLLM's weight-transfer protocol with a transport of kray's own, TRANSPORT: the tensors are views of an
-object in Ray's store, in shared memory on the node of the engine. Tied embeddings are included. What is proved, and by what:
-- The bytes that came are those that were sent: checksums, verified before a tensor is loaded.
-- They are the newest ones: Proof.checksum, which the learner's Gathered.checksum must equal.
-- vLLM loaded something into every parameter that it has: it names those it loaded.
-- The engine computes with them: its logprobs of a probe, which are compared with the learner's. In bfloat16 these agree to
-  .1 nats only, which is more than a step changes. So an engine must also react: see `Reactions`.
+Weights go through vLLM's weight-transfer protocol with kray's own transport, TRANSPORT: the tensors are views of an object in
+Ray's store, in shared memory on the engine's node. Tied embeddings are supported. What is proved, and how:
+- The bytes that arrived are those that were sent: checksums, verified before a tensor is loaded.
+- They are the newest ones: Proof.checksum, which must equal the learner's Gathered.checksum.
+- vLLM loaded every parameter that it has: it returns the names of those it loaded.
+- The engine computes with them: its logprobs of a probe are compared with the learner's. In bfloat16 these agree to 0.1 nats
+  only, which is more than one training step changes, so an engine must also react to changes: see `ProbeHistory`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import torch
 
 from kray.errors import KrayError
 
+# Name of the transport in vLLM's registry.
 TRANSPORT = "kray_object_store"
 
 
 def register_transport() -> None:
-    """Makes the transport known to vLLM in this process."""
+    """Register the transport with vLLM in this process; does nothing when it is registered."""
     from vllm.distributed.weight_transfer.base import (
         WeightTransferEngine,
         WeightTransferInitInfo,
@@ -37,21 +38,22 @@ def register_transport() -> None:
 
     @dataclass
     class UpdateInfo(WeightTransferUpdateInfo):
-        tensors: Any  # iterable of (name, tensor)
+        # Iterable of (name, tensor).
+        tensors: Any
 
     class ObjectStoreTransfer(WeightTransferEngine):
         init_info_cls = InitInfo
         update_info_cls = UpdateInfo
 
         def init_transfer_engine(self, init_info: InitInfo) -> None:
-            pass  # nothing to connect: the tensors come with the call
+            """Do nothing: the tensors come with the call."""
 
         def start_weight_update(self) -> None:
             self.missing = {name for name, _ in self.model.named_parameters()}
             initialize_layerwise_reload(self.model)
 
         def update_weights(self, update_info: dict[str, Any]) -> None:
-            self.receive_weights(self.parse_update_info(update_info))  # synchronous, nothing to wait for on CPU
+            self.receive_weights(self.parse_update_info(update_info))
 
         def receive_weights(self, update_info: UpdateInfo) -> None:
             model: Any = self.model
@@ -59,7 +61,7 @@ def register_transport() -> None:
 
         def finish_weight_update(self) -> None:
             if self.missing:
-                raise KrayError(f"weights: {len(self.missing)} parameters got none, first {min(self.missing)}")
+                raise KrayError(f"weights: {len(self.missing)} parameters received none, first {min(self.missing)}")
             finalize_layerwise_reload(self.model, self.model_config)
             if self.model_config.hf_config.tie_word_embeddings:
                 retie(self.model)
@@ -72,12 +74,12 @@ def register_transport() -> None:
 
 
 def retie(model: torch.nn.Module) -> None:
-    """vLLM's reload leaves a tied output layer on its old, repacked copy: point it at the embedding again."""
+    """Point a tied output layer at the embedding again: vLLM's reload leaves it on its old, repacked copy."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
     embeddings: list[Any] = [m for m in model.modules() if type(m) is VocabParallelEmbedding]
     heads: list[Any] = [m for m in model.modules() if isinstance(m, ParallelLMHead)]
     for head in heads:
         head.weight = embeddings[0].weight
-        if hasattr(head, "cpu_linear"):  # what the repacked copy hides in; the embedding has just got one of its own
+        if hasattr(head, "cpu_linear"):  # holds the repacked copy
             head.cpu_linear = embeddings[0].cpu_linear

@@ -1,1 +1,1 @@
-"""How a policy's weights travel from the learner to the engines, and how it is proved that they arrived."""
+"""The format in which a policy's weights go from the learner to the engines, and the proof that they arrived."""

@@ -1,10 +1,9 @@
-"""How a policy's weights travel: the tensors' bytes, which the learner writes once and every engine reads without copies.
+"""Weights in transit: the tensors' bytes, which the learner writes once and every engine reads without copies.
 
-- What was packed comes out again: names, shapes, dtypes and every bit, in the same order.
-- Every tensor carries a checksum of its bytes. Who reads the weights through `verified` gets no tensor whose bytes are not
-  those that were packed.
+- What was packed is unpacked unchanged: names, shapes, dtypes and every bit, in the same order.
+- Every tensor carries a checksum of its bytes. `verified` yields no tensor whose bytes differ from those that were packed.
 
-Kept at the bottom of the house since both the learner and the engines speak it. Imports torch.
+In a package of its own because both the learner and the engines use it. Imports torch.
 """
 
 from __future__ import annotations
@@ -22,11 +21,19 @@ from torch import Tensor
 
 from kray.errors import KrayError
 
-LANES = 8192  # of a checksum, 64 bits each: sums over them stay in the processor's first caches
+# 64-bit lanes of a checksum; so few that sums over them stay in the processor's first caches.
+LANES = 8192
 
 
 class Entry(NamedTuple):
-    """One tensor. dtype: torch's name without its prefix. checksum: of its bytes."""
+    """Description of one tensor.
+
+    Attributes:
+        name: Name of the parameter.
+        shape: Shape of the tensor.
+        dtype: torch's name of the dtype without its prefix, such as "bfloat16".
+        checksum: `checksum` of its bytes.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -35,7 +42,14 @@ class Entry(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """What the learner says of weights that it hands over; checksum as in FlatWeights, seconds of its own work."""
+    """What the learner reports about weights that it hands over.
+
+    Attributes:
+        nbytes: Size of the weights in bytes.
+        checksum: `FlatWeights.checksum` of the weights.
+        gather_s: Seconds spent on gathering the tensors.
+        checksum_s: Seconds spent on checksums.
+    """
 
     nbytes: int
     checksum: str
@@ -45,9 +59,13 @@ class Gathered(NamedTuple):
 
 @dataclass(slots=True)
 class FlatWeights:
-    """manifest: an Entry for each of `parts`, which are the tensors' bytes, 1-d uint8. Empty on ranks that keep nothing.
+    """Tensors as bytes.
 
     Ray copies the parts one after the other into one object of its store, and readers get views of that object.
+
+    Attributes:
+        manifest: One entry for each part.
+        parts: Bytes of each tensor, (nbytes,) uint8. Empty, like the manifest, on ranks that keep no weights.
     """
 
     manifest: list[Entry]
@@ -55,58 +73,74 @@ class FlatWeights:
 
     @staticmethod
     def pack(state: list[tuple[str, Tensor]]) -> FlatWeights:
-        """Of CPU tensors. Shares the memory of those that are contiguous: do not change them before it has travelled."""
+        """Pack CPU tensors.
+
+        The result shares the memory of contiguous tensors: do not change them before it has been sent.
+
+        Args:
+            state: (name, tensor) pairs in the order in which engines load them.
+        """
         manifest, parts = [], []
         for name, tensor in state:
             part = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-            kind = str(tensor.dtype).removeprefix("torch.")
-            manifest.append(Entry(name, tuple(tensor.shape), kind, checksum(part)))
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            manifest.append(Entry(name, tuple(tensor.shape), dtype, checksum(part)))
             parts.append(part)
         return FlatWeights(manifest, parts)
 
     @property
     def nbytes(self) -> int:
+        """Size of all tensors in bytes."""
         return sum(part.nbytes for part in self.parts)
 
     @property
     def checksum(self) -> str:
-        """16 hex digits of the manifest: equal for equal names, shapes, dtypes and bytes."""
-        lines = (f"{name}\x1f{shape}\x1f{kind}\x1f{value:08x}\x1e" for name, shape, kind, value in self.manifest)
+        """16 hexadecimal digits of the manifest: equal for equal names, shapes, dtypes and bytes."""
+        lines = (f"{name}\x1f{shape}\x1f{dtype}\x1f{value:08x}\x1e" for name, shape, dtype, value in self.manifest)
         return hashlib.blake2b("".join(lines).encode(), digest_size=8).hexdigest()
 
     def tensors(self) -> list[tuple[str, Tensor]]:
-        """The inverse of `pack`. The tensors share the parts' memory: read-only. Verifies nothing."""
+        """Unpack without verifying anything; the tensors share the parts' memory and are read-only."""
         return [(entry.name, _tensor(entry, part)) for entry, part in zip(self.manifest, self.parts, strict=True)]
 
     def verified(self) -> Iterator[tuple[str, Tensor]]:
-        """`tensors`, each checked when its turn comes. Raises KrayError that names one with other bytes than were packed."""
+        """Yield what `tensors` returns, each tensor after its checksum was verified.
+
+        Raises:
+            KrayError: A part is missing, or the bytes of the named tensor are not those that were packed.
+        """
         if len(self.parts) != len(self.manifest):
-            raise KrayError(f"weights: {len(self.parts)} of {len(self.manifest)} tensors have come")
+            raise KrayError(f"weights: {len(self.parts)} of {len(self.manifest)} tensors arrived")
         for entry, part in zip(self.manifest, self.parts, strict=True):
             found = checksum(part)
             if found != entry.checksum:
                 raise KrayError(
-                    f"weights: {entry.name} has come with checksum {found:08x}, it was sent with {entry.checksum:08x}"
+                    f"weights: {entry.name} arrived with checksum {found:08x}, it was sent with {entry.checksum:08x}"
                 )
             yield entry.name, _tensor(entry, part)
 
 
 def _tensor(entry: Entry, part: np.ndarray) -> Tensor:
-    kind: torch.dtype = getattr(torch, entry.dtype)
+    dtype: torch.dtype = getattr(torch, entry.dtype)
     if not part.nbytes:
-        return torch.empty(entry.shape, dtype=kind)
+        return torch.empty(entry.shape, dtype=dtype)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor shall it be written to
-        return torch.frombuffer(part, dtype=kind).reshape(entry.shape)
+        # The tensors are meant to be read-only.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(part, dtype=dtype).reshape(entry.shape)
 
 
 def checksum(part: np.ndarray) -> int:
-    """32 bits of contiguous bytes (1-d uint8), about as fast as memory is read.
+    """Compute a 32-bit checksum about as fast as memory can be read.
 
-    The bytes are words of 64 bits, word i in row i // LANES and lane i % LANES. Of each lane the sum and the sum of its
-    partial sums (Fletcher's checksum, modulo 2^64) are taken; CRC-32 of the length and of all lanes is the result. Any
-    change within a word changes its lane, a move changes the partial sums: it goes unnoticed once in 2^32, but for
-    several changes in one lane, a multiple of 64 KiB apart, that cancel out in both sums.
+    The bytes are read as 64-bit words, word i in row i // LANES and lane i % LANES. For each lane its sum and the sum of its
+    partial sums are computed modulo 2^64 (Fletcher, "An arithmetic checksum for serial transmissions", 1982); the result is
+    the CRC-32 of the length and of both sums of all lanes. A change within one word changes the sum of its lane, a moved
+    word changes the partial sums: either goes unnoticed once in 2^32, except for several changes within one lane (a multiple
+    of 64 KiB apart) that cancel out in both sums.
+
+    Args:
+        part: (nbytes,) contiguous uint8.
     """
     whole = len(part) // 8
     rows, rest = divmod(whole, LANES)

@@ -250,7 +250,7 @@ def test_an_engine_that_got_altered_or_other_weights_than_the_learners_is_ended(
             weights.parts[5][17] ^= 1
             altered = dataclasses.replace(honest, weights=ray_local.put(weights))
             publishing = asyncio.create_task(pool.publish(altered))
-            while not any(f"{name} has come with checksum" in line for line in lines):
+            while not any(f"{name} arrived with checksum" in line for line in lines):
                 assert not publishing.done(), lines
                 await asyncio.sleep(0.05)
             publishing.cancel()

@@ -36,7 +36,8 @@ class Policy:
 
 def start_faulty_engine(ray, folder, dtype: str):
     """An engine that can be told to misbehave; `attempt` answers with the message of what went wrong."""
-    from kray.rollout.engine import Engine, EngineSpec
+    from kray.rollout.engine import Engine
+    from kray.rollout.engine_spec import EngineSpec
 
     class Faulty(Engine):
         def attempt(self, weights, fault="", old=None):
@@ -50,7 +51,7 @@ def start_faulty_engine(ray, folder, dtype: str):
                 return str(error)
 
         def _load(self, tensors):
-            if self.fault == "deaf":  # all is well, says the transport
+            if self.fault == "load nothing":
                 for _ in tensors:
                     pass
                 return
@@ -63,7 +64,7 @@ def start_faulty_engine(ray, folder, dtype: str):
             super()._load(tensors)
 
     spec = EngineSpec(str(folder), dtype, 128, 16, 1, 0, 0.1, 0.0, eager=True, seed=0)
-    actor = ray.remote(max_concurrency=2, concurrency_groups={"orders": 1})(Faulty)
+    actor = ray.remote(max_concurrency=2, concurrency_groups={"commands": 1})(Faulty)
     return actor.options(num_cpus=1, runtime_env={"env_vars": spec.environment()}).remote(spec)
 
 
@@ -93,7 +94,7 @@ def test_an_engine_that_does_not_take_weights_in_is_found_out(ray_local, kind, d
     learner.change(2e-3 if dtype == "bfloat16" else 1e-6)  # less than the probe resolves
     second = learner.packed()
     assert gap(before) < tolerance
-    assert "tensors changed, first model" in attempt(second, "deaf")
+    assert "tensors changed, first model" in attempt(second, "load nothing")
 
     honest = attempt(second)
     assert honest.checksum == second.checksum != first.checksum
@@ -103,12 +104,12 @@ def test_an_engine_that_does_not_take_weights_in_is_found_out(ray_local, kind, d
         with torch.no_grad():
             learner.model.get_input_embeddings().weight[47] += 1
         unseen = attempt(learner.packed())
-        assert "doubt" in unseen.seconds
+        assert "sensitivity" in unseen.seconds
         assert np.array_equal(unseen.logprobs, honest.logprobs)
 
     old = {"model.embed_tokens.weight": dict(learner.packed().tensors())["model.embed_tokens.weight"].clone()}
     learner.change(0.3)
     assert gap(attempt(learner.packed(), "stale one", old)) > tolerance
     assert gap(attempt(learner.packed())) < tolerance
-    assert "1 parameters got none, first model.embed_tokens.weight" in attempt(learner.packed(), "drop one")
+    assert "1 parameters received none, first model.embed_tokens.weight" in attempt(learner.packed(), "drop one")
     ray_local.kill(actor)

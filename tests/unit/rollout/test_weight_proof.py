@@ -1,4 +1,4 @@
-"""New weights are proved: laws of the doubt about an engine, and stories of vLLM engines that do not take weights in."""
+"""Engines that keep computing with old weights are detected."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from kray.rollout.engine import Stopwatch
 from kray.weight_sync.flat_weights import FlatWeights
-from kray.weight_sync.proof import Reactions, Stopwatch, exaggerated
+from kray.weight_sync.proof import ProbeHistory, perturbed
 
-ANSWER = np.float32([-1.0, -2.0])
+LOGPROBS = np.float32([-1.0, -2.0])
 
 
 def pack(**values: float) -> FlatWeights:
@@ -17,31 +18,31 @@ def pack(**values: float) -> FlatWeights:
 
 
 @pytest.mark.parametrize(
-    ("weights", "probe", "answer", "ignored"),
+    ("weights", "probe", "logprobs", "names"),
     [
-        (pack(a=1, b=3), (1, 2, 3), ANSWER, ["b"]),  # it did not react
-        (pack(a=2, b=3), (1, 2, 3), ANSWER, ["a", "b"]),
-        (pack(a=1, b=2), (1, 2, 3), ANSWER, []),  # nothing changed
-        (pack(a=1, b=3), (1, 2, 3), np.float32([-1.0, -2.0000002]), []),  # it did, if only a little
-        (pack(a=1, b=3), (1, 2, 4), ANSWER, []),  # another question
+        (pack(a=1, b=3), (1, 2, 3), LOGPROBS, ["b"]),  # no effect
+        (pack(a=2, b=3), (1, 2, 3), LOGPROBS, ["a", "b"]),
+        (pack(a=1, b=2), (1, 2, 3), LOGPROBS, []),  # nothing changed
+        (pack(a=1, b=3), (1, 2, 3), np.float32([-1.0, -2.0000002]), []),  # a small effect
+        (pack(a=1, b=3), (1, 2, 4), LOGPROBS, []),  # another probe
     ],
 )
-def test_only_an_equal_answer_after_a_change_is_suspicious(weights, probe, answer, ignored):
-    reactions = Reactions()
-    assert reactions.ignored(weights, probe, answer) == []  # a new engine cannot ignore anything
-    reactions.remember(pack(a=1, b=2), (1, 2, 3), ANSWER)
-    assert reactions.ignored(weights, probe, answer) == ignored
+def test_equal_logprobs_after_a_change_are_reported(weights, probe, logprobs, names):
+    history = ProbeHistory()
+    assert history.changed_without_effect(weights, probe, logprobs) == []  # nothing was recorded before
+    history.record(pack(a=1, b=2), (1, 2, 3), LOGPROBS)
+    assert history.changed_without_effect(weights, probe, logprobs) == names
 
 
-def test_exaggeration_changes_the_named_tensors_and_no_others():
+def test_perturbed_changes_the_named_tensors_only():
     state = [("a", torch.tensor([[1.0, 2.0], [3.0, 1.0]])), ("b", torch.ones(3)), ("c", torch.arange(4))]
-    turned = dict(exaggerated(FlatWeights.pack(state), ["a", "b"]).verified())
-    assert turned["a"].tolist() == [[-1.0, -3.0], [-2.0, -1.0]]
-    assert turned["b"].tolist() == [-1.0] * 3  # also one that reads the same from both ends
-    assert turned["c"].tolist() == [0, 1, 2, 3]
+    changed = dict(perturbed(FlatWeights.pack(state), ["a", "b"]).verified())
+    assert changed["a"].tolist() == [[-1.0, -3.0], [-2.0, -1.0]]
+    assert changed["b"].tolist() == [-1.0] * 3  # also one that reads the same from both ends
+    assert changed["c"].tolist() == [0, 1, 2, 3]
 
 
-def test_parts_of_a_stopwatch_do_not_overlap():
+def test_stopwatch_parts_do_not_overlap():
     watch = Stopwatch()
     assert list(watch.each("inner", range(5))) == [0, 1, 2, 3, 4]
     watch.done("outer")

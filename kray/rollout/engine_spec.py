@@ -1,0 +1,58 @@
+"""What a rollout engine is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Settings of an engine's process and of its vLLM.
+
+    Attributes:
+        model_path: Folder of the Hugging Face model.
+        dtype: "float32" or "bfloat16".
+        context_tokens: Longest prompt plus response, in tokens.
+        max_sequences: Rollouts that it generates at a time.
+        cpus: CPU cores that it asks Ray for.
+        gpus: GPUs that it asks Ray for; its tensor parallel size.
+        kv_cache_gib: Memory for keys and values on CPU, in GiB.
+        gpu_memory_share: Share of each GPU's memory that vLLM may use, in (0, 1].
+        eager: Run without CUDA graphs and compilation.
+        seed: vLLM's own seed; every task carries another.
+        reads_text: Tasks may have text `stops`, so vLLM needs the tokenizer.
+        overlap: New weights may arrive while rollouts run.
+    """
+
+    model_path: str
+    dtype: str
+    context_tokens: int
+    max_sequences: int
+    cpus: int
+    gpus: int
+    kv_cache_gib: float
+    gpu_memory_share: float
+    eager: bool
+    seed: int
+    reads_text: bool = False
+    overlap: bool = False
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables of the actor's process, which vLLM reads on import."""
+        return {
+            # More threads than cores make an engine ten times slower.
+            "OMP_NUM_THREADS": str(max(1, self.cpus)),
+            # Binding would put every engine of a node on the same cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # In the actor's own process vLLM starts faster and takes commands between steps.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_NO_USAGE_STATS": "1",
+            # New weights are repacked in memory that glibc would give back, to have each of its pages cleared next time.
+            "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+            "MALLOC_MMAP_THRESHOLD_": str(2**30),
+            # oneDNN keeps 1,024 kernels, one for each batch size and layer: 300 MiB that take hundreds of steps to fill.
+            "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+            "DO_NOT_TRACK": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
