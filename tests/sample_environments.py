@@ -20,7 +20,7 @@ class OneTurn:
 
 
 class Echo(OneTurn):
-    """Says what it was told, `times` times; worth the share of the turns that it saw."""
+    """Repeats each turn, `times` times; the reward is the share of the turns that it received."""
 
     stops = (";",)
 
@@ -40,11 +40,11 @@ class Echo(OneTurn):
 
 
 class Broken(OneTurn):
-    """Breaks at what it is told: raise, hang, die, unpicklable, worth2, half (of a character), number."""
+    """Fails in the way that the turn names: raise, hang, die, unpicklable, worth2, half (of a character), number."""
 
     def reset(self, prompt, seed):
         if prompt.text == "broken":
-            raise RuntimeError("it does not begin")
+            raise RuntimeError("it does not start")
         return ""
 
     def step(self, action):

@@ -1,7 +1,7 @@
-"""Environments: what answers the policy where a rollout is a conversation of several turns.
+"""Environments: multi-turn tasks that reply to the policy between its turns.
 
-`interface.py` says what an environment is. It acts in processes of its own (`stage.py`); kray/rollout/conversation.py puts its
-answers between the policy's turns.
+interface.py defines what an environment is. Environments run in processes of their own (workers.py);
+kray/rollout/conversation.py puts their observations between the policy's turns.
 """
 
 from kray.environments.interface import Environment, Observation

@@ -1,8 +1,8 @@
-"""What an environment is: it answers what the policy writes, until it is done, and may say what all of it was worth.
+"""The interface of environments: they reply to the policy's turns until they are done, and may reward the whole rollout.
 
-One object is one conversation. Between two turns it is pickled, and any process may go on with it: so it must be plain
-data (open files, sockets and threads belong into `step`), a process that dies costs nothing, and one that hangs costs
-one conversation. All conversations of a prompt's group begin from one `reset`, as copies: what is compared begins alike.
+One object is the environment of one rollout. Between two turns it is pickled and any process may continue it, so it must be
+plain data (open files, sockets and threads belong into `step`): a worker process that exits loses nothing, and one that hangs
+loses one rollout. All rollouts of a prompt's group start from copies of one `reset`, so that they are comparable.
 """
 
 from __future__ import annotations
@@ -13,24 +13,51 @@ from typing import Protocol
 from kray.records import Prompt
 from kray.rewards.verifiers import Reward
 
-# Text is appended to the conversation as it is, inside the policy's own turn. Messages ({"role": ..., "content": ...})
-# close the policy's turn, go through the tokenizer's chat template and open the next.
+# Text is appended as it is, inside the policy's own turn. Messages ({"role": ..., "content": ...}) end the policy's turn, go
+# through the tokenizer's chat template and open the next turn.
 Observation = str | Sequence[Mapping[str, str]]
 
 
 class Environment(Protocol):
-    """Made with environment.options as keyword arguments. Whatever a method raises is a data failure of the prompt."""
+    """The methods of an environment.
 
-    stops: tuple[str, ...] = ()  # texts that end the policy's turn, beside its end of sequence
+    It is created with environment.options as keyword arguments. An exception that a method raises fails the rollout as a
+    data failure of its prompt.
+
+    Attributes:
+        stops: Texts that end the policy's turn, besides its end-of-sequence token.
+    """
+
+    stops: tuple[str, ...] = ()
 
     def reset(self, prompt: Prompt, seed: int) -> Observation:
-        """Begins. What the policy is told after the prompt and before its first turn: "" where the prompt says all."""
+        """Start a rollout.
+
+        Args:
+            prompt: The prompt of the group.
+            seed: The same for all rollouts of the group.
+
+        Returns:
+            What the policy reads after the prompt and before its first turn; "" for nothing.
+        """
 
     def step(self, action: str) -> tuple[Observation, bool]:
-        """(answer to the policy's turn, whether the conversation is over). The answer that ends it is not looked at.
+        """Reply to a turn of the policy.
 
-        Also called for the last turn that environment.max_turns or the token limit allow, whatever it then answers.
+        Also called for the last turn that environment.max_turns or the token limit allows, whatever is returned then.
+
+        Args:
+            action: Text of the turn.
+
+        Returns:
+            The observation, and whether the rollout is over; the observation of the last turn is not used.
         """
 
     def reward(self) -> float | Reward | None:
-        """In [0, 1], asked once at the end. None: the prompt's verifier judges the policy's last turn."""
+        """Return the reward of the rollout.
+
+        Called once, at the end.
+
+        Returns:
+            A reward in [0, 1]; None: the prompt's verifier scores the policy's last turn.
+        """

@@ -16,12 +16,19 @@ ENVIRONMENTS = {
 
 
 def path_of(name: str) -> str:
-    """pkg.module:Class."""
+    """Return the path pkg.module:Class of an environment given by name or path."""
     return ENVIRONMENTS.get(name, name)
 
 
 def load_object(path: str) -> Any:
-    """What pkg.module:name names. Raises ValueError."""
+    """Import an object.
+
+    Args:
+        path: pkg.module:name.
+
+    Raises:
+        ValueError: The path has another form, the import fails, or the module has no such name.
+    """
     module_name, _, name = path.partition(":")
     if not (module_name and name):
         raise ValueError(f'"{path}": write it as pkg.module:name')
@@ -35,7 +42,14 @@ def load_object(path: str) -> Any:
 
 
 def load_environment(name: str) -> Callable[..., Any]:
-    """The class behind a name. Raises ValueError that names it and says what was looked for."""
+    """Return the class of an environment.
+
+    Args:
+        name: A key of ENVIRONMENTS or pkg.module:Class.
+
+    Raises:
+        ValueError: There is no such environment, or it lacks a method.
+    """
     if ":" not in path_of(name):
         near = difflib.get_close_matches(name, ENVIRONMENTS, n=1)
         hint = f' (did you mean "{near[0]}"?)' if near else ""
@@ -50,21 +64,33 @@ def load_environment(name: str) -> Callable[..., Any]:
 
 
 def stops_of(name: str) -> tuple[str, ...]:
-    """Texts that end a turn in this environment. Raises ValueError."""
+    """Return the texts that end a turn in an environment.
+
+    Raises:
+        ValueError: There is no such environment, or its `stops` is not a tuple of non-empty texts.
+    """
     stops = getattr(load_environment(name), "stops", ())
     if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in stops):
-        raise ValueError(f'"{name}": stops must be a tuple of texts, none of them empty, not {stops!r}')
+        raise ValueError(f'"{name}": stops must be a tuple of non-empty strings, not {stops!r}')
     return tuple(stops)
 
 
 def check_environment(name: str, options: Mapping[str, Any]) -> None:
-    """Raises ValueError unless one can be made with these options, and pickled."""
+    """Check that an environment can be created and pickled.
+
+    Args:
+        name: A key of ENVIRONMENTS or pkg.module:Class.
+        options: Keyword arguments of the class (environment.options).
+
+    Raises:
+        ValueError: It cannot.
+    """
     stops_of(name)
     try:
         environment = load_environment(name)(**options)
     except Exception as error:
-        raise ValueError(f'"{name}" cannot be made with its options: {type(error).__name__}: {error}') from error
+        raise ValueError(f'"{name}" cannot be created with its options: {type(error).__name__}: {error}') from error
     try:
         pickle.loads(pickle.dumps(environment))
     except Exception as error:
-        raise ValueError(f'"{name}" cannot be pickled, as it must be: {type(error).__name__}: {error}') from error
+        raise ValueError(f'"{name}" cannot be pickled, which is required: {type(error).__name__}: {error}') from error

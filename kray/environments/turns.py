@@ -1,6 +1,6 @@
-"""What the environments' processes run: one turn of one conversation, from a pickled environment to the next.
+"""The functions that environment processes run: one turn of one rollout, from a pickled environment to the next.
 
-The pickles are opened in these processes alone; for the driver they are bytes.
+Only these processes unpickle environments; the driver handles them as bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from kray.rewards.verifiers import as_reward
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """state: the environment, pickled. ended: it was asked for its reward, which is None where a verifier is to judge."""
+    """Result of `begin`, `step` or `finish`.
+
+    Attributes:
+        state: The pickled environment; empty when the rollout has ended.
+        observation: What the policy reads next, as text or as messages.
+        ended: Whether the rollout has ended.
+        reward: The environment's reward in [0, 1]; None: a verifier is to score the rollout.
+        detail: Explanation of the reward.
+    """
 
     state: bytes
     observation: str | tuple[dict[str, str], ...] = ""
@@ -28,29 +36,43 @@ class Turn:
     detail: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """As JSON: how it leaves an environment's process."""
+        """Return the turn as JSON-compatible data, the form in which it leaves an environment's process."""
         return {**asdict(self), "state": base64.b64encode(self.state).decode()}
 
     @classmethod
     def read(cls, plain: Any) -> Turn:
-        """From `plain`, after JSON. Raises ValueError, KeyError, TypeError for what is no turn."""
+        """Invert `plain`.
+
+        Raises:
+            ValueError, KeyError, TypeError: The data is not that of a turn.
+        """
         observation, reward, detail = plain["observation"], plain["reward"], plain["detail"]
         if not (reward is None or (isinstance(reward, float) and 0 <= reward <= 1)) or not isinstance(detail, str):
-            raise ValueError("no reward of a turn")
+            raise ValueError(f"reward {reward!r:.80} is not a number in [0, 1] or its detail is not text")
         return cls(base64.b64decode(plain["state"]), _checked(observation), bool(plain["ended"]), reward, detail)
 
 
 def begin(_: str, start: tuple[str, Mapping[str, Any], Prompt, int]) -> Turn:
-    """start: (name, options, prompt, seed)."""
+    """Create and reset an environment.
+
+    Args:
+        _: Unused; the scorer passes a response here.
+        start: (name, options, prompt, seed).
+    """
     name, options, prompt, seed = start
     environment: Environment = load_environment(name)(**options)
     observation = environment.reset(prompt, seed)
     return Turn(pickle.dumps(environment), _checked(observation))
 
 
-def step(action: str, at: tuple[bytes, bool]) -> Turn:
-    """at: (state, whether the policy can say no more)."""
-    state, last = at
+def step(action: str, position: tuple[bytes, bool]) -> Turn:
+    """Pass a turn of the policy to its environment.
+
+    Args:
+        action: Text of the turn.
+        position: (pickled environment, whether this is the policy's last turn).
+    """
+    state, last = position
     environment: Environment = pickle.loads(state)
     observation, done = environment.step(action)
     if done or last:
@@ -59,7 +81,12 @@ def step(action: str, at: tuple[bytes, bool]) -> Turn:
 
 
 def finish(_: str, state: bytes) -> Turn:
-    """The end of a conversation that could have gone on."""
+    """End a rollout that the environment would have continued.
+
+    Args:
+        _: Unused; the scorer passes a response here.
+        state: The pickled environment.
+    """
     return _ended(pickle.loads(state))
 
 
@@ -78,14 +105,16 @@ def _ended(environment: Environment) -> Turn:
 
 
 def _checked(observation: Observation) -> str | tuple[dict[str, str], ...]:
-    """As plain data. Raises ValueError for what is neither text nor messages."""
+    """Return the observation as plain data; raise ValueError if it is neither text nor messages."""
     if isinstance(observation, str):
-        observation.encode()  # half a character is no text
+        observation.encode()  # raises on lone surrogates, which are no text
         return observation
     messages = tuple(dict(message) for message in observation)
     for message in messages:
         if not {"role", "content"} <= set(message) or not all(isinstance(text, str) for text in message.values()):
-            raise ValueError(f"an observation is text or messages with role and content as text, not {message!r:.80}")
+            raise ValueError(
+                f"an observation must be text or messages with role and content as text, not {message!r:.80}"
+            )
     if not messages:
-        raise ValueError('an observation without a message: where there is nothing to say it is ""')
+        raise ValueError('an observation has no messages; return "" for nothing')
     return messages

@@ -1,7 +1,7 @@
-"""Where environments act: processes of their own, each turn under a deadline, so that none can stop a run.
+"""Worker processes for environments, with a deadline for every turn, so that no environment can stop a run.
 
-Every turn that is asked for gets exactly one answer, in the order given: a Turn, or a text that says why there is none.
-A process that dies or hangs is replaced, and the conversations of others go on in its successor.
+Every requested turn gets exactly one result, in the order given: a Turn, or a text with the reason why there is none. A
+process that exits or hangs is replaced, and the rollouts of other environments continue in its successor.
 """
 
 from __future__ import annotations
@@ -14,16 +14,24 @@ from kray.environments.turns import Turn
 from kray.records import Prompt
 from kray.rewards.scorer import Outcome, Scorer
 
-ENVIRONMENT = "environment: "  # begins the reason of a failure that is an environment's
+# Prefix of the reasons of failures that an environment caused.
+ENVIRONMENT = "environment: "
 _TURNS = "kray.environments.turns"
 
 
 class EnvironmentWorkers:
-    """Processes start when first needed. memory_gib: of one process; 0: no limit."""
+    """Processes that run environments; they start when first needed."""
 
     def __init__(self, environment: EnvironmentConfig, memory_gib: float = 4.0, start_timeout_s: float = 60.0):
+        """Create the workers without starting a process.
+
+        Args:
+            environment: The run's environment.
+            memory_gib: Memory limit of one process in GiB; 0: none.
+            start_timeout_s: Seconds for a process to start and import the environment.
+        """
         self.environment = environment
-        # The class as the scorer's default, so that its module is imported before the first turn's deadline runs.
+        # The environment's class is the scorer's default verifier, so that its module is imported before the first deadline.
         self._scorer = Scorer(
             path_of(environment.name),
             workers=environment.workers,
@@ -33,22 +41,44 @@ class EnvironmentWorkers:
         )
 
     async def begin(self, starts: Sequence[tuple[Prompt, int]]) -> list[Turn | str]:
-        """New environments for (prompt, seed). Raises KrayError when no process starts."""
+        """Create and reset environments.
+
+        Args:
+            starts: (prompt, seed) of each.
+
+        Raises:
+            KrayError: No process starts.
+        """
         name, options = self.environment.name, self.environment.options
         items = [(f"{_TURNS}:begin", "", (name, options, prompt, seed)) for prompt, seed in starts]
         return [_turn(outcome) for outcome in await self._scorer.score(items)]
 
     async def step(self, moves: Sequence[tuple[bytes, str, bool]]) -> list[Turn | str]:
-        """What becomes of environments by (state, action, whether it is the policy's last). Raises KrayError as above."""
+        """Pass turns of the policy to their environments.
+
+        Args:
+            moves: (pickled environment, text of the turn, whether it is the policy's last turn) of each.
+
+        Raises:
+            KrayError: No process starts.
+        """
         items = [(f"{_TURNS}:step", action, (state, last)) for state, action, last in moves]
         return [_turn(outcome) for outcome in await self._scorer.score(items)]
 
     async def finish(self, states: Sequence[bytes]) -> list[Turn | str]:
-        """The ends of conversations that could have gone on. Raises KrayError as above."""
+        """End rollouts that their environments would have continued.
+
+        Args:
+            states: The pickled environments.
+
+        Raises:
+            KrayError: No process starts.
+        """
         outcomes = await self._scorer.score([(f"{_TURNS}:finish", "", state) for state in states])
         return [_turn(outcome) for outcome in outcomes]
 
     def close(self) -> None:
+        """End the processes."""
         self._scorer.close()
 
 
@@ -58,4 +88,4 @@ def _turn(outcome: Outcome) -> Turn | str:
     try:
         return Turn.read(outcome.given)
     except (ValueError, KeyError, TypeError) as error:
-        return f"{ENVIRONMENT}its process gave no turn: {type(error).__name__}: {error}"
+        return f"{ENVIRONMENT}its process returned no turn: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Environments by name, the two that kray brings, and the stage on which any of them acts."""
+"""Environments by name, the two that kray ships, and the worker processes that run them."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_every_shipped_environment_loads():
         ("tools", {"tools": ["kray.environments.calculator:nothing"]}, "has no nothing"),
     ],
 )
-def test_what_is_no_environment_is_named(name, options, message):
+def test_invalid_environments_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         check_environment(name, options)
 
 
-def test_a_run_is_refused_before_anything_starts():
+def test_invalid_environment_is_a_config_error():
     for override, message in [
         ("environment.name=calculater", r"environment\.name must be one of .*did you mean calculator"),
         ("environment.max_turns=0", r"environment\.max_turns must be at least 1"),
@@ -70,7 +70,7 @@ def test_a_run_is_refused_before_anything_starts():
 # -- calculator -------------------------------------------------------------------------------------------------------
 
 
-def test_the_calculator_reads_the_arithmetic_prompts():
+def test_calculator_solves_arithmetic_prompts():
     calculator = Calculator(least_first=True)
     for problem in make_problems(KINDS, 400, 0, "train"):
         result, done = calculator.step(f"so [{problem.text[:-1]}]")
@@ -85,7 +85,7 @@ def test_the_calculator_reads_the_arithmetic_prompts():
         max_leaves=6,
     )
 )
-def test_a_result_is_pythons(expression):
+def test_results_equal_pythons(expression):
     try:
         right = eval(expression)
     except ZeroDivisionError:
@@ -98,13 +98,13 @@ def test_a_result_is_pythons(expression):
 @pytest.mark.parametrize(
     "text", ["", "1+", "__import__('os')", "9**9**9", "1" * 61, "a", "(" * 190, "1,2", "'a'*9", "True", "1e400"]
 )
-def test_what_has_no_value_is_answered_and_never_run(text):
+def test_invalid_expressions_are_not_evaluated(text):
     with pytest.raises(ValueError):  # noqa: PT011
         calculate(text)
     assert Calculator(unclear="?").step(f"[{text}]") == ("?", False)
 
 
-def test_without_a_call_the_calculator_is_done():
+def test_calculator_ends_without_a_call():
     assert Calculator().step("12")[1]
     assert Calculator().step("[1+2] is 3")[1]
     assert Calculator(shown="= {}\n").step("[007 + 5]") == ("= 12\n", False)
@@ -114,7 +114,7 @@ def test_without_a_call_the_calculator_is_done():
 # -- tools ------------------------------------------------------------------------------------------------------------
 
 
-def test_tools_answer_each_call_and_whatever_is_wrong_with_it():
+def test_tools_reply_to_each_call():
     tools = Tools(["kray.environments.calculator:calculate"])
 
     def call(text):
@@ -124,7 +124,7 @@ def test_tools_answer_each_call_and_whatever_is_wrong_with_it():
     answers, done = tools.step(f"Let me see. {call(good)} and {call(good)}")
     assert not done
     assert answers == [{"role": "tool", "content": "27"}] * 2
-    for text, said in [
+    for text, message in [
         ("{", "JSONDecodeError"),
         ('{"name": "rm", "arguments": {}}', "no tool 'rm'"),
         ('{"name": "calculate", "arguments": {"x": 1}}', "TypeError"),
@@ -134,27 +134,27 @@ def test_tools_answer_each_call_and_whatever_is_wrong_with_it():
         ((answer,), done) = tools.step(call(text))
         assert not done
         assert answer["content"].startswith("error: ")
-        assert said in answer["content"]
+        assert message in answer["content"]
     assert tools.step("27") == ([], True)
 
 
-# -- the stage --------------------------------------------------------------------------------------------------------
+# -- worker processes --------------------------------------------------------------------------------------------------
 
 
-def on_stage(name: str, work, **settings):
+def run_workers(name: str, work, **settings):
     async def go():
-        stage = EnvironmentWorkers(EnvironmentConfig(name=f"{HERE}:{name}", **settings))
+        workers = EnvironmentWorkers(EnvironmentConfig(name=f"{HERE}:{name}", **settings))
         try:
-            return await asyncio.wait_for(work(stage), 60)
+            return await asyncio.wait_for(work(workers), 60)
         finally:
-            stage.close()
+            workers.close()
 
     return asyncio.run(go())
 
 
 @pytest.fixture(autouse=True)
 def _findable(monkeypatch):
-    """The stage's processes look for modules where this one does."""
+    """Let the workers import the modules of tests/."""
     from pathlib import Path
 
     import sample_environments
@@ -162,35 +162,35 @@ def _findable(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(sample_environments.__file__).parent))
 
 
-def test_a_conversation_goes_from_process_to_process():
-    async def work(stage):
-        (start,) = await stage.begin([(prompt(), 7)])
-        said, states = [], [start.state, start.state]  # two rollouts begin as copies
+def test_environments_move_between_processes():
+    async def work(workers):
+        (start,) = await workers.begin([(prompt(), 7)])
+        observed, states = [], [start.state, start.state]  # two rollouts begin as copies
         for action in ("a", "b", "c"):
-            turns = await stage.step([(state, action + str(i), False) for i, state in enumerate(states)])
-            said.append([turn.observation for turn in turns])
+            turns = await workers.step([(state, action + str(i), False) for i, state in enumerate(states)])
+            observed.append([turn.observation for turn in turns])
             states = [turn.state for turn in turns]
-        return said, turns, await stage.step([(start.state, "x", True)]), await stage.finish([start.state])
+        return observed, turns, await workers.step([(start.state, "x", True)]), await workers.finish([start.state])
 
-    said, turns, cut, finished = on_stage("Echo", work, options={"times": 2}, workers=2)
-    assert said == [["<a0>", "<a1>"], ["<b0>", "<b1>"], ["", ""]]
+    observed, turns, cut, finished = run_workers("Echo", work, options={"times": 2}, workers=2)
+    assert observed == [["<a0>", "<a1>"], ["<b0>", "<b1>"], ["", ""]]
     assert [(turn.ended, turn.reward) for turn in turns] == [(True, 1.0)] * 2
     assert (cut[0].ended, cut[0].reward) == (True, pytest.approx(1 / 3))
     assert (finished[0].ended, finished[0].reward) == (True, 0.0)
 
 
-def test_what_breaks_costs_its_own_conversation_alone():
-    async def work(stage):
-        bad, good = await stage.begin([(prompt("broken"), 0), (prompt(), 0)])
+def test_broken_environment_fails_its_own_rollout_only():
+    async def work(workers):
+        bad, good = await workers.begin([(prompt("broken"), 0), (prompt(), 0)])
         state = good.state
         broken = ["raise", "hang", "die", "unpicklable", "worth2", "half", "number"]
         moves = [(state, action, False) for each in broken for action in (each, "fine")]
         started = time.monotonic()
-        turns = await stage.step(moves)
+        turns = await workers.step(moves)
         return bad, dict(zip(broken, turns[::2], strict=True)), turns[1::2], time.monotonic() - started
 
-    bad, broken, fine, seconds = on_stage("Broken", work, step_timeout_s=1.0)
-    assert bad.startswith("environment: RuntimeError: it does not begin")
+    bad, broken, fine, seconds = run_workers("Broken", work, step_timeout_s=1.0)
+    assert bad.startswith("environment: RuntimeError: it does not start")
     assert all(turn.observation == "go on" for turn in fine)
     for action, why in {
         "raise": "RuntimeError: it broke",
