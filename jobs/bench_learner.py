@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kray.bench import learner as bench
-from kray.config.schema import TrainConfig
+from kray.config.train_schema import TrainConfig
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from kray.config.schema import TrainConfig
+from kray.config.train_schema import TrainConfig
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.learner import Learner
 

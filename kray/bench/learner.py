@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from kray.config.schema import TrainConfig
+from kray.config.train_schema import TrainConfig
 from kray.metrics import TRAIN_ATTENTION_PADDING_RATIO, TRAIN_COMPUTED_TOKENS, TRAIN_GRAD_NORM, TRAIN_PADDING_RATIO
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.learner import Learner, step_rows

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kray.bench.model_families import Case, cases, default_config, tiny_config, tiny_model
-from kray.config.schema import TrainConfig
+from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError
 from kray.metrics import TRAIN_GRAD_NORM
 from kray.train.learner import Learner

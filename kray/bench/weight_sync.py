@@ -18,7 +18,8 @@ import numpy as np
 import ray
 
 from kray.bench.learner import SHAPES, Workload, make_groups, make_model
-from kray.config.schema import RolloutConfig, TrainConfig
+from kray.config.schema import RolloutConfig
+from kray.config.train_schema import TrainConfig
 from kray.rollout.engine import Engine
 from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.pool import Pool, Published

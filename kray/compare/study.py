@@ -32,7 +32,7 @@ import yaml
 
 from kray.config import KrayConfig, changed_keys, flat, load_config, to_yaml
 from kray.config.reading import Loader
-from kray.config.schema import BUILT_WITH
+from kray.config.train_schema import BUILT_WITH
 from kray.errors import ConfigError
 from kray.prompts.sources import test_sources
 

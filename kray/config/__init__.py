@@ -7,6 +7,7 @@ from kray.config.advice import warnings
 from kray.config.export import changed_keys, digest, flat, to_yaml
 from kray.config.loading import kept_config, load_checked, load_config
 from kray.config.preview import derived, preview
+from kray.config.prompts_schema import PromptsConfig, SourceConfig
 from kray.config.redaction import redact
 from kray.config.schema import (
     EnvironmentConfig,
@@ -14,17 +15,15 @@ from kray.config.schema import (
     KrayConfig,
     LoraConfig,
     ModelConfig,
-    PlanConfig,
-    PromptsConfig,
     RewardConfig,
     RolloutConfig,
     RunConfig,
-    SourceConfig,
     TinyPolicyConfig,
     TrackConfig,
-    TrainConfig,
 )
+from kray.config.train_schema import TrainConfig
 from kray.config.validation import check, require
+from kray.plan_modes import PlanConfig
 
 __all__ = [
     "EnvironmentConfig",

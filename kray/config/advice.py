@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 
 from kray import plan_modes as plan_rules
-from kray.config.schema import KrayConfig, TrainConfig, advantage_of
+from kray.config.schema import KrayConfig
+from kray.config.train_schema import TrainConfig, advantage_of
 
 UNIFORM = ("uniform", "weight_only")  # plan modes that give every prompt the same
 GSPO_CLIPS = (3e-4, 4e-4)  # arXiv 2507.18071, section 5.1

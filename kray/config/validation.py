@@ -15,9 +15,11 @@ from typing import Any
 
 from kray import plan_modes as plan_rules
 from kray.config.export import flat
+from kray.config.prompts_schema import SourceConfig
 from kray.config.reading import attribute
 from kray.config.redaction import HIDDEN, is_secret_key
-from kray.config.schema import KrayConfig, SourceConfig, aggregation_of
+from kray.config.schema import KrayConfig
+from kray.config.train_schema import aggregation_of
 from kray.errors import ConfigError
 
 RULES: dict[str, Callable[[float], bool]] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kray.config import KrayConfig, TinyPolicyConfig
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.environments import stops_of
 from kray.errors import ConfigError, DataError
 from kray.prompts import load_prompts, load_tests

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kray.config.schema import PlanConfig
+from kray.plan_modes import PlanConfig
 from kray.planner import Beliefs
 from kray.planner.settings import make_beliefs
 from kray.prompts.sampler import PromptSampler

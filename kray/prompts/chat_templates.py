@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.errors import ConfigError
 from kray.prompts.tokenize import messages_of, render_chat
 from kray.records import Prompt

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.prompts.arithmetic import KINDS, SPLITS, in_test, make_problems
 from kray.records import Prompt, derive_seed

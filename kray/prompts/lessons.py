@@ -14,7 +14,7 @@ from importlib.metadata import version
 from itertools import chain
 from typing import Any, NamedTuple
 
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.prompts.arithmetic import habit
 from kray.prompts.generated import entries_of, judge

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.prompts.columns import parse_json, read_fields, reader
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
-from kray.config.schema import PromptsConfig, SourceConfig
+from kray.config.prompts_schema import PromptsConfig, SourceConfig
 from kray.errors import ConfigError, DataError
 from kray.prompts.fields import FORMATS, content, scalar
 from kray.prompts.generated import arithmetic_prompts, reasoning_prompts

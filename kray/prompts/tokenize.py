@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.records import EncodedPrompt, Prompt
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.environments.turns import Turn
 from kray.environments.workers import ENVIRONMENT, EnvironmentWorkers
 from kray.errors import DataError

@@ -23,7 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from kray.config.schema import BUILT_WITH, LoraConfig, TrainConfig, advantage_of, aggregation_of
+from kray.config.schema import LoraConfig
+from kray.config.train_schema import BUILT_WITH, TrainConfig, advantage_of, aggregation_of
 from kray.errors import ConfigError, KrayError
 from kray.metrics import TRAIN_LOGPROB_GAP_MAX, TRAIN_LR, TRAIN_UPDATE_S
 from kray.records import RolloutGroup

@@ -24,7 +24,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from kray.config.schema import LoraConfig, TrainConfig
+from kray.config.schema import LoraConfig
+from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.records import RolloutGroup
 from kray.train.learner import Learner, step_rows

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from kray.config.schema import TrainConfig
+from kray.config.train_schema import TrainConfig
 from kray.errors import KrayError
 from kray.metrics import (
     TRAIN_ADVANTAGE_CUT_GROUPS,

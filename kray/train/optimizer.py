@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from kray.config.schema import TrainConfig
+from kray.config.train_schema import TrainConfig
 
 
 def _shard(tensor: Tensor) -> Tensor:

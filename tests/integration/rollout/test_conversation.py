@@ -11,7 +11,9 @@ from chat_models import chat_model, programs
 from tiny_pool import PlainLearner, make_pool
 
 from kray.config import load_config
-from kray.config.schema import EnvironmentConfig, RolloutConfig, SourceConfig, TrainConfig
+from kray.config.prompts_schema import SourceConfig
+from kray.config.schema import EnvironmentConfig, RolloutConfig
+from kray.config.train_schema import TrainConfig
 from kray.driver.remote import drive
 from kray.environments.workers import EnvironmentWorkers
 from kray.metrics import documented

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from kray.config.schema import TrainConfig
+from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, KrayError
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.learner_group import LearnerGroup

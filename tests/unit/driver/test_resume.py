@@ -16,12 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kray.config import load_config
+from kray.config.prompts_schema import PromptsConfig
 from kray.config.resume import SETTLED
-from kray.config.schema import AsyncConfig, EnvironmentConfig, KrayConfig, PlanConfig, PromptsConfig, RunConfig
+from kray.config.schema import EnvironmentConfig, KrayConfig, RunConfig
+from kray.config.train_schema import AsyncConfig
 from kray.config.validation import problems
 from kray.driver.stop import Stopped
 from kray.errors import KrayError
-from kray.plan_modes import MODES
+from kray.plan_modes import MODES, PlanConfig
 from kray.train.checkpoints import newest_checkpoint, read_state
 
 HALF, WHOLE = "run.steps=5", "run.steps=9"

@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 
-from kray.config.schema import PlanConfig
 from kray.faults.audit import audit, regenerated, surviving
 from kray.faults.injector import KINDS, plan_faults
+from kray.plan_modes import PlanConfig
 from kray.planner import KnapsackPlanner
 from kray.prompts.sampler import PromptSampler
 

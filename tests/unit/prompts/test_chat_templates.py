@@ -5,7 +5,7 @@ from chat_tokenizers import CHAT, ask, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.errors import ConfigError
 from kray.prompts import encode_prompt
 from kray.prompts.chat_templates import LOOKED_AT, check_template, lost_messages

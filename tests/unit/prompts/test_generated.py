@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.prompts import load_prompts
 from kray.prompts.generated import _pack

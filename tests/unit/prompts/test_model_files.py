@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.errors import ConfigError, DataError
 from kray.prompts.model_files import check_context, load_tokenizer, stop_ids
 from kray.prompts.tokenize import encode_all

@@ -8,7 +8,7 @@ import random
 import pytest
 from mutations import attempt, misspelt, mutated_bytes
 
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.prompts import load_prompts
 

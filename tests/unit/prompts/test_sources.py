@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.config.schema import PromptsConfig, SourceConfig
+from kray.config.prompts_schema import PromptsConfig, SourceConfig
 from kray.errors import ConfigError, DataError
 from kray.prompts import load_prompts, load_tests
 

@@ -7,7 +7,7 @@ from chat_tokenizers import CHAT, NAMELESS, ask, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.prompts import encode_prompt
 from kray.prompts.tokenize import encode_answer, encode_opening

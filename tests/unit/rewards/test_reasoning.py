@@ -11,7 +11,7 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from kray.config import KrayConfig
-from kray.config.schema import SourceConfig
+from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.launch.preflight import check_prompts
 from kray.prompts import load_prompts

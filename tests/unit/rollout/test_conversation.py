@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.config.schema import EnvironmentConfig, EvaluateConfig, RolloutConfig, SourceConfig
+from kray.config.prompts_schema import SourceConfig
+from kray.config.schema import EnvironmentConfig, EvaluateConfig, RolloutConfig
 from kray.driver.evaluation import evaluate
 from kray.driver.tables import sample_rows
 from kray.environments import turns as acts

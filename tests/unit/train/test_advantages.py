@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.config import check
-from kray.config.schema import KrayConfig, LoraConfig, ModelConfig, TrainConfig
+from kray.config.schema import KrayConfig, LoraConfig, ModelConfig
+from kray.config.train_schema import TrainConfig
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.advantages import EPSILON, advantages
 from kray.train.learner import step_rows

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from kray.config.schema import TrainConfig
+from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, KrayError
 from kray.train.learner import step_rows
 from kray.train.metrics import count_nonfinite_steps

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from kray.config.schema import TrainConfig
+from kray.config.train_schema import TrainConfig
 from kray.train.learner import step_rows
 
 CHANGES = {

@@ -1,0 +1,149 @@
+"""The sections `train` and `async` of a configuration; see kray/config/schema.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainConfig:
+    """The learner and its update."""
+
+    ranks: int = 1
+    """Learner ranks. Each is a Ray actor; model and optimizer are sharded over them with FSDP2."""
+
+    cpus_per_rank: int = 1
+    """CPU cores of a rank."""
+
+    gpus_per_rank: int = 0
+    """GPUs of a rank: 0 (CPU) or 1."""
+
+    lr: float = 1e-6
+    """Learning rate of AdamW."""
+
+    lr_warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+
+    beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+
+    beta2: float = 0.999
+    """AdamW's decay of the second moment."""
+
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+
+    grad_clip: float = 1.0
+    """Largest global gradient norm. 0: no clipping."""
+
+    loss: str = "dapo"
+    """grpo (arXiv 2402.03300), dr_grpo (2503.20783) or dapo (2503.14476): PPO's clip with the advantage and aggregation of the
+    paper. gspo (2507.18071): clips the ratio of whole rollouts; its paper's clips are 3e-4 and 4e-4. cispo (2506.13585): bounds
+    the weight of each token, and no token loses its gradient; its paper bounds it from above alone, which is clip_low 1."""
+
+    clip_low: float = 0.2
+    """Ratios below 1 - clip_low are clipped."""
+
+    clip_high: float = 0.28
+    """Ratios above 1 + clip_high are clipped."""
+
+    advantage: str = "auto"
+    """std: divided by the standard deviation of the group. mean: not divided. auto: as in the paper of the loss."""
+
+    aggregation: str = "auto"
+    """How rollouts are averaged: token_mean, sequence_mean, prompt_mean, constant (Dr. GRPO: divided by `constant_tokens`) or
+    auto (as in the paper of the loss). In all but prompt_mean a group of N rollouts counts N times. prompt_mean removes that
+    factor only: the expected gradient of a group still grows with N, as E[sqrt(k/N (1 - k/N))] with `advantage: std` (at
+    success rate 1/2: .25 for N = 2, .49 for 32) and as p (1 - p) (N - 1) / N with `advantage: mean`. The planner's weights
+    multiply whatever is chosen here; a group of weight 0 is in no sum and no denominator."""
+
+    constant_tokens: int = 0
+    """Denominator of `aggregation: constant`, in tokens; usually `rollout.max_response_tokens`."""
+
+    advantage_clip: float = 0.0
+    """Largest size of an advantage. 0: no bound. The only success among N rollouts has sqrt(N - 1)."""
+
+    tis: float = 0.0
+    """Upper bound of the truncated importance weight between engine and learner; 2 is usual. 0: no such weight."""
+
+    kl: float = 0.0
+    """Coefficient of the KL divergence from the start model, on the rollouts that have an advantage. 0: no such term."""
+
+    lr_scaling: str = "none"
+    """none, sqrt or linear: multiply the learning rate by the share of groups with a gradient, to the power 0, 1/2 or 1. Adam
+    undoes the size of gradients, so that without it a step with few informative prompts moves the policy as far as any other,
+    with more noise."""
+
+    max_nonfinite: int = 5
+    """Steps in a row whose gradient is not finite, each of them skipped, before the run stops. 0: no limit."""
+
+    updates: int = 1
+    """Optimizer steps of one step. Groups are divided evenly among them."""
+
+    microbatch_tokens: int = 16384
+    """Tokens of one forward pass on one rank, padding included."""
+
+    packing: bool = True
+    """Put sequences one behind the other without padding and compute a group's prompt once. Models that cannot be packed are
+    padded anyway."""
+
+    reduce_each_microbatch: bool = False
+    """Reduce gradients after each micro-batch, on several ranks: less memory, because no rank holds a whole gradient, and more
+    communication."""
+
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    compile: bool = False
+    """Compile the decoder layers with torch.compile."""
+
+    timeout_s: float = 1800.0
+    """Deadline for one update in seconds."""
+
+    max_restarts: int = 3
+    """Restarts of the learner after a rank was lost or did not answer. All ranks start again; see `run.max_restarts`."""
+
+
+# Keys of `train` with which learner ranks are built; the others may change between two runs on the same ranks.
+BUILT_WITH = (
+    "ranks",
+    "cpus_per_rank",
+    "gpus_per_rank",
+    "kl",
+    "packing",
+    "activation_checkpointing",
+    "compile",
+    "timeout_s",
+)
+
+# The advantage and the aggregation of each loss's paper.
+PAPERS = {
+    "grpo": ("std", "sequence_mean"),
+    "dr_grpo": ("mean", "constant"),
+    "dapo": ("std", "token_mean"),
+    "gspo": ("std", "sequence_mean"),
+    "cispo": ("std", "token_mean"),
+}
+
+
+def advantage_of(train: TrainConfig) -> str:
+    """Return the advantage in use: std or mean."""
+    return PAPERS[train.loss][0] if train.advantage == "auto" else train.advantage
+
+
+def aggregation_of(train: TrainConfig) -> str:
+    """Return the aggregation in use: token_mean, sequence_mean, prompt_mean or constant."""
+    return PAPERS[train.loss][1] if train.aggregation == "auto" else train.aggregation
+
+
+@dataclass
+class AsyncConfig:
+    """Overlap of generation and learning. Policy version s, the policy after s updates, learns from step s."""
+
+    max_staleness: int = 0
+    """0: strictly on-policy; engines wait while the learner updates. n: generation runs up to n steps ahead of the learner,
+    engines take new weights without losing the rollouts they are generating, and no token is older than n versions when it is
+    learned from. Above 0 it needs `train.tis`, which corrects for the difference."""
