@@ -82,8 +82,7 @@ def real(options: argparse.Namespace) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             make_model("3m", folder)
-            found = bench.measure(folder, "3m", engines, options.sequences, options.groups, options.rounds,
-                                  lambda line: print(line, flush=True))  # fmt: skip
+            found = bench.measure(folder, "3m", engines, options.sequences, options.groups, options.rounds)  # fmt: skip
     finally:
         ray.shutdown()
     heads = ("tasks", "makespan s", "rollouts/s", "busy share", "cpu s", "schedule us", "driver us")

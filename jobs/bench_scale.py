@@ -46,13 +46,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from kray.bench import driver_scale as scale
     from kray.bench import engine_model as fleet
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
     with tempfile.TemporaryDirectory(prefix="kray-scale-") as folder:
-        known, planner = scale.beliefs(options.known, Path(folder), say)
+        known, planner = scale.beliefs(options.known, Path(folder))
     costs = {n: 1e6 * fleet.overhead(n, 100_000) for n in (1, 100, 1000)}
-    say("schedule alone: " + ", ".join(f"{us:.1f} us a task on {n} engines" for n, us in costs.items()))
+    print("schedule alone: " + ", ".join(f"{us:.1f} us a task on {n} engines" for n, us in costs.items()))
     steps, first = [], 0
     for prompts in options.prompts:
         for engines in options.engines:
@@ -70,13 +67,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             parts = ", ".join(
                 f"{name} {seconds:.2f}" for name, seconds in row["parts_s"].items() if name != "simulation"
             )
-            say(
+            print(
                 f"{engines:5} engines, {prompts} prompts, {row['rollouts']} rollouts, {row['tasks']} tasks: collected in "
                 f"{row['collect_s']:.2f} s ({row['driver_s']:.2f} s of the driver, {row['us_a_task']:.0f} us a task, "
                 f"{row['rollouts_per_s']:,.0f} rollouts/s), {row['memory_gib']:.1f} GiB; of which {parts}"
             )
     rows = scale.rows_row(collected)
-    say(f"to the learner: rows {rows['rows_s']:.2f} s, {rows['mib']:.0f} MiB, pickled in {rows['pickle_s']:.2f} s")
+    print(f"to the learner: rows {rows['rows_s']:.2f} s, {rows['mib']:.0f} MiB, pickled in {rows['pickle_s']:.2f} s")
     return {"beliefs": known, "schedule_us": costs, "steps": steps, "rows": rows}
 
 

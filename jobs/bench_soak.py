@@ -39,7 +39,7 @@ def main() -> None:
         config = soak.soak_config(options.config, options.keep or folder, options.steps, options.overrides)
         model = find_model(config)
         connect(config)
-        found = soak.run_soak(config, model, options.every, lambda line: print(line, flush=True))
+        found = soak.run_soak(config, model, options.every)
     print(soak.table(found["series"]))
     if options.json:
         versions = {name: version(name) for name in ("ray", "torch", "mlflow")} | {"python": platform.python_version()}

@@ -52,27 +52,24 @@ def measure(options: argparse.Namespace, folder: str) -> tuple[dict[str, Any], K
     from kray.bench import trl as rival
     from kray.bench.step_parts import run_alone
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
     total = options.steps + options.warm
     config = bench.step_config(options.config, folder, options.prompts, options.rollouts, total, options.overrides)
-    python = "" if options.skip_trl else rival.find_python(options.trl_python, say)
+    python = "" if options.skip_trl else rival.find_python(options.trl_python)
     model = find_model(config)
     busy: dict[str, float] = {"kray": bench.elsewhere()}
     found: dict[str, Any] = {"elsewhere": busy}
     connect(config)
     found["kray"] = bench.run_kray(config, model, options.warm)
-    say("engine and learner alone, by turns")
+    print("engine and learner alone, by turns", flush=True)
     busy["alone"] = bench.elsewhere()
     found["alone"] = run_alone(config, model, total, options.warm)
     ray.shutdown()
     if not options.skip_trl:
         busy["TRL"] = bench.elsewhere()
         prompts = bench.prompts_of(config, model, total)
-        found["trl"] = rival.run_trl(python, config, model, prompts, options.warm, not options.skip_batched, say)
+        found["trl"] = rival.run_trl(python, config, model, prompts, options.warm, not options.skip_batched)
     found |= bench.ratios(found)
-    say(bench.table(found))
+    print(bench.table(found), flush=True)
     return found, config
 
 

@@ -46,7 +46,7 @@ def main() -> int:
     if arguments.check:
         from kray.launch.check import inspect
 
-        samples = inspect(study.base, print).samples
+        samples = inspect(study.base).samples
         done = len(study.children) - len(todo)
         print(f"{study.describe()}\nmethods  {', '.join(study.methods)}\nfolder   {study.folder}\ndone     {done}\n"
               f"to run   {len(todo)}")  # fmt: skip

@@ -49,11 +49,11 @@ def main() -> int:
     if not arguments.check:
         load_both(config)
     if checkpoint is not None:
-        checkpoint = newest_intact(checkpoint, print, set_aside=not arguments.check)
+        checkpoint = newest_intact(checkpoint, set_aside=not arguments.check)
         if checkpoint is None:
             raise ConfigError("resume: no checkpoint is left; start a new run")
     if arguments.check:
-        print(check(config, checkpoint, arguments.cluster, print))
+        print(check(config, checkpoint, arguments.cluster))
         return 0
     for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
         print(line)

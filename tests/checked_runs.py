@@ -33,4 +33,4 @@ def load_parts_of(config: KrayConfig):
     from kray.driver.prepare import encode, load_sources, read_tiny
 
     reader = read_tiny(config, config.model.tiny)
-    return [pair for one in load_sources(config, "train", print) for pair in encode(config, one, reader, print).encoded]
+    return [pair for one in load_sources(config, "train") for pair in encode(config, one, reader).encoded]

@@ -1,6 +1,6 @@
 """The real training loop on a fleet whose policy tosses coins: what a run remembers can be tried in milliseconds.
 
-Prompts, sampler, planner, beliefs, ledger, quarantine, checkpoints and their folders are the real ones. Engines and learner
+Prompts, sampler, planner, beliefs, recorder, quarantine, checkpoints and their folders are the real ones. Engines and learner
 are replaced: a response is right with a probability that depends on its prompt and on the policy's version, drawn from the
 rollout's own seed, and the learner's weight is a number that depends on every reward it has seen.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from kray.config import KrayConfig, load_config, require
 from kray.driver.components import Components, make_features
 from kray.driver.loop import Training
+from kray.driver.output import SilentConsole
 from kray.driver.restore import make_admission, prior_labels
 from kray.driver.state import RunState
 from kray.driver.stop import Stop, Stopped
@@ -211,11 +212,8 @@ def begin(
         state = RunState.from_dict(read_state(checkpoint))
         parts.load(state)
         fleet.learners.load(checkpoint / "learner")
-    said: list[str] = []
     store = CheckpointStore(folder, config.run.keep_checkpoints)
-    training = kind(config, parts, state, fleet, record or Record(), store, Stop(), said.append)
-    training.said = said
-    return training
+    return kind(config, parts, state, fleet, record or Record(), store, Stop(), SilentConsole())
 
 
 def train(training: Training) -> Exception | None:

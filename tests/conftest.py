@@ -88,7 +88,7 @@ def make_warm(cache: Path, **settings) -> Path:
     from kray.train.tiny_policy import ensure_tiny_policy
 
     shape = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 64, "warmup_steps": 20}
-    return ensure_tiny_policy(TinyPolicyConfig(**shape, **settings), cache, progress=lambda line: None)
+    return ensure_tiny_policy(TinyPolicyConfig(**shape, **settings), cache)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

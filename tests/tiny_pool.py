@@ -47,7 +47,7 @@ class PlainLearner:
         return Published(version, ray.put(weights), weights.checksum, probe, self.logprobs(probe))
 
 
-def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, reads_text: bool = False, **changes):
+def make_pool(folder, engines: int, label: str, reads_text: bool = False, **changes):
     from kray.rollout.engine_spec import EngineSpec
     from kray.rollout.pool import Pool
 
@@ -65,7 +65,7 @@ def make_pool(folder, engines: int, label: str, lines: list[str] | None = None, 
         seed=0,
         reads_text=reads_text,
     )
-    return Pool(rollout, spec, label, (lines if lines is not None else []).append)
+    return Pool(rollout, spec, label)
 
 
 def tasks(count: int, rollouts: int = 4, first_id: int = 0, max_tokens: int = 12, timeout_s: float = 120.0):
@@ -102,13 +102,13 @@ class RunningPool:
     """
 
     def __init__(self, folder, engines: int, label: str):
-        self.learner, self.lines = PlainLearner(folder), []
+        self.learner = PlainLearner(folder)
         self._loop, self._version, self._task_id = asyncio.new_event_loop(), -1, 0
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self.pool = self.run(self._start(folder, engines, label))
 
     async def _start(self, folder, engines: int, label: str):
-        pool = make_pool(folder, engines, label, self.lines)
+        pool = make_pool(folder, engines, label)
         pool.start()
         return pool
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ from kray.rollout.outcome import EngineReport
 from kray.rollout.pool import Pool
 from kray.rollout.scheduler import Schedule
 from kray.train.checkpoints import CheckpointStore
+
+logger = logging.getLogger(__name__)
 
 SEQUENCES = 256  # of one engine
 PROMPT_TOKENS = 200
@@ -73,7 +76,7 @@ class Stopwatch:
         setattr(owner, method, timed)
 
 
-def beliefs(prompts: int, folder: Path, say: Callable[[str], None]) -> tuple[dict[str, float], KnapsackPlanner]:
+def beliefs(prompts: int, folder: Path) -> tuple[dict[str, float], KnapsackPlanner]:
     """A planner that has visited so many prompts: figures of what it holds, and of a checkpoint of it."""
     rng, clock, before = np.random.default_rng(0), Stopwatch(), memory_gib()
     ids = [f"train/{i}" for i in range(prompts)]
@@ -109,7 +112,7 @@ def beliefs(prompts: int, folder: Path, say: Callable[[str], None]) -> tuple[dic
         "load_s": time.perf_counter() - started,
         "checkpoint_mib": size / 2**20,
     }
-    say(
+    logger.info(
         f"{prompts:,} prompts: beliefs {grown:.2f} GiB, refit {found['refit_s']:.2f} s, sampler {found['sampler_s']:.2f} s "
         f"(once an epoch), checkpoint {found['checkpoint_mib']:.0f} MiB: {found['state_s']:.2f} s of the driver, then "
         f"{commit_s:.2f} s in the background; to load it {found['load_s']:.2f} s"
@@ -180,7 +183,7 @@ def make_tokenizer() -> Any:
 def make_pool(config: KrayConfig, clock: Stopwatch, tokens: int) -> Pool:
     """A real pool whose engines serve, without an actor behind them."""
     spec = EngineSpec("", "bfloat16", 4096, SEQUENCES, 1, 0, 0.0, 0.0, True, 0)
-    pool = Pool(config.rollout, spec, "scale", lambda line: None)
+    pool = Pool(config.rollout, spec, "scale")
     for tender in pool.engines:
         tender.needed = True
         tender.health.mark_needed()

@@ -9,6 +9,7 @@ the running mean of the rounds before, as in training.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.pool import Pool, Published
 from kray.rollout.scheduler import Schedule, largest_part, split_rollouts
 from kray.weight_sync.flat_weights import FlatWeights
+
+logger = logging.getLogger(__name__)
 
 START_S = 300.0
 LONGEST = 384  # response tokens
@@ -117,7 +120,6 @@ def measure(
     max_sequences: int = 32,
     prompts: int = 64,
     rounds: int = 5,
-    log: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
     """Figures of every policy, median over the rounds after a first that is left out; needs a Ray cluster.
 
@@ -126,14 +128,12 @@ def measure(
     inside the schedule, of the thread that drives the pool, and of its whole process, Ray's threads included.
     """
     spec = EngineSpec(folder, "float32", 512, max_sequences, 1, 0, 0.25, 0.0, True, 0)
-    pool = Pool(RolloutConfig(engines=engines, start_timeout_s=START_S), spec, "bench", log)
+    pool = Pool(RolloutConfig(engines=engines, start_timeout_s=START_S), spec, "bench")
     groups = Groups.make(prompts, SHAPES[shape][-1], 0)
-    return asyncio.run(_rounds(pool, _publication(folder), groups, rounds, log))
+    return asyncio.run(_rounds(pool, _publication(folder), groups, rounds))
 
 
-async def _rounds(
-    pool: Pool, published: Published, groups: Groups, rounds: int, log: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
+async def _rounds(pool: Pool, published: Published, groups: Groups, rounds: int) -> dict[str, dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
     first_id = 0
     pool.start()
@@ -158,7 +158,7 @@ async def _rounds(
                 if number:
                     found[name].append(row)
                 kind = f"round {number} of {rounds}" if number else "warm-up"
-                log(
+                logger.info(
                     f"{kind}: {name}: {row['makespan_s']:.2f} s, busy {_shares(row['busy'])}, cpu {sum(row['cpu_s']):.2f} s"
                 )
             groups.expected = (groups.expected + sums / groups.budgets / len(POLICIES)) / 2

@@ -8,9 +8,10 @@ which caches fill; what must grow with the steps (records on disk) by whether it
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from kray.config import KrayConfig, load_checked
 from kray.driver.remote import drive
 from kray.driver.run_folder import run_folder
 from kray.metrics import TIMING_S_STEP
+
+logger = logging.getLogger(__name__)
 
 # Long in steps, short in seconds: everything that a run does beside learning happens, and more often than usual.
 OVERRIDES = (
@@ -57,7 +60,7 @@ def soak_config(path: str, folder: str, steps: int, overrides: Sequence[str]) ->
     return load_checked(path, [*OVERRIDES, f"run.dir={folder}", f"run.steps={steps}", "run.name=soak", *overrides])
 
 
-def run_soak(config: KrayConfig, model: str, every_s: float, say: Callable[[str], None]) -> dict[str, Any]:
+def run_soak(config: KrayConfig, model: str, every_s: float) -> dict[str, Any]:
     """Trains through the real driver and watches it. Needs a Ray that this process has started."""
     folder = run_folder(config)
     watch = _Watch(folder, every_s)
@@ -68,7 +71,7 @@ def run_soak(config: KrayConfig, model: str, every_s: float, say: Callable[[str]
     finally:
         watch.end()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    say(f"{len(watch.samples)} samples over {time.monotonic() - started:.0f} s")
+    logger.info(f"{len(watch.samples)} samples over {time.monotonic() - started:.0f} s")
     return {"run_s": time.monotonic() - started, "samples": watch.samples, "series": judge(watch.samples, rows)}
 
 

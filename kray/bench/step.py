@@ -136,7 +136,7 @@ def prompts_of(config: KrayConfig, model: str, steps: int) -> list[list[dict[str
     """Text and answer of the prompts of each step, in the driver's order."""
     from kray.driver.components import load_components
 
-    components = load_components(config, model, print)
+    components = load_components(config, model)
     chosen = [components.choose(step)[0] for step in range(steps)]
     return [[{"prompt": prompt.text or "", "answer": prompt.answer} for prompt, _ in pairs] for pairs in chosen]
 

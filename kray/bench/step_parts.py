@@ -33,7 +33,7 @@ def run_alone(config: KrayConfig, model: str, steps: int, warm: int) -> dict[str
     generate_s: from the tasks' departure to the last rollouts' arrival; update_s: from the rows' departure to the metrics'
     arrival; engine_busy_s (mean over engines) and learner_busy_s: as these count it themselves.
     """
-    components = load_components(config, model, print)
+    components = load_components(config, model)
     spec = engine_spec(config, model)
     options = {"num_cpus": spec.cpus, "max_concurrency": 4, "runtime_env": {"env_vars": spec.environment()}}
     engines = [EngineActor.options(**options).remote(spec) for _ in range(config.rollout.engines)]

@@ -6,13 +6,13 @@ TRL needs other versions of the same packages than kray, so kray/bench/trl_child
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
 import tempfile
 import threading
 import venv
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from kray.config import KrayConfig
 from kray.errors import ConfigError, KrayError
 from kray.train.tiny_files import default_cache
 
+logger = logging.getLogger(__name__)
+
 PACKAGES = ("torch==2.13.0", "trl==1.16.0")  # installed one after the other, so that the CPU build of torch stays
 INSTALL_TIMEOUT_S = 1800.0
 RUN_TIMEOUT_S = 900.0
@@ -30,10 +32,8 @@ LEARNING = ("clip_low", "clip_high", "lr", "weight_decay", "beta1", "beta2", "ep
 MICROBATCHES = (1, 4, 8)  # in which TRL takes a step's rollouts; smaller ones fit a core's cache
 TRY_STEPS, TRY_BATCHED_STEPS = 6, 3  # after the warm-up: of the last ones the fastest counts
 
-Say = Callable[[str], None]
 
-
-def find_python(given: str, say: Say) -> str:
+def find_python(given: str) -> str:
     """A Python that has TRL: the given one, else that of the cache, which is filled first when it is empty."""
     if given:
         if not shutil.which(given):
@@ -43,18 +43,18 @@ def find_python(given: str, say: Say) -> str:
     python, done = folder / "bin" / "python", folder / "installed"
     if done.is_file() and done.read_text().split() == list(PACKAGES):
         return str(python)
-    say(f"TRL: making a virtual environment in {folder}, some minutes, once")
+    logger.info(f"TRL: making a virtual environment in {folder}, some minutes, once")
     venv.create(folder, with_pip=True, clear=True)
     for package in ("pip", *PACKAGES):
-        say(f"TRL: installing {package}")
+        logger.info(f"TRL: installing {package}")
         command = [str(python), "-m", "pip", "install", "--quiet", "--upgrade", package]
-        _call(command, INSTALL_TIMEOUT_S, dict(os.environ), say)
+        _call(command, INSTALL_TIMEOUT_S, dict(os.environ))
     done.write_text("\n".join(PACKAGES))
     return str(python)
 
 
 def run_trl(
-    python: str, config: KrayConfig, model: str, prompts: list[list[dict[str, str]]], warm: int, batched: bool, say: Say
+    python: str, config: KrayConfig, model: str, prompts: list[list[dict[str, str]]], warm: int, batched: bool
 ) -> dict[str, Any]:
     """Trains on the same prompts (of each step: text and answer); medians of the fastest setting after `warm` steps.
 
@@ -75,21 +75,23 @@ def run_trl(
         "threads": cores,
         "candidates": [{"microbatches": m, "batched": b, "steps": min(warm + n, len(prompts))} for m, b, n in tries],
     } | {name: train[name] for name in LEARNING}
-    say(f"TRL: tries {len(tries)} settings, then trains {len(prompts)} steps with the fastest, on {cores} threads")
+    logger.info(
+        f"TRL: tries {len(tries)} settings, then trains {len(prompts)} steps with the fastest, on {cores} threads"
+    )
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder, "job.json"), Path(folder, "answer.json")
         asked.write_text(json.dumps(job))
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment |= {"OMP_NUM_THREADS": str(cores), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         script = str(Path(__file__).with_name("trl_child.py"))
-        _call([python, "-W", "ignore", script, str(asked), str(answer)], RUN_TIMEOUT_S, environment, say)
+        _call([python, "-W", "ignore", script, str(asked), str(answer)], RUN_TIMEOUT_S, environment)
         found = json.loads(answer.read_text())
     step_s = float(np.median(found["steps_s"][warm:]))
     parts = {part: float(np.median(found[f"{part}_steps"][warm:])) for part in ("generate_s", "prepare_s")}
     return found | parts | {"step_s": step_s, "rollouts_per_s": found["rollouts_per_step"] / step_s}
 
 
-def _call(command: list[str], timeout_s: float, environment: dict[str, str], say: Say) -> None:
+def _call(command: list[str], timeout_s: float, environment: dict[str, str]) -> None:
     """Runs a command and says its lines that begin with "TRL: ". Raises KrayError with its last lines."""
     lines: list[str] = []
     process = subprocess.Popen(
@@ -102,7 +104,7 @@ def _call(command: list[str], timeout_s: float, environment: dict[str, str], say
         for line in process.stdout:
             lines.append(line.rstrip())
             if line.startswith("TRL: "):
-                say(lines[-1])
+                logger.info(lines[-1])
         process.wait()
     finally:
         watch.cancel()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from kray.config import flat, to_yaml
 from kray.driver.actor import Driver
 from kray.driver.components import Components, load_components
 from kray.driver.console import Summary
+from kray.driver.output import Console, SilentConsole, logged_to
 from kray.driver.state import RunState
 from kray.driver.stop import Stopped
 from kray.driver.workers import Workers
@@ -32,7 +34,10 @@ from kray.monitor.durations import format_duration
 from kray.tracking import Tracker, prompts_digest
 from kray.train.checkpoints import CheckpointStore
 
-NEWS_EVERY_S = 20.0  # between lines about the child under way
+logger = logging.getLogger(__name__)
+
+# Seconds between two lines about the child that is being trained.
+LINE_EVERY_S = 20.0
 PARENT = "parent.json"
 
 
@@ -61,13 +66,13 @@ class Comparison(Driver):
 
     async def compare(self) -> AsyncIterator[str | Outcome]:
         """Runs the children that are not done, writes the report; yields lines, and an Outcome at the end."""
-        async for item in self._tell(self._compare()):
+        async for item in self._stream(self._compare()):
             yield item
 
     async def _compare(self) -> Outcome:
         study, todo = self.study, self.study.todo()
         keep(study)
-        self.say(f"{study.folder}: {study.describe()}; {len(study.children) - len(todo)} done, {len(todo)} to run")
+        logger.info(f"{study.folder}: {study.describe()}; {len(study.children) - len(todo)} done, {len(todo)} to run")
         parent = await asyncio.to_thread(self._open_parent)
         ending = "FAILED"
         try:
@@ -75,7 +80,7 @@ class Comparison(Driver):
                 if todo:
                     await self._run_all(todo, parent)
             except Stopped:
-                self.say(f"stopping: {self._stop.reason}; done children stay done, the one under way begins anew")
+                logger.info(f"stopping: {self._stop.reason}; done children stay done, the one under way begins anew")
             report = await asyncio.to_thread(write_report, study)
             for file in report.files:
                 parent.log_file(file, "report")
@@ -84,8 +89,7 @@ class Comparison(Driver):
             return Outcome(str(study.folder), done, len(study.children), self._stop.reason, report.page,
                            parent.open_command, report.verdicts)  # fmt: skip
         finally:
-            for missing in await asyncio.to_thread(parent.finish, ending):
-                self.say(f"warning: {missing}")
+            await asyncio.to_thread(parent.finish, ending)
 
     def _open_parent(self) -> Tracker:
         """The MLflow run that the children belong to; the same one when the comparison goes on."""
@@ -111,7 +115,7 @@ class Comparison(Driver):
         start = study.folder / f".start-{os.getpid()}"  # another command may be at other children of the same folder
         workers = self._workers()
         try:
-            components = load_components(study.base, self.model_path, self.say)
+            components = load_components(study.base, self.model_path)
             await workers.start(None, self._next_versions(0), components.probe)
             assert workers.pool.published is not None
             variables = [source.chat_template_kwargs for source in (study.base.prompts.train, study.base.prompts.test)]
@@ -128,7 +132,7 @@ class Comparison(Driver):
                 await self._run_child(child, workers, start, parent.mlflow_run_id, f"{number}/{len(todo)}")
                 left_s = sorted(self._took)[len(self._took) // 2] * (len(todo) - number)
                 if number < len(todo):
-                    self.say(f"  {len(todo) - number} to run, about {format_duration(left_s)}")
+                    logger.info(f"  {len(todo) - number} to run, about {format_duration(left_s)}")
         finally:
             await workers.close()
             shutil.rmtree(start, ignore_errors=True)
@@ -143,9 +147,25 @@ class Comparison(Driver):
         started = time.monotonic()
         shutil.rmtree(child.folder, ignore_errors=True)
         child.folder.mkdir(parents=True)
+        console = ChildConsole(self.console, f"[{place}] {child.name}: ", child.folder / "log.txt")
+        with logged_to(console):
+            summary, run_id = await self._train_child(child, workers, start, parent_id, place, console)
+        # The figures are what is asked of a comparison.
+        shutil.rmtree(child.folder / "checkpoints", ignore_errors=True)
+        took_s = time.monotonic() - started
+        child.finish({"took_s": took_s, "mlflow_run_id": run_id, "summary": shown(summary), "origin": self._origin})
+        self._took.append(took_s)
+        before, after = summary.accuracy_before, summary.accuracy_after
+        logger.info(f"[{place}] {child.name}: sampled accuracy {before:.3f} -> {after:.3f}, {format_duration(took_s)}")
+
+    async def _train_child(
+        self, child: Child, workers: Workers, start: Path, parent_id: str, place: str, console: ChildConsole
+    ) -> tuple[Summary, str]:
+        """Return how the child's training ended, and its MLflow run."""
         config = child.config
-        tell = Throttled(self.say, f"[{place}] {child.name}: ", child.folder / "log.txt")
-        components = load_components(config, self.model_path, tell)
+        # What is to be known about prompts has been reported once, for all children.
+        with logged_to(ChildConsole(SilentConsole(), "", console.file)):
+            components = load_components(config, self.model_path)
         if child.oracle:
             components = replace(components, planner=OraclePlanner.of(config.plan))
         variables = config.prompts.train.chat_template_kwargs
@@ -157,7 +177,7 @@ class Comparison(Driver):
             base = self._next_versions(config.run.steps)
             await self._stop.unless(begin(workers, child, start, base, components))
             store = CheckpointStore(child.folder, 1)
-            training = ComparedTraining(config, components, state, workers, tracker, store, self._stop, tell, base)
+            training = ComparedTraining(config, components, state, workers, tracker, store, self._stop, console, base)
             if self.study.exact:
                 tokens = config.rollout.max_response_tokens
                 training.exact = ExactRates(workers.learners, components.tokenizer, components.stop_ids, tokens)
@@ -168,17 +188,8 @@ class Comparison(Driver):
             ending = "KILLED"
             raise
         finally:
-            lost = await asyncio.to_thread(tracker.finish, ending)
-            for missing in lost:
-                self.say(f"warning: {missing}")
-        shutil.rmtree(child.folder / "checkpoints", ignore_errors=True)  # figures are what is asked of a comparison
-        summary = training.summary()
-        took_s = time.monotonic() - started
-        run_id, told = state.mlflow_run_id, shown(summary)
-        child.finish({"took_s": took_s, "mlflow_run_id": run_id, "summary": told, "origin": self._origin})
-        self._took.append(took_s)
-        before, after = summary.accuracy_before, summary.accuracy_after
-        self.say(f"[{place}] {child.name}: sampled accuracy {before:.3f} -> {after:.3f}, {format_duration(took_s)}")
+            await asyncio.to_thread(tracker.finish, ending)
+        return training.summary(), state.mlflow_run_id
 
     def _open_child(self, child: Child, parent_id: str) -> Tracker:
         tags = {"mlflow.parentRunId": parent_id, "kray.method": child.method, "kray.seed": child.seed}
@@ -201,17 +212,18 @@ def shown(summary: Summary) -> dict[str, Any]:
                                                    "rollouts", "tokens", "elapsed_s", "engine_deaths")}  # fmt: skip
 
 
-class Throttled:
-    """Writes every line to a file, and says the newest one now and then."""
+class ChildConsole(Console):
+    """Writes every line of a child to a file; prints warnings at once, and of the other lines the newest now and then."""
 
-    def __init__(self, say: Callable[[str], None], prefix: str, file: Path):
-        self.say, self.prefix, self.file = say, prefix, file
-        self._said = time.monotonic()
+    def __init__(self, console: Console, prefix: str, file: Path):
+        self.console, self.prefix, self.file = console, prefix, file
+        self._printed = time.monotonic()
 
-    def __call__(self, line: str) -> None:
+    def print(self, line: str, urgent: bool = False) -> None:
+        """Write the line; print it with the child's prefix when it is its turn."""
         with self.file.open("a") as file:
             file.write(line + "\n")
         now = time.monotonic()
-        if now - self._said > NEWS_EVERY_S:
-            self._said = now
-            self.say(self.prefix + line)
+        if urgent or now - self._printed > LINE_EVERY_S:
+            self._printed = now
+            self.console.print(self.prefix + line)

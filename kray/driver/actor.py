@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from kray.driver.components import Components, load_components, unlearned
 from kray.driver.console import Summary, start_line
 from kray.driver.evaluation import Evaluation, judge
 from kray.driver.loop import Training
+from kray.driver.output import Console, logged_to
 from kray.driver.recovery import Begin, Recovery
 from kray.driver.restore import reading
 from kray.driver.state import RunState, check_same_prompts
@@ -32,9 +35,41 @@ from kray.tracking.mlflow_store import UnknownRun
 from kray.train.checkpoints import CheckpointStore, newest_checkpoint, newest_intact, read_state
 from kray.train.export import log_trained
 
+logger = logging.getLogger(__name__)
+
 SERVER_WAIT_S, SERVER_POLL_S = 600.0, 5.0  # for MLflow, when a driver is started again
 BEGINNING = -1  # resumed before any step was saved
 RUN = "run.json"  # in the run folder: which MLflow run it is, where no checkpoint tells yet
+
+
+class RunConsole(Console):
+    """The console of a driver: prints to the actor's log, and streams to whoever started the run."""
+
+    def __init__(self, status: LiveStatus):
+        self._status = status
+        # Of the coroutine that reads `lines`, once there is one.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._queue: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def print(self, line: str, urgent: bool = False) -> None:
+        """Print one line; any thread may call this."""
+        super().print(line, urgent)
+        self._status.last_line = line
+        if self._loop is None or threading.get_ident() == self._thread:
+            self._queue.put_nowait(line)
+        else:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, line)
+
+    def close(self) -> None:
+        """End `lines` after what has been printed until now."""
+        self._queue.put_nowait(None)
+
+    async def lines(self) -> AsyncIterator[str]:
+        """Yield every line until `close`."""
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        while (line := await self._queue.get()) is not None:
+            yield line
 
 
 class Driver:
@@ -60,27 +95,22 @@ class Driver:
         self.config, self.model_path, self.folder = config, model_path, Path(run_folder)
         self.checkpoint, self.tags, self.restarts = Path(checkpoint) if checkpoint else None, tags, restarts
         self._stop = Stop()
-        self._said: asyncio.Queue[str | None] = asyncio.Queue()
         self.live_status = LiveStatus(config, self.folder)
+        self.console = RunConsole(self.live_status)
 
-    def say(self, line: str) -> None:
-        """One line for whoever started the run, and for the actor's log."""
-        print(line, flush=True)
-        self.live_status.last_line = line
-        self._said.put_nowait(line)
-
-    async def _tell(self, work: Any) -> AsyncIterator[Any]:
-        """What is said while the work goes on, then its result."""
-        working, watching = asyncio.create_task(work), asyncio.create_task(self.live_status.run())
-        working.add_done_callback(lambda _: self._said.put_nowait(None))
-        try:
-            while (line := await self._said.get()) is not None:
-                yield line
-            yield working.result()
-        finally:
-            working.cancel()
-            watching.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
+    async def _stream(self, work: Any) -> AsyncIterator[Any]:
+        """Yield the lines that are printed or logged while the work goes on, then its result."""
+        with logged_to(self.console):
+            working, watching = asyncio.create_task(work), asyncio.create_task(self.live_status.run())
+            working.add_done_callback(lambda _: self.console.close())
+            try:
+                async for line in self.console.lines():
+                    yield line
+                yield working.result()
+            finally:
+                working.cancel()
+                watching.cancel()
+                await asyncio.gather(working, watching, return_exceptions=True)
 
     async def stop(self, reason: str) -> None:
         """Asks the run to save and end; returns at once."""
@@ -93,12 +123,12 @@ class Driver:
 
     async def run(self) -> AsyncIterator[str | Summary]:
         """Trains; yields a line at each event and step, and a Summary at the end. Raises KrayError."""
-        async for item in self._tell(self._run()):
+        async for item in self._stream(self._run()):
             yield item
 
     async def judge(self) -> AsyncIterator[str | Evaluation]:
         """Evaluates the policy once; yields lines and, at the end, the Evaluation."""
-        async for item in self._tell(self._judge()):
+        async for item in self._stream(self._judge()):
             yield item
 
     async def _run(self) -> Summary:
@@ -107,25 +137,24 @@ class Driver:
             components, state = self._load()
             tracker = await self._open_tracker(components, state)
             workers = self._workers()
-            run = Recovery(self.config, workers, self._stop, self.say, self._begin(components, state, workers, tracker))
+            run = Recovery(self.config, workers, self._stop, self._begin(components, state, workers, tracker))
             try:
                 await run.train()
             except Stopped:
-                self.say(f"stopping after step {run.training.state.step}: {self._stop.reason}")
+                logger.info(f"stopping after step {run.training.state.step}: {self._stop.reason}")
             training = run.training
             if workers.ready:
                 await training.finish()
             if not self._stop.reason:
                 step = training.state.step
-                await log_trained(self.config, workers.learners, self.folder, state.mlflow_run_id, step, self.say)
+                await log_trained(self.config, workers.learners, self.folder, state.mlflow_run_id, step)
             ending = "KILLED" if self._stop.reason else "FINISHED"
             return training.summary()
         finally:
             if workers is not None:
                 await workers.close()
             if tracker is not None:
-                for missing in await asyncio.to_thread(tracker.finish, ending):
-                    self.say(f"warning: {missing}")
+                await asyncio.to_thread(tracker.finish, ending)
 
     def _begin(self, components: Components, state: RunState, workers: Workers, tracker: Tracker) -> Begin:
         """Makes a training: first of what is given, later of the newest checkpoint, with versions that nobody has served."""
@@ -136,15 +165,15 @@ class Driver:
             store = CheckpointStore(self.folder, self.config.run.keep_checkpoints)
             now, at = components, state
             if begun:
-                self.checkpoint = newest_intact(newest_checkpoint(self.folder), self.say)
+                self.checkpoint = newest_intact(newest_checkpoint(self.folder))
                 now, at = self._restore(unlearned(components, self.config), state.mlflow_run_id)
                 tracker.rewind(BEGINNING if self.checkpoint is None else at.step)
             elif self.checkpoint is not None:
                 for name in store.set_aside_after(at.step):
-                    self.say(f"note: {name} is set aside, this run goes on from step {at.step}")
+                    logger.info(f"note: {name} is set aside, this run goes on from step {at.step}")
             base = workers.next_version - at.step if begun else 0
             begun = True
-            training = self.training_type(self.config, now, at, workers, tracker, store, self._stop, self.say, base)
+            training = self.training_type(self.config, now, at, workers, tracker, store, self._stop, self.console, base)
             self.live_status.begin(training, self.folder)
             return training, self.checkpoint
 
@@ -156,9 +185,9 @@ class Driver:
             components, state = self._load()
             workers = self._workers()
             await workers.start(self.checkpoint, state.step, components.probe)
-            self.say(f"evaluating {len(components.test)} prompts x {self.config.evaluate.samples} responses")
+            logger.info(f"evaluating {len(components.test)} prompts x {self.config.evaluate.samples} responses")
             collector = workers.collector(components)
-            return await self._stop.unless(judge(self.config, components, collector, state.step, self.say))
+            return await self._stop.unless(judge(self.config, components, collector, state.step))
         except Stopped:
             raise KrayError(f"the evaluation was stopped {self._stop.reason}") from None
         finally:
@@ -167,13 +196,13 @@ class Driver:
 
     def _workers(self) -> Workers:
         label = self.folder.name + (f"-again-{self.restarts}" if self.restarts else "")
-        workers = self.workers_type(self.config, self.model_path, label, self._stop, self.say)
+        workers = self.workers_type(self.config, self.model_path, label, self._stop)
         workers.restarts["driver"] = self.restarts
         return workers
 
     def _load(self) -> tuple[Components, RunState]:
         """Prompts, tokenizer, planner and, on resume, the state; nothing remote yet."""
-        return self._restore(load_components(self.config, self.model_path, self.say), "")
+        return self._restore(load_components(self.config, self.model_path), "")
 
     def _restore(self, components: Components, mlflow_run_id: str) -> tuple[Components, RunState]:
         """The parts and the state as self.checkpoint has them; those of a beginning where there is none."""
@@ -198,7 +227,7 @@ class Driver:
         known.write_text(json.dumps({"mlflow_run_id": tracker.mlflow_run_id, "mlflow": tracker.where}) + "\n")
         for part, pairs in (("train", components.train), ("test", components.test)):
             tracker.log_dataset(part, [prompt for prompt, _ in pairs], part)
-        self.say(start_line(self.folder, self.config, len(components.train), len(components.test), resumed))
+        self.console.print(start_line(self.folder, self.config, len(components.train), len(components.test), resumed))
         return tracker
 
     async def _reached(self, mlflow_run_id: str, resumed: int | None) -> Tracker:
@@ -227,5 +256,5 @@ class Driver:
             except InfrastructureError as error:
                 if time.monotonic() > deadline:
                     raise
-                self.say(f"waiting for MLflow: {error}")
+                logger.info(f"waiting for MLflow: {error}")
                 await self._stop.unless(asyncio.sleep(SERVER_POLL_S))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,11 +48,11 @@ class Components:
         restore(state, self.planner, self.waiting, self.labels, self.sampler.per_step)
 
 
-def load_components(config: KrayConfig, model_path: str, say: Callable[[str], None]) -> Components:
+def load_components(config: KrayConfig, model_path: str) -> Components:
     """Reads tokenizer and prompts. Raises DataError, ConfigError."""
     reader = read_policy(config, model_path)
     train, test = (
-        [pair for one in load_sources(config, part, say) for pair in encode(config, one, reader, say).encoded]
+        [pair for one in load_sources(config, part) for pair in encode(config, one, reader).encoded]
         for part in ("train", "test")
     )
     ids = [prompt.id for prompt, _ in train]

@@ -108,9 +108,7 @@ async def evaluate(
     return _summarise(sampled, greedy, settings.samples, partial(as_read, tokenizer=collector.tokenizer))
 
 
-async def judge(
-    config: KrayConfig, components: Components, collector: Collector, version: int, say: Callable[[str], None]
-) -> Evaluation:
+async def judge(config: KrayConfig, components: Components, collector: Collector, version: int) -> Evaluation:
     """Evaluates the served policy on the test prompts. Raises KrayError when too many responses are lost."""
     found = await evaluate(
         collector,
@@ -121,7 +119,7 @@ async def judge(
         config.run.seed,
     )
     ordered = len(components.test) * (config.evaluate.samples + config.evaluate.greedy)
-    check_failures(found.failures, ordered, config.run.max_failed_share, say)
+    check_failures(found.failures, ordered, config.run.max_failed_share)
     return found
 
 

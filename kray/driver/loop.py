@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import resource
 import time
-from collections.abc import Callable
 from itertools import compress
 from typing import Any
 
@@ -24,6 +24,7 @@ from kray.config import KrayConfig
 from kray.driver.components import Components, sampling
 from kray.driver.console import Summary, evaluation_line, step_line
 from kray.driver.evaluation import Evaluation, judge
+from kray.driver.output import Console
 from kray.driver.recorder import Carried, StepRecorder
 from kray.driver.state import RunState
 from kray.driver.step_metrics import admitted
@@ -57,6 +58,8 @@ from kray.rollout.staleness import fresh
 from kray.tracking import Tracker
 from kray.train.checkpoints import CheckpointStore
 
+logger = logging.getLogger(__name__)
+
 BELIEF_ROWS = 50_000  # of the table that comes with a checkpoint
 SAVE_AGAIN_S = 5.0  # at the end of a run, when the disk is full
 
@@ -73,7 +76,7 @@ class Training:
         tracker: Tracker,
         store: CheckpointStore,
         stop: Stop,
-        say: Callable[[str], None],
+        console: Console,
         base: int = 0,
     ):
         self.config, self.components, self.state, self.workers, self.tracker = (
@@ -83,7 +86,7 @@ class Training:
             workers,
             tracker,
         )
-        self.store, self.stop, self.say, self.base = store, stop, say, base
+        self.store, self.stop, self.console, self.base = store, stop, console, base
         self.planner = components.planner
         self.collector = workers.collector(components)
         self.collector.lengths = dict(state.lengths)
@@ -159,7 +162,7 @@ class Training:
         try:
             await self._wind_up(collecting)
         except Exception as another:  # the first error is the one to be raised
-            self.say(f"the steps since the newest checkpoint could not all be saved: {another}")
+            logger.info(f"the steps since the newest checkpoint could not all be saved: {another}")
 
     async def _collect_all(self) -> None:
         """Collects the steps one after the other, each when its policy may be used."""
@@ -206,7 +209,7 @@ class Training:
             collected = await self.collector.collect(plan, chosen, seeds, how, version, remember=False)
             allocation = admitted(plan.allocation())
             ordered = int(allocation.budgets.sum()) + collected.failed
-            check_failures(collected.failures, ordered, self.config.run.max_failed_share, self.say)
+            check_failures(collected.failures, ordered, self.config.run.max_failed_share)
         except BaseException:
             self.planner.withdraw()  # as if the step had never been planned
             raise
@@ -220,7 +223,7 @@ class Training:
         for group in collected.groups:
             group.weight = weights[group.prompt.id]
         for prompt_id in self.quarantine.visited(*verdicts(collected)):
-            self.say(f"prompt {prompt_id} is left out from now on: {self.quarantine.left_out[prompt_id]}")
+            logger.info(f"prompt {prompt_id} is left out from now on: {self.quarantine.left_out[prompt_id]}")
         waiting = components.waiting.metrics() if components.waiting else {}
         return Carried(
             allocation,
@@ -252,20 +255,20 @@ class Training:
         standing = self._standing() | ({} if math.isnan(gap) else {POOL_PROBE_GAP: gap})
         metrics = self.recorder.step(self.state.step, carried, update | staleness | standing, times)
         left_s = self.recorder.left_s(config.run.steps - self.state.step)
-        self.say(step_line(self.state.step, config.run.steps, metrics, left_s))
+        self.console.print(step_line(self.state.step, config.run.steps, metrics, left_s))
 
     # -- evaluation and checkpoints -----------------------------------------------------------------------------------
 
     async def evaluate(self, when: str = "") -> None:
         """Judges the policy on the test prompts, says and records it. Raises Stopped."""
-        work = judge(self.config, self.components, self.collector, self.version, self.say)
+        work = judge(self.config, self.components, self.collector, self.version)
         evaluation, evaluate_s = await _timed(self.stop.unless(work))
         if self.state.accuracy_before is None:
             self.state.accuracy_before = evaluation.accuracy
         else:
             self.last_evaluation = evaluation
         self.tracker.log_step(self.state.step, evaluation.metrics() | {TIMING_S_EVALUATE: evaluate_s})
-        self.say(evaluation_line(self.state.step, evaluation, when, evaluate_s))
+        self.console.print(evaluation_line(self.state.step, evaluation, when, evaluate_s))
 
     async def save(self) -> None:
         """Begins a checkpoint of the completed steps; it is written while training goes on, one at a time."""
@@ -302,9 +305,9 @@ class Training:
             self._not_saved(step, error)
             return
         self._saved_step, self._failed_in_a_row = step, 0
-        self.say(f"saved {final} ({time.monotonic() - started:.1f} s)")
+        logger.info(f"saved {final} ({time.monotonic() - started:.1f} s)")
         if self.store.prune_problem:
-            self.say(f"warning: {self.store.prune_problem}; tried again with the next checkpoint")
+            logger.warning(f"{self.store.prune_problem}; tried again with the next checkpoint")
 
     def _not_saved(self, step: int, error: Exception) -> None:
         """A full disk may have room again by the next save. Raises KrayError after run.max_failed_saves."""
@@ -313,7 +316,7 @@ class Training:
         self._failed_in_a_row += 1
         kept = self.store.newest()
         stays = f"{kept.name} stays the newest" if kept else "there is no checkpoint yet"
-        self.say(f"checkpoint of step {step} not written, {stays}: {error}")
+        logger.info(f"checkpoint of step {step} not written, {stays}: {error}")
         if self._failed_in_a_row > self.config.run.max_failed_saves:
             times = f"{self._failed_in_a_row} times in a row (run.max_failed_saves)"
             raise KrayError(f"checkpoints could not be written {times}; {stays}; at last: {error}") from error
@@ -387,7 +390,7 @@ class Training:
         least = self.planner.least(len(cost), cost, due)
         if least <= plan.token_budget:
             return None
-        self.say(
+        logger.info(
             f"step {step}: plan.token_budget {plan.token_budget} is raised to {least:.0f}, the expected tokens of the "
             f"first rollouts (plan.lower {plan.lower}) of its prompts"
         )

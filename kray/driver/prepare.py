@@ -5,7 +5,7 @@ Loads no Ray; torch only where transformers does, which is where a named model's
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from kray.records import EncodedPrompt, Prompt
 from kray.train.supported_models import check_supported
 from kray.train.tiny_files import MAX_POSITIONS, check_tiny, folder_of, lessons_of, tokenizer_of
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +98,18 @@ def read_tiny(config: KrayConfig, tiny: TinyPolicyConfig) -> Reader:
     return Reader(tokenizer, len(tokenizer), (tokenizer.eos_token_id,))
 
 
-def load_sources(config: KrayConfig, part: str, say: Say) -> list[Loaded]:
+def load_sources(config: KrayConfig, part: str) -> list[Loaded]:
     """Load the prompts of a part, train or test. Raises DataError, ConfigError."""
     verifier = config.reward.verifier
     if part == "train":
         source = config.prompts.train
-        return [Loaded(part, "prompts.train", source, load_prompts(source, verifier, say))]
+        return [Loaded(part, "prompts.train", source, load_prompts(source, verifier))]
     names = ["prompts.test", *(f"prompts.more_tests.{name}" for name in config.prompts.more_tests)]
-    found = load_tests(config.prompts, verifier, say)
+    found = load_tests(config.prompts, verifier)
     return [Loaded(part, name, source, prompts) for name, (source, prompts) in zip(names, found, strict=True)]
 
 
-def encode(config: KrayConfig, loaded: Loaded, reader: Reader, say: Say) -> Prepared:
+def encode(config: KrayConfig, loaded: Loaded, reader: Reader) -> Prepared:
     """Encode a source's prompts as the policy reads them, without those that are too long.
 
     Raises:
@@ -124,21 +124,21 @@ def encode(config: KrayConfig, loaded: Loaded, reader: Reader, say: Say) -> Prep
         if chats := next((prompt for prompt in prompts if prompt.text is None), None):
             raise DataError(f"prompt {chats.id}: it holds chat messages, but {why}")
         if source.system:
-            say(f"warning: {key}.system is not used: {why}")
+            logger.warning(f"{key}.system is not used: {why}")
             source = replace(source, system="")
     limit = config.prompts.max_tokens
     kept, dropped = encode_all(prompts, tokenizer, source, limit, reader.vocabulary)
     if dropped:
         longer = f"{len(dropped):,} of {counted(len(prompts), f'{loaded.part} prompt')}"
-        say(f"note: {longer} dropped: longer than prompts.max_tokens, which is {limit}; first {dropped[0]}")
+        logger.info(f"note: {longer} dropped: longer than prompts.max_tokens, which is {limit}; first {dropped[0]}")
     least = config.prompts.per_step if loaded.part == "train" else 1
     if len(kept) < least:
         left = f"{len(kept):,} of {counted(len(prompts), 'prompt')} {'is' if len(kept) == 1 else 'are'} left"
         needed = f"{least:,} {'is' if least == 1 else 'are'} needed"
         raise DataError(f"{key}: {left}, {needed}; prompts.max_tokens is {limit}")
     _check_differ(loaded, kept)
-    for line in [*_lost(loaded, source, kept, tokenizer), *_special_tokens(loaded, source, kept, tokenizer)]:
-        say(line)
+    _warn_of_lost_messages(loaded, source, kept, tokenizer)
+    _report_special_tokens(loaded, source, kept, tokenizer)
     return Prepared(loaded, kept, dropped)
 
 
@@ -159,11 +159,10 @@ def _check_differ(loaded: Loaded, kept: list[EncodedPrompt]) -> None:
         )
 
 
-def _lost(loaded: Loaded, source: SourceConfig, kept: list[EncodedPrompt], tokenizer: Any) -> list[str]:
-    """Warnings about messages that the chat template leaves out or cuts."""
+def _warn_of_lost_messages(loaded: Loaded, source: SourceConfig, kept: list[EncodedPrompt], tokenizer: Any) -> None:
+    """Warn of messages that the chat template leaves out or cuts."""
     if not reads_chat(tokenizer, source):
-        return []
-    lines = []
+        return
     for role, (lost, of, first) in lost_messages([prompt for prompt, _ in kept], tokenizer, source).items():
         what = (
             f"{loaded.key}.system" if role == "system" and source.system else f"{loaded.key}: a message of the {role}"
@@ -173,17 +172,14 @@ def _lost(loaded: Loaded, source: SourceConfig, kept: list[EncodedPrompt], token
             if of == len(kept)
             else f"in {lost:,} of {of:,} that were looked at"
         )
-        lines.append(
-            f"warning: {what} is not found whole in what the chat template makes of a prompt: {many}, first {first}"
-        )
-    return lines
+        logger.warning(f"{what} is not found whole in what the chat template makes of a prompt: {many}, first {first}")
 
 
-def _special_tokens(loaded: Loaded, source: SourceConfig, kept: list[EncodedPrompt], tokenizer: Any) -> list[str]:
-    """Notes about special tokens that are spelt in prompts, in their template or in the system message."""
+def _report_special_tokens(loaded: Loaded, source: SourceConfig, kept: list[EncodedPrompt], tokenizer: Any) -> None:
+    """Log special tokens that are spelt in prompts, in their template or in the system message."""
     chat, whole = reads_chat(tokenizer, source), source.special_tokens
     if whole and not chat:
-        return []
+        return
     spelt = [(p.id, token) for p, _ in kept if (token := special_text(p, tokenizer))]
     found = (
         [("in the text of {} of {}".format(f"{len(spelt):,}", counted(len(kept), "prompt")), *spelt[0])]
@@ -200,8 +196,10 @@ def _special_tokens(loaded: Loaded, source: SourceConfig, kept: list[EncodedProm
     else:
         how = "are read as text"
         advice = "prompts that have been through a chat template need chat: false and special_tokens: true"
-    return [
-        f"{'note' if first else 'warning'}: {loaded.key}: special tokens {where} {how} "
-        f"(first {f'{first}: ' if first else ''}{token!r}); {advice}"
-        for where, first, token in found
-    ]
+    for where, first, token in found:
+        example = f"first {first}: {token!r}" if first else f"first {token!r}"
+        line = f"{loaded.key}: special tokens {where} {how} ({example}); {advice}"
+        if first:
+            logger.info(f"note: {line}")
+        else:
+            logger.warning(line)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from kray.driver.loop import Training
 from kray.driver.stop import Stop
 from kray.driver.workers import Workers
 from kray.errors import InfrastructureError, KrayError
+
+logger = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 60.0
 Begin = Callable[[], tuple[Training, Path | None]]  # a training, and the checkpoint that its learner is to load
@@ -57,8 +60,8 @@ class Recovery:
     begin: makes a Training from the newest checkpoint, or from the start where there is none. training: the current one.
     """
 
-    def __init__(self, config: KrayConfig, workers: Workers, stop: Stop, say: Callable[[str], None], begin: Begin):
-        self.workers, self.stop, self.say, self.begin = workers, stop, say, begin
+    def __init__(self, config: KrayConfig, workers: Workers, stop: Stop, begin: Begin):
+        self.workers, self.stop, self.begin = workers, stop, begin
         self.restarts = Restarts(config.train.max_restarts, config.run.restart_window_s)
         self.training, self.checkpoint = begin()
         self.started_at = 0  # step of the latest start
@@ -101,5 +104,5 @@ class Recovery:
         step = self.training.state.step
         again = f"steps {step + 1} to {reached} are done again" if reached > step else "no step is lost"
         soon = f" in {wait_s:.0f} s" if wait_s else ""
-        self.say(f"learner lost, starting anew{soon} from step {step}; {again}: {loss}")
+        logger.info(f"learner lost, starting anew{soon} from step {step}; {again}: {loss}")
         await self.stop.unless(asyncio.sleep(wait_s))

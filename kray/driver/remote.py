@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import signal
 import threading
@@ -16,6 +17,8 @@ from kray.driver.provenance import tags
 from kray.errors import InfrastructureError, KrayError
 from kray.monitor.client import NAMESPACE, driver_name, remove_driver_address, write_driver_address
 from kray.train.checkpoints import newest_checkpoint, newest_intact
+
+logger = logging.getLogger(__name__)
 
 GONE_WAIT_S = 60.0  # for actors to be gone whose driver has died
 
@@ -62,11 +65,11 @@ def drive(
             if wait_s is None:
                 spent = f"; not started again after {restarts.spent} (run.max_restarts)" if method == "run" else ""
                 raise KrayError(f"{loss}; resume goes on from the newest checkpoint in {folder}{spent}") from loss
-            print(f"{loss}; starting another{f' in {wait_s:.0f} s' if wait_s else ''}", flush=True)
+            logger.info(f"{loss}; starting another{f' in {wait_s:.0f} s' if wait_s else ''}")
             time.sleep(wait_s)
             end_actors(f"kray-{folder.name}-")
             give_back(f"kray-{folder.name}-")
-            checkpoint = newest_intact(newest_checkpoint(folder), lambda line: print(line, flush=True))
+            checkpoint = newest_intact(newest_checkpoint(folder))
     return None
 
 
@@ -133,7 +136,7 @@ def follow(driver: Any, method: str, folder: Path) -> Any:
                 told = len(asked)
                 if told > 1:
                     raise KeyboardInterrupt
-                print(f"{asked[0]}: saving and ending; once more ends at once", flush=True)
+                logger.info(f"{asked[0]}: saving and ending; once more ends at once")
                 driver.stop.remote(f"by {asked[0]}")
                 deadline = time.monotonic() + STOP_WAIT_S
             if deadline and time.monotonic() > deadline:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,15 @@ from kray.rollout.conversation import ConversationRunner
 from kray.rollout.pool import Pool, Published
 from kray.train.learner_group import LearnerGroup
 
+logger = logging.getLogger(__name__)
+
 
 class Workers:
     """workers = Workers(...); await workers.start(checkpoint); await workers.serve(0, probe); ...; await workers.close()"""
 
-    def __init__(self, config: KrayConfig, model_path: str, label: str, stop: Stop, say: Callable[[str], None]):
+    def __init__(self, config: KrayConfig, model_path: str, label: str, stop: Stop):
         """Starts nothing. label: part of the actors' names."""
-        self.config, self.stop, self.say = config, stop, say
+        self.config, self.stop = config, stop
         self.ready = False  # the learner holds the policy
         self.learners = LearnerGroup(
             config.train,
@@ -43,7 +45,7 @@ class Workers:
             label=label,
         )
         self.restarts = {"learner": 0, "driver": 0}
-        self.pool = Pool(config.rollout, engine_spec(config, model_path), label, say)
+        self.pool = Pool(config.rollout, engine_spec(config, model_path), label)
         self.scorer = make_scorer(config.reward)
         self.stage = (
             EnvironmentWorkers(config.environment, config.reward.memory_gib) if config.environment.name else None
@@ -69,13 +71,13 @@ class Workers:
         self.pool.start()  # engines load while the learner does
         told = (await self.stop.unless(self.learners.start()))[0]
         if told["rejected_layouts"]:
-            self.say(f"the learner computes {told['layout']}; not taken: {'; '.join(told['rejected_layouts'])}")
+            logger.info(f"the learner computes {told['layout']}; not taken: {'; '.join(told['rejected_layouts'])}")
         if checkpoint is not None:
             await self.learners.load(checkpoint / "learner")
         self.ready = True
         gap = await self.stop.unless(self.serve(version, probe))
         agree = "" if math.isnan(gap) else f"; engine and learner agree to {gap:.1e} nats"
-        self.say(
+        logger.info(
             f"{self.pool.serving} of {self.config.rollout.engines} engines and {self.config.train.ranks} learner ranks up "
             f"after {time.monotonic() - started:.0f} s{agree}"
         )

@@ -81,7 +81,7 @@ def study(faults: int, seed: int, steps: int, calm: int, folder: Path) -> dict[s
 
 def hit(config: KrayConfig, model: str, run: Path, planned: list[Fault], injector: Injector) -> dict[str, Any]:
     """The run with faults, and what the audit says of it."""
-    hitting = threading.Thread(target=injector.run, args=(planned, lambda line: print(line, flush=True)), daemon=True)
+    hitting = threading.Thread(target=injector.run, args=(planned,), daemon=True)
     started = time.monotonic()
     hitting.start()
     try:

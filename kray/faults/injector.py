@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import time
@@ -24,6 +25,8 @@ from kray.faults.cluster import Nodes, Server
 from kray.faults.instrumented import read
 from kray.faults.targets import Target, actors
 from kray.train.checkpoints import newest_checkpoint
+
+logger = logging.getLogger(__name__)
 
 PHASE_WAIT_S = 20.0  # for the phase that a fault wants to hit; then it comes anyway
 RECOVERY_WAIT_S = 240.0
@@ -77,7 +80,7 @@ class Injector:
         self.lines: list[dict[str, Any]] = []
         self._stopped: list[Target] = []
 
-    def run(self, faults: list[Fault], say: Callable[[str], None]) -> None:
+    def run(self, faults: list[Fault]) -> None:
         """Injects them all, in order; returns early when `stop` is set."""
         for fault in faults:
             if not self._until(partial(self._at_step, fault.step), 3600.0):
@@ -93,7 +96,9 @@ class Injector:
             if fault.kind != "engine stopped":  # the pool gives it up after a minute: others may come meanwhile
                 self._until(partial(self._over, fault), RECOVERY_WAIT_S)
             took = "" if fault.recovered_s is None else f", over it after {fault.recovered_s:.1f} s"
-            say(f"fault {faults.index(fault) + 1}/{len(faults)} at step {self._step()}: {fault.kind} {fault.hit}{took}")
+            logger.info(
+                f"fault {faults.index(fault) + 1}/{len(faults)} at step {self._step()}: {fault.kind} {fault.hit}{took}"
+            )
         self._until(lambda: all(self._over(fault) for fault in faults), RECOVERY_WAIT_S)
 
     # -- what the run's log says --------------------------------------------------------------------------------------

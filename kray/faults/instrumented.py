@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kray.compare.method_run import visit
-from kray.driver.actor import Driver
+from kray.driver.actor import Driver, RunConsole
 from kray.driver.loop import Training
 from kray.driver.recorder import Carried
 from kray.driver.workers import Workers
@@ -93,14 +93,27 @@ class InstrumentedWorkers(Workers):
             await asyncio.sleep(LOOK_S)
 
 
+class InstrumentedConsole(RunConsole):
+    """A console that writes down every line."""
+
+    def __init__(self, driver: Driver):
+        super().__init__(driver.live_status)
+        self.driver = driver
+
+    def print(self, line: str, urgent: bool = False) -> None:
+        """Print one line and write it down."""
+        super().print(line, urgent)
+        write(self.driver.folder, self.driver.restarts, "said", line=line)
+
+
 class InstrumentedDriver(Driver):
     """In place of Driver."""
 
     training_type, workers_type = InstrumentedTraining, InstrumentedWorkers
 
-    def say(self, line: str) -> None:
-        super().say(line)
-        write(self.folder, self.restarts, "said", line=line)
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.console = InstrumentedConsole(self)
 
     def _workers(self) -> Workers:
         workers = super()._workers()

@@ -6,6 +6,7 @@ The policy's tokenizer and configuration are read and all prompts encoded by the
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kray.cluster.resources import shortages_here
 from kray.config import KrayConfig, preview
 from kray.config.resume import note_changes
 from kray.config.schema import ModelConfig
-from kray.driver.prepare import Prepared, Reader, Say, counted, encode, load_sources, read_policy, read_tiny, turn_stops
+from kray.driver.prepare import Prepared, Reader, counted, encode, load_sources, read_policy, read_tiny, turn_stops
 from kray.driver.restore import check_learned, reading
 from kray.driver.state import RunState, check_same_prompts
 from kray.errors import ConfigError
@@ -25,18 +26,19 @@ from kray.tracking import prompts_digest
 from kray.train.checkpoints import read_state
 from kray.train.start_model import model_path
 
+logger = logging.getLogger(__name__)
+
 SHOWN = 2  # prompts of each source
 HEAD_CHARACTERS, TAIL_CHARACTERS = 1500, 500  # of a prompt that is longer than both
 
 
-def check(config: KrayConfig, checkpoint: Path | None, cluster: str, say: Say) -> str:
+def check(config: KrayConfig, checkpoint: Path | None, cluster: str) -> str:
     """Check a configuration as far as it can be without weights and actors.
 
     Args:
         config: Free of contradictions.
         checkpoint: That the run would go on from, None for a new run.
         cluster: A cluster file that the actors must fit on, or "".
-        say: Takes lines about the data while it is read.
 
     Returns:
         What would run, as text for people.
@@ -45,8 +47,8 @@ def check(config: KrayConfig, checkpoint: Path | None, cluster: str, say: Say) -
         ConfigError, DataError: What the run would refuse.
     """
     for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
-        say(line)
-    seen = inspect(config, say)
+        logger.info(line)
+    seen = inspect(config)
     if checkpoint is not None and seen.samples is not None:
         digest = prompts_digest(seen.train, config.prompts.train.chat_template_kwargs)
         with reading(checkpoint):
@@ -67,23 +69,23 @@ class Inspected:
     samples: list[str] | None
 
 
-def inspect(config: KrayConfig, say: Say) -> Inspected:
+def inspect(config: KrayConfig) -> Inspected:
     """Load the prompts and read them as the policy will. Raises ConfigError, DataError: what a run would refuse."""
-    sources = {part: load_sources(config, part, say) for part in ("train", "test")}
+    sources = {part: load_sources(config, part) for part in ("train", "test")}
     train, test = ([prompt for one in sources[part] for prompt in one.prompts] for part in ("train", "test"))
     check_prompts(config, train, test)
     turn_stops(config)
-    reader = _reader(config, say)
+    reader = _reader(config)
     if reader is None:
         return Inspected(train, test, None)
-    prepared = {part: [encode(config, one, reader, say) for one in sources[part]] for part in sources}
+    prepared = {part: [encode(config, one, reader) for one in sources[part]] for part in sources}
     train, test = ([prompt for one in prepared[p] for prompt, _ in one.encoded] for p in ("train", "test"))
     if config.model.tiny is None:
         _check_model_builds(model_path(config), config.model)
     return Inspected(train, test, [line for part in prepared.values() for one in part for line in _shown(one, reader)])
 
 
-def _reader(config: KrayConfig, say: Say) -> Reader | None:
+def _reader(config: KrayConfig) -> Reader | None:
     """None where the model lies on a hub that cannot be asked from here."""
     if config.model.tiny is not None:
         return read_tiny(config, config.model.tiny)
@@ -96,7 +98,7 @@ def _reader(config: KrayConfig, say: Say) -> Reader | None:
         unknown = (
             "its tokenizer, chat template and positions are not checked, and prompts are shown as the data has them"
         )
-        say(f"warning: model.path {path} cannot be read here, offline or without an answer of its hub: {unknown}")
+        logger.warning(f"model.path {path} cannot be read here, offline or without an answer of its hub: {unknown}")
         return None
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from kray.config import redact
+from kray.driver.output import Console, logged_to
 from kray.errors import ConfigError, DataError, KrayError
 
 
@@ -17,7 +18,8 @@ def guarded(main: Callable[[], int | None]) -> None:
     """
     sys.path.insert(1, os.getcwd())
     try:
-        sys.exit(main() or 0)
+        with logged_to(Console()):
+            sys.exit(main() or 0)
     except ConfigError as error:
         sys.exit(_complain(f"config error: {error}", 2))
     except DataError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kray.config import KrayConfig
+from kray.driver.output import SilentConsole, logged_to
 from kray.errors import ConfigError, DataError
 from kray.records import Prompt
 
@@ -11,10 +12,11 @@ def load_both(config: KrayConfig) -> tuple[list[Prompt], list[Prompt]]:
     """(train, test) prompts, so that bad data shows before anything is started. Raises DataError, ConfigError."""
     from kray.driver.prepare import load_sources
 
-    train, test = (
-        [prompt for loaded in load_sources(config, part, lambda _: None) for prompt in loaded.prompts]
-        for part in ("train", "test")
-    )
+    # The driver loads them again and reports what is to be known about them.
+    with logged_to(SilentConsole()):
+        train, test = (
+            [prompt for loaded in load_sources(config, part) for prompt in loaded.prompts] for part in ("train", "test")
+        )
     check_prompts(config, train, test)
     return train, test
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
@@ -18,21 +19,17 @@ from kray.prompts.generated import arithmetic_prompts, reasoning_prompts
 from kray.prompts.rows import Row, huggingface_rows, jsonl_rows, parquet_rows
 from kray.records import Prompt
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 TAKEN = ("se",)  # names of test sets whose accuracy would be recorded under the name of another metric
 
 
-def _silent(line: str) -> None:
-    pass
-
-
-def load_prompts(source: SourceConfig, default_verifier: str, say: Say = _silent) -> list[Prompt]:
+def load_prompts(source: SourceConfig, default_verifier: str) -> list[Prompt]:
     """Load all prompts of a source.
 
     Args:
         source: Where they come from.
         default_verifier: Verifier of prompts whose source names none.
-        say: Takes lines about rows that repeat each other.
 
     Returns:
         At least one prompt, with ids that differ, in the order of the rows. Rows that repeat the prompt and the answer of
@@ -50,7 +47,7 @@ def load_prompts(source: SourceConfig, default_verifier: str, say: Say = _silent
         raise DataError(f"limit must not be negative, not {source.limit}")
     if source.prompt_format not in FORMATS:
         raise DataError(f'prompt_format "{source.prompt_format}" is not one of {", ".join(FORMATS)}')
-    prompts = load(source, source.verifier or default_verifier, say)
+    prompts = load(source, source.verifier or default_verifier)
     if not prompts:
         raise DataError(f"{source.path or source.kind}: it holds no prompts")
     return prompts
@@ -77,30 +74,28 @@ def test_sources(config: PromptsConfig) -> dict[str, SourceConfig]:
     return found
 
 
-def load_tests(
-    config: PromptsConfig, default_verifier: str, say: Say = _silent
-) -> list[tuple[SourceConfig, list[Prompt]]]:
+def load_tests(config: PromptsConfig, default_verifier: str) -> list[tuple[SourceConfig, list[Prompt]]]:
     """Each test set with its prompts. Where there are several, ids begin with the set's name, which is metadata["set"]."""
     sources = test_sources(config)
     if len(sources) == 1:
-        return [(config.test, load_prompts(config.test, default_verifier, say))]
+        return [(config.test, load_prompts(config.test, default_verifier))]
     return [
         (
             source,
             [
                 replace(prompt, id=f"{name}/{prompt.id}", metadata={**prompt.metadata, "set": name})
-                for prompt in load_prompts(source, default_verifier, say)
+                for prompt in load_prompts(source, default_verifier)
             ],
         )
         for name, source in sources.items()
     ]
 
 
-Load = Callable[[SourceConfig, str, Say], list[Prompt]]
+Load = Callable[[SourceConfig, str], list[Prompt]]
 
 
 def _from_rows(read: Callable[[SourceConfig], Iterable[Row]]) -> Load:
-    def load(source: SourceConfig, verifier: str, say: Say) -> list[Prompt]:
+    def load(source: SourceConfig, verifier: str) -> list[Prompt]:
         prompts: list[Prompt] = []
         ids: dict[str, str] = {}
         repeats = _Repeats()
@@ -115,19 +110,18 @@ def _from_rows(read: Callable[[SourceConfig], Iterable[Row]]) -> Load:
             if len(prompts) == source.limit:
                 break
         cut = len(prompts) == source.limit
-        for line in repeats.lines(source.path, len(prompts), source.keep_repeats, cut):
-            say(line)
+        repeats.report(source.path, len(prompts), source.keep_repeats, cut)
         if (source.template or source.system) and (told := [prompt for prompt in prompts if prompt.messages]):
             unused = " and ".join(key for key in ("system", "template") if getattr(source, key))
             share = f"{len(told)} of {len(prompts)}"
-            say(f"warning: {source.path}: {unused}: not applied to prompts that are chat messages ({share})")
+            logger.warning(f"{source.path}: {unused}: not applied to prompts that are chat messages ({share})")
         return prompts
 
     return load
 
 
 def _generated(make: Callable[[SourceConfig, str], list[Prompt]]) -> Load:
-    return lambda source, verifier, say: make(source, verifier)
+    return make
 
 
 @dataclass
@@ -154,29 +148,29 @@ class _Repeats:
             self.disputed.setdefault(asked, (self.firsts[asked], place))
         return False
 
-    def lines(self, path: str, prompts: int, kept: bool, cut: bool) -> list[str]:
-        """What is to be said of a source with so many prompts.
+    def report(self, path: str, prompts: int, kept: bool, cut: bool) -> None:
+        """Log the repeats of a source.
 
         Args:
-            kept: repeats are prompts of their own.
-            cut: the source's limit ended the reading, perhaps before the last row.
+            path: The source's file.
+            prompts: How many prompts were made of its rows.
+            kept: Repeats are prompts of their own.
+            cut: The source's limit ended the reading, perhaps before the last row.
         """
-        found = []
         if self.repeated and not kept:
             row, first = self.example
             rows = f"{'the first ' if cut else ''}{prompts + self.repeated} rows"
-            found.append(
+            logger.info(
                 f"note: {path}: {rows} hold {prompts} prompt{'s' if prompts > 1 else ''}: "
                 f"{self.repeated} row{'s repeat' if self.repeated > 1 else ' repeats'} the prompt and the answer of another, "
                 f"the first {row} that of {first} (keep_repeats: true keeps them)"
             )
         if self.disputed:
             first, other = next(iter(self.disputed.values()))
-            found.append(
-                f"warning: {path}: prompts that stand in several rows with different answers, each a prompt of its own: "
+            logger.warning(
+                f"{path}: prompts that stand in several rows with different answers, each a prompt of its own: "
                 f"{len(self.disputed)}; the first: {first} and {other}"
             )
-        return found
 
 
 def _digest(data: bytes) -> bytes:

@@ -8,6 +8,7 @@ Where there is an environment, a rollout is a conversation (kray/rollout/convers
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from kray.rollout.conversation import ConversationRunner, Conversations, TurnRes
 from kray.rollout.outcome import Failure, TaskOutcome
 from kray.rollout.pool import Pool
 from kray.rollout.scheduler import largest_part, split_rollouts
+
+logger = logging.getLogger(__name__)
 
 TRAINING, EVALUATION = 0, 1  # priorities of rollout tasks, the lower first
 Seeds = Callable[[str], int]  # a group's seed from its prompt's id
@@ -83,11 +86,11 @@ class Collected:
         return sum(failure.rollouts for failure in self.failures)
 
 
-def check_failures(failures: Sequence[Failure], ordered: int, max_share: float, say: Callable[[str], None]) -> None:
+def check_failures(failures: Sequence[Failure], ordered: int, max_share: float) -> None:
     """Says the first data failures; raises KrayError when they cost more than that share of the rollouts ordered."""
     lost = sum(failure.rollouts for failure in failures)
     for failure in failures[:3]:
-        say(f"data failure: prompt {failure.prompt_id}: {failure.rollouts} rollouts: {failure.why}")
+        logger.info(f"data failure: prompt {failure.prompt_id}: {failure.rollouts} rollouts: {failure.why}")
     if lost > max_share * ordered:
         first = failures[0]
         raise KrayError(

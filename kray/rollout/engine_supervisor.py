@@ -7,6 +7,7 @@ starts anew when it is lost. Health says what the engine may do; the pool's sche
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from kray.rollout.engine import EngineActor
 from kray.rollout.health import Health, State
 from kray.rollout.outcome import EngineReport, TaskOutcome
 from kray.weight_sync.proof import Proof
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from kray.rollout.pool import Pool, Published
@@ -89,7 +92,7 @@ class EngineSupervisor:
         self.health.mark_resting()
         self.kill()
         left = sum(engine.needed for engine in self.pool.engines)
-        self.pool.log(
+        logger.info(
             f"pool: {self.name} is not needed any more and stopped; {left} of {len(self.pool.engines)} engines stay"
         )
         self.pool.changed.set()
@@ -131,7 +134,7 @@ class EngineSupervisor:
                 if now - worried >= WORRY_S:
                     worried = now
                     have = f"{self.pool.serving} of {sum(e.needed for e in self.pool.engines)} engines that are wanted serve"
-                    self.pool.log(
+                    logger.info(
                         f"pool: {self.name} is not placed after {now - started:.0f} s; {have}{self.pool.shortage()}"
                     )
             waiting.result()
@@ -154,7 +157,7 @@ class EngineSupervisor:
                 await self._prove(published)
             except WeightsLost as loss:
                 void = published
-                self.pool.log(f"pool: {self.name} waits for other weights than version {published.version}: {loss}")
+                logger.warning(f"pool: {self.name} waits for other weights than version {published.version}: {loss}")
                 continue
             if published is self.pool.published:
                 self.health.mark_proved(published.version)
@@ -238,7 +241,7 @@ class EngineSupervisor:
         delay_s = self.health.plan_restart()
         fate = "it is not started again" if delay_s is None else "starting anew"
         how = "lost to a preempted node" if preempted else "lost"
-        self.pool.log(
+        logger.warning(
             f"pool: {self.name} {how} with {held} rollouts in hand, which go to other engines; {fate}: {reason}"
         )
         self.pool.changed.set()

@@ -9,6 +9,7 @@ Work that is under way when new weights are published goes on with them. Every r
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from kray.rollout.engine_supervisor import POLL_S, WORRY_S, EngineSupervisor, ar
 from kray.rollout.health import State
 from kray.rollout.outcome import TaskOutcome
 from kray.rollout.scheduler import Schedule
+
+logger = logging.getLogger(__name__)
 
 SIZE_S = 1.0  # how often the number of engines is thought over
 PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # nats, mean over the probe's tokens
@@ -50,8 +53,8 @@ class Published:
 class Pool:
     """Start with `start`, then `publish` a version, then `open` a session for tasks; `close` at the end."""
 
-    def __init__(self, rollout: RolloutConfig, spec: EngineSpec, label: str, log: Callable[[str], None] = print):
-        self.rollout, self.spec, self.label, self.log = rollout, spec, label, log
+    def __init__(self, rollout: RolloutConfig, spec: EngineSpec, label: str):
+        self.rollout, self.spec, self.label = rollout, spec, label
         self.tolerance = rollout.probe_tolerance or PROBE_TOLERANCE[spec.dtype]
         self.schedule = Schedule(rollout.max_attempts)
         self.engines = [EngineSupervisor(self, f"engine-{i}", rollout.max_restarts) for i in range(rollout.engines)]
@@ -150,7 +153,7 @@ class Pool:
             self._hold(engine, True)
             engine.rouse()
         if wanted > len(needed) and spare and self.sizing.min_engines < self.sizing.max_engines:
-            self.log(f"pool: {wanted} engines wanted for {rollouts} rollouts, {len(needed)} until now")
+            logger.info(f"pool: {wanted} engines wanted for {rollouts} rollouts, {len(needed)} until now")
         self._sized = wanted
         self.dispatch()
 
@@ -200,7 +203,7 @@ class Pool:
                 raise KrayError(f"pool: {self._standing()} after {waited:.0f} s (rollout.start_timeout_s)")
             self.changed.clear()
             if not await arrives(self.changed, WORRY_S):
-                self.log(f"pool: {self._standing()} after {time.monotonic() - started:.0f} s")
+                logger.info(f"pool: {self._standing()} after {time.monotonic() - started:.0f} s")
 
     def _standing(self) -> str:
         states = [engine.health.state for engine in self.engines]

@@ -6,16 +6,18 @@ shown on a terminal once, when it is made; nowhere else, since what a job prints
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import stat
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kray.errors import ConfigError
 from kray.serve.gate import LOOPBACK, Limits, digest
+
+logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "KRAY_API_KEY"
 LEAST_CHARACTERS = 16  # of a key
@@ -73,23 +75,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
 
 
-def key_digest(access: Access, say: Callable[[str], None]) -> str:
+def key_digest(access: Access) -> str:
     """The digest of the key that clients must send, "" for none; says where the key is. Raises ConfigError.
 
     Takes the key out of this process's environment, so that no process started from here inherits it.
     """
     if not access.with_key:
-        say("key        none: requests to the loopback address are answered without one")
+        logger.info("key        none: requests to the loopback address are answered without one")
         return ""
     given = os.environ.pop(KEY_VARIABLE, "").strip()
     if given:
         if len(given) < LEAST_CHARACTERS or not given.isascii():
             raise ConfigError(f"{KEY_VARIABLE} must hold at least {LEAST_CHARACTERS} ASCII characters")
-        say(f"key        that of {KEY_VARIABLE}")
+        logger.info(f"key        that of {KEY_VARIABLE}")
         return digest(given)
     file = key_file()
     made = _make(file)
-    say(f"key        in {file}" + (f": {made} (shown this once)" if made and sys.stdout.isatty() else ""))
+    if made and sys.stdout.isatty():
+        print(f"key        in {file}: {made} (shown this once)", flush=True)
+    else:
+        logger.info(f"key        in {file}")
     return digest(made or _read(file))
 
 

@@ -22,6 +22,8 @@ from kray.errors import ConfigError, KrayError
 from kray.serve.access import ANSWER_S, Access
 from kray.serve.gate import LOOPBACK
 
+logger = logging.getLogger(__name__)
+
 POLL_S = 0.2
 CHECK_S = 5.0  # between looks at whether Serve still has the service
 CALL_S = 60.0  # for one answer of Serve's controller
@@ -75,7 +77,6 @@ def serve_until_signal(
     build: Callable[[], Any],
     access: Access,
     cpus: int,
-    say: Callable[[str], None],
     ready: Callable[[], None],
 ) -> int:
     """Runs an application until SIGINT or SIGTERM; 0 when it was drained in time. Raises ConfigError, KrayError.
@@ -98,9 +99,9 @@ def serve_until_signal(
             deploy(name, build, access, asked)
             ready()
             wait(name, asked)
-            say(f"{signal.Signals(asked[0]).name}: ending; requests under way have {access.drain_s:g} s")
+            logger.info(f"{signal.Signals(asked[0]).name}: ending; requests under way have {access.drain_s:g} s")
         except Interrupted:
-            say(f"{signal.Signals(asked[0]).name}: ending before the service was up")
+            logger.info(f"{signal.Signals(asked[0]).name}: ending before the service was up")
             return 130
         finally:
             leave(name, started and joined, access.drain_s, asked)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from kray.serve.planner_api import Planner
 from kray.serve.policy_api import Policy, PolicySpec
 from kray.serve.rewards_api import JudgeSpec, Rewards
 from kray.train.start_model import find_model
+
+logger = logging.getLogger(__name__)
 
 EXPORT_S = 1800.0
 
@@ -57,7 +59,7 @@ def serve_policy(arguments: Any) -> int:
         )
     if folder.is_dir():
         policy_spec(folder, arguments)  # what is wrong shows before anything is started
-    digest = key_digest(access, say)
+    digest = key_digest(access)
 
     def build() -> Any:
         if not folder.is_dir():
@@ -65,7 +67,7 @@ def serve_policy(arguments: Any) -> int:
 
             assert checkpoint is not None
             assert config is not None
-            say(f"export     {checkpoint} to {folder}")
+            logger.info(f"export     {checkpoint} to {folder}")
             as_task(EXPORT_S, export_checkpoint, checkpoint, find_model(config), config.model, folder)
         spec = policy_spec(folder, arguments)
         if config is not None:  # chats are rendered as the policy was trained to read them
@@ -91,7 +93,7 @@ def serve_planner(arguments: Any) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--state: {folder} cannot be made: {error.strerror}") from error
-    digest = key_digest(access, say)
+    digest = key_digest(access)
     settings = (arguments.max_runs, arguments.max_prompts, str(folder or ""))
     return _serve("kray-planner", lambda: planner_application(access, digest, *settings), access, 1, access.address)
 
@@ -118,7 +120,7 @@ def serve_rewards(arguments: Any) -> int:
         memory_gib=arguments.memory_gib,
         isolation=arguments.isolation,
     )
-    digest = key_digest(access, say)
+    digest = key_digest(access)
     cpus = spec.workers * max(1, access.replicas[0])
     return _serve("kray-rewards", lambda: rewards_application(spec, access, digest), access, cpus, access.address)
 
@@ -128,16 +130,12 @@ def rewards_application(spec: JudgeSpec, access: Access, digest: str) -> Any:
     return deployed(Rewards, "rewards", access, actor, spec, access.limits, digest)
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stdout, flush=True)
-
-
 def _serve(name: str, build: Any, access: Access, cpus: int, where: str) -> int:
     def ready() -> None:
-        say(f"serving    {where}")
-        say("end        Ctrl-C; once more ends at once")
+        logger.info(f"serving    {where}")
+        logger.info("end        Ctrl-C; once more ends at once")
 
-    return serve_until_signal(name, build, access, cpus, say, ready)
+    return serve_until_signal(name, build, access, cpus, ready)
 
 
 def _at_least(arguments: Any, **least: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,15 +86,12 @@ def curve() -> dict[str, dict[str, Any]]:
     return plans
 
 
-def study(
-    world: World, plans: Mapping[str, Mapping[str, Any]], seeds: int, say: Callable[[str], None] = lambda line: None
-) -> dict[str, dict[str, list[float]]]:
+def study(world: World, plans: Mapping[str, Mapping[str, Any]], seeds: int) -> dict[str, dict[str, list[float]]]:
     """Figures of every plan: {plan: {figure: one number a seed}}."""
     found: dict[str, dict[str, list[float]]] = {}
     for name, plan in plans.items():
         runs = [simulate(world, seed, dict(plan)) for seed in range(seeds)]
         found[name] = {key: [run[key] for run in runs] for key in runs[0]}
-        say(f"{name}: learned {np.mean(found[name]['learned']):+.4f}")
     return found
 
 

@@ -16,16 +16,19 @@ checkpoint is removed only after a newer one is complete and on disk. `newest_in
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from kray.errors import ConfigError, KrayError
+
+logger = logging.getLogger(__name__)
 
 STATE = "state.json"
 FILES = "files.json"
@@ -92,7 +95,7 @@ def find_damage(checkpoint: Path) -> str:
     return ""
 
 
-def newest_intact(checkpoint: Path | None, say: Callable[[str], None], set_aside: bool = True) -> Path | None:
+def newest_intact(checkpoint: Path | None, set_aside: bool = True) -> Path | None:
     """This checkpoint or the newest one before it that is whole; those that are damaged are named and set aside.
 
     set_aside: False leaves the folders as they are.
@@ -102,7 +105,7 @@ def newest_intact(checkpoint: Path | None, say: Callable[[str], None], set_aside
         if set_aside:
             _set_aside(checkpoint)
         earlier = [folder for number, folder in _steps(run_folder) if number < step]
-        say(f"checkpoint {checkpoint} is damaged: {wrong}; taking {earlier[-1] if earlier else 'none'} instead")
+        logger.info(f"checkpoint {checkpoint} is damaged: {wrong}; taking {earlier[-1] if earlier else 'none'} instead")
         checkpoint = earlier[-1] if earlier else None
     return checkpoint
 

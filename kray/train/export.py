@@ -10,8 +10,9 @@ Promises
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from kray.config import KrayConfig, ModelConfig
 from kray.config.validation import NOT_IN_MODELS
 from kray.errors import ConfigError, KrayError
 from kray.tracking import locate, log_model
+
+logger = logging.getLogger(__name__)
 
 MODEL = "model"  # in a run folder
 UPLOAD_TIMEOUT_S = 1800.0
@@ -73,12 +76,10 @@ def check_free(folder: Path, replace: bool = False) -> None:
         raise ConfigError(f"{folder} exists and is not an empty folder: name another one")
 
 
-async def log_trained(
-    config: KrayConfig, learners: Any, run_folder: Path, mlflow_run_id: str, step: int, say: Callable[[str], None]
-) -> None:
+async def log_trained(config: KrayConfig, learners: Any, run_folder: Path, mlflow_run_id: str, step: int) -> None:
     """What track.log_model asks for, after the last step: the learners' policy as <run folder>/model, and in MLflow.
 
-    learners: a LearnerGroup. A failure is said as a warning; the policy itself is safe in the newest checkpoint.
+    learners: a LearnerGroup. A failure is logged as a warning; the policy itself is safe in the newest checkpoint.
     """
     track, target = config.track, run_folder / MODEL
     if not track.log_model:
@@ -91,8 +92,8 @@ async def log_trained(
         work = asyncio.to_thread(log_model, locate(track.uri, run_folder), mlflow_run_id, target, name, step, register)
         where = await asyncio.wait_for(work, UPLOAD_TIMEOUT_S)
     except TimeoutError:
-        say(f"warning: track.log_model: MLflow did not take {target} within {UPLOAD_TIMEOUT_S:.0f} s")
+        logger.warning(f"track.log_model: MLflow did not take {target} within {UPLOAD_TIMEOUT_S:.0f} s")
     except KrayError as error:
-        say(f"warning: track.log_model: {error}")
+        logger.warning(f"track.log_model: {error}")
     else:
-        say(f"model: {target}, in MLflow {where}")
+        logger.info(f"model: {target}, in MLflow {where}")

@@ -13,7 +13,7 @@ def find_model(config: KrayConfig) -> str:
     if config.model.tiny is not None:
         from kray.train.tiny_policy import ensure_tiny_policy
 
-        return str(ensure_tiny_policy(config.model.tiny, progress=lambda line: print(line, flush=True)))
+        return str(ensure_tiny_policy(config.model.tiny))
     return model_path(config)
 
 

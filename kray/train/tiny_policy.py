@@ -11,13 +11,14 @@ left for reinforcement learning to find out.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +33,8 @@ from kray.prompts.arithmetic import KINDS, Problem, habitual_answer, make_proble
 from kray.prompts.lessons import Lesson, teach
 from kray.train.tiny_files import MAX_POSITIONS, check_tiny, folder_of, lessons_of, tokenizer_of
 
+logger = logging.getLogger(__name__)
+
 transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
 
 TOOL_ACCURACY = 0.5  # of the teacher's calls, once it errs
@@ -45,13 +48,11 @@ IGNORED = -100
 CALCULATOR = Calculator(least_first=True, shown="{}=")  # as configs/calculator.yaml has it
 
 
-def ensure_tiny_policy(
-    tiny: TinyPolicyConfig, cache_dir: str | Path | None = None, progress: Callable[[str], None] = print
-) -> Path:
+def ensure_tiny_policy(tiny: TinyPolicyConfig, cache_dir: str | Path | None = None) -> Path:
     """The folder of the warmed-up policy; made when the cache does not hold it yet (minutes on two cores).
 
     cache_dir: default KRAY_CACHE, else XDG_CACHE_HOME/kray, else ~/.cache/kray. A run on several nodes needs one that all
-    of them share. progress gets a line now and then. Raises ConfigError for settings that give no model.
+    of them share. Raises ConfigError for settings that give no model.
     """
     check_tiny(tiny)
     final = folder_of(tiny, cache_dir)
@@ -61,7 +62,7 @@ def ensure_tiny_policy(
     policies.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=policies))
     try:
-        _build(tiny, unfinished, progress)
+        _build(tiny, unfinished)
         unfinished.chmod(0o755)  # mkdtemp makes it private
         try:
             unfinished.rename(final)
@@ -71,7 +72,7 @@ def ensure_tiny_policy(
             # Another process was faster; its folder holds the same policy.
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    progress(f"tiny policy: ready in {final}")
+    logger.info(f"tiny policy: ready in {final}")
     return final
 
 
@@ -96,7 +97,7 @@ def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
     return Qwen3ForCausalLM(config)
 
 
-def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]) -> None:
+def _build(tiny: TinyPolicyConfig, folder: Path) -> None:
     lessons = lessons_of(tiny)
     tokenizer = tokenizer_of(tiny, lessons)
     threads = torch.get_num_threads()
@@ -108,7 +109,7 @@ def _build(tiny: TinyPolicyConfig, folder: Path, progress: Callable[[str], None]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tiny.seed)
             model = make_model(tiny, tokenizer)
-            _train(model, tokenizer, tiny, lessons, progress)
+            _train(model, tokenizer, tiny, lessons)
     finally:
         torch.set_num_threads(threads)
     model.generation_config = GenerationConfig(
@@ -165,11 +166,10 @@ def _train(
     tokenizer: PreTrainedTokenizerFast,
     tiny: TinyPolicyConfig,
     lessons: Sequence[Lesson],
-    progress: Callable[[str], None],
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=tiny.lr, weight_decay=0.01)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    progress(f"tiny policy: warming up {parameters / 1e6:.2f} M parameters for {tiny.warmup_steps} steps, once")
+    logger.info(f"tiny policy: warming up {parameters / 1e6:.2f} M parameters for {tiny.warmup_steps} steps, once")
     started, losses = time.monotonic(), []
     for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny, lessons)):
         for group in optimizer.param_groups:
@@ -185,7 +185,7 @@ def _train(
         if done % PROGRESS_STEPS == 0 or done == tiny.warmup_steps:
             left_s = (time.monotonic() - started) / done * (tiny.warmup_steps - done)
             mean = sum(losses[-PROGRESS_STEPS:]) / len(losses[-PROGRESS_STEPS:])
-            progress(f"tiny policy: step {done}/{tiny.warmup_steps}, loss {mean:.3f}, {left_s:.0f} s left")
+            logger.info(f"tiny policy: step {done}/{tiny.warmup_steps}, loss {mean:.3f}, {left_s:.0f} s left")
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -10,6 +10,7 @@ import signal
 
 import numpy as np
 import pytest
+from logged_lines import logged_lines
 from tiny_pool import PROBE, PlainLearner, RunningPool, gather, make_pool, outcomes, same, tasks
 
 from kray.errors import KrayError
@@ -157,7 +158,8 @@ def test_killing_an_engine_in_the_middle_loses_and_repeats_nothing(living):
         replaced = (await pool.engines[0].actor.start.remote())["pid"] != victim
         return reference, seen, replaced, await gather(pool, living.fresh(tasks(10)))
 
-    reference, seen, replaced, after = living.run(story())
+    with logged_lines() as lines:
+        reference, seen, replaced, after = living.run(story())
     assert pool.deaths == deaths + 1
     assert replaced
     assert pool.schedule.retried > retried, "the engine held nothing when it was killed"
@@ -166,7 +168,7 @@ def test_killing_an_engine_in_the_middle_loses_and_repeats_nothing(living):
     assert same(reference, {outcome.task.prompt_id: outcome.rollouts for outcome in seen})
     assert pool.schedule.waiting == pool.schedule.running == 0
     assert len(after) == 10
-    assert any("engine-0 lost" in line for line in living.lines)
+    assert any("engine-0 lost" in line for line in lines)
 
 
 def test_an_engine_that_dies_while_it_takes_new_weights_is_replaced_and_proved(living):
@@ -237,10 +239,9 @@ def test_an_untied_model_is_served_alike(ray_local, untied_policy):
 def test_an_engine_that_got_altered_or_other_weights_than_the_learners_is_ended(ray_local, tied_policy):
     """First a byte changes on the way; then, for the engine's next start, the learner thinks otherwise of the probe."""
     learner = PlainLearner(tied_policy)
-    lines: list[str] = []
 
     async def story():
-        pool = make_pool(tied_policy, 1, "liar", lines, max_restarts=1)
+        pool = make_pool(tied_policy, 1, "liar", max_restarts=1)
         pool.start()
         try:
             honest = learner.publication(0)
@@ -259,6 +260,6 @@ def test_an_engine_that_got_altered_or_other_weights_than_the_learners_is_ended(
         finally:
             await pool.close()
 
-    with pytest.raises(KrayError, match=r"no engine is left.*not the learner's"):
+    with logged_lines() as lines, pytest.raises(KrayError, match=r"no engine is left.*not the learner's"):
         asyncio.run(asyncio.wait_for(story(), 400))
     assert sum("not the learner's" in line for line in lines) == 1

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from inline_jobs import run_job
+from logged_lines import logged_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kray.config import KrayConfig, LoraConfig, ModelConfig, TrackConfig, TrainConfig, to_yaml
@@ -189,9 +190,9 @@ def tracked(tmp_path, monkeypatch):
 def asked(log: str, folder: Path, tracker: Tracker, learners: Learners, **track) -> list[str]:
     """What the end of a run says with track.log_model = log."""
     config = KrayConfig(track=TrackConfig(log_model=log, **track))
-    said: list[str] = []
-    asyncio.run(log_trained(config, learners, folder, tracker.mlflow_run_id, 7, said.append))
-    return said
+    with logged_lines() as lines:
+        asyncio.run(log_trained(config, learners, folder, tracker.mlflow_run_id, 7))
+    return lines
 
 
 def test_the_trained_policy_is_logged_or_registered_only_when_asked(tracked, tied_policy, monkeypatch):

@@ -14,6 +14,7 @@ import sys
 import time
 
 from autoscaling_cluster import autoscaling_cluster, preempt, wait_for_nodes, workers
+from logged_lines import logged_lines
 from tiny_pool import PlainLearner, gather, make_pool, tasks
 
 from kray.records import Sampling
@@ -29,8 +30,7 @@ async def until(reached, limit_s: float, what: str) -> float:
 
 async def story(ray, policy: str) -> dict:
     learner = PlainLearner(policy)
-    lines: list[str] = []
-    pool = make_pool(policy, 2, "elastic", lines, min_engines=0, idle_s=4.0)
+    pool = make_pool(policy, 2, "elastic", min_engines=0, idle_s=4.0)
     long = Sampling(max_tokens=100)
     pool.start()
     try:
@@ -72,9 +72,11 @@ async def story(ray, policy: str) -> dict:
     finally:
         await pool.close()
     found["nodes_after"] = wait_for_nodes(ray, 0, 120.0) >= 0 and len(workers(ray))
-    return found | {"lines": lines}
+    return found
 
 
 if __name__ == "__main__":
     with autoscaling_cluster({"rollout": {"resources": {"CPU": 1}, "min_workers": 0, "max_workers": 2}}) as ray:
-        print("FOUND " + json.dumps(asyncio.run(story(ray, sys.argv[1]))), flush=True)
+        with logged_lines() as lines:
+            found = asyncio.run(story(ray, sys.argv[1]))
+        print("FOUND " + json.dumps(found | {"lines": lines}), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from logged_lines import logged_lines
 
 from kray.bench import driver_scale as scale
 from kray.planner import KnapsackPlanner
@@ -29,8 +30,8 @@ def test_a_task_costs_the_same_on_a_thousand_engines():
 
 
 def test_what_beliefs_of_many_prompts_weigh_is_measured(tmp_path):
-    lines: list[str] = []
-    found, planner = scale.beliefs(5000, tmp_path, lines.append)
+    with logged_lines() as lines:
+        found, planner = scale.beliefs(5000, tmp_path)
     assert len(planner.beliefs) == 5000
     assert 0 < found["checkpoint_mib"] < 5
     assert lines

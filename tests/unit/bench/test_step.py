@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from logged_lines import logged_lines
 
 from kray.bench import step
 from kray.bench import trl as rival
@@ -59,18 +60,17 @@ def test_a_step_of_the_benchmark_is_prompts_times_rollouts(tmp_path):
 
 
 def test_a_rival_that_fails_ends_with_its_last_lines_and_its_progress_is_said():
-    said: list[str] = []
     program = "import sys; print('TRL: tries'); print('noise'); sys.exit('no such setting')"
-    with pytest.raises(KrayError, match=r"(?s)ended with 1 .*no such setting"):
-        rival._call([sys.executable, "-c", program], 60.0, dict(os.environ), said.append)
-    assert said == ["TRL: tries"]
+    with logged_lines() as lines, pytest.raises(KrayError, match=r"(?s)ended with 1 .*no such setting"):
+        rival._call([sys.executable, "-c", program], 60.0, dict(os.environ))
+    assert lines == ["TRL: tries"]
 
 
 def test_a_rival_that_hangs_is_ended_at_the_deadline():
     with pytest.raises(KrayError, match=r"limit 1 s"):
-        rival._call([sys.executable, "-c", "import time; time.sleep(60)"], 1.0, dict(os.environ), print)
+        rival._call([sys.executable, "-c", "import time; time.sleep(60)"], 1.0, dict(os.environ))
 
 
 def test_a_python_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="--trl-python nowhere/python"):
-        rival.find_python("nowhere/python", print)
+        rival.find_python("nowhere/python")

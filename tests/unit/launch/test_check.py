@@ -48,7 +48,7 @@ def refused_alike(overrides: list[str]) -> str:
     """The message with which both `--check` and the beginning of a run refuse a configuration."""
     config = load_config(QUICK, overrides)
     with pytest.raises(KrayError) as caught:
-        load_components(config, config.model.path, lambda _: None)
+        load_components(config, config.model.path)
     done = check(*overrides)
     assert done.returncode == 2, done.stdout
     assert done.stderr.strip().endswith(str(caught.value))

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logged_lines import logged_lines
 
 from kray.config.prompts_schema import PromptsConfig, SourceConfig
 from kray.errors import DataError
@@ -17,8 +18,8 @@ def write(folder, rows, name="p.jsonl"):
 
 
 def load(source) -> tuple[list, list[str]]:
-    said: list[str] = []
-    return load_prompts(source, "exact", said.append), said
+    with logged_lines() as lines:
+        return load_prompts(source, "exact"), lines
 
 
 def row(prompt, answer, **more):
@@ -88,9 +89,9 @@ def test_a_limit_counts_prompts_and_not_rows(tmp_path):
 
 def test_repeats_in_test_sets_are_left_out_too(tmp_path):
     config = PromptsConfig(test=write(tmp_path, [row("a", 1)] * 32))
-    said: list[str] = []
-    ((_, prompts),) = load_tests(config, "exact", said.append)
-    assert (len(prompts), len(said)) == (1, 1)
+    with logged_lines() as lines:
+        ((_, prompts),) = load_tests(config, "exact")
+    assert (len(prompts), len(lines)) == (1, 1)
 
 
 def test_a_bad_row_is_refused_also_among_repeats(tmp_path):

@@ -6,7 +6,9 @@ import os
 import stat
 
 import pytest
+from logged_lines import logged_lines
 
+from kray.driver.output import Console, logged_to
 from kray.errors import ConfigError
 from kray.serve.access import KEY_VARIABLE, Access, key_digest, key_file
 from kray.serve.gate import digest
@@ -44,10 +46,10 @@ def test_addresses_are_those_that_clients_can_use():
 
 def test_the_variables_key_is_taken_out_of_the_environment_and_never_said(monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, "planted-planted-planted")
-    said = []
-    assert key_digest(Access(), said.append) == digest("planted-planted-planted")
+    with logged_lines() as lines:
+        assert key_digest(Access()) == digest("planted-planted-planted")
     assert KEY_VARIABLE not in os.environ
-    assert not any("planted-planted" in line for line in said)
+    assert not any("planted-planted" in line for line in lines)
     assert not key_file().exists()
 
 
@@ -55,31 +57,32 @@ def test_the_variables_key_is_taken_out_of_the_environment_and_never_said(monkey
 def test_a_weak_key_is_refused_without_being_shown(monkeypatch, bad):
     monkeypatch.setenv(KEY_VARIABLE, bad)
     with pytest.raises(ConfigError, match=KEY_VARIABLE) as caught:
-        key_digest(Access(), print)
+        key_digest(Access())
     assert bad not in str(caught.value)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_made_key_is_private_kept_and_shown_on_a_terminal_once(monkeypatch, terminal):
+def test_a_made_key_is_private_kept_and_shown_on_a_terminal_once(monkeypatch, capsys, terminal):
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
-    said = []
-    first = key_digest(Access(), said.append)
+    with logged_to(Console()):
+        first = key_digest(Access())
+        assert key_digest(Access()) == first
     key = key_file().read_text().strip()
     assert first == digest(key)
     assert len(key) >= 32
     assert stat.S_IMODE(key_file().stat().st_mode) == 0o600
-    assert key_digest(Access(), said.append) == first
-    assert [key in line for line in said] == [terminal, False]
-    assert all(str(key_file()) in line for line in said)
+    lines = capsys.readouterr().out.splitlines()
+    assert [key in line for line in lines] == [terminal, False]
+    assert all(str(key_file()) in line for line in lines)
 
 
 def test_a_key_that_others_can_read_or_that_is_none_is_refused():
-    key_digest(Access(), lambda line: None)
+    key_digest(Access())
     key_file().chmod(0o644)
     with pytest.raises(ConfigError, match="can be read by others"):
-        key_digest(Access(), print)
+        key_digest(Access())
     key_file().chmod(0o600)
     key_file().write_text("")
     with pytest.raises(ConfigError, match="holds no key"):
-        key_digest(Access(), print)
-    assert key_digest(Access(with_key=False), lambda line: None) == ""
+        key_digest(Access())
+    assert key_digest(Access(with_key=False)) == ""

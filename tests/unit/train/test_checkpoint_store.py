@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from logged_lines import logged_lines
 
 from kray.errors import ConfigError, KrayError
 from kray.train.checkpoints import CheckpointStore, find_checkpoint, newest_checkpoint, newest_intact, read_state
@@ -137,13 +138,13 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken
     folders = [write(tmp_path, step, keep=9) for step in (5, 10, 15, 20)]
     for folder, harm in ((folders[3], "weights of 21"), (folders[2], "short")):  # one as long as it was, one not
         (folder / "learner" / "shard").write_text(harm)
-    said = []
-    assert newest_intact(newest_checkpoint(tmp_path), said.append) == folders[1] == newest_checkpoint(tmp_path)
-    assert len(said) == 2
-    assert "step-000020 is damaged: 1 of 1 files are not what was written, first learner/shard (13 bytes" in said[0]
+    with logged_lines() as lines:
+        assert newest_intact(newest_checkpoint(tmp_path)) == folders[1] == newest_checkpoint(tmp_path)
+    assert len(lines) == 2
+    assert "step-000020 is damaged: 1 of 1 files are not what was written, first learner/shard (13 bytes" in lines[0]
     (folders[1] / "state.json").write_text("{")
     (folders[0] / "learner" / "shard").unlink()
-    assert newest_intact(newest_checkpoint(tmp_path), said.append) is None
+    assert newest_intact(newest_checkpoint(tmp_path)) is None
     assert newest_checkpoint(tmp_path) is None
     write(tmp_path, 16)  # what was set aside goes when its step is passed
     assert sorted(os.listdir(tmp_path / "checkpoints")) == [".aside-step-000020", "step-000016"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from logged_lines import logged_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kray.config.schema import TinyPolicyConfig
@@ -21,11 +22,11 @@ TINY = TinyPolicyConfig(
 
 
 def test_made_once_and_reloads(tmp_path):
-    lines: list[str] = []
-    folder = ensure_tiny_policy(TINY, tmp_path, lines.append)
+    with logged_lines() as lines:
+        folder = ensure_tiny_policy(TINY, tmp_path)
     assert any("3/3" in line for line in lines)
-    lines.clear()
-    assert ensure_tiny_policy(TINY, tmp_path, lines.append) == folder
+    with logged_lines() as lines:
+        assert ensure_tiny_policy(TINY, tmp_path) == folder
     assert not lines
     assert [path.name for path in (tmp_path / "policies").iterdir()] == [folder.name]
 
@@ -70,7 +71,7 @@ def test_every_part_of_a_recipe_is_in_the_folders_name(monkeypatch):
 def test_a_policy_of_tasks_reads_their_questions(tmp_path):
     tasks = {"spell": {"task": "spell_backward", "max_word_len": 3}, "gcd": {"max_value": 9}}
     tiny = TinyPolicyConfig(**{**vars(TINY), "tasks": tasks})
-    folder = ensure_tiny_policy(tiny, tmp_path, lambda _: None)
+    folder = ensure_tiny_policy(tiny, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for lesson in lessons.make_lessons(tasks, 10, 0):
         tokens = tokenizer(lesson.text).input_ids
@@ -79,12 +80,12 @@ def test_a_policy_of_tasks_reads_their_questions(tmp_path):
 
 
 def test_equal_settings_give_equal_weights_and_others_another_folder(tmp_path):
-    first = ensure_tiny_policy(TINY, tmp_path / "a", lambda _: None)
-    second = ensure_tiny_policy(TINY, tmp_path / "b", lambda _: None)
+    first = ensure_tiny_policy(TINY, tmp_path / "a")
+    second = ensure_tiny_policy(TINY, tmp_path / "b")
     assert first.name == second.name
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
     other = TinyPolicyConfig(**{**vars(TINY), "seed": 1})
-    assert ensure_tiny_policy(other, tmp_path / "a", lambda _: None) != first
+    assert ensure_tiny_policy(other, tmp_path / "a") != first
 
 
 def test_a_policy_without_a_tool_is_the_one_that_caches_hold():
@@ -118,12 +119,13 @@ def test_calls_are_learned_and_results_are_not():
     assert 0.3 < wrong / (calls / 3) < 0.7
 
 
-def test_a_failed_build_leaves_nothing(tmp_path):
-    def stop(_):
+def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
+    def stop(*_):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("kray.train.tiny_policy._train", stop)
     with pytest.raises(KeyboardInterrupt):
-        ensure_tiny_policy(TINY, tmp_path, stop)
+        ensure_tiny_policy(TINY, tmp_path)
     assert not list((tmp_path / "policies").iterdir())
 
 
