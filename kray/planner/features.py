@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import betaln, digamma, expit
 
-from kray.planner.beliefs import fit_beta_binomial
+from kray.planner.priors import fit_beta_binomial
 
 LEAST_PROMPTS = 100  # with features and labels, below which nothing is fitted
 MOST_PROMPTS = 20_000  # that a fit looks at: the latest to come by

@@ -1,7 +1,7 @@
-"""What one step's plan was worth, from its labels: pure functions, floats out, ready to be logged.
+"""Metrics of one step's plan, computed from its labels: pure functions that return floats to be logged.
 
-The effective-gradient ratio is always given both ways. Weighted by rollouts it is the paper's headline (arXiv
-2509.25849), and it can rise while fewer prompts teach; weighted by prompts it cannot.
+The effective-gradient ratio is always given both ways. Weighted by rollouts it is the headline of the paper (arXiv
+2509.25849), and it can rise while fewer prompts contribute to the gradient; weighted by prompts it cannot.
 """
 
 from __future__ import annotations
@@ -27,16 +27,22 @@ from kray.metrics import (
     PLANNER_VALUE_PLANNED,
     PLANNER_VALUE_REALISED,
 )
-from kray.planner.beliefs import calibration
 from kray.records import Allocation
 
 STATUSES = ("never_solved", "hard", "medium", "easy", "always_solved")
 
 
 def status(successes: ArrayLike, trials: ArrayLike) -> np.ndarray:
-    """Status of each prompt from the labels of one visit, (M,) int64: index into STATUSES, -1 without labels.
+    """Classify each prompt by the labels of one visit.
 
-    never_solved: rate 0; hard: <= .2; medium: between; easy: >= .8; always_solved: rate 1.
+    never_solved: rate 0; hard: at most .2; medium: between; easy: at least .8; always_solved: rate 1.
+
+    Args:
+        successes: (M,).
+        trials: (M,).
+
+    Returns:
+        (M,) int64 index into STATUSES, -1 without labels.
     """
     s, n = np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64)
     rate = np.divide(s, n, out=np.zeros(n.shape), where=n > 0)
@@ -45,7 +51,7 @@ def status(successes: ArrayLike, trials: ArrayLike) -> np.ndarray:
 
 
 def transition_matrix(before: ArrayLike, after: ArrayLike) -> np.ndarray:
-    """Prompts that went from status i to status j between visits, (5, 5) int64; those without either are left out."""
+    """Count the prompts that went from status i to status j between visits, (5, 5) int64; those without either are left out."""
     i, j = np.asarray(before, dtype=np.int64), np.asarray(after, dtype=np.int64)
     known = (i >= 0) & (j >= 0)
     k = len(STATUSES)
@@ -55,19 +61,17 @@ def transition_matrix(before: ArrayLike, after: ArrayLike) -> np.ndarray:
 def step_metrics(
     allocation: Allocation, successes: ArrayLike, trials: ArrayLike, previous_status: ArrayLike | None = None
 ) -> dict[str, float]:
-    """Metrics of one step; NaN where there is nothing to measure.
+    """Compute the metrics of one step's plan: rollouts per prompt and status, effective ratios, values and the Brier score.
 
-    successes, trials (M,): labels that came back, in the order of the plan (trials falls short of the budget where
-    rollouts were lost; graded rewards are summed). previous_status (M,): `status` of each prompt's previous visit, what
-    the plan could know; without it shares are by this step's own labels.
+    Args:
+        allocation: the plan of M prompts.
+        successes: (M,) sums of the rewards that came back, in the order of the plan.
+        trials: (M,) their numbers, below the budgets where rollouts were lost.
+        previous_status: (M,) `status` of each prompt's previous visit, which the plan could know; without it
+            budget/share_<status> is by this step's own labels.
 
-    budget/min p50 p99 max     rollouts per prompt, as planned
-    budget/share_<status>      share of the planned rollouts on prompts of that status; share_unlabelled for the rest
-    group/effective_ratio_rollouts   rollouts in groups with a success and a failure / all rollouts that came back
-    group/effective_ratio_prompts    such groups / all prompts of the plan
-    planner/value_planned      sum of the expected value at planning time
-    planner/value_realised     sum of p (1 - p)^2 at the observed rate p over the groups that are mixed; same unit
-    planner/brier              mean squared error of expected_success over rollouts
+    Returns:
+        Metric name -> number (kray/metrics.py has their meanings); NaN where there is nothing to measure.
     """
     s, n = np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64)
     budgets = np.asarray(allocation.budgets, dtype=np.float64)
@@ -91,20 +95,21 @@ def step_metrics(
 
 
 class CalibrationTally:
-    """How well beliefs have predicted labels since the last `clear`, say over an epoch: counts only, so it adds exactly."""
+    """Calibration of the beliefs since the last `clear`, say over an epoch. It holds sums only, so steps add exactly."""
 
     def __init__(self, bins: int = 10):
+        """Make an empty tally with so many bins of the predicted rate."""
         self.bins = bins
         self.clear()
 
     def clear(self) -> None:
-        self._sums = np.zeros(
-            (3, self.bins)
-        )  # rollouts, their predicted and their observed successes, by predicted rate
+        """Forget everything that was added."""
+        # rollouts, their predicted and their observed successes, by predicted rate
+        self._sums = np.zeros((3, self.bins))
         self._brier = 0.0
 
     def add(self, expected_success: ArrayLike, successes: ArrayLike, trials: ArrayLike) -> None:
-        """One step's predictions and labels, (M,) each."""
+        """Add one step's predictions and labels, (M,) each."""
         found = calibration(expected_success, successes, trials, self.bins)
         n = found["trials"]
         self._sums += np.nan_to_num([n, n * found["predicted"], n * found["observed"]])
@@ -112,9 +117,7 @@ class CalibrationTally:
             self._brier += found["brier"] * float(n.sum())
 
     def metrics(self) -> dict[str, float]:
-        """planner/epoch_brier: mean squared error over rollouts; planner/epoch_calibration_error: mean |predicted - observed|
-        success rate over rollouts, by tenths of the predicted; planner/predicted_<k>, planner/observed_<k>: rates in the
-        k-th tenth (NaN where empty)."""
+        """Return planner/epoch_brier, planner/epoch_calibration_error and the rates of each bin, NaN where it is empty."""
         n, predicted, observed = self._sums
         out: dict[str, float] = {
             PLANNER_EPOCH_BRIER: _ratio(self._brier, n.sum()),
@@ -126,10 +129,39 @@ class CalibrationTally:
         return out
 
     def to_dict(self) -> dict[str, object]:
+        """Return the sums for a checkpoint."""
         return {"sums": self._sums.tolist(), "brier": self._brier}
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `to_dict` returned."""
         self._sums, self._brier = np.array(state["sums"], dtype=np.float64), float(state["brier"])
+
+
+def calibration(predicted: ArrayLike, successes: ArrayLike, trials: ArrayLike, bins: int = 10) -> dict[str, Any]:
+    """Measure how well predicted success rates agree with labels that came after them.
+
+    Args:
+        predicted: (M,) in [0, 1]; prompts with anything not finite are left out.
+        successes: (M,) labels counted as 0 or 1.
+        trials: (M,).
+        bins: equal parts of [0, 1] by predicted rate.
+
+    Returns:
+        `brier`, the mean over rollouts of (label - predicted)^2 (NaN without rollouts), and (bins,) each of `trials`,
+        `predicted` and `observed` success rate, weighted by trials (NaN where empty).
+    """
+    p, s, n = (np.asarray(x, dtype=np.float64) for x in (predicted, successes, trials))
+    if not (p.ndim == 1 and p.shape == s.shape == n.shape):
+        raise ValueError(f"predicted, successes, trials must be (M,) alike; got {p.shape}, {s.shape}, {n.shape}")
+    keep = (n > 0) & np.isfinite(p) & np.isfinite(s) & np.isfinite(n)
+    p, s, n = p[keep], s[keep], n[keep]
+    total = n.sum()
+    brier = float((s * (1 - p) ** 2 + (n - s) * p**2).sum() / total) if total else float("nan")
+    bin_ = np.clip((p * bins).astype(np.int64), 0, bins - 1)
+    count = np.bincount(bin_, n, bins)
+    with np.errstate(invalid="ignore"):
+        expected, observed = np.bincount(bin_, n * p, bins) / count, np.bincount(bin_, s, bins) / count
+    return {"brier": brier, "trials": count, "predicted": expected, "observed": observed}
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -1,33 +1,40 @@
-"""The knapsack: who gets how many rollouts. Exact for unit costs, without dynamic programming.
+"""The knapsack: assigns rollouts to prompts so that their total value is largest.
 
-Promises, checked before every return: lower <= n <= upper; sum(n) == budget for unit costs; sum(cost * n) <= budget
+Guarantees, asserted before every return: lower <= n <= upper; sum(n) == budget for unit costs; sum(cost * n) <= budget
 otherwise. Equal inputs give equal plans.
 
-The problem is separable and each prompt's gains fall with n (see values.py), so taking the largest marginal gains is
-optimal. That needs only the threshold, the gain of the last rollout that the budget buys: each prompt takes the gains
-above it, and equal gains at the threshold go to the prompt with the fewest rollouts first, then to the first in order.
-Gains that are all zero are such a tie, which is why rollouts that nobody values are spread evenly.
+The problem is separable and each prompt's gains fall with n (kray/planner/values.py), so taking the largest marginal gains is
+optimal and no dynamic programme is needed. It suffices to find the threshold, the gain of the last rollout that the budget
+buys: each prompt takes the gains above it, and equal gains at the threshold go to the prompt with the fewest rollouts first,
+then to the first in order. Gains that are all zero are such a tie, so rollouts that have no value are spread evenly.
 
-The candidates, at most M x (upper - lower) gains, are sorted at once when they are few. When they are many they are
-first narrowed to a bracket around the threshold, by pivots from a sample and a binary search in every prompt's gains
-at once. Both ways look at the same gains and end in the same threshold, hence in the same plan.
+The candidates, at most M * (upper - lower) gains, are sorted at once when they are few. When they are many they are first
+narrowed to a bracket around the threshold, by pivots from a sample and a binary search in every prompt's gains at once. Both
+methods look at the same gains and end at the same threshold, hence at the same plan.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kray.planner.bounds import check_problem
 from kray.planner.values import Value
 
-TABLE_LIMIT = 300_000  # candidate gains that are sorted at once: about 10 ms, and 10 MB
-POLISH_PROMPTS = 10_000  # that compete for the rest of a budget in cost units, too small for the next best rollout
+# Candidate gains that are sorted at once: about 10 ms and 10 MB.
+TABLE_LIMIT = 300_000
 
-Marginal = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (rows (K,), n (K,)) -> gain per unit of cost (K,)
+# Prompts that compete for the rest of a budget in cost units that is too small for the next best rollout.
+POLISH_PROMPTS = 10_000
+
+# Largest count of rollouts: float64 is exact up to here.
+_MAX_COUNT = 2**53
+
+# (rows (K,), n (K,)) -> gain per unit of cost (K,)
+Marginal = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def solve(
@@ -39,24 +46,35 @@ def solve(
     *,
     table_limit: int = TABLE_LIMIT,
 ) -> np.ndarray:
-    """Rollouts per prompt that maximise sum_i value_i(n_i), (M,) int64.
+    """Return the rollouts per prompt that maximise sum_i value_i(n_i).
 
-    lower, upper: int, scalar or (M,), in rollouts. budget: rollouts, an integer that is spent to the last one.
-    cost (M,) positive: price of one rollout of each prompt; budget is then in the same unit and an upper limit, gains
-    are ranked by gain / cost, and rollouts that add nothing are not bought.
-    table_limit: candidates above which the threshold is searched instead of sorted for; it never changes the plan.
+    Exact for unit costs where lower >= 1. A prompt with lower = 0 may be skipped: one rollout alone is worth nothing, so its
+    first two are bought together (the concave envelope) and the plan is within one such block of the optimum. With costs it
+    is within one increment of it (the greedy solution of the relaxed problem).
 
-    Exact for unit costs where lower >= 1. A prompt with lower = 0 may be skipped: one rollout is worth nothing, so its
-    first two are bought together (the concave envelope) and the plan is within one such block of the optimum; with
-    costs it is within one increment of it (the greedy solution of the relaxed problem).
-    Raises ValueError, naming the argument, on infeasible bounds, wrong shapes, NaN, negative or fractional counts.
+    Args:
+        value: of the M prompts.
+        budget: in rollouts, an integer that is spent to the last one; with `cost` an upper limit in the unit of `cost`.
+        lower: least rollouts of a prompt, scalar or (M,) int.
+        upper: most rollouts of a prompt, scalar or (M,) int.
+        cost: (M,) positive price of one rollout of each prompt. Gains are then ranked by gain / cost, and rollouts that add
+            nothing are not bought.
+        table_limit: candidates above which the threshold is searched instead of sorted for; it never changes the plan.
+
+    Returns:
+        (M,) int64.
+
+    Raises:
+        ValueError: bounds that the budget cannot meet, wrong shapes, NaN, negative or fractional counts; the message names
+            the argument.
     """
-    amount, low, high, price = check_problem(len(value), budget, lower, upper, cost)
+    amount, low, high, price = _check_problem(len(value), budget, lower, upper, cost)
     if len(value) == 0:
         return np.zeros(0, dtype=np.int64)
     weight = np.ones_like(low) if price is None else price
     left = amount - weight @ low
-    high = low + np.minimum(high - low, left // weight).astype(np.int64)  # nobody can be given more
+    # no prompt can get more than the whole rest
+    high = low + np.minimum(high - low, left // weight).astype(np.int64)
     skippable = (low == 0) & (high >= 2)
     marginal = _marginal(value, skippable, price)
     top = high if price is None else _cut(marginal, low, high, 0.0)
@@ -70,8 +88,85 @@ def solve(
     return n
 
 
+def spread(n: np.ndarray, upper: np.ndarray, extra: int) -> np.ndarray:
+    """Add `extra` rollouts, each to the prompt below its upper bound that has fewest (the first of equals).
+
+    Args:
+        n: (M,) int64 rollouts of each prompt.
+        upper: (M,) int64 bounds.
+        extra: at most sum(upper - n).
+
+    Returns:
+        (M,) int64.
+    """
+    if extra == 0:
+        return n.copy()
+    # binary search for the highest level to which `extra` lifts every prompt
+    low, high = int(n.min()), int(upper.max())
+    while low < high:
+        level = (low + high + 1) // 2
+        if int((np.clip(level, n, np.maximum(n, upper)) - n).sum()) <= extra:
+            low = level
+        else:
+            high = level - 1
+    out = np.clip(low, n, np.maximum(n, upper))
+    first = np.flatnonzero((out == low) & (out < upper))[: extra - int((out - n).sum())]
+    out[first] += 1
+    return out
+
+
+def _check_problem(
+    m: int, budget: float, lower: ArrayLike, upper: ArrayLike, cost: ArrayLike | None
+) -> tuple[float, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Check what `solve` was given for m prompts.
+
+    Returns:
+        (budget, lower (m,) int64, upper (m,) int64, cost (m,) float64 or None). Without cost the budget is an int that the
+        bounds can reach exactly; with cost it pays at least for `lower`.
+    """
+    low, high = _rollouts("lower", lower, m), _rollouts("upper", upper, m)
+    if (low > high).any():
+        at = int(np.flatnonzero(low > high)[0])
+        raise ValueError(f"lower exceeds upper: {low[at]} > {high[at]} at position {at}")
+    try:
+        amount = float(budget)
+    except (TypeError, ValueError):
+        raise ValueError(f"budget must be a number; got {budget!r}") from None
+    if not math.isfinite(amount) or amount < 0:
+        raise ValueError(f"budget must be finite and not negative; got {budget!r}")
+    if cost is None:
+        if not amount.is_integer() or amount > _MAX_COUNT:
+            raise ValueError(f"budget must be a whole number of rollouts; got {budget!r}")
+        if low.sum() > amount:
+            raise ValueError(f"budget {int(amount)} is less than the sum of lower, {low.sum()}, over {m} prompts")
+        if high.sum(dtype=np.float64) < amount:
+            raise ValueError(f"budget {int(amount)} is more than the sum of upper, {high.sum()}, over {m} prompts")
+        return int(amount), low, high, None
+    prices = np.asarray(cost, dtype=np.float64)
+    if prices.shape != (m,):
+        raise ValueError(f"cost must have shape ({m},); got {prices.shape}")
+    if not ((prices > 0) & np.isfinite(prices)).all():
+        raise ValueError("cost must be positive and finite")
+    if prices @ low > amount:
+        raise ValueError(f"budget {amount:g} does not pay for lower, which costs {prices @ low:g}")
+    return amount, low, high, prices
+
+
+def _rollouts(name: str, bound: ArrayLike, m: int) -> np.ndarray:
+    """Return a scalar or (m,) bound as (m,) int64."""
+    try:
+        given = np.asarray(bound, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be an integer or a vector of them; got {bound!r}") from None
+    if given.shape not in ((), (m,)):
+        raise ValueError(f"{name} must be a scalar or have shape ({m},); got {given.shape}")
+    if not ((given >= 0) & (given == np.floor(given)) & (given <= _MAX_COUNT)).all():
+        raise ValueError(f"{name} must hold integers from 0 to 2**53; got {bound!r}")
+    return np.broadcast_to(given.astype(np.int64), (m,)).copy()
+
+
 def _marginal(value: Value, skippable: np.ndarray, cost: np.ndarray | None) -> Marginal:
-    """Gain per unit of cost on the concave envelope: a skippable prompt's first two rollouts share the gain of both."""
+    """Return the gain per unit of cost on the concave envelope, where a skippable prompt's first two rollouts share a gain."""
     any_skippable = bool(skippable.any())
 
     def marginal(rows: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -89,10 +184,11 @@ def _marginal(value: Value, skippable: np.ndarray, cost: np.ndarray | None) -> M
 def _threshold(
     marginal: Marginal, lo: np.ndarray, hi: np.ndarray, weight: np.ndarray, left: float, table_limit: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Splits each prompt's candidates lo <= n < hi at the budget's threshold.
+    """Split each prompt's candidates lo <= n < hi at the budget's threshold.
 
-    Returns (above, tied, left), (M,) (M,) and scalar: candidates before `above` exceed the threshold and are paid for,
-    those from `above` to `tied` equal it, and `left` of the budget remains for them.
+    Returns:
+        (above (M,), tied (M,), left): candidates before `above` exceed the threshold and are paid for, those from `above` to
+        `tied` equal it, and `left` of the budget remains for them.
     """
     turn = 0
     while True:
@@ -108,19 +204,22 @@ def _threshold(
         turn += 1
         above = _cut(marginal, lo, hi, level)
         spent = weight @ (above - lo)
-        if spent > left:  # the threshold is higher
+        if spent > left:
+            # gains so flat that rounding disorders them are equal for every purpose
             if (above == hi).all():
-                return lo, hi, left  # gains so flat that rounding disorders them: equal for every purpose
+                return lo, hi, left
+            # the threshold is higher
             hi = above
             continue
         tied = _cut(marginal, above, hi, level, inclusive=True, stride=0)
         if weight @ (tied - lo) > left or (tied == lo).all():
             return above, tied, left - spent
-        lo, left = tied, left - weight @ (tied - lo)  # the threshold is lower
+        # the threshold is lower
+        lo, left = tied, left - weight @ (tied - lo)
 
 
 def _level_of_table(marginal: Marginal, lo: np.ndarray, hi: np.ndarray, weight: np.ndarray, left: float) -> float:
-    """The first gain, from the highest down, that the budget `left` does not pay for; the candidates exceed it."""
+    """Return the first gain, from the highest down, that the budget `left` does not pay for; the candidates exceed it."""
     rows, n = _ragged(lo, hi)
     gains = marginal(rows, n)
     if weight.dtype == np.int64:
@@ -132,9 +231,9 @@ def _level_of_table(marginal: Marginal, lo: np.ndarray, hi: np.ndarray, weight: 
 
 
 def _pivot(marginal: Marginal, lo: np.ndarray, hi: np.ndarray, weight: np.ndarray, left: float, turn: int) -> float:
-    """A gain near the threshold, from a sample of candidates, aimed so that the larger side is cut off.
+    """Return a gain near the threshold, from a sample of candidates, aimed so that the larger side is cut off.
 
-    It is the gain of a candidate, so every pivot settles at least that one (Floyd and Rivest's selection).
+    It is the gain of a candidate, so every pivot settles at least that one (Floyd and Rivest's selection, 1975).
     """
     rows = np.flatnonzero(hi > lo)
     fraction = left / float(weight[rows] @ (hi - lo)[rows])
@@ -157,10 +256,10 @@ def _pivot(marginal: Marginal, lo: np.ndarray, hi: np.ndarray, weight: np.ndarra
 def _cut(
     marginal: Marginal, lo: np.ndarray, hi: np.ndarray, level: float, inclusive: bool = False, stride: int = 8
 ) -> np.ndarray:
-    """First n in [lo, hi] of each prompt whose gain is not above `level` (or equal to it, when inclusive), (M,) int64.
+    """Return the first n in [lo, hi] of each prompt whose gain is not above `level` (when inclusive: is below it), (M,) int64.
 
-    A binary search in all prompts at once; its first probes are at most `stride`, 2 stride, ... from lo, so that an
-    answer near lo is found early however far hi is.
+    A binary search in all prompts at once. Its first probes are at most `stride`, 2 stride, ... from lo, so that an answer
+    near lo is found early however far hi is.
     """
     lo, hi = lo.copy(), hi.copy()
     rows = np.flatnonzero(lo < hi)
@@ -180,17 +279,19 @@ def _cut(
 def _settle_ties(
     value: Value, n: np.ndarray, tied: np.ndarray, upper: np.ndarray, skippable: np.ndarray, left: int
 ) -> np.ndarray:
-    """Spends the last `left` rollouts on candidates n <= k < tied, all of the same gain; (M,) int64."""
+    """Spend the last `left` rollouts on candidates n <= k < tied, all of the same gain; return (M,) int64."""
     n = n.copy()
     closed = np.flatnonzero(skippable & (n == 0) & (tied >= 2))
     opened = closed[: left // 2]
     n[opened] = 2
     left -= 2 * len(opened)
-    usable = np.where(skippable & (n == 0), n, tied)  # a lone rollout teaches nothing: never open a block with one
-    room = min(left, int((usable - n).sum()))
-    n = spread(n, usable, room)
-    left -= room
-    while left:  # half a block is over: the best rollout below the threshold
+    # one rollout alone teaches nothing: never open a block with one
+    usable = np.where(skippable & (n == 0), n, tied)
+    placed = min(left, int((usable - n).sum()))
+    n = spread(n, usable, placed)
+    left -= placed
+    # half a block is over: buy the best rollouts below the threshold
+    while left:
         rows = np.flatnonzero(n < upper)
         gain = value.gain_at(rows, n[rows])
         best = rows[np.argmax(gain)]
@@ -199,26 +300,6 @@ def _settle_ties(
         n[best] += 1
         left -= 1
     return n
-
-
-def spread(n: np.ndarray, upper: np.ndarray, extra: int) -> np.ndarray:
-    """n with `extra` more rollouts, each to the prompt that has fewest (the first of equals) and is under its upper.
-
-    n, upper (M,) int64; extra <= sum(upper - n). Returns (M,) int64.
-    """
-    if extra == 0:
-        return n.copy()
-    low, high = int(n.min()), int(upper.max())  # the highest level that `extra` lifts everyone to
-    while low < high:
-        level = (low + high + 1) // 2
-        if int((np.clip(level, n, np.maximum(n, upper)) - n).sum()) <= extra:
-            low = level
-        else:
-            high = level - 1
-    out = np.clip(low, n, np.maximum(n, upper))
-    first = np.flatnonzero((out == low) & (out < upper))[: extra - int((out - n).sum())]
-    out[first] += 1
-    return out
 
 
 def _spend(
@@ -230,15 +311,17 @@ def _spend(
     cost: np.ndarray,
     budget: float,
 ) -> np.ndarray:
-    """Spends what the threshold left, never over the budget, (M,) int64: ties first, then whatever still fits."""
+    """Spend what the threshold left, ties first, then whatever still fits, never over the budget; return (M,) int64."""
     rows, k = _ragged(n, tied)
     block = np.where((k == 0) & (upper[rows] >= 2), 2, 1)
-    entry = np.flatnonzero((k != 1) | (lower[rows] > 0))  # without the second half of a block
+    # without the second half of a block
+    entry = np.flatnonzero((k != 1) | (lower[rows] > 0))
     entry = entry[np.lexsort((rows[entry], k[entry]))]
     paid = entry[np.cumsum(cost[rows[entry]] * block[entry]) <= budget - cost @ n]
     n = n + np.bincount(rows[paid], block[paid], len(n)).astype(np.int64)
     _polish(value, n, upper, cost, budget - float(cost @ n))
-    while cost @ n > budget and (n > lower).any():  # sums of fractional costs round
+    # sums of fractional costs round
+    while cost @ n > budget and (n > lower).any():
         rows = np.flatnonzero(n > lower)
         n[rows[np.argmin(value.gain_at(rows, n[rows] - 1) / cost[rows])]] -= 1
     assert cost @ n <= budget
@@ -248,7 +331,7 @@ def _spend(
 
 
 def _polish(value: Value, n: np.ndarray, upper: np.ndarray, cost: np.ndarray, left: float) -> None:
-    """Adds to n, in place, what `left` pays for although it is too little for the best rollout: best rate first."""
+    """Add to n, in place, what `left` pays for although it is too little for the best rollout: best rate first."""
     block = np.where((n == 0) & (upper >= 2), 2, 1)
     rows = np.flatnonzero((n + block <= upper) & (cost * block <= left))
     rate = value.gain_at(rows, n[rows] + block[rows] - 1) / (cost[rows] * block[rows])
@@ -268,7 +351,7 @@ def _polish(value: Value, n: np.ndarray, upper: np.ndarray, cost: np.ndarray, le
 
 
 def _ragged(lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs (row, n) with lo <= n < hi, (K,) int64 each, rows in order."""
+    """Return all pairs (row, n) with lo <= n < hi, (K,) int64 each, rows in order."""
     width = hi - lo
     rows = np.repeat(np.arange(len(lo)), width)
     n = np.arange(len(rows)) - np.repeat(np.cumsum(width) - width - lo, width)

@@ -26,7 +26,8 @@ from numpy.typing import ArrayLike
 
 from kray.plan_modes import PlanConfig
 from kray.planner import Beliefs, BetaValue, CobaValue, GrpoValue, KnapsackPlanner, PointValue, StepPlan, solve
-from kray.planner.beliefs import PRIOR_PROMPTS, fit_beta_binomial
+from kray.planner.beliefs import PRIOR_PROMPTS
+from kray.planner.priors import fit_beta_binomial
 from kray.planner.values import Value
 from kray.serve.gate import Refusal
 

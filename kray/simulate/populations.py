@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kray.errors import DataError
-from kray.planner.beliefs import fit_beta_binomial
+from kray.planner.priors import fit_beta_binomial
 
 Population = Callable[[int, np.random.Generator], np.ndarray]
 

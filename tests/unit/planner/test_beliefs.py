@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.planner import Beliefs
-from kray.planner.beliefs import PRIOR_PROMPTS, calibration, fit_beta_binomial, fit_persistence
-from kray.planner.metrics import CalibrationTally
+from kray.planner.beliefs import PRIOR_PROMPTS
+from kray.planner.metrics import CalibrationTally, calibration
+from kray.planner.priors import fit_beta_binomial, fit_persistence
 
 
 def test_old_labels_are_discounted_once_a_visit_and_new_ones_count_in_full():
