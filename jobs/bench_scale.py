@@ -4,7 +4,7 @@
     python jobs/bench_scale.py --engines 1000 --prompts 8192 --tokens 700
 
 The real planner, schedule, pool, collector and scorer of a run; engines are simulated and answer at once. All is
-processor time of the driver's one thread, on this machine. cluster/SCALE.md says what follows from the figures.
+processor time of the driver's one thread, on this machine. docs/scaling.md discusses the figures.
 """
 
 from __future__ import annotations

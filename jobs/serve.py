@@ -7,7 +7,7 @@
 
 Requests carry a key: that of KRAY_API_KEY, else one that is made and kept in a file. Without a Ray job or RAY_ADDRESS a Ray
 of its own is started for the time. On a cluster where Serve runs already, a service joins it with a --prefix of its own.
-README.md, "Serving", has the rest.
+docs/serving.md has the details.
 """
 
 from __future__ import annotations

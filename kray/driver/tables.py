@@ -53,7 +53,7 @@ def sample_rows(
             column.
 
     Returns:
-        Rows with the columns that README.md lists under tables.
+        Rows with the columns that docs/monitoring.md lists.
     """
     rng = np.random.default_rng(seed)
     plan = {
