@@ -406,11 +406,3 @@ def single_metrics() -> list[Metric]:
 def documented(name: str) -> bool:
     """Return whether a metric of this name is declared, by itself or as one of a family."""
     return name in METRICS or any(known.has(name) for known in METRICS.values() if isinstance(known, MetricFamily))
-
-
-def describe() -> str:
-    """Return every metric with its unit and meaning as a Markdown table."""
-    rows = [
-        f"| `{name}` | {known.unit} | {known.meaning.replace('|', chr(92) + '|')} |" for name, known in METRICS.items()
-    ]
-    return "\n".join(["| metric | unit | meaning |", "|---|---|---|", *rows])

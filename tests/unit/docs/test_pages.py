@@ -71,7 +71,12 @@ def unknown_keys(text: str) -> list[str]:
     for span in code_spans(text):
         for name in re.findall(rf"(?<![\w./-])(?:{sections})(?:\.[a-z]\w*)+", span):
             free = any(name.startswith(f"{key}.") and keys[key] for key in keys)
-            if name not in keys and not free and name != MISSPELT and not re.search(r"\.(jsonl|py|yaml|json|csv|parquet)$", name):
+            if (
+                name not in keys
+                and not free
+                and name != MISSPELT
+                and not re.search(r"\.(jsonl|py|yaml|json|csv|parquet)$", name)
+            ):
                 unknown.append(name)
     return unknown
 
@@ -167,8 +172,9 @@ def test_the_path_of_getting_started_passes_the_check(tmp_path):
     for overrides in ([], own):
         done = subprocess.run([*command, *overrides], cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        assert "A box holds 12 eggs" in done.stdout
-        assert "Put the final answer in \\boxed{}" in done.stdout
+        assert re.search(r"^train prompts +130$", done.stdout, re.M)
+        # The tiny policy's tokenizer has no letters, so the prompts themselves are not legible.
+        assert "answer '36'" in done.stdout
 
 
 def test_the_changelog_has_the_version():

@@ -206,12 +206,6 @@ def test_names_are_made_fit():
     assert all(name_of(name) == name for name in METRICS if "<" not in name)
 
 
-def test_metrics_table():
-    lines = describe().splitlines()
-    assert len(lines) == len(METRICS) + 2
-    assert all(line.count(" | ") == 2 for line in lines if "---" not in line)
-
-
 def test_figures_render_any_data(tmp_path):
     chance = np.random.default_rng(0)
     success = chance.random(50)
