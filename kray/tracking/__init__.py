@@ -3,7 +3,7 @@
 The only package that knows MLflow; MLflow is loaded when a Tracker opens.
 """
 
-from kray.metrics import METRICS, describe
+from kray.metrics import METRICS
 from kray.tracking.figures import budget_histogram, budgets_against_beliefs, learning_curve
 from kray.tracking.mlflow_store import locate, log_model
 from kray.tracking.tracker import Tracker, prompts_digest
@@ -13,7 +13,6 @@ __all__ = [
     "Tracker",
     "budget_histogram",
     "budgets_against_beliefs",
-    "describe",
     "learning_curve",
     "locate",
     "log_model",

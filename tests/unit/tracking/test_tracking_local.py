@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kray.errors import KrayError
-from kray.tracking import METRICS, budget_histogram, budgets_against_beliefs, describe, learning_curve
+from kray.tracking import METRICS, budget_histogram, budgets_against_beliefs, learning_curve
 from kray.tracking.journal import Journal
 from kray.tracking.mlflow_store import locate
 from kray.tracking.names import name_of
