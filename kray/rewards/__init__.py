@@ -1,7 +1,7 @@
-"""Rewards: what a response is worth.
+"""Score responses with verifiers.
 
-`score` judges one response here and now; `Scorer` judges many in processes of its own, each answer under a deadline.
-Importing this room loads none of the verifiers' libraries: each is imported when it is first used.
+`score` judges one response in the calling process, without a deadline; `Scorer` judges many in worker processes, each
+under a deadline. Importing this package loads none of the verifiers' libraries: each is imported when it is first used.
 """
 
 from kray.rewards.scorer import Outcome, Scorer

@@ -1,11 +1,13 @@
-"""What an assert asks of a program, and what the program must not see of it. Pure: nothing is run here.
+"""Split an assert into what the tested program evaluates and what it must not see.
 
-An assert is `assert <left side> == <right side>`. Of the left side the program's process evaluates only what needs the
-program: calls of its names, and around them what adds nothing that could be read (`sorted(f(1))`, `f(1)[0]`, `A(1) + A(2)`).
-The rest (`round(f(2), 3)`, `isclose(f(2), 1.5)`, `f(3) - 9`) is evaluated apart, on the plain values that came back, so
-that no object of the program takes part in it and no number in it is seen.
+Pure: nothing is run here. An assert is `assert <left side> == <right side>`. Of the left side the program's process
+evaluates only what needs the program: calls of its names, and surrounding code that reveals nothing (`sorted(f(1))`,
+`f(1)[0]`, `A(1) + A(2)`). The rest (`round(f(2), 3)`, `isclose(f(2), 1.5)`, `f(3) - 9`) is evaluated in a separate process,
+on the plain values that came back, so that no object of the program takes part in it and the program sees none of its
+numbers.
 
-Of the setup the program's process gets what right sides do not use. What both sides use cannot be kept apart: refused.
+The program's process gets the part of the setup that right sides do not use. A name that both sides use cannot be hidden
+from the program; such asserts are refused.
 """
 
 from __future__ import annotations
@@ -18,66 +20,81 @@ from dataclasses import dataclass
 _COMPARES = {f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "contains", "bool")}
 _SCOPES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda, ast.NamedExpr)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-_ANSWER = "__answer{}__"  # stands for the value that came back for the part of this number
+# Name that stands for the value of the expression with this index.
+_PLACEHOLDER = "__answer{}__"
 
 
 @dataclass(frozen=True, slots=True)
 class Assert:
-    """One test.
+    """One parsed assert.
 
-    Args:
-        asked: expressions that need the program.
-        around: the left side as a function of their values; "": it is the one value asked for.
-        right: the right side, which needs the setup at most.
+    Attributes:
+        expressions: The parts of the left side that need the program.
+        combine: Source of a function that computes the left side from the values of `expressions`; "" when the left side is
+            the one value itself.
+        right: The right side, which needs at most the setup.
     """
 
-    asked: tuple[str, ...]
-    around: str
+    expressions: tuple[str, ...]
+    combine: str
     right: str
 
 
 class Setup:
-    """The setup of a program's tests, statement by statement. Raises ValueError when it is not Python."""
+    """The setup code of a program's tests, statement by statement.
+
+    Attributes:
+        names: Names that the setup binds, imports aside.
+    """
 
     def __init__(self, text: str) -> None:
+        """Parse the setup.
+
+        Raises:
+            ValueError: The text is not Python.
+        """
         self._statements = parse(text)
         self._binds = [_bound(statement) for statement in self._statements]
         self._reads = [names_of(statement) for statement in self._statements]
         self._imports = _imported(self._statements)
         self.names = frozenset[str]().union(*self._binds)
 
-    def reached(self, names: Collection[str]) -> set[str]:
-        """Names of the setup that these names need, themselves included."""
+    def dependencies(self, names: Collection[str]) -> set[str]:
+        """Return the names of the setup that `names` need, including those of `names` that the setup binds."""
         found: set[str] = set()
-        ahead = set(names) & self.names
-        while ahead:
-            found |= ahead
-            needed = [{*b, *r} for b, r in zip(self._binds, self._reads, strict=True) if b & ahead]
-            ahead = (set[str]().union(*needed) & self.names) - found
+        pending = set(names) & self.names
+        while pending:
+            found |= pending
+            needed = [{*b, *r} for b, r in zip(self._binds, self._reads, strict=True) if b & pending]
+            pending = (set[str]().union(*needed) & self.names) - found
         return found
 
-    def own_names(self) -> set[str]:
-        """Names that are there without the program: of Python, imports, and of the setup where it needs no program."""
-        there = {*dir(builtins), *self._imports, *self.names}
-        needing = [
+    def program_independent_names(self) -> set[str]:
+        """Return the names that exist without the program: builtins, imports, and setup names that do not need it."""
+        available = {*dir(builtins), *self._imports, *self.names}
+        dependent = [
             binds
             for statement, binds in zip(self._statements, self._binds, strict=True)
-            if names_of(statement) - _local(statement) - there
+            if names_of(statement) - _local(statement) - available
         ]
-        lacking = set[str]().union(*needing)
-        return there - {name for name in self.names if self.reached([name]) & lacking}
+        lacking = set[str]().union(*dependent)
+        return available - {name for name in self.names if self.dependencies([name]) & lacking}
 
     def without(self, names: set[str]) -> str:
-        """The statements that neither bind nor use these names, nor what needs them."""
+        """Return the source of the statements that, directly or indirectly, neither bind nor use `names`."""
         hidden, kept = set(names), list(range(len(self._statements)))
-        while lost := [index for index in kept if (self._binds[index] | self._reads[index]) & hidden]:
-            hidden = hidden.union(*(self._binds[index] for index in lost))
-            kept = [index for index in kept if index not in lost]
+        while removed := [index for index in kept if (self._binds[index] | self._reads[index]) & hidden]:
+            hidden = hidden.union(*(self._binds[index] for index in removed))
+            kept = [index for index in kept if index not in removed]
         return "\n".join(ast.unparse(self._statements[index]) for index in kept)
 
 
 def parse(text: str) -> list[ast.stmt]:
-    """The statements of a text. Raises ValueError when it is not Python."""
+    """Parse Python source into statements.
+
+    Raises:
+        ValueError: The text is not Python.
+    """
     try:
         return ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -85,7 +102,15 @@ def parse(text: str) -> list[ast.stmt]:
 
 
 def read_assert(test: object, setup: Setup) -> Assert:
-    """Raises ValueError for what is no comparison of something that is asked of the program with a value."""
+    """Parse one assert.
+
+    Args:
+        test: Source of the assert.
+        setup: The setup of all tests.
+
+    Raises:
+        ValueError: `test` is not an assert that compares something the program computes with a value.
+    """
     if not isinstance(test, str):
         raise ValueError("must be text")
     body = parse(test.strip())
@@ -95,53 +120,55 @@ def read_assert(test: object, setup: Setup) -> Assert:
     if any(isinstance(node, (ast.Compare, ast.BoolOp)) or _compares(node) for node in ast.walk(compared.left)):
         raise ValueError(f"its left side compares, so the program would see what is right: {test[:80]!r}")
     right = ast.unparse(compared.comparators[0])
-    own = names_of(compared.left) - setup.own_names()
-    asked: list[ast.expr] = []
-    around = _Apart(own, asked).visit(compared.left)
-    if not own or isinstance(around, ast.Name) or any(isinstance(part, ast.Name) for part in asked):
+    program_names = names_of(compared.left) - setup.program_independent_names()
+    expressions: list[ast.expr] = []
+    combined = _ProgramParts(program_names, expressions).visit(compared.left)
+    if not program_names or isinstance(combined, ast.Name) or any(isinstance(part, ast.Name) for part in expressions):
         return Assert((ast.unparse(compared.left),), "", right)
-    names = ", ".join(map(_ANSWER.format, range(len(asked))))
-    return Assert(tuple(map(ast.unparse, asked)), f"(lambda {names}: {ast.unparse(around)})", right)
+    names = ", ".join(map(_PLACEHOLDER.format, range(len(expressions))))
+    return Assert(tuple(map(ast.unparse, expressions)), f"(lambda {names}: {ast.unparse(combined)})", right)
 
 
 def names_of(tree: ast.AST) -> set[str]:
-    """All names that a tree mentions."""
+    """Return all names that a tree mentions."""
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
-class _Apart(ast.NodeTransformer):
-    """Takes the parts that need the program out of an expression, into `asked`, and puts names in their place."""
+class _ProgramParts(ast.NodeTransformer):
+    """Moves the parts of an expression that need the program to `expressions` and puts placeholders in their place."""
 
-    def __init__(self, own: set[str], asked: list[ast.expr]) -> None:
-        self._own, self._asked = own, asked
+    def __init__(self, program_names: set[str], expressions: list[ast.expr]) -> None:
+        self._program_names, self._expressions = program_names, expressions
 
     def visit(self, node: ast.AST) -> ast.AST:
-        if not (isinstance(node, ast.expr) and self._inside(node)):
+        if not (isinstance(node, ast.expr) and self._needs_program(node)):
             return self.generic_visit(node)
-        self._asked.append(node)
-        return ast.Name(_ANSWER.format(len(self._asked) - 1), ast.Load())
+        self._expressions.append(node)
+        return ast.Name(_PLACEHOLDER.format(len(self._expressions) - 1), ast.Load())
 
-    def _inside(self, node: ast.AST) -> bool:
-        """Whether a part is evaluated beside the program as a whole."""
+    def _needs_program(self, node: ast.AST) -> bool:
+        """Return whether the program's process evaluates the whole node."""
         if isinstance(node, ast.Name):
-            return node.id in self._own
+            return node.id in self._program_names
         if isinstance(node, (ast.Attribute, ast.Subscript)):
-            return self._inside(node.value)
+            return self._needs_program(node.value)
         if isinstance(node, _SCOPES):
-            return bool(names_of(node) & self._own)
+            return bool(names_of(node) & self._program_names)
         parts: list[ast.AST] = [
             child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr_context)
         ]
         if isinstance(node, ast.Call):
-            if self._inside(node.func):
+            if self._needs_program(node.func):
                 return True
             parts = [*node.args, *(keyword.value for keyword in node.keywords)]
-            if any(isinstance(part, ast.Name) and part.id in self._own for part in parts):
-                return True  # a function of the program that another one calls: map(f, ...)
+            # A function of the program that another function calls: map(f, ...).
+            if any(isinstance(part, ast.Name) and part.id in self._program_names for part in parts):
+                return True
+            # A method of a literal in the test.
             if not all(isinstance(part, (ast.Name, ast.Attribute, ast.Load)) for part in ast.walk(node.func)):
-                return False  # a method of what the test writes out
+                return False
         parts = [part for part in parts if not isinstance(part, (ast.operator, ast.unaryop))]
-        return bool(parts) and all(map(self._inside, parts))
+        return bool(parts) and all(map(self._needs_program, parts))
 
 
 def _compares(node: ast.AST) -> bool:
@@ -149,7 +176,7 @@ def _compares(node: ast.AST) -> bool:
 
 
 def _local(statement: ast.stmt) -> set[str]:
-    """Names that functions, classes and comprehensions in a statement bind for themselves."""
+    """Return the names that functions, classes and comprehensions in a statement bind in their own scopes."""
     scopes = [node for node in ast.walk(statement) if isinstance(node, (*_SCOPES, *_FUNCTIONS))]
     return {name for scope in scopes for node in ast.walk(scope) for name in _stored(node)}
 
@@ -164,14 +191,14 @@ def _stored(node: ast.AST) -> Iterator[str]:
 
 
 def _bound(statement: ast.stmt) -> frozenset[str]:
-    """Names that a statement of a module binds, imports aside."""
+    """Return the names that a module-level statement binds, imports aside."""
     found: set[str] = set()
-    ahead: list[ast.AST] = [statement]
-    while ahead:
-        node = ahead.pop()
+    pending: list[ast.AST] = [statement]
+    while pending:
+        node = pending.pop()
         found.update(_stored(node))
         if not isinstance(node, (*_FUNCTIONS, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-            ahead.extend(ast.iter_child_nodes(node))
+            pending.extend(ast.iter_child_nodes(node))
     return frozenset(found)
 
 

@@ -1,26 +1,26 @@
-"""The code verifier: does the program in a response pass its tests? Python programs, run in a sandbox.
+"""The code verifier: run the Python program in a response against its tests, in a sandbox.
 
-The program is the last fenced code block of the response that is marked as Python or not at all, else the whole text;
-thinking (<think></think>) does not count. The right answer travels as one JSON object with exactly one of
+The program is the last fenced code block of the response that is marked as Python or not marked at all, else the whole
+text; thinking (<think></think>) does not count. The right answer is one JSON object with exactly one of
 
     {"cases": [{"input": "1 2\\n", "output": "3\\n"}, ...]}                     a script: standard input and output
     {"calls": [{"call": "add", "args": [1, 2], "kwargs": {}, "value": 3}, ...]}   functions: JSON in, JSON out
-    {"asserts": ["assert add(1, 2) == 3", ...]}                                  Python's text, `==` at the top
+    {"asserts": ["assert add(1, 2) == 3", ...]}                                  Python source, `==` at the top level
 
-and, if wanted, "tolerance" and for calls and asserts "setup" (Python that runs after the program). "call" is any expression
-that gives the function, such as Solution().add. What counts as equal is written down in values.py: numbers by value, True is
-not 1, NaN is NaN, in calls a tuple is a list. A tolerance is relative to the right number; {"relative": r, "absolute": a}
-sets both apart. Output is compared line by line, spaces at line ends and empty lines at the end aside.
+and optionally "tolerance" and, for calls and asserts, "setup" (Python that runs after the program). "call" is any expression
+that evaluates to the function, such as Solution().add. values.py defines equality: numbers by value, True is not 1, NaN
+equals NaN, and in calls a tuple equals a list. A tolerance is relative to the right number; {"relative": r, "absolute": a}
+sets both separately. Output is compared line by line, ignoring spaces at line ends and empty lines at the end.
 
-What should come out never enters the program's process. Outputs and plain values are compared here: an object of another
-class has no say in whether it is equal (`__eq__`), and one of a subclass counts as the base type's value. Of an assert the
-program's process evaluates what needs the program, and the rest is evaluated in a sandbox that holds no program
-(asserts.py). Asserts of another form (`assert f(x)`, `abs(f(x) - 2) < 1e-6`) are refused: write them as calls, with a
-tolerance where one is needed. A script gets a process per case; calls and asserts share one.
+Expected outputs and values never enter the program's process. Outputs and plain values are compared in this process: an
+object of another class cannot influence the comparison (`__eq__`), and one of a subclass counts as the base type's value.
+The program's process evaluates those parts of an assert that need the program; the rest is evaluated in a sandbox that
+holds no program (asserts.py). Asserts of another form (`assert f(x)`, `abs(f(x) - 2) < 1e-6`) are refused: write them as
+calls, with a tolerance where one is needed. A script gets a process per case; calls and asserts share one.
 
-What cannot be kept from the program: inputs, "call", and all of the setup but what right sides alone use. A setup or a call
-that compares what the program gives does so in the program's process, where the program can make it say anything, and so
-does a method of what the program gives with its arguments (`f(3).startswith("abc")`): let the value itself come out.
+What cannot be hidden from the program: inputs, "call", and the setup except for what only right sides use. A setup or a
+call that compares the program's results does so in the program's process, where the program can manipulate the comparison;
+the same holds for a method of a result with its arguments (`f(3).startswith("abc")`). Let tests return the value itself.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ import functools
 import itertools
 import json
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kray.rewards.confined.plain import encode
 from kray.rewards.program_tests import Tests, read_tests
-from kray.rewards.responses import outside_thinking
+from kray.rewards.responses import FENCED, outside_thinking
 from kray.rewards.sandbox import Limits, run
 from kray.rewards.values import UNREADABLE, same_output, same_value, source
 from kray.rewards.verifiers import Reward
 
-_FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+# Info strings of fenced blocks that hold Python; "" is a block without one.
 _PYTHON = ("", "python", "python3", "py")
-_RIGHT_SIDES_S = 3.0  # for the data's own right sides, which run once per answer
+# Seconds for evaluating the right sides of the data's asserts, once per answer.
+_RIGHT_SIDES_S = 3.0
 
 
 def verify_code(
@@ -59,12 +59,27 @@ def verify_code(
     packages: bool = False,
     partial: bool = False,
 ) -> Reward:
-    """1 when the program passes all tests, else 0; with `partial` the share of the tests that it passes.
+    """Run the program in a response against its tests.
 
-    isolation: strict (default) refuses to run where the network, files and other processes cannot be kept from the program;
-    best_effort runs it with the walls that can be had. timeout_s: for all tests of a response together, to lie below
-    reward.timeout_s. memory_mib, output_kib, file_mib: see sandbox.Limits. packages: the program may import what is
-    installed beside kray. Raises ValueError for an answer that is not as above or an option out of range, IsolationError.
+    Args:
+        response: What the policy wrote.
+        answer: The tests, see the module.
+        isolation: "strict" refuses to run where the program cannot be cut off from the network, files and other processes;
+            "best_effort" runs it with the restrictions that are available.
+        timeout_s: Seconds for all tests of a response together; must be below reward.timeout_s.
+        memory_mib: Address space of the program's process.
+        output_kib: Bound of its standard output, and of its results.
+        file_mib: Bound of all that it writes to its folder.
+        packages: Whether the program may import packages that are installed beside kray.
+        partial: Whether a program that fails some tests earns the share of tests that it passes.
+
+    Returns:
+        1 when the program passes all tests, else 0 (with `partial`, the share of tests passed). The detail describes the
+        first failure.
+
+    Raises:
+        ValueError: The answer does not have the described form, or an option is out of range.
+        IsolationError: `isolation` is "strict" and a restriction is missing here.
     """
     if not (isinstance(timeout_s, (int, float)) and 0 < timeout_s < math.inf):
         raise ValueError(f"code: timeout_s must be positive, not {timeout_s!r}")
@@ -90,63 +105,77 @@ def verify_code(
 
 
 def extract(response: str) -> str:
-    """The program in a response, thinking aside: its last fenced block of Python (an unclosed one goes to the end), else
-    all of it."""
-    said = outside_thinking(response)
-    blocks = [block for tag, block in _FENCED.findall(said) if tag.lower() in _PYTHON]
-    return blocks[-1] if blocks else said
+    """Return the program in a response.
+
+    Returns:
+        The last fenced block of Python outside of thinking (an unclosed block goes to the end), else all the text outside
+        of thinking.
+    """
+    text = outside_thinking(response)
+    blocks = [block for tag, block in FENCED.findall(text) if tag.lower() in _PYTHON]
+    return blocks[-1] if blocks else text
 
 
 def check_options(**options: Any) -> None:
-    """Raise unless the sandbox can be had here with these options of verify_code: runs an empty program."""
+    """Check options of verify_code by running an empty program.
+
+    Raises:
+        ValueError: An option is out of range.
+        IsolationError: The sandbox is not available here with these options.
+    """
     verify_code("pass", '{"cases": [{"input": "", "output": ""}]}', **options)
 
 
-verify_code.check = check_options  # type: ignore[attr-defined]  # see verifiers.check_verifier
-verify_code.check_answer = read_tests.__wrapped__  # type: ignore[attr-defined]  # see verifiers.check_answer
+# Called by verifiers.check_verifier and verifiers.check_answer.
+verify_code.check = check_options  # type: ignore[attr-defined]
+verify_code.check_answer = read_tests.__wrapped__  # type: ignore[attr-defined]
 
 
 def _failures(
     program: str, tests: Tests, rights: Sequence[Any], deadline: float, options: dict[str, Any]
 ) -> Iterator[str]:
-    """Of each test in order: "" or why it failed."""
+    """Yield for each test, in order, "" or why it failed."""
     if tests.form == "cases":
         for test, right in zip(tests.tests, rights, strict=True):
-            ended = run(program, deadline, stdin=test.asked[0].encode(), **options)
-            same = same_output(ended.output, right, tests.tolerance)
-            yield ended.failure or ("" if same else f"printed {ended.output[:60].decode(errors='replace')!r}")
+            result = run(program, deadline, stdin=test.inputs[0].encode(), **options)
+            same = same_output(result.output, right, tests.tolerance)
+            yield result.failure or ("" if same else f"printed {result.output[:60].decode(errors='replace')!r}")
         return
-    asked = [text for test in tests.tests for text in test.asked]
-    ended = run(program, deadline, expressions=asked, setup=tests.program_setup, **options)
-    lacking: dict[str, Any] = {"error": ended.failure or "the program ended before it"}
-    results = iter([*ended.results, *[lacking] * len(asked)])
-    given = [list(itertools.islice(results, len(test.asked))) for test in tests.tests]
-    lefts = _left_sides(tests, given, deadline, options)
+    expressions = [text for test in tests.tests for text in test.inputs]
+    result = run(program, deadline, expressions=expressions, setup=tests.program_setup, **options)
+    missing: dict[str, Any] = {"error": result.failure or "the program ended before it"}
+    results = iter([*result.results, *[missing] * len(expressions)])
+    by_test = [list(itertools.islice(results, len(test.inputs))) for test in tests.tests]
+    lefts = _left_sides(tests, by_test, deadline, options)
     for left, right in zip(lefts, rights, strict=True):
-        yield _judge(left, right, tests)
+        yield _failure(left, right, tests)
 
 
 def _left_sides(
-    tests: Tests, given: list[list[dict[str, Any]]], deadline: float, options: dict[str, Any]
+    tests: Tests, by_test: list[list[dict[str, Any]]], deadline: float, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Of each test the value to compare, or an error: what the program gave, or what a process without it makes of that."""
-    lefts = [next((result for result in results if "value" not in result), results[0]) for results in given]
-    made: dict[int, str] = {}
+    """Return for each test the value to compare, or an error.
+
+    The value is the program's, or what `combine` computes from the program's values in a process without the program.
+    """
+    lefts = [next((result for result in results if "value" not in result), results[0]) for results in by_test]
+    combined: dict[int, str] = {}
     for index, (test, left) in enumerate(zip(tests.tests, lefts, strict=True)):
-        if test.around and "value" in left:
+        if test.combine and "value" in left:
             try:
-                made[index] = f"{test.around}({', '.join(source(result['value']) for result in given[index])})"
+                combined[index] = f"{test.combine}({', '.join(source(result['value']) for result in by_test[index])})"
             except UNREADABLE:
                 lefts[index] = {"error": "a value that cannot be read"}
-    if made:
-        ended = run("", deadline, expressions=list(made.values()), setup=tests.setup, **options)
-        lacking: dict[str, Any] = {"error": ended.failure or "no value"}
-        for index, result in zip(made, itertools.chain(ended.results, itertools.repeat(lacking)), strict=False):
+    if combined:
+        ran = run("", deadline, expressions=list(combined.values()), setup=tests.setup, **options)
+        missing: dict[str, Any] = {"error": ran.failure or "no value"}
+        for index, result in zip(combined, itertools.chain(ran.results, itertools.repeat(missing)), strict=False):
             lefts[index] = result
     return lefts
 
 
-def _judge(result: dict[str, Any], right: Any, tests: Tests) -> str:
+def _failure(result: dict[str, Any], right: Any, tests: Tests) -> str:
+    """Return why a result is not the right one; "" when it is."""
     if "value" not in result:
         return str(result.get("error", "no value"))[:200]
     try:
@@ -158,7 +187,11 @@ def _judge(result: dict[str, Any], right: Any, tests: Tests) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _right_sides(answer: str, isolation: str, packages: bool) -> tuple[Any, ...]:
-    """The encoded values of the asserts' right sides. Raises ValueError for one that has none without the program."""
+    """Return the encoded values of the asserts' right sides.
+
+    Raises:
+        ValueError: A right side cannot be evaluated without the program.
+    """
     tests = read_tests(answer)
     rights: list[Any] = []
     for test in tests.tests:
@@ -166,13 +199,12 @@ def _right_sides(answer: str, isolation: str, packages: bool) -> tuple[Any, ...]
             rights.append({"value": encode(ast.literal_eval(test.right))})
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             rights.append(None)
-    asked = [test.right for test, right in zip(tests.tests, rights, strict=True) if right is None]
-    if asked:
-        ended = run(
-            "", time.monotonic() + _RIGHT_SIDES_S, expressions=asked, setup=tests.setup, isolation=isolation,
-            packages=packages,
-        )  # fmt: skip
-        found = itertools.chain(ended.results, itertools.repeat({"error": ended.failure}))
+    expressions = [test.right for test, right in zip(tests.tests, rights, strict=True) if right is None]
+    if expressions:
+        deadline = time.monotonic() + _RIGHT_SIDES_S
+        options: dict[str, Any] = {"setup": tests.setup, "isolation": isolation, "packages": packages}
+        ran = run("", deadline, expressions=expressions, **options)
+        found = itertools.chain(ran.results, itertools.repeat({"error": ran.failure}))
         rights = [next(found) if right is None else right for right in rights]
     for number, right in enumerate(rights, start=1):
         if "value" not in right:

@@ -1,7 +1,7 @@
-"""The tests of a program, as the right answer of the code verifier holds them (see code.py for their form).
+"""Read the tests of a program from the right answer of the code verifier (code.py describes the format).
 
-What is read here has no error that only a run would show, as far as that can be said without one: texts are Python, what
-right sides need is kept from the program.
+Everything that can be checked without running anything is checked here: source texts are Python, and what right sides
+need is hidden from the program.
 """
 
 from __future__ import annotations
@@ -25,21 +25,29 @@ FORMS = ("cases", "calls", "asserts")
 class Test:
     """One test.
 
-    Args:
-        asked: a script's standard input, or the expressions that the program's process evaluates.
-        around: of an assert: a function that makes the left side of their values, evaluated apart; "": there is but one
-            value, and it is the left side.
-        right: what a script prints; an encoded value; of an assert the text of its right side.
+    Attributes:
+        inputs: The standard input of a script (one item), or the expressions that the program's process evaluates.
+        right: The expected output of a script; the expected value, encoded; or the source of an assert's right side.
+        combine: Of an assert: source of a function that computes the left side from the values of `inputs` in a separate
+            process; "" when there is one value and it is the left side.
     """
 
-    asked: tuple[str, ...]
+    inputs: tuple[str, ...]
     right: Any
-    around: str = ""
+    combine: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Tests:
-    """All tests of a program. setup: for what is evaluated apart; program_setup: what the program may see of it."""
+    """All tests of a program.
+
+    Attributes:
+        form: One of FORMS.
+        tests: At least one test.
+        tolerance: How far numbers may be from the expected ones.
+        setup: Setup for what is evaluated without the program.
+        program_setup: The part of the setup that the program may see.
+    """
 
     form: str
     tests: tuple[Test, ...]
@@ -50,7 +58,14 @@ class Tests:
 
 @functools.lru_cache(maxsize=64)
 def read_tests(answer: str) -> Tests:
-    """The tests of a right answer. Raises ValueError that says what is wrong with the answer."""
+    """Read the tests in a right answer.
+
+    Args:
+        answer: JSON, see code.py.
+
+    Raises:
+        ValueError: The answer does not have the described form; the message names the test.
+    """
     try:
         found = json.loads(answer)
     except (ValueError, RecursionError):
@@ -64,19 +79,21 @@ def read_tests(answer: str) -> Tests:
         raise ValueError(f'code: "{form}" must be a list of at least one test')
     if not isinstance(setup, str) or (form == "cases" and setup.strip()):
         raise ValueError('code: "setup" must be text, and only calls and asserts have one')
-    tolerance = _placed('"tolerance"', Tolerance.read, found.get("tolerance", 0.0))
-    split = _placed('"setup"', Setup, setup)
+    tolerance = _read_at('"tolerance"', Tolerance.read, found.get("tolerance", 0.0))
+    parsed = _read_at('"setup"', Setup, setup)
     readers: dict[str, Callable[[Any], Test]] = {
-        "cases": _case, "calls": _call, "asserts": functools.partial(_assert, setup=split),
-    }  # fmt: skip
+        "cases": _case,
+        "calls": _call,
+        "asserts": functools.partial(_assert, setup=parsed),
+    }
     places = [f'"{form}", test {number}' for number in range(1, len(tests) + 1)]
-    made = tuple(_placed(place, readers[form], test) for place, test in zip(places, tests, strict=True))
-    return Tests(
-        form, made, tolerance, setup, _for_the_program(split, setup, made, places) if form == "asserts" else setup
-    )
+    made = tuple(_read_at(place, readers[form], test) for place, test in zip(places, tests, strict=True))
+    program_setup = _program_setup(parsed, setup, made, places) if form == "asserts" else setup
+    return Tests(form, made, tolerance, setup, program_setup)
 
 
-def _placed(place: str, read: Callable[[Any], Any], value: Any) -> Any:
+def _read_at(place: str, read: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a reader and prefix its errors with the place."""
     try:
         return read(value)
     except ValueError as error:
@@ -103,31 +120,32 @@ def _call(test: Any) -> Test:
     body = parse(f"({test['call'].strip()}\n)")
     if len(body) != 1 or not isinstance(body[0], ast.Expr):
         raise ValueError(f'"call" must be an expression, not {test["call"]!r:.80}')
-    given = f"*{values.source(encode(args))}, **{values.source(encode(kwargs))}"
-    return Test((f"({ast.unparse(body[0])})({given})",), encode(test["value"]))
+    arguments = f"*{values.source(encode(args))}, **{values.source(encode(kwargs))}"
+    return Test((f"({ast.unparse(body[0])})({arguments})",), encode(test["value"]))
 
 
 def _assert(test: Any, setup: Setup) -> Test:
     found: Assert = read_assert(test, setup)
-    return Test(found.asked, found.right, found.around)
+    return Test(found.expressions, found.right, found.combine)
 
 
-def _for_the_program(split: Setup, setup: str, tests: tuple[Test, ...], places: list[str]) -> str:
-    """The setup without what right sides, and left sides around the program's values, use.
+def _program_setup(parsed: Setup, setup: str, tests: tuple[Test, ...], places: list[str]) -> str:
+    """Return the setup without what right sides, and the code that combines the program's values, use.
 
-    Raises ValueError for what the program needs, too.
+    Raises:
+        ValueError: The program needs some of that, too.
     """
-    needed = split.reached(set().union(*(_names(text) for test in tests for text in test.asked)))
+    needed = parsed.dependencies(set().union(*(_names(text) for test in tests for text in test.inputs)))
     hidden: set[str] = set()
     for test, place in zip(tests, places, strict=True):
-        right = split.reached(_names(test.right) | (_names(test.around) if test.around else set()))
+        right = parsed.dependencies(_names(test.right) | (_names(test.combine) if test.combine else set()))
         if both := needed & right:
             raise ValueError(
-                f"code: {place}: {', '.join(sorted(both))} of the setup is used on its right side and by what the program "
-                "is asked, so that the program could look what is right up there; write the value out"
+                f"code: {place}: {', '.join(sorted(both))} of the setup is used both on the right side and by the expressions "
+                "that the program evaluates, so the program could read the right answer there; write the value out"
             )
         hidden |= right
-    return split.without(hidden) if hidden else setup
+    return parsed.without(hidden) if hidden else setup
 
 
 def _names(expression: str) -> set[str]:

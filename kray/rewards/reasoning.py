@@ -30,7 +30,7 @@ from reasoning_gym.factory import DATASETS
 from sympy.parsing import sympy_parser
 
 from kray.rewards.responses import outside_thinking
-from kray.rewards.sentences import readings
+from kray.rewards.sentences import answer_candidates
 from kray.rewards.task_rules import DECIDED, fully_right
 from kray.rewards.verifiers import Reward
 
@@ -65,7 +65,7 @@ def verify_reasoning(response: str, answer: str, *, partial: bool = True, extrac
     task, entry = _unpack(answer)
     said = outside_thinking(response)
     tagged = _TAGGED.findall(said)
-    for given in [tagged[-1].strip()] if tagged else readings(said) if extract else [said.strip()]:
+    for given in [tagged[-1].strip()] if tagged else answer_candidates(said) if extract else [said.strip()]:
         if (value := _marks(task, given, entry)) >= 1.0:
             break
     if not partial:

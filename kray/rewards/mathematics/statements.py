@@ -1,10 +1,12 @@
-"""Finds answers in sentences: what a statement names, and the last value of a text without one."""
+"""Find answers in sentences: what an explicit statement names, and the last value of a text without one."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from kray.rewards.mathematics.units import NO_UNIT, SCALES
+from kray.rewards.responses import is_answer_pattern, texts_behind
 
 MATHEMATICS = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\.|[^$\n\\])+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
@@ -15,7 +17,7 @@ _STATEMENT = re.compile(
         [*_]*\s*,?\s*(?:\b(?:therefore|thus|then|hence|now|simply|just|equal\s+to|indeed|still|clearly|of\s+course|exactly|again|also
         |given\s+by|found\s+to\s+be)\b\s*,?\s*)?[:：]?""",
     re.I | re.VERBOSE,
-)  # fmt: skip
+)
 _DENIAL = re.compile(r"\b(?:not|cannot|never|isn't|can't|neither|nor)\b|n't\b", re.I)
 _CLAUSE_END = re.compile(
     r"\n|\.(?=\s|$|\*|\"|<)|。|[!?](?=\s|$)|,?\s+(?:since|because|as|which|where|so|therefore|thus|with|after|given|due)\b"
@@ -35,20 +37,19 @@ _HEDGE = re.compile(
     r"\b(?:or|and|if|when|but|not|perhaps|maybe|possibly|alternatively|otherwise|also|although|unless|versus|plus|minus|times)\b",
     re.I,
 )
-# A value in a sentence with one of these is no claim that it is the answer.
+# A sentence with one of these does not claim that its value is the answer.
 _NO_CLAIM = re.compile(
     r"\b(?:not|cannot|never|maybe|perhaps|possibly|tried|try|guess|wrong|incorrect)\b|n't\b|\?", re.I
 )
 _NUMBERED = re.compile(
     r"\b(?:problem|page|step|question|part|case|exercise|section|figure|equation|example)\s*#?\s*$", re.I
 )
-# Sentences that speak of another case, or of what is wrong.
+# Words of sentences about another case, or about a mistake.
 _ANOTHER_CASE = re.compile(
     r"\b(?:if|would|wrong|incorrect|mistake|might|may|without|were|part|question|common|alternative)\b", re.I
 )
 _IS_ANSWER = re.compile(
-    rf"(?:^|[.:,;]\s|\b(?:so|thus|therefore|hence)\b)[\s,]*([^.,;:\n]{{1,60}}?)\s+is\s+(?:the|our|my)\s+(?:\w+\s+)?{_NOUN}",
-    re.I,
+    rf"(?:^|[.:,;]\s|\b(?:so|thus|therefore|hence)\b)[\s,]*([^.,;:\n]{{1,60}}?)\s+is{is_answer_pattern(_NOUN)}", re.I
 )
 _IS_CORRECT = re.compile(r"(?:option|choice|answer)?\s*\(?\b([A-J])\b\)?\s+is\s+(?:the\s+)?(?:correct|right)\b", re.I)
 _ROUNDING = re.compile(
@@ -56,8 +57,8 @@ _ROUNDING = re.compile(
 )
 _NOT_BUT = re.compile(r"\bnot\s+[^,;.\n]{1,30}?\s+but\b", re.I)
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
-# What follows only explains the value in front.
-_TAIL = re.compile(
+# Text behind one of these only explains the value in front of it.
+_EXPLANATION = re.compile(
     r",?\s+(?:since|when|which|attained|because|after|where|if|as|for|at|with|satisf\w+|is\s+the\s+only)\b|\s\((?!\d)|;\s",
     re.I,
 )
@@ -67,16 +68,14 @@ _VALUE = re.compile(
 
 
 def statement(text: str) -> str | None:
-    """What the last explicit statement names as the answer.
+    """Return what the last explicit statement names as the answer.
 
     Returns:
-        The text of it; "" where the statement denies or takes itself back; None without a statement.
+        Its text; "" where the statement is negated or retracted; None without a statement.
     """
     text = _NOT_BUT.sub("", text)
-    for found in reversed(list(_STATEMENT.finditer(text))):
-        rest = text[found.end() :].lstrip(" *_:}\n\"'")
-        if not rest:
-            continue
+    if (last := next(_statements(text), None)) is not None:
+        found, rest = last
         named = clause(rest)
         behind = rest[len(named) :] if rest.startswith(named) else ""
         return "" if _DENIAL.search(found.group()) or _RETRACTED.match(behind) else named
@@ -87,14 +86,20 @@ def statement(text: str) -> str | None:
     return None
 
 
+def _statements(text: str) -> Iterator[tuple[re.Match[str], str]]:
+    """Yield the statements that are followed by text, from the last on, each with that text."""
+    for found, behind in texts_behind(_STATEMENT, text):
+        if rest := behind.lstrip(" *_:}\n\"'"):
+            yield found, rest
+
+
 def later_statement(text: str) -> str:
-    """What a statement behind the final answer names as the answer once more.
+    """Return what a statement behind the final answer names as the answer once more.
 
     Returns:
-        The text of it; "" without one, or where it speaks of another case.
+        Its text; "" without one, or where it is about another case.
     """
-    for found in reversed(list(_STATEMENT.finditer(text))):
-        rest = text[found.end() :].lstrip(" *_:}\n\"'")
+    for found, rest in _statements(text):
         begin = max(text.rfind(mark, 0, found.start()) for mark in (". ", "\n", "! ", "? ", ": "))
         named = clause(rest)
         about = text[begin + 1 : found.end()] + rest[: len(named)]
@@ -104,7 +109,7 @@ def later_statement(text: str) -> str:
 
 
 def clause(text: str) -> str:
-    """What stands at the beginning of `text`, up to the end of the clause."""
+    """Return the beginning of a text, up to the end of the clause."""
     text = _ROUNDING.sub("", re.sub(r"\*\*|`", "", text))
     mathematics = MATHEMATICS.match(text)
     begin = mathematics.end() if mathematics else 0
@@ -118,7 +123,7 @@ def clause(text: str) -> str:
 
 
 def leading_quantity(text: str) -> str:
-    """The number and its noun at the beginning, where more words with numbers follow: "61 people in 3 cars"; else ""."""
+    """Return the number and noun at the beginning where more words with numbers follow ("61 people in 3 cars"), else ""."""
     found = _LEADING_QUANTITY.match(text.strip())
     if found is None:
         return ""
@@ -128,22 +133,22 @@ def leading_quantity(text: str) -> str:
 
 
 def begins_with_value(text: str | None) -> bool:
-    """Whether text begins with a number or mathematics, perhaps behind the name of a variable."""
+    """Return whether a text begins with a number or mathematics, possibly behind the name of a variable."""
     return text is not None and _VALUE.match(text) is not None
 
 
 def last_value(text: str) -> str:
-    """The last mathematics in dollar signs, or the last number with what belongs to it.
+    """Return the last mathematics in dollar signs, or the last number with what belongs to it.
 
     Returns:
-        The text of it; "" without one, or where its sentence does not claim that it is the answer.
+        Its text; "" without one, or where its sentence does not claim that it is the answer.
     """
     text = _NOT_BUT.sub("", text)
     last = text.rstrip().rpartition("\n")[2]
     bold = [span for span in _BOLD.finditer(last) if any(c.isdigit() for c in span[1])]
     if bold and not begins_with_value(last[bold[-1].end() :].lstrip(" =")):
         return _joined(last, bold)
-    if (tail := _TAIL.search(last)) and re.search(r"\d", last[: tail.start()]):
+    if (tail := _EXPLANATION.search(last)) and re.search(r"\d", last[: tail.start()]):
         text = text.rstrip()[: len(text.rstrip()) - len(last) + tail.start()]
     spans = list(MATHEMATICS.finditer(text))
     runs = [run for run in _RUN.finditer(text) if any(c.isdigit() for c in run.group())]
@@ -152,7 +157,7 @@ def last_value(text: str) -> str:
         value = _joined(text, spans)
         value = value if "\\begin" in value else value.rpartition("=")[2]
     elif runs:
-        begin, end = _grown(text, *runs[-1].span())
+        begin, end = _extended(text, *runs[-1].span())
         for run in reversed(runs[:-1]):
             if run.end() <= begin and _JOIN.fullmatch(text, run.end(), begin):
                 begin = run.start()
@@ -171,7 +176,7 @@ def last_value(text: str) -> str:
 
 
 def _joined(text: str, spans: list[re.Match[str]]) -> str:
-    """The last of these spans, with those that a comma, "and" or "or" joins to it."""
+    """Return the text of the last span together with those that a comma, "and" or "or" joins to it."""
     parts = [next(filter(None, spans[-1].groups()))]
     for span, following in zip(reversed(spans[:-1]), reversed(spans[1:]), strict=True):
         if not _JOIN.fullmatch(text, span.end(), following.start()):
@@ -180,8 +185,8 @@ def _joined(text: str, spans: list[re.Match[str]]) -> str:
     return " , ".join(parts)
 
 
-def _grown(text: str, begin: int, end: int) -> tuple[int, int]:
-    """The place of a number with the mathematics directly around it, from the last equals sign on: 4\\sqrt{2}, not 2."""
+def _extended(text: str, begin: int, end: int) -> tuple[int, int]:
+    """Extend a number's place to the mathematics around it, from the last equals sign on: 4\\sqrt{2}, not 2."""
     for stretch in _STRETCH.finditer(text):
         start, stop = stretch.span()
         if start <= begin and stop >= end:

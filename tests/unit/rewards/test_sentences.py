@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kray.prompts.generated import _pack as pack_entry
 from kray.rewards import score
 from kray.rewards.responses import outside_thinking
-from kray.rewards.sentences import readings
+from kray.rewards.sentences import answer_candidates
 
 PIECES = st.lists(st.sampled_from(["<think>", "</think>", "a", "b", "\n"]), max_size=8)
 
@@ -72,12 +72,12 @@ def test_what_is_thought_never_counts(thought, said):
     ],
 )
 def test_the_last_reading_is_the_bare_answer(text, answer):
-    assert readings(text)[-1] == answer
+    assert answer_candidates(text)[-1] == answer
 
 
 @given(st.text(st.sampled_from("ab 1.*`_\n:=<>\\{}$"), max_size=60) | st.text(max_size=60))
 def test_any_text_has_some_readings(text):
-    found = readings(text)
+    found = answer_candidates(text)
     assert found
     assert len(found) == len(set(found)) <= 50
     assert all(reading in text or reading[:-1] in text for reading in found)
@@ -89,8 +89,8 @@ def test_any_text_has_some_readings(text):
 def test_readings_of_long_texts_are_quick(piece):
     text = "The answer is " + piece * (50_000 // len(piece))
     started = time.perf_counter()
-    readings(outside_thinking(text))
-    readings(piece * (50_000 // len(piece)) + "x")
+    answer_candidates(outside_thinking(text))
+    answer_candidates(piece * (50_000 // len(piece)) + "x")
     assert time.perf_counter() - started < 2
 
 
