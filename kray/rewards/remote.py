@@ -1,12 +1,15 @@
-"""Rewards from a service (jobs/serve.py rewards), by the interface of the Scorer: where judging outgrows the driver's node.
+"""Client of the reward service (jobs/serve.py rewards) with the Scorer's interface, for scoring beyond the driver's node.
 
-Every answer that `score` takes gets exactly one outcome, in the order given, as from the Scorer. What happens to a request
-- the service is away, busy or fails (no connection, 404, 408, 429, 5xx): sent again after a pause that doubles, until
-  `deadline_s` has passed since the first attempt; then reward None with an error, a data failure;
-- it is too large (413): sent again in halves; one answer alone that is too large is a data failure;
-- it is refused for what it says (400, 422): a data failure of its answers, never sent again;
-- the key is refused (401, 403): KrayError, since no answer would ever be judged.
-Single-loop: `score` may be awaited many times at once on one event loop.
+Every answer passed to `score` gets exactly one outcome, in the given order, as from the Scorer. A request
+
+- that fails because the service is unreachable, busy or failing (no connection, 404, 408, 425, 429, 5xx) is sent again
+  after a pause that doubles, until `deadline_s` has passed since the first attempt; then its answers get reward None with
+  an error, a data failure;
+- that is too large (413) is sent again in halves; one answer that is too large by itself is a data failure;
+- that is refused for its content (400, 422) is not sent again: a data failure of its answers;
+- whose key is refused (401, 403) raises KrayError, since no answer would ever be scored.
+
+For one event loop at a time, on which any number of calls of `score` may wait.
 """
 
 from __future__ import annotations
@@ -21,18 +24,28 @@ from typing import Any
 
 from kray.rewards.scorer import Outcome
 
+# Answers, and characters of responses and right answers, in one request.
 CHUNK_ITEMS = 64
 CHUNK_CHARACTERS = 1_000_000
-AT_ONCE = 16  # requests under way
+# Requests in flight at once.
+MAX_CONCURRENT = 16
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
-_AGAIN = (404, 408, 425, 429, 500, 502, 503, 504)  # 404: the service is being put up or taken down
+# HTTP statuses that are worth another attempt; 404: the service is being deployed or removed.
+_RETRIED = (404, 408, 425, 429, 500, 502, 503, 504)
 
-Item = tuple[str, str, str]  # verifier or "", response, answer
+# Verifier or "", response, answer.
+Item = tuple[str, str, str]
 
 
 class RemoteScorer:
-    """url: of the service, without /v1/score. key: "" for none. options: of verifier_default. deadline_s: for one request,
-    all its attempts together. Counters as the Scorer's; restarts stays 0, retries counts requests sent again."""
+    """Scores answers by requests to a reward service.
+
+    Attributes:
+        timeouts: Answers that exceeded the service's deadline.
+        failures: Data failures.
+        restarts: Always 0; the Scorer counts processes here.
+        retries: Requests that were sent again.
+    """
 
     def __init__(
         self,
@@ -42,6 +55,15 @@ class RemoteScorer:
         options: dict[str, Any] | None = None,
         deadline_s: float = 300.0,
     ) -> None:
+        """Create the client; connections open when first needed.
+
+        Args:
+            url: Of the service, without /v1/score.
+            key: "" for none.
+            verifier_default: Verifier of items that name none.
+            options: Keyword arguments of the default verifier.
+            deadline_s: Seconds for one request with all its attempts.
+        """
         self.url = url.rstrip("/") + "/v1/score"
         self._key = key
         self.verifier_default = verifier_default
@@ -50,35 +72,46 @@ class RemoteScorer:
         self.timeouts = self.failures = self.restarts = self.retries = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: Any = None
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._closed = False
 
     async def score(self, items: Iterable[Item]) -> list[Outcome]:
-        """Outcomes of (verifier or "", response, answer), in their order. Raises KrayError when the key is refused."""
+        """Score answers.
+
+        Args:
+            items: (verifier or "", response, answer) each.
+
+        Returns:
+            Their outcomes, in the same order.
+
+        Raises:
+            KrayError: The service refuses the key, or this client is closed.
+        """
         if self._closed:
             raise _error("is closed")
         self._open()
-        asked = [asyncio.create_task(self._judge(chunk)) for chunk in chunks(list(items))]
+        requests = [asyncio.create_task(self._request(chunk)) for chunk in chunks(list(items))]
         try:
-            parts = await asyncio.gather(*asked)
+            parts = await asyncio.gather(*requests)
         finally:
-            for task in asked:
-                task.cancel()
+            for request in requests:
+                request.cancel()
         outcomes = [outcome for part in parts for outcome in part]
         self.timeouts += sum(outcome.timed_out for outcome in outcomes)
         self.failures += sum(outcome.reward is None for outcome in outcomes)
         return outcomes
 
     async def score_one(self, verifier: str, response: str, answer: str) -> Outcome:
-        """The outcome of one answer."""
+        """Score one answer; see `score`."""
         return (await self.score([(verifier, response, answer)]))[0]
 
     def close(self) -> None:
-        """May be called twice, from any thread."""
+        """Close the connections. Can be called twice, and from any thread."""
         self._closed = True
         loop, session, self._session = self._loop, self._session, None
         if loop is not None and session is not None:
-            with contextlib.suppress(RuntimeError):  # the event loop is closed
+            # Raised when the event loop is closed.
+            with contextlib.suppress(RuntimeError):
                 asyncio.run_coroutine_threadsafe(session.close(), loop)
 
     def _open(self) -> None:
@@ -88,11 +121,11 @@ class RemoteScorer:
         if self._loop is loop:
             return
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._loop, self._slots = loop, asyncio.Semaphore(AT_ONCE)
+        self._loop, self._slots = loop, asyncio.Semaphore(MAX_CONCURRENT)
         self._session = aiohttp.ClientSession(headers=headers)
 
-    async def _judge(self, items: list[Item]) -> list[Outcome]:
-        """The outcomes of one request, however often it is sent."""
+    async def _request(self, items: list[Item]) -> list[Outcome]:
+        """Return the outcomes of one request, sent as often as needed."""
         body = {
             "verifier": self.verifier_default,
             "options": self.options,
@@ -103,34 +136,35 @@ class RemoteScorer:
         while True:
             left = deadline - asyncio.get_running_loop().time()
             async with self._slots:
-                status, told = await self._send(body, max(0.01, left))
+                status, reply = await self._send(body, max(0.01, left))
             if status == 200:
-                return _outcomes(told, len(items))
+                return _outcomes(reply, len(items))
             if status in (401, 403):
-                raise _error(f"{self.url} refuses the key: {told}")
+                raise _error(f"{self.url} refuses the key: {reply}")
             if status == 413 and len(items) > 1:
                 half = len(items) // 2
-                return await self._judge(items[:half]) + await self._judge(items[half:])
-            if status and status not in _AGAIN:
-                return _failed(len(items), f"the reward service refused the request ({status}): {told}")
-            wait_s = pause * random.uniform(0.5, 1.0)  # many clients must not come back at once
+                return await self._request(items[:half]) + await self._request(items[half:])
+            if status and status not in _RETRIED:
+                return _failed(len(items), f"the reward service refused the request ({status}): {reply}")
+            # Jitter, so that many clients do not return at once.
+            wait_s = pause * random.uniform(0.5, 1.0)
             if asyncio.get_running_loop().time() + wait_s >= deadline:
-                text = f"the reward service gave no answer within {self.deadline_s:g} s; last: {told}"
+                text = f"the reward service gave no answer within {self.deadline_s:g} s; last: {reply}"
                 return _failed(len(items), text)
             self.retries += 1
             await asyncio.sleep(wait_s)
             pause = min(LONGEST_PAUSE_S, 2 * pause)
 
     async def _send(self, body: dict[str, Any], timeout_s: float) -> tuple[int, Any]:
-        """(status, the answer or what it says); status 0: there was none."""
+        """Return (HTTP status, the decoded reply or the error's message); status 0: there was no reply."""
         import aiohttp
 
         limit = aiohttp.ClientTimeout(total=timeout_s)
         try:
-            async with self._session.post(self.url, json=body, timeout=limit, allow_redirects=False) as answer:
-                text = await answer.text()
-                if answer.status != 200:
-                    return answer.status, _message(text)
+            async with self._session.post(self.url, json=body, timeout=limit, allow_redirects=False) as reply:
+                text = await reply.text()
+                if reply.status != 200:
+                    return reply.status, _message(text)
                 return 200, json.loads(text)
         except TimeoutError:
             return 0, f"no answer after {timeout_s:.1f} s"
@@ -139,7 +173,11 @@ class RemoteScorer:
 
 
 def chunks(items: list[Item]) -> list[list[Item]]:
-    """Consecutive parts, each of at most CHUNK_ITEMS answers and, unless it is one answer, CHUNK_CHARACTERS."""
+    """Split items into consecutive parts.
+
+    Returns:
+        Parts of at most CHUNK_ITEMS answers and, unless it is a single answer, CHUNK_CHARACTERS characters.
+    """
     parts: list[list[Item]] = []
     characters = 0
     for item in items:
@@ -152,25 +190,25 @@ def chunks(items: list[Item]) -> list[list[Item]]:
     return parts
 
 
-def _outcomes(told: Any, wanted: int) -> list[Outcome]:
+def _outcomes(reply: Any, expected: int) -> list[Outcome]:
     try:
-        outcomes = [Outcome(**outcome) for outcome in told["outcomes"]]
-        sound = all(outcome.reward is None or math.isfinite(outcome.reward) for outcome in outcomes)
+        outcomes = [Outcome(**outcome) for outcome in reply["outcomes"]]
+        finite = all(outcome.reward is None or math.isfinite(outcome.reward) for outcome in outcomes)
     except (TypeError, KeyError) as error:
-        return _failed(wanted, f"the reward service's answer cannot be read: {error}")
-    if not sound:
-        return _failed(wanted, "the reward service gave a reward that is not finite")
-    if len(outcomes) != wanted:
-        return _failed(wanted, f"the reward service gave {len(outcomes)} outcomes for {wanted} answers")
+        return _failed(expected, f"the reward service's answer cannot be read: {error}")
+    if not finite:
+        return _failed(expected, "the reward service gave a reward that is not finite")
+    if len(outcomes) != expected:
+        return _failed(expected, f"the reward service gave {len(outcomes)} outcomes for {expected} answers")
     return outcomes
 
 
-def _failed(wanted: int, error: str) -> list[Outcome]:
-    return [Outcome(None, error=error)] * wanted
+def _failed(number: int, error: str) -> list[Outcome]:
+    return [Outcome(None, error=error)] * number
 
 
 def _message(text: str) -> str:
-    """What an error says, in one line."""
+    """Return the message of an error reply, in one line."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         text = json.loads(text)["error"]["message"]
     return " ".join(str(text).split())[:300]

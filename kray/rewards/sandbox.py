@@ -1,9 +1,9 @@
-"""The sandbox: runs one untrusted program as one confined process, and ends it.
+"""Run one untrusted Python program in a restricted process. Linux only.
 
-Laws: `run` returns by its deadline and about a second; nothing that it started is alive then, and nothing that the program
-wrote is left; the program gets none of this process's environment, files or descriptors; its output is read up to a
-bound. What confines it is in kray/rewards/confined; this side watches. Linux only.
-The process dies with the thread that called `run`, so that killing a scoring process is enough.
+Guarantees: `run` returns about a second after its deadline at the latest; by then no process that it started is left, nor
+any file that the program wrote; the program gets none of this process's environment, files or descriptors; its output is
+read up to a bound. The restrictions are applied in the started process (kray/rewards/confined); this side supervises it.
+The process is killed when the thread that called `run` ends, so that killing a scoring process is enough.
 """
 
 from __future__ import annotations
@@ -27,21 +27,29 @@ from typing import Any
 
 ISOLATION = ("strict", "best_effort")
 _CONFINED = Path(__file__).parent / "confined"
-_STDERR_BYTES = 4096  # its end is kept, for people
-_END_WAIT_S = 5.0  # for a killed process to be gone
+# Bytes at the end of standard error that are kept for error messages.
+_STDERR_BYTES = 4096
+# Seconds to wait until a killed process has exited.
+_EXIT_WAIT_S = 5.0
 
-log = logging.getLogger(__name__)
-_told: set[str] = set()  # missing walls that have been warned of in this process
+logger = logging.getLogger(__name__)
+# Missing restrictions that this process has logged a warning about.
+_warned: set[str] = set()
 
 
 class IsolationError(RuntimeError):
-    """A wall that the program must be behind cannot be had here."""
+    """A restriction that the sandbox needs is not available here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one process. memory_mib: address space; output_kib: of standard output, and of the results; file_mib: of all
-    that it writes to its folder."""
+    """Limits of one sandboxed process.
+
+    Attributes:
+        memory_mib: Address space.
+        output_kib: Bound of its standard output, and of its results.
+        file_mib: Bound of all that it writes to its folder.
+    """
 
     memory_mib: int = 512
     output_kib: int = 1024
@@ -54,10 +62,13 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How a program ended. failure: "" when it ended by itself with exit code 0, else why not, one line.
+class RunResult:
+    """How a program ended.
 
-    results: one per expression that was reached, {"value": ...} (see confined/__main__.py: encode) or {"error": ...}.
+    Attributes:
+        failure: "" when it exited by itself with code 0, else the reason, in one line.
+        output: What it wrote to standard output.
+        results: One per expression that was reached: {"value": ...} (encoded by confined/plain.py) or {"error": ...}.
     """
 
     failure: str
@@ -74,12 +85,23 @@ def run(
     setup: str = "",
     isolation: str = "strict",
     packages: bool = False,
-) -> Ended:
-    """Run a Python program until it ends, breaks a limit, or the deadline (monotonic seconds) has come.
+) -> RunResult:
+    """Run a Python program until it exits, breaks a limit, or the deadline passes.
 
-    expressions: None runs it as a script on `stdin`; else they are evaluated one after the other when the program and
-    `setup` have run. packages: it may import what is installed here, not only the standard library.
-    isolation: "strict" raises IsolationError, before anything is run, where a wall is missing; "best_effort" warns once.
+    Args:
+        program: Source of the program.
+        deadline: Monotonic time in seconds.
+        limits: Limits of the process.
+        stdin: Standard input of a script.
+        expressions: None to run the program as a script; else expressions to evaluate in order after the program and
+            `setup` have run.
+        setup: Source that runs after the program.
+        isolation: "strict" refuses to run anything where a restriction is missing; "best_effort" logs one warning.
+        packages: Whether the program may import installed packages besides the standard library.
+
+    Raises:
+        ValueError: `isolation` is not one of ISOLATION.
+        IsolationError: `isolation` is "strict" and a restriction is missing, or the sandbox did not start.
     """
     if isolation not in ISOLATION:
         raise ValueError(f"code: isolation must be one of {', '.join(ISOLATION)}, not {isolation!r}")
@@ -87,9 +109,9 @@ def run(
         raise IsolationError(f"the code verifier's sandbox needs Linux, not {sys.platform}")
     left_s = deadline - time.monotonic()
     if left_s <= 0:
-        return Ended("timeout", b"", [])
+        return RunResult("timeout", b"", [])
     with tempfile.TemporaryDirectory(prefix="kray-sandbox-", ignore_cleanup_errors=True) as folder:
-        order = {
+        request = {
             "program": program,
             "expressions": None if expressions is None else list(expressions),
             "setup": setup,
@@ -98,41 +120,35 @@ def run(
             "folder": folder,
             "packages": site.getsitepackages() if packages else [],
         }
-        watched = _Watched(order, stdin, limits)
+        process = _SandboxProcess(request, stdin, limits)
         try:
-            watched.watch(deadline)
+            process.read_until(deadline)
         finally:
-            watched.end()
-        return watched.ended(isolation == "strict")
+            process.kill()
+        return process.result(isolation == "strict")
 
 
-class _Watched:
-    """The confined process, its three pipes and what has come out of them."""
+class _SandboxProcess:
+    """The sandboxed process, its three pipes and what was read from them."""
 
-    def __init__(self, order: dict[str, Any], stdin: bytes, limits: Limits) -> None:
+    def __init__(self, request: dict[str, Any], stdin: bytes, limits: Limits) -> None:
         self._limits = limits
         self._failure = ""
         self._output, self._errors, self._results = bytearray(), bytearray(), bytearray()
         results, results_end = os.pipe()
-        reading = open(results, "rb", 0)  # noqa: SIM115  # closed by `end`
+        # Closed by `kill`.
+        reading = open(results, "rb", 0)  # noqa: SIM115
         descriptors = [results_end]
         try:
-            descriptors += [_in_memory(json.dumps(order).encode()), _in_memory(stdin)]
+            descriptors += [_in_memory(json.dumps(request).encode()), _in_memory(stdin)]
+            arguments = map(str, (_CONFINED, descriptors[1], results_end, os.getpid()))
             self._popen = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-S",
-                    "-s",
-                    str(_CONFINED),
-                    str(descriptors[1]),
-                    str(results_end),
-                    str(os.getpid()),
-                ],
+                [sys.executable, "-S", "-s", *arguments],
                 stdin=descriptors[2],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=descriptors[:2],
-                env=_environment(order["folder"]),
+                env=_environment(request["folder"]),
                 start_new_session=True,
                 bufsize=0,
             )
@@ -142,14 +158,10 @@ class _Watched:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        self._pipes = {
-            self._popen.stdout: self._output,
-            self._popen.stderr: self._errors,
-            reading: self._results,
-        }
+        self._pipes = {self._popen.stdout: self._output, self._popen.stderr: self._errors, reading: self._results}
 
-    def watch(self, deadline: float) -> None:
-        """Read until all pipes are closed and the process has ended, a bound is passed or the deadline has come."""
+    def read_until(self, deadline: float) -> None:
+        """Read until all pipes are closed and the process has exited, a bound is exceeded or the deadline passes."""
         most = self._limits.output_kib << 10
         with selectors.DefaultSelector() as selector:
             for pipe in self._pipes:
@@ -175,20 +187,25 @@ class _Watched:
         except subprocess.TimeoutExpired:
             self._failure = "timeout"
 
-    def end(self) -> None:
-        """Kill the process, and without the filter that forbids them also those of its session; wait until it is gone."""
+    def kill(self) -> None:
+        """Kill the process with its process group and wait until it has exited."""
         if self._popen.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._popen.pid, signal.SIGKILL)
             try:
-                self._popen.wait(_END_WAIT_S)
+                self._popen.wait(_EXIT_WAIT_S)
             except subprocess.TimeoutExpired:
-                log.error("code verifier: process %d is not gone %g s after SIGKILL", self._popen.pid, _END_WAIT_S)
+                message = "code verifier: process %d has not exited %g s after SIGKILL"
+                logger.error(message, self._popen.pid, _EXIT_WAIT_S)
         for pipe in self._pipes:
             pipe.close()  # type: ignore[union-attr]
 
-    def ended(self, strict: bool) -> Ended:
-        """Raises IsolationError when a wall is missing and all must stand."""
+    def result(self, strict: bool) -> RunResult:
+        """Return how the program ended.
+
+        Raises:
+            IsolationError: A restriction is missing and `strict` is set, or the sandbox did not start.
+        """
         results = []
         for line in bytes(self._results).split(b"\n")[:-1]:
             try:
@@ -196,34 +213,35 @@ class _Watched:
             except (ValueError, RecursionError):
                 result = None
             results.append(result if isinstance(result, dict) else {"error": "a result that cannot be read"})
-        if results:  # the first line comes before any of the program's
-            _tell(list(results.pop(0).get("missing", [])), strict)
+        # The first line was written before the program ran.
+        if results:
+            _report_missing(list(results.pop(0).get("missing", [])), strict)
         elif not self._failure:
             raise IsolationError(f"the sandbox did not start: {_last_line(self._errors) or self._popen.returncode}")
-        return Ended(self._failure or self._exit(), bytes(self._output), results)
+        return RunResult(self._failure or self._exit_reason(), bytes(self._output), results)
 
-    def _exit(self) -> str:
+    def _exit_reason(self) -> str:
         code = self._popen.returncode
         if not code:
             return ""
-        return _last_line(self._errors) or (
-            f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        )
+        reason = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return _last_line(self._errors) or reason
 
 
-def _tell(missing: list[str], strict: bool) -> None:
+def _report_missing(missing: list[str], strict: bool) -> None:
     if missing and strict:
         raise IsolationError(
-            f"the code verifier's sandbox cannot be had here ({'; '.join(missing)}); run where the kernel has it, or set "
-            "reward.options.isolation=best_effort to run model output without it"
+            f"the code verifier's sandbox is not available here ({'; '.join(missing)}); run where the kernel supports it, or "
+            "set reward.options.isolation=best_effort to run model output without it"
         )
-    for wall in set(missing) - _told:
-        log.warning("code verifier: MODEL OUTPUT IS RUN WITHOUT A WALL: %s (isolation is best_effort)", wall)
-        _told.add(wall)
+    for restriction in set(missing) - _warned:
+        message = "code verifier: MODEL OUTPUT RUNS WITHOUT A RESTRICTION: %s (isolation is best_effort)"
+        logger.warning(message, restriction)
+        _warned.add(restriction)
 
 
 def _in_memory(content: bytes) -> int:
-    """A descriptor that reads `content` from its beginning: no pipe that could be full, no file that could be left."""
+    """Return a descriptor that reads `content` from its beginning: it cannot block like a pipe, and leaves no file."""
     descriptor = os.memfd_create("kray-sandbox")
     with open(descriptor, "wb", closefd=False) as file:
         file.write(content)
@@ -232,12 +250,12 @@ def _in_memory(content: bytes) -> int:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """All that the program gets: no variable of this process."""
+    """Return the program's whole environment, which has no variable of this process."""
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     return {"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", **threads}
 
 
 def _last_line(errors: bytearray) -> str:
-    """Of a traceback: the line that says what happened, fit for a log."""
+    """Return the last line of a traceback, which names the error, in printable characters."""
     lines = bytes(errors).decode(errors="replace").strip().splitlines()
     return "".join(c if c.isprintable() else "?" for c in lines[-1][:200]) if lines else ""

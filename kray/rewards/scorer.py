@@ -1,49 +1,49 @@
 """The scorer: judges answers in processes of its own, so that no answer can stop a run.
 
-Every answer that `score` takes gets exactly one outcome, in the order given:
+Every answer passed to `score` gets exactly one outcome, in the given order:
 - a reward;
-- reward 0 with timed_out, when judging took longer than the deadline: the process was killed and replaced;
+- reward 0 with timed_out, when judging exceeded the deadline: the process was killed and replaced;
 - reward None with an error, when the verifier raised, or the process died twice at this answer: a data failure.
-Every wait has a deadline. Answers travel in chunks of some milliseconds of work, results come back one by one, and each
-result starts the next answer's deadline. Single-loop: `score` may be awaited many times at once on one event loop.
+Every wait has a deadline. Answers are sent in chunks of some milliseconds of work, results return one by one, and each
+result starts the next answer's deadline. For one event loop at a time, on which any number of calls of `score` may wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kray.rewards.worker import order, taken
+from kray.rewards.scoring_process import ScoringProcess
 
-TIMED_OUT = "timeout after"  # how the detail of an answer begins that took too long to judge
-_CHUNK_S = 0.02  # work that one message should hold: little overhead, and little that waits behind a slow answer
+# How the detail of an answer begins that took too long to judge.
+TIMED_OUT = "timeout after"
+# Seconds of work in one message: little overhead, and little that waits behind a slow answer.
+_CHUNK_S = 0.02
 _CHUNK_ITEMS = 256
 _CHUNK_CHARACTERS = 1_000_000
+# Seconds per answer that are assumed before the first results.
+_INITIAL_ITEM_S = 0.005
 _START_ATTEMPTS = 3
-_GRACE_S = 0.05  # after a deadline, for results that came while this event loop was busy
-_MAX_DEATHS = 2  # of processes at one answer; then it is a data failure
-_PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from kray.rewards.worker import main; main(int(sys.argv[1]))"
-)
+# Exits of processes at one answer after which it is a data failure.
+_MAX_DEATHS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one answer. reward is None exactly when error says why; elapsed_s: seconds in the verifier.
+    """The outcome of one answer.
 
-    given: by a function that is no verifier (see worker.py), with reward 0.
+    Attributes:
+        reward: None exactly when `error` gives the reason.
+        detail: The verifier's reason for the reward.
+        error: Why there is no reward.
+        timed_out: Whether judging exceeded the deadline; the reward is 0.
+        elapsed_s: Seconds in the verifier.
+        given: Result of a function that gives no reward (see worker.py); the reward is 0.
     """
 
     reward: float | None
@@ -55,7 +55,7 @@ class Outcome:
 
 
 class _Batch:
-    """The answers of one call of `score`. dropped: nobody waits for it any more."""
+    """The answers of one call of `score`."""
 
     def __init__(self, size: int, done: asyncio.Future) -> None:
         self.outcomes: list[Outcome | None] = [None] * size
@@ -64,9 +64,11 @@ class _Batch:
 
     @property
     def dropped(self) -> bool:
+        """Whether the call has ended, so that outcomes are no longer needed."""
         return self.done.done()
 
     def put(self, index: int, outcome: Outcome) -> None:
+        """Record the outcome of one answer."""
         if self.dropped:
             return
         assert self.outcomes[index] is None, "an answer got two outcomes"
@@ -76,6 +78,7 @@ class _Batch:
             self.done.set_result(None)
 
     def fail(self, error: BaseException) -> None:
+        """End the call with an error."""
         if not self.dropped:
             self.done.set_exception(error)
 
@@ -88,95 +91,13 @@ class _Job:
     deaths: int = 0
 
 
-class _Process:
-    """A scoring process and the socket to it."""
-
-    def __init__(self, popen: subprocess.Popen, connection: socket.socket) -> None:
-        self.popen = popen
-        self._connection = connection
-        self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter | None = None
-        self._buffer = bytearray()
-
-    @classmethod
-    def spawn(cls) -> _Process:
-        """Not by fork: the parent has threads. Not by multiprocessing: that would import the parent's main module."""
-        here, there = socket.socketpair()
-        try:
-            command = [sys.executable, "-c", _PROGRAM, str(there.fileno()), _paths()]
-            environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
-            popen = subprocess.Popen(
-                command,
-                pass_fds=[there.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what verifiers print goes to the log
-                env=environment,
-                start_new_session=True,  # so that what a verifier started dies with it
-            )
-        except BaseException:
-            here.close()
-            raise
-        finally:
-            there.close()
-        return cls(popen, here)
-
-    async def connect(self) -> None:
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=self._connection)
-
-    async def send(self, message: Any, timeout_s: float) -> None:
-        """Raises ConnectionError when the process is gone, TimeoutError."""
-        assert self._writer is not None
-        self._writer.write(order(message))
-        await asyncio.wait_for(self._writer.drain(), timeout_s)
-
-    async def receive(self, timeout_s: float) -> list[list[Any]]:
-        """The messages that have come, at least one.
-
-        Raises EOFError when the process is gone, ConnectionError for what is no message, TimeoutError.
-        """
-        while not (messages := taken(self._buffer)):
-            try:
-                data = await asyncio.wait_for(self._reader.read(1 << 16), timeout_s)
-            except TimeoutError:
-                data = await asyncio.wait_for(self._reader.read(1 << 16), _GRACE_S)
-            if not data:
-                raise EOFError
-            self._buffer += data
-        return messages
-
-    def stop(self) -> None:
-        """End the process and all that it started. From any thread."""
-        if self.popen.returncode is not None:
-            return  # the number may be another process's by now
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.popen.wait(timeout=5.0)
-
-    def kill(self) -> str:
-        """Stop it and close the socket; returns how it ended, for people."""
-        self.stop()
-        if self._writer is not None:
-            with contextlib.suppress(RuntimeError):  # the event loop is closed
-                self._writer.transport.abort()
-        else:
-            self._connection.close()
-        code = self.popen.returncode
-        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-
-
-def _paths() -> str:
-    return json.dumps([path if path else os.getcwd() for path in sys.path])
-
-
 class Scorer:
     """A pool of scoring processes.
 
-    verifier_default: of items that name none; loaded when a process starts, and `options` are its keyword arguments
-    (other verifiers get none). workers: processes, started when first needed. timeout_s: for one answer;
-    start_timeout_s: for a process to start and for a verifier to be imported. memory_gib: of one process, over which
-    the verifier gets a MemoryError; 0: no limit.
-    Counters: timeouts, failures (data failures), restarts (processes replaced).
+    Attributes:
+        timeouts: Answers that exceeded the deadline.
+        failures: Data failures.
+        restarts: Processes that were replaced.
     """
 
     def __init__(
@@ -188,6 +109,19 @@ class Scorer:
         start_timeout_s: float = 60.0,
         memory_gib: float = 4.0,
     ) -> None:
+        """Create the scorer; processes start when first needed.
+
+        Args:
+            verifier_default: Verifier of items that name none; loaded when a process starts.
+            options: Keyword arguments of the default verifier; other verifiers get none.
+            workers: Number of processes.
+            timeout_s: Seconds for one answer.
+            start_timeout_s: Seconds for a process to start, and for a verifier to be imported.
+            memory_gib: Data of one process, beyond which the verifier gets a MemoryError; 0: no limit.
+
+        Raises:
+            ValueError: An argument is out of range.
+        """
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         if not (memory_gib >= 0 and math.isfinite(memory_gib)):
@@ -201,17 +135,28 @@ class Scorer:
         self.start_timeout_s = start_timeout_s
         self.memory_gib = memory_gib
         self.timeouts = self.failures = self.restarts = 0
-        self._item_s = 0.005  # seconds per answer, a running mean; sets how many travel in one message
+        # Running mean of seconds per answer, from which the number of answers in one message follows.
+        self._item_s = _INITIAL_ITEM_S
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: deque[_Job] = deque()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task] = []
         self._batches: set[_Batch] = set()
-        self._processes: set[_Process] = set()
+        self._processes: set[ScoringProcess] = set()
         self._closed = False
 
     async def score(self, items: Iterable[tuple[str, Any, Any]]) -> list[Outcome]:
-        """Outcomes of (verifier or "", response, answer), in their order. Raises KrayError when no process starts."""
+        """Score answers.
+
+        Args:
+            items: (verifier or "", response, answer) each.
+
+        Returns:
+            Their outcomes, in the same order.
+
+        Raises:
+            KrayError: No process can be started, or the scorer is closed.
+        """
         items = list(items)
         if self._closed:
             raise _error("is closed")
@@ -230,15 +175,16 @@ class Scorer:
         return batch.outcomes  # type: ignore[return-value]
 
     async def score_one(self, verifier: str, response: str, answer: str) -> Outcome:
-        """The outcome of one answer."""
+        """Score one answer; see `score`."""
         return (await self.score([(verifier, response, answer)]))[0]
 
     def close(self) -> None:
-        """Kill every process; calls of `score` that still wait raise KrayError. May be called twice, from any thread."""
+        """Kill all processes; pending calls of `score` raise KrayError. Can be called twice, and from any thread."""
         self._closed = True
         for process in list(self._processes):
             process.stop()
-        with contextlib.suppress(RuntimeError):  # the event loop is closed, and its tasks with it
+        # Raised when the event loop is closed, and its tasks with it.
+        with contextlib.suppress(RuntimeError):
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._abandon)
 
@@ -255,7 +201,7 @@ class Scorer:
             batch.fail(_error("was closed"))
 
     def _open(self) -> None:
-        """Start one task per process on the running loop; a new loop (a second asyncio.run) starts afresh."""
+        """Start one task per process on the running loop; a new loop (a second asyncio.run) gets new tasks."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
@@ -263,15 +209,16 @@ class Scorer:
         self._tasks = [loop.create_task(self._serve()) for _ in range(self.workers)]
 
     async def _serve(self) -> None:
-        """One process's life, and its successors': take answers, have them judged, put back what was not begun."""
-        process: _Process | None = None
+        """Score chunks from the queue in one process at a time; requeue what a killed process had not begun."""
+        process: ScoringProcess | None = None
         jobs: list[_Job] = []
         try:
             while True:
                 jobs = await self._take()
                 try:
+                    # It exited while idle: no answer is the cause.
                     if process is not None and process.popen.poll() is not None:
-                        self._end(process)  # it died idle: no answer is to blame
+                        self._end(process)
                         process = None
                     process = process or await self._start()
                     left = await self._run(process, jobs)
@@ -292,7 +239,7 @@ class Scorer:
                 self._end(process)
 
     async def _take(self) -> list[_Job]:
-        """The next chunk: some milliseconds of work, and no more than this process's share of what waits."""
+        """Return the next chunk: some milliseconds of work, at most this process's share of the queue."""
         while True:
             while not self._queue:
                 self._wake.clear()
@@ -309,10 +256,10 @@ class Scorer:
             if jobs:
                 return jobs
 
-    async def _start(self) -> _Process:
-        """A process that has said it is ready. Raises KrayError after some attempts."""
+    async def _start(self) -> ScoringProcess:
+        """Start a process and wait until it is ready; raise KrayError after _START_ATTEMPTS attempts."""
         for _ in range(_START_ATTEMPTS):
-            process = _Process.spawn()
+            process = ScoringProcess.spawn()
             self._processes.add(process)
             try:
                 await process.connect()
@@ -333,20 +280,21 @@ class Scorer:
                 raise _error("was closed")
         raise _error(f"no process could be started in {_START_ATTEMPTS} attempts: {reason} ({ended})")
 
-    def _end(self, process: _Process) -> None:
+    def _end(self, process: ScoringProcess) -> None:
         process.kill()
         self._processes.discard(process)
         self.restarts += not self._closed
 
-    async def _run(self, process: _Process, jobs: list[_Job]) -> list[_Job] | None:
-        """Have jobs judged in order. None when all are; else those still to do, and the process must be replaced."""
+    async def _run(self, process: ScoringProcess, jobs: list[_Job]) -> list[_Job] | None:
+        """Score jobs in order; return None when all are done, else those left, and the process must be replaced."""
         wait_s, loading, position = self.timeout_s, False, 0
         try:
             await process.send([job.item for job in jobs], self.start_timeout_s)
             while position < len(jobs):
                 for message in await process.receive(wait_s):
+                    # More replies than requests: a verifier wrote to the socket.
                     if position == len(jobs):
-                        return []  # it says more than it was asked
+                        return []
                     if message[0] in ("loading", "loaded"):
                         loading = message[0] == "loading"
                     else:
@@ -372,7 +320,8 @@ class Scorer:
     def _settle(self, job: _Job, message: list[Any]) -> None:
         elapsed_s = message[-1]
         self._item_s += 0.05 * (elapsed_s + 2e-5 - self._item_s)
-        if elapsed_s > self.timeout_s:  # it ended while this event loop was too busy to kill it
+        # It finished late, while this event loop was too busy to kill it.
+        if elapsed_s > self.timeout_s:
             self._time_out(job)
         elif message[0] == "given":
             job.batch.put(job.index, Outcome(0.0, elapsed_s=elapsed_s, given=message[1]))

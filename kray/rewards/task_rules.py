@@ -1,14 +1,15 @@
-"""What an answer must also satisfy where a task of reasoning_gym gives full marks to wrong ones.
+"""Additional requirements on answers to reasoning_gym tasks whose scoring gives full credit to wrong ones.
 
-A policy finds such a hole within a few steps. Of version 0.1.25, found by giving each task's scoring strange texts and the
-answers of other problems:
-- coin_flip compares the digits that both have: "0" is right for 0.375;
+A policy finds such a loophole within a few steps. These are of version 0.1.25, found by giving each task's scoring unusual
+texts and the answers of other problems:
+
+- coin_flip compares the digits that both numbers have: "0" is right for 0.375;
 - decimal_arithmetic allows .001, whatever the digits of the right answer: 1.316740 is right for 1.316140;
 - gsm_symbolic reads the first number without its sign: "-13" and "not 13, 14" are right for 13;
-- complex_arithmetic takes the smaller of 1 and NaN for 1: "nan" is right;
-- game_of_life_halting compares whether there is a text: any answer is right;
-- puzzle24 takes any four numbers from 1 to 10, not those that were asked for, and cuts fractions off: 24.5 is 24. Where the
-  source's options ask for larger numbers no answer is right: here the rule alone decides.
+- complex_arithmetic takes the minimum of 1 and NaN as 1: "nan" is right;
+- game_of_life_halting checks only that the text is not empty: any answer is right;
+- puzzle24 accepts any four numbers from 1 to 10, not only the given ones, and truncates fractions: 24.5 is 24. Where the
+  source's options ask for larger numbers no answer is right; for this task the rule alone decides.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-DECIDED = ("puzzle24",)  # tasks whose rule alone says what earns full marks
-_PROBABILITY_APART = 1e-4  # as in coin_flip's own scoring
+# Tasks whose rule alone decides what earns full credit.
+RULE_DECIDES = ("puzzle24",)
+# Absolute error of a probability, as in coin_flip's own scoring.
+_PROBABILITY_TOLERANCE = 1e-4
 
 
-def fully_right(task: str, given: str, entry: Mapping[str, Any], parse: Callable[[str], Any]) -> bool:
-    """Whether an answer with full marks deserves them; True for tasks without a rule here.
+def deserves_full_credit(task: str, given: str, entry: Mapping[str, Any], parse: Callable[[str], Any]) -> bool:
+    """Return whether an answer with full credit deserves it; True for tasks without a rule here.
 
     Args:
-        parse: reads arithmetic on whole numbers without evaluating anything else; raises ValueError.
+        task: reasoning_gym's name of the task.
+        given: The answer.
+        entry: The task's entry.
+        parse: Parses arithmetic on whole numbers without evaluating anything else; raises ValueError.
     """
     rule = _RULES.get(task)
     return rule is None or rule(given.strip(), entry, parse)
@@ -36,10 +42,10 @@ def fully_right(task: str, given: str, entry: Mapping[str, Any], parse: Callable
 def _coin_flip(given: str, entry: Mapping[str, Any], _: Callable[[str], Any]) -> bool:
     right = Fraction(entry["answer"].replace(",", ""))
     try:
-        said = Fraction(given.replace(",", ""))
+        value = Fraction(given.replace(",", ""))
     except (ValueError, ZeroDivisionError):
         return False
-    return abs(said - right) <= _PROBABILITY_APART and (said == 0) == (right == 0)
+    return abs(value - right) <= _PROBABILITY_TOLERANCE and (value == 0) == (right == 0)
 
 
 def _complex_arithmetic(given: str, _: Mapping[str, Any], __: Callable[[str], Any]) -> bool:
@@ -68,7 +74,8 @@ def _puzzle24(given: str, entry: Mapping[str, Any], parse: Callable[[str], Any])
     numbers = sorted(entry["metadata"]["numbers"])
     try:
         return parse(given) == 24 and sorted(map(int, re.findall(r"[0-9]+", given))) == numbers
-    except Exception:  # of sympy's parser, at what the policy wrote
+    # SymPy's parser raises any kind of error.
+    except Exception:
         return False
 
 

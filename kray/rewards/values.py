@@ -1,14 +1,14 @@
-"""When what a program gave counts as what is right: plain values, and lines of output. Pure.
+"""Compare a program's values and output with the right ones. Pure.
 
-Values are compared in the form that confined/plain.py writes. They are never made into Python objects that would hash
-them: members that collide would cost the judge the square of their number.
+Values are compared in the encoding of confined/plain.py. They are never turned into Python objects that would hash them:
+colliding members would cost time quadratic in their number.
 
-Numbers are equal by value (1 and 1.0, 0.0 and -0.0), NaN is equal to NaN, an infinity to itself; True is not 1. Of mappings
-the order does not count. A tolerance does not reach into keys of mappings and members of sets.
+Numbers are equal by value (1 and 1.0, 0.0 and -0.0), NaN equals NaN, an infinity equals itself; True is not 1. The order of
+mappings does not matter. A tolerance does not apply to keys of mappings and members of sets.
 
-A tolerance is relative to the right number, whatever the program gave: |given - right| <= relative * |right|. Within it
-no number has another sign than the right one, or is 0 where that is not, however large the tolerance; NaN and infinities
-are equal to themselves alone. Where the right number is 0, one number as the tolerance counts absolutely.
+A tolerance is relative to the right number: |given - right| <= relative * |right|. Within it no number has another sign
+than the right one, or is 0 where that is not, however large the tolerance; NaN and infinities equal only themselves. Where
+the right number is 0, a tolerance given as one number is absolute.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-_SPACES = " \t\r"  # at line ends; a form feed or a no-break space is output like any other character
+# Ignored at line ends; a form feed or a no-break space is output like any other character.
+_SPACES = " \t\r"
 _WORD = re.compile(rf"[^{_SPACES}]+")
 _NUMBER = re.compile(
     r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|(nan|inf|infinity))", re.IGNORECASE | re.ASCII
 )
-_LARGEST = 1e300  # tolerance
-_ROUNDING = 1e-9  # of the comparison itself, as a share of what is allowed: 1.1 lies within .1 of 1.0
+# Largest tolerance that is accepted.
+_MAX_TOLERANCE = 1e300
+# Rounding error of the comparison itself, as a share of the tolerance: 1.1 lies within .1 of 1.0.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far numbers may lie from the right ones.
+    """How far numbers may be from the right ones; true if it allows any difference.
 
-    Args:
-        relative: as a share of the right number's size.
-        absolute: in the number's own unit; None: `relative` where the right number is 0, else 0.
+    Attributes:
+        relative: Share of the right number's size.
+        absolute: In the number's own unit; None: `relative` where the right number is 0, else 0.
     """
 
     relative: float = 0.0
@@ -43,17 +46,21 @@ class Tolerance:
 
     @classmethod
     def read(cls, value: Any) -> Tolerance:
-        """From a number or {"relative": number, "absolute": number}. Raises ValueError."""
+        """Read a number or {"relative": number, "absolute": number}.
+
+        Raises:
+            ValueError: The value is neither, or a number is negative or too large.
+        """
         parts = value if isinstance(value, dict) else {"relative": value}
-        sound = parts and set(parts) <= {"relative", "absolute"}
-        if not sound or not all(type(part) in (int, float) and 0 <= part <= _LARGEST for part in parts.values()):
+        valid = parts and set(parts) <= {"relative", "absolute"}
+        if not valid or not all(type(part) in (int, float) and 0 <= part <= _MAX_TOLERANCE for part in parts.values()):
             raise ValueError(
                 f'must be a number of at least 0 or {{"relative": number, "absolute": number}}, not {value!r:.60}'
             )
         return cls(float(parts.get("relative", 0.0)), float(parts.get("absolute", 0.0)) if value is parts else None)
 
     def near(self, given: float, right: float) -> bool:
-        """Whether a number, whole or not, is equal to the right one or near enough."""
+        """Return whether an int or float equals the right one or is within the tolerance."""
         if given == right or (given != given and right != right):
             return True
         if not (_finite(given) and _finite(right)):
@@ -62,7 +69,8 @@ class Tolerance:
         relative = self.relative if given and right and (given > 0) == (right > 0) else 0.0
         if not (absolute or relative):
             return False
-        if isinstance(given, int) or isinstance(right, int):  # floats cannot hold all whole numbers
+        # Floats cannot represent all integers.
+        if isinstance(given, int) or isinstance(right, int):
             allowed = max(Fraction(absolute), Fraction(relative) * abs(Fraction(right)))
             return abs(Fraction(given) - Fraction(right)) <= allowed * Fraction(1 + _ROUNDING)
         return abs(given - right) <= max(absolute, relative * abs(right)) * (1 + _ROUNDING)
@@ -72,21 +80,24 @@ class Tolerance:
 
 
 EXACT = Tolerance()
-UNREADABLE = (ValueError, TypeError, RecursionError, OverflowError)  # of a value that `encode` did not write
+# What reading a value raises that `encode` did not write.
+UNREADABLE = (ValueError, TypeError, RecursionError, OverflowError)
 
 
 def same_value(given: Any, right: Any, tolerance: Tolerance = EXACT, tuples_are_lists: bool = False) -> bool:
-    """Whether two encoded values are the same.
+    """Return whether two encoded values are equal.
 
     Args:
-        given: what came out of the sandbox: anything that JSON can hold.
-        tuples_are_lists: as in JSON, which has no tuples.
+        given: What came out of the sandbox: any JSON value.
+        right: The right value.
+        tolerance: How far numbers may be from the right ones.
+        tuples_are_lists: Whether a tuple equals a list of the same items, as in JSON, which has no tuples.
 
     Raises:
-        UNREADABLE: for what `encode` does not write.
+        UNREADABLE: A value that `encode` does not write.
     """
-    kind, content = _opened(given, tuples_are_lists)
-    right_kind, right_content = _opened(right, tuples_are_lists)
+    kind, content = _decoded(given, tuples_are_lists)
+    right_kind, right_content = _decoded(right, tuples_are_lists)
     if kind != right_kind:
         return False
     if kind == "number":
@@ -108,12 +119,13 @@ def same_value(given: Any, right: Any, tolerance: Tolerance = EXACT, tuples_are_
 
 
 def same_output(given: bytes, right: str, tolerance: Tolerance = EXACT) -> bool:
-    """Whether a script printed what it should, line by line.
+    """Return whether a script's output is the right one, line by line.
 
-    Spaces at line ends and empty lines at the end do not count. With a tolerance the words of a line that are decimal
-    numbers are compared as numbers, all others as text.
+    Spaces at line ends and empty lines at the end do not count. With a tolerance, words of a line that are decimal numbers
+    are compared as numbers, all others as text.
     """
-    lines = _lines(given.decode(errors="surrogateescape"))  # what is not UTF-8 is equal to no text
+    # Bytes that are not UTF-8 equal no text.
+    lines = _lines(given.decode(errors="surrogateescape"))
     right_lines = _lines(right)
     if lines == right_lines:
         return True
@@ -123,8 +135,16 @@ def same_output(given: bytes, right: str, tolerance: Tolerance = EXACT) -> bool:
 
 
 def source(value: Any, hashed: bool = False) -> str:
-    """A Python expression that gives an encoded value. hashed: as a key or a member of a set. Raises UNREADABLE."""
-    kind, content = _opened(value, False)
+    """Return a Python expression that evaluates to an encoded value.
+
+    Args:
+        value: The encoded value.
+        hashed: Whether it is a key of a mapping or a member of a set.
+
+    Raises:
+        UNREADABLE: A value that `encode` does not write.
+    """
+    kind, content = _decoded(value, False)
     if kind == "number":
         return _number_source(content)
     if kind == "complex":
@@ -141,8 +161,9 @@ def source(value: Any, hashed: bool = False) -> str:
 
 
 def _number_source(number: float) -> str:
+    # Python limits the number of decimal digits, so integers are written in hexadecimal.
     if isinstance(number, int):
-        return f"({number:#x})"  # not in decimal digits, whose number Python limits
+        return f"({number:#x})"
     return f"({number!r})" if math.isfinite(number) else f'float("{number}")'
 
 
@@ -158,8 +179,8 @@ def _near_complex(given: complex, right: complex, tolerance: Tolerance) -> bool:
     return abs(given - right) <= max(tolerance.relative * abs(right), tolerance.absolute or 0.0) * (1 + _ROUNDING)
 
 
-def _opened(value: Any, tuples_are_lists: bool) -> tuple[str, Any]:
-    """(kind, content) of an encoded value. Raises ValueError, TypeError for what `encode` does not write."""
+def _decoded(value: Any, tuples_are_lists: bool) -> tuple[str, Any]:
+    """Return (kind, content) of an encoded value; raise ValueError or TypeError for what `encode` does not write."""
     if value is None or isinstance(value, bool):
         return "constant", value
     if isinstance(value, int):
@@ -187,16 +208,16 @@ def _opened(value: Any, tuples_are_lists: bool) -> tuple[str, Any]:
 
 
 def _by_key(items: list[Any]) -> dict[str, Any]:
-    """Canonical key -> value. Raises ValueError for a key that comes twice."""
+    """Return canonical key -> value; raise ValueError for a duplicate key."""
     found = {_key(key): value for key, value in items}
     if len(found) != len(items):
-        raise ValueError("a key comes twice")
+        raise ValueError("duplicate key")
     return found
 
 
 def _key(value: Any) -> str:
-    """A text that two encoded values share exactly when they are equal."""
-    kind, content = _opened(value, False)
+    """Return a text that two encoded values share exactly when they are equal."""
+    kind, content = _decoded(value, False)
     if kind == "number":
         return _number_key(content)
     if kind == "complex":
@@ -227,12 +248,12 @@ def _same_words(line: str, right_line: str, tolerance: Tolerance) -> bool:
 
 
 def _same_numbers(word: str, right: str, tolerance: Tolerance) -> bool:
-    given, wanted = _number(word), _number(right)
-    return given is not None and wanted is not None and tolerance.near(given, wanted)
+    given, expected = _number(word), _number(right)
+    return given is not None and expected is not None and tolerance.near(given, expected)
 
 
 def _number(word: str) -> float | None:
-    """The value of a decimal number, nan or inf; None for other words and for what is too large for a float."""
+    """Return the value of a decimal number, nan or inf; None for other words and numbers too large for a float."""
     if (found := _NUMBER.fullmatch(word)) is None:
         return None
     number = float(word)

@@ -1,7 +1,7 @@
 """Verifiers: functions that compare a response with the right answer.
 
-A verifier is `fn(response: str, answer: str, **options) -> float | bool | Reward`. A wrong response is worth 0; an
-exception means that the answer or the verifier is broken (a data failure), never that the response is wrong.
+A verifier is `fn(response: str, answer: str, **options) -> float | bool | Reward`. A wrong response earns 0; an exception
+means that the right answer or the verifier is broken (a data failure), never that the response is wrong.
 """
 
 from __future__ import annotations
@@ -20,18 +20,24 @@ from kray.rewards.responses import outside_thinking
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What a response earned. value: finite; detail: a short reason for people, may be empty, in printable characters."""
+    """What a response earned.
+
+    Attributes:
+        value: The reward, finite.
+        detail: A short reason in printable characters, for people; may be empty.
+    """
 
     value: float
     detail: str = ""
 
 
-_DETAIL_CHARACTERS = 1000  # of a detail are kept
+# Characters of a detail that are kept.
+_DETAIL_CHARACTERS = 1000
 
 Verifier = Callable[..., "Reward | float | bool"]
 
-# Where each verifier lives, in the form that a verifier of your own is named in. Not the functions themselves: importing
-# sympy or reasoning_gym takes a second, and most runs need one of them at most.
+# Where each verifier is defined, in the form in which custom verifiers are named. Not the functions themselves: importing
+# sympy or reasoning_gym takes a second, and most runs need at most one of them.
 VERIFIERS: dict[str, str] = {
     "exact": "kray.rewards.verifiers:exact",
     "math": "kray.rewards.mathematics:verify_math",
@@ -41,16 +47,29 @@ VERIFIERS: dict[str, str] = {
 
 
 def score(verifier: str, response: str, answer: str, **options: Any) -> Reward:
-    """Judge one response in this process, without a deadline.
+    """Score one response in this process, without a deadline.
 
-    verifier: a key of VERIFIERS or "pkg.mod:fn". Raises ValueError for an unknown verifier or a reward that is not a
-    finite number; whatever the verifier raises is passed on.
+    Args:
+        verifier: A key of VERIFIERS or "pkg.mod:fn".
+        response: What the policy wrote.
+        answer: The right answer, in the verifier's form.
+        **options: Keyword arguments of the verifier.
+
+    Raises:
+        ValueError: The verifier is unknown, or its reward is not a finite number. Exceptions of the verifier pass through.
     """
     return as_reward(load_verifier(verifier)(response, answer, **options), verifier)
 
 
 def load_verifier(name: str) -> Verifier:
-    """The function behind a verifier's name. Raises ValueError that names the verifier and says what was looked for."""
+    """Import the function behind a verifier's name.
+
+    Args:
+        name: A key of VERIFIERS or "pkg.mod:fn".
+
+    Raises:
+        ValueError: There is no such verifier; the message names it and what was looked for.
+    """
     path = VERIFIERS.get(name, name)
     module_name, colon, function_name = path.partition(":")
     if not colon:
@@ -71,14 +90,18 @@ def load_verifier(name: str) -> Verifier:
 
 
 def check_verifier(name: str, **options: Any) -> None:
-    """Raise ValueError unless the verifier can be loaded, takes these options and finds what it needs on this machine.
+    """Check that a verifier can be loaded, takes these options and finds what it needs on this machine.
 
-    The verifier itself is not called; what it needs is looked for by its attribute `check(**options)`, if it has one.
+    The verifier itself is not called, but its attribute `check(**options)` is, if it has one.
+
+    Raises:
+        ValueError: It cannot be used; the message names the verifier.
     """
     function = load_verifier(name)
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # compiled functions may hide theirs
+    # Compiled functions may have no signature.
+    except (TypeError, ValueError):
         return
     try:
         signature.bind("response", "answer", **options)
@@ -92,18 +115,31 @@ def check_verifier(name: str, **options: Any) -> None:
 
 
 def check_answer(name: str, answer: str) -> None:
-    """Raise ValueError for a right answer that this verifier cannot use, by its attribute `check_answer`, if it has one."""
+    """Check a right answer with the verifier's attribute `check_answer`, if it has one.
+
+    Raises:
+        ValueError: The verifier cannot use this answer.
+    """
     if (check := getattr(load_verifier(name), "check_answer", None)) is not None:
         check(answer)
 
 
 def as_reward(value: Any, verifier: str) -> Reward:
-    """What a verifier returned, as a Reward with a finite float. Raises ValueError that names the verifier."""
+    """Convert what a verifier returned to a Reward with a finite float.
+
+    Args:
+        value: A Reward, a number, or a numpy scalar or array of one number.
+        verifier: Name of the verifier, for error messages.
+
+    Raises:
+        ValueError: The value is not a finite number.
+    """
     detail = ""
     if isinstance(value, Reward):
         value, detail = value.value, value.detail
+    # A numpy bool or an array of one number.
     if not isinstance(value, numbers.Real) and hasattr(value, "item") and getattr(value, "size", 2) == 1:
-        value = value.item()  # a numpy bool or an array of one
+        value = value.item()
     if not isinstance(value, numbers.Real):
         raise ValueError(f'verifier "{verifier}" returned {type(value).__name__}, not a number')
     try:
@@ -116,38 +152,45 @@ def as_reward(value: Any, verifier: str) -> Reward:
 
 
 def exact(response: str, answer: str, *, case_sensitive: bool = True, strip: bool = True) -> Reward:
-    """Give 1 when response and answer are the same text, else 0.
+    """Return 1 when response and answer are the same text, else 0.
 
-    Nothing else is taken for the same: no full stop, no other spelling of a number, no other form of a Unicode character.
-    Thinking (<think></think>) is no part of the response.
+    The text must match character by character: an added full stop, another spelling of a number or another form of a Unicode
+    character is wrong. Thinking (<think></think>) may be left out of the response.
 
     Args:
-        case_sensitive: False: upper and lower case are the same.
-        strip: leave spaces and line ends at both ends out.
+        response: What the policy wrote.
+        answer: The right answer.
+        case_sensitive: Whether upper and lower case differ.
+        strip: Whether to ignore spaces and line ends at both ends.
 
     Raises:
-        ValueError: for a right answer without a character but spaces, which saying nothing would earn.
+        ValueError: The right answer is blank, so that an empty response would be right.
     """
     check_text(answer)
     right = answer.strip() if strip else answer
-    for said in (response, outside_thinking(response)):
-        given = said.strip() if strip else said
+    for text in (response, outside_thinking(response)):
+        given = text.strip() if strip else text
         if given == right or (not case_sensitive and given.casefold() == right.casefold()):
             return Reward(1.0)
     return Reward(0.0, f"{given[:40]!r} is not {right[:40]!r}")
 
 
 def check_text(answer: str) -> None:
-    """Raise ValueError for a right answer that `exact` cannot use."""
+    """Check a right answer of `exact`.
+
+    Raises:
+        ValueError: It is blank.
+    """
     if not answer.strip():
-        raise ValueError("exact: the right answer is empty, so that a response that says nothing would be right")
+        raise ValueError("exact: the right answer is empty, so an empty response would be right")
 
 
-exact.check_answer = check_text  # type: ignore[attr-defined]  # see check_answer
+# Called by check_answer.
+exact.check_answer = check_text  # type: ignore[attr-defined]
 
 
 def _printable(text: str) -> str:
-    """A text that every log, table and terminal can take: control characters and halves of characters as escapes."""
+    """Escape control characters and unpaired surrogates, so that every log, table and terminal can show the text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

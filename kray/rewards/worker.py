@@ -1,13 +1,14 @@
-"""One scoring process: reads chunks of answers, sends each outcome as soon as it is known.
+"""One scoring process: reads chunks of answers and sends each outcome as soon as it is known.
 
-Speaks over one socket, in frames of a 4-byte length and a message. In, pickled: (verifier, options, timeout_s, memory_gib)
-once, then lists of (verifier, response, answer). Out, in JSON, so that nothing that a verifier writes can run code in the
-parent: ["ready"] once; ["loading"] and ["loaded"] around the import of a further verifier; one ["scored", value, detail,
-elapsed_s] or ["failed", error, elapsed_s] per answer, in order. A function with an attribute `gives_no_reward` is no
-verifier, but is called like one: the `plain()` of what it gives, which JSON must hold, is sent as ["given", plain, elapsed_s].
+Both directions use one socket and frames of a 4-byte length and a message. Requests are pickled: (verifier, options,
+timeout_s, memory_gib) once, then lists of (verifier, response, answer). Replies are JSON, so that nothing a verifier writes
+can run code in the parent: ["ready"] once; ["loading"] and ["loaded"] around the import of a further verifier; one ["scored",
+value, detail, elapsed_s] or ["failed", error, elapsed_s] per answer, in order. A function with an attribute `gives_no_reward`
+is called like a verifier, but the `plain()` of its result, which must be JSON-serializable, is sent as ["given", plain,
+elapsed_s].
 
-It ends when its parent does: on end of file, by a thread that watches the socket while a verifier runs, and by an alarm
-for verifiers that never let that thread run (a regular expression holds the interpreter's lock).
+The process exits when its parent does: on end of file, by a thread that polls the socket while a verifier runs, and by an
+alarm for verifiers that never let that thread run (a regular expression holds the interpreter lock).
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from typing import Any, BinaryIO
 
 from kray.rewards.verifiers import Verifier, as_reward, load_verifier
 
-HEADER = struct.Struct("<I")
-_ALARM_SLACK_S = 5.0  # the parent's deadline comes first; the alarm is for a worker that has lost its parent
+_HEADER = struct.Struct("<I")
+# Seconds after the deadline. The parent acts at the deadline; the alarm is for a worker whose parent has exited.
+_ALARM_SLACK_S = 5.0
 _ERROR_CHARACTERS = 500
-_SAYS: dict[str, tuple[type, ...]] = {  # kind of message -> what comes after it
+# Kind of reply -> types of its fields.
+_REPLIES: dict[str, tuple[type, ...]] = {
     "ready": (),
     "loading": (),
     "loaded": (),
@@ -41,45 +44,49 @@ _SAYS: dict[str, tuple[type, ...]] = {  # kind of message -> what comes after it
 }
 
 
-def order(message: Any) -> bytes:
-    """The frame of a message to a scoring process."""
+def encode_request(message: Any) -> bytes:
+    """Return the frame of a message to a scoring process."""
     return _frame(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
 
 
-def taken(buffer: bytearray) -> list[list[Any]]:
-    """The messages of a scoring process that are complete, taken out of what came from it.
+def take_replies(buffer: bytearray) -> list[list[Any]]:
+    """Remove the complete replies of a scoring process from a buffer and return them.
 
-    Raises ConnectionError when the first is no message: a verifier wrote it.
+    Args:
+        buffer: Bytes that were received and not yet taken; what is left is incomplete.
+
+    Raises:
+        ConnectionError: The first message is no valid reply: a verifier wrote to the socket.
     """
-    messages: list[list[Any]] = []
-    while len(buffer) >= HEADER.size and len(buffer) >= (end := HEADER.size + HEADER.unpack_from(buffer)[0]):
+    replies: list[list[Any]] = []
+    while len(buffer) >= _HEADER.size and len(buffer) >= (end := _HEADER.size + _HEADER.unpack_from(buffer)[0]):
         try:
-            messages.append(_message(buffer[HEADER.size : end]))
+            replies.append(_decode_reply(buffer[_HEADER.size : end]))
         except (ValueError, RecursionError) as error:
-            if messages:
+            if replies:
                 break
-            raise ConnectionError(f"no message of a scoring process: {error}") from None
+            raise ConnectionError(f"not a reply of a scoring process: {error}") from None
         del buffer[:end]
-    return messages
+    return replies
 
 
-def _message(body: bytearray) -> list[Any]:
+def _decode_reply(body: bytearray) -> list[Any]:
     message = json.loads(body)
     kind, *rest = message if isinstance(message, list) and message else [None]
-    kinds = _SAYS.get(kind) if isinstance(kind, str) else None
-    if kinds is None or len(kinds) != len(rest) or not all(map(isinstance, rest, kinds)):
+    types = _REPLIES.get(kind) if isinstance(kind, str) else None
+    if types is None or len(types) != len(rest) or not all(map(isinstance, rest, types)):
         raise ValueError(f"{kind!r:.40}")
     if not all(math.isfinite(value) for value in rest if isinstance(value, float)):
         raise ValueError(f"{kind} with a number that is not finite")
     return message
 
 
-def _said(message: tuple) -> bytes:
+def _encode_reply(message: tuple) -> bytes:
     return _frame(json.dumps(message).encode())
 
 
 def _frame(body: bytes) -> bytes:
-    return HEADER.pack(len(body)) + body
+    return _HEADER.pack(len(body)) + body
 
 
 def main(descriptor: int) -> None:
@@ -90,53 +97,56 @@ def main(descriptor: int) -> None:
     _limit_memory(memory_gib)
     threading.Thread(target=_end_with_parent, args=(connection.fileno(),), daemon=True).start()
     loaded: dict[str, Verifier | str] = {default: _load(default)}
-    connection.sendall(_said(("ready",)))
+    connection.sendall(_encode_reply(("ready",)))
     while (chunk := _read(stream)) is not None:
         for verifier, response, answer in chunk:
             if verifier not in loaded:
-                connection.sendall(_said(("loading",)))
+                connection.sendall(_encode_reply(("loading",)))
                 loaded[verifier] = _load(verifier)
-                connection.sendall(_said(("loaded",)))
+                connection.sendall(_encode_reply(("loaded",)))
             signal.setitimer(signal.ITIMER_REAL, timeout_s + _ALARM_SLACK_S)
-            outcome = _judge(loaded[verifier], verifier, response, answer, options if verifier == default else {})
+            outcome = _score(loaded[verifier], verifier, response, answer, options if verifier == default else {})
             signal.setitimer(signal.ITIMER_REAL, 0)
-            connection.sendall(_said(outcome))
-    os._exit(0)  # a verifier's own threads must not keep the process
+            connection.sendall(_encode_reply(outcome))
+    # Threads that a verifier started must not keep the process running.
+    os._exit(0)
 
 
 def _limit_memory(gib: float) -> None:
-    """Of data, not of address space: libraries reserve much that they never use. 0: no limit."""
+    """Limit data rather than address space, of which libraries reserve much that they never use. 0: no limit."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     if gib and (hard == resource.RLIM_INFINITY or gib * 2**30 < hard):
         resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30), hard))
 
 
-def _judge(function: Verifier | str, name: str, response: Any, answer: Any, options: dict[str, Any]) -> tuple:
+def _score(function: Verifier | str, name: str, response: Any, answer: Any, options: dict[str, Any]) -> tuple:
     started = time.perf_counter()
     try:
         if isinstance(function, str):
             raise ValueError(function)
-        given: Any = function(response, answer, **options)
+        result: Any = function(response, answer, **options)
         if getattr(function, "gives_no_reward", False):
-            plain = given.plain()
+            plain = result.plain()
             json.dumps(plain)
             return ("given", plain, time.perf_counter() - started)
-        reward = as_reward(given, name)
+        reward = as_reward(result, name)
         return ("scored", reward.value, reward.detail, time.perf_counter() - started)
-    except BaseException as error:  # also SystemExit: a verifier must not end the process by a polite exit
+    # SystemExit, too: a verifier that calls sys.exit must not end the process.
+    except BaseException as error:
         return ("failed", _describe(error), time.perf_counter() - started)
 
 
 def _describe(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS]
     frames = traceback.extract_tb(error.__traceback__)
-    if len(frames) > 1:  # the first is this file
+    # The first frame is this file.
+    if len(frames) > 1:
         text += f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})"
     return text
 
 
 def _load(name: str) -> Verifier | str:
-    """The verifier, or why it cannot be had: said for each answer that needs it."""
+    """Return the verifier, or why it cannot be loaded, which is reported for each answer that needs it."""
     try:
         return load_verifier(name)
     except BaseException as error:
@@ -144,16 +154,17 @@ def _load(name: str) -> Verifier | str:
 
 
 def _read(stream: BinaryIO) -> Any:
-    """The next message; None at the end."""
-    header = stream.read(HEADER.size)
-    if len(header) < HEADER.size:
+    """Return the next request; None at end of file."""
+    header = stream.read(_HEADER.size)
+    if len(header) < _HEADER.size:
         return None
-    body = stream.read(HEADER.unpack(header)[0])
+    body = stream.read(_HEADER.unpack(header)[0])
     return pickle.loads(body)
 
 
 def _end_with_parent(descriptor: int) -> None:
     watch = select.poll()
-    watch.register(descriptor, getattr(select, "POLLRDHUP", 0))  # hang-up and error are always watched
+    # Hang-up and error are always polled for.
+    watch.register(descriptor, getattr(select, "POLLRDHUP", 0))
     watch.poll()
     os._exit(1)

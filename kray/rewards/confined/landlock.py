@@ -1,4 +1,7 @@
-"""A Landlock ruleset: which files a confined program may read, and the one folder it may write to (linux/landlock.h)."""
+"""Landlock ruleset: the files that the sandboxed program may read, and the one folder it may write to.
+
+Constants are those of linux/landlock.h and linux/prctl.h.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,26 @@ import os
 import struct
 from collections.abc import Iterable
 
-_CREATE, _ADD, _RESTRICT = 444, 445, 446  # system calls, the same on all machines
+# System call numbers, the same on all machines.
+_CREATE, _ADD, _RESTRICT = 444, 445, 446
 _VERSION, _PATH_BENEATH, _PR_SET_NO_NEW_PRIVS = 1, 1, 38
 _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE = 1 << 1, 1 << 2, 1 << 3, 1 << 14
 _READ = _READ_FILE | _READ_DIR
-_WRITE = _WRITE_FILE | _TRUNCATE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 12  # remove and make folders, files, links
-_KNOWN = {1: 13, 2: 14, 3: 15, 4: 15}  # ABI version -> rights that it knows; from 5 on 16
+# The single bits: remove and make folders, files and links.
+_WRITE = _WRITE_FILE | _TRUNCATE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 12
+# ABI version -> number of access rights that it knows; 16 from version 5 on.
+_KNOWN = {1: 13, 2: 14, 3: 15, 4: 15}
 
 
-def confine(readable: Iterable[str], writable: str) -> str:
-    """Nothing but `readable` (files, folders) can be read from now on, nothing but the folder `writable` be written.
+def restrict(readable: Iterable[str], writable: str) -> str:
+    """Restrict this process for good: it reads nothing but `readable` and writes nothing but `writable`.
 
-    writable: "" for none. Returns "" or why it cannot be had.
+    Args:
+        readable: Files and folders.
+        writable: A folder; "" for none.
+
+    Returns:
+        "", or why the restriction is not available.
     """
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -31,7 +42,8 @@ def confine(readable: Iterable[str], writable: str) -> str:
     try:
         version = call(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(_VERSION))
         files = (1 << _KNOWN.get(version, 16)) - 1
-        network, scopes = (3 if version >= 4 else 0), (3 if version >= 6 else 0)  # TCP; signals and abstract sockets
+        # TCP; signals and abstract sockets.
+        network, scopes = (3 if version >= 4 else 0), (3 if version >= 6 else 0)
         size = 8 if version < 4 else 16 if version < 6 else 24
         attributes = struct.pack("QQQ", files, network, scopes)[:size]
         ruleset = call(_CREATE, attributes, ctypes.c_size_t(size), ctypes.c_uint(0))

@@ -1,27 +1,29 @@
-"""Plain data as JSON: what a program's functions returned, on its way out of the sandbox.
+"""Encode plain data as JSON: the results of a sandboxed program.
 
-Standard library only: the confined process imports this module by its file, kray as part of its package.
+Standard library only: the sandboxed process imports this module as a top-level module, kray as part of its package.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-_SMALL = 1 << 63  # integers from here on are written in hexadecimal: Python limits the decimal digits that it converts
+# Integers of at least this size are written in hexadecimal: Python limits the decimal digits that it converts.
+_SMALL = 1 << 63
 
 
 def encode(value: Any, own: str = "") -> Any:
-    """JSON of plain data, with the types that JSON lacks as {"__tuple__": [...]} and so on.
+    """Encode plain data as JSON, with the types that JSON lacks as {"__tuple__": [...]} and so on.
 
-    An instance of a subclass is written as the value of its base type, read by the base type's own methods: what a
-    class overrides (`__int__`, `__str__`, `__iter__`, `items`) does not count.
+    An instance of a subclass is encoded as the value of its base type, read by the base type's own methods: what a class
+    overrides (`__int__`, `__str__`, `__iter__`, `items`) has no effect.
 
     Args:
-        own: the module of the program that is judged. Arrays of libraries are plain data, what its classes claim to be
-            (a method `tolist`) is not.
+        value: What to encode.
+        own: Name of the program's own module. Arrays of libraries are plain data; classes of the program that imitate them
+            (by a method `tolist`) are not.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: The value is not plain data.
     """
     if value is None or value is True or value is False:
         return value
@@ -48,6 +50,7 @@ def encode(value: Any, own: str = "") -> Any:
         return {"__bytes__": bytes.hex(value)}
     if isinstance(value, bytearray):
         return {"__bytes__": bytearray.hex(value)}
-    if hasattr(value, "tolist") and type(value).__module__ != own:  # arrays and numbers of numpy and its like
+    # Arrays and numbers of numpy and similar libraries.
+    if hasattr(value, "tolist") and type(value).__module__ != own:
         return encode(value.tolist(), own)
     raise TypeError(f"{type(value).__name__} is not plain data")

@@ -1,7 +1,7 @@
-"""The math verifier: is the final answer of a response mathematically equal to the right one?
+"""The math verifier: decides whether the final answer of a response is mathematically equal to the right one.
 
-extraction.py says where the final answer is looked for, answers.py what it can be, equality.py, numbers.py and units.py when
-two are equal. Readings are strict: an answer that is not understood as a whole is equal to the same text only.
+extraction.py defines where the final answer is found, answers.py how it is parsed, equality.py, numbers.py and units.py when
+two answers are equal. Parsing is strict: an answer that is not understood as a whole equals only the same text.
 """
 
 from __future__ import annotations
@@ -10,41 +10,41 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
+from kray.rewards.mathematics.answer_types import Answer, Quantity, Several, Words
 from kray.rewards.mathematics.answers import read_answer
 from kray.rewards.mathematics.equality import same_answer
 from kray.rewards.mathematics.expressions import symbols
 from kray.rewards.mathematics.extraction import Found, final_answers
-from kray.rewards.mathematics.kinds import Answer, Quantity, Several, Words
 from kray.rewards.mathematics.notation import WORDS_CLOSE, WORDS_OPEN, normalize, squeezed
 from kray.rewards.responses import outside_thinking
 from kray.rewards.verifiers import Reward
 
 __all__ = ["final_answer", "right_answer", "verify_math"]
 
-# A final answer that is longer, and four times the right one, is none.
+# A final answer longer than this and than four times the right one is wrong.
 _ANSWER_CHARACTERS = 1000
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 # Python refuses to read longer integers.
 _DIGITS = 4000
 _CHOICE = re.compile(r"\(?([A-J])\)?")
-# A letter in parentheses or with a dot behind it, and the text of that choice.
+# A letter in parentheses or followed by a dot, and the text of that choice.
 _CHOSEN = re.compile(r"(?:\(([A-Ja-j])\)|([A-J])\s*[.):])(?P<text>\s*(?![+*/^=<>]).*)", re.DOTALL | re.I)
 
 
 def verify_math(response: str, answer: str, *, float_rounding: int = 6, strict: bool = True) -> Reward:
-    """Judge the final answer of a response.
+    """Score the final answer of a response.
 
     Args:
-        response: what the policy wrote.
-        answer: a bare answer (72, \\frac12, 1/2, 50%), one in \\boxed{}, or a solution that ends in "#### 72".
-        float_rounding: significant digits from which on a decimal may stand for a value without a finite decimal expansion.
-        strict: brackets count; else a list of values is equal in whatever brackets and order.
+        response: What the policy wrote.
+        answer: A bare answer (72, \\frac12, 1/2, 50%), one in \\boxed{}, or a solution that ends in "#### 72".
+        float_rounding: Significant digits from which on a decimal may stand for a value without a finite decimal expansion.
+        strict: Whether brackets count; otherwise a list of values is equal in any brackets and order.
 
     Returns:
         1 when the final answer is equal to the right one, else 0.
 
     Raises:
-        ValueError: the right answer is empty.
+        ValueError: The right answer is empty.
     """
     right = right_answer(answer)
     for found in final_answers(response):
@@ -61,43 +61,62 @@ def verify_math(response: str, answer: str, *, float_rounding: int = 6, strict: 
 
 
 def _is_value(text: str) -> bool:
-    """Whether text can be read as a value, rather than as words or something about a variable."""
+    """Return whether a text is a value, rather than words or an expression with a variable."""
     reading = read_answer(normalize(text))
     return not isinstance(reading, Words) and not (isinstance(reading, Quantity) and symbols(reading.node))
 
 
 def right_answer(answer: str) -> str:
-    """The final answer of a right answer. Raises ValueError when there is none."""
+    """Return the final answer of a right answer.
+
+    Args:
+        answer: As `verify_math` takes it.
+
+    Raises:
+        ValueError: There is none.
+    """
     right = _right_answer(answer).text
     if not right:
         raise ValueError(f"math: no right answer in {answer[:60]!r}")
     return right
 
 
-verify_math.check_answer = right_answer  # type: ignore[attr-defined]  # see verifiers.check_answer
+# Called by verifiers.check_answer.
+verify_math.check_answer = right_answer  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=4096)
 def _right_answer(answer: str) -> Found:
-    """In a box or behind "####"; without them all of it, as a right answer is no sentence to look for one in.
+    """Return what is in a box or behind "####", or else all of it: a right answer is not searched like a sentence.
 
-    No text where nothing but signs of punctuation and empty commands stands there.
+    The text is empty where there is only punctuation and empty commands.
     """
     answer = outside_thinking(answer)
     found = final_answers(answer) if "\\boxed" in answer or "\\fbox" in answer or "####" in answer else []
     right = found[0] if found else Found(answer.strip(), False)
-    says_nothing = not re.sub(rf"[\s.,;:$()\[\]{{}}{WORDS_OPEN}{WORDS_CLOSE}]|</?answer>", "", normalize(right.text))
-    return Found("", True) if says_nothing and "\\{" not in right.text else right
+    blank = not re.sub(rf"[\s.,;:$()\[\]{{}}{WORDS_OPEN}{WORDS_CLOSE}]|</?answer>", "", normalize(right.text))
+    return Found("", True) if blank and "\\{" not in right.text else right
 
 
 def final_answer(text: str) -> tuple[str, bool]:
-    """(the part of a response that is its final answer, whether a mark sets it apart); no text when there is none."""
+    """Find the final answer of a response.
+
+    Returns:
+        (its text, "" without one; whether a mark such as a box identifies it).
+    """
     found = final_answers(text)[0]
     return found.text, found.marked
 
 
 def equal(right: str, given: str, significant: int = 6, strict: bool = True) -> bool:
-    """Whether two answers, found and as written, are equal."""
+    """Return whether two final answers are equal.
+
+    Args:
+        right: Text of the right answer.
+        given: Text of the answer that is judged.
+        significant: As `float_rounding` of `verify_math`.
+        strict: As of `verify_math`.
+    """
     quick = _compare_numbers(right, given)
     if quick is not None:
         return quick
@@ -110,7 +129,7 @@ def equal(right: str, given: str, significant: int = 6, strict: bool = True) -> 
     if choice is not None:
         return choice
     try:
-        # Where several values are asked for, the commas of 100,200 are between two of them.
+        # Where the right answer has several values, the comma of 100,200 separates two.
         separate = isinstance(right_reading, Several)
         return same_answer(right_reading, read_answer(normal), significant, strict) or (
             separate and same_answer(right_reading, read_answer(normal, commas_separate=True), significant, strict)
@@ -126,7 +145,7 @@ def _read_right(right: str) -> tuple[str, Answer]:
 
 
 def _compare_numbers(right: str, given: str) -> bool | None:
-    """Equality of two plain numbers, which most answers are; None for everything else."""
+    """Compare two plain numbers, which most answers are; return None for anything else."""
     if not (_NUMBER.fullmatch(right) and _NUMBER.fullmatch(given)):
         return None
     right, given = right.replace(",", "").removeprefix("+"), given.replace(",", "").removeprefix("+")
@@ -140,7 +159,7 @@ def _compare_numbers(right: str, given: str) -> bool | None:
 
 
 def _choice(right: str, given: str) -> bool | None:
-    """Whether a choice by its letter is the right one; None where the right answer is no letter."""
+    """Return whether a choice by its letter is the right one; None where the right answer is not a letter."""
     wanted = _CHOICE.fullmatch(right)
     if wanted is None:
         full = _CHOSEN.fullmatch(right)

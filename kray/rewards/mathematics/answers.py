@@ -1,7 +1,7 @@
-"""Reads a final answer into what it says: a quantity, several values, a tuple, an interval, an equation, a word.
+"""Parse a final answer: a quantity, several values, a tuple, an interval, an equation, words.
 
-`read_answer` takes what `notation.normalize` gave. Nothing is read in part: an answer of which something is not understood
-is `Words`, which are equal to the same words only.
+`read_answer` takes text normalized by `notation.normalize`. Nothing is parsed in part: an answer of which something is not
+understood becomes `Words`, which equal only the same words.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import re
 from fractions import Fraction
 from itertools import pairwise
 
-from kray.rewards.mathematics.evaluation import in_order, less
-from kray.rewards.mathematics.expressions import Node, Unreadable, read, symbols
-from kray.rewards.mathematics.kinds import (
+from kray.rewards.mathematics.answer_types import (
     INFINITY,
     MINUS_INFINITY,
     REALS,
@@ -26,29 +24,29 @@ from kray.rewards.mathematics.kinds import (
     Several,
     Words,
 )
+from kray.rewards.mathematics.evaluation import in_order, less
+from kray.rewards.mathematics.expressions import Node, read, symbols
 from kray.rewards.mathematics.notation import WORDS_CLOSE, WORDS_OPEN, bracketed, mark_connectives, split
 from kray.rewards.mathematics.quantities import compound, read_quantity
 from kray.rewards.mathematics.relations import intersection, read_relation
+from kray.rewards.mathematics.tokens import Unreadable
 from kray.rewards.mathematics.words import NO_LABEL, as_words, is_words
 
-# Of answers within each other.
+# Levels of nesting of answers.
 _DEPTH = 12
 
+_NONE = "no solution|no solutions|no real solution|no real solutions|none|\\emptyset|empty set|\\{\\}|the empty set|no answer"
+_UNDEFINED = "dne|does not exist|undefined|not defined|the limit does not exist|doesn't exist"
 _PHRASES: dict[str, Answer] = {
-    **dict.fromkeys(
-        ("no solution", "no solutions", "no real solution", "no real solutions", "none", "\\emptyset", "empty set", "\\{\\}",
-         "the empty set", "no answer", "no such number"), Words("none")),
-    **dict.fromkeys(("dne", "does not exist", "undefined", "not defined", "the limit does not exist", "doesn't exist"),
-                    Words("undefined")),
+    **dict.fromkeys((*_NONE.split("|"), "no such number"), Words("none")),
+    **dict.fromkeys(_UNDEFINED.split("|"), Words("undefined")),
     **dict.fromkeys(("\\mathbb{R}", "all real numbers", "all reals", "\\mathbbR"), REALS),
-}  # fmt: skip
+}
 _NO_SOLUTION = re.compile(
     r"(?:there (?:is|are) )?no (?:such )?(?:real |integer |positive |valid )*(?:solution|answer|value|number)s?(?: exists?)?"
 )
-_NUMBERS = {
-    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
-    "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "twenty": 20, "hundred": 100,
-}  # fmt: skip
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+_NUMBERS = {word: number for number, word in enumerate(_NUMBER_WORDS.split())} | {"twenty": 20, "hundred": 100}
 _REVERSED_BRACKETS = re.compile(r"([\[\](])([^\[\]()]+)([\[\])])")
 _LEADING = re.compile(
     r"(?:(?:the|so|thus|therefore|hence|final|correct|our|my)\s+)*(?:answer|result|solution|value)s?\s*(?:is|are|=|:)\s*",
@@ -70,12 +68,12 @@ _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 
 
 def read_answer(text: str, depth: int = 0, commas_separate: bool = False) -> Answer:
-    """Read normalized text.
+    """Parse an answer.
 
     Args:
-        text: what `notation.normalize` gave.
-        depth: of this answer within others.
-        commas_separate: 1,000 are two numbers, not a thousand.
+        text: Text normalized by `notation.normalize`.
+        depth: Level of this answer within others.
+        commas_separate: Whether 1,000 is two numbers rather than a thousand.
     """
     is_text = text[:1] == WORDS_OPEN and text[-1:] == WORDS_CLOSE
     text = _bare(text)
@@ -87,7 +85,7 @@ def read_answer(text: str, depth: int = 0, commas_separate: bool = False) -> Ans
     if words.lower() in _NUMBERS:
         return Quantity(("num", Fraction(_NUMBERS[words.lower()])))
     if (found := _REVERSED_BRACKETS.fullmatch(text)) and (found[1] == "]" or found[3] == "["):
-        # ]a, b[ is how some write (a, b).
+        # Some countries write (a, b) as ]a, b[.
         text = f"{found[1].replace(']', '(')}{found[2]}{found[3].replace('[', ')')}"
     if depth > _DEPTH:
         return as_words(text)
@@ -115,7 +113,7 @@ def read_answer(text: str, depth: int = 0, commas_separate: bool = False) -> Ans
 
 
 def _bare(text: str) -> str:
-    """Without what only wraps an answer: outer braces, one text command around all, "The answer is", a full stop."""
+    """Remove what only wraps an answer: outer braces, one text command around all, "The answer is", a full stop."""
     while True:
         before = text
         text = text.strip().rstrip(".,;:").lstrip(":,;").strip()
@@ -155,8 +153,9 @@ def _read_several(text: str, depth: int, commas_separate: bool) -> Answer | None
         first, second = items
         if first.unit.measures(second.unit) and first.unit.scale > second.unit.scale:  # type: ignore[union-attr]
             return compound(items)  # type: ignore[arg-type]
+    # x = 3, 4, 5
     if isinstance(items[0], Named) and all(isinstance(item, Quantity) for item in items[1:]):
-        return Several("list", (items[0], *(Named(items[0].label, item) for item in items[1:])))  # x = 3, 4, 5
+        return Several("list", (items[0], *(Named(items[0].label, item) for item in items[1:])))
     return Several("list", tuple(items))
 
 
@@ -185,7 +184,11 @@ def _read_union(text: str, depth: int, commas_separate: bool) -> Answer | None:
 
 
 def as_intervals(answer: Answer) -> Intervals | None:
-    """An answer as a union of intervals: (1, 2) may be one; {1} is a point."""
+    """Interpret an answer as a union of intervals: (1, 2) may be an interval; {1} is a point.
+
+    Returns:
+        The union; None where the answer is not one.
+    """
     if isinstance(answer, Named):
         return as_intervals(answer.value)
     if isinstance(answer, Intervals):
@@ -205,7 +208,8 @@ def as_intervals(answer: Answer) -> Intervals | None:
 
 
 def _read_brackets(text: str, depth: int, commas_separate: bool) -> Answer | None:
-    found = bracketed(re.sub(r"^[A-Z]\s*(?=\(.*,)", "", text))  # P(3, 2) is the point (3, 2)
+    # P(3, 2) is the point (3, 2).
+    found = bracketed(re.sub(r"^[A-Z]\s*(?=\(.*,)", "", text))
     if found is None or found[0] in ("\\lfloor", "\\lceil", "{"):
         return None
     opening, inside, closing = found
@@ -236,7 +240,7 @@ def _read_brackets(text: str, depth: int, commas_separate: bool) -> Answer | Non
 
 
 def _read_condition(variable: str, condition: Answer) -> Answer | None:
-    """{x | condition}, where that is about x."""
+    """Read {x | condition}, where the condition is about x."""
     name = re.sub(r"\\in.*", "", variable, flags=re.DOTALL).strip()
     return condition if isinstance(condition, Intervals) and condition.label == name else None
 
@@ -262,7 +266,7 @@ def _read_plus_minus(text: str, depth: int, commas_separate: bool) -> Answer | N
 
 
 def _both_signs(text: str) -> list[str]:
-    """The two texts that one with \\pm or \\mp stands for; a text without them as it is."""
+    """Expand \\pm and \\mp into two texts; a text without them stays as it is."""
     if not _PLUS_MINUS.search(text):
         return [text]
     upper = _PLUS_MINUS.sub(lambda m: "+" if m[1] == "pm" else "-", text)

@@ -1,12 +1,12 @@
-"""Whether a given answer says the same as the right one. The rules, beside those of numbers.py and units.py:
+"""Compare a given answer with the right one. The rules, in addition to those of numbers.py and units.py:
 
-- Values without brackets may come in any order; sets, too, where repetitions count for nothing; tuples, vectors and
-  matrices are equal in order. A list without brackets equals a set in any order, a tuple only in order.
+- Values without brackets may be in any order; sets, too, where repetitions are ignored; tuples, vectors and matrices are
+  compared in order. A list without brackets equals a set in any order, a tuple only in order.
 - Intervals are equal with their brackets; inequalities, x in [a, b] and unions are intervals. (a, b) may be either a pair
   or an open interval.
 - label = value is the value; where both sides have labels, they must be the same. An equation is equal to its multiples.
-- A base or modulus of the right answer may be left out; a numeral in another base is another answer, and so is a given
-  answer that adds one.
+- A base or modulus of the right answer may be left out; a numeral in another base is a different answer, and so is one
+  that adds a base.
 - 2:3 is 4:6 and 2/3. What looks like a time (7:30) is compared as one.
 """
 
@@ -17,10 +17,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from kray.rewards.mathematics import units
-from kray.rewards.mathematics.answers import as_intervals
-from kray.rewards.mathematics.evaluation import constant, in_order, less
-from kray.rewards.mathematics.expressions import Node, Unreadable, symbols
-from kray.rewards.mathematics.kinds import (
+from kray.rewards.mathematics.answer_types import (
     Answer,
     Clock,
     Equation,
@@ -33,20 +30,24 @@ from kray.rewards.mathematics.kinds import (
     Several,
     Words,
 )
+from kray.rewards.mathematics.answers import as_intervals
+from kray.rewards.mathematics.evaluation import constant, in_order, less
+from kray.rewards.mathematics.expressions import Node, symbols
 from kray.rewards.mathematics.numbers import proportional, same_value
+from kray.rewards.mathematics.tokens import Unreadable
 
-# Items of a list that are compared each with each.
+# Most items of a list that are compared pairwise.
 _MOST_COMPARED = 40
 
 
 def same_answer(right: Answer, given: Answer, significant: int = 6, strict: bool = True) -> bool:
-    """Compare two answers.
+    """Return whether two answers are equal.
 
     Args:
-        right: the right answer; the rules are not symmetric, as what a question fixes may be left out.
-        given: the answer that is judged.
-        significant: digits of decimals that count, see `numbers.same_value`.
-        strict: brackets count; else a list in whatever brackets is one in any order.
+        right: The right answer. The rules are not symmetric, as what a question fixes may be left out.
+        given: The answer that is judged.
+        significant: Digits from which on a decimal may be rounded, see `numbers.same_value`.
+        strict: Whether brackets count; otherwise a list in any brackets equals the same values in any order.
     """
     return _Comparison(significant, strict).same(right, given)
 
@@ -125,14 +126,13 @@ class _Comparison:
         )
 
     def _in_any_order(self, right: Sequence[Answer], given: Sequence[Answer]) -> bool:
-        """Whether the items can be paired. Names on one side only: those that have them give the order."""
+        """Return whether the items can be paired. Names on one side only fix the order."""
         if len(right) != len(given):
             return False
         named = [{item.label for item in items if isinstance(item, Named)} for items in (right, given)]
         if len(right) in (len(named[0]), len(named[1])) and not (named[0] and named[1]) and len(right) > 1:
-            # Different names on one side only: they give the order.
             return all(map(self.same, _by_label(right), _by_label(given)))
-        # What is literally the same is paired first: what is left over takes long to compare.
+        # Identical items are paired first, as comparing the others takes long.
         unpaired = Counter(right) - Counter(given)
         left = list((Counter(given) - Counter(right)).elements())
         if len(left) > _MOST_COMPARED:
@@ -145,11 +145,11 @@ class _Comparison:
         return True
 
     def _covers(self, items: Sequence[Answer], others: Sequence[Answer], swapped: bool = False) -> bool:
-        """Whether each of the items is among the others."""
+        """Return whether each of the items is among the others."""
         return all(any(self.same(*_ordered(item, other, not swapped)) for other in others) for item in items)
 
     def _vector(self, right: Answer, given: Answer) -> bool:
-        """A matrix of one row or column, and a tuple."""
+        """Compare a matrix of one row or column with a tuple."""
         grid, several = (right, given) if isinstance(right, Grid) else (given, right)
         if not isinstance(grid, Grid) or not isinstance(several, Several) or several.kind != "tuple":
             return False
@@ -188,7 +188,7 @@ class _Comparison:
         parts, others = _parts(right), _parts(given)
         if parts is None or others is None or len(parts) != len(others):
             return False
-        # a : b = c : d when a d = b c, without a division by zero
+        # a : b = c : d when a d = b c, without a division by zero.
         (a, *first), (c, *second) = parts, others
         return all(
             same_value(("mul", a, d), ("mul", b, c)) and not same_value(b, ("num", Fraction(0)))
@@ -201,7 +201,8 @@ class _Comparison:
             return (right.hours, right.minutes) == (given.hours, given.minutes) and same_half
         one, other = (right, given) if isinstance(right, Clock) else (given, right)
         assert isinstance(one, Clock)
-        if isinstance(other, Quantity) and not one.half:  # a ratio that looks like a time
+        # A ratio that looks like a time.
+        if isinstance(other, Quantity) and not one.half:
             return not other.unit and same_value(
                 ("div", ("num", Fraction(one.hours)), ("num", Fraction(one.minutes))), other.node
             )
@@ -228,7 +229,7 @@ class _Comparison:
         return self._one_unit(right, given)
 
     def _one_unit(self, right: Quantity, given: Quantity) -> bool:
-        """At most one side names a unit. pi degrees is not pi."""
+        """Compare quantities of which at most one has a unit. pi degrees is not pi."""
         if (right.unit.measures(units.DEGREE) or given.unit.measures(units.DEGREE)) and _has_pi(right.node):
             return False
         a, b = right.node, given.node
@@ -246,7 +247,7 @@ class _Comparison:
 
 
 def _by_label(items: Sequence[Answer]) -> Sequence[Answer]:
-    """Named values in the order of their names, as in (x, y); others as they are."""
+    """Sort named values by their names, as in (x, y); others stay as they are."""
     return sorted(items, key=lambda item: item.label) if all(isinstance(item, Named) for item in items) else items  # type: ignore[union-attr]
 
 
@@ -270,7 +271,7 @@ def _above_one(node: Node) -> bool:
 
 
 def _as_equation(answer: Answer) -> Node | None:
-    """label = expression as an equation that is 0, where the label is a variable and the expression has others."""
+    """Turn label = expression into an expression that is 0, where the label is a variable and the expression has others."""
     if not isinstance(answer, Named) or not isinstance(answer.value, Quantity) or answer.value.unit:
         return None
     if not answer.label.isalpha() or len(answer.label) > 1 or not symbols(answer.value.node):
@@ -279,7 +280,7 @@ def _as_equation(answer: Answer) -> Node | None:
 
 
 def _parts(answer: Answer) -> tuple[Node, ...] | None:
-    """The parts of a ratio, or of a fraction."""
+    """Return the parts of a ratio or a fraction; None for other answers."""
     if isinstance(answer, Ratio):
         return answer.parts
     if isinstance(answer, Clock) and not answer.half:
@@ -292,7 +293,7 @@ def _parts(answer: Answer) -> tuple[Node, ...] | None:
 
 
 def _digits(node: Node) -> str:
-    """The numeral of a whole number, read as digits of another base."""
+    """Return the digits of an integer, to be read in another base; "" for other expressions."""
     return str(node[1]) if node[0] == "num" and node[1].denominator == 1 else ""
 
 
@@ -307,7 +308,7 @@ def _congruent(a: Node, b: Node, modulus: Node) -> bool:
 
 
 def _merged(pieces: tuple[tuple[Node, bool, Node, bool], ...]) -> list[tuple[Node, bool, Node, bool]]:
-    """Pieces from left to right; those that touch or overlap are one. Pieces with variables stay as they are."""
+    """Sort pieces and merge those that touch or overlap; pieces with variables stay as they are."""
     if any(symbols(piece[0]) | symbols(piece[2]) for piece in pieces):
         return list(pieces)
     ordered = in_order(pieces, lambda piece: piece[0])

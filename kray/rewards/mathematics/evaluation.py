@@ -1,6 +1,6 @@
-"""Computes the value of an expression: exactly where it is rational, else to many digits.
+"""Compute the value of an expression: exactly where it is rational, else to many digits.
 
-A value that is too large to compute, or none at all, is `Undefined`: no answer of a policy takes long.
+A value that does not exist or is too large to compute raises `Undefined`, so that no answer of a policy takes long.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Any
 
 import mpmath
 
-from kray.rewards.mathematics.expressions import Node, Unreadable, symbols
+from kray.rewards.mathematics.expressions import Node, symbols
+from kray.rewards.mathematics.tokens import Unreadable
 
-Number = Any  # Fraction, or mpf and mpc of one of the contexts below
+# A Fraction, or an mpf or mpc of one of the contexts below.
+Number = Any
 
 # Digits of a first comparison, and of the one that confirms that two values are equal.
 _DIGITS, _CONFIRMING_DIGITS = 50, 800
-# Beyond these a value is not computed.
+# Bits of a rational and argument of a factorial beyond which a value is not computed.
 _MAX_BITS, _MAX_FACTORIAL = 200_000, 3000
-# Of larger numbers exact roots are not looked for.
+# Bits of a number beyond which no exact root is computed.
 _MAX_ROOT_BITS = 8192
 
 
@@ -36,20 +38,30 @@ def _context(digits: int) -> Any:
 
 
 CONTEXTS = (_context(_DIGITS), _context(_CONFIRMING_DIGITS))
-# Where some variable is negative: even roots and logarithms of negative numbers have no value, on the way neither.
+# For points with negative variables: even roots and logarithms of negative numbers have no value, nor do subexpressions.
 REAL_CONTEXT = _context(_DIGITS)
 REAL_CONTEXT.real_only = True
 
 
 def constant(node: Node) -> Number:
-    """The value of an expression without variables. Raises Undefined, or Unreadable when it has variables."""
+    """Compute an expression without variables.
+
+    Raises:
+        Undefined: It has no value.
+        Unreadable: It has variables.
+    """
     if symbols(node):
         raise Unreadable("an expression with variables")
     return evaluate(node, {}, CONTEXTS[0])
 
 
 def less(a: Node, b: Node) -> bool:
-    """Whether a < b, both constant and real. Raises Undefined or Unreadable."""
+    """Return whether a < b.
+
+    Raises:
+        Undefined: One has no value, or a value that is not real.
+        Unreadable: One has variables.
+    """
     left, right = constant(a), constant(b)
     if not (is_real(left) and is_real(right)):
         raise Undefined("no real number")
@@ -57,7 +69,16 @@ def less(a: Node, b: Node) -> bool:
 
 
 def in_order(items: Iterable[Any], lower: Callable[[Any], Node] = lambda item: item) -> list[Any]:
-    """Items from the smallest on, by a constant and real expression of each. Raises Undefined or Unreadable."""
+    """Sort items from the smallest on.
+
+    Args:
+        items: What to sort.
+        lower: Gives the constant, real expression by which an item is sorted.
+
+    Raises:
+        Undefined: An expression has no real value.
+        Unreadable: An expression has variables.
+    """
     ordered: list[Any] = []
     for item in items:
         place = next((i for i, other in enumerate(ordered) if less(lower(item), lower(other))), len(ordered))
@@ -69,16 +90,16 @@ def evaluate(node: Node, point: Mapping[str, Fraction], context: Any, log_base: 
     """Compute an expression.
 
     Args:
-        node: the expression.
-        point: a value for each of its variables.
-        context: mpmath context that gives irrational values their digits.
-        log_base: of logarithms without one.
+        node: The expression.
+        point: Values of its variables.
+        context: The mpmath context for irrational values.
+        log_base: Base of logarithms without one.
 
     Returns:
-        A Fraction where the value is rational and was found to be, else a number of the context.
+        A Fraction where the value was found to be rational, else a number of the context.
 
     Raises:
-        ArithmeticError: there is no value (division by zero), or it is too large to compute (Undefined).
+        ArithmeticError: There is no value (division by zero), or it is too large to compute (Undefined).
     """
     kind = node[0]
     if kind == "num":
@@ -98,19 +119,22 @@ def evaluate(node: Node, point: Mapping[str, Fraction], context: Any, log_base: 
 
 
 def as_float(value: Number, context: Any) -> Any:
+    """Convert a value to a number of the context."""
     return context.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
 
 def is_real(value: Number) -> bool:
+    """Return whether a value has no imaginary part but rounding errors."""
     return isinstance(value, Fraction) or not value.imag or bool(abs(value.imag) < abs(value.real) * 1e-40)
 
 
 def real_part(value: Number) -> Number:
+    """Return the real part of a value."""
     return value if isinstance(value, Fraction) else value.real
 
 
 def _applied(context: Any, name: str, arguments: list[Number]) -> Number:
-    """A function of which nothing is known: one that is unlike all others, so that only equal arguments give equal values."""
+    """Evaluate an unknown function as a pseudo-random one, so that only equal arguments give equal values."""
     draw = random.Random(f"{name}|{len(arguments)}")
     value = context.mpf(draw.randint(1, 10**6)) / 10**6
     for argument in arguments:
@@ -119,7 +143,7 @@ def _applied(context: Any, name: str, arguments: list[Number]) -> Number:
 
 
 def _both(operator: Callable[[Any, Any], Any]) -> Callable[..., Number]:
-    """An operator on two Fractions, or on two numbers of the context."""
+    """Apply an operator to two Fractions, or to two numbers of the context."""
 
     def apply(context: Any, a: Number, b: Number) -> Number:
         if isinstance(a, Fraction) and isinstance(b, Fraction):
@@ -153,7 +177,7 @@ def _power(context: Any, base: Number, exponent: Number) -> Number:
 
 
 def _rational_root(context: Any, base: Fraction, exponent: Fraction) -> Number:
-    """base ** exponent, exact where the root of numerator and denominator is."""
+    """Compute base ** exponent, exactly where numerator and denominator have exact roots."""
     index = exponent.denominator
     if base < 0 and index % 2 == 0 and getattr(context, "real_only", False):
         raise Undefined("no real number")
@@ -167,7 +191,7 @@ def _rational_root(context: Any, base: Fraction, exponent: Fraction) -> Number:
 
 
 def _integer_root(value: int, index: int) -> int | None:
-    """The integer whose power `index` is `value`; None without one."""
+    """Return the integer whose power `index` is `value`; None without one."""
     low, high = 0, 1 << (value.bit_length() // index + 1)
     while low < high:
         middle = (low + high + 1) // 2
@@ -178,14 +202,10 @@ def _integer_root(value: int, index: int) -> int | None:
 def _root(context: Any, value: Number, index: Number = Fraction(2)) -> Number:
     if index == 0:
         raise Undefined("a root of index 0")
-    if (
-        isinstance(value, Fraction)
-        and value < 0
-        and isinstance(index, Fraction)
-        and index.denominator == 1
-        and index % 2
-    ):
-        return -_root(context, -value, index)  # \sqrt[3]{-8} is -2, not a complex number
+    odd = isinstance(index, Fraction) and index.denominator == 1 and index % 2
+    # \sqrt[3]{-8} is -2, not a complex number.
+    if odd and isinstance(value, Fraction) and value < 0:
+        return -_root(context, -value, index)
     return _power(context, value, 1 / index)
 
 
@@ -217,7 +237,7 @@ def _integers(operator: Callable[..., int]) -> Callable[..., Number]:
 
 
 def _step(operator: Callable[[Any], int]) -> Callable[..., Number]:
-    """floor or ceil."""
+    """Apply floor or ceil to a real value."""
 
     def apply(context: Any, value: Number) -> Number:
         if isinstance(value, Fraction):
@@ -239,7 +259,7 @@ def _extreme(operator: Callable[..., Any]) -> Callable[..., Number]:
 
 
 def _of(name: str) -> Callable[..., Number]:
-    """A function of mpmath. Where it is infinite there is no value; sin and cos of huge numbers take too long."""
+    """Apply a function of mpmath; it is undefined where it is infinite, and for huge arguments, which take too long."""
 
     def apply(context: Any, value: Number) -> Number:
         value = as_float(value, context)

@@ -1,137 +1,58 @@
-"""Reads one mathematical expression, strictly: what is not understood as a whole is `Unreadable`, never read in part.
+"""Parse one mathematical expression, strictly: text that is not understood as a whole is `Unreadable`, never parsed in part.
 
 An expression is a tree of tuples: ("num", Fraction), ("sym", name), ("const", "pi" | "e" | "i" | "inf"), an operator of
-`numbers.py` with its operands, or ("fn", name, arguments). Input is text that `notation.normalize` gave.
+`evaluation.py` with its operands, or ("fn", name, arguments). Input is text normalized by `notation.normalize`.
 """
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
+
+from kray.rewards.mathematics.tokens import CONSTANTS, END, FUNCTIONS, Token, Unreadable, tokenize
 
 Node = tuple[Any, ...]
 
-# Of brackets and operators within each other.
+# Levels of nesting of brackets and operators.
 _DEPTH = 60
-# Python refuses to read longer integers.
-_DIGITS = 4000
-# Of scientific notation.
-_MAX_EXPONENT = 4000
 
-_TOKEN = re.compile(
-    r"""\s*(?:
-    (?P<number>
-        (?P<plain>(?=[\d.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d*)?)
-        (?:\\(?:overline|bar|dot)\s*(?:\{\s*(?P<cycle>\d+)\s*\}|(?P<digit>\d))|(?P<exponent>[eE][-+]?\d+(?![\d.]))?)
-    )
-    |(?P<command>\\(?:[A-Za-z]+|.))
-    |(?P<letters>[A-Za-z]+)
-    |(?P<symbol>\S)
-    )""",
-    re.VERBOSE | re.DOTALL,
-)
-_CONSTANTS = {"pi": "pi", "e": "e", "i": "i", "infty": "inf", "infinity": "inf", "inf": "inf"}
-FUNCTIONS = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "arcsin", "arccos", "arctan", "asin", "acos",
-    "atan", "ln", "log", "lg", "exp", "sqrt", "cbrt", "abs", "floor", "ceil", "gcd", "lcm", "max", "min", "cis",
-}  # fmt: skip
 _INVERSES = {name: "arc" + name for name in ("sin", "cos", "tan")}
-# Longer runs of letters are words of a language, and so are these.
-_PRODUCT_LETTERS = 4
-_WORDS = {"not", "no", "nor", "but", "any", "all", "the", "for", "if", "is", "at", "yes"}
-# Before a parenthesis these are functions that nothing is known of, not factors.
+# Before a parenthesis these are unknown functions, not factors.
 _APPLIED = {"f", "g", "O", "\\Theta", "\\phi", "\\sigma", "\\Gamma"}
 _SEVERAL = ("gcd", "lcm", "max", "min")
-GREEK = {
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho",
-    "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi",
-    "Omega", "ell", "hbar",
-}  # fmt: skip
-# Over several letters lines and arrows change nothing about which object is meant (AB); one letter is another with them.
+_GREEK_LETTERS = """
+    alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi
+    omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar
+"""
+GREEK = frozenset(_GREEK_LETTERS.split())
+# Over several letters, lines and arrows do not change which object is meant (AB); over one letter they do.
 _OVER = ("overline", "overrightarrow", "overleftrightarrow", "bar", "widehat", "hat", "tilde", "vec")
 _CLOSES = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
-_BEGINS_FACTOR = FUNCTIONS | GREEK | _CONSTANTS.keys() | {"frac", "binom", "lfloor", "lceil", *_OVER}
+_BEGINS_FACTOR = FUNCTIONS | GREEK | CONSTANTS.keys() | {"frac", "binom", "lfloor", "lceil", *_OVER}
 _DEGREE_SIGNS = (["\\circ"], ["{", "\\circ", "}"])
 
 
-class Unreadable(ValueError):
-    """The text is no expression of the kinds that are read here."""
-
-
-class Token(NamedTuple):
-    """text: as written; value: of a number, else None."""
-
-    text: str
-    value: Fraction | None = None
-
-
-_END = Token("")
-
-
 def read(text: str) -> Node:
-    """Read normalized `text` as one expression.
+    """Parse normalized text as one expression.
 
     Returns:
         The tree of the whole text.
 
     Raises:
-        Unreadable: some part of it is not understood.
+        Unreadable: A part of it is not understood.
     """
-    reader = _Reader(_tokens(text))
+    reader = _Reader(tokenize(text))
     node = reader.sum()
-    if reader.peek() is not _END:
+    if reader.peek() is not END:
         raise Unreadable(f"{reader.peek().text!r} is left over")
     return node
 
 
 def symbols(node: Node) -> set[str]:
-    """The names of the variables in an expression."""
+    """Return the names of the variables in an expression."""
     if node[0] == "sym":
         return {node[1]}
     return set().union(*(symbols(child) for child in node[1:] if isinstance(child, tuple)))
-
-
-def _tokens(text: str) -> list[Token]:
-    tokens: list[Token] = []
-    position, text = 0, text.rstrip()
-    while position < len(text):
-        found = _TOKEN.match(text, position)
-        if found is None:
-            raise Unreadable(text[position : position + 20])
-        position = found.end()
-        if found["number"]:
-            tokens.append(_number(found))
-        elif found["letters"]:
-            tokens += _letters(found["letters"])
-        else:
-            tokens.append(Token(found["command"] or found["symbol"]))
-    return tokens
-
-
-def _number(found: re.Match[str]) -> Token:
-    plain = found["plain"].replace(",", "")
-    exponent = found["exponent"] or ""
-    cycle = found["cycle"] or found["digit"]
-    if (plain == "." and not cycle) or len(plain) > _DIGITS or (exponent and abs(int(exponent[1:])) > _MAX_EXPONENT):
-        raise Unreadable("no number, or one of too many digits")
-    value = Fraction((plain.rstrip(".") or "0") + exponent)
-    if cycle:
-        if "." not in plain:
-            raise Unreadable("a repeating decimal without a point")
-        value += Fraction(int(cycle), (10 ** len(cycle) - 1) * 10 ** len(plain.partition(".")[2]))
-    return Token(found["number"], value)
-
-
-def _letters(word: str) -> list[Token]:
-    """One token for the name of a function, constant or figure (ABC is not ACB), else one for each letter: a product."""
-    if word.isupper() and len(word) > 1:
-        return [Token(word)]
-    if word.lower() in FUNCTIONS or (len(word) > 1 and word.lower() in _CONSTANTS):
-        return [Token("\\" + word.lower())]
-    if word.lower() in _WORDS or len(word) > _PRODUCT_LETTERS:
-        raise Unreadable(word)
-    return [Token(letter) for letter in word]
 
 
 def _is_angle(node: Node) -> bool:
@@ -139,21 +60,21 @@ def _is_angle(node: Node) -> bool:
 
 
 class _Reader:
-    """Recursive descent: sum, product, sign, power, primary."""
+    """A recursive-descent parser: sum, product, sign, power, primary."""
 
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens, self.position, self.depth, self.in_bars = tokens, 0, 0, False
 
     def peek(self, ahead: int = 0) -> Token:
         where = self.position + ahead
-        return self.tokens[where] if where < len(self.tokens) else _END
+        return self.tokens[where] if where < len(self.tokens) else END
 
     def next(self) -> Token:
         self.position += 1
-        return self.tokens[self.position - 1] if self.position <= len(self.tokens) else _END
+        return self.tokens[self.position - 1] if self.position <= len(self.tokens) else END
 
     def take(self, *wanted: str) -> str:
-        """The text of the next token where it is one of these, which is then behind; "" elsewhere."""
+        """Consume the next token if it is one of these and return its text, else ""."""
         return self.next().text if self.peek().text in wanted else ""
 
     def expect(self, wanted: str) -> None:
@@ -186,7 +107,7 @@ class _Reader:
                 return node
 
     def factor_follows(self) -> bool:
-        """Whether what comes next is multiplied without an operator. A number is not: "60 61" is no product."""
+        """Return whether a factor follows without an operator. A number is none: "60 61" is not a product."""
         text = self.peek().text
         if self.peek().value is not None:
             return False
@@ -220,7 +141,7 @@ class _Reader:
         return ("pow", node, self.exponent()) if self.take("^") else node
 
     def degree(self) -> bool:
-        """Whether a degree sign follows "^"; it is then behind."""
+        """Consume a degree sign behind "^" and return whether there was one."""
         for sign in _DEGREE_SIGNS:
             if [token.text for token in self.tokens[self.position : self.position + len(sign)]] == sign:
                 self.position += len(sign)
@@ -251,7 +172,7 @@ class _Reader:
         return ("num", self.next().value)
 
     def mixed(self, node: Node) -> Node:
-        """An integer and a proper fraction of integers behind it are one mixed number: 1 3/4, 1\\frac34."""
+        """Combine an integer and a proper fraction of integers behind it into a mixed number: 1 3/4, 1\\frac34."""
         begin, whole = self.position, node[1]
         if whole.denominator != 1 or whole == 0:
             return node
@@ -268,7 +189,7 @@ class _Reader:
         return node
 
     def braced_digits(self) -> Token:
-        """The next argument of \\frac where it is a number; a token without a value elsewhere."""
+        """Return the next argument of \\frac where it is a number, else a token without a value."""
         if self.peek().text == "{" and self.peek(2).text == "}":
             self.position += 3
             return self.tokens[self.position - 2]
@@ -278,7 +199,7 @@ class _Reader:
         return self.next()
 
     def split_digits(self) -> None:
-        """In front of an argument without braces: only the next digit of a number belongs to it (\\frac12, \\sqrt25)."""
+        """Split the next number after its first digit, which alone is an argument without braces (\\frac12, \\sqrt25)."""
         text = self.peek().text
         if len(text) > 1:
             if not text.isdigit():
@@ -289,7 +210,7 @@ class _Reader:
             ]
 
     def argument(self) -> Node:
-        """What a command takes: a group in braces, or the next digit, letter or command."""
+        """Parse the argument of a command: a group in braces, or the next digit, letter or command."""
         if self.peek().value is not None:
             self.split_digits()
             return self.number()
@@ -317,20 +238,20 @@ class _Reader:
         return ("const", name) if name in ("e", "i") else ("sym", name)
 
     def subscript(self) -> str:
-        """The text of a subscript, without braces."""
+        """Return the text of a subscript, without braces."""
         if not self.take("{"):
             token = self.next().text
             if not token.isalnum():
                 raise Unreadable("a subscript is missing")
             return token
         begin = self.position
-        while self.peek() is not _END and not self.take("}"):
+        while self.peek() is not END and not self.take("}"):
             self.position += 1
         return "".join(token.text for token in self.tokens[begin : self.position - 1])
 
     def command(self, name: str) -> Node:
-        if name in _CONSTANTS:
-            return ("const", _CONSTANTS[name])
+        if name in CONSTANTS:
+            return ("const", CONSTANTS[name])
         if name in GREEK:
             return self.symbol("\\" + name)
         if name in ("frac", "binom"):
@@ -364,7 +285,7 @@ class _Reader:
         return ("pow", node, exponent) if exponent else node
 
     def several(self) -> list[Node]:
-        """Arguments in brackets, with commas between them."""
+        """Parse arguments in brackets, separated by commas."""
         opening = self.take("(", "{")
         if not opening:
             raise Unreadable("arguments are missing")
@@ -375,13 +296,14 @@ class _Reader:
         return found
 
     def operand(self) -> Node:
-        """What a function is applied to: one bracket, or the factors up to the next function, bracket or sign."""
+        """Parse the operand of a function: one bracket, or the factors up to the next function, bracket or sign."""
         if self.peek().text in ("(", "{", "[", "|"):
             return self.power()
         node = ("neg", self.power()) if self.take("-") else self.power()
         while self.factor_follows() and self.peek().text != "(" and self.peek().text[1:] not in FUNCTIONS:
             node = ("mul", node, self.power())
-        if self.peek().text == "/" and self.peek(1).value is not None and _is_angle(node):  # sin pi/2
+        # sin pi/2
+        if self.peek().text == "/" and self.peek(1).value is not None and _is_angle(node):
             self.position += 1
             node = ("div", node, self.number())
         return node

@@ -1,19 +1,20 @@
-"""Finds the final answer of a response.
+"""Find the final answer of a response.
 
-What stands inside <think>...</think> never counts. Then, in this order:
+Text inside <think>...</think> never counts. The answer is, in this order:
 
-1. The last \\boxed{...}. Boxes with nothing but "and", "or" or a comma between them are one answer of several values. A box
-   that is begun later and never finished, or is empty, means that there is no final answer; so does mathematics around a box
-   that makes another value of what it holds ($-\\boxed{61}$), and a word that takes it back.
-2. What follows the last "####" (GSM8K) on its line, or on the next where it has none. A heading ("#### Final Answer") is no
-   such mark.
-3. What stands in <answer></answer>.
+1. The last \\boxed{...}. Boxes separated only by "and", "or" or a comma are one answer of several values. A later box that
+   is unfinished or empty means that there is no final answer; so does mathematics around a box that changes its value
+   ($-\\boxed{61}$), and a word that retracts it.
+2. The text after the last "####" (GSM8K) on its line, or on the next if its line has none. A heading ("#### Final Answer")
+   is not such a mark.
+3. The text in <answer></answer>.
 4. What an explicit statement names: "the answer is 72", "Answer: 72".
-5. The response as a whole, when it is one short line.
-6. The last mathematics in dollar signs or the last number, with what belongs to it, unless its sentence denies or asks.
+5. The whole response, when it is one short line.
+6. The last mathematics in dollar signs or the last number, with what belongs to it, unless its sentence is a negation or a
+   question.
 
-Where marks, a statement behind them or an alternative ("\\boxed{61} or 62") name different answers, all are given: a response
-that commits to two different answers has no right one.
+Where marks, a statement behind them or an alternative ("\\boxed{61} or 62") name different answers, all are returned: a
+response that commits to two different answers is wrong.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from kray.rewards.mathematics.around_boxes import alternative, changed, taken_back
-from kray.rewards.mathematics.expressions import FUNCTIONS
+from kray.rewards.mathematics.box_context import alternative, changed, retracted
 from kray.rewards.mathematics.statements import (
     MATHEMATICS,
     begins_with_value,
@@ -31,16 +31,17 @@ from kray.rewards.mathematics.statements import (
     leading_quantity,
     statement,
 )
-from kray.rewards.responses import outside_thinking
+from kray.rewards.mathematics.tokens import FUNCTIONS
+from kray.rewards.responses import ANSWER_TAG, outside_thinking
 
-# An answer without a mark is looked for at the end: long texts are slow to search.
+# An answer without a mark is searched for at the end only: long texts are slow to search.
 _TAIL_CHARACTERS = 4000
 # A response up to this long may be an answer as a whole.
 _LINE_CHARACTERS = 200
-# Shorter texts state nothing.
+# Characters of the shortest text that can hold a statement.
 _SHORTEST_STATEMENT = 6
 
-_TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.I)
+_TAGGED = re.compile(ANSWER_TAG, re.DOTALL | re.I)
 _BLANKS, _EMPTY_LINES = re.compile(r"[ \t]{3,}"), re.compile(r"\n\s*\n\s*\n")
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
 _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\[{}\\]|[{}]")
@@ -54,15 +55,20 @@ _WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:text|mbox|mathrm)\b)[A-Za-z]{2,}")
 _NO_WORDS = ("and", "or", "pi", "mod")
 _HEADING = re.compile(
     r"(?:step|part|case|final|answer|solution|conclusion|result|summary|verification|check|explanation|question|problem|"
-    r"approach|analysis|reasoning|calculation|method|note|given|overview)\b", re.I
-)  # fmt: skip
+    r"approach|analysis|reasoning|calculation|method|note|given|overview)\b",
+    re.I,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """text: a final answer; marked: a box, "####" or a tag sets it apart; incidental: it counts only where it is a value.
+    """A final answer.
 
-    parts: of an answer of several boxes what each holds; they may all say the same.
+    Attributes:
+        text: "" without one.
+        marked: Whether a box, "####" or a tag identifies it.
+        incidental: Whether it counts only if it is a value.
+        parts: Contents of an answer's several boxes, which may all be the same value.
     """
 
     text: str
@@ -72,10 +78,10 @@ class Found:
 
 
 def final_answers(response: str) -> list[Found]:
-    """Find what a response commits to.
+    """Find the answers that a response commits to.
 
     Returns:
-        At least one answer, usually one: all must be right. An empty text means that there is none.
+        At least one answer, usually one; all must be right. An empty text means that there is none.
     """
     text = outside_thinking(response)
     # Long runs of blanks are slow to search.
@@ -92,7 +98,7 @@ def final_answers(response: str) -> list[Found]:
 
 
 def _marked_answers(text: str) -> list[Found]:
-    """What boxes and "####" set apart, and what contradicts it behind them; nothing without a mark."""
+    """Return the answers in boxes and behind "####", and a later statement; nothing without a mark."""
     boxed, behind_boxes = _boxed(text) if "box" in text else ([], 0)
     hashed, behind_hashes = _hashed(text) if "####" in text else ([], 0)
     found = [*boxed, *hashed]
@@ -103,7 +109,7 @@ def _marked_answers(text: str) -> list[Found]:
 
 
 def _boxed(text: str) -> tuple[list[Found], int]:
-    """The last box, with those that it forms one answer with, and where it ends. Linear in the text's length."""
+    """Return the answers of the last box, with those joined to it, and where it ends. Linear in the length of the text."""
     boxes, unfinished = _boxes(text)
     if not boxes:
         bare = _BOX_WITHOUT_BRACES.findall(text)
@@ -116,7 +122,7 @@ def _boxed(text: str) -> tuple[list[Found], int]:
         if not _joins(text[box[2] + 1 : joined[0][0]]):
             break
         joined.insert(0, box)
-    if changed(text, joined[0][0], end + 1) or taken_back(text, joined[0][0], end + 1):
+    if changed(text, joined[0][0], end + 1) or retracted(text, joined[0][0], end + 1):
         return [Found("", True)], end
     labels = [_LABEL.search(text[max(0, box[0] - 20) : box[0]]) for box in joined]
     contents = [_BOX_COMMAND.sub("", text[box[1] : box[2]]).strip() for box in joined]
@@ -130,7 +136,10 @@ def _boxed(text: str) -> tuple[list[Found], int]:
 
 
 def _boxes(text: str) -> tuple[list[tuple[int, int, int]], list[int]]:
-    """(begin of the command, begin and end of what it holds) of each complete box that is in no other; begins of unfinished."""
+    """Return the complete outermost boxes and where unfinished ones begin.
+
+    Each box is (begin of its command, begin and end of its content).
+    """
     open_braces: list[tuple[int, int]] = []
     boxes: list[tuple[int, int, int]] = []
     first = _BOX_COMMAND.search(text)
@@ -141,7 +150,7 @@ def _boxes(text: str) -> tuple[list[tuple[int, int, int]], list[int]]:
         if brace != "}":
             open_braces.append((mark.start(), mark.end() if len(brace) > 1 else -1))
         elif open_braces and (box := open_braces.pop())[1] >= 0:
-            # A box within a box is a part of what the outer one holds.
+            # A box within a box belongs to the outer one's content.
             while boxes and boxes[-1][0] > box[0]:
                 boxes.pop()
             boxes.append((*box, mark.start()))
@@ -149,7 +158,7 @@ def _boxes(text: str) -> tuple[list[tuple[int, int, int]], list[int]]:
 
 
 def _joins(between: str) -> bool:
-    """Whether what stands between two boxes makes one answer of them."""
+    """Return whether the text between two boxes makes one answer of them."""
     if len(between) > _LINE_CHARACTERS:
         return not between.strip()
     between = _LABEL.sub("", between)
@@ -158,7 +167,7 @@ def _joins(between: str) -> bool:
 
 
 def _hashed(text: str) -> tuple[list[Found], int]:
-    """What follows the last "####" that is no heading, those with nothing but their answers before it, and where it ends."""
+    """Return the answer behind the last "####" that is not a heading, with those directly before it, and where it ends."""
     found: list[Found] = []
     begin = end = len(text)
     for mark in reversed(list(_HASHES.finditer(text))):
@@ -188,7 +197,8 @@ def _unmarked(text: str) -> str:
     if (stated := statement(tail)) is not None:
         return stated
     bare = stripped.strip("*_ #`").lstrip("= ")
-    if "," in bare and re.search(r"\d[\s)]*=", bare):  # steps of a calculation
+    # Steps of a calculation.
+    if "," in bare and re.search(r"\d[\s)]*=", bare):
         return last_value(bare[-_TAIL_CHARACTERS:])
     if "\n" not in bare and len(bare) <= _LINE_CHARACTERS and not _is_sentence(bare):
         return bare
@@ -196,7 +206,7 @@ def _unmarked(text: str) -> str:
 
 
 def _is_sentence(line: str) -> bool:
-    """Whether a line has words beside its numbers, other than those behind the last of them (72 clips)."""
+    """Return whether a line has words besides its numbers, other than those behind the last number (72 clips)."""
     digits = [place for place, character in enumerate(line) if character.isdigit()]
     words = [
         m.start()

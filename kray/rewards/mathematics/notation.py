@@ -1,8 +1,8 @@
-"""Brings the notation of an answer into one form before it is read.
+"""Normalize the notation of an answer before it is parsed.
 
-`normalize` maps Unicode to LaTeX, drops what only changes the look (fonts, sizes, spaces, outer dollar signs) and marks
-words: what \\text{...} and its relatives hold stands between WORDS_OPEN and WORDS_CLOSE afterwards. Nothing that changes
-the meaning of an answer is dropped here.
+`normalize` maps Unicode to LaTeX, removes what only changes the appearance (fonts, sizes, spaces, outer dollar signs) and
+marks words: the content of \\text{...} and similar commands is put between WORDS_OPEN and WORDS_CLOSE. Nothing that changes
+the meaning of an answer is removed.
 
 `split` and `bracketed` cut normalized text at its outermost level: never inside brackets, braces, environments or words.
 """
@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-# Private-use characters: no response can mean anything by them, and `normalize` removes those that stand in a text.
+# Private-use characters: they have no meaning in a response, and `normalize` removes those that a text contains.
 WORDS_OPEN, WORDS_CLOSE = "\ue000", "\ue001"
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
@@ -68,7 +68,7 @@ for _name in ("gamma", "delta", "theta", "lambda", "xi", "sigma", "phi", "psi", 
     _symbol = unicodedata.lookup(f"GREEK CAPITAL LETTER {'LAMDA' if _name == 'lambda' else _name.upper()}")
     _SYMBOLS[_symbol] = f"\\{_name.capitalize()} "
 _SYMBOL = re.compile("|".join(map(re.escape, _SYMBOLS)))
-# Control characters, private use, halves of surrogate pairs, pictures.
+# Control characters, private use, unpaired surrogates, pictographs.
 _REMOVED, _KEPT = ("Cc", "Cf", "Co", "Cs", "So"), {*_SYMBOLS, "\n", "\t"}
 
 _SCRIPTED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
@@ -83,7 +83,7 @@ _WORDS = re.compile(
     r"\\(?:text|mbox|hbox|mathrm|textbf|textit|textrm|textsf|texttt|textnormal|operatorname)\*?\s*\{([^{}]*)\}"
 )
 _FONT = re.compile(r"\\(?:mathbf|mathit|mathsf|mathcal|mathtt|boldsymbol|bm|bold|pmb|emph|underline)\s*\{([^{}]*)\}")
-_LOOK = re.compile(
+_APPEARANCE = re.compile(
     r"\\(?:left|right|[bB]ig{1,2}[lrm]?|displaystyle|textstyle|scriptstyle|limits|rm|bf|it|boldmath|large|Large|LARGE|huge|Huge|small|normalsize|phantom\{[^{}]*\})(?![A-Za-z])"
 )
 _COLOR = re.compile(
@@ -104,19 +104,22 @@ _ENVIRONMENT = re.compile(
     re.DOTALL,
 )
 _COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)", re.DOTALL)
+# Commands, each followed by its replacement.
+_REPLACEMENTS = r"""
+    \dfrac \frac   \tfrac \frac   \cfrac \frac   \dbinom \binom   \tbinom \binom   \leq \le   \leqslant \le
+    \geq \ge   \geqslant \ge   \lt <   \gt >   \neq \ne   \times \cdot   \ast \cdot   \div /   \rightarrow \to
+    \longrightarrow \to   \Rightarrow \to   \implies \to   \varnothing \emptyset   \lbrace \{   \rbrace \}
+    \lbrack [   \rbrack ]   \lparen (   \rparen )   \colon :   \simeq \approx   \doteq \approx
+    \degree ^{\circ}   \lvert |   \rvert |   \vert |   \mid |   \dots \ldots   \cdots \ldots
+    \varepsilon \epsilon   \vartheta \theta   \varphi \phi   \infin \infty   \% %   \& &   \# #   \R \mathbb{R}
+    \arctg \arctan   \tg \tan
+"""
 _ALIASES = {
-    "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\dbinom": "\\binom", "\\tbinom": "\\binom",
-    "\\leq": "\\le", "\\leqslant": "\\le", "\\geq": "\\ge", "\\geqslant": "\\ge", "\\lt": "<", "\\gt": ">",
-    "\\neq": "\\ne", "\\times": "\\cdot", "\\ast": "\\cdot", "\\div": "/", "\\rightarrow": "\\to", "\\longrightarrow": "\\to",
-    "\\Rightarrow": "\\to", "\\implies": "\\to", "\\varnothing": "\\emptyset", "\\lbrace": "\\{", "\\rbrace": "\\}",
-    "\\lbrack": "[", "\\rbrack": "]", "\\lparen": "(", "\\rparen": ")", "\\colon": ":", "\\simeq": "\\approx",
-    "\\doteq": "\\approx", "\\degree": "^{\\circ}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\mid": "|",
-    "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\varepsilon": "\\epsilon", "\\vartheta": "\\theta", "\\varphi": "\\phi",
-    "\\infin": "\\infty", "\\lor": f"{WORDS_OPEN}or{WORDS_CLOSE}", "\\land": f"{WORDS_OPEN}and{WORDS_CLOSE}",
-    "\\(": "", "\\)": "", "\\[": "", "\\]": "", "\\%": "%", "\\&": "&", "\\#": "#", "\\!": "", "\\R": "\\mathbb{R}",
-    "\\arctg": "\\arctan",
-    "\\tg": "\\tan",
-}  # fmt: skip
+    **dict(zip(_REPLACEMENTS.split()[::2], _REPLACEMENTS.split()[1::2], strict=True)),
+    **dict.fromkeys(("\\(", "\\)", "\\[", "\\]", "\\!"), ""),
+    "\\lor": f"{WORDS_OPEN}or{WORDS_CLOSE}",
+    "\\land": f"{WORDS_OPEN}and{WORDS_CLOSE}",
+}
 _PAIRS = {
     "(": ")",
     "[": "]",
@@ -131,7 +134,7 @@ _PIECE = re.compile(rf"{WORDS_OPEN}[^{WORDS_CLOSE}]*{WORDS_CLOSE}|\\(?:[A-Za-z]+
 
 
 def normalize(text: str) -> str:
-    """One form for the many ways to write the same answer; see the module. Linear in the length of `text`."""
+    """Bring the many ways to write the same answer into one form; see the module. Linear in the length of the text."""
     text = "".join(c for c in text if c in _KEPT or unicodedata.category(c) not in _REMOVED).replace("。", ".")
     text = re.sub(r"°\s*([CF])(?![A-Za-z])", lambda m: " celsius" if m[1] == "C" else " fahrenheit", text)
     text = _ENVIRONMENT.sub(_last_row, text)
@@ -153,8 +156,9 @@ def normalize(text: str) -> str:
     text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({])", "^", text)
     text = re.sub(r"(?<=\d)(?:,\\!|\{,\})(?=\d{3})", ",", text)
     text = _NEGATED.sub(lambda m: "\\ne " if m[1] == "=" else "\\notin ", _COLOR.sub("", text))
-    text = _SPACE.sub(" ", _LOOK.sub("", text))
-    for _ in range(3):  # fonts may be nested
+    text = _SPACE.sub(" ", _APPEARANCE.sub("", text))
+    # Fonts may be nested.
+    for _ in range(3):
         text = _FONT.sub(r"{\1}", text)
         text = _WORDS.sub(lambda m: _words(m.group(1)), text)
     text = _COMMAND.sub(lambda m: _ALIASES.get(m.group(), m.group()) + (" " if m.group() in _SPACED else ""), text)
@@ -169,7 +173,7 @@ _SPACED = {name for name, other in _ALIASES.items() if other[-1:].isalpha()}
 
 
 def _vulgar(character: str) -> str:
-    """½ as a fraction; every other character as it is."""
+    """Turn ½ and its relatives into fractions; other characters stay as they are."""
     if "VULGAR" not in unicodedata.name(character, ""):
         return character
     top, _, bottom = unicodedata.normalize("NFKD", character).partition("⁄")
@@ -177,25 +181,25 @@ def _vulgar(character: str) -> str:
 
 
 def _last_row(environment: re.Match[str]) -> str:
-    """Of aligned steps the last one."""
+    """Return the last of aligned steps."""
     rows = [row for row in environment[2].split("\\\\") if row.strip()]
     return re.sub(r"^\s*\[[^\]]*\]|&", "", rows[-1]).strip().lstrip("= ") if rows else ""
 
 
 def squeezed(text: str) -> str:
-    """Normalized text without marks of words, and without blanks but in front of a digit behind another or a comma."""
+    """Remove marks of words from normalized text, and blanks except between digits or a comma and a digit."""
     text = text.replace(WORDS_OPEN, "").replace(WORDS_CLOSE, "").rstrip(" .")
     text = re.sub(r"\{(\w)\}", r"\1", text)
     return re.sub(r"\s+(?!\d)|(?<![\d,])\s+", "", text)
 
 
 def mark_connectives(text: str) -> str:
-    """Mark "and" and "or" outside of marked words as words of their own."""
+    """Mark "and" and "or" outside of marked words as words."""
     return _CONNECTIVE.sub(lambda m: f"{WORDS_OPEN}{m.group()}{WORDS_CLOSE}", text)
 
 
 def _words(content: str) -> str:
-    """Words of a text command: numbers and single letters among them are mathematics all the same."""
+    """Mark the content of a text command as words; numbers and single letters in it stay mathematics."""
     if content.strip() in (",", ";", ":"):
         return content
     if content.strip() in ("mod", "modulo"):
@@ -212,13 +216,17 @@ def _words(content: str) -> str:
 
 
 def _without_dollars(text: str) -> str:
-    """Without the dollar signs that set mathematics apart, which come in pairs; an odd number of them holds a price."""
+    """Remove the dollar signs around mathematics, which come in pairs; with an odd number of them one belongs to a price."""
     parts = re.split(r"(?<!\\)\$\$?", text)
     return " ".join(parts) if len(parts) % 2 else text
 
 
 def pieces(text: str) -> Iterator[tuple[str, int]]:
-    """(piece, depth) of normalized text: a command, words or a character, and how many brackets are open around it."""
+    """Yield the pieces of normalized text, each with its depth.
+
+    Yields:
+        (a command, marked words or a character; the number of brackets that are open around it).
+    """
     depth = 0
     for found in _PIECE.finditer(text):
         piece = found.group()
@@ -230,7 +238,15 @@ def pieces(text: str) -> Iterator[tuple[str, int]]:
 
 
 def split(text: str, separators: frozenset[str] | set[str]) -> tuple[list[str], list[str]]:
-    """The parts of normalized text between separators (pieces) at its outermost level, and the separators."""
+    """Split normalized text at its outermost level.
+
+    Args:
+        text: Normalized text.
+        separators: Pieces at which to split; words by their text in lower case.
+
+    Returns:
+        (the parts, the separators between them).
+    """
     parts, found = [""], []
     for piece, depth in pieces(text):
         key = piece[1:-1].strip(" ,").lower() if piece[0] == WORDS_OPEN else piece
@@ -243,7 +259,7 @@ def split(text: str, separators: frozenset[str] | set[str]) -> tuple[list[str], 
 
 
 def bracketed(text: str) -> tuple[str, str, str] | None:
-    """(opening, inside, closing) where one pair of brackets holds all of normalized text; else None."""
+    """Return (opening, content, closing) where one pair of brackets encloses all of normalized text; else None."""
     parts = list(pieces(text))
     if len(parts) < 2 or parts[0][0] not in _OPENING - {"\\begin"} or parts[-1][0] not in _CLOSING - {"\\end"}:
         return None

@@ -1,8 +1,8 @@
-"""Whether two expressions have the same value.
+"""Compare the values of two expressions.
 
-Rational values are compared exactly. Others are computed to many digits by mpmath, so that a difference cannot hide in
-rounding. Expressions with variables are computed at several fixed points: rational functions that agree there are the same
-(the Schwartz-Zippel lemma), others are, but for coincidences that no answer will hit.
+Rational values are compared exactly. Others are computed to many digits by mpmath, so that no difference is lost to
+rounding. Expressions with variables are evaluated at several fixed points: rational functions that agree there are equal (by
+the Schwartz-Zippel lemma), and so are others, except for coincidences that do not occur in practice.
 
 A number written with a decimal point is exact, with one exception: with at least `significant` digits it may also stand for
 a value that it rounds, to a relative 10^-significant: one without a finite decimal expansion, or a longer decimal.
@@ -22,24 +22,25 @@ import mpmath
 from kray.rewards.mathematics.evaluation import CONTEXTS, REAL_CONTEXT, Number, as_float, evaluate, is_real, real_part
 from kray.rewards.mathematics.expressions import Node, symbols
 
-# Points at which expressions with variables are compared, and how many of them must have told something.
+# Points at which expressions with variables are compared, and at how many of them both must be defined.
 _POINTS, _ENOUGH = 12, 2
 
 
 def same_value(a: Node, b: Node, decimals: tuple[str, str] = ("", ""), significant: int = 6) -> bool:
-    """Whether two expressions are equal wherever both are defined.
+    """Return whether two expressions are equal wherever both are defined.
 
     Args:
-        a, b: expressions.
-        decimals: their digits where they are single numbers in decimal notation, else "".
-        significant: digits from which on a decimal may stand for a value without a finite decimal expansion.
+        a: An expression.
+        b: Another expression.
+        decimals: Digits of both where they are single numbers in decimal notation, else "".
+        significant: Digits from which on a decimal may stand for a value without a finite decimal expansion.
     """
     if a == b:
         return True
     if a[0] == b[0] == "num" and not any(decimals):
         return a[1] == b[1]
     names = sorted(symbols(a) | symbols(b))
-    # log without a base is the natural one to some and the decimal one to others: both sides must mean the same.
+    # log without a base may be the natural or the decimal logarithm; it must be the same on both sides.
     for log_base in (math.e, 10) if _has_plain_log(a) or _has_plain_log(b) else (math.e,):
         if names:
             same = _same_at_points(a, b, names, log_base)
@@ -51,7 +52,13 @@ def same_value(a: Node, b: Node, decimals: tuple[str, str] = ("", ""), significa
 
 
 def proportional(a: Node, b: Node, positive: bool = False) -> bool:
-    """Whether a is a constant multiple of b, other than 0; positive: by a positive constant."""
+    """Return whether a is a constant multiple of b, other than 0.
+
+    Args:
+        a: An expression.
+        b: Another expression.
+        positive: Whether the constant must be positive.
+    """
     names = sorted(symbols(a) | symbols(b))
     ratio: Number = None
     seen = 0
@@ -91,7 +98,7 @@ def _same_constant(a: Node, b: Node, decimals: tuple[str, str], significant: int
 
 
 def _decimal_for(x: Fraction, y: Fraction, decimals: tuple[str, str], significant: int) -> bool:
-    """Whether one rational is a decimal that stands for the other, by the rule at the top of the file."""
+    """Return whether one rational is a decimal that stands for the other, by the rule in the module's docstring."""
     long = [_long_decimal(text, significant) for text in decimals]
     if all(long):
         places = min(len(text.partition(".")[2]) for text in decimals)
@@ -104,12 +111,12 @@ def _decimal_for(x: Fraction, y: Fraction, decimals: tuple[str, str], significan
 
 
 def _long_decimal(text: str, significant: int) -> bool:
-    """Whether a decimal has enough digits, from the first that is not 0 on, to stand for a value that it only approximates."""
+    """Return whether a decimal has enough significant digits to stand for a value that it approximates."""
     return "." in text and len(text.replace(".", "").lstrip("0")) >= significant
 
 
 def _terminates(value: Fraction) -> bool:
-    """Whether a rational has a finite decimal expansion."""
+    """Return whether a rational has a finite decimal expansion."""
     rest = value.denominator
     for prime in (2, 5):
         while rest % prime == 0:
@@ -120,7 +127,7 @@ def _terminates(value: Fraction) -> bool:
 def _same_at_points(a: Node, b: Node, names: list[str], log_base: float) -> bool:
     seen = 0
     for number in range(_POINTS):
-        # sqrt(1/n) and 1/sqrt(n) differ for negative n, where nobody means them; sqrt(x^2) and x differ where all is real.
+        # sqrt(1/n) and 1/sqrt(n) differ for negative n, which is not intended; sqrt(x^2) and x differ for real numbers.
         context = REAL_CONTEXT if number % 2 else CONTEXTS[0]
         values = _values_at((a, b), _point(names, number), context, log_base)
         if values is None:
@@ -136,7 +143,7 @@ def _same_at_points(a: Node, b: Node, names: list[str], log_base: float) -> bool
 
 @lru_cache(maxsize=4096)
 def _coordinate(name: str, number: int) -> Fraction:
-    """Where a variable is put at the point of this number: integers, negative fractions, fractions, both signs in turn."""
+    """Return a variable's value at a point: in turn integers, negative fractions, fractions, and fractions of both signs."""
     draw = random.Random(f"{name}|{number}")
     if number % 4 == 0:
         return Fraction(draw.randint(2, 13))
@@ -151,7 +158,7 @@ def _point(names: list[str], number: int) -> dict[str, Fraction]:
 def _values_at(
     nodes: tuple[Node, ...], point: Mapping[str, Fraction], context: Any, log_base: float
 ) -> list[Number] | None:
-    """The value of each expression; None when one has none."""
+    """Return the value of each expression; None when one has none."""
     try:
         return [evaluate(node, point, context, log_base) for node in nodes]
     except (ArithmeticError, ValueError, mpmath.libmp.NoConvergence):
@@ -159,7 +166,7 @@ def _values_at(
 
 
 def _close(x: Number, y: Number, context: Any) -> bool:
-    """Equality of exact values, and of others but for the last digits of the context."""
+    """Return whether values are equal: exact ones exactly, others except for the last digits of the context."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return x == y
     x, y = as_float(x, context), as_float(y, context)

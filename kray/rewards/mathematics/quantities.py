@@ -1,4 +1,4 @@
-"""Reads one number or expression with what it is counted in: a unit, a base, a modulus."""
+"""Parse one number or expression with its unit, base or modulus."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from dataclasses import replace
 from fractions import Fraction
 
 from kray.rewards.mathematics import units
+from kray.rewards.mathematics.answer_types import Quantity
 from kray.rewards.mathematics.evaluation import constant
-from kray.rewards.mathematics.expressions import FUNCTIONS, Node, Unreadable, read
-from kray.rewards.mathematics.kinds import Quantity
+from kray.rewards.mathematics.expressions import Node, read
 from kray.rewards.mathematics.notation import WORDS_CLOSE, WORDS_OPEN
+from kray.rewards.mathematics.tokens import FUNCTIONS, Unreadable
 from kray.rewards.mathematics.units import Unit
 
 _MODULUS = re.compile(r"(.*?)[\s(,]*\\(?:pmod|bmod|mod)\s*(\{[^{}]*\}|\d+|[a-z])\s*\)?", re.DOTALL)
 _BASE = re.compile(r"\(?([0-9A-Fa-f]*\d[0-9A-Fa-f]*)\)?\s*_\s*(?:\{\s*(\d{1,2}|[a-z]+)\s*\}|(\d))")
-_BASES = {
-    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12,
-    "sixteen": 16,
-}  # fmt: skip
+_BASE_WORDS = "two three four five six seven eight nine ten"
+_BASES = {word: base for base, word in enumerate(_BASE_WORDS.split(), start=2)} | {"twelve": 12, "sixteen": 16}
 # Words with an exponent, and quotients and products of such; nothing else may stand behind the number.
 _UNIT = rf"{WORDS_OPEN}[^{WORDS_CLOSE}]*{WORDS_CLOSE}(?:\s*\^\s*\{{?\s*-?[1-4]\s*\}}?)?"
 _TAIL = re.compile(rf"(.*?)\s*({_UNIT}(?:\s*(?:/|\\cdot)?\s*{_UNIT})*)\s*", re.DOTALL)
@@ -35,10 +34,10 @@ _COMPOUND = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?(?![A-Za-z0-9])")
 
 
 def read_quantity(text: str) -> Quantity:
-    """Read one number or expression, with its unit, base or modulus.
+    """Parse one number or expression with its unit, base or modulus.
 
     Raises:
-        Unreadable: something of it is not understood.
+        Unreadable: A part of it is not understood.
     """
     text = text.strip()
     if found := _MODULUS.fullmatch(text):
@@ -71,7 +70,7 @@ def _in_base(digits: str, base: str) -> Quantity:
 
 
 def _without_unit(text: str) -> tuple[str, Unit]:
-    """What stands before the words at the end, and the unit that they name."""
+    """Split a text into what stands before the words at its end, and the unit that they name."""
     plain = text.replace(WORDS_OPEN, " ").replace(WORDS_CLOSE, " ")
     amounts = _COMPOUND.findall(plain)
     if len(amounts) > 1 and not _COMPOUND.sub("", plain).strip():
@@ -105,7 +104,7 @@ def _without_unit(text: str) -> tuple[str, Unit]:
 
 
 def compound(items: Iterable[Quantity]) -> Quantity:
-    """2 hours and 15 minutes, as one quantity."""
+    """Add quantities of one dimension: 2 hours and 15 minutes."""
     items = list(items)
     base = items[0].unit
     node: Node = ("num", Fraction(0))
@@ -115,5 +114,5 @@ def compound(items: Iterable[Quantity]) -> Quantity:
 
 
 def _ordinal(tens: str, ones: str) -> str:
-    """The ending of an ordinal number."""
+    """Return the ending of an ordinal number."""
     return "th" if tens.endswith("1") else {"1": "st", "2": "nd", "3": "rd"}.get(ones, "th")

@@ -1,4 +1,4 @@
-"""Reads relations: equations, inequalities, labels with their values."""
+"""Parse relations: equations, inequalities, labels with their values."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from kray.rewards.mathematics import units
-from kray.rewards.mathematics.evaluation import CONTEXTS, constant, evaluate, less
-from kray.rewards.mathematics.expressions import GREEK, Node, read, symbols
-from kray.rewards.mathematics.kinds import (
+from kray.rewards.mathematics.answer_types import (
     INFINITY,
     MINUS_INFINITY,
     Answer,
@@ -23,6 +21,8 @@ from kray.rewards.mathematics.kinds import (
     Several,
     Words,
 )
+from kray.rewards.mathematics.evaluation import CONTEXTS, constant, evaluate, less
+from kray.rewards.mathematics.expressions import GREEK, Node, read, symbols
 from kray.rewards.mathematics.notation import WORDS_CLOSE, WORDS_OPEN, split
 from kray.rewards.mathematics.numbers import same_value
 from kray.rewards.mathematics.quantities import read_quantity
@@ -45,17 +45,17 @@ _RELATIONS = frozenset(("=", "<", ">", "\\le", "\\ge", "\\ne", "\\approx", "\\in
 
 
 def read_relation(text: str, read_side: Callable[[str], Answer]) -> Answer | None:
-    """Read a relation: label = value, an equation, an inequality, x in a set.
+    """Parse a relation: label = value, an equation, an inequality, x in a set.
 
     Args:
-        text: normalized.
-        read_side: reads what stands on one side.
+        text: Normalized text.
+        read_side: Parses one side.
 
     Returns:
-        None where there is none.
+        The answer; None where the text is not a relation.
 
     Raises:
-        Unreadable: something of it is not understood.
+        Unreadable: A part of it is not understood.
     """
     sides, relations = split(text, _RELATIONS)
     if not relations or not all(sides):
@@ -74,7 +74,7 @@ def read_relation(text: str, read_side: Callable[[str], Answer]) -> Answer | Non
 
 
 def is_label(text: str) -> bool:
-    """Whether text names a thing whose value may follow: x, f(x), \\angle ABC, words."""
+    """Return whether a text names something whose value may follow: x, f(x), \\angle ABC, words."""
     if NO_LABEL.search(text):
         return False
     text = text.strip("{} ") if text[:1] == "{" else text
@@ -84,7 +84,7 @@ def is_label(text: str) -> bool:
 
 
 def _read_equality(sides: list[str], relations: list[str], read_side: Callable[[str], Answer]) -> Answer | None:
-    """label = value, steps that end in a value, an equation. Steps that are not equal say nothing."""
+    """Parse label = value, steps that end in a value, or an equation. Steps that are not equal are Words."""
     if is_label(sides[0]):
         rest = sides[1:]
         value = read_side(rest[0]) if len(rest) == 1 else _read_equality(rest, relations[1:], read_side)
@@ -92,26 +92,23 @@ def _read_equality(sides: list[str], relations: list[str], read_side: Callable[[
     if "\\in" in relations or "\\equiv" in relations:
         return None
     steps = [read_quantity(side) for side in sides]
-    # m + n = 30 + 31 = 61: what is asked for, and its value.
-    asked = len(symbols(steps[0].node)) > 1 or _applies(steps[0].node)
-    if asked and len(sides) > 2:
+    # m + n = 30 + 31 = 61: the quantity that the question is about, and its value.
+    is_quantity = len(symbols(steps[0].node)) > 1 or _applies(steps[0].node)
+    if is_quantity and len(sides) > 2:
         return _read_equality(sides[1:], relations[1:], read_side)
     if _consistent(steps):
-        # The value before a rounding is the answer; the steps of a calculation end in it.
-        exact = [step for step in steps if not step.decimal]
-        return (
-            Several("steps", (steps[-1], *exact))
-            if "\\approx" in relations or any(s.decimal for s in steps)
-            else steps[-1]
-        )
+        # The steps of a calculation end in the answer, or in a rounding of the answer.
+        if "\\approx" in relations or any(step.decimal for step in steps):
+            return Several("steps", (steps[-1], *(step for step in steps if not step.decimal)))
+        return steps[-1]
     if len(steps) == 2 and relations == ["="] and symbols(steps[0].node) | symbols(steps[1].node):
-        value = steps[1] if asked and not symbols(steps[1].node) else None
+        value = steps[1] if is_quantity and not symbols(steps[1].node) else None
         return Equation(("add", steps[0].node, ("neg", steps[1].node)), value)
     return Words(f"contradiction:{'='.join(sides)}")
 
 
 def _named(label: str, value: Answer) -> Answer:
-    """label = value; (y, x) = (1, 2) gives each variable its own."""
+    """Name a value; (y, x) = (1, 2) names each variable's value."""
     names = label.strip("()").split(",")
     if label[:1] == "(" and isinstance(value, Several) and value.kind == "tuple" and len(names) == len(value.items):
         return Several("tuple", tuple(map(Named, names, value.items)))
@@ -119,9 +116,9 @@ def _named(label: str, value: Answer) -> Answer:
 
 
 def _consistent(steps: list[Quantity]) -> bool:
-    """Whether exact steps of a calculation are all equal, and each decimal is equal to one of them or rounds it.
+    """Return whether exact steps of a calculation are all equal, and each decimal is equal to one of them or rounds it.
 
-    Without an exact step the decimal of most digits is taken for one.
+    Without an exact step the decimal with the most digits counts as one.
     """
     exact = [step for step in steps if not step.decimal]
     decimals = [step for step in steps if step.decimal]
@@ -132,7 +129,7 @@ def _consistent(steps: list[Quantity]) -> bool:
 
 
 def _rounds(rounded: Quantity, exact: Quantity) -> bool:
-    """Whether a decimal of at least two digits is another value rounded to its last place."""
+    """Return whether a decimal of at least two digits is another value rounded to its last place."""
     if symbols(exact.node) or len(rounded.decimal.replace(".", "").lstrip("0")) < 2:
         return False
     half = replace(rounded, node=("num", Fraction(1, 2 * 10 ** len(rounded.decimal.partition(".")[2]))))
@@ -140,7 +137,7 @@ def _rounds(rounded: Quantity, exact: Quantity) -> bool:
 
 
 def _applies(node: Node) -> bool:
-    """Whether an expression has a function of which nothing is known: f(1) + f(2)."""
+    """Return whether an expression has an unknown function: f(1) + f(2)."""
     return node[:2] == ("fn", "applied") or any(_applies(child) for child in node[1:] if isinstance(child, tuple))
 
 
@@ -150,7 +147,8 @@ def _scaled(quantity: Quantity) -> Node:
 
 
 def _read_inequality(sides: list[str], relations: list[str]) -> Answer | None:
-    if any(relation[-1] in ">e" and relation != "\\le" for relation in relations):  # from right to left
+    # From right to left.
+    if any(relation[-1] in ">e" and relation != "\\le" for relation in relations):
         if not all(relation in (">", "\\ge") for relation in relations):
             return None
         sides, relations = sides[::-1], relations[::-1]
@@ -180,7 +178,7 @@ def _read_inequality(sides: list[str], relations: list[str]) -> Answer | None:
 
 
 def _around(inside: Node, distance: Node) -> tuple[Node, Node] | None:
-    """The ends of |x - a| < distance; None where what stands in the bars is something else."""
+    """Return the ends of |x - a| < distance; None where the bars hold something else."""
     names = symbols(inside)
     if len(names) != 1:
         return None
@@ -193,7 +191,7 @@ def _around(inside: Node, distance: Node) -> tuple[Node, Node] | None:
 
 
 def _constant_part(node: Node) -> Node | None:
-    """The value of an expression where its variable is 0."""
+    """Return the value of an expression where its variables are 0; None where it is not rational."""
     try:
         value = evaluate(node, dict.fromkeys(symbols(node), Fraction(0)), CONTEXTS[0])
     except ArithmeticError:
@@ -202,7 +200,11 @@ def _constant_part(node: Node) -> Node | None:
 
 
 def intersection(a: Intervals, b: Intervals) -> Answer | None:
-    """Of two intervals of which one is open to the right and one to the left: x > 1 and x < 3."""
+    """Intersect two intervals of which one is unbounded above and one below: x > 1 and x < 3.
+
+    Returns:
+        The intersection; None for other intervals and where it is empty.
+    """
     if len(a.pieces) != 1 or len(b.pieces) != 1:
         return None
     low = next((piece for piece in (*a.pieces, *b.pieces) if piece[2] == INFINITY), None)

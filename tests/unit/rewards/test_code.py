@@ -370,7 +370,7 @@ except RuntimeError as error:
 
 def test_strict_isolation_refuses_to_run_without_a_wall_and_names_it():
     said = without(["landlock"], JUDGE.replace("OPTIONS", "{}"))
-    assert "refused: the code verifier's sandbox cannot be had here (Landlock: Operation not permitted)" in said
+    assert "refused: the code verifier's sandbox is not available here (Landlock: Operation not permitted)" in said
     assert "reward.options.isolation=best_effort" in said
     assert "refused" in without(["seccomp"], JUDGE.replace("OPTIONS", "{}"))
     assert "seccomp: " in without(["seccomp"], JUDGE.replace("OPTIONS", "{}"))
@@ -393,7 +393,7 @@ def test_a_run_is_refused_before_it_starts_where_a_wall_is_missing():
 def test_best_effort_runs_and_says_loudly_what_is_missing():
     said = without(["landlock"], JUDGE.replace("OPTIONS", "{'isolation': 'best_effort'}") * 2)
     assert said.count("Reward(value=1.0") == 2
-    assert said.count("MODEL OUTPUT IS RUN WITHOUT A WALL: Landlock") == 1
+    assert said.count("MODEL OUTPUT RUNS WITHOUT A RESTRICTION: Landlock") == 1
 
 
 def test_without_namespaces_the_walls_stand_and_nothing_can_be_written(tmp_path):

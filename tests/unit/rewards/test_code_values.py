@@ -209,7 +209,9 @@ def test_a_program_finds_no_reference_in_the_setup(right, setup, program):
     ],
 )
 def test_what_both_sides_take_from_the_setup_is_refused(line, setup):
-    with pytest.raises(ValueError, match=r"test 1: .* of the setup is used on its right side.*write the value out"):
+    with pytest.raises(
+        ValueError, match=r"test 1: .* of the setup is used both on the right side.*write the value out"
+    ):
         check_answer("code", asserts(line, setup=setup))
 
 

@@ -16,9 +16,10 @@ from kray.bench.math_pairs import FAMILIES, pairs
 from kray.bench.math_pairs.rates import Pair, rates
 from kray.rewards import Reward, score
 from kray.rewards.mathematics.evaluation import constant
-from kray.rewards.mathematics.expressions import Unreadable, read
+from kray.rewards.mathematics.expressions import read
 from kray.rewards.mathematics.extraction import final_answers
 from kray.rewards.mathematics.notation import normalize
+from kray.rewards.mathematics.tokens import Unreadable
 from kray.rewards.mathematics.units import read_unit
 from kray.rewards.responses import outside_thinking
 

@@ -188,12 +188,12 @@ def test_one_scorer_serves_one_event_loop_after_another():
 
 
 def test_a_process_that_does_not_start_is_an_error_with_its_reason(monkeypatch):
-    monkeypatch.setattr("kray.rewards.scorer._PROGRAM", "import sys; sys.exit(9)")
+    monkeypatch.setattr("kray.rewards.scoring_process._PROGRAM", "import sys; sys.exit(9)")
     with pytest.raises(
         KrayError, match=r"no process could be started in 3 attempts: died while starting .*exit code 9"
     ):
         scored(Scorer("exact"), [("", "1", "1")])
-    monkeypatch.setattr("kray.rewards.scorer._PROGRAM", "import time; time.sleep(60)")
+    monkeypatch.setattr("kray.rewards.scoring_process._PROGRAM", "import time; time.sleep(60)")
     with pytest.raises(KrayError, match=r"not ready after 0.2 s"):
         scored(Scorer("exact", start_timeout_s=0.2), [("", "1", "1")])
 

@@ -1,4 +1,4 @@
-"""What an answer can be."""
+"""The types of parsed answers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from kray.rewards.mathematics.units import Unit
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A number or an expression, with what it is counted in.
+    """A number or an expression with its unit.
 
-    decimal: its digits where it is written as one decimal; base: of its numeral, then `digits` holds that; modulus: of a
-    residue class.
+    Attributes:
+        node: The expression.
+        unit: NONE without one.
+        decimal: The digits of a number written as one decimal, else "".
+        base: Base of the numeral.
+        digits: The numeral, where it has a base.
+        modulus: Modulus of a residue class.
     """
 
     node: Node
@@ -27,14 +32,20 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Text; letters in lower case where it has nothing but words, else as written without blanks."""
+    """Text: in lower case where it consists of words only, else as written without blanks."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """kind: "list" (no brackets: in any order), "set", "tuple" or "bracket" ([...] of other than two items)."""
+    """Several values.
+
+    Attributes:
+        kind: "list" (no brackets, in any order), "set", "tuple", "bracket" ([...] with other than two items), or "steps" (any
+            of which is the answer).
+        items: The values.
+    """
 
     kind: str
     items: tuple[Answer, ...]
@@ -42,7 +53,7 @@ class Several:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """label = value."""
+    """A label and its value: x = 3."""
 
     label: str
     value: Answer
@@ -50,7 +61,13 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """A union of intervals: (lower, whether it belongs, upper, whether it belongs); `positive` > 0 says the same, if known."""
+    """A union of intervals.
+
+    Attributes:
+        pieces: (lower end, whether it belongs to the interval, upper end, whether it belongs) of each.
+        label: Name of the variable, if there is one.
+        positive: An expression that is positive exactly in the interval, if known.
+    """
 
     pieces: tuple[tuple[Node, bool, Node, bool], ...]
     label: str = ""
@@ -59,7 +76,7 @@ class Intervals:
 
 @dataclass(frozen=True, slots=True)
 class Inequality:
-    """positive > 0, or >= 0."""
+    """The inequality positive > 0 (strict) or positive >= 0."""
 
     positive: Node
     strict: bool
@@ -67,7 +84,7 @@ class Inequality:
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """zero = 0. value: where it is written as a sum of variables and its value (m + n = 5), that value."""
+    """The equation zero = 0; `value` is the value of a sum of variables (m + n = 5)."""
 
     zero: Node
     value: Quantity | None = None
@@ -75,12 +92,14 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
+    """A ratio: 2:3."""
+
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """A time of the day or a duration; half: "am", "pm" or ""."""
+    """A time of day or a duration; `half` is "am", "pm" or ""."""
 
     hours: int
     minutes: str

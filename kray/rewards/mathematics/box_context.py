@@ -1,4 +1,4 @@
-"""What stands directly around a box: mathematics that changes the value, words that take the answer back, an alternative."""
+"""The text directly around a box: mathematics that changes its value, words that retract the answer, an alternative."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from kray.rewards.mathematics.statements import clause
 from kray.rewards.mathematics.units import SCALES
 
-# How far words, and where mathematics begins, are looked for.
+# Characters in which words, and the beginning of mathematics, are searched for.
 _WORDS_CHARACTERS, _LINE_CHARACTERS = 120, 2000
 
 _OPERATOR_COMMANDS = (
@@ -15,14 +15,15 @@ _OPERATOR_COMMANDS = (
     "pmod|mod|alpha|beta|gamma|theta|lambda|choose|cup|cap"
 )
 _BEFORE_IN_MATHEMATICS = re.compile(rf"(?:[+\-−*/^_|\d!%]|(?<![A-Za-z\\])[A-Za-z]|\\(?:{_OPERATOR_COMMANDS}))\s*\Z")
-# In text stars and underscores may be Markdown's, a digit with a blank belongs to a sentence, and a dash begins a list.
+# In text, stars and underscores may be Markdown, a digit followed by a blank belongs to a sentence, a dash begins a list.
 _BEFORE_IN_TEXT = re.compile(r"(?:(?<=[\w)}])\s?(?:[+−/^]|(?<=[\d)} ])(?<!\*)\*) ?|(?<=\w)_|\d|(?<!\S)-)\Z")
-# An argument of a command; those that only change the look are no change.
+# An argument of a command. Commands that only change the appearance do not change the value.
 _IN_BRACES = re.compile(r"(\\[A-Za-z]+)?(?:\s*\{[^{}]*\}|\[[^\[\]]*\])*\s*\{\s*\Z")
-_LOOK = {
-    "\\text", "\\mathbf", "\\textbf", "\\mathrm", "\\mbox", "\\textcolor", "\\color", "\\displaystyle", "\\bm", "\\boldsymbol",
-    "\\underline", "\\emph", "\\textit", "\\Large", "\\large", "\\huge", "\\left", "\\begin", "\\tag",
-}  # fmt: skip
+_APPEARANCE_COMMANDS = (
+    "text mathbf textbf mathrm mbox textcolor color displaystyle bm boldsymbol underline emph textit Large large huge left "
+    "begin tag"
+)
+_APPEARANCE = frozenset(f"\\{name}" for name in _APPEARANCE_COMMANDS.split())
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\?%|°)")
 _BEHIND_IN_MATHEMATICS = re.compile(
     rf"\s*(?:[+\-−*/^_!\d(]|\.\d|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|\\(?:{_OPERATOR_COMMANDS})(?![A-Za-z])|\\left\()"
@@ -40,8 +41,8 @@ _TAKEN_BACK = re.compile(
     r"|isn't\s+(?:right|correct|the\s))",
     re.I,
 )
-# A second look, which takes an answer back unless it confirms it.
-_SECOND_LOOK = re.compile(
+# A second thought, which retracts an answer unless it confirms it.
+_SECOND_THOUGHT = re.compile(
     rf"{_BEGIN}(?:no|wait|oops|actually|correction|sorry|hold on|on second thought|hmm)\b"
     r"(?!\s+(?:further|other|more|need|matter|to a))([^\n]*\d[^\n]*)",
     re.I,
@@ -58,18 +59,19 @@ _ROUNDED = re.compile(r"(?:about|approximately|roughly|around|nearly|≈|\$?\\ap
 
 
 def changed(text: str, begin: int, end: int) -> bool:
-    """Whether mathematics around a box makes another value of what it holds.
+    """Return whether mathematics around a box changes the value of its content.
 
     Args:
-        text: the response.
-        begin, end: of the box, with its command and brace.
+        text: The response.
+        begin: Where the box begins, with its command.
+        end: Where it ends, after its closing brace.
     """
     before, behind = text[max(0, begin - _WORDS_CHARACTERS) : begin], text[end : end + _WORDS_CHARACTERS]
     in_mathematics = _is_mathematics(text[max(0, begin - _LINE_CHARACTERS) : begin])
     last = before.rstrip()[-1:]
     # Searches from the right end are slow, and most boxes stand behind a dollar sign or a word.
     opened = _IN_BRACES.search(before) if last == "{" else None
-    if opened and opened[1] is not None and opened[1] not in _LOOK:
+    if opened and opened[1] is not None and opened[1] not in _APPEARANCE:
         return True
     changes = _BEFORE_IN_MATHEMATICS if in_mathematics else _BEFORE_IN_TEXT
     if last not in "$=:.,;&{" and changes.search(before[-20:]) and not _is_bullet(before):
@@ -82,25 +84,31 @@ def changed(text: str, begin: int, end: int) -> bool:
     return (_BEHIND_IN_MATHEMATICS if in_mathematics else _BEHIND_IN_TEXT).match(line) is not None
 
 
-def taken_back(text: str, begin: int, end: int) -> bool:
-    """Whether words directly before or behind a box say that what it holds is not the answer."""
+def retracted(text: str, begin: int, end: int) -> bool:
+    """Return whether words directly before or behind a box state that its content is not the answer.
+
+    Args:
+        text: The response.
+        begin: Where the box begins, with its command.
+        end: Where it ends, after its closing brace.
+    """
     before, behind = text[max(0, begin - _WORDS_CHARACTERS) : begin], text[end : end + _WORDS_CHARACTERS]
     denied = ("not" in before or "n't" in before or "never" in before) and _DENIED_BEFORE.search(before)
     if denied or _TAKEN_BACK.match(behind):
         return True
-    second = _SECOND_LOOK.match(behind)
+    second = _SECOND_THOUGHT.match(behind)
     return second is not None and (bool(_CONTRADICTS.search(second[1])) or not _CONFIRMS.search(second[1]))
 
 
 def alternative(behind: str) -> str:
-    """What "or" directly behind a box adds to the answer; "" without one. A rounding of the same value adds nothing."""
+    """Return the alternative that "or" directly behind a box adds; "" without one, or for a rounding of the same value."""
     found = _ALTERNATIVE.match(behind[:_WORDS_CHARACTERS])
     added = behind[found.end() : found.end() + _WORDS_CHARACTERS] if found else ""
     return "" if _ROUNDED.match(added) else clause(added).partition(" if ")[0]
 
 
 def _is_mathematics(before: str) -> bool:
-    """Whether the end of `before` is inside $$ or \\[ of its paragraph, or a dollar sign of its line that is no price's."""
+    """Return whether the end of a text is inside $$ or \\[ of its paragraph, or inside dollar signs of its line."""
     paragraph = before.rpartition("\n\n")[2]
     if paragraph.count("$$") % 2:
         return True
@@ -113,5 +121,5 @@ def _is_mathematics(before: str) -> bool:
 
 
 def _is_bullet(before: str) -> bool:
-    """A dash or a number that begins a line is a list's."""
+    """Return whether a text ends with a list bullet: a dash or a number that begins a line."""
     return re.search(r"(?:^|\n)\s*(?:[-*+]|\d+[.)])\s+\Z|\s[-−]\s+\Z", before) is not None

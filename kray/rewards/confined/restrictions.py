@@ -1,9 +1,8 @@
-"""The walls around one untrusted program, put up by the process that will run it. Linux, root or not.
+"""Restrict the process that will run one untrusted program. Linux, with or without root.
 
-Needed: seccomp (no other process, no thread, no socket, no signal to others) and Landlock (no file to read but the
-interpreter's, none to write but its own folder). Resource limits and the loss of all capabilities come always.
-Taken where the kernel allows it: namespaces of its own, and in them a writable folder of bounded size; without them the
-program can write no file at all.
+Required: seccomp (no other process, thread, socket, or signal to others) and Landlock (reads only the interpreter's files,
+writes only its own folder). Resource limits and the loss of all capabilities always apply. Used where the kernel allows it:
+separate namespaces with a writable folder of bounded size; without them the program cannot write any file.
 """
 
 from __future__ import annotations
@@ -28,29 +27,36 @@ _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/us
 _FILES = ("/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/zero", "/dev/urandom")
 
 
-def put_up(limits: Mapping[str, Any], folder: str, packages: Sequence[str], parent: int) -> list[str]:
-    """Confine this process; the walls that could not be had, each with its reason.
+def apply(limits: Mapping[str, Any], folder: str, packages: Sequence[str], parent: int) -> list[str]:
+    """Restrict this process for good.
 
-    limits: memory_mib, cpu_s, file_mib. folder: the working folder, writable if it can be bounded. packages: folders
-    with libraries that the program may read. parent: the process whose death ends this one.
+    Args:
+        limits: memory_mib, cpu_s, file_mib.
+        folder: The working folder, writable if its size can be bounded.
+        packages: Folders with libraries that the program may read.
+        parent: Id of the process whose exit ends this one.
+
+    Returns:
+        The restrictions that are not available, each with the reason.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     writable = _own_folder(libc, folder, limits["file_mib"])
     os.chdir(folder)
     _drop_capabilities(libc)
     libc.prctl(ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL), *(ctypes.c_ulong(0),) * 3)
-    if os.getppid() != parent:  # it died in between
+    # The parent may have exited before prctl took effect.
+    if os.getppid() != parent:
         os._exit(1)
     interpreter = [os.path.join(sys.base_prefix, name) for name in {"lib", sys.platlibdir}]
     readable = [*_LIBRARIES, *_FILES, *interpreter, *packages]
-    missing = [landlock.confine(readable, folder if writable else "")]
+    missing = [landlock.restrict(readable, folder if writable else "")]
     _limit(limits)
-    missing.append(seccomp.confine())
+    missing.append(seccomp.restrict())
     return [reason for reason in missing if reason]
 
 
 def _limit(limits: Mapping[str, Any]) -> None:
-    """Hard limits. RLIMIT_AS is the memory limit: there is one process, so what it maps is all that it has."""
+    """Set hard resource limits. RLIMIT_AS bounds memory: the sandbox has one process."""
     memory, file, cpu_s = limits["memory_mib"] << 20, limits["file_mib"] << 20, limits["cpu_s"]
     for what, most in (
         (resource.RLIMIT_AS, memory),
@@ -66,7 +72,7 @@ def _limit(limits: Mapping[str, Any]) -> None:
 
 
 def _own_folder(libc: ctypes.CDLL, folder: str, size_mib: int) -> bool:
-    """Namespaces of its own and a memory file system of bounded size at `folder`; False where they cannot be had."""
+    """Enter new namespaces and mount a memory file system of bounded size at `folder`; return whether that worked."""
     user, group = os.getuid(), os.getgid()
     if libc.unshare(_NEW_USER | _NEW_MOUNT | _NEW_IPC | _NEW_NETWORK | _NEW_UTS):
         return False
