@@ -138,13 +138,13 @@ class CoinLearners:
     """weight: of every reward learned from, in their order. after_update: called with the step's number, may raise."""
 
     def __init__(self) -> None:
-        self.weight, self.updates, self.lost_in_a_row = 0.0, 0, 0
+        self.weight, self.updates, self.nonfinite_steps = 0.0, 0, 0
         self.after_update: Callable[[int], None] = lambda step: None
 
     async def update(self, groups: list[RolloutGroup]) -> dict[str, float]:
         self.weight = self.weight * 0.9 + sum(g.weight * float(g.rewards.mean()) for g in groups)
         self.updates += 1
-        self.lost_in_a_row = self.updates % 3
+        self.nonfinite_steps = self.updates % 3
         self.after_update(self.updates)
         return {"train/loss": self.weight, "train/skipped": 0.0}
 

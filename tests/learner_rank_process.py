@@ -9,8 +9,9 @@ import sys
 import traceback
 from pathlib import Path
 
+from state_digest import state_digest
+
 from kray.train.learner import Learner
-from kray.train.model import state_digest
 
 
 def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:

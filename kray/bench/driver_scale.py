@@ -270,7 +270,7 @@ def _figures(
 def rows_row(collected: Collected) -> dict[str, float]:
     """What becomes of the groups on their way to the learner: seconds and MiB."""
     from kray.config.train_schema import TrainConfig
-    from kray.train.learner import step_rows
+    from kray.train.training_rows import step_rows
 
     for number, group in enumerate(collected.groups):
         group.weight = float(len(group.rollouts))

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from kray.config.train_schema import TrainConfig
 from kray.metrics import TRAIN_ATTENTION_PADDING_RATIO, TRAIN_COMPUTED_TOKENS, TRAIN_GRAD_NORM, TRAIN_PADDING_RATIO
 from kray.records import Prompt, Rollout, RolloutGroup
-from kray.train.learner import Learner, step_rows
-from kray.train.training_rows import TrainingRows
+from kray.train.learner import Learner
+from kray.train.training_rows import TrainingRows, step_rows
 
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362}  # dense bf16, by a part of the device's name
 SHAPES = {  # hidden, layers, heads, kv heads, head dim, intermediate, vocabulary

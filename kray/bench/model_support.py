@@ -82,7 +82,7 @@ def judge(case: Case, folder: Path) -> Verdict:
             norms.append(learner.update(replace(learned, groups=1, effective_groups=1))[TRAIN_GRAD_NORM])
         finally:
             learner.shutdown()
-        layouts.append(str(learner.way))
+        layouts.append(str(learner.layout))
         gaps.append(max(float(np.abs(f - e).max()) for f, e in zip(found, exact, strict=True)))
         moves.append(float(np.abs(found[-1] - found[-2])[:CHANGED].max()))
     return Verdict(case, layouts[0], gap=max(gaps), moved=max(moves), norms=tuple(norms))

@@ -20,8 +20,8 @@ from kray.metrics import TRAIN_UPDATE_S
 from kray.records import EncodedPrompt, Rollout, RolloutGroup, RolloutTask, Sampling, derive_seed
 from kray.rewards import score
 from kray.rollout.engine import EngineActor
-from kray.train.learner import step_rows
 from kray.train.learner_group import LearnerGroup
+from kray.train.training_rows import step_rows
 
 POLL_S = 2.0
 MEASURED = ("generate_s", "engine_busy_s", "update_s", "learner_busy_s")

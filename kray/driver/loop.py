@@ -92,7 +92,7 @@ class Training:
         self.collector.lengths = dict(state.lengths)
         self.recorder = StepRecorder(config, components, tracker)
         self.recorder.load(state)
-        workers.learners.lost_in_a_row = state.nonfinite
+        workers.learners.nonfinite_steps = state.nonfinite
         self.quarantine = Quarantine(config.prompts.quarantine_after)
         self.quarantine.load_dict(state.quarantine)
         self.last_evaluation: Evaluation | None = None  # of a policy that has been trained here
@@ -282,7 +282,7 @@ class Training:
             return
         for name, value in ((self._marks.pop(step, None) or self._knowledge()) | self.recorder.to_dict()).items():
             setattr(self.state, name, value)
-        self.state.nonfinite = self.workers.learners.lost_in_a_row
+        self.state.nonfinite = self.workers.learners.nonfinite_steps
         self._saving = asyncio.create_task(self._write(step, self.state.to_dict(), started))
         self.tracker.log_step(step, {TIMING_S_CHECKPOINT: time.monotonic() - started})
         ids = [prompt.id for prompt, _ in self.components.train[:BELIEF_ROWS]]

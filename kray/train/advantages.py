@@ -1,7 +1,9 @@
-"""Group-relative advantages: how much better a rollout did than the other rollouts of its prompt.
+"""Group-relative advantages: how much better a rollout is than the other rollouts of its prompt.
 
-Promises: a group whose rewards are all equal gets exactly 0, decided by equality and not by a threshold on the standard
-deviation, so "carries no gradient" means the same here, in the planner and in the micro-batches.
+Guarantee: a group whose rewards are all equal gets exactly 0, decided by equality and not by a threshold on the standard
+deviation, so that the planner, this module and the micro-batches agree on which groups carry a gradient.
+
+Shape suffixes: R rollouts, G groups.
 """
 
 from __future__ import annotations
@@ -9,19 +11,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Added to the standard deviation. It is small against the smallest std that 0/1 rewards can have in a group of N (about
-# 1 / sqrt(N)), and it keeps the advantages of nearly equal real-valued rewards from blowing up.
+# Added to the standard deviation, in units of reward: small against the smallest one that 0/1 rewards can have in a group
+# of N (about 1 / sqrt(N)), yet it bounds the advantages of nearly equal real-valued rewards.
 EPSILON = 1e-6
-ROUNDING = 1e-14  # a reward this near to its group's mean, relative to itself, equals it
+# Relative difference up to which a reward equals its group's mean: float64 rounding of the mean.
+ROUNDING = 1e-14
 
 
 def advantages(rewards_R: Tensor, group_R: Tensor, scale: bool) -> Tensor:
-    """Group-relative advantage of each rollout, (R,) float32.
+    """Compute the group-relative advantage of each rollout.
 
-    rewards_R (R,) float; group_R (R,) int64 group of each rollout: any ids, in any order, groups of any size.
-    scale: (r - mean) / (std + EPSILON) with the group's population std (GRPO, arXiv 2402.03300, section 4.1.2); else
-    r - mean (Dr.GRPO, arXiv 2503.20783, section 3.2). Groups whose rewards are all equal get exactly 0.
-    Raises ValueError on a non-finite reward or on shapes that do not match.
+    Args:
+        rewards_R: (R,) float rewards.
+        group_R: (R,) int64 group of each rollout: any ids in any order, groups of any size.
+        scale: Whether advantages are (r - mean) / (std + EPSILON) with the group's population standard deviation (GRPO,
+            arXiv 2402.03300, section 4.1.2); else r - mean (Dr. GRPO, arXiv 2503.20783, section 3.2).
+
+    Returns:
+        (R,) float32; exactly 0 in groups whose rewards are all equal.
+
+    Raises:
+        ValueError: A reward is not finite, or the shapes differ.
     """
     if rewards_R.ndim != 1 or rewards_R.shape != group_R.shape:
         raise ValueError(f"rewards_R {tuple(rewards_R.shape)} and group_R {tuple(group_R.shape)} must both be (R,)")
@@ -34,7 +44,8 @@ def advantages(rewards_R: Tensor, group_R: Tensor, scale: bool) -> Tensor:
     _, group_R, size_G = torch.unique(group_R, return_inverse=True, return_counts=True)
     mean_G = torch.zeros(len(size_G), dtype=torch.float64).index_add(0, group_R, rewards_R) / size_G
     centred_R = rewards_R - mean_G[group_R]
-    average_R = centred_R.abs() <= ROUNDING * rewards_R.abs()  # such a rollout teaches nothing and need not be computed
+    # Such a rollout has no gradient and need not be computed.
+    average_R = centred_R.abs() <= ROUNDING * rewards_R.abs()
     low_G = torch.full_like(mean_G, torch.inf).scatter_reduce(0, group_R, rewards_R, "amin")
     high_G = torch.full_like(mean_G, -torch.inf).scatter_reduce(0, group_R, rewards_R, "amax")
     if scale:

@@ -1,10 +1,14 @@
-"""Attention over packed tokens: no token of the batch is padding, and a prompt stands there once for all its rollouts.
+"""Attention over packed tokens: no token of the batch is padding, and a prompt occurs once for all its rollouts.
 
-A packed micro-batch is one sequence of T tokens made of segments that lie one after the other: a prompt, or a response
-that continues one. A segment's tokens see the whole prompt that it continues, and the earlier tokens of the segment. All
-layers but attention work token by token and need not know; attention gathers each segment's keys by index.
+A packed micro-batch is one sequence of T tokens made of adjacent segments: a prompt, or a response that continues one. A
+segment's tokens see the whole prompt that it continues and the earlier tokens of the segment. All layers but attention
+work token by token and need not know; attention gathers each segment's keys by index.
 
-transformers looks functions up by name: importing this module registers ATTENTION. Without a layout it is the usual one.
+transformers looks attention functions up by name: importing this module registers ATTENTION. Without a packed layout it
+computes ordinary attention.
+
+Shape suffixes: T tokens, S segments, F features (heads times head size). B, Q, K: rows, queries and keys of one bucket;
+H, D, Dv: heads, and sizes of a head's query and value.
 """
 
 from __future__ import annotations
@@ -24,8 +28,9 @@ from transformers.masking_utils import sdpa_mask
 
 from kray.errors import ConfigError
 
+# Name under which transformers finds `packed_attention`.
 ATTENTION = "kray_packed"
-# What models hand on to their attention that does not change what it computes.
+# Options that models pass to their attention and that do not change its result.
 HARMLESS = frozenset(
     {
         "cache_position",
@@ -37,25 +42,41 @@ HARMLESS = frozenset(
         "use_cache",
     }
 )
-BUCKET_TOKENS = 128  # an extra call of the kernel costs about as much as so many padded tokens
-BUCKET_PAIRS = 2**25  # query-key pairs of one call at most, unless a single segment has more
-MAX_BOUNDS = 64  # lengths between which bucket boundaries are looked for
+# Padded tokens that cost about as much as one more call of the attention kernel.
+BUCKET_TOKENS = 128
+# Most query-key pairs of one kernel call, unless a single segment has more: bounds the mask's memory to 32 MiB.
+BUCKET_PAIRS = 2**25
+# Most lengths considered as bucket boundaries: bounds the time of the dynamic programme.
+MAX_BOUNDS = 64
 
 
 @dataclass(slots=True)
 class Bucket:
-    """B segments of like lengths. queries (B, Q), keys (B, K) int64: places in the packed batch, padded with 0 on the
-    right; offset (B,) int64: tokens of the prompt before the first query, all 0 where `causal`.
+    """B segments of similar lengths.
+
+    Attributes:
+        queries: (B, Q) int64 places in the packed batch, padded with 0 on the right.
+        keys: (B, K) int64 places in the packed batch, padded with 0 on the right.
+        offset: (B,) int64 tokens of the prompt before the first query; all 0 where `causal`.
+        causal: Whether Q = K and plain causal attention hides all padding from every token that counts.
+        masks: Masks by window, made when first needed.
     """
 
     queries: Tensor
     keys: Tensor
     offset: Tensor
-    causal: bool  # Q = K and plain causal attention hides all padding from all that counts
-    masks: dict[int, Tensor] = field(default_factory=dict)  # made when first needed: ragged kernels need none
+    causal: bool
+    masks: dict[int, Tensor] = field(default_factory=dict)
 
     def visible(self, window: int | None) -> Tensor:
-        """(B, Q, K) bool: keys at most `window` - 1 tokens back, or any earlier; padded queries see something."""
+        """Return which keys each query sees.
+
+        Args:
+            window: Number of most recent keys seen, the query's own included; None for all earlier ones.
+
+        Returns:
+            (B, Q, K) bool; padded queries also see something, so that no softmax is empty.
+        """
         k = self.keys.shape[1]
         window = k if window is None else min(window, k)
         if window not in self.masks:
@@ -69,15 +90,22 @@ class Bucket:
         return self.masks[window]
 
     def to(self, device: torch.device) -> Bucket:
+        """Return the bucket on a device."""
         return Bucket(self.queries.to(device), self.keys.to(device), self.offset.to(device), self.causal)
 
 
 @dataclass(slots=True)
 class PackedLayout:
-    """Which tokens see which. source (T,) int64: where in the buckets' outputs, one after the other, a token's stands.
+    """Which tokens of a packed micro-batch see which.
 
-    For kernels that take ragged lengths: key_index (sum of K,), query_ends and key_ends (S + 1,) int32, the longest.
-    padding (2,): tokens that the buckets' keys hold, and places that they take.
+    Attributes:
+        buckets: Segments grouped by length, for kernels that need equal lengths.
+        source: (T,) int64 index of each token's output in the concatenated outputs of the buckets.
+        key_index: (sum of the segments' keys,) int64 places of the keys, segment after segment, for ragged kernels.
+        query_ends: (S + 1,) int32 cumulative numbers of queries.
+        key_ends: (S + 1,) int32 cumulative numbers of keys.
+        longest: Most queries and most keys of a segment.
+        key_counts: Keys of the buckets that hold a token, and all their places, padding included.
     """
 
     buckets: list[Bucket]
@@ -86,9 +114,10 @@ class PackedLayout:
     query_ends: Tensor
     key_ends: Tensor
     longest: tuple[int, int]
-    padding: tuple[int, int]
+    key_counts: tuple[int, int]
 
     def to(self, device: torch.device) -> PackedLayout:
+        """Return the layout on a device."""
         if device.type == "cpu":
             return self
         buckets = [bucket.to(device) for bucket in self.buckets]
@@ -99,21 +128,29 @@ class PackedLayout:
             self.query_ends.to(device),
             self.key_ends.to(device),
             self.longest,
-            self.padding,
+            self.key_counts,
         )
 
 
 def length_buckets(lengths: np.ndarray, overhead: int = BUCKET_TOKENS) -> list[np.ndarray]:
-    """Indices of the rows of each bucket, shortest first: the split of the sorted lengths that costs least.
+    """Split rows into buckets of similar lengths at the lowest cost.
 
-    lengths (R,) int. A bucket costs its rows times its longest, plus `overhead`: exact dynamic programming over the
-    different lengths (of which only MAX_BOUNDS evenly spread ones are looked at when there are more).
+    A bucket costs its rows times its longest length, plus `overhead`. The split is exact dynamic programming over the
+    distinct lengths, or over MAX_BOUNDS evenly spread ones of them.
+
+    Args:
+        lengths: (R,) int.
+        overhead: Cost of a bucket in tokens.
+
+    Returns:
+        Indices of the rows of each bucket, shortest first.
     """
     if len(lengths) == 0:
         return []
     order = np.argsort(lengths, kind="stable")
     ordered = lengths[order]
-    ends = np.flatnonzero(np.diff(ordered, append=ordered[-1] + 1)) + 1  # after the last row of each length
+    # After the last row of each length.
+    ends = np.flatnonzero(np.diff(ordered, append=ordered[-1] + 1)) + 1
     if len(ends) > MAX_BOUNDS:
         ends = ends[np.unique(np.linspace(0, len(ends) - 1, MAX_BOUNDS).astype(int))]
     best, start_of = [0.0], [0]
@@ -122,18 +159,21 @@ def length_buckets(lengths: np.ndarray, overhead: int = BUCKET_TOKENS) -> list[n
         costs = np.array(best) + (end - begins) * ordered[end - 1] + overhead
         start_of.append(int(costs.argmin()))
         best.append(float(costs.min()))
-    found, stop = [], len(ends)
+    buckets, stop = [], len(ends)
     while stop:
         begin = 0 if start_of[stop] == 0 else ends[start_of[stop] - 1]
-        found.append(order[begin : ends[stop - 1]])
+        buckets.append(order[begin : ends[stop - 1]])
         stop = start_of[stop]
-    return found[::-1]
+    return buckets[::-1]
 
 
-def layout(segments: Sequence[tuple[int, int, int, int]], tokens: int) -> PackedLayout:
-    """segments: (start, length, start of the prompt that it continues, that prompt's length), the last two 0 for none.
+def packed_layout(segments: Sequence[tuple[int, int, int, int]], tokens: int) -> PackedLayout:
+    """Build the layout of a packed micro-batch.
 
-    Every one of the `tokens` tokens is in exactly one segment; lengths are at least 1.
+    Args:
+        segments: (start, length, start of the prompt that it continues, that prompt's length), the last two 0 for a
+            prompt. Every token is in exactly one segment; lengths are at least 1.
+        tokens: T.
     """
     table = np.array(segments, dtype=np.int64).reshape(-1, 4)
     begin, size, prefix, prefix_size = table.T
@@ -162,11 +202,12 @@ def layout(segments: Sequence[tuple[int, int, int, int]], tokens: int) -> Packed
         query_ends=ends[0],
         key_ends=ends[1],
         longest=(int(size.max(initial=0)), int(total.max(initial=0))),
-        padding=(int(total.sum()), max(1, used)),
+        key_counts=(int(total.sum()), max(1, used)),
     )
 
 
 def _bucket(begin: np.ndarray, size: np.ndarray, prefix: np.ndarray, prefix_size: np.ndarray) -> Bucket:
+    """Build a bucket of segments, each given by start, length, prompt start and prompt length, (B,) int64."""
     total = prefix_size + size
     q, k = np.arange(size.max()), np.arange(total.max())
     queries = np.where(q < size[:, None], begin[:, None] + q, 0)
@@ -179,8 +220,13 @@ def _bucket(begin: np.ndarray, size: np.ndarray, prefix: np.ndarray, prefix_size
 
 @dataclass(slots=True)
 class Scores:
-    """How scores are made of queries and keys. window: keys that a query sees, itself included; sinks (H,): a score for
-    each head that takes part in the softmax and has no value.
+    """How attention scores are computed from queries and keys.
+
+    Attributes:
+        scaling: Factor of query times key.
+        window: Number of keys that a query sees, its own included; None for all.
+        softcap: c in c tanh(score / c); None for none (Gemma 2).
+        sinks: (H,) one score a head that takes part in the softmax and has no value; None for none.
     """
 
     scaling: float
@@ -190,14 +236,14 @@ class Scores:
 
     @property
     def fused(self) -> bool:
-        """Whether torch's fused kernels compute these scores."""
+        """Whether torch's fused kernels can compute these scores."""
         return self.softcap is None and self.sinks is None
 
 
 def _attend(
     bucket: Bucket, query_TF: Tensor, kv_TF: Tensor, heads: tuple[int, int, int, int], scores: Scores
 ) -> Tensor:
-    """Outputs of one bucket, (B * Q, H * Dv). heads: (key heads, queries for each, D, Dv)."""
+    """Compute one bucket's outputs, (B * Q, H * Dv); heads: (key heads, query heads a key head, D, Dv)."""
     kv_heads, shared, d, dv = heads
     b, q = bucket.queries.shape
     k = bucket.keys.shape[1]
@@ -224,16 +270,37 @@ def _attend(
 
 
 def _ragged(
-    query: Tensor, key: Tensor, value: Tensor, plan: PackedLayout, scaling: float, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float, window: int | None
 ) -> Tensor:
-    """The same through flash attention's ragged kernel: (T, H, D) of each to (T, H, D). CUDA, 16 bits."""
+    """Compute all outputs, (T, H, D), by flash attention's ragged kernel; CUDA and 16-bit dtypes only."""
     from torch.nn.attention.varlen import varlen_attn
 
     sides = (-1 if window is None else window - 1, 0)
-    ends = (plan.query_ends, plan.key_ends, *plan.longest)
-    key, value = (part.flatten(1)[plan.key_index].view(-1, *part.shape[1:]) for part in (key, value))
+    ends = (layout.query_ends, layout.key_ends, *layout.longest)
+    key, value = (part.flatten(1)[layout.key_index].view(-1, *part.shape[1:]) for part in (key, value))
     out = varlen_attn(query, key, value, *ends, scale=scaling, window_size=sides, enable_gqa=True)
     return out if isinstance(out, Tensor) else out[0]
+
+
+def _check_options(
+    module: nn.Module,
+    options: dict[str, Any],
+    causal: bool,
+    layout: PackedLayout | None,
+    mask: Tensor | None,
+    scores: Scores,
+) -> None:
+    """Raise ConfigError for an option that could change the result and is not supported here."""
+    fused_only = ("position_bias",) if layout is None and scores.fused else ()
+    unknown = [name for name, given in options.items() if given is not None and name not in (*HARMLESS, *fused_only)]
+    if not causal and (layout is not None or (mask is None and not scores.fused)):
+        unknown.append("is_causal")
+    if unknown:
+        kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
+        what = "packed attention" if layout is not None else "attention"
+        raise ConfigError(
+            f"model.path: a model of type {kind} calls {what} with the option {unknown[0]}, unknown to kray"
+        )
 
 
 def packed_attention(
@@ -252,30 +319,37 @@ def packed_attention(
     position_bias: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls: query (1, H, T, D), key and value (1, H', T, D); returns (1, T, H, D). No dropout.
+    """Compute attention; transformers calls it with its own option names. Dropout is never applied.
 
-    s_aux (H,): attention sinks, see Scores. Without a layout (B, H, T, D) of each, and attention_mask counts.
+    Args:
+        module: The calling attention module.
+        query: (1, H, T, D); (B, H, T, D) without a layout.
+        key: (1, H', T, D), H' a divisor of H.
+        value: (1, H', T, Dv).
+        attention_mask: Used only without a layout.
+        dropout: Ignored.
+        scaling: Factor of query times key; D ** -0.5 by default.
+        sliding_window: Number of keys that a query sees, its own included.
+        softcap: See Scores.
+        layout: Layout of the packed tokens; None for ordinary attention.
+        s_aux: (H,) attention sinks, see Scores.
+        is_causal: Overrides the module's own.
+        position_bias: Added to the scores; refused for packed tokens.
+        **options: Other options of a model.
+
+    Returns:
+        (1, T, H, Dv) and None in place of the weights.
 
     Raises:
-        ConfigError: An option that could change the attention and is not known here, or not known of packed tokens.
+        ConfigError: An option could change the result and is not supported here, or not for packed tokens.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = Scores(scaling, sliding_window, softcap, s_aux)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    unknown = [name for name, given in options.items() if given is not None and name not in HARMLESS]
-    if position_bias is not None and (layout is not None or not scores.fused):
-        unknown.append("position_bias")
-    if not causal and (layout is not None or (attention_mask is None and not scores.fused)):
-        unknown.append("is_causal")
-    if unknown:
-        kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
-        what = "packed attention" if layout is not None else "attention"
-        raise ConfigError(
-            f"model.path: a model of type {kind} calls {what} with the option {unknown[0]}, unknown to kray"
-        )
+    _check_options(module, options | {"position_bias": position_bias}, causal, layout, attention_mask, scores)
     if layout is None:
         if not scores.fused:
-            return _soft(query, key, value, attention_mask, scores), None
+            return _eager_attention(query, key, value, attention_mask, scores), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, is_causal, position_bias)
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
     tokens, heads, d = query.shape
@@ -290,22 +364,22 @@ def packed_attention(
 
 
 def _scores(query: Tensor, key: Tensor, scores: Scores) -> Tensor:
-    """(B, H, Q, K) of query (B, H, Q, D) and key (B, H, K, D), before the mask."""
+    """Compute scores (B, H, Q, K) of query (B, H, Q, D) and key (B, H, K, D), before the mask."""
     if scores.softcap is None:
         return query @ key.transpose(2, 3) * scores.scaling
-    return torch.tanh(query @ key.transpose(2, 3) * (scores.scaling / scores.softcap)) * scores.softcap  # Gemma 2
+    return torch.tanh(query @ key.transpose(2, 3) * (scores.scaling / scores.softcap)) * scores.softcap
 
 
 def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Over the last dimension, computed in at least float32; sinks, if any, have one more score for each row."""
+    """Compute the softmax over the last dimension in at least float32; sinks add one more score to each row."""
     exact = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
         return scores.softmax(-1, dtype=exact).to(scores.dtype)
     return torch.cat([scores, sinks.to(scores.dtype)], -1).softmax(-1, dtype=exact)[..., :-1].to(scores.dtype)
 
 
-def _soft(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scores: Scores) -> Tensor:
-    """Attention with scores that SDPA does not know; (B, T, H, D). Without a mask it is causal."""
+def _eager_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scores: Scores) -> Tensor:
+    """Compute attention (B, T, H, Dv) with scores that SDPA does not support; causal without a mask."""
     shared = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     found = _scores(query, key, scores)

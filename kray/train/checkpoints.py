@@ -1,16 +1,16 @@
-"""Checkpoint folders: written whole or not at all, and found again. Standard library only.
+"""Checkpoint folders: written completely or not at all, and found again. Standard library only.
 
 A run folder holds
 
-    checkpoints/step-000020/state.json    the driver's state, written last: a folder without it does not count
+    checkpoints/step-000020/state.json    the driver's state, written last: without it the folder is no checkpoint
     checkpoints/step-000020/files.json    size and CRC-32 of every file of the learner's part
     checkpoints/step-000020/learner/      model and optimizer, written by the learner ranks
     checkpoints/.tmp-step-000040/         being written, or being removed
     checkpoints/.old-step-000040/         being replaced
-    checkpoints/.aside-step-000060/       damaged, or of a future that was given up; goes when a step from 60 on is saved
+    checkpoints/.aside-step-000060/       damaged, or later than the step resumed from; removed once a step >= 60 is saved
 
-Promises: `newest_checkpoint` names a checkpoint that was complete when it was named so, whatever died in between; an older
-checkpoint is removed only after a newer one is complete and on disk. `newest_intact` reads every byte before it names one.
+Guarantees: `newest_checkpoint` returns a complete checkpoint, whatever process was killed while writing. An older checkpoint
+is removed only after a newer one is complete and on disk. `newest_intact` reads every byte before it returns one.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ logger = logging.getLogger(__name__)
 
 STATE = "state.json"
 FILES = "files.json"
-READERS = 4  # threads that compute checksums
+# Threads that compute checksums; reading is bound by the disk beyond a few.
+READERS = 4
 FOLDER = "checkpoints"
 STEP = re.compile(r"step-(\d{6,})")
 
 
 def _steps(run_folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of the complete checkpoints of a run, oldest first.
+    """Return (step, folder) of a run's complete checkpoints, oldest first.
 
-    `.old-step-N` counts where step-N is missing: its writer died between the two renames that replace one by the other.
+    `.old-step-N` counts where step-N is missing: its writer was killed between the two renames of a replacement.
     """
-    found = {}
+    folder_of = {}
     for folder in [*(run_folder / FOLDER).glob(".old-step-*"), *(run_folder / FOLDER).glob("step-*")]:
         match = STEP.fullmatch(folder.name.removeprefix(".old-"))
         if match and (folder / STATE).is_file():
-            found[int(match[1])] = folder
-    return sorted(found.items())
+            folder_of[int(match[1])] = folder
+    return sorted(folder_of.items())
 
 
 def _sync(path: Path) -> None:
@@ -66,7 +67,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _checksum(file: Path) -> list[int]:
-    """[bytes, their CRC-32]."""
+    """Return a file's size in bytes and its CRC-32."""
     size = crc = 0
     with file.open("rb") as stream:
         while block := stream.read(1 << 22):
@@ -80,7 +81,11 @@ def _checksums(folder: Path, names: list[str]) -> dict[str, list[int]]:
 
 
 def find_damage(checkpoint: Path) -> str:
-    """What is wrong with the bytes of a complete checkpoint, "" for nothing. One without checksums is taken at its word."""
+    """Compare a complete checkpoint with its checksums; one without checksums passes.
+
+    Returns:
+        What is wrong, "" for nothing.
+    """
     try:
         read_state(checkpoint)
         file = checkpoint / FILES
@@ -91,14 +96,16 @@ def find_damage(checkpoint: Path) -> str:
     wrong = [name for name in expected if found[name] != expected[name]]
     if wrong:
         sizes = f"{found[wrong[0]][0]} bytes, {expected[wrong[0]][0]} were written"
-        return f"{len(wrong)} of {len(expected)} files are not what was written, first {wrong[0]} ({sizes})"
+        return f"{len(wrong)} of {len(expected)} files differ from what was written, first {wrong[0]} ({sizes})"
     return ""
 
 
 def newest_intact(checkpoint: Path | None, set_aside: bool = True) -> Path | None:
-    """This checkpoint or the newest one before it that is whole; those that are damaged are named and set aside.
+    """Return this checkpoint or the newest earlier one that is not damaged; log those that are.
 
-    set_aside: False leaves the folders as they are.
+    Args:
+        checkpoint: A complete checkpoint, or None.
+        set_aside: Whether damaged checkpoints are renamed, so that they are not found again.
     """
     while checkpoint is not None and (wrong := find_damage(checkpoint)):
         run_folder, step = checkpoint.parent.parent, int(checkpoint.name.rsplit("-", 1)[1])
@@ -117,22 +124,30 @@ def _set_aside(checkpoint: Path) -> None:
 
 
 def newest_checkpoint(run_folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
+    """Return the newest complete checkpoint of a run, or None."""
     steps = _steps(Path(run_folder))
     return steps[-1][1] if steps else None
 
 
 def checkpoint_at_step(run_folder: Path, step: int) -> Path:
-    """The complete checkpoint of one step of a run. Raises ConfigError that names the steps there are."""
-    held = dict(_steps(Path(run_folder)))
-    if step not in held:
-        there = ", ".join(map(str, held)) or "none"
-        raise ConfigError(f"{run_folder} holds no complete checkpoint of step {step}; there are: {there}")
-    return held[step]
+    """Return the complete checkpoint of one step of a run.
+
+    Raises:
+        ConfigError: There is none; the message lists the steps that have one.
+    """
+    folder_of = dict(_steps(Path(run_folder)))
+    if step not in folder_of:
+        available = ", ".join(map(str, folder_of)) or "none"
+        raise ConfigError(f"{run_folder} holds no complete checkpoint of step {step}; available steps: {available}")
+    return folder_of[step]
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The driver's state in a checkpoint. Raises KrayError that names the file when it cannot be read."""
+    """Return the driver's state in a checkpoint.
+
+    Raises:
+        KrayError: The file cannot be read.
+    """
     file = Path(checkpoint) / STATE
     try:
         return json.loads(file.read_text())
@@ -143,22 +158,34 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 class CheckpointStore:
     """The checkpoints of one run; one process at a time writes.
 
-    folder = store.begin(20); (the learners write into folder / "learner"); store.commit(20, state)
+    Usage: `folder = store.begin(20)`, the learners write into folder / "learner", `store.commit(20, state)`.
+
+    Attributes:
+        prune_problem: What the newest `commit` could not remove, and why; "" for nothing.
     """
 
     def __init__(self, run_folder: str | Path, keep: int):
-        """keep: how many complete checkpoints stay, at least 1. Cleans up after a writer that died."""
+        """Open a run's checkpoints and clean up after a writer that was killed.
+
+        Args:
+            run_folder: The run's folder.
+            keep: Number of complete checkpoints to keep, at least 1.
+
+        Raises:
+            ConfigError: `keep` is less than 1.
+        """
         if keep < 1:
-            raise ConfigError(f"run.keep_checkpoints is {keep}; at least 1 must stay")
+            raise ConfigError(f"run.keep_checkpoints is {keep}; it must be at least 1")
         self.run_folder = Path(run_folder)
         self.folder = self.run_folder / FOLDER
         self.keep = keep
-        self.prune_problem = ""  # what the newest `commit` could not remove, and why; "" for nothing
+        self.prune_problem = ""
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(".old-step-*"):
             if self._path(old.name.removeprefix(".old-")).exists():
                 shutil.rmtree(old, ignore_errors=True)
-            else:  # the writer died between the two renames in `commit`
+            else:
+                # The writer was killed between the two renames in `commit`.
                 old.rename(self._path(old.name.removeprefix(".old-")))
         for unfinished in self.folder.glob(".tmp-step-*"):
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -167,85 +194,109 @@ class CheckpointStore:
         return self.folder / name
 
     def begin(self, step: int) -> Path:
-        """An empty temporary folder for the checkpoint of `step`, with `learner/` in it."""
+        """Return an empty temporary folder for the checkpoint of `step`, with `learner/` in it."""
         folder = self._path(f".tmp-step-{step:06d}")
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "learner").mkdir(parents=True)
         return folder
 
     def commit(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Makes what was written since `begin(step)` the checkpoint of `step`, then removes the oldest ones.
+        """Make what was written since `begin(step)` the checkpoint of `step`, then remove the oldest ones.
 
-        state: JSON values. An earlier checkpoint of the same step is replaced. Returns the checkpoint's folder; what could not
-        be removed then is told by `prune_problem`, and the next commit tries it again.
+        An earlier checkpoint of the same step is replaced. What cannot be removed is described by `prune_problem`; the next
+        commit tries again.
+
+        Args:
+            step: The step.
+            state: The driver's state, JSON values.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            KrayError: `begin` was not called.
         """
         unfinished, final = self._path(f".tmp-step-{step:06d}"), self._path(f"step-{step:06d}")
         if not unfinished.is_dir():
             raise KrayError(f"checkpoint of step {step}: {unfinished} is gone; call begin({step}) first")
         names = sorted(str(file.relative_to(unfinished)) for file in unfinished.rglob("*") if file.is_file())
         (unfinished / FILES).write_text(json.dumps(_checksums(unfinished, names)) + "\n")
-        _sync_tree(unfinished)  # what state.json vouches for is on disk before state.json is
+        # All other files must be on disk before state.json marks the checkpoint as complete.
+        _sync_tree(unfinished)
         (unfinished / STATE).write_text(json.dumps(state, indent=2) + "\n")
         _sync(unfinished / STATE)
         _sync(unfinished)
         old = self._path(f".old-step-{step:06d}")
         if final.exists():
-            shutil.rmtree(old, ignore_errors=True)  # one that could not be removed when it was replaced
+            # One that could not be removed when it was replaced.
+            shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
         unfinished.rename(final)
         _sync(self.folder)
         try:
             self.prune_problem = self._prune(step)
-        except OSError as error:  # the checkpoint is on disk all the same
+        except OSError as error:
+            # The checkpoint itself is on disk.
             self.prune_problem = f"{self.folder}: older checkpoints could not be removed ({error})"
         return final
 
     def discard(self, step: int) -> None:
-        """Removes what was written since `begin(step)`."""
+        """Remove what was written since `begin(step)`."""
         shutil.rmtree(self._path(f".tmp-step-{step:06d}"), ignore_errors=True)
 
     def set_aside_after(self, step: int) -> list[str]:
-        """Sets the checkpoints of later steps aside, which belong to a future that was given up; their names."""
+        """Set aside the checkpoints of later steps, which a resumed run no longer leads to, and return their names."""
         later = [folder for number, folder in _steps(self.run_folder) if number > step]
         for folder in later:
             _set_aside(folder)
         return [folder.name for folder in later]
 
     def _prune(self, step: int) -> str:
-        """Removes what is not needed any more now that `step` is on disk; what could not be removed, for people."""
-        going = [*self.folder.glob(".tmp-step-*")]
-        going += [old for old in self.folder.glob(".old-step-*") if self._path(old.name.removeprefix(".old-")).exists()]
-        going += [aside for aside in self.folder.glob(".aside-step-*") if int(aside.name.rsplit("-", 1)[1]) <= step]
+        """Remove what is no longer needed now that `step` is on disk; return a message on what could not be removed."""
+        removable = [*self.folder.glob(".tmp-step-*")]
+        removable += [
+            old for old in self.folder.glob(".old-step-*") if self._path(old.name.removeprefix(".old-")).exists()
+        ]
+        removable += [aside for aside in self.folder.glob(".aside-step-*") if int(aside.name.rsplit("-", 1)[1]) <= step]
         surplus = [folder for number, folder in _steps(self.run_folder)[: -self.keep] if number != step]
         problems = []
-        for folder in [*going, *surplus]:
+        for folder in [*removable, *surplus]:
             try:
                 hidden = self._path(f".tmp-{folder.name.removeprefix('.old-')}")
-                # a folder that is half removed must not look complete
+                # A folder that is half removed must not look complete.
                 shutil.rmtree(folder.rename(hidden) if folder in surplus else folder)
             except OSError as error:
                 problems.append(f"{folder.name} ({error.strerror or error})")
         return f"{self.folder}: {', '.join(problems)} could not be removed" if problems else ""
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint, or None."""
+        """Return the newest complete checkpoint, or None."""
         return newest_checkpoint(self.run_folder)
 
 
 def find_checkpoint(resume: str, runs_dir: str | Path = "", name: str = "") -> Path | None:
-    """The checkpoint that `resume` means: "" none; a checkpoint; a run folder, then its newest; "auto".
+    """Return the checkpoint that a `resume` setting refers to.
 
-    auto: among the folders `<name>-<date...>` in runs_dir (the date beginning YYYYMMDD or YYYY-MM-DD) the one whose
-    newest checkpoint was written last; None when there is none, so that the same command can start a run and continue
-    it after a preemption. Raises ConfigError when a path names no complete checkpoint.
+    Args:
+        resume: "" for none; a checkpoint; a run folder, whose newest checkpoint counts; or "auto": of the folders
+            `<name>-<date...>` in runs_dir (the date beginning YYYYMMDD or YYYY-MM-DD) the one whose newest checkpoint
+            was written last, so that the same command starts a run and continues it after a preemption.
+        runs_dir: For "auto", where the run folders are.
+        name: For "auto", the run's name.
+
+    Returns:
+        The checkpoint's folder; None for "" and where "auto" finds none.
+
+    Raises:
+        ConfigError: A path holds no complete checkpoint.
     """
     if not resume:
         return None
     if resume == "auto":
         pattern = re.compile(re.escape(name) + r"-\d{4}-?\d{2}-?\d{2}.*")
         folders = Path(runs_dir).expanduser().glob("*")
-        found = [newest_checkpoint(folder) for folder in folders if pattern.fullmatch(folder.name)]
-        complete = [checkpoint for checkpoint in found if checkpoint]
+        checkpoints = [newest_checkpoint(folder) for folder in folders if pattern.fullmatch(folder.name)]
+        complete = [checkpoint for checkpoint in checkpoints if checkpoint]
         return max(complete, key=lambda folder: ((folder / STATE).stat().st_mtime_ns, str(folder)), default=None)
     path = Path(resume).expanduser()
     if not path.is_dir():
@@ -254,5 +305,5 @@ def find_checkpoint(resume: str, runs_dir: str | Path = "", name: str = "") -> P
         return path
     checkpoint = newest_checkpoint(path)
     if checkpoint is None:
-        raise ConfigError(f"resume: {path} is no complete checkpoint and holds none in {FOLDER}/")
+        raise ConfigError(f"resume: {path} is not a complete checkpoint and holds none in {FOLDER}/")
     return checkpoint

@@ -1,10 +1,10 @@
-"""A trained policy outside its run: a Hugging Face folder, and a model in MLflow.
+"""Exports a trained policy from its run: to a Hugging Face folder, and to a model in MLflow.
 
-Promises
-- A folder appears whole or not at all, and nothing that was there is overwritten without being asked.
-- What is exported computes what the learner computes: LoRA's adapters come merged, tokenizer, chat template and
-  generation config are the start model's.
-- `log_trained` never fails a run: what goes wrong becomes a warning.
+Guarantees
+- A folder appears completely or not at all, and nothing is overwritten unless asked for.
+- The exported model computes what the learner computes: LoRA adapters are merged; tokenizer, chat template and generation
+  config are the start model's.
+- `log_trained` never fails a run: errors become warnings.
 """
 
 from __future__ import annotations
@@ -24,38 +24,62 @@ from kray.tracking import locate, log_model
 
 logger = logging.getLogger(__name__)
 
-MODEL = "model"  # in a run folder
+# Name of the exported model's folder in a run folder.
+MODEL = "model"
+# Seconds; a model of some GB takes minutes to upload to a remote MLflow.
 UPLOAD_TIMEOUT_S = 1800.0
 
 
 def export_checkpoint(
     checkpoint: str | Path, source: str, model: ModelConfig, folder: str | Path, adapters: str | Path = ""
 ) -> int:
-    """Writes the policy of a checkpoint of any number of ranks as a Hugging Face folder; returns its parameters' number.
+    """Write the policy of a checkpoint of any number of ranks as a Hugging Face folder.
 
-    source: the start model's folder or hub id. adapters: where a peft folder of the adapters alone goes, "" for none.
-    One process, no accelerator; holds the model once in float32 and once in model.dtype. Raises ConfigError, KrayError.
+    Runs in one process without an accelerator; holds the model once in float32 and once in model.dtype.
+
+    Args:
+        checkpoint: A complete checkpoint.
+        source: The start model's folder or hub id.
+        model: The run's `model` section.
+        folder: Where to write; must not exist or be empty.
+        adapters: Where to write the LoRA adapters alone as a peft folder, "" for nowhere.
+
+    Returns:
+        Number of parameters.
+
+    Raises:
+        ConfigError: A folder is not empty, the run has no adapters, or the model cannot be loaded.
+        KrayError: The checkpoint cannot be read or the folder cannot be written.
     """
     from kray.train import lora
     from kray.train import model as policy
-    from kray.train import sharded_checkpoint as saving
+    from kray.train.sharded_checkpoint import read_checkpoint
 
     if adapters and model.lora is None:
         raise ConfigError("adapters: the run has none (model.lora is null)")
-    live: Any = policy.load_policy(source, model.dtype, lora=model.lora, checked=False)
-    saving.read(Path(checkpoint) / "learner", policy.trained_tensors(live), rank=0)
+    trained: Any = policy.load_policy(source, model.dtype, lora=model.lora, checked=False)
+    read_checkpoint(Path(checkpoint) / "learner", policy.trained_tensors(trained), rank=0)
     if adapters and model.lora is not None:
         with atomic_folder(Path(adapters)) as unfinished:
-            lora.save_adapters(live, model.lora, source, unfinished)
-    state = policy.full_state(live, model.dtype)
+            lora.save_adapters(trained, model.lora, source, unfinished)
+    state = policy.full_state(trained, model.dtype)
     with atomic_folder(Path(folder)) as unfinished:
-        policy.export_policy(live, state, model.dtype, source, unfinished)
+        policy.export_policy(trained, state, model.dtype, source, unfinished)
     return sum(tensor.numel() for _, tensor in state)
 
 
 @contextmanager
 def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
-    """Gives a folder to write in, which becomes `folder` when all went well. Raises ConfigError when that holds something."""
+    """Yield a temporary folder that becomes `folder` when the context ends without an error.
+
+    Args:
+        folder: The final folder.
+        replace: Whether an existing folder is replaced.
+
+    Raises:
+        ConfigError: The folder is not empty and `replace` is false.
+        KrayError: It cannot be written.
+    """
     check_free(folder, replace)
     unfinished = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -71,7 +95,11 @@ def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def check_free(folder: Path, replace: bool = False) -> None:
-    """Raises ConfigError when `folder` cannot become a new one."""
+    """Check that `folder` can be written by `atomic_folder`.
+
+    Raises:
+        ConfigError: It cannot.
+    """
     if folder.exists() and not (folder.is_dir() and (replace or not any(folder.iterdir()))):
         raise ConfigError(f"{folder} exists and is not an empty folder: name another one")
 

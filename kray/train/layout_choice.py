@@ -1,4 +1,4 @@
-"""How the learner computes log-probabilities: the fastest way that gives those of the model's own forward pass."""
+"""Chooses how the learner computes log-probabilities: the fastest layout that agrees with the model's own forward pass."""
 
 from __future__ import annotations
 
@@ -11,35 +11,46 @@ import numpy as np
 from kray.errors import ConfigError
 from kray.train.attention import ATTENTION
 from kray.train.model import OWN, set_attention
+from kray.train.process_group import first_problem, gather_objects
 from kray.train.supported_models import longest_sequence
 from kray.train.training_rows import TrainingRows, unscored_rows
 
-# Mean difference of log-probabilities up to which two ways to compute them are the same.
-SAME_NATS = {"float32": 1e-3, "bfloat16": 0.1}
-# Largest difference of a log-probability that one way computes twice, or before and after a later token changed.
-EQUAL_NATS = {"float32": 1e-4, "bfloat16": 0.02}
-PROBE = (9, 6, 33)  # tokens of a prompt and of two responses
-# What a model raises that cannot be asked in some way.
+# By compute dtype, nats: mean absolute difference of log-probabilities up to which two layouts count as equal.
+MEAN_TOLERANCE_NATS = {"float32": 1e-3, "bfloat16": 0.1}
+# By compute dtype, nats: largest difference of a log-probability that one layout computes twice, or computes before and
+# after a later token changed.
+REPEAT_TOLERANCE_NATS = {"float32": 1e-4, "bfloat16": 0.02}
+# Tokens of the test prompt and of its two responses: of different lengths, so that padding and packing both matter.
+PROBE_TOKENS = (9, 6, 33)
+# What a model raises that does not support a layout.
 FAILURES = (ConfigError, TypeError, ValueError, AttributeError, RuntimeError, LookupError, AssertionError)
-
-Probe = Callable[[TrainingRows, bool, bool], np.ndarray]
-Gather = Callable[[Any], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerLayout:
-    """packed, or padded; whole: all logits, by the model's own output layers, or those of responses; attention: whose."""
+    """One way to compute log-probabilities.
+
+    Attributes:
+        packed: Whether micro-batches are packed (no padding, shared prompts) or padded.
+        all_logits: Whether the model's own forward pass computes the logits of all tokens; else kray applies the output
+            layer to the hidden states that predict response tokens.
+        attention: Name of the attention function: kray's ATTENTION or the model's OWN.
+    """
 
     packed: bool
-    whole: bool
+    all_logits: bool
     attention: str
 
     def __str__(self) -> str:
         own = ", its own attention" if self.attention == OWN else ""
-        return f"{'packed' if self.packed else 'padded'}, {'all logits' if self.whole else 'logits of responses'}{own}"
+        logits = "all logits" if self.all_logits else "logits of responses"
+        return f"{'packed' if self.packed else 'padded'}, {logits}{own}"
 
 
-# From the fastest to the one that only pads.
+# (rows, layout) -> log-probabilities of the rows' response tokens, (N,) float32, row after row.
+ComputeLogprobs = Callable[[TrainingRows, LearnerLayout], np.ndarray]
+
+# From the fastest to the most general, the last of which is the model's own forward pass.
 LAYOUTS = (
     LearnerLayout(True, False, ATTENTION),
     LearnerLayout(True, True, ATTENTION),
@@ -50,55 +61,54 @@ LAYOUTS = (
 )
 
 
-def choose_layout(
-    model: Any, probe: Probe, gather: Gather, dtype: str, packing: bool
-) -> tuple[LearnerLayout, list[str]]:
-    """Choose the first of LAYOUTS that computes what the model's own forward pass does, and have the model compute so.
+def choose_layout(model: Any, compute: ComputeLogprobs, dtype: str, packing: bool) -> tuple[LearnerLayout, list[str]]:
+    """Choose the first of LAYOUTS that agrees with the model's own forward pass, and set its attention on the model.
+
+    A collective: all ranks choose the same layout, because it decides how they share a step's rows.
 
     Args:
-        probe: (rows, packed, whole) -> log-probabilities of the rows' responses, (N,) float32, one row after the other.
-        gather: Every rank's value of what this rank gives. All ranks choose alike, for they share a step's rows by it.
-        dtype: That of compute, also of the model's own forward pass.
-        packing: Whether packed ways may be chosen.
+        model: The sharded model.
+        compute: Computes log-probabilities in a layout.
+        dtype: Compute dtype, also of the model's own forward pass.
+        packing: Whether packed layouts may be chosen.
 
     Returns:
-        The way, and what spoke against those before it.
+        The layout, and for each faster one the reason why it was rejected.
 
     Raises:
-        ConfigError: The model's own forward pass is no causal language model's, or no way computes the same.
+        ConfigError: The model's own forward pass is not that of a causal language model, or no layout agrees with it.
     """
-    prompt, responses = _tokens(model)
+    prompt, responses = _probe_tokens(model)
     rows = unscored_rows([(prompt, response) for response in responses])
-    exact, problem = _own(model, probe, prompt, responses, EQUAL_NATS[dtype])
-    problem = next(filter(None, gather(problem)), "")
-    rejected_layouts: list[str] = []
-    for way in LAYOUTS if not problem else ():
-        if way.packed and not packing:
+    exact, problem = _own_logprobs(model, compute, prompt, responses, REPEAT_TOLERANCE_NATS[dtype])
+    problem = first_problem(problem)
+    rejected: list[str] = []
+    for layout in LAYOUTS if not problem else ():
+        if layout.packed and not packing:
             continue
-        if not set_attention(model, way.attention):
-            rejected_layouts = ["its attention does not go through transformers' interface"]
+        if not set_attention(model, layout.attention):
+            rejected = ["its attention does not go through transformers' interface"]
             continue
         try:
-            gap = float(np.abs(probe(rows, way.packed, way.whole) - exact).mean())
-            doubt = f"{way}: off by {gap:.1e} nats"
+            gap = float(np.abs(compute(rows, layout) - exact).mean())
+            reason = f"{layout}: off by {gap:.1e} nats"
         except FAILURES as error:
-            gap, doubt = np.inf, f"{way}: {_line(error)}"  # this model cannot be asked so
-        if all(each <= SAME_NATS[dtype] for each in gather(gap)):
-            return way, rejected_layouts
-        rejected_layouts.append(doubt)
-    problem = (
-        problem or f"no layout gives the log-probabilities of its own forward pass ({'; '.join(rejected_layouts)})"
-    )
+            gap, reason = np.inf, f"{layout}: {_first_line(error)}"
+        if all(each <= MEAN_TOLERANCE_NATS[dtype] for each in gather_objects(gap)):
+            return layout, rejected
+        rejected.append(reason)
+    problem = problem or f"no layout gives the log-probabilities of its own forward pass ({'; '.join(rejected)})"
     raise ConfigError(f"model.path: a model of type {model.config.model_type} cannot be trained: {problem}")
 
 
-def _tokens(model: Any) -> tuple[list[int], list[list[int]]]:
-    """A prompt and two responses of random tokens, as long as the model's positions allow."""
+def _probe_tokens(model: Any) -> tuple[list[int], list[list[int]]]:
+    """Draw a prompt and two responses of random tokens, as long as the model's positions allow."""
     config = model.config.get_text_config()
-    most = getattr(config, "max_position_embeddings", None)
-    most = most if isinstance(most, int) and most > 0 else sum(PROBE)  # XLNet says -1: any
-    most = min(most, longest_sequence(config) or most)
-    prompt, *sizes = (max(2, size * min(most, sum(PROBE)) // sum(PROBE)) for size in PROBE)
+    limit = getattr(config, "max_position_embeddings", None)
+    # XLNet has -1 here: any length.
+    limit = limit if isinstance(limit, int) and limit > 0 else sum(PROBE_TOKENS)
+    limit = min(limit, longest_sequence(config) or limit)
+    prompt, *sizes = (max(2, size * min(limit, sum(PROBE_TOKENS)) // sum(PROBE_TOKENS)) for size in PROBE_TOKENS)
     random = np.random.default_rng(0)
     return (
         random.integers(int(config.vocab_size), size=prompt).tolist(),
@@ -106,32 +116,36 @@ def _tokens(model: Any) -> tuple[list[int], list[list[int]]]:
     )
 
 
-def _own(
-    model: Any, probe: Probe, prompt: list[int], responses: list[list[int]], equal: float
+def _own_logprobs(
+    model: Any, compute: ComputeLogprobs, prompt: list[int], responses: list[list[int]], tolerance_nats: float
 ) -> tuple[np.ndarray, str]:
-    """Log-probabilities of the responses by the model's own forward pass, each alone; and what is wrong with them."""
+    """Log-probabilities of each response alone by the model's own forward pass, and what is wrong with them."""
 
     def alone(response: list[int]) -> np.ndarray:
-        return probe(unscored_rows([(prompt, response)]), False, True)
+        return compute(unscored_rows([(prompt, response)]), LAYOUTS[-1])
 
     set_attention(model, OWN)
     longest = responses[-1]
-    at = len(longest) // 2
-    changed = [*longest[:at], (longest[at] + 1) % int(model.config.get_text_config().vocab_size), *longest[at + 1 :]]
+    middle = len(longest) // 2
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    changed = [*longest[:middle], (longest[middle] + 1) % vocabulary, *longest[middle + 1 :]]
     try:
         exact = np.concatenate([alone(response) for response in responses])
         last = exact[-len(longest) :]
-        twice, moved = (np.abs(alone(r)[:n] - last[:n]).max() for r, n in ((longest, len(longest)), (changed, at)))
+        repeat_gap = np.abs(alone(longest) - last).max()
+        causal_gap = np.abs(alone(changed)[:middle] - last[:middle]).max()
     except FAILURES as error:
-        return np.zeros(0), f"its forward pass cannot be computed from tokens alone ({_line(error)})"
+        return np.zeros(0), f"its forward pass cannot be computed from tokens alone ({_first_line(error)})"
     if not np.isfinite(exact).all():
         return exact, "its log-probabilities are not finite"
-    if not twice <= equal:
-        return exact, f"two equal calls differ by {twice:.1e} nats"
-    if not moved <= equal:
-        return exact, f"it is not causal: changing a later token moves earlier log-probabilities by {moved:.1e} nats"
+    if not repeat_gap <= tolerance_nats:
+        return exact, f"two equal calls differ by {repeat_gap:.1e} nats"
+    if not causal_gap <= tolerance_nats:
+        return exact, (
+            f"it is not causal: changing a later token moves earlier log-probabilities by {causal_gap:.1e} nats"
+        )
     return exact, ""
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"

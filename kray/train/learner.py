@@ -1,10 +1,12 @@
-"""One rank of the learner: a plain class that Ray (group.py) or a test puts into a process of its own.
+"""One rank of the learner: a plain class that Ray (learner_group.py) or a test runs in a process of its own.
 
-Promises
-- Every public method except `describe`, `saved` and `shutdown` is a collective: all ranks call it, with the same
-  arguments, in the same order.
-- The update does not depend on how many ranks or micro-batches it was split over, up to float32 rounding.
-- A step without an effective group, or with a gradient that is not finite, leaves weights and optimizer as they were.
+Guarantees
+- Every public method except `describe`, `saved`, `lr` and `shutdown` is a collective: all ranks call it with the same
+  arguments and in the same order.
+- An update does not depend on the number of ranks or micro-batches it is split over, up to float32 rounding.
+- A step without a mixed group, or whose gradient is not finite, leaves weights and optimizer as they were.
+
+Shape suffixes: N sampled tokens of one micro-batch, R rollouts.
 """
 
 from __future__ import annotations
@@ -12,8 +14,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +25,24 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from kray.config.schema import LoraConfig
-from kray.config.train_schema import BUILT_WITH, TrainConfig, advantage_of, aggregation_of
-from kray.errors import ConfigError, KrayError
+from kray.config.train_schema import BUILT_WITH, TrainConfig
+from kray.errors import ConfigError
 from kray.metrics import TRAIN_LOGPROB_GAP_MAX, TRAIN_LR, TRAIN_UPDATE_S
-from kray.records import RolloutGroup
 from kray.train import model as policy
-from kray.train import sharded_checkpoint as saving
-from kray.train.advantages import advantages
 from kray.train.layout_choice import LearnerLayout, choose_layout
-from kray.train.logprobs import add_score_method
 from kray.train.lora import without_adapters
-from kray.train.loss import k3, policy_loss
+from kray.train.loss import LossConfig, LossInputs, k3, policy_loss
 from kray.train.metrics import SUMS, update_metrics
 from kray.train.optimizer import ShardedAdamW
 from kray.train.packing import MicroBatch, collate, split_ranks
+from kray.train.process_group import join_process_group, run_on_rank_0
+from kray.train.sharded_checkpoint import CheckpointWriter, read_checkpoint
 from kray.train.supported_models import check_length
-from kray.train.training_rows import TrainingRows, make_rows, unscored_rows
+from kray.train.training_rows import TrainingRows, unscored_rows
 from kray.weight_sync.flat_weights import FlatWeights, Gathered
 
-LR_POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # of the share of groups that carry a gradient
-
-
-def step_rows(groups: Sequence[RolloutGroup], train: TrainConfig) -> TrainingRows:
-    """What one update learns from the groups of a step. Raises ValueError that names an unusable rollout."""
-
-    def compute(rewards_R: np.ndarray, group_R: np.ndarray) -> np.ndarray:
-        scale = advantage_of(train) == "std"
-        return advantages(torch.from_numpy(rewards_R), torch.from_numpy(group_R), scale).numpy()
-
-    constant, clip = train.constant_tokens, train.advantage_clip
-    return make_rows(groups, compute, aggregation_of(train), train.updates, constant, clip)
+# Exponent of the share of mixed groups in the learning rate, by train.lr_scaling.
+LR_EXPONENTS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 
 class Learner:
@@ -74,263 +63,257 @@ class Learner:
         temperature: float = 1.0,
         lora: LoraConfig | None = None,
     ):
-        """Joins the process group (blocks until all ranks did, at most train.timeout_s) and loads the model.
+        """Join the process group and load the model; blocks until all ranks have joined.
 
-        dtype: of compute and of the weights handed out, float32 | bfloat16; the master is float32. total_steps: kray steps
-        of the run, which bound the warm-up of the learning rate. device: cpu (gloo) | cuda (nccl, one device).
-        temperature: at which the rollouts are sampled; the policy that learns is the policy at this temperature.
+        Args:
+            rank: This rank.
+            world_size: Number of ranks.
+            master_addr: Address of rank 0, "" for a single rank.
+            master_port: Free port on that address.
+            model_path: Hugging Face folder or hub id of the start model.
+            train: The run's `train` section; joining takes at most train.timeout_s seconds.
+            dtype: Compute dtype and dtype of the gathered weights, float32 or bfloat16; master weights are float32.
+            total_steps: Steps of the run, the upper bound of the learning rate's warm-up.
+            seed: Seed of torch's random numbers.
+            device: "cpu" (gloo) or "cuda" (nccl, one device a rank).
+            temperature: Sampling temperature of the rollouts; the trained policy is the policy at this temperature.
+            lora: Trains adapters instead of all weights.
+
+        Raises:
+            ConfigError: The model cannot be loaded or trained.
         """
         self.rank, self.world_size, self.train, self.dtype = rank, world_size, train, dtype
         self.model_path, self.seed, self.temperature, self.lora = model_path, seed, temperature, lora
         self.device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
         torch.manual_seed(seed)
-        self._join(master_addr, master_port)
+        join_process_group(rank, world_size, master_addr, master_port, self.device, train.timeout_s)
         try:
             self.mesh = init_device_mesh(self.device.type, (world_size,))
-            self.model: Any = self._load_policy(lora)  # an FSDPModule and a PreTrainedModel
-            self.reference = self._load_reference()
+            # An FSDPModule and a PreTrainedModel.
+            self.model: Any = policy.load_sharded(model_path, dtype, self.mesh, train.activation_checkpointing, lora)
+            # The start model, for train.kl: with LoRA the model without its adapters.
+            self.reference: Any = None
+            if train.kl:
+                frozen = lora is None
+                self.reference = (
+                    policy.load_sharded(model_path, dtype, self.mesh, frozen=True) if frozen else self.model
+                )
             self.configure(train, total_steps)
-            self.saver = saving.CheckpointWriter(rank, train.timeout_s)
-            self.way = self._choose_layout()
+            self.writer = CheckpointWriter(rank, train.timeout_s)
+            self.layout, self.rejected_layouts = choose_layout(self.model, self._row_logprobs, dtype, train.packing)
+            if self.reference is not None and self.reference is not self.model:
+                policy.set_attention(self.reference, self.layout.attention)
             for layer in policy.decoder_layers(self.model) if train.compile else []:
                 layer.compile(dynamic=True)
         except BaseException:
             self.shutdown()
             raise
 
-    def _join(self, master_addr: str, master_port: int) -> None:
-        timeout = timedelta(seconds=self.train.timeout_s)
-        if self.world_size == 1:
-            store: dist.Store = dist.HashStore()
-        else:
-            store = dist.TCPStore(master_addr, master_port, self.world_size, is_master=self.rank == 0, timeout=timeout)
-        # gloo also on CUDA: checkpoints and the metrics' last sums travel between processes' main memory.
-        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=timeout)
-
-    def _load_policy(self, lora: LoraConfig | None, frozen: bool = False) -> Any:
-        """The sharded model; all ranks raise when one cannot load it."""
-        checkpointing = self.train.activation_checkpointing and not frozen
-        model: Any = None
-        problem = ""
-        try:
-            model = policy.load_policy(self.model_path, self.dtype, checkpointing, lora, empty=self.rank > 0)
-        except ConfigError as error:
-            problem = str(error)
-        problems: list[Any] = [""] * self.world_size
-        dist.all_gather_object(problems, problem)
-        if model is None or any(problems):
-            raise ConfigError(next(filter(None, problems)))
-        if frozen:
-            model.requires_grad_(False)
-            for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32, as the policy's do
-                parameter.data = parameter.data.to(policy.DTYPES[self.dtype])
-        model = policy.shard(model, self.mesh, self.dtype)
-        model.to(self.device)  # what FSDP does not shard: buffers
-        add_score_method(model)
-        return model
-
-    def _load_reference(self) -> Any:
-        """The start model, sharded and frozen, when train.kl needs one. LoRA's base weights are their own."""
-        if self.train.kl == 0:
-            return None
-        return self.model if self.lora is not None else self._load_policy(None, frozen=True)
-
-    @property
-    def packed(self) -> bool:
-        return self.way.packed
-
-    @property
-    def whole(self) -> bool:
-        return self.way.whole
-
-    def _choose_layout(self) -> LearnerLayout:
-        """The fastest way to compute that gives the log-probabilities of the model's own forward pass. A collective."""
-
-        def gather(value: Any) -> list[Any]:
-            values: list[Any] = [None] * self.world_size
-            dist.all_gather_object(values, value)
-            return values
-
-        way, self.rejected_layouts = choose_layout(self.model, self._probe, gather, self.dtype, self.train.packing)
-        if self.reference is not None and self.reference is not self.model:
-            policy.set_attention(self.reference, way.attention)
-        return way
-
     def configure(self, train: TrainConfig, total_steps: int) -> None:
-        """Begins another run with these settings on the model as it is: a new optimizer, no step done.
+        """Begin another run on the model as it is: a new optimizer, no step done. `load` then sets the start weights.
 
-        `load` of a checkpoint then brings the weights that the run starts from. Raises ConfigError for a change of what
-        the ranks were built with.
+        Args:
+            train: The new run's `train` section.
+            total_steps: Steps of the new run.
+
+        Raises:
+            ConfigError: A key differs that the ranks were built with.
         """
         for key in BUILT_WITH:
             old, new = getattr(self.train, key), getattr(train, key)
             if old != new:
                 raise ConfigError(f"train.{key}: the learner was built with {old!r} and cannot go on with {new!r}")
         self.train = train
+        self.loss = LossConfig.from_train(train)
         self.warmup_updates = min(train.lr_warmup_steps, total_steps) * train.updates
-        self.updates_done = 0  # optimizer steps
+        # Number of optimizer steps.
+        self.updates_done = 0
         self.optimizer = ShardedAdamW(self.model, train)
 
     def __repr__(self) -> str:
-        return f"learner-{self.rank}"  # Ray puts it before the rank's log lines
+        # Ray puts it before the rank's log lines.
+        return f"learner-{self.rank}"
 
     def describe(self) -> dict[str, Any]:
-        """Who this is, for logs: rank, host, process id, device, parameters of the model, trained ones, layout, and why
-        faster layouts were not taken."""
+        """Return what logs show of this rank.
+
+        Returns:
+            rank, host, pid, device, parameters and trained (numbers of parameters), layout, and rejected_layouts, the
+            reasons why faster layouts were not taken.
+        """
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
-        where = {"host": socket.gethostname(), "pid": os.getpid(), "device": str(self.device)}
-        counts = {"parameters": sum(n for n, _ in sizes), "trained": sum(n for n, trained in sizes if trained)}
         return {
             "rank": self.rank,
-            **where,
-            **counts,
-            "layout": str(self.way),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": str(self.device),
+            "parameters": sum(size for size, _ in sizes),
+            "trained": sum(size for size, trained in sizes if trained),
+            "layout": str(self.layout),
             "rejected_layouts": self.rejected_layouts,
         }
 
-    # -- the update ---------------------------------------------------------------------------------------------------
+    def lr(self, mixed_share: float = 1.0) -> float:
+        """Return the learning rate of the next optimizer step: a linear warm-up, then constant.
 
-    def lr(self, share: float = 1.0) -> float:
-        """Of the next optimizer step: rises in a straight line over the warm-up, then stays.
-
-        share: of the step's groups that carry a gradient; counts as train.lr_scaling says.
+        Args:
+            mixed_share: Share of the step's groups that carry a gradient; scales the rate as train.lr_scaling says.
         """
-        rise = min(1.0, (self.updates_done + 1) / max(1, self.warmup_updates))
-        return self.train.lr * rise * share ** LR_POWERS[self.train.lr_scaling]
+        warmup = min(1.0, (self.updates_done + 1) / max(1, self.warmup_updates))
+        return self.train.lr * warmup * mixed_share ** LR_EXPONENTS[self.train.lr_scaling]
 
     def update(self, rows: TrainingRows) -> dict[str, float]:
-        """One GRPO step: rows.updates optimizer steps. Returns the same metrics on every rank (metrics.py lists them).
+        """Take one GRPO step, which is rows.updates optimizer steps.
 
-        With one optimizer step the old log-probabilities are this pass's own, detached: the ratio is 1 and the clip inert.
-        With several they are computed before the first one.
+        With one optimizer step the old log-probabilities are this pass's own, detached: the ratio is 1 and the clip
+        inactive. With several they are computed before the first one.
+
+        Returns:
+            The train/* metrics, the same on every rank; those that are unknown because nothing was trained on are absent.
         """
         started = time.monotonic()
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         gap_max = torch.zeros((), dtype=torch.float64, device=self.device)
-        share = rows.effective_groups / max(1, rows.groups)
-        lr, norms = self.lr(share), []
-        plan = [self._batches(rows, update) for update in range(rows.updates)]
+        mixed_share = rows.effective_groups / max(1, rows.groups)
+        lr, norms = self.lr(mixed_share), []
+        plan = [self._micro_batches(rows, update) for update in range(rows.updates)]
         old: list[list[Tensor | None]] = [[None] * len(batches) for batches in plan]
         if rows.updates > 1:
-            old = [[self._old_logprobs(batch) for batch in batches] for batches in plan]
+            with torch.no_grad():
+                old = [[self._forward(batch)[0] for batch in batches] for batches in plan]
             self.model.reshard()
-        for batches, olds in zip(plan, old, strict=True):
-            for k, (batch, old_N) in enumerate(zip(batches, olds, strict=True)):
+        for batches, old_logprobs in zip(plan, old, strict=True):
+            for k, (batch, old_N) in enumerate(zip(batches, old_logprobs, strict=True)):
                 last = k == len(batches) - 1
                 self.model.set_requires_gradient_sync(last or self.train.reduce_each_microbatch)
                 self.model.set_is_last_backward(last)
-                part, part_gap = self._backward(batch, old_N)
-                sums += part
-                gap_max = torch.maximum(gap_max, part_gap)
-            norms.append(self.optimizer.step(self.lr(share)))
+                batch_sums, batch_gap = self._backward(batch, old_N)
+                sums += batch_sums
+                gap_max = torch.maximum(gap_max, batch_gap)
+            norms.append(self.optimizer.step(self.lr(mixed_share)))
             self.updates_done += bool(np.isfinite(norms[-1]))
         dist.all_reduce(sums)
         dist.all_reduce(gap_max, dist.ReduceOp.MAX)
         metrics = update_metrics(dict(zip(SUMS, sums.tolist(), strict=True)), norms, rows, self.train, self.device)
         metrics[TRAIN_LOGPROB_GAP_MAX] = gap_max.item() if plan else np.nan
         metrics |= {TRAIN_LR: lr, TRAIN_UPDATE_S: time.monotonic() - started}
-        # Left out rather than NaN: what is unknown because nothing was trained on.
         return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
-    def _batches(self, rows: TrainingRows, update: int) -> list[MicroBatch]:
+    def _micro_batches(self, rows: TrainingRows, update: int) -> list[MicroBatch]:
+        """Return this rank's micro-batches of one optimizer step."""
         check_length(self.model.config, int(rows.lengths.max(initial=0)))
-        mine = np.flatnonzero(rows.update == update)
-        split = split_ranks(rows, mine, self.train.microbatch_tokens, self.world_size, self.packed)
-        return [collate(rows, indices, self.packed).to(self.device) for indices in split[self.rank]]
+        packed = self.layout.packed
+        chosen = np.flatnonzero(rows.update == update)
+        split = split_ranks(rows, chosen, self.train.microbatch_tokens, self.world_size, packed)
+        return [collate(rows, indices, packed).to(self.device) for indices in split[self.rank]]
 
     def _forward(
-        self, batch: MicroBatch, temperature: float, model: Any = None, whole: bool | None = None
+        self,
+        batch: MicroBatch,
+        temperature: float | None = None,
+        model: Any = None,
+        layout: LearnerLayout | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of the batch's N targets, each (N,) float32."""
-        whole = self.whole if whole is None else whole
+        """Log-probability (nats) and entropy (nats) of the batch's N targets, each (N,) float32."""
+        temperature = self.temperature if temperature is None else temperature
+        all_logits = (layout or self.layout).all_logits
         model = self.model if model is None else model
-        return model.score(batch.inputs, batch.keep, batch.source, batch.targets, temperature, whole)
-
-    @torch.no_grad()
-    def _old_logprobs(self, batch: MicroBatch) -> Tensor:
-        return self._forward(batch, self.temperature)[0]
+        return model.score(batch.inputs, batch.keep, batch.source, batch.targets, temperature, all_logits)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
         if self.reference is None:
             return None
         with without_adapters(self.reference):
-            logprobs_N = self._forward(batch, self.temperature, self.reference)[0]
+            logprobs_N = self._forward(batch, model=self.reference)[0]
         self.reference.reshard()
         return logprobs_N
 
     def _backward(self, batch: MicroBatch, old_N: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Adds the batch's gradient; returns the SUMS (S,) float64 and the largest gap to the engine's logprobs."""
-        train = self.train
+        """Add the batch's gradient; return SUMS (S,) float64 and the largest gap to the engine's log-probabilities."""
         reference_N = self._reference_logprobs(batch)
-        logprobs_N, entropy_N = self._forward(batch, self.temperature)
+        logprobs_N, entropy_N = self._forward(batch)
         old_N = logprobs_N.detach() if old_N is None else old_N
         result = policy_loss(
-            train.loss,
-            logprobs_N,
-            old_N,
-            batch.logprobs,
-            batch.advantages,
-            batch.weights,
-            batch.rollout,
-            (train.clip_low, train.clip_high),
-            train.tis,
-            train.kl,
-            reference_N,
+            LossInputs(logprobs_N, old_N, batch.logprobs, batch.advantages, batch.weights, batch.rollout, reference_N),
+            self.loss,
         )
-        (result.loss * self.world_size).backward()  # FSDP averages gradients over ranks; the loss is a sum
+        # FSDP averages gradients over the ranks; the loss is a sum.
+        (result.loss * self.world_size).backward()
         gap_N = (old_N - batch.logprobs).abs().double()
-        engine_kl = k3(old_N, batch.logprobs).sum()
-        parts = [result.loss, result.clipped, result.kl, result.truncated, result.reference_kl, entropy_N.sum()]
-        parts += [gap_N.sum(), engine_kl]
-        counts = [len(logprobs_N), batch.input_ids.numel(), batch.filled, batch.rows, *_attention_places(batch)]
-        sums = torch.stack([part.detach().double() for part in parts])
+        keys, key_places = batch.key_counts
+        sums: dict[str, Tensor | float] = {
+            "loss": result.loss,
+            "clipped": result.clipped,
+            "kl": result.kl,
+            "truncated": result.truncated,
+            "reference_kl": result.reference_kl,
+            "entropy": entropy_N.sum(),
+            "gap": gap_N.sum(),
+            "engine_kl": k3(old_N, batch.logprobs).sum(),
+            "tokens": len(logprobs_N),
+            "computed_tokens": batch.input_ids.numel(),
+            "filled": batch.filled,
+            "rows": batch.rows,
+            "keys": keys,
+            "key_places": key_places,
+        }
+        values = [torch.as_tensor(sums[name], dtype=torch.float64, device=self.device).detach() for name in SUMS]
         gap_max = gap_N.max() if len(gap_N) else gap_N.new_zeros(())
-        return torch.cat([sums, torch.tensor(counts, dtype=torch.float64, device=self.device)]), gap_max
-
-    # -- weights ------------------------------------------------------------------------------------------------------
+        return torch.stack(values), gap_max
 
     @torch.no_grad()
-    def _probe(self, rows: TrainingRows, packed: bool, whole: bool, temperature: float = 1.0) -> np.ndarray:
-        """Log-probabilities of all response tokens of all rows, one row after the other."""
+    def _row_logprobs(
+        self, rows: TrainingRows, layout: LearnerLayout | None = None, temperature: float = 1.0
+    ) -> np.ndarray:
+        """Log-probabilities of all response tokens of all rows, (N,) float32, row after row."""
+        layout = layout or self.layout
         check_length(self.model.config, int(rows.lengths.max(initial=0)))
         try:
-            batch = collate(rows, np.arange(len(rows)), packed).to(self.device)
-            logprobs = self._forward(batch, temperature, whole=whole)[0].float().cpu()
+            batch = collate(rows, np.arange(len(rows)), layout.packed).to(self.device)
+            logprobs = self._forward(batch, temperature, layout=layout)[0].float().cpu()
         finally:
             self.model.reshard()
-        found = np.empty(len(logprobs), dtype=np.float32)
-        found[batch.order.cpu().numpy()] = logprobs.numpy()
-        return found
+        ordered = np.empty(len(logprobs), dtype=np.float32)
+        ordered[batch.order.cpu().numpy()] = logprobs.numpy()
+        return ordered
 
     def logprobs(
         self, token_rows: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0
     ) -> list[np.ndarray]:
-        """Log-probabilities of each response's tokens, (T,) float32 each; rows are (prompt tokens, response tokens).
+        """Compute the log-probabilities of response tokens, for the probes that verify an engine's weights.
 
-        For probes that prove an engine's weights: every rank computes all rows.
+        Every rank computes all rows.
+
+        Args:
+            token_rows: (prompt tokens, response tokens) pairs; a response may be empty.
+            temperature: Divides the logits.
+
+        Returns:
+            For each pair (T,) float32, nats.
         """
         kept = [i for i, (_, response) in enumerate(token_rows) if len(response)]
         rows = unscored_rows([token_rows[i] for i in kept])
-        found = [np.zeros(0, dtype=np.float32) for _ in token_rows]
+        results = [np.zeros(0, dtype=np.float32) for _ in token_rows]
         if kept:
             split = np.cumsum(rows.response_lengths)[:-1]
-            computed = np.split(self._probe(rows, self.packed, self.whole, temperature), split)
+            computed = np.split(self._row_logprobs(rows, temperature=temperature), split)
             for i, values in zip(kept, computed, strict=True):
-                found[i] = values
-        return found
+                results[i] = values
+        return results
 
     def state(self) -> list[tuple[str, Tensor]]:
-        """The whole model in the compute dtype on rank 0's CPU; [] on the other ranks."""
+        """Return (name, tensor) of the whole model in the compute dtype on rank 0's CPU; [] on the other ranks."""
         return policy.full_state(self.model, self.dtype, keep=self.rank == 0)
 
     def weights(self) -> tuple[Gathered, FlatWeights]:
-        """The whole model in the compute dtype on rank 0, empty on the other ranks; and what a caller on another node can
-        know of it without fetching it.
+        """Gather the whole model in the compute dtype on rank 0; the other ranks return no weights.
 
-        What need not be gathered or cast is not copied: it is the live parameters' memory, to be copied (Ray does) before
-        the next update.
+        Tensors that need neither gathering nor a cast are not copied but share the live parameters' memory, so the
+        caller must copy them (Ray does) before the next update.
+
+        Returns:
+            Size, checksum and timings, small enough for a caller on another node, and the weights.
         """
         started = time.monotonic()
         state = policy.gathered_state(self.model, self.dtype, keep=self.rank == 0)
@@ -340,39 +323,49 @@ class Learner:
         return Gathered(weights.nbytes, weights.checksum, *times), weights
 
     def export(self, folder: str | Path) -> None:
-        """Writes a Hugging Face folder with tokenizer (rank 0 writes)."""
+        """Write a Hugging Face folder with its tokenizer; rank 0 writes."""
         state = self.state()
-        self._on_rank_0(lambda: policy.export_policy(self.model, state, self.dtype, self.model_path, Path(folder)))
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
+        run_on_rank_0(lambda: policy.export_policy(self.model, state, self.dtype, self.model_path, Path(folder)))
 
     def _sharded_state(self) -> dict[str, Tensor]:
-        """Everything that is trained, by name, and shared with the live tensors: loading into it loads the learner."""
+        """Everything that is trained, by name; shares memory with the live tensors, so loading into it is enough."""
         state = policy.trained_tensors(self.model)
         return state | {f"optimizer.{name}": tensor for name, tensor in self.optimizer.tensors().items()}
 
     def save(self, folder: str | Path, background: bool = False) -> None:
-        """Writes model, optimizer, step and random states; each rank writes its shard, so all must see `folder`.
+        """Write model, optimizer, step and random states; waits for an earlier write.
 
-        background: returns when a copy has been taken; `saved` then tells when it is on disk. A later call waits for an
-        earlier write.
+        Args:
+            folder: Where each rank writes its shard; all ranks must see it.
+            background: Return as soon as a copy has been taken; `saved` then reports when it is on disk.
+
+        Raises:
+            StorageError: A rank could not write.
         """
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state()
         own = {"updates_done": self.updates_done, "rng": rng}
-        self.saver.start(Path(folder), self._sharded_state(), own, background)
+        self.writer.start(Path(folder), self._sharded_state(), own, background)
 
     def saved(self) -> bool:
-        """Whether this rank has nothing left to write; never waits. Raises KrayError when the last write failed."""
-        return self.saver.done()
+        """Return whether this rank has nothing left to write; never waits.
+
+        Raises:
+            KrayError: The last write failed.
+        """
+        return self.writer.poll()
 
     def load(self, folder: str | Path) -> None:
-        """Goes on from `save`, also of another number of ranks (a new rank then draws its random state from the seed)."""
-        self.saver.wait()
-        own, mine = saving.read(Path(folder), self._sharded_state(), self.rank)
+        """Restore what `save` wrote, also on another number of ranks; a rank it lacks seeds its own random numbers.
+
+        Raises:
+            KrayError: The folder is not a checkpoint of such a learner, or cannot be read.
+        """
+        self.writer.wait()
+        own, is_own = read_checkpoint(Path(folder), self._sharded_state(), self.rank)
         self.updates_done = own["updates_done"]
-        if mine:
+        if is_own:
             torch.set_rng_state(own["rng"]["cpu"])
             if self.device.type == "cuda" and "cuda" in own["rng"]:
                 torch.cuda.set_rng_state(own["rng"]["cuda"])
@@ -380,27 +373,10 @@ class Learner:
             torch.manual_seed(self.seed + self.updates_done)
         dist.barrier()
 
-    def _on_rank_0(self, write: Callable[[], Any]) -> None:
-        """Runs `write` on rank 0; all ranks leave together and with rank 0's error, if it had one."""
-        error: list[str | None] = [None]
-        if self.rank == 0:
-            try:
-                write()
-            except Exception as failure:  # told to all, then raised: no rank may wait for one that gave up
-                error = [f"{type(failure).__name__}: {failure}"]
-        dist.broadcast_object_list(error, src=0, device=torch.device("cpu"))
-        if error[0]:
-            raise KrayError(f"learner rank 0: {error[0]}")
-
     def shutdown(self) -> None:
-        """Ends a background write and leaves the process group; safe to call twice."""
-        saver = getattr(self, "saver", None)
-        if saver is not None and saver.thread is not None:
-            saver.thread.join()
+        """Finish a background write and leave the process group; safe to call twice."""
+        writer = getattr(self, "writer", None)
+        if writer is not None and writer.thread is not None:
+            writer.thread.join()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _attention_places(batch: MicroBatch) -> tuple[int, int]:
-    """(tokens, places) of the keys that attention reads, padding included."""
-    return (batch.filled, batch.input_ids.numel()) if batch.plan is None else batch.plan.padding

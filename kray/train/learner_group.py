@@ -1,10 +1,11 @@
-"""All ranks of the learner as Ray actors, called together. Lives in the driver actor; its methods are coroutines.
+"""All ranks of the learner as Ray actors, called together. Runs in the driver actor; its methods are coroutines.
 
-Promises
-- Every wait has a deadline, and an error says what was waited for and which rank failed.
-- All ranks get every call in the same order, which is what their collectives need: one caller at a time (`saved` apart).
-- A rank that died, a deadline that passed, a collective that broke: InfrastructureError. The gang is broken then: `kill` it
-  (its place stays reserved) or `close` it, `start` a new one and `load` a checkpoint. No rank is restarted alone.
+Guarantees
+- Every wait has a deadline, and an error names what was waited for and which rank failed.
+- All ranks get every call in the same order, as their collectives require: one caller at a time, `saved` and `watch` apart.
+- A rank that died, a deadline that passed or a collective that failed raises InfrastructureError. The ranks are unusable
+  then: `kill` them (their resources stay reserved) or `close` the group, `start` new ones and `load` a checkpoint. A single
+  rank is never restarted.
 """
 
 from __future__ import annotations
@@ -28,21 +29,26 @@ from kray.config.schema import LoraConfig
 from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.records import RolloutGroup
-from kray.train.learner import Learner, step_rows
+from kray.train.learner import Learner
 from kray.train.metrics import count_nonfinite_steps
+from kray.train.training_rows import step_rows
 from kray.weight_sync.flat_weights import Gathered
 
+# Seconds to wait for the ranks' resources.
 PLACEMENT_TIMEOUT_S = 120.0
-# After one rank has failed, how long to wait for the others' outcomes: a rank that dies breaks its peers' collectives,
-# and their complaint often comes before the news of the death, which is what the error should name.
-BLAME_S = 5.0
-WATCH_S = 2.0  # between two looks whether all ranks live
+# Seconds to wait for the other ranks' results after one has failed: a rank that dies breaks its peers' collectives, and
+# their errors often arrive before that of the dead rank, which is the one to report.
+FAILURE_GRACE_S = 5.0
+# Seconds between two checks that all ranks are alive: the delay after which a death is noticed between calls.
+WATCH_INTERVAL_S = 2.0
+# Seconds between two checks whether a checkpoint is on disk; a write takes about this long at least.
 SAVED_POLL_S = 0.2
+# glibc settings, bytes: freed activations are kept for the next step instead of being returned and cleared again.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
 
 def _free_address() -> tuple[str, int]:
-    """This node's ip and a port that is free now."""
+    """Return this node's address and a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return ray.util.get_node_ip_address(), probe.getsockname()[1]
@@ -53,7 +59,7 @@ def _counts(resources: dict[str, float]) -> str:
 
 
 class LearnerGroup:
-    """group = LearnerGroup(...); await group.start(); await group.update(groups); ...; group.close()"""
+    """The learner's ranks, which must be started before use and closed afterwards."""
 
     def __init__(
         self,
@@ -67,16 +73,30 @@ class LearnerGroup:
         lora: LoraConfig | None = None,
         label: str = "",
     ):
-        """Starts nothing. Arguments as in `Learner`. label: part of the actors' names, one group's alone."""
+        """Keep the settings; `start` starts the ranks.
+
+        Args:
+            train: The run's `train` section.
+            dtype: See `Learner`.
+            model_path: See `Learner`.
+            total_steps: See `Learner`.
+            seed: See `Learner`.
+            temperature: See `Learner`.
+            placement_timeout_s: Seconds to wait for the ranks' resources.
+            lora: See `Learner`.
+            label: Part of the actors' names, unique to this group.
+        """
         self.train = train
         self.arguments = (model_path, train, dtype, total_steps, seed)
         self.options = (temperature, lora)
         self.placement_timeout_s = placement_timeout_s
         self.label = label or f"{os.getpid()}-{id(self):x}"
-        self.lost_in_a_row = 0  # steps whose gradient was not finite
+        # Steps in a row without a finite gradient.
+        self.nonfinite_steps = 0
         self.actors: list[Any] = []
         self.placement: PlacementGroup | None = None
-        self._lives = 0  # gangs so far
+        # Number of times that ranks were started.
+        self._starts = 0
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -85,14 +105,23 @@ class LearnerGroup:
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
     async def start(self) -> list[dict[str, Any]]:
-        """Places the ranks, joins them, loads the model; returns what each says of itself. Cleans up when it fails."""
+        """Place the ranks, let them join and load the model; closes the group when that fails.
+
+        Returns:
+            `Learner.describe` of each rank.
+
+        Raises:
+            KrayError: The ranks could not be placed, or the model cannot be trained.
+            InfrastructureError: A rank died or the deadline passed.
+        """
         try:
             if self.placement is None:
                 await self.place()
             address, port = await self._rendezvous()
-            self._lives += 1
-            gang = f"{self._lives}-{secrets.token_hex(2)}"  # one that is dying keeps its ranks' names for a while
-            self.actors = [self._make_actor(rank, address, port, gang) for rank in range(self.train.ranks)]
+            self._starts += 1
+            # Actors that were killed keep their names for a while.
+            suffix = f"{self._starts}-{secrets.token_hex(2)}"
+            self.actors = [self._make_actor(rank, address, port, suffix) for rank in range(self.train.ranks)]
             loading = [actor.describe.remote() for actor in self.actors]
             limit_s = max(self.placement_timeout_s, self.train.timeout_s)
             return await self._wait(loading, "to load the model and join the process group", limit_s)
@@ -101,93 +130,123 @@ class LearnerGroup:
             raise
 
     async def configure(self, train: TrainConfig, total_steps: int) -> None:
-        """Begins another run on the same ranks; `load` then says from which weights. Arguments as in `Learner`."""
+        """Begin another run on the same ranks; `load` then sets the start weights.
+
+        Args:
+            train: The new run's `train` section.
+            total_steps: Steps of the new run.
+
+        Raises:
+            ConfigError: A key differs that the ranks were built with.
+        """
         await self._all("configure", "to begin another run", train, total_steps)
-        self.train, self.lost_in_a_row = train, 0
+        self.train, self.nonfinite_steps = train, 0
 
     async def update(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """One GRPO step on all ranks; returns its metrics. Rollouts without a reward raise ValueError.
+        """Take one GRPO step on all ranks.
 
-        Raises KrayError when the gradients of train.max_nonfinite steps in a row were not finite.
+        Args:
+            groups: The step's groups, every rollout with a reward.
+
+        Returns:
+            The train/* metrics.
+
+        Raises:
+            ValueError: A rollout has no reward.
+            KrayError: The gradients of train.max_nonfinite steps in a row were not finite.
         """
         rows = await asyncio.to_thread(step_rows, groups, self.train)
         metrics = (await self._all("update", "to update", ray.put(rows)))[0]
-        self.lost_in_a_row = count_nonfinite_steps(self.lost_in_a_row, metrics, self.train.max_nonfinite)
+        self.nonfinite_steps = count_nonfinite_steps(self.nonfinite_steps, metrics, self.train.max_nonfinite)
         return metrics
 
     async def gather_weights(self) -> tuple[Gathered, ray.ObjectRef]:
-        """What rank 0 says of its weights, and a reference to them (FlatWeights); returns when they are there.
+        """Gather the weights on rank 0; returns when they are in the object store.
 
         They do not pass through this process. Actors that get the reference as an argument read them from shared memory
         without copying.
+
+        Returns:
+            Size, checksum and timings, and a reference to the weights (FlatWeights).
         """
         pairs = [actor.weights.options(num_returns=2).remote() for actor in self.actors]
-        said = await self._wait([gathered for gathered, _ in pairs], "to gather the weights")
-        return said[0], pairs[0][1]
+        gathered = await self._wait([gathered for gathered, _ in pairs], "to gather the weights")
+        return gathered[0], pairs[0][1]
 
     async def weights(self) -> ray.ObjectRef:
-        """The reference of `gather_weights`."""
+        """Return the reference of `gather_weights`."""
         return (await self.gather_weights())[1]
 
     async def logprobs(
         self, token_rows: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0
     ) -> list[np.ndarray]:
-        """The learner's log-probability of each response token: (T,) float32 for each (prompt, response)."""
+        """Return the learner's log-probability of each response token.
+
+        Args:
+            token_rows: (prompt tokens, response tokens) pairs.
+            temperature: Divides the logits.
+
+        Returns:
+            For each pair (T,) float32, nats.
+        """
         return (await self._all("logprobs", "to compute log-probabilities", list(token_rows), temperature))[0]
 
     async def save(self, folder: str | Path, wait: bool = True) -> None:
-        """Writes the sharded checkpoint; `folder` must be on a file system that all ranks share.
+        """Write a sharded checkpoint; an earlier write is waited for.
 
-        wait false: returns as soon as every rank has taken a copy, and writes while training goes on; the checkpoint may
-        be committed when `saved` has returned. One at a time: a later `save` or `load` waits for the write under way.
+        Args:
+            folder: Where to write, on a file system that all ranks share.
+            wait: Whether to return when the checkpoint is on disk; else as soon as every rank has taken a copy, and
+                `saved` then waits for the write.
         """
         await self._all("save", f"to save {folder}", str(folder), not wait)
 
     async def saved(self) -> None:
-        """Returns when no checkpoint is being written on any rank. Raises KrayError when the write failed.
+        """Wait until no rank is writing a checkpoint; may be awaited while other calls are made.
 
-        May be awaited while other calls are made: it is the one method that is no collective.
+        Raises:
+            KrayError: The write failed or took longer than train.timeout_s.
         """
         deadline = time.monotonic() + self.train.timeout_s
-        while not all(await self._all("saved", "whether the checkpoint is written")):
+        while not all(await self._all("saved", "to report whether the checkpoint is written")):
             if time.monotonic() > deadline:
                 raise InfrastructureError(f"learner: a checkpoint was not written after {self.train.timeout_s:.0f} s")
             await asyncio.sleep(SAVED_POLL_S)
 
     async def watch(self) -> None:
-        """Raises InfrastructureError soon after a rank has died; never returns. No collective either."""
+        """Raise InfrastructureError soon after a rank has died; never returns. May run beside other calls."""
+        # A ping waits behind the rank's current call.
+        limit_s = 2 * self.train.timeout_s
         while True:
-            await asyncio.sleep(WATCH_S)
-            pings = [actor.__ray_ready__.remote() for actor in self.actors]
-            await self._wait(
-                pings, "whether it lives", 2 * self.train.timeout_s
-            )  # it may be at a call that takes its time
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            await self._wait([actor.__ray_ready__.remote() for actor in self.actors], "to respond", limit_s)
 
     async def load(self, folder: str | Path) -> None:
-        """Goes on from a checkpoint of any number of ranks."""
+        """Load a checkpoint of any number of ranks."""
         await self._all("load", f"to load {folder}", str(folder))
 
     async def export(self, folder: str | Path) -> None:
-        """Writes a Hugging Face folder."""
+        """Write a Hugging Face folder."""
         await self._all("export", f"to export {folder}", str(folder))
 
     def kill(self) -> None:
-        """Ends all ranks; their place stays reserved for the next ones."""
+        """Kill all ranks; their resources stay reserved for the next ones."""
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
 
     def close(self) -> None:
-        """Ends all ranks and gives their resources back; safe to call twice."""
+        """Kill all ranks and release their resources; safe to call twice."""
         self.kill()
         if self.placement is not None:
             remove_placement_group(self.placement)
             self.placement = None
 
     async def place(self) -> None:
-        """Reserves the ranks' resources, or waits for those that went with a node; `start` does it where nobody has before.
+        """Reserve the ranks' resources, or wait for those lost with a node; `start` calls it where needed.
 
-        Raises KrayError at the deadline.
+        Raises:
+            KrayError: They are not there at the deadline; InfrastructureError if ranks were started before.
         """
         if self.placement is None:
             name = f"kray-{self.label}-learner"
@@ -195,13 +254,13 @@ class LearnerGroup:
         try:
             await asyncio.wait_for(_value(self.placement.ready()), self.placement_timeout_s)
         except TimeoutError as error:
-            has, free = ray.cluster_resources(), ray.available_resources()
-            seen = {name: has.get(name, 0.0) for name in self.bundle}
-            left = {name: free.get(name, 0.0) for name in self.bundle}
-            kind = InfrastructureError if self._lives else KrayError  # they had a place before, or never
+            total, available = ray.cluster_resources(), ray.available_resources()
+            has = {name: total.get(name, 0.0) for name in self.bundle}
+            free = {name: available.get(name, 0.0) for name in self.bundle}
+            kind = InfrastructureError if self._starts else KrayError
             raise kind(
                 f"learner: {self.train.ranks} ranks not placed after {self.placement_timeout_s:.0f} s; waiting for "
-                f"{_counts(self.bundle)} x {self.train.ranks}; the cluster has {_counts(seen)}, free {_counts(left)}; "
+                f"{_counts(self.bundle)} x {self.train.ranks}; the cluster has {_counts(has)}, free {_counts(free)}; "
                 "lower train.ranks, train.cpus_per_rank or train.gpus_per_rank, or add nodes"
             ) from error
 
@@ -213,17 +272,16 @@ class LearnerGroup:
         if self.train.ranks == 1:
             return "", 0
         task = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=self._strategy(0))
-        return (await self._wait([task.remote()], "to name an address to meet at"))[0]
+        return (await self._wait([task.remote()], "to find a free address"))[0]
 
-    def _make_actor(self, rank: int, address: str, port: int, gang: str) -> Any:
+    def _make_actor(self, rank: int, address: str, port: int, suffix: str) -> Any:
         threads = str(max(1, self.train.cpus_per_rank))
         environment = {"OMP_NUM_THREADS": threads}
         if not self.train.gpus_per_rank:
-            # A process without GPUs sees all of them otherwise; and glibc gives activations back to the system after every
-            # step, to have each of their pages cleared again in the next.
+            # Without this setting a process without GPUs sees all of them.
             environment |= {"CUDA_VISIBLE_DEVICES": ""} | KEEP_MEMORY
         options = ray.remote(Learner).options(
-            name=f"kray-{self.label}-learner-{rank}-{gang}",
+            name=f"kray-{self.label}-learner-{rank}-{suffix}",
             num_cpus=self.train.cpus_per_rank,
             num_gpus=self.train.gpus_per_rank,
             scheduling_strategy=self._strategy(rank),
@@ -233,9 +291,9 @@ class LearnerGroup:
         return options.remote(rank, self.train.ranks, address, port, *self.arguments, device, *self.options)
 
     async def _all(self, method: str, purpose: str, *arguments: Any) -> list[Any]:
-        """The method's results of all ranks, rank 0 first."""
+        """Call a method on all ranks and return their results, rank 0's first."""
         if not self.actors:
-            raise InfrastructureError(f"learner: asked {purpose}, but it is not running")
+            raise InfrastructureError(f"learner: cannot {purpose.removeprefix('to ')}: it is not running")
         return await self._wait([getattr(actor, method).remote(*arguments) for actor in self.actors], purpose)
 
     async def _wait(self, refs: list[ray.ObjectRef], purpose: str, limit_s: float | None = None) -> list[Any]:
@@ -244,11 +302,11 @@ class LearnerGroup:
         try:
             done, pending = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
             if pending and any(task.exception() for task in done):
-                await asyncio.wait(pending, timeout=BLAME_S)
+                await asyncio.wait(pending, timeout=FAILURE_GRACE_S)
             failures = {rank: task.exception() for rank, task in enumerate(tasks) if task.done()}
             errors = {rank: error for rank, error in failures.items() if error}
             if errors:
-                raise _blame(errors, purpose)
+                raise _root_error(errors, purpose)
             if pending:
                 key = "" if limit_s else " (train.timeout_s)"
                 ranks = ", ".join(str(rank) for rank, task in enumerate(tasks) if not task.done())
@@ -263,19 +321,18 @@ async def _value(ref: ray.ObjectRef) -> Any:
     return await ref
 
 
-def _blame(errors: dict[int, BaseException], purpose: str) -> KrayError:
-    """The error that explains best why the ranks could not do it: a death before a complaint.
+def _root_error(errors: dict[int, BaseException], purpose: str) -> KrayError:
+    """Return the error that best explains why the ranks failed: a death before an exception.
 
-    An InfrastructureError where another gang may do better: a rank died, an object or a node is gone, a collective broke,
-    memory ran out (the last two are RuntimeErrors). What kray itself raised in a rank keeps its kind.
+    An InfrastructureError where new ranks may succeed: a rank died, an object or a node is gone, a collective failed,
+    memory ran out (the last two are RuntimeErrors). An error that kray itself raised in a rank keeps its class.
     """
     for rank, error in errors.items():
         if isinstance(error, RayActorError):
             last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-            named, _, message = last.partition("Error: ")
-            if (
-                f"{named}Error" == f"{ConfigError.__module__}.{ConfigError.__name__}"
-            ):  # raised while the actor was made; Ray keeps only its text
+            name, _, message = last.partition("Error: ")
+            # Raised while the actor was made: Ray keeps only the text.
+            if f"{name}Error" == f"{ConfigError.__module__}.{ConfigError.__name__}":
                 return _caused(ConfigError(message), error)
             return _caused(InfrastructureError(f"learner rank {rank} died when asked {purpose}: {last}"), error)
     rank, error = next(iter(errors.items()))

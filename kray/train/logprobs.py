@@ -1,6 +1,8 @@
-"""Log-probability and entropy of tokens, without ever holding the logits of all of them.
+"""Log-probability and entropy of tokens, without holding the logits of all of them at once.
 
-`score` is made a method of the sharded model, so that FSDP gathers and frees parameters around it as around `forward`.
+`score` becomes a method of the sharded model, so that FSDP gathers and frees parameters around it as around `forward`.
+
+Shape suffixes: K places whose hidden state predicts something, D hidden size, V vocabulary, N targets.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 2**26  # logits that are held in float32 at once: 256 MiB
+# Logits held in float32 at once: 256 MiB.
+CHUNK_ELEMENTS = 2**26
 
 
 def _chunk(
@@ -40,12 +43,19 @@ def logprobs_and_entropy(
     vocabulary: int = 1,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of the distribution it came from, both (N,) float32, in nats.
+    """Compute the log-probability of each target and the entropy of the distribution it was predicted by.
 
-    head: (K, D) -> logits (K, V), V = vocabulary. Target n is predicted at place source_N[n] of hidden_KD; source_N
-    (N,) int64 is sorted, targets_N (N,) int64. temperature divides the logits, as it does in the engine that sampled. The
-    entropy carries no gradient. At most `chunk_elements` logits are alive at once, also in the backward pass: there
-    they are computed again, chunk by chunk.
+    Args:
+        head: (K, D) hidden states -> (K, V) logits.
+        hidden_KD: (K, D) hidden states.
+        source_N: (N,) int64, sorted; row of hidden_KD that predicts target n.
+        targets_N: (N,) int64 tokens.
+        temperature: Divides the logits, as in the engine that sampled.
+        vocabulary: V.
+        chunk_elements: Most logits in memory at once, also in the backward pass, which recomputes them chunk by chunk.
+
+    Returns:
+        Log-probabilities and entropies, (N,) float32 each, in nats; the entropy carries no gradient.
     """
     size = max(1, chunk_elements // max(1, vocabulary))
     if len(hidden_KD) <= size:
@@ -66,20 +76,22 @@ def _score(
     source_N: Tensor,
     targets_N: Tensor,
     temperature: float,
-    whole: bool,
+    all_logits: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`logprobs_and_entropy` of the model's own output layer at the places keep_K (K,) of the flattened (B * T) tokens.
+    """Compute `logprobs_and_entropy` at the places keep_K (K,) of the flattened (B * T) tokens.
 
-    whole: through the model's own forward pass, for models that do more to hidden states than apply a linear layer.
+    `all_logits` goes through the model's own forward pass, for models that do more than apply a linear layer to hidden
+    states.
     """
-    if whole:
+    if all_logits:
         logits = model.forward(**inputs, use_cache=False).logits.flatten(0, 1)[keep_K]
         return logprobs_and_entropy(
             lambda logits_KV: logits_KV, logits, source_N, targets_N, temperature, logits.shape[-1]
         )
     hidden = model.base_model(**inputs, use_cache=False)[0].flatten(0, 1)[keep_K]
     config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    # Gemma 2.
+    softcap = getattr(config, "final_logit_softcapping", None)
 
     def head(hidden_KD: Tensor) -> Tensor:
         logits = model.get_output_embeddings()(hidden_KD)
@@ -89,6 +101,6 @@ def _score(
 
 
 def add_score_method(model: Any) -> None:
-    """Gives the sharded model the method `score(inputs, keep_K, source_N, targets_N, temperature, whole)`."""
+    """Give the sharded model the method `score(inputs, keep_K, source_N, targets_N, temperature, all_logits)`."""
     model.score = MethodType(_score, model)
     register_fsdp_forward_method(model, "score")

@@ -1,7 +1,7 @@
-"""LoRA (arXiv 2106.09685): peft's adapters inside the policy, merged wherever the policy's weights go.
+"""LoRA (arXiv 2106.09685): peft's adapters inside the policy, merged whenever the policy's weights leave the learner.
 
-Promises: engines, exports and probes see ordinary weights, W + (alpha / rank) B A, under their ordinary names; with the
-adapters off the model is the start model, bit for bit, and so its own reference.
+Guarantees: engines, exports and probes get ordinary weights, W + (alpha / rank) B A, under their ordinary names. With the
+adapters off the model equals the start model bit for bit, so it is its own reference.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ from torch import Tensor, nn
 from kray.config.schema import LoraConfig
 from kray.errors import ConfigError
 
+# Name of the adapter within peft.
 ADAPTER = "default"
 
 
 def add_lora(model: nn.Module, lora: LoraConfig) -> None:
-    """Puts adapters around the linear layers that `lora.targets` name, and freezes everything else."""
+    """Add adapters to the linear layers named by `lora.targets`, and freeze everything else.
+
+    Raises:
+        ConfigError: peft is missing, a target names no linear layer, or peft cannot adapt the model.
+    """
     try:
         from peft import LoraConfig as PeftConfig
         from peft import inject_adapter_in_model
@@ -38,7 +43,7 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> None:
     try:
         inject_adapter_in_model(config, model, ADAPTER)
     except ValueError as error:
-        raise ConfigError(f"model.lora: peft cannot adapt this model so: {error}") from error
+        raise ConfigError(f"model.lora: peft cannot adapt this model: {error}") from error
 
 
 def _layers(model: nn.Module) -> list[Any]:
@@ -47,7 +52,7 @@ def _layers(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes what the start model does."""
+    """Turn the adapters off within the context: the model computes what the start model does."""
     layers = _layers(model)
     for layer in layers:
         layer._disable_adapters = True
@@ -59,20 +64,25 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 
 
 class LoraMerge:
-    """How one base weight becomes the weight that is handed out; its parts may be sharded."""
+    """Merges one layer's adapter into its base weight; the parts may be sharded."""
 
     def __init__(self, layer: Any):
         self.a, self.b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         self.scaling = layer.scaling[ADAPTER]
 
-    def __call__(self, weight: Tensor, whole: Callable[[Tensor], Tensor]) -> Tensor:
-        """W + scaling B A in float32. whole: gathers a sharded tensor (a collective)."""
-        change = whole(self.b.detach()).float() @ whole(self.a.detach()).float()
+    def __call__(self, weight: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return W + scaling B A in float32.
+
+        Args:
+            weight: The whole base weight W.
+            gather: Gathers a sharded tensor; a collective.
+        """
+        change = gather(self.b.detach()).float() @ gather(self.a.detach()).float()
         return weight.float() + self.scaling * change
 
 
 def lora_merges(model: nn.Module) -> dict[str, LoraMerge]:
-    """By the base weight's name in the model with adapters."""
+    """Return the merge of each adapted layer, by the base weight's name in the model with adapters."""
     adapted = {id(layer) for layer in _layers(model)}
     return {
         f"{name}.base_layer.weight": LoraMerge(module)
@@ -82,12 +92,19 @@ def lora_merges(model: nn.Module) -> dict[str, LoraMerge]:
 
 
 def plain_name(name: str) -> str | None:
-    """A parameter's name in the model without adapters; None for the adapters' own."""
+    """Return a parameter's name in the model without adapters; None for the adapters' own parameters."""
     return None if ".lora_" in name else name.replace(".base_layer.", ".")
 
 
 def save_adapters(model: nn.Module, lora: LoraConfig, base: str, folder: Path) -> None:
-    """Writes the adapters of a model that is not sharded as a peft folder, to be put on `base` again."""
+    """Write the adapters as a peft folder.
+
+    Args:
+        model: The model with adapters, not sharded.
+        lora: The adapters' settings.
+        base: Folder or hub id of the base model, noted in the folder.
+        folder: Where to write; made when missing.
+    """
     from peft import LoraConfig as PeftConfig
 
     tensors = {}

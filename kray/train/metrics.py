@@ -1,14 +1,4 @@
-"""What one update tells: every train/* metric but logprob_gap_max, lr and update_s, which the learner adds.
-
-train/loss (mean over optimizer steps), grad_norm (before clipping, mean), entropy (nats a token), clip_ratio (share of
-tokens where the clip was active), kl (nats a token, old to new), reference_kl (nats a token, new to the start model; with
-train.kl), tis_ratio (share of tokens whose importance weight was cut; with train.tis), tokens (response tokens trained
-on), rows (rollouts trained on), computed_tokens (tokens the layers computed, padding included), groups_ratio (share of
-groups that carry a gradient), padding_ratio (share of computed places without a token), attention_padding_ratio (share of
-the key places that attention reads), logprob_gap_mean (nats, engine to learner), logprob_kl (nats a token, engine to
-learner), optimizer_steps, nonfinite (optimizer steps left out), skipped (1: no optimizer step), advantage_max (largest
-magnitude before the clip), advantage_cut_groups (groups in which train.advantage_clip cut a rollout), peak_memory_gib.
-"""
+"""The metrics of one update (kray/metrics.py says what each means) and the count of steps without a finite gradient."""
 
 from __future__ import annotations
 
@@ -45,19 +35,42 @@ from kray.metrics import (
 )
 from kray.train.training_rows import TrainingRows
 
-# What one update adds up over its tokens, micro-batches and ranks.
+# What an update sums over its tokens, micro-batches and ranks. tokens: response tokens trained on; computed_tokens: places
+# that the layers computed, padding included; filled: those of them that hold a token; keys, key_places: the same for what
+# attention reads.
 SUMS = (
-    *("loss", "clipped", "kl", "truncated", "reference_kl", "entropy", "gap", "engine_kl"),
-    *("tokens", "padded", "filled", "rows", "keys", "key_places"),
+    "loss",
+    "clipped",
+    "kl",
+    "truncated",
+    "reference_kl",
+    "entropy",
+    "gap",
+    "engine_kl",
+    "tokens",
+    "computed_tokens",
+    "filled",
+    "rows",
+    "keys",
+    "key_places",
 )
 
 
 def update_metrics(
     sums: dict[str, float], norms: list[float], rows: TrainingRows, train: TrainConfig, device: torch.device
 ) -> dict[str, float]:
-    """The metrics of one update; NaN where nothing is known. norms: of each optimizer step. A collective."""
+    """Return the metrics of one update, NaN where a value is unknown. A collective.
+
+    Args:
+        sums: A value for each of SUMS, over all ranks.
+        norms: Gradient norm of each optimizer step, before clipping.
+        rows: What the update was computed on.
+        train: The run's `train` section.
+        device: The rank's device, whose peak memory counts.
+    """
     tokens = sums["tokens"] or np.nan
     finite = [norm for norm in norms if np.isfinite(norm)]
+    computed, key_places = sums["computed_tokens"], sums["key_places"]
     return {
         TRAIN_LOSS: sums["loss"] / len(norms) if norms else np.nan,
         TRAIN_GRAD_NORM: float(np.mean(finite)) if finite else np.nan,
@@ -68,10 +81,10 @@ def update_metrics(
         TRAIN_TIS_RATIO: sums["truncated"] / tokens if train.tis else np.nan,
         TRAIN_TOKENS: sums["tokens"],
         TRAIN_ROWS: sums["rows"],
-        TRAIN_COMPUTED_TOKENS: sums["padded"],
+        TRAIN_COMPUTED_TOKENS: computed,
         TRAIN_GROUPS_RATIO: rows.effective_groups / max(1, rows.groups),
-        TRAIN_PADDING_RATIO: 1 - sums["filled"] / sums["padded"] if sums["padded"] else np.nan,
-        TRAIN_ATTENTION_PADDING_RATIO: 1 - sums["keys"] / sums["key_places"] if sums["key_places"] else np.nan,
+        TRAIN_PADDING_RATIO: 1 - sums["filled"] / computed if computed else np.nan,
+        TRAIN_ATTENTION_PADDING_RATIO: 1 - sums["keys"] / key_places if key_places else np.nan,
         TRAIN_LOGPROB_GAP_MEAN: sums["gap"] / tokens,
         TRAIN_LOGPROB_KL: sums["engine_kl"] / tokens,
         TRAIN_OPTIMIZER_STEPS: float(len(finite)),
@@ -84,23 +97,32 @@ def update_metrics(
 
 
 def count_nonfinite_steps(before: int, metrics: dict[str, float], limit: int) -> int:
-    """How many steps in a row, this one included, found no finite gradient. Raises KrayError at the limit (0: none).
+    """Return the number of steps in a row, this one included, without a finite gradient.
 
-    A step without a mixed group says nothing of the gradient: the count stays.
+    A step without a mixed group computes no gradient; it leaves the count as it was.
+
+    Args:
+        before: The count before this step.
+        metrics: The step's metrics.
+        limit: The count at which to raise; 0 for none.
+
+    Raises:
+        KrayError: The count has reached the limit.
     """
     if not metrics[TRAIN_SKIPPED]:
         return 0
     count = before + (metrics[TRAIN_NONFINITE] > 0)
     if limit and count >= limit and metrics[TRAIN_NONFINITE]:
         raise KrayError(
-            f"learner: the gradient was not finite in {count} steps in a row (train.max_nonfinite); weights and optimizer are "
-            "as before them: go on from the newest checkpoint with a lower train.lr, or another train.loss or model.dtype"
+            f"learner: the gradient was not finite in {count} steps in a row (train.max_nonfinite); weights and optimizer "
+            "are as before them; resume from the newest checkpoint with a lower train.lr, or another train.loss or "
+            "model.dtype"
         )
     return count
 
 
 def _peak_memory_gib(device: torch.device) -> float:
-    """Of the rank that needed most. A collective."""
+    """Peak memory of the rank that needed most, GiB. A collective."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:

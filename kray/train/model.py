@@ -1,15 +1,14 @@
 """The policy as a torch model: loading, sharding with FSDP2, gathering and exporting.
 
-Promises
+Guarantees
 - Master parameters are float32 whatever the compute dtype is.
 - A gathered state lists every parameter once, in the model's own fixed order; a tied output layer is not repeated.
-- After a forward pass without a backward pass call `reshard`: FSDP2 keeps the root's parameters gathered otherwise, and
-  the next forward pass would read stale ones.
+- After a forward pass without a backward pass the caller must call `reshard`: otherwise FSDP2 keeps the root's parameters
+  gathered, and the next forward pass reads stale ones.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -32,15 +31,19 @@ from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import LoraConfig
 from kray.errors import ConfigError, KrayError
+from kray.train.logprobs import add_score_method
 from kray.train.lora import add_lora, lora_merges, plain_name
+from kray.train.process_group import first_problem
 from kray.train.supported_models import check_supported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-OWN = "eager"  # the attention that a model's own code computes
+# transformers' name of the attention that a model's own code computes.
+OWN = "eager"
 
-transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
+# A job's stdout is not a terminal.
+transformers_logging.disable_progress_bar()
 
-# What a tokenizer and a generation configuration are made of, in a Hugging Face folder.
+# Files of a tokenizer and a generation config in a Hugging Face folder.
 TOKENIZER_FILES = (
     "tokenizer*",
     "vocab*",
@@ -62,19 +65,21 @@ def load_policy(
     empty: bool = False,
     checked: bool = True,
 ) -> Any:
-    """Load the model at `path` (a Hugging Face folder or hub id) on the CPU, its parameters in float32.
+    """Load a model on the CPU, its parameters in float32, with its own attention (see `set_attention`).
 
-    It is in eval mode and stays there: dropout, layers left out and noise at a router would move log-probabilities, and the
-    ratio of new to old ones must come from the weights alone. Its attention is the model's own, see `set_attention`.
+    The model stays in eval mode: dropout, skipped layers and router noise would move log-probabilities, and the ratio of
+    new to old ones must come from the weights alone.
 
     Args:
-        dtype: That of compute, kept in the config for exports.
-        activation_checkpointing: Whether the decoder layers' activations are computed again in the backward pass.
-        empty: Parameters have a shape and no memory.
-        checked: Refuse what kray does not train. Exports also take what earlier versions trained.
+        path: A Hugging Face folder or a hub id.
+        dtype: Compute dtype, kept in the config for exports.
+        activation_checkpointing: Whether the decoder layers' activations are recomputed in the backward pass.
+        lora: Adds adapters and freezes everything else.
+        empty: Whether parameters get a shape but no memory.
+        checked: Whether models that kray does not train are refused. Exports also accept what earlier versions trained.
 
     Raises:
-        ConfigError: A dtype, path or model that cannot be used.
+        ConfigError: The dtype, path or model cannot be used.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"model.dtype is {dtype!r}; known: {', '.join(DTYPES)}")
@@ -89,9 +94,8 @@ def load_policy(
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=OWN)
     except (KrayError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # KeyError of an unknown kind of positions, RuntimeError of shapes that differ: dozens of kinds
+    except Exception as error:
+        # Dozens of kinds: KeyError for an unknown kind of positions, RuntimeError for shapes that differ, ...
         why = str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"model.path {path!r} cannot be loaded: {why}") from error
     model.config.use_cache = False
@@ -99,17 +103,66 @@ def load_policy(
         add_lora(model, lora)
     if activation_checkpointing:
         for layer in decoder_layers(model):
-            # transformers' own switch works in train mode alone.
+            # transformers' own switch works in train mode only.
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     return model.eval()
 
 
-def set_attention(model: Any, name: str) -> bool:
-    """Have the model compute attention by the function `name`, OWN for its own; returns whether it can.
+def load_sharded(
+    path: str,
+    dtype: str,
+    mesh: DeviceMesh,
+    activation_checkpointing: bool = False,
+    lora: LoraConfig | None = None,
+    frozen: bool = False,
+) -> Any:
+    """Load a model, shard it over the ranks of `mesh` and give it the method `score` of logprobs.py. A collective.
 
-    Models that do not look their attention up in transformers' interface can compute OWN alone.
+    Args:
+        path: A Hugging Face folder or a hub id.
+        dtype: Compute dtype.
+        mesh: One-dimensional mesh of all ranks.
+        activation_checkpointing: See `load_policy`.
+        lora: See `load_policy`.
+        frozen: Whether the model is never trained; its parameters are then kept in the compute dtype.
+
+    Raises:
+        ConfigError: On all ranks, when one of them cannot load the model.
     """
-    # FSDP's class, made around the model's, has no source code to look into.
+    model: Any = None
+    problem = ""
+    try:
+        model = load_policy(path, dtype, activation_checkpointing, lora, empty=dist.get_rank() > 0)
+    except ConfigError as error:
+        problem = str(error)
+    problem = first_problem(problem)
+    if problem:
+        raise ConfigError(problem)
+    if frozen:
+        model.requires_grad_(False)
+        # Not the buffers: rotary frequencies stay float32, as the policy's do.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(DTYPES[dtype])
+    model = shard(model, mesh, dtype)
+    # FSDP does not move the buffers.
+    model.to(mesh.device_type)
+    add_score_method(model)
+    return model
+
+
+def set_attention(model: Any, name: str) -> bool:
+    """Set the attention function of a model.
+
+    Models that do not look their attention up in transformers' interface can only compute OWN.
+
+    Args:
+        model: The model, sharded or not.
+        name: Name of a function registered with transformers, or OWN.
+
+    Returns:
+        Whether the model now computes attention by this function.
+    """
+    # The class that FSDP makes around the model's has no source code for transformers to inspect.
     kind = next(k for k in type(model).__mro__ if issubclass(k, PreTrainedModel) and not issubclass(k, FSDPModule))
     if not kind._can_set_attn_implementation():
         return name == OWN
@@ -119,7 +172,7 @@ def set_attention(model: Any, name: str) -> bool:
 
 @contextmanager
 def _without_memory() -> Iterator[None]:
-    """Inside, parameters of new modules are made on the meta device; buffers are computed as ever."""
+    """Within the context, parameters of new modules are made on the meta device; buffers are computed as usual."""
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -135,9 +188,9 @@ def _without_memory() -> Iterator[None]:
 
 
 def _fill_from_rank_0(module: nn.Module, done: dict[int, Any]) -> None:
-    """Gives the module's parameters and buffers memory where they have none, and rank 0's values. A collective.
+    """Allocate the module's parameters and buffers where needed and copy rank 0's values. A collective.
 
-    done: what has been filled, by the id of what it was before: a tied parameter stays one.
+    `done` maps the id of what was filled to its replacement, so that tied parameters stay tied.
     """
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):
@@ -157,13 +210,17 @@ def _fill_from_rank_0(module: nn.Module, done: dict[int, Any]) -> None:
 
 
 def _broadcast(tensor: Tensor) -> None:
-    """Rank 0's bytes into everyone's tensor: gloo need not know the dtype."""
+    """Copy rank 0's tensor to all ranks, as bytes: gloo does not know every dtype."""
     if tensor.numel():
         dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=0)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The ModuleList that holds the most parameters: the decoder layers, under whatever name."""
+    """Return the ModuleList that holds the most parameters: the decoder layers, under whatever name.
+
+    Raises:
+        ConfigError: The model has no such list.
+    """
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:
         raise ConfigError(f"model.path: {type(model).__name__} has no list of layers that could be sharded")
@@ -171,17 +228,26 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> nn.Module:
-    """Shards each decoder layer, then the rest, over the 1-d mesh in place (FSDP2); returns the model.
+    """Shard each decoder layer, then the rest, over the ranks, in place (FSDP2).
 
-    Values are rank 0's: they go to the other ranks one layer at a time, so that a rank holds at most its shards and one
-    whole layer (rank 0 holds the model that it has read). Parameters are gathered in `dtype` and stay float32 in the
+    Values are rank 0's: they are sent to the other ranks one layer at a time, so that a rank holds at most its shards and
+    one whole layer (rank 0 holds the model that it has read). Parameters are gathered in `dtype` and stay float32 in the
     shards; gradients are reduced in float32.
+
+    Args:
+        model: The model; parameters of ranks other than 0 may be on the meta device.
+        mesh: One-dimensional mesh of all ranks.
+        dtype: Compute dtype.
+
+    Returns:
+        The model.
     """
     policy = MixedPrecisionPolicy()
     if DTYPES[dtype] != torch.float32:
         policy = MixedPrecisionPolicy(param_dtype=DTYPES[dtype], reduce_dtype=torch.float32)
     done: dict[int, Any] = {}
-    keep = [*model.parameters(), *model.buffers()]  # ids must not be used again while `done` speaks of them
+    # Keeps the originals alive: their ids, the keys of `done`, must not be reused.
+    originals = [*model.parameters(), *model.buffers()]
     layers = list(decoder_layers(model))
     # FSDP cannot shard a parameter in two groups: layers that share parameters (Zamba) are sharded with the rest.
     owners = Counter(id(parameter) for layer in layers for parameter in layer.parameters())
@@ -190,28 +256,29 @@ def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> nn.Modu
         if mesh.size() > 1:
             _fill_from_rank_0(part, done)
         fully_shard(part, mesh=mesh, mp_policy=policy)
-    del keep
+    del originals
     return model
 
 
 def state_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every parameter once, then the buffers that belong to the state: names and (sharded) tensors, in a fixed order."""
-    named = list(model.named_parameters())  # yields a tied parameter under its first name only
+    """Return (name, sharded tensor) of every parameter once, then of the persistent buffers, in a fixed order."""
+    # A tied parameter comes under its first name only.
+    named = list(model.named_parameters())
     persistent = model.state_dict().keys()
     return named + [(name, buffer) for name, buffer in model.named_buffers() if name in persistent]
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of the model: `model.<name>` -> live (sharded) tensor of all that is not frozen.
+    """Return what a checkpoint holds of the model: `model.<name>` -> live sharded tensor of all that is not frozen.
 
-    Frozen parameters are the start model's; so a checkpoint of LoRA is small.
+    Frozen parameters are the start model's, so a LoRA checkpoint is small.
     """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {f"model.{name}": tensor for name, tensor in state_tensors(model) if name not in frozen}
 
 
 def _policy_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """(name in the model, plain name, tensor) of what is handed out: adapters come merged into what they adapt."""
+    """(name in the model, name without adapters, tensor) of each tensor that leaves the learner."""
     for name, tensor in state_tensors(model):
         plain = plain_name(name)
         if plain is not None:
@@ -219,14 +286,14 @@ def _policy_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """The tensor itself where one rank holds all of it, else gathered. A collective."""
+    """Return the whole tensor: itself where one rank holds all of it, else gathered. A collective."""
     if not isinstance(tensor, DTensor):
         return tensor
     return tensor.to_local() if tensor.device_mesh.size() == 1 else tensor.full_tensor()
 
 
 def _gathered(model: nn.Module, dtype: str | None) -> Iterator[tuple[str, Tensor]]:
-    """Name and whole tensor of the state, one at a time on the model's device, floats in `dtype`. A collective."""
+    """(name, whole tensor) of the state, one at a time on the model's device, floats in `dtype`. A collective."""
     merge_of = lora_merges(model)
     for name, plain, tensor in _policy_tensors(model):
         tensor = _whole(tensor.detach())
@@ -236,37 +303,40 @@ def _gathered(model: nn.Module, dtype: str | None) -> Iterator[tuple[str, Tensor
 
 
 def full_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
-    """The whole state on the CPU, floats in `dtype`. A collective: every rank must call it.
+    """Copy the whole state to the CPU, adapters merged. A collective.
 
-    Where `keep` is false, only takes part and returns [].
+    Args:
+        model: The model, sharded or not.
+        dtype: Dtype of floating-point tensors; None keeps theirs.
+        keep: Whether this rank wants the state; else it only takes part and gets [].
+
+    Returns:
+        (name, tensor) in the model's order.
     """
     return [(name, tensor.to("cpu", copy=True)) for name, tensor in _gathered(model, dtype) if keep]
 
 
 def gathered_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
-    """`full_state` without copies: tensors that are whole, on the CPU and of the right dtype are the live ones."""
+    """Return `full_state` without copies: whole CPU tensors of the right dtype are the live ones. A collective."""
     return [(name, tensor.to("cpu")) for name, tensor in _gathered(model, dtype) if keep]
 
 
-def state_digest(state: list[tuple[str, Tensor]]) -> str:
-    """32 hex digits that depend on every name, shape, dtype and bit of the state."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in state:
-        digest.update(f"{name}\x1f{tuple(tensor.shape)}\x1f{tensor.dtype}\x1e".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def export_policy(model: Any, state: list[tuple[str, Tensor]], dtype: str, source: str, folder: Path) -> None:
-    """Writes a Hugging Face folder: config, safetensors with `state`, and the tokenizer of `source`.
+    """Write a Hugging Face folder that AutoModelForCausalLM and vLLM load. Not a collective: one rank calls it.
 
-    `folder` is made; AutoModelForCausalLM and vLLM load it. Not a collective: one rank calls it.
+    Args:
+        model: The model, for its class and config.
+        state: (name, tensor) of the whole state.
+        dtype: Dtype of the state, noted in the config.
+        source: Folder or hub id whose tokenizer is copied.
+        folder: Where to write; made when missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.device("meta"):  # the model as it would be loaded: without shards and adapters
+    # The model as it would be loaded: without shards and adapters.
+    with torch.device("meta"):
         plain = type(model)(model.config)
     plain.save_pretrained(folder, state_dict=dict(state))
-    # save_pretrained notes the dtype of the live parameters, which are the float32 master, not of the state.
+    # save_pretrained notes the dtype of the live float32 parameters, not that of the state.
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = dtype
     config["use_cache"] = True
@@ -275,10 +345,11 @@ def export_policy(model: Any, state: list[tuple[str, Tensor]], dtype: str, sourc
 
 
 def copy_tokenizer(source: str, folder: Path) -> None:
-    """Puts tokenizer, chat template and generation config of `source` (a folder or a hub id) into `folder` as they are."""
+    """Copy tokenizer, chat template and generation config of `source`, a folder or a hub id, into `folder`."""
     if not Path(source).is_dir():
         source = snapshot_download(source, allow_patterns=list(TOKENIZER_FILES))
     for pattern in TOKENIZER_FILES:
         for file in sorted(Path(source).glob(pattern)):
             if file.is_file():
-                shutil.copyfile(file, folder / file.name)  # the modes of a hub's cache are its own affair
+                # Not the file modes: those of a hub's cache may be read-only.
+                shutil.copyfile(file, folder / file.name)

@@ -1,10 +1,10 @@
-"""AdamW over the shards that this rank holds.
+"""AdamW (arXiv 1711.05101) over the shards that this rank holds.
 
-Promises: what the ranks do together is one AdamW over the whole parameters, clipped by the norm of the whole gradient; a
+Guarantees: together the ranks compute one AdamW over the whole parameters, clipped by the norm of the whole gradient. A
 gradient that is not finite changes nothing, on any rank. States are sharded as the parameters are.
 
-It works on the shards as plain tensors: the same numbers as on DTensors, without their dispatch, which took 0.5 s in a
-rank's first step and most of the time of a small model's later ones.
+The shards are plain tensors: the same values as with DTensors, without their dispatch, which took 0.5 s in a rank's first
+step and most of the time of a small model's later ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _shard(tensor: Tensor) -> Tensor:
 
 
 class ShardedAdamW:
-    """step(lr) takes the gradients that the model's parameters hold, and clears them."""
+    """AdamW for a sharded model; matrices decay, norms and biases do not."""
 
     def __init__(self, model: nn.Module, train: TrainConfig):
         self.grad_clip = train.grad_clip
@@ -31,13 +31,14 @@ class ShardedAdamW:
         pairs = [(p.ndim > 1, shard) for (_, p), shard in zip(self.named, self.shards, strict=True)]
         groups = [
             {"params": [shard for matrix, shard in pairs if matrix], "weight_decay": train.weight_decay},
-            {"params": [shard for matrix, shard in pairs if not matrix], "weight_decay": 0.0},  # norms and biases
+            {"params": [shard for matrix, shard in pairs if not matrix], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         self.adamw = torch.optim.AdamW(
             groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.eps, fused=bool(self.shards)
         )
-        for shard in self.shards:  # as AdamW's first step would, so that a load always finds its place
+        # As AdamW's first step would make them, so that a checkpoint can be loaded before it.
+        for shard in self.shards:
             self.adamw.state[shard] = {
                 "step": torch.zeros((), dtype=torch.float32, device=shard.device),
                 "exp_avg": torch.zeros_like(shard),
@@ -45,7 +46,14 @@ class ShardedAdamW:
             }
 
     def step(self, lr: float) -> float:
-        """Steps unless the gradient is not finite; clears the gradient; returns its norm before clipping. A collective."""
+        """Take one step with the parameters' gradients, unless they are not finite, and clear them. A collective.
+
+        Args:
+            lr: Learning rate.
+
+        Returns:
+            Norm of the whole gradient before clipping, the same on all ranks.
+        """
         gradients = [None if p.grad is None else _shard(p.grad) for _, p in self.named]
         present = [gradient for gradient in gradients if gradient is not None]
         squares = [gradient.double().square().sum() for gradient in torch._foreach_norm(present)] if present else []
@@ -53,7 +61,7 @@ class ShardedAdamW:
         total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
         dist.all_reduce(total)
         norm = total.sqrt().item()
-        if total.isfinite():  # the same on all ranks
+        if total.isfinite():
             if 0 < self.grad_clip < norm:
                 torch._foreach_mul_(present, self.grad_clip / norm)
             for shard, gradient in zip(self.shards, gradients, strict=True):
@@ -67,8 +75,8 @@ class ShardedAdamW:
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        """The states by name, sharded as their parameters and sharing memory with the live ones."""
-        found: dict[str, Tensor] = {}
+        """Return the live states as `<parameter>.<state>`, sharded as their parameters."""
+        tensors: dict[str, Tensor] = {}
         for (name, parameter), shard in zip(self.named, self.shards, strict=True):
             for key, value in self.adamw.state[shard].items():
                 if isinstance(parameter, DTensor) and value.shape == shard.shape and key != "step":
@@ -80,5 +88,5 @@ class ShardedAdamW:
                         shape=parameter.shape,
                         stride=parameter.stride(),
                     )
-                found[f"{name}.{key}"] = value
-        return found
+                tensors[f"{name}.{key}"] = value
+        return tensors

@@ -1,11 +1,13 @@
-"""From rows to the micro-batches of each rank: packed, or padded for models that cannot be packed. numpy, then tensors.
+"""Splits the rows of a step into the micro-batches of each rank, packed, or padded for models that cannot be packed.
 
-Promises
+Guarantees
 - Every row is in exactly one micro-batch of exactly one rank, whole: a rollout is never split.
 - Every rank gets the same number of micro-batches, because FSDP's collectives must match; missing ones are empty.
-- Packed, a prompt's tokens stand once in a micro-batch for all its rollouts there, and no token is padding. The last
-  token of a response predicts nothing and is left out.
-- Targets are the sampled tokens alone: what an environment wrote is context, like the prompt.
+- In a packed micro-batch a prompt's tokens occur once for all its rollouts there, and no token is padding. The last token
+  of a response predicts nothing and is left out.
+- Targets are the sampled tokens only: what an environment wrote is context, as the prompt is.
+
+Shape suffixes: B sequences of T tokens (packed: B = 1), K places whose hidden state predicts something, N targets.
 """
 
 from __future__ import annotations
@@ -18,27 +20,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kray.train.attention import PackedLayout, layout, length_buckets
+from kray.train.attention import PackedLayout, length_buckets, packed_layout
 from kray.train.training_rows import TrainingRows
 
-PIECES = (
-    4  # a group is dealt out in pieces of at most 1 / (ranks * PIECES) of all tokens, so that ranks can be balanced
-)
+# A group is dealt to the ranks in pieces of at most 1 / (ranks * PIECES) of all tokens: enough pieces to balance the ranks,
+# few enough that most rollouts share their prompt's computation.
+PIECES = 4
 
 
 @dataclass(slots=True)
 class MicroBatch:
-    """One micro-batch: B sequences of T tokens (packed: B = 1), K places that predict something, N targets.
+    """One micro-batch.
 
-    input_ids, positions (B, T) int64; keep (K,) int64: places in the flattened B * T; source (N,) int64, sorted: which of
-    the K predicts target n; targets (N,) int64; rollout (N,) int64: which row of the micro-batch; order (N,) int64: where
-    the target stood among the rows' sampled tokens, one row after the other; logprobs (the engine's), advantages, weights
-    (N,) float32.
+    Attributes:
+        input_ids: (B, T) int64.
+        positions: (B, T) int64 position of each token in its own sequence.
+        layout: Which tokens see which; None for a padded micro-batch.
+        keep: (K,) int64 places in the flattened B * T.
+        source: (N,) int64, sorted; the index within K that predicts target n.
+        targets: (N,) int64 tokens.
+        rollout: (N,) int64 row of the micro-batch.
+        order: (N,) int64 index of the target among the rows' sampled tokens, row after row.
+        logprobs: (N,) float32 log-probabilities recorded by the engine, nats.
+        advantages: (N,) float32.
+        weights: (N,) float32 loss weights.
+        filled: Number of the B * T places that hold a token.
+        rows: Number of rows.
     """
 
     input_ids: Tensor
     positions: Tensor
-    plan: PackedLayout | None
+    layout: PackedLayout | None
     keep: Tensor
     source: Tensor
     targets: Tensor
@@ -47,10 +59,11 @@ class MicroBatch:
     logprobs: Tensor
     advantages: Tensor
     weights: Tensor
-    filled: int  # places of the B * T that hold a token
+    filled: int
     rows: int
 
     def to(self, device: torch.device) -> MicroBatch:
+        """Return the micro-batch on a device."""
         if device.type == "cpu":
             return self
         moved = {
@@ -58,31 +71,47 @@ class MicroBatch:
             for name in self.__slots__
             if isinstance(getattr(self, name), Tensor)
         }
-        plan = None if self.plan is None else self.plan.to(device)
-        return MicroBatch(**moved, plan=plan, filled=self.filled, rows=self.rows)
+        layout = None if self.layout is None else self.layout.to(device)
+        return MicroBatch(**moved, layout=layout, filled=self.filled, rows=self.rows)
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Keyword arguments of the model. Padded, neither mask nor positions are needed: causal attention hides padding
-        on the right from every token that counts."""
-        if self.plan is None:
+        """Keyword arguments of the model.
+
+        A padded micro-batch needs neither mask nor positions: causal attention hides padding on the right from every
+        token that counts.
+        """
+        if self.layout is None:
             return {"input_ids": self.input_ids}
-        # Any mask of four dimensions is handed on as it is, and the packed attention looks at its layout instead.
+        # transformers passes any four-dimensional mask on unchanged; the packed attention reads `layout` instead.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.input_ids.device)
         return {
             "input_ids": self.input_ids,
             "position_ids": self.positions,
             "attention_mask": mask,
-            "layout": self.plan,
+            "layout": self.layout,
         }
+
+    @property
+    def key_counts(self) -> tuple[int, int]:
+        """(tokens, places) of the keys that attention reads; places include padding."""
+        return (self.filled, self.input_ids.numel()) if self.layout is None else self.layout.key_counts
 
 
 def split_ranks(
     rows: TrainingRows, chosen: np.ndarray, max_tokens: int, ranks: int, packed: bool
 ) -> list[list[np.ndarray]]:
-    """TrainingRows of each micro-batch of each rank, `chosen` among them (indices); equally many micro-batches for every rank.
+    """Split rows into micro-batches for each rank.
 
-    A micro-batch computes at most max_tokens tokens unless a single row is longer.
+    Args:
+        rows: All rows of the step.
+        chosen: Indices of the rows to split.
+        max_tokens: Most tokens that a micro-batch computes, unless a single row is longer.
+        ranks: Number of ranks.
+        packed: Whether micro-batches are packed.
+
+    Returns:
+        For each rank its micro-batches, each an array of row indices; all ranks have equally many.
     """
     split = _split_packed(rows, chosen, max_tokens, ranks) if packed else _split_padded(rows, chosen, max_tokens, ranks)
     longest = max(len(batches) for batches in split)
@@ -112,31 +141,31 @@ def _split_packed(rows: TrainingRows, chosen: np.ndarray, max_tokens: int, ranks
         load, rank = heapq.heappop(loads)
         dealt[rank].append((tokens, piece))
         heapq.heappush(loads, (load + tokens, rank))
-    return [_fill(part, max_tokens) for part in dealt]
+    return [_first_fit(part, max_tokens) for part in dealt]
 
 
 def _runs(values: np.ndarray) -> list[np.ndarray]:
-    """Indices of each run of equal neighbours."""
+    """Return the indices of each run of equal neighbours."""
     return [] if len(values) == 0 else np.split(np.arange(len(values)), np.flatnonzero(np.diff(values)) + 1)
 
 
-def _fill(pieces: list[tuple[int, list[int]]], max_tokens: int) -> list[np.ndarray]:
-    """First fit, largest first; micro-batches come out about largest first."""
-    room: list[int] = []
-    filled: list[list[int]] = []
+def _first_fit(pieces: list[tuple[int, list[int]]], max_tokens: int) -> list[np.ndarray]:
+    """Fill micro-batches by first fit, largest piece first; they come out roughly largest first."""
+    free_tokens: list[int] = []
+    batches: list[list[int]] = []
     for tokens, piece in pieces:
-        place = next((place for place, left in enumerate(room) if tokens <= left), None)
+        place = next((place for place, free in enumerate(free_tokens) if tokens <= free), None)
         if place is None:
-            room.append(max_tokens - tokens)
-            filled.append(list(piece))
+            free_tokens.append(max_tokens - tokens)
+            batches.append(list(piece))
         else:
-            room[place] -= tokens
-            filled[place] += piece
-    return [np.array(sorted(batch), dtype=np.int64) for batch in filled]
+            free_tokens[place] -= tokens
+            batches[place] += piece
+    return [np.array(sorted(batch), dtype=np.int64) for batch in batches]
 
 
 def _split_padded(rows: TrainingRows, chosen: np.ndarray, max_tokens: int, ranks: int) -> list[list[np.ndarray]]:
-    """TrainingRows are dealt longest first, back and forth (0 1 2 2 1 0 ...), so that ranks differ by about one row."""
+    """Deal rows longest first, back and forth (0 1 2 2 1 0 ...), so that ranks differ by about one row."""
     lengths = rows.lengths[chosen] - 1
     order = np.argsort(-lengths, kind="stable")
     place = np.arange(len(order)) % (2 * ranks)
@@ -153,13 +182,19 @@ def _split_padded(rows: TrainingRows, chosen: np.ndarray, max_tokens: int, ranks
 
 
 def collate(rows: TrainingRows, indices: np.ndarray, packed: bool) -> MicroBatch:
-    """The chosen rows as one micro-batch; no rows give a token or two that predict nothing."""
+    """Build one micro-batch.
+
+    Args:
+        rows: All rows of the step.
+        indices: The micro-batch's rows; without any it is a single token that predicts nothing.
+        packed: Whether to pack or to pad.
+    """
     if len(indices) == 0:
         none = torch.zeros(0, dtype=torch.int64)
         real = torch.zeros(0)
         tokens = torch.zeros(1, 1, dtype=torch.int64)
-        plan = layout([(0, 1, 0, 0)], 1) if packed else None
-        return MicroBatch(tokens, tokens, plan, none, none, none, none, none, real, real, real, filled=0, rows=0)
+        layout = packed_layout([(0, 1, 0, 0)], 1) if packed else None
+        return MicroBatch(tokens, tokens, layout, none, none, none, none, none, real, real, real, filled=0, rows=0)
     starts = (np.cumsum(rows.lengths) - rows.lengths)[indices]
     prompts, responses = rows.prompt_lengths[indices], rows.response_lengths[indices]
     ends = starts + prompts + responses
@@ -167,9 +202,9 @@ def collate(rows: TrainingRows, indices: np.ndarray, packed: bool) -> MicroBatch
     sampled = np.concatenate([rows.sampled[s : s + n] for s, n in zip(first, responses, strict=True)])
     targets = np.concatenate([rows.tokens[e - n : e] for e, n in zip(ends, responses, strict=True)])[sampled]
     if packed:
-        input_ids, positions, places, plan = _packed(rows, indices, starts, prompts, responses)
+        input_ids, positions, places, layout = _packed(rows, indices, starts, prompts, responses)
     else:
-        input_ids, positions, places, plan = _padded(rows, starts, prompts, responses)
+        input_ids, positions, places, layout = _padded(rows, starts, prompts, responses)
     keep, source = np.unique(places[sampled], return_inverse=True)
     order = np.argsort(source, kind="stable")
     engine = np.concatenate([rows.logprobs[s : s + n] for s, n in zip(first, responses, strict=True)])[sampled]
@@ -183,7 +218,7 @@ def collate(rows: TrainingRows, indices: np.ndarray, packed: bool) -> MicroBatch
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids),
         positions=torch.from_numpy(positions),
-        plan=plan,
+        layout=layout,
         keep=torch.from_numpy(keep),
         source=each(source, np.int64),
         targets=each(targets, np.int64),
@@ -200,7 +235,7 @@ def collate(rows: TrainingRows, indices: np.ndarray, packed: bool) -> MicroBatch
 def _packed(
     rows: TrainingRows, indices: np.ndarray, starts: np.ndarray, prompts: np.ndarray, responses: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, PackedLayout]:
-    """input_ids and positions (1, T), the place that predicts each target (N,), and the layout."""
+    """Return input_ids and positions (1, T), the place that predicts each response token, and the layout."""
     tokens, positions, places, segments, end = [], [], [], [], 0
     for run in _runs(rows.group[indices]):
         prompt, root = int(prompts[run[0]]), end
@@ -217,12 +252,13 @@ def _packed(
                 segments.append((end, own, root, prompt))
                 end += own
     flat = np.concatenate(tokens).astype(np.int64)[None]
-    return flat, np.concatenate(positions)[None], np.concatenate(places), layout(segments, end)
+    return flat, np.concatenate(positions)[None], np.concatenate(places), packed_layout(segments, end)
 
 
 def _padded(
     rows: TrainingRows, starts: np.ndarray, prompts: np.ndarray, responses: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, None]:
+    """Return input_ids and positions (B, T) and the place that predicts each response token."""
     lengths = prompts + responses - 1
     width = int(lengths.max())
     input_ids = np.zeros((len(lengths), width), dtype=np.int64)

@@ -1,12 +1,11 @@
-"""A learner's part of a checkpoint: written by all ranks together, at once or in the background.
+"""The learner's part of a checkpoint: written by all ranks together, at once or in the background.
 
-Promises
-- What is written is the state at the call, whatever the learner does while it is being written.
-- The background write talks over a process group of its own, so that its collectives never meet those of training.
-- Reading runs nothing that a file asks for: tensors alone are read, and of the pickle that torch writes as .metadata only
-  torch's own descriptions of them.
-- A folder without .metadata is no checkpoint: torch writes that file last. Who commits the folder as a whole is
-  checkpoints.py's business.
+Guarantees
+- What is written is the state at the time of the call, whatever the learner does meanwhile.
+- The background write uses a process group of its own, so that its collectives never mix with those of training.
+- Reading runs no code from the files: only tensors are read, and of the pickle that torch writes as .metadata only torch's
+  own descriptions of them.
+- A folder without .metadata is not a checkpoint: torch writes that file last. checkpoints.py commits the whole folder.
 """
 
 from __future__ import annotations
@@ -24,10 +23,14 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from kray.errors import KrayError, StorageError
+from kray.train.process_group import first_problem
 
 
 class CheckpointWriter:
-    """One rank's writer. `start` is a collective; `done` is not and never waits; `finish` waits for this rank's write."""
+    """One rank's writer of checkpoints.
+
+    `start` is a collective; `poll` and `finish` concern this rank only, and `poll` never waits.
+    """
 
     def __init__(self, rank: int, timeout_s: float):
         self.rank = rank
@@ -36,9 +39,18 @@ class CheckpointWriter:
         self.error: BaseException | None = None
 
     def start(self, folder: Path, state: dict[str, Tensor], own: dict[str, Any], background: bool) -> None:
-        """state: sharded tensors by name; own: what this rank alone knows. Returns when the state may change again.
+        """Write a checkpoint; returns when the state may change again. A collective.
 
-        An earlier write that failed counts no more: ranks that hear of it at different times must not part ways here.
+        The failure of an earlier write is dropped: ranks may notice it at different times and must not diverge here.
+
+        Args:
+            folder: Where to write; made when missing.
+            state: Sharded tensors by name.
+            own: What belongs to this rank only.
+            background: Copy the state and write it in a thread.
+
+        Raises:
+            StorageError: A rank could not write, if not in the background.
         """
         self.wait()
         if background:
@@ -49,17 +61,17 @@ class CheckpointWriter:
             self._write(folder, state, own)
 
     def _write(self, folder: Path, state: dict[str, Tensor], own: dict[str, Any]) -> None:
-        """All ranks leave it together, and with an error where one of them has one. Raises StorageError."""
+        """Write on all ranks together; all raise StorageError when one of them cannot."""
         problem = ""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             torch.save(own, folder / f"rank-{self.rank}.pt")
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+        except (OSError, RuntimeError) as error:
+            # torch raises a RuntimeError when the disk is full.
             problem = f"rank {self.rank} could not write: {_reason(error)}"
-        problems: list[Any] = [""] * dist.get_world_size(self.group)
-        dist.all_gather_object(problems, problem, group=self.group)
-        if any(problems):
-            raise StorageError(f"checkpoint: {next(filter(None, problems))}")
+        problem = first_problem(problem, self.group)
+        if problem:
+            raise StorageError(f"checkpoint: {problem}")
         try:
             dcp.save(state, checkpoint_id=str(folder), process_group=self.group)
         except (OSError, dcp.api.CheckpointException) as error:
@@ -69,18 +81,23 @@ class CheckpointWriter:
     def _guarded(self, folder: Path, state: dict[str, Tensor], own: dict[str, Any]) -> None:
         try:
             self._write(folder, state, own)
-        except BaseException as error:  # raised where the write is waited for
+        except BaseException as error:
+            # `finish` raises it.
             self.error = error
 
-    def done(self) -> bool:
-        """Whether nothing is being written. Raises KrayError if the last write failed."""
+    def poll(self) -> bool:
+        """Return whether nothing is being written.
+
+        Raises:
+            KrayError: The last write failed.
+        """
         if self.thread is not None and self.thread.is_alive():
             return False
         self.finish()
         return True
 
     def wait(self) -> BaseException | None:
-        """Until no write is under way; why the last one failed, told once."""
+        """Wait for the write in progress, if any; return why it failed, once."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -88,7 +105,11 @@ class CheckpointWriter:
         return error
 
     def finish(self) -> None:
-        """Waits for the write under way, if any. Raises KrayError if it failed."""
+        """Wait for the write in progress, if any.
+
+        Raises:
+            KrayError: It failed.
+        """
         error = self.wait()
         if isinstance(error, StorageError):
             raise error
@@ -97,18 +118,28 @@ class CheckpointWriter:
 
 
 def _reason(error: BaseException) -> str:
-    """What happened, on one line: torch's checkpoints wrap what each rank met."""
+    """Return the error as one line; torch's checkpoints wrap the errors of each rank."""
     failures = getattr(error, "failures", None)
     if failures:
         error = next(iter(failures.values()))[0]
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def read(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[dict[str, Any], bool]:
-    """Loads into the tensors of `state`; returns what this rank had of its own, and whether it was this rank's.
+def read_checkpoint(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[dict[str, Any], bool]:
+    """Load a checkpoint into live tensors.
 
     A collective where there is a process group; a process without one loads everything by itself.
-    Raises KrayError that names the folder when it holds no checkpoint of such a learner.
+
+    Args:
+        folder: What `CheckpointWriter.start` wrote.
+        state: Tensors to load into, by name.
+        rank: This rank.
+
+    Returns:
+        The `own` of this rank, or of rank 0 where this rank wrote none; and whether it is this rank's.
+
+    Raises:
+        KrayError: The folder is not a checkpoint of such a learner, or cannot be read.
     """
     if not (folder / ".metadata").is_file():
         raise KrayError(f"learner: {folder} holds no learner checkpoint (no .metadata); nothing was loaded")
@@ -120,13 +151,13 @@ def read(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[dict[str, A
     missing = sorted(state.keys() - names)
     if missing:
         raise KrayError(
-            f"learner: {folder} is of another kind of learner: it has no {missing[0]} (and {len(missing) - 1} more); "
-            "model.lora must be as it was"
+            f"learner: {folder} was written by another kind of learner: {missing[0]} is missing (and {len(missing) - 1} "
+            "more); model.lora must be as it was"
         )
     mine = folder / f"rank-{rank}.pt"
     try:
         with warnings.catch_warnings():
-            # an export needs no process group
+            # An export needs no process group.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(state, storage_reader=reader)
         return torch.load(mine if mine.is_file() else folder / "rank-0.pt", weights_only=True), mine.is_file()
@@ -135,7 +166,7 @@ def read(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[dict[str, A
 
 
 class _Reader(dcp.FileSystemReader):
-    """Reads .metadata without running what is in it."""
+    """Reads .metadata without running code from it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
         with self.fs.create_stream(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
@@ -146,7 +177,7 @@ class _Reader(dcp.FileSystemReader):
 
 
 class _Descriptions(pickle.Unpickler):
-    """Knows tensors' descriptions, and no others: those of pickled objects would have torch unpickle them later."""
+    """Loads descriptions of tensors only: torch would later unpickle the objects that other descriptions name."""
 
     _KNOWN = {  # noqa: RUF012
         "torch.distributed.checkpoint.metadata": (
@@ -168,4 +199,4 @@ class _Descriptions(pickle.Unpickler):
         known = name in self._KNOWN.get(module, ())
         if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which describes no tensor")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which does not describe a tensor")

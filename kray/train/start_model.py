@@ -1,4 +1,4 @@
-"""Where the policy to start from is: a Hugging Face folder, a hub id, or a tiny policy that is made."""
+"""Finds the model to start from: a Hugging Face folder, a hub id, or a tiny policy that kray makes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from kray.errors import ConfigError
 
 
 def find_model(config: KrayConfig) -> str:
-    """Where the policy to start from is; the tiny one is made when its cache is empty. Raises ConfigError."""
+    """Return the folder or hub id of the start model; the tiny policy is made when the cache does not hold it.
+
+    Raises:
+        ConfigError: The model cannot be used.
+    """
     if config.model.tiny is not None:
         from kray.train.tiny_policy import ensure_tiny_policy
 
@@ -18,14 +22,22 @@ def find_model(config: KrayConfig) -> str:
 
 
 def model_path(config: KrayConfig) -> str:
-    """The named model's folder, made absolute, or its hub id. Raises ConfigError for a folder that is none."""
+    """Return the absolute folder, or the hub id, named by model.path.
+
+    Raises:
+        ConfigError: model.path is a folder that holds no model.
+    """
     check_model(config)
     path = Path(config.model.path).expanduser()
     return str(path.resolve()) if path.exists() else config.model.path
 
 
 def check_model(config: KrayConfig) -> None:
-    """Refuses a model folder that is none; a name that is no path is taken for a hub id."""
+    """Check that model.path is a model folder, or a name that can be a hub id.
+
+    Raises:
+        ConfigError: It is neither.
+    """
     name = config.model.path
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""Which models kray refuses, judged by their configuration alone.
+"""Decides from a model's configuration whether kray can train it.
 
 Importing this module loads neither torch nor transformers.
 """
@@ -14,37 +14,50 @@ from kray.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Switches by which a configuration that counts experts says that it uses none.
+# Keys that, when false, mean that a configuration which counts experts uses none.
 MOE_SWITCHES = ("is_moe", "enable_moe_block")
-# Lists of what each layer's feed-forward part is, for instance dense or sparse.
+# Keys of lists that give the kind of each layer's feed-forward part, for instance dense or sparse.
 MLP_LISTS = ("mlp_layer_types", "layers_block_type")
 
-
-# Encoders whose classes can be told to be decoders.
+# Encoders whose classes are decoders with is_decoder: true.
 ENCODERS = frozenset(
     {
-        "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
-        "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+        "bert",
+        "bert-generation",
+        "big_bird",
+        "camembert",
+        "data2vec-text",
+        "electra",
+        "ernie",
+        "megatron-bert",
+        "rembert",
+        "roberta",
+        "roberta-prelayernorm",
+        "roc_bert",
+        "roformer",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
     }
-)  # fmt: skip
+)
 NOT_TEXT = "it reads or writes images or sound besides text, and only models of text are trained"
 NOT_CAUSAL = "it is not causal: a token sees later ones"
-# What no key of a configuration tells.
+# Reasons that no key of a configuration reveals.
 REASONS = {
     "cpmant": NOT_CAUSAL,
     "fuyu": NOT_TEXT,
     "gemma4_assistant": "it drafts for another model, whose states it reads",
     "gemma4_unified_assistant": "it drafts for another model, whose states it reads",
-    "reformer": "it can be trained in train mode alone, in which its dropout acts",
+    "reformer": "it can be trained only in train mode, in which its dropout is active",
     "trocr": NOT_TEXT,
     "xlstm": "what it computes for a token depends on how many tokens follow",
 }
-# Kinds of rotary positions that are others where a batch holds longer sequences.
+# Kinds of rotary positions that change with the longest sequence of a batch.
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
 def check_supported(config: PretrainedConfig, tokens: int | None = None) -> None:
-    """Refuse a model that kray cannot train rightly.
+    """Refuse a model that kray cannot train correctly.
 
     Args:
         config: The model's configuration, as AutoConfig.from_pretrained returns it.
@@ -61,7 +74,11 @@ def check_supported(config: PretrainedConfig, tokens: int | None = None) -> None
 
 
 def check_length(config: PretrainedConfig, tokens: int) -> None:
-    """Refuse sequences of so many tokens where a model's positions would depend on what else is in their batch.
+    """Refuse sequences so long that the model's positions would depend on the rest of their batch.
+
+    Args:
+        config: The model's configuration.
+        tokens: Longest sequence, prompt and response together.
 
     Raises:
         ConfigError: One sentence that names the model type and the length up to which it can be trained.
@@ -75,18 +92,18 @@ def check_length(config: PretrainedConfig, tokens: int) -> None:
 
 
 def refusal(config: PretrainedConfig) -> str | None:
-    """Return the reason for which a model with this configuration is refused, None for one that is not."""
+    """Return the reason for which a model with this configuration is refused, None for a supported one."""
     experts = _experts(config.to_dict())
     if experts is not None:
         return (
             f"it is a mixture of experts ({experts}), and no engine has yet been shown to compute the same after a reload "
             "of its weights; choose a dense model"
         )
-    return _no_language_model(config) or REASONS.get(config.model_type) or _not_causal(config)
+    return _not_language_model(config) or REASONS.get(config.model_type) or _not_causal(config)
 
 
 def longest_sequence(config: PretrainedConfig) -> int | None:
-    """Return up to how many tokens a sequence's positions do not depend on the sequences beside it; None for any."""
+    """Return the most tokens of a sequence whose positions do not depend on its batch; None for any number."""
     text = config.get_text_config()
     ropes = getattr(text, "rope_parameters", None) or {}
     for rope in [ropes, *(part for part in ropes.values() if isinstance(part, dict))]:
@@ -97,7 +114,7 @@ def longest_sequence(config: PretrainedConfig) -> int | None:
     return None
 
 
-def _no_language_model(config: PretrainedConfig) -> str | None:
+def _not_language_model(config: PretrainedConfig) -> str | None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
     if config.is_encoder_decoder:
@@ -128,12 +145,12 @@ def _not_causal(config: PretrainedConfig) -> str | None:
 
 
 def _experts(values: dict[str, Any]) -> str | None:
-    """What says that the model has experts, as `key: value`; None for a dense model.
+    """Return the setting that shows that the model has experts, as `key: value`; None for a dense model.
 
-    A count of one is refused, too: the engine would compute it by the same code.
+    A single expert counts, too: the engine computes it by the same code.
     """
     for name, part in _parts(values):
-        if _says_dense(part):
+        if _is_dense(part):
             continue
         for key, value in part.items():
             if _counts_experts(str(key)) and _largest(value) >= 1:
@@ -141,8 +158,8 @@ def _experts(values: dict[str, Any]) -> str | None:
     return None
 
 
-def _says_dense(part: dict[str, Any]) -> bool:
-    """Whether a switch, or a list of what each layer is, says that no layer has experts."""
+def _is_dense(part: dict[str, Any]) -> bool:
+    """Return whether a switch, or a list of layer kinds, shows that no layer has experts."""
     kinds: set[Any] = set()
     for key in MLP_LISTS:
         if isinstance(part.get(key), list | tuple):
@@ -151,7 +168,7 @@ def _says_dense(part: dict[str, Any]) -> bool:
 
 
 def _parts(values: dict[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The configuration and those nested in it, each with its name and a dot."""
+    """Yield the configuration and those nested in it, each with its name followed by a dot."""
     yield name, values
     for key, value in values.items():
         if isinstance(value, dict):
@@ -159,11 +176,11 @@ def _parts(values: dict[str, Any], name: str = "") -> Iterator[tuple[str, dict[s
 
 
 def _counts_experts(key: str) -> bool:
-    """num_experts, num_local_experts, n_routed_experts, moe_num_experts and the like; not how many a token takes."""
+    """Return whether a key is num_experts, num_local_experts, n_routed_experts or the like; not experts a token."""
     return re.search(r"experts$", key) is not None and "shared" not in key and not key.startswith("top_k")
 
 
 def _largest(value: Any) -> int:
-    """Of a number or of a list with one for each layer; 0 for anything else."""
+    """Return a number, or the largest of a list with one for each layer; 0 for anything else."""
     numbers = value if isinstance(value, list | tuple) else [value]
     return max((n for n in numbers if isinstance(n, int) and not isinstance(n, bool)), default=0)

@@ -1,13 +1,15 @@
-"""From the rollouts of one step to the rows that are learned from, each with its weight in the loss. Pure numpy.
+"""Turns the groups of one step into the rows that the learner trains on, each with its weight in the loss.
 
-Promises
-- A group of weight 0 is left out, as if it had not been sampled: it gives no rows and counts in no denominator. So
-  dynamic_sampling learns what a run learns that was given only the groups that it keeps.
-- Of the other groups only rollouts whose advantage is not 0 become rows, and every such rollout with at least one sampled
+Guarantees
+- A group of weight 0 is left out as if it had not been sampled: it gives no rows and counts in no denominator. So
+  dynamic_sampling trains exactly as a run does that is given only the groups it keeps.
+- Of the other groups only rollouts whose advantage is not 0 become rows; every such rollout with at least one sampled
   token becomes exactly one row, in exactly one optimizer step.
 - Every rollout of these groups counts in the denominator of the loss, whether or not it became a row. The denominator is
-  one number for the whole step, folded into the rows' weights: sums over ranks and micro-batches need no further care.
-- Tokens that an environment wrote are read, and nothing else: they have no loss, and no length counts them.
+  one number for the whole step, contained in the rows' weights: sums over ranks and micro-batches need no correction.
+- Tokens written by an environment are context: they have no loss, and no length counts them.
+
+Shape suffixes: R rollouts, N sampled tokens.
 """
 
 from __future__ import annotations
@@ -16,20 +18,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from kray.config.train_schema import TrainConfig, advantage_of, aggregation_of
 from kray.records import Rollout, RolloutGroup
+from kray.train.advantages import advantages
 
 
 @dataclass(slots=True)
 class TrainingRows:
     """R rollouts as flat arrays, which travel between processes without being copied.
 
-    tokens (sum of lengths,) int32: each row's prompt, then its response; prompt_lengths, response_lengths (R,) int64;
-    logprobs (sum of response_lengths,) float32 as the engine sampled them, and sampled, bool: whether it did, or the token
-    is an environment's; advantages (R,) float32; weights (R,) float64 of each of the row's sampled tokens, the
-    denominator included;
-    group (R,) int64: rows of one group have the same prompt tokens and lie next to each other within an update;
-    update (R,) int64: the optimizer step that the row belongs to, 0 <= update < updates.
+    Attributes:
+        tokens: (sum of lengths,) int32; of each row the prompt, then the response.
+        prompt_lengths: (R,) int64.
+        response_lengths: (R,) int64.
+        logprobs: (sum of response_lengths,) float32 log-probabilities recorded by the engine, nats.
+        sampled: (sum of response_lengths,) bool; False for an environment's tokens.
+        advantages: (R,) float32.
+        weights: (R,) float64 loss weight of each of the row's sampled tokens, global denominator included.
+        group: (R,) int64; rows of one group have the same prompt tokens and are adjacent within an update.
+        update: (R,) int64 optimizer step of the row, 0 <= update < updates.
+        updates: Number of optimizer steps.
+        groups: Number of the step's groups that are not left out.
+        effective_groups: Number of groups that carry a gradient.
+        advantage_max: Largest magnitude of an advantage before clipping.
+        cut_groups: Number of groups in which the advantage clip changed a rollout.
     """
 
     tokens: np.ndarray
@@ -42,13 +56,14 @@ class TrainingRows:
     group: np.ndarray
     update: np.ndarray
     updates: int
-    groups: int  # groups of the step that are not left out
-    effective_groups: int  # groups that carry a gradient
-    advantage_max: float = 0.0  # the largest magnitude, before it was clipped
-    cut_groups: int = 0  # groups in which the advantage clip cut a rollout
+    groups: int
+    effective_groups: int
+    advantage_max: float = 0.0
+    cut_groups: int = 0
 
     @property
     def lengths(self) -> np.ndarray:
+        """(R,) int64 tokens of prompt and response together."""
         return self.prompt_lengths + self.response_lengths
 
     def __len__(self) -> int:
@@ -56,28 +71,43 @@ class TrainingRows:
 
 
 def split_updates(groups: Sequence[int], updates: int) -> list[list[int]]:
-    """The groups dealt evenly over at most `updates` optimizer steps, none of them empty; [] when there is no group.
+    """Deal the groups evenly over at most `updates` optimizer steps.
 
-    Sizes differ by at most one. Neighbours go to different steps: a sampler may put like prompts side by side.
+    Neighbours go to different steps, because a sampler may put similar prompts side by side.
+
+    Returns:
+        The groups of each step: sizes differ by at most one, no step is empty; [] when there is no group.
     """
     count = min(updates, len(groups))
     return [list(groups[start::count]) for start in range(count)]
 
 
 def token_weights(groups: Sequence[RolloutGroup], aggregation: str, constant_tokens: int = 0) -> list[np.ndarray]:
-    """The loss weight of each sampled token of each rollout: one (N,) float64 for each group.
+    """Compute the loss weight of each sampled token of each rollout.
 
-    token_mean: 1 / sampled tokens of all groups (DAPO, arXiv 2503.14476, equation 8);
-    sequence_mean: 1 / the rollout's tokens / number of rollouts (GRPO, arXiv 2402.03300, equation 3);
-    prompt_mean: 1 / the group's tokens / number of groups. That takes out the factor by which a larger group has more
-        tokens, not all of its size: the group's gradient is then the mean of A grad log p over its rollouts, and with
-        rewards 0 and 1 of success rate p the expected mean is E[f(k / N)], k ~ Binomial(N, p), times what does not depend
-        on N; f(x) = sqrt(x (1 - x)) for advantages divided by the group's standard deviation, x (1 - x) for those that are
-        not, whose mean is p (1 - p) (N - 1) / N. At p = 1/2 the first is .25 for N = 2 and .49 for N = 32;
-    constant: 1 / constant_tokens / number of rollouts (Dr.GRPO, arXiv 2503.20783, section 3.2 and listing 1: one length for
-    all, so that a long wrong answer is not punished less for each token than a short one).
-    Each times group.weight / len(group.rollouts): with the default weight, the number of rollouts, the factor is 1. "All
-    groups" and numbers are of the groups whose weight is not 0.
+    Each weight is multiplied by group.weight / len(group.rollouts), which is 1 by default. "All groups" and numbers of
+    groups or rollouts are those of groups whose weight is not 0.
+
+    Args:
+        groups: The step's groups.
+        aggregation: One of
+            token_mean: 1 / sampled tokens of all groups (DAPO, arXiv 2503.14476, equation 8);
+            sequence_mean: 1 / the rollout's tokens / number of rollouts (GRPO, arXiv 2402.03300, equation 3);
+            prompt_mean: 1 / the group's tokens / number of groups. This removes the factor by which a larger group has
+                more tokens, not all of its size: the group's gradient is then the mean of A grad log p over its
+                rollouts, and with rewards 0 and 1 of success rate p the expected mean is E[f(k / N)], k ~
+                Binomial(N, p), times what does not depend on N; f(x) = sqrt(x (1 - x)) for advantages divided by the
+                group's standard deviation, x (1 - x) for others, whose mean is p (1 - p) (N - 1) / N. At p = 1/2 the
+                first is .25 for N = 2 and .49 for N = 32;
+            constant: 1 / constant_tokens / number of rollouts (Dr. GRPO, arXiv 2503.20783, section 3.2 and listing 1:
+                one length for all, so that a long wrong answer is not punished less for each token than a short one).
+        constant_tokens: Length used by `constant`.
+
+    Returns:
+        For each group (rollouts,) float64.
+
+    Raises:
+        ValueError: The aggregation is unknown.
     """
     counted = [group for group in groups if group.weight]
     tokens = max(1, sum(group.tokens for group in counted))
@@ -100,6 +130,25 @@ def token_weights(groups: Sequence[RolloutGroup], aggregation: str, constant_tok
     return [weights(group) for group in groups]
 
 
+def step_rows(groups: Sequence[RolloutGroup], train: TrainConfig) -> TrainingRows:
+    """Return the rows that one update trains on.
+
+    Args:
+        groups: The step's groups, every rollout with a reward.
+        train: The run's `train` section.
+
+    Raises:
+        ValueError: A rollout is unusable; the message names it.
+    """
+
+    def compute(rewards_R: np.ndarray, group_R: np.ndarray) -> np.ndarray:
+        scale = advantage_of(train) == "std"
+        return advantages(torch.from_numpy(rewards_R), torch.from_numpy(group_R), scale).numpy()
+
+    constant, clip = train.constant_tokens, train.advantage_clip
+    return make_rows(groups, compute, aggregation_of(train), train.updates, constant, clip)
+
+
 def make_rows(
     groups: Sequence[RolloutGroup],
     advantages: Callable[[np.ndarray, np.ndarray], np.ndarray],
@@ -108,23 +157,32 @@ def make_rows(
     constant_tokens: int = 0,
     advantage_clip: float = 0.0,
 ) -> TrainingRows:
-    """The rows of one step.
+    """Return the rows of one step.
 
-    advantages: (rewards (R,) float64, group (R,) int64) -> (R,) float32; advantage_clip bounds their magnitude, 0: not.
-    With U optimizer steps a step's groups are spread over them and each step's weights grow by U, so that every optimizer
-    step sees a gradient of the size that one step over all groups would have had.
-    Raises ValueError on a rollout without a reward, or whose tokens and logprobs differ in number.
+    With U optimizer steps the groups are spread over them and each step's weights grow by U, so that every optimizer step
+    has a gradient of the size that a single step over all groups would have had.
+
+    Args:
+        groups: The step's groups.
+        advantages: (rewards (R,) float64, group (R,) int64) -> (R,) float32.
+        aggregation: See `token_weights`.
+        updates: Largest number of optimizer steps.
+        constant_tokens: See `token_weights`.
+        advantage_clip: Largest magnitude of an advantage; 0 for no limit.
+
+    Raises:
+        ValueError: A rollout has no reward, or its tokens and log-probabilities differ in number.
     """
-    _check(groups)
+    _check_groups(groups)
     groups = [group for group in groups if group.weight]
     sizes = [len(group.rollouts) for group in groups]
     rewards = np.concatenate([np.zeros(0), *(group.rewards for group in groups)])
     all_advantages = advantages(rewards, np.repeat(np.arange(len(groups)), sizes))
-    advantage_of = np.split(all_advantages, np.cumsum(sizes)[:-1]) if groups else []
-    weight_of = token_weights(groups, aggregation, constant_tokens)
+    advantage_of_group = np.split(all_advantages, np.cumsum(sizes)[:-1]) if groups else []
+    weight_of_group = token_weights(groups, aggregation, constant_tokens)
     bound = advantage_clip or np.inf
     kept = [
-        [i for i, rollout in enumerate(group.rollouts) if advantage_of[g][i] != 0 and rollout.sampled_tokens]
+        [i for i, rollout in enumerate(group.rollouts) if advantage_of_group[g][i] != 0 and rollout.sampled_tokens]
         for g, group in enumerate(groups)
     ]
     steps = split_updates([g for g in range(len(groups)) if kept[g]], updates)
@@ -133,31 +191,30 @@ def make_rows(
     parts = [
         part for (_, g, _), r in zip(picked, rollouts, strict=True) for part in (groups[g].prompt_tokens, r.tokens)
     ]
+    logprobs = np.concatenate([np.zeros(0, np.float32), *(rollout.logprobs for rollout in rollouts)])
     return TrainingRows(
         tokens=np.concatenate([np.zeros(0, np.int32), *(np.asarray(part, np.int32) for part in parts)]),
         prompt_lengths=np.array([len(groups[g].prompt_tokens) for _, g, _ in picked], dtype=np.int64),
         response_lengths=np.array([len(rollout.tokens) for rollout in rollouts], dtype=np.int64),
-        logprobs=np.concatenate([np.zeros(0, np.float32), *(rollout.logprobs for rollout in rollouts)]).astype(
-            np.float32
-        ),
-        sampled=np.concatenate([np.zeros(0, bool), *map(_sampled, rollouts)]),
-        advantages=np.array([advantage_of[g][i] for _, g, i in picked], dtype=np.float32).clip(-bound, bound),
-        weights=np.array([weight_of[g][i] * len(steps) for _, g, i in picked], dtype=np.float64),
+        logprobs=logprobs.astype(np.float32),
+        sampled=np.concatenate([np.zeros(0, bool), *map(_sampled_mask, rollouts)]),
+        advantages=np.array([advantage_of_group[g][i] for _, g, i in picked], dtype=np.float32).clip(-bound, bound),
+        weights=np.array([weight_of_group[g][i] * len(steps) for _, g, i in picked], dtype=np.float64),
         group=np.array([g for _, g, _ in picked], dtype=np.int64),
         update=np.array([u for u, _, _ in picked], dtype=np.int64),
         updates=len(steps),
         groups=len(groups),
         effective_groups=sum(map(len, steps)),
         advantage_max=float(np.abs(all_advantages).max(initial=0)),
-        cut_groups=sum(bool((np.abs(part) > bound).any()) for part in advantage_of),
+        cut_groups=sum(bool((np.abs(part) > bound).any()) for part in advantage_of_group),
     )
 
 
-def _sampled(rollout: Rollout) -> np.ndarray:
+def _sampled_mask(rollout: Rollout) -> np.ndarray:
     return np.ones(len(rollout.tokens), bool) if rollout.sampled is None else rollout.sampled
 
 
-def _check(groups: Sequence[RolloutGroup]) -> None:
+def _check_groups(groups: Sequence[RolloutGroup]) -> None:
     for group in groups:
         if not group.prompt_tokens:
             raise ValueError(f"prompt {group.prompt.id} has no tokens: a response's first token would have no context")
@@ -170,11 +227,13 @@ def _check(groups: Sequence[RolloutGroup]) -> None:
             if len(rollout.tokens) != len(rollout.logprobs):
                 raise ValueError(f"{where}: {len(rollout.tokens)} tokens but {len(rollout.logprobs)} logprobs")
             if rollout.sampled is not None and len(rollout.tokens) != len(rollout.sampled):
-                raise ValueError(f"{where}: {len(rollout.tokens)} tokens, but {len(rollout.sampled)} are told apart")
+                raise ValueError(
+                    f"{where}: {len(rollout.tokens)} tokens but {len(rollout.sampled)} entries that mark sampled ones"
+                )
 
 
 def unscored_rows(token_rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TrainingRows:
-    """(prompt tokens, response tokens) as rows without rewards; equal neighbouring prompts are one group."""
+    """Return (prompt tokens, response tokens) pairs as rows without rewards; equal adjacent prompts are one group."""
     prompts = [tuple(prompt) for prompt, _ in token_rows]
     sizes = np.array([len(response) for _, response in token_rows], dtype=np.int64)
     count = len(prompts)

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 from chat_models import chat_model, programs
+from state_digest import state_digest
 from tiny_pool import PlainLearner, make_pool
 
 from kray.config import load_config
@@ -23,8 +24,8 @@ from kray.records import Sampling, derive_seed
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import TRAINING, Collector, Fixed
 from kray.rollout.conversation import ConversationRunner
-from kray.train.learner import Learner, step_rows
-from kray.train.model import state_digest
+from kray.train.learner import Learner
+from kray.train.training_rows import step_rows
 
 CALCULATOR = {"name": "calculator", "options": {"least_first": True, "shown": "{}="}}
 SOURCE = SourceConfig(size=16)

@@ -26,8 +26,9 @@ from kray.records import Prompt, Rollout, RolloutGroup
 from kray.tracking import Tracker, locate, log_model
 from kray.train.checkpoints import CheckpointStore
 from kray.train.export import atomic_folder, export_checkpoint, log_trained
-from kray.train.learner import Learner, step_rows
+from kray.train.learner import Learner
 from kray.train.model import copy_tokenizer
+from kray.train.training_rows import step_rows
 
 ROOT = Path(__file__).parents[3]
 TRAIN = TrainConfig(lr=1e-2, timeout_s=120)
@@ -266,7 +267,10 @@ def test_the_door_refuses_what_it_cannot_export(ray_local, make_run, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("")
     for arguments, message in [
-        ([str(run), str(tmp_path / "out"), "--step", "9"], "holds no complete checkpoint of step 9; there are: 1, 2"),
+        (
+            [str(run), str(tmp_path / "out"), "--step", "9"],
+            "holds no complete checkpoint of step 9; available steps: 1, 2",
+        ),
         ([str(tmp_path / "none"), str(tmp_path / "out")], "is not a folder"),
         ([str(run), str(tmp_path / "taken")], "exists and is not an empty folder"),
         ([str(run), str(tmp_path / "out"), "--adapters", str(tmp_path / "lora")], "model.lora is null"),
@@ -311,7 +315,7 @@ def test_a_checkpoint_that_would_run_something_is_refused(make_run, tmp_path):
     run, config, _ = make_run()
     file = run / "checkpoints" / "step-000002" / "learner" / ".metadata"
     file.write_bytes(pickle.dumps(Planted(str(tmp_path / "ran"))))
-    with pytest.raises(KrayError, match=r"\.metadata cannot be read: it asks for os\.mkdir|posix\.mkdir"):
+    with pytest.raises(KrayError, match=r"\.metadata cannot be read: it names os\.mkdir|posix\.mkdir"):
         export_checkpoint(file.parents[1], config.model.path, config.model, tmp_path / "out")
     assert not (tmp_path / "ran").exists()
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from state_digest import state_digest
 
 from kray.train.checkpoints import CheckpointStore, newest_checkpoint, read_state
-from kray.train.learner import step_rows
-from kray.train.model import state_digest
+from kray.train.training_rows import step_rows
 
 STEPS = 12
 

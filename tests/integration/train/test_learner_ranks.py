@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kray.config.schema import LoraConfig
-from kray.train.learner import step_rows
+from kray.train.training_rows import step_rows
 
 # What says something about the machine or the split, not about what was learned.
 OF_THE_SPLIT = ("update_s", "peak_memory_gib", "padding_ratio", "attention_padding_ratio", "computed_tokens")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from kray.train.learner import step_rows
+from kray.train.training_rows import step_rows
 
 
 def differences(a, b) -> float:

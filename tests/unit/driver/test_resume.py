@@ -58,7 +58,7 @@ def remembered(training: CoinFlipTraining) -> dict[str, Any]:
         "lengths": list(training.collector.lengths.items()),
         "calibration": ledger.calibration,
         "transitions": ledger.transitions,
-        "learner": (training.workers.learners.weight, training.workers.learners.lost_in_a_row),
+        "learner": (training.workers.learners.weight, training.workers.learners.nonfinite_steps),
     }
     return {name: walked(value, name) for name, value in roots.items()}
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kray.bench.planner import exact_optimum
 from kray.planner import BetaValue, PointValue, solve
 
 rates = st.one_of(st.sampled_from([0.0, 1.0, 0.5, 0.25, 1e-9]), st.floats(0, 1))
@@ -33,25 +34,6 @@ def table(value, upper):
     """Totals of 0..max(upper) rollouts, (M, max(upper) + 1)."""
     m = len(value)
     return np.array([value.total(np.full(m, n)) for n in range(int(np.max(upper)) + 1)]).T
-
-
-def exact_optimum(value, budget, lower, upper, cost=None):
-    """Largest sum of values by dynamic programming over integer budget; costs must be integers.
-
-    Without cost the whole budget is spent, with cost at most that.
-    """
-    totals = table(value, upper)
-    best = np.full(budget + 1, -np.inf)
-    best[0] = 0.0
-    for i in range(len(value)):
-        price = 1 if cost is None else int(cost[i])
-        following = np.full(budget + 1, -np.inf)
-        for n in range(int(lower[i]), int(upper[i]) + 1):
-            spent = price * n
-            if spent <= budget:
-                following[spent:] = np.maximum(following[spent:], best[: budget + 1 - spent] + totals[i, n])
-        best = following
-    return best[budget] if cost is None else best.max()
 
 
 @given(problems())

@@ -15,8 +15,7 @@ from kray.config.schema import KrayConfig, LoraConfig, ModelConfig
 from kray.config.train_schema import TrainConfig
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.advantages import EPSILON, advantages
-from kray.train.learner import step_rows
-from kray.train.training_rows import make_rows, split_updates, token_weights
+from kray.train.training_rows import make_rows, split_updates, step_rows, token_weights
 
 REWARDS = st.lists(st.sampled_from([0.0, 1.0, 0.1, 0.3, -2.0]), max_size=7)
 

@@ -9,7 +9,7 @@ import torch
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from kray.errors import ConfigError
-from kray.train.attention import layout, packed_attention
+from kray.train.attention import packed_attention, packed_layout
 
 HEADS, KV_HEADS, D = 4, 2, 8
 PROMPT, RESPONSES = 5, (3, 7, 1)
@@ -50,7 +50,7 @@ def test_packed_sinks_are_those_of_each_rollout_alone(window):
         places.append((range(end, end + size), [*range(PROMPT), *range(end, end + size)]))
         end += size
     tensors = qkv(1, end)
-    plan = layout(segments, end)
+    plan = packed_layout(segments, end)
     out, _ = packed_attention(module, *tensors, None, sliding_window=window, s_aux=module.sinks, layout=plan)
     expected = torch.zeros_like(out)
     for own, seen in places:
@@ -78,7 +78,7 @@ def test_padded_sinks_are_the_models_own(mask):
     assert (without - expected).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("plan", [None, layout([(0, 9, 0, 0)], 9)], ids=["padded", "packed"])
+@pytest.mark.parametrize("plan", [None, packed_layout([(0, 9, 0, 0)], 9)], ids=["padded", "packed"])
 @pytest.mark.parametrize("option", ["learned_bias", "indices", "block_indices", "deterministic"])
 def test_an_unknown_option_is_refused_by_name(plan, option):
     with pytest.raises(
@@ -87,7 +87,7 @@ def test_an_unknown_option_is_refused_by_name(plan, option):
         packed_attention(Module(), *qkv(1, 9), None, layout=plan, **{option: torch.ones(1)})
 
 
-@pytest.mark.parametrize("plan", [None, layout([(0, 9, 0, 0)], 9)], ids=["padded", "packed"])
+@pytest.mark.parametrize("plan", [None, packed_layout([(0, 9, 0, 0)], 9)], ids=["padded", "packed"])
 def test_options_without_effect_are_taken(plan):
     module, tensors = Module(), qkv(1, 9)
     options = {"position_ids": torch.arange(9)[None], "use_cache": False, "learned_bias": None, "is_causal": True}
@@ -97,9 +97,11 @@ def test_options_without_effect_are_taken(plan):
 
 def test_packed_tokens_are_never_read_as_if_causal():
     with pytest.raises(ConfigError, match="packed attention with the option is_causal"):
-        packed_attention(Module(), *qkv(1, 9), None, layout=layout([(0, 9, 0, 0)], 9), is_causal=False)
+        packed_attention(Module(), *qkv(1, 9), None, layout=packed_layout([(0, 9, 0, 0)], 9), is_causal=False)
     with pytest.raises(ConfigError, match="packed attention with the option position_bias"):
-        packed_attention(Module(), *qkv(1, 9), None, layout=layout([(0, 9, 0, 0)], 9), position_bias=torch.ones(1))
+        packed_attention(
+            Module(), *qkv(1, 9), None, layout=packed_layout([(0, 9, 0, 0)], 9), position_bias=torch.ones(1)
+        )
 
 
 def test_a_bias_of_positions_counts_in_padded_rows():

@@ -141,7 +141,9 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken
     with logged_lines() as lines:
         assert newest_intact(newest_checkpoint(tmp_path)) == folders[1] == newest_checkpoint(tmp_path)
     assert len(lines) == 2
-    assert "step-000020 is damaged: 1 of 1 files are not what was written, first learner/shard (13 bytes" in lines[0]
+    assert (
+        "step-000020 is damaged: 1 of 1 files differ from what was written, first learner/shard (13 bytes" in lines[0]
+    )
     (folders[1] / "state.json").write_text("{")
     (folders[0] / "learner" / "shard").unlink()
     assert newest_intact(newest_checkpoint(tmp_path)) is None

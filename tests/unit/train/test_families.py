@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from state_digest import state_digest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kray.config.schema import LoraConfig
 from kray.errors import ConfigError
-from kray.train.learner import step_rows
-from kray.train.model import state_digest
+from kray.train.training_rows import step_rows
 
 SIZES = {
     "vocab_size": 32,
@@ -85,7 +85,7 @@ def test_a_family_learns_and_is_handed_over(family, make, train, some_groups, ra
         # peft adapts no other layers of Mamba
         lora = replace(lora, targets=["query_key_value"] if bloom else ["in_proj", "x_proj"])
     learner = make(folder, replace(train, kl=0.01, activation_checkpointing=True), lora=lora)
-    assert learner.packed is packs
+    assert learner.layout.packed is packs
     assert packs or learner.describe()["rejected_layouts"], "whoever starts the learner is told that it cannot pack"
     for got, expected in zip(learner.logprobs(long_probe), exact_logprobs(folder, long_probe), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4)

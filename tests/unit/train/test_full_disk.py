@@ -7,9 +7,9 @@ import resource
 import time
 
 import pytest
+from state_digest import state_digest
 
 from kray.errors import StorageError
-from kray.train.model import state_digest
 
 
 @contextlib.contextmanager
@@ -39,7 +39,7 @@ def test_a_full_disk_costs_one_checkpoint_and_nothing_else(models, make, tmp_pat
         with pytest.raises(StorageError, match="could not write"):
             learner.save(tmp_path / "at once")
         learner.save(tmp_path / "nobody asks", background=True)
-        learner.saver.thread.join()
+        learner.writer.thread.join()
     learner.save(tmp_path / "room again", background=True)
     wait(learner)
     learner.load(tmp_path / "room again")

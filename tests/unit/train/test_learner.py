@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from state_digest import state_digest
 from transformers import AutoModelForCausalLM
 
 from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, KrayError
-from kray.train.learner import step_rows
 from kray.train.metrics import count_nonfinite_steps
-from kray.train.model import decoder_layers, state_digest
+from kray.train.model import decoder_layers
+from kray.train.training_rows import step_rows
 
 
 def reference_update(model, optimizer, rows, train: TrainConfig) -> None:

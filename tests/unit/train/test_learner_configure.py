@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kray.errors import ConfigError
-from kray.train.learner import step_rows
+from kray.train.training_rows import step_rows
 
 
 def test_after_configure_and_load_a_learner_is_as_new(models, make, train, some_groups, ragged, tmp_path):

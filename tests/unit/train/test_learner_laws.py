@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from state_digest import state_digest
 
 from kray.config.advice import first_cut
 from kray.config.schema import LoraConfig
-from kray.train.learner import step_rows
-from kray.train.model import state_digest
 from kray.train.packing import collate, split_ranks
-from kray.train.training_rows import TrainingRows
+from kray.train.training_rows import TrainingRows, step_rows
 
 
 def differences(a, b) -> float:
@@ -36,7 +35,7 @@ def test_padding_splits_and_order_do_not_change_an_update(
     def learned(groups, **changes):
         setting = replace(train, **changes)
         learner = make(models[tied], setting)
-        assert learner.packed is setting.packing
+        assert learner.layout.packed is setting.packing
         metrics = [learner.update(step_rows(groups, setting)) for _ in range(2)]
         return learner.state(), metrics
 
@@ -168,9 +167,9 @@ def test_the_reference_is_the_start_model(models, make, train, some_groups, ragg
         learner = make(models[True], replace(train, kl=kl))
         for _ in range(4):
             learner.update(rows)
-        learned = learner._probe(rows, learner.packed, learner.whole)
+        learned = learner._row_logprobs(rows)
         start = make(models[True], train)
-        moved[kl] = float(np.square(learned - start._probe(rows, start.packed, start.whole)).sum())
+        moved[kl] = float(np.square(learned - start._row_logprobs(rows)).sum())
     assert moved[30.0] < 0.7 * moved[0.0]
 
 
@@ -243,7 +242,7 @@ def test_a_background_write_that_fails_is_told_where_it_is_waited_for(models, ma
     learner = make(models[True])
     (tmp_path / "file").write_text("in the way")
     learner.save(tmp_path / "file" / "learner", background=True)
-    learner.saver.thread.join()
+    learner.writer.thread.join()
     with pytest.raises(Exception, match="rank 0 could not write"):
         learner.saved()
     assert learner.saved()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kray.config.train_schema import TrainConfig
-from kray.train.learner import step_rows
+from kray.train.training_rows import step_rows
 
 CHANGES = {
     "lr": 1e-3,

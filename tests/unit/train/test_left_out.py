@@ -12,8 +12,7 @@ import torch
 from kray.planner import KnapsackPlanner
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.advantages import advantages
-from kray.train.learner import step_rows
-from kray.train.training_rows import token_weights
+from kray.train.training_rows import step_rows, token_weights
 
 AGGREGATIONS = ("token_mean", "sequence_mean", "prompt_mean", "constant")
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")

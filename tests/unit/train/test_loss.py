@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.train.logprobs import logprobs_and_entropy
-from kray.train.loss import OBJECTIVES, policy_loss
+from kray.train.loss import OBJECTIVES, LossConfig, LossInputs, policy_loss
 
 LOW, HIGH = 0.2, 0.28
 
@@ -71,9 +71,8 @@ def test_every_loss_equals_its_reference(kind, lengths, tis, kl, seed):
     for dtype, rtol in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
         tensors = [torch.tensor(column, dtype=dtype) for column in columns]
         tensors[0].requires_grad_()
-        result = policy_loss(
-            kind, *tensors, torch.from_numpy(rollouts), (LOW, HIGH), tis, kl, torch.tensor(start, dtype=dtype)
-        )
+        inputs = LossInputs(*tensors, torch.from_numpy(rollouts), torch.tensor(start, dtype=dtype))
+        result = policy_loss(inputs, LossConfig(kind, LOW, HIGH, tis, kl))
         result.loss.backward()
         assert result.loss.item() == pytest.approx(expected[0], rel=rtol, abs=rtol)
         np.testing.assert_allclose(tensors[0].grad.numpy(), expected[1], rtol=rtol * 10, atol=rtol)
@@ -89,7 +88,8 @@ def test_the_first_step_of_every_loss_is_the_policy_gradient(kind):
     rollouts = torch.repeat_interleave(torch.arange(10), 5)
     new = torch.randn(50, generator=torch.Generator().manual_seed(1), requires_grad=True)
     advantages = torch.linspace(-3, 3, 10)[rollouts]
-    result = policy_loss(kind, new, new.detach(), new.detach(), advantages, torch.ones(50), rollouts, (LOW, HIGH))
+    inputs = LossInputs(new, new.detach(), new.detach(), advantages, torch.ones(50), rollouts)
+    result = policy_loss(inputs, LossConfig(kind, LOW, HIGH))
     result.loss.backward()
     assert result.clipped.item() == 0
     torch.testing.assert_close(new.grad, -advantages)
@@ -128,7 +128,8 @@ def test_no_targets_have_scores_and_a_gradient():
     hidden = torch.zeros(0, 3, requires_grad=True)
     logprobs, entropy = logprobs_and_entropy(lambda states: states, hidden, none, none)
     assert len(logprobs) == len(entropy) == 0
-    policy_loss("gspo", *[logprobs] * 5, none, (LOW, HIGH)).loss.backward()
+    inputs = LossInputs(*[logprobs] * 5, none)
+    policy_loss(inputs, LossConfig("gspo", LOW, HIGH)).loss.backward()
     assert hidden.grad is not None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from state_digest import state_digest
 from transformers import AutoModelForCausalLM
 
 from kray.bench import model_support as judged
@@ -18,8 +19,8 @@ from kray.errors import ConfigError
 from kray.train import attention
 from kray.train import layout_choice as layouts
 from kray.train import model as policy
-from kray.train.learner import step_rows
 from kray.train.supported_models import NOT_CAUSAL
+from kray.train.training_rows import step_rows
 
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 CASES = cases()
@@ -91,12 +92,12 @@ def test_weights_that_are_not_finite_are_refused(make, tmp_path):
 def test_a_wrong_attention_is_not_taken(make, monkeypatch, tmp_path):
     """The layout is judged by the model's own attention, not by the one that it would use."""
     path = saved(Case("granite_swa"), tmp_path / "model")
-    assert make(path).way.attention == attention.ATTENTION
+    assert make(path).layout.attention == attention.ATTENTION
     right = attention.packed_attention
     wrong = lambda *tensors, s_aux=None, **options: right(*tensors, **options)  # noqa: E731
     monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.ATTENTION, wrong)
     learner = make(path)
-    assert learner.way.attention == policy.OWN
+    assert learner.layout.attention == policy.OWN
     assert all("off by" in doubt for doubt in learner.rejected_layouts)
 
 
@@ -122,7 +123,7 @@ def test_two_equal_calls_are_equal(case, checkpointing, make, train, some_groups
             first, second = learner.logprobs(probe), learner.logprobs(probe)
             assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
             learner.update(rows)
-        states.append(policy.state_digest(learner.state()))
+        states.append(state_digest(learner.state()))
         assert not learner.model.training
     assert states[0] == states[1]
 
@@ -157,6 +158,8 @@ def test_sequences_beyond_what_positions_allow_are_refused(make, tmp_path):
 
 
 def test_every_way_is_tried_from_the_fastest():
-    assert layouts.WAYS[0] == layouts.Way(True, False, attention.ATTENTION)
-    assert [way.packed for way in layouts.WAYS] == sorted((way.packed for way in layouts.WAYS), reverse=True)
-    assert str(layouts.WAYS[-1]) == "padded, all logits, its own attention"
+    assert layouts.LAYOUTS[0] == layouts.LearnerLayout(True, False, attention.ATTENTION)
+    assert [layout.packed for layout in layouts.LAYOUTS] == sorted(
+        (layout.packed for layout in layouts.LAYOUTS), reverse=True
+    )
+    assert str(layouts.LAYOUTS[-1]) == "padded, all logits, its own attention"

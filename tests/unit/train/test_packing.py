@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.train.attention import layout, length_buckets, packed_attention
+from kray.train.attention import length_buckets, packed_attention, packed_layout
 from kray.train.packing import collate, split_ranks
 from kray.train.training_rows import unscored_rows
 
@@ -133,7 +133,7 @@ def test_packed_attention_equals_attention_over_each_rollout(window, softcap, he
         torch.randn(1, n, end, d, dtype=torch.float64, requires_grad=True) for n in (heads[0], heads[1], heads[1])
     )
     out, _ = packed_attention(
-        Module(), query, key, value, None, sliding_window=window, softcap=softcap, layout=layout(segments, end)
+        Module(), query, key, value, None, sliding_window=window, softcap=softcap, layout=packed_layout(segments, end)
     )
     expected = torch.zeros_like(out)
     for first, places in sequences:

@@ -1,0 +1,67 @@
+"""The learner ranks' process group, and what ranks do together besides the model's own collectives.
+
+Guarantee: where one rank fails, all ranks leave the call with the same error, so that none waits for a rank that gave up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from kray.errors import KrayError
+
+
+def join_process_group(
+    rank: int, world_size: int, master_addr: str, master_port: int, device: torch.device, timeout_s: float
+) -> None:
+    """Join the default process group; blocks until all ranks have joined.
+
+    Args:
+        rank: This process's rank.
+        world_size: Number of ranks; a single one needs no address.
+        master_addr: Address of rank 0.
+        master_port: Free port on that address.
+        device: Device of the model; CUDA adds nccl.
+        timeout_s: Limit in seconds for joining and for every collective.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    if world_size == 1:
+        store: dist.Store = dist.HashStore()
+    else:
+        store = dist.TCPStore(master_addr, master_port, world_size, is_master=rank == 0, timeout=timeout)
+    # gloo also on CUDA: checkpoints and the last sums of the metrics travel between the processes' main memory.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Return every rank's value, rank 0's first. A collective of `group` (default: the default group)."""
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def first_problem(problem: str, group: dist.ProcessGroup | None = None) -> str:
+    """Return the first rank's problem that is not "", or "". A collective of `group`."""
+    return next(filter(None, gather_objects(problem, group)), "")
+
+
+def run_on_rank_0(write: Callable[[], Any]) -> None:
+    """Run `write` on rank 0 while the others wait. A collective.
+
+    Raises:
+        KrayError: On all ranks, when `write` raised on rank 0.
+    """
+    error: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            write()
+        except Exception as failure:
+            error = [f"{type(failure).__name__}: {failure}"]
+    dist.broadcast_object_list(error, src=0, device=torch.device("cpu"))
+    if error[0]:
+        raise KrayError(f"learner rank 0: {error[0]}")

@@ -1,0 +1,28 @@
+"""Speeds, as ratios, and the digits of 20 quickstart steps against the committed tests/baselines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from baseline_figures import BENCHES, FOLDER, beyond, measure, quickstart_steps, torch_build
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_ratios_stay_near_their_baseline(name):
+    baseline = json.loads((FOLDER / f"{name}.json").read_text())["ratios"]
+    figures = measure(name)
+    assert figures.keys() == baseline.keys()
+    problems = {key: beyond(figure, baseline[key]["value"]) for key, figure in figures.items()}
+    assert {key: problem for key, problem in problems.items() if problem} == {}
+
+
+def test_quickstart_losses_and_rewards_stay(tmp_path):
+    """Digit by digit on the same build of torch and kind of processor, else within the file's tolerance."""
+    baseline = json.loads((FOLDER / "quickstart.json").read_text())
+    steps = quickstart_steps(tmp_path)
+    if baseline["build"] == torch_build():
+        assert steps == baseline["steps"]
+    else:
+        for step, expected in zip(steps, baseline["steps"], strict=True):
+            assert step == pytest.approx(expected, rel=baseline["tolerance"], abs=baseline["tolerance"])
