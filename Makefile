@@ -10,7 +10,9 @@ EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
-PIP := $(BIN)/python -m pip install --quiet
+# The GPU build of vLLM pins other versions of what it shares with the CPU build, so the tested versions hold for cpu alone.
+CONSTRAINT := $(if $(filter cpu,$(EXTRA)),--constraint constraints.txt)
+PIP := $(BIN)/python -m pip install --quiet $(CONSTRAINT)
 
 # On Linux PyPI has torch for CUDA only; its CPU builds are taken from where pip looks anyway, else from PyTorch's own index.
 ifeq ($(EXTRA)-$(shell uname),cpu-Linux)
@@ -24,7 +26,7 @@ endif
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing kray into $(VENV) with the $(EXTRA) build of vLLM: some minutes, once"
 	@$(PYTHON) -c 'import sys; sys.exit("kray needs Python 3.11 or 3.12, not " + sys.version.split()[0]) if not (3, 11) <= sys.version_info < (3, 13) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

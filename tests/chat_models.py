@@ -1,4 +1,4 @@
-"""A chat model too small to be right about anything, and programs to ask it for: the path that real ones take."""
+"""A tiny chat model with random weights, and prompts that ask for programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def chat_model(folder: Path) -> Path:
-    """A random Qwen3 with a byte-level tokenizer and a chat template."""
+    """Save a random Qwen3 with a byte-level tokenizer and a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -46,7 +46,7 @@ def chat_model(folder: Path) -> Path:
 
 
 def programs(folder: Path) -> list[str]:
-    """Writes files as configs/code.yaml wants them; overrides that name them."""
+    """Write prompts of the form that configs/code.yaml reads; return the overrides that name the files."""
     for part in ("train", "test"):
         with open(folder / f"{part}.jsonl", "w") as file:
             for i in range(70):

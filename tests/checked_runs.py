@@ -19,7 +19,7 @@ def arguments(model: Path, *more: str) -> list[str]:
 
 
 def checkpoint(folder: Path, config: KrayConfig, digest: str) -> Path:
-    """A run's folder with one checkpoint, as far as it is read before anything is started."""
+    """Make a run folder with one checkpoint that has what is read before anything is started."""
     step = folder / "checkpoints" / "step-000003"
     (step / "learner").mkdir(parents=True)
     (step / "files.json").write_text("{}")

@@ -1,8 +1,8 @@
-"""The real training loop on a fleet whose policy tosses coins: what a run remembers can be tried in milliseconds.
+"""The real training loop over simulated rollouts, so that resuming can be tested in milliseconds.
 
-Prompts, sampler, planner, beliefs, recorder, quarantine, checkpoints and their folders are the real ones. Engines and learner
-are replaced: a response is right with a probability that depends on its prompt and on the policy's version, drawn from the
-rollout's own seed, and the learner's weight is a number that depends on every reward it has seen.
+Prompts, sampler, planner, beliefs, recorder, quarantine and checkpoints are the real ones. Engines and learner are replaced: a
+response is right with a probability that depends on its prompt and on the policy version, drawn from the rollout's seed, and
+the learner's weight is one number that depends on every reward it was given.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ track: {every: 3, traces: 0}
 PROMPTS = 160
 
 
-class Counting:
-    """A tokenizer without special tokens that tells how many tokens a text has."""
+class CountingTokenizer:
+    """A tokenizer without special tokens; it decodes tokens to their number."""
 
     all_special_tokens: ClassVar[list[str]] = []
     added_tokens_decoder: ClassVar[dict[int, str]] = {}
@@ -53,12 +53,13 @@ class Counting:
         return f"{len(tokens)} tokens"
 
 
-TOKENIZER = Counting()
-FAILS = "p7"  # a prompt of which nothing ever comes back
+TOKENIZER = CountingTokenizer()
+# A prompt whose rollouts all fail.
+FAILS = "p7"
 
 
 def configured(folder: Path, *overrides: str) -> KrayConfig:
-    """CONFIG with overrides, free of contradictions."""
+    """Load CONFIG with overrides and check it."""
     file = folder / "coin.yaml"
     file.write_text(CONFIG)
     config = load_config(str(file), list(overrides))
@@ -67,7 +68,7 @@ def configured(folder: Path, *overrides: str) -> KrayConfig:
 
 
 def make_parts(config: KrayConfig) -> Components:
-    """Prompts of two sources and three kinds; those of one kind are easier, which features can tell."""
+    """Make prompts of two sources and three kinds, one of which is easier; features show the kind."""
     train = [
         EncodedPrompt(
             Prompt(f"p{i}", "", "exact", f"source-{i % 2}", text=str(i), metadata={"kind": f"kind-{i % 3}"}),
@@ -92,8 +93,8 @@ def make_parts(config: KrayConfig) -> Components:
     )
 
 
-class CoinCollector(Collector):
-    """collect: as Collector, at once and in the order of the plan. failing: more is lost than a run may lose."""
+class CoinFlipCollector(Collector):
+    """Collect at once, in the order of the plan; with `failing` more rollouts fail than a run allows."""
 
     failing = False
 
@@ -112,7 +113,7 @@ class CoinCollector(Collector):
                     collected.failures.append(Failure(prompt_id, count, "it always fails", 1))
                     continue
                 group = groups.setdefault(prompt_id, RolloutGroup(*known[prompt_id], [], 0.0))
-                made = [toss(prompt_id, seeds(prompt_id), len(group.rollouts) + i, version) for i in range(count)]
+                made = [flip(prompt_id, seeds(prompt_id), len(group.rollouts) + i, version) for i in range(count)]
                 group.rollouts += made
                 plan.observe(prompt_id, [r.reward for r in made], float(sum(r.sampled_tokens for r in made)))
             await asyncio.sleep(0)
@@ -124,7 +125,7 @@ class CoinCollector(Collector):
         return collected
 
 
-def toss(prompt_id: str, seed: int, index: int, version: int) -> Rollout:
+def flip(prompt_id: str, seed: int, index: int, version: int) -> Rollout:
     number = int(prompt_id[1:])
     rate = (0.1, 0.5, 0.9)[number % 3] * (0.6 + 0.01 * version + 0.3 * (number % 7 == 0))
     rng = np.random.default_rng([seed, index])
@@ -134,8 +135,8 @@ def toss(prompt_id: str, seed: int, index: int, version: int) -> Rollout:
     return Rollout(prompt_id, index, tokens, np.zeros(length, np.float32), "stop", spans, "", reward)
 
 
-class CoinLearners:
-    """weight: of every reward learned from, in their order. after_update: called with the step's number, may raise."""
+class CoinFlipLearners:
+    """Learners whose only weight depends on every reward and on their order; `after_update(step)` may raise."""
 
     def __init__(self) -> None:
         self.weight, self.updates, self.nonfinite_steps = 0.0, 0, 0
@@ -158,16 +159,16 @@ class CoinLearners:
         self.weight, self.updates = json.loads((folder / "weight.json").read_text())
 
 
-class CoinFleet:
+class CoinFlipWorkers:
     def __init__(self) -> None:
-        self.learners, self.restarts, self.ready = CoinLearners(), {"learner": 0, "driver": 0}, True
+        self.learners, self.restarts, self.ready = CoinFlipLearners(), {"learner": 0, "driver": 0}, True
         schedule = SimpleNamespace(retried=0)
         self.pool = SimpleNamespace(
             engines=[], serving=1, schedule=schedule, preemptions=0, deaths=0, busy_share=lambda: 1.0
         )
 
-    def collector(self, parts: Components) -> CoinCollector:
-        return CoinCollector()
+    def collector(self, parts: Components) -> CoinFlipCollector:
+        return CoinFlipCollector()
 
     async def serve(self, version: int, probe: tuple[int, ...]) -> float:
         return 0.0
@@ -175,7 +176,7 @@ class CoinFleet:
 
 @dataclass
 class Record:
-    """In place of a Tracker: what was told to it."""
+    """A tracker that keeps what it is given."""
 
     steps: dict[int, dict[str, float]] = field(default_factory=dict)
     tables: dict[tuple[str, int], Any] = field(default_factory=dict)
@@ -194,7 +195,7 @@ class Record:
 
 
 class CoinFlipTraining(Training):
-    """plans: each step's prompts and budgets, as they were carried out."""
+    """A training that keeps each step's prompts and budgets in `plans`."""
 
     async def collect(self, step: int):
         carried = await super().collect(step)
@@ -206,8 +207,8 @@ class CoinFlipTraining(Training):
 def begin(
     folder: Path, config: KrayConfig, record: Record | None = None, kind: type[Training] = CoinFlipTraining
 ) -> Training:
-    """A training from the newest checkpoint in the folder, or from the start where there is none; as the driver does it."""
-    checkpoint, parts, state, fleet = newest_checkpoint(folder), make_parts(config), RunState(), CoinFleet()
+    """Make a training from the newest checkpoint in the folder, or from the start where there is none, as the driver does."""
+    checkpoint, parts, state, fleet = newest_checkpoint(folder), make_parts(config), RunState(), CoinFlipWorkers()
     if checkpoint is not None:
         state = RunState.from_dict(read_state(checkpoint))
         parts.load(state)
@@ -217,7 +218,7 @@ def begin(
 
 
 def train(training: Training) -> Exception | None:
-    """To the end; how it ended, None for well."""
+    """Train to the end and return the error that ended it, None where there was none."""
     try:
         asyncio.run(training.train())
     except (KrayError, Stopped) as error:

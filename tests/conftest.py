@@ -10,23 +10,25 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
+# No test may depend on a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault(
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
-)  # Ray uses its own loopback address, see kray/cluster/session.py
+# Ray uses its own loopback address, see kray/cluster/session.py.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 @pytest.fixture(scope="session")
 def ray_local():
-    """A Ray cluster of our own: never one that happens to run on this machine."""
+    """Start a Ray cluster for this test run; one that happens to run on this machine is never used."""
     import ray
 
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Ray's processes must find sample_verifiers
+    # Ray's processes must find sample_verifiers.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     ray.init(
         address="local",
         num_cpus=8,
-        num_gpus=1,  # on paper: who would see it can be tested
+        # Not a real one: tests check which processes would see it.
+        num_gpus=1,
         include_dashboard=False,
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
@@ -37,7 +39,7 @@ def ray_local():
 
 
 def make_policy(folder: Path, tied: bool = True, vocabulary: int = 48, seed: int = 0) -> Path:
-    """A Qwen3 policy of a few thousand parameters with random weights, as a Hugging Face folder without a tokenizer."""
+    """Save a Qwen3 of some thousand parameters with random weights, as a Hugging Face folder without a tokenizer."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -73,13 +75,13 @@ def untied_policy(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def warm_policy(tmp_path_factory) -> Path:
-    """A tiny policy with a tokenizer, warmed up for a few steps only: it writes digits at random."""
+    """Return a tiny policy with a tokenizer, warmed up for a few steps only: it writes digits at random."""
     return make_warm(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
 def tool_policy(tmp_path_factory) -> Path:
-    """The same, with the characters that call a calculator: it writes some of them by chance."""
+    """Return such a policy with the characters that call a calculator, some of which it writes by chance."""
     return make_warm(tmp_path_factory.mktemp("cache"), tool_share=0.5)
 
 

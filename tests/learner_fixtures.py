@@ -69,7 +69,7 @@ def models(tmp_path_factory) -> dict[bool, str]:
 
 @pytest.fixture
 def make(train):
-    """Learners of one rank; only one lives at a time in a process."""
+    """Make learners of one rank; a process has only one at a time."""
     made: list[Learner] = []
 
     def build(path: str, train: TrainConfig = train, dtype: str = "float32", **options) -> Learner:
@@ -107,7 +107,7 @@ def some_groups():
 
 @pytest.fixture(scope="session")
 def some_conversations(some_groups):
-    """some_groups' rollouts as conversations: after a random share of its tokens the environment spoke, and spoke again."""
+    """some_groups' rollouts as conversations: the environment answers at two random places."""
 
     def build(seed: int, rewards: list[list[float]]) -> list[RolloutGroup]:
         rng = np.random.default_rng(seed + 1000)
@@ -115,12 +115,12 @@ def some_conversations(some_groups):
         for rollout in (rollout for group in groups for rollout in group.rollouts):
             sampled = np.ones(len(rollout.tokens), bool)
             for at in sorted(rng.integers(1, len(sampled) + 1, 2)):
-                told = rng.integers(0, VOCABULARY, rng.integers(1, 5))
+                reply = rng.integers(0, VOCABULARY, rng.integers(1, 5))
                 if at == len(rollout.tokens):
                     continue  # nothing follows the last turn
-                rollout.tokens = np.insert(rollout.tokens, at, told).astype(np.int32)
-                rollout.logprobs = np.insert(rollout.logprobs, at, np.zeros(len(told), np.float32))
-                sampled = np.insert(sampled, at, np.zeros(len(told), bool))
+                rollout.tokens = np.insert(rollout.tokens, at, reply).astype(np.int32)
+                rollout.logprobs = np.insert(rollout.logprobs, at, np.zeros(len(reply), np.float32))
+                sampled = np.insert(sampled, at, np.zeros(len(reply), bool))
             rollout.sampled = sampled
         return groups
 

@@ -20,7 +20,7 @@ def mutated_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def attempt(expected: type[Exception], call: Any, *arguments: Any) -> tuple[Any, str]:
-    """(what it returned, "") or (None, the message of the expected error); any other error is this test's failure."""
+    """Return (result, "") or (None, message of the expected error); any other error fails the test."""
     try:
         return call(*arguments), ""
     except expected as error:

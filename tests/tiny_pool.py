@@ -1,4 +1,4 @@
-"""What the pool's stories share: a plain learner, pools of tiny engines, tasks, and what came of them."""
+"""Pools of tiny engines, a learner in plain transformers, tasks, and their outcomes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROBE = tuple(int(token) for token in np.random.default_rng(0).integers(2, 48, 2
 
 
 class PlainLearner:
-    """The learner's side of a publication, in plain transformers."""
+    """A learner in plain transformers that publishes its weights."""
 
     def __init__(self, folder):
         from transformers import AutoModelForCausalLM
@@ -77,7 +77,7 @@ def tasks(count: int, rollouts: int = 4, first_id: int = 0, max_tokens: int = 12
 
 
 async def outcomes(pool, orders):
-    """Each task's outcome as it ends."""
+    """Yield each task's outcome when it ends."""
     with pool.open() as session:
         session.submit(list(orders))
         while session.left:
@@ -89,16 +89,17 @@ async def gather(pool, orders) -> dict[str, list]:
 
 
 def same(one: dict[str, list], other: dict[str, list]) -> bool:
-    """Whether the same tokens were sampled."""
+    """Return whether the same tokens were sampled."""
     return one.keys() == other.keys() and all(
         all(np.array_equal(a.tokens, b.tokens) for a, b in zip(one[key], other[key], strict=True)) for key in one
     )
 
 
 class RunningPool:
-    """A pool whose event loop goes on between stories: one start of its engines serves several tests.
+    """A pool whose event loop runs between tests, so that they share one start of its engines.
 
-    A story publishes what it needs first, counts from `deaths` and `retried` as it finds them, and leaves engines that serve.
+    A test publishes the weights that it needs first, compares `deaths` and `retried` with their values at its beginning, and
+    leaves all engines serving.
     """
 
     def __init__(self, folder, engines: int, label: str):
@@ -112,17 +113,17 @@ class RunningPool:
         pool.start()
         return pool
 
-    def run(self, story, limit_s: float = 400.0):
-        """What the coroutine returns."""
-        return asyncio.run_coroutine_threadsafe(story, self._loop).result(limit_s)
+    def run(self, coroutine, limit_s: float = 400.0):
+        """Run a coroutine on the pool's event loop and return its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(limit_s)
 
     def publication(self):
-        """The learner's weights now, as the next version."""
+        """Return the learner's present weights as the next version."""
         self._version += 1
         return self.learner.publication(self._version)
 
     def fresh(self, orders, **changes) -> list[RolloutTask]:
-        """The same tasks under ids that this pool has not seen."""
+        """Return the same tasks under ids that are new to this pool."""
         found = [replace(task, id=self._task_id + i, **changes) for i, task in enumerate(orders)]
         self._task_id += len(found)
         return found

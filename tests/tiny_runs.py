@@ -29,7 +29,7 @@ track: {every: 2, samples: 4, system_metrics: false}
 
 @pytest.fixture
 def run_tiny(ray_local, warm_policy, tmp_path):
-    """Runs the configuration with overrides in a folder; returns its Summary, or Evaluation for method="judge"."""
+    """Run CONFIG with overrides in a folder; return the Summary, or the Evaluation for method="judge"."""
 
     def run(folder: str = "run", *overrides: str, checkpoint: Path | None = None, method: str = "run"):
         file = tmp_path / "tiny.yaml"
@@ -41,7 +41,7 @@ def run_tiny(ray_local, warm_policy, tmp_path):
 
 
 def steps_of(folder: Path) -> list[dict]:
-    """metrics.jsonl without what depends on the clock or the machine."""
+    """Return the lines of metrics.jsonl without what depends on the clock or the machine."""
     clocked = (
         "time",
         "timing_s/",
@@ -57,7 +57,7 @@ def steps_of(folder: Path) -> list[dict]:
 
 
 def wait_for_line(file: Path, number: int, limit_s: float = 120.0) -> None:
-    """Returns when the file has that many lines."""
+    """Wait until the file has that many lines."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if file.exists() and len(file.read_text().splitlines()) >= number:
@@ -67,7 +67,7 @@ def wait_for_line(file: Path, number: int, limit_s: float = 120.0) -> None:
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two checkpoints hold the same learner, bit for bit."""
+    """Return whether two checkpoints hold the same learner, bit for bit."""
     import torch
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 

@@ -28,7 +28,7 @@ async def until(reached, limit_s: float, what: str) -> float:
     return time.monotonic() - started
 
 
-async def story(ray, policy: str) -> dict:
+async def grow_shrink_and_preempt(ray, policy: str) -> dict:
     learner = PlainLearner(policy)
     pool = make_pool(policy, 2, "elastic", min_engines=0, idle_s=4.0)
     long = Sampling(max_tokens=100)
@@ -78,5 +78,5 @@ async def story(ray, policy: str) -> dict:
 if __name__ == "__main__":
     with autoscaling_cluster({"rollout": {"resources": {"CPU": 1}, "min_workers": 0, "max_workers": 2}}) as ray:
         with logged_lines() as lines:
-            found = asyncio.run(story(ray, sys.argv[1]))
+            found = asyncio.run(grow_shrink_and_preempt(ray, sys.argv[1]))
         print("FOUND " + json.dumps(found | {"lines": lines}), flush=True)

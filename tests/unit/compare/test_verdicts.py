@@ -115,7 +115,7 @@ def test_one_claim_alone_is_judged_by_its_interval():
 @pytest.mark.parametrize("step", [0.0, 0.5])  # numbers as they come, and counts of few samples
 def test_few_studies_of_nothing_hold_a_claim(seeds, step):
     rng = np.random.default_rng(seeds)
-    claims, studies = 16, 2000
+    claims, studies = 16, 800
     lucky = {"alone": 0, "holm": 0}
     for _ in range(studies):
         drawn = rng.normal(size=(claims + 1, seeds))

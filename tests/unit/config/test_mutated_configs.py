@@ -74,7 +74,7 @@ def test_a_mutated_config_is_loaded_or_refused_with_its_place(config, tmp_path):
     rng, text = random.Random(f"2 {config.stem}"), config.read_text()
     file = tmp_path / "c.yaml"
     refused = 0
-    for _ in range(400):
+    for _ in range(150):
         if rng.random() < 0.6:
             file.write_text(mutated_text(text, rng), encoding="utf-8")
         elif rng.random() < 0.5:
@@ -89,4 +89,4 @@ def test_a_mutated_config_is_loaded_or_refused_with_its_place(config, tmp_path):
             assert not strays, (message, file.read_bytes(), overrides)
         else:
             assert check(loaded) == []
-    assert 100 < refused < 400  # both ways out were taken
+    assert 40 < refused < 150  # both ways out were taken

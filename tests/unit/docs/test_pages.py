@@ -6,13 +6,13 @@ import dataclasses
 import re
 import subprocess
 import sys
-import tomllib
 import typing
 from pathlib import Path
 
 import pytest
 from doc_pages import ROOT, anchors, blocks, code_spans, page_names, prose, read
 
+import kray
 from kray.config import KrayConfig, load_config
 from kray.environments.registry import check_environment
 from kray.metrics import METRICS, documented
@@ -178,8 +178,7 @@ def test_the_path_of_getting_started_passes_the_check(tmp_path):
 
 
 def test_the_changelog_has_the_version():
-    version = tomllib.loads(read_file("pyproject.toml"))["project"]["version"]
-    assert re.search(rf"^## \[{re.escape(version)}\]", read("CHANGELOG.md"), re.M)
+    assert re.search(rf"^## \[{re.escape(kray.__version__)}\]", read("CHANGELOG.md"), re.M)
 
 
 def test_ci_calls_targets_of_the_makefile():
