@@ -40,6 +40,7 @@ KNOWN = {
     "kray.rollout.collector",
     "kray.rollout.engine_supervisor",
     "kray.rollout.pool",
+    "kray.train.learner",
 }
 
 

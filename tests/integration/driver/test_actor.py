@@ -19,7 +19,7 @@ class Watched(Driver):
         return os.environ["CUDA_VISIBLE_DEVICES"], await seen.remote()
 
 
-def test_the_driver_sees_no_gpu_and_its_engines_do(ray_local, tmp_path):
+def test_engines_see_gpus_and_the_driver_none(ray_local, tmp_path):
     driver = driver_actor(Watched, tmp_path).remote(KrayConfig(), "", str(tmp_path), "", {})
     assert ray_local.get(driver.gpus.remote(), timeout=60) == ("", "0")
     ray_local.kill(driver)

@@ -1,4 +1,4 @@
-"""True end-to-end stories: real vLLM, FSDP, Ray and MLflow, at the smallest size."""
+"""Whole training runs with real vLLM, FSDP, Ray and MLflow, at the smallest size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kray.train.checkpoints import newest_checkpoint, read_state
 GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k"
 
 
-def test_a_step_is_planned_while_it_runs_among_more_prompts_than_it_needs_and_in_tokens(run_tiny, tmp_path):
+def test_online_plan_over_candidates_and_tokens(run_tiny, tmp_path):
     summary = run_tiny(
         "online",
         "plan.mode=online",
@@ -42,7 +42,7 @@ def test_a_step_is_planned_while_it_runs_among_more_prompts_than_it_needs_and_in
     assert all(8 <= line["planner/admitted"] <= 12 for line in lines)
 
 
-def test_generation_goes_on_while_the_learner_updates_and_no_token_is_too_old(run_tiny, tmp_path):
+def test_overlapped_generation_bounds_staleness(run_tiny, tmp_path):
     """Checkpoints are written behind the training's back and know nothing of the steps that are collected ahead."""
     overlap = (
         "async.max_staleness=2",
@@ -68,7 +68,7 @@ def test_generation_goes_on_while_the_learner_updates_and_no_token_is_too_old(ru
     assert more.rollouts == 10 * 48
 
 
-def test_an_engine_killed_in_the_middle_of_a_run_loses_nothing(run_tiny, tmp_path):
+def test_killed_engine_loses_no_rollout(run_tiny, tmp_path):
     """Two engines, two learner ranks, the paper's plan; an engine is killed while it generates."""
     import ray
 
@@ -102,7 +102,7 @@ def test_an_engine_killed_in_the_middle_of_a_run_loses_nothing(run_tiny, tmp_pat
     assert all(line.get("reward/failed", 0) == 0 for line in lines)
 
 
-def test_a_stopped_run_saves_what_it_completed_and_goes_on(run_tiny, tmp_path):
+def test_stopped_run_saves_and_resumes(run_tiny, tmp_path):
     def stop():
         wait_for_line(tmp_path / "run/metrics.jsonl", 4)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -119,7 +119,7 @@ def test_a_stopped_run_saves_what_it_completed_and_goes_on(run_tiny, tmp_path):
     assert more.rollouts == more.steps * 48
 
 
-def test_data_failures_are_recorded_who_has_none_else_is_left_out_and_too_many_end_the_run(run_tiny, tmp_path):
+def test_data_failures_quarantine_prompts_or_end_the_run(run_tiny, tmp_path):
     """Prompts whose answer ends in 0 or 5 have a reward that always fails; each epoch of 16 prompts takes two steps."""
     poison = ("reward.verifier=sample_verifiers:fails_on_fives", "prompts.quarantine_after=1", "plan.mode=uniform")
     summary = run_tiny("some", *poison, "evaluate.every=0", "run.max_failed_share=0.9")
@@ -136,7 +136,7 @@ def test_data_failures_are_recorded_who_has_none_else_is_left_out_and_too_many_e
 
 
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not at hand")
-def test_a_chat_model_trains_on_gsm8k(ray_local, tmp_path):
+def test_chat_model_trains_on_gsm8k(ray_local, tmp_path):
     """configs/gsm8k.yaml on real problems, with a chat model too small to solve one: the path is what is tested."""
     model = chat_model(tmp_path / "model")
     config = load_config(

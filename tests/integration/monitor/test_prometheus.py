@@ -23,7 +23,7 @@ def pool_and_scorer():
     return pool, SimpleNamespace(timeouts=1, restarts=1)
 
 
-def test_every_name_is_found_where_prometheus_scrapes(ray_local):
+def test_every_metric_is_at_the_prometheus_endpoint(ray_local):
     exporter = Exporter()
     exporter.step("run-1", 5, ALL, np.array([2, 8, 8]))
     exporter.pool("run-1", *pool_and_scorer(), idle_share=lambda name: 0.25)

@@ -1,4 +1,4 @@
-"""All ranks as Ray actors: what they hand over, and what is said when they cannot."""
+"""Learner ranks as Ray actors: their weights, and errors of ranks that fail."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def mixed_groups() -> list[RolloutGroup]:
     return groups
 
 
-def test_two_ranks_update_and_hand_over_weights_and_a_dead_rank_is_named(ray_local, tied_policy, tmp_path):
+def test_two_ranks_update_and_a_dead_rank_is_named(ray_local, tied_policy, tmp_path):
     async def story():
         group = LearnerGroup(TRAIN, "float32", str(tied_policy), 10, 0)
         try:

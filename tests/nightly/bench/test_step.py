@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_parts_alone_make_the_rollouts_of_the_run(tmp_path):
+def test_parts_alone_make_the_rollouts_of_the_run(tmp_path):
     """So the two times that are compared are times of the same work, learned weights included."""
     small = ["--prompts", "16", "--rollouts", "4", "--steps", "3", "--warm", "1", "model.tiny.warmup_steps=40"]
     command = [sys.executable, "jobs/bench_step.py", "--skip-trl", "--json", f"{tmp_path}/step.json", *small]

@@ -1,4 +1,4 @@
-"""A whole comparison with real engines, at the smallest size: it runs, reports, goes on, and its children are independent."""
+"""A whole comparison with real engines, at the smallest size: it runs, reports and resumes, and its runs are independent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLOCKED = ("time", "timing_s/", "memory/", "throughput/", "pool/", "train/update
 
 @pytest.fixture
 def compare(ray_local, tmp_path, monkeypatch):
-    """Runs some of the quick comparison into a folder; returns its Outcome and the lines it said."""
+    """Run a part of the quick comparison into a folder and return its Outcome."""
     from kray.compare.run import Comparison
 
     monkeypatch.setenv("KRAY_CACHE", str(tmp_path / "cache"))
@@ -37,8 +37,8 @@ def compare(ray_local, tmp_path, monkeypatch):
 
 
 @contextlib.contextmanager
-def asked(name: str):
-    """What the driver whose name begins so says of itself, asked again and again from another thread."""
+def polled_status(name: str):
+    """Collect the status of the driver whose name begins so, polled from another thread."""
     told, done = [], threading.Event()
 
     def ask() -> None:
@@ -59,7 +59,7 @@ def asked(name: str):
 
 
 def steps_of(folder: Path) -> list[dict]:
-    """metrics.jsonl and what the comparison wrote, without what depends on the clock or on what ran before."""
+    """Return the lines of a run's files without what depends on the clock or on runs before it."""
     found = []
     for name in ("metrics.jsonl", VISITS, RATES):
         lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
@@ -67,10 +67,10 @@ def steps_of(folder: Path) -> list[dict]:
     return found
 
 
-def test_a_comparison_reports_goes_on_and_its_children_do_not_know_of_each_other(compare, tmp_path, capsys):
+def test_comparison_reports_resumes_and_isolates_its_runs(compare, tmp_path, capsys):
     from mlflow import MlflowClient
 
-    with asked("kray-all-driver") as told:
+    with polled_status("kray-all-driver") as told:
         ended = compare("all", "", "0")
     assert {"1/3", "2/3", "3/3"} == {status["part"].split(",")[0] for status in told if status["part"]}
     assert {status["step"] for status in told if status["part"]} > {0}

@@ -1,4 +1,4 @@
-"""Runs that lose their learner or their driver go on, as if nothing had been."""
+"""Runs that lose their learner or their driver end as uninterrupted runs do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONG = ("run.steps=8", "run.checkpoint_every=3", "evaluate.every=0", "rollout.ma
 
 
 def kill_at(file, kills, done: list[str]) -> None:
-    """Sends SIGKILL to one process after the other when the file has so many lines."""
+    """Send SIGKILL to one process after the other, each when the file has so many lines."""
     from kray.faults.targets import actors
 
     for lines, part in kills:
@@ -35,7 +35,7 @@ def wait_for(reached, limit_s: float = 400.0) -> None:
         time.sleep(0.1)
 
 
-def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_was_let_alone(run_tiny, tmp_path):
+def test_killed_driver_and_learner_change_no_bit(run_tiny, tmp_path):
     run_tiny("straight", *LONG)
     done: list[str] = []
     killer = threading.Thread(target=kill_at, args=(tmp_path / "hit/metrics.jsonl", KILLS, done))
@@ -63,10 +63,8 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_bit_for_bit_as_one_that_
     assert same_weights(*ends)
 
 
-def test_a_rank_that_dies_or_hangs_is_replaced_on_the_same_engines_until_the_budget_is_spent(
-    run_tiny, tmp_path, capsys
-):
-    """The first time there is no checkpoint yet, because it could not be written; the run begins anew."""
+def test_lost_rank_is_replaced_until_max_restarts(run_tiny, tmp_path, capsys):
+    """The first loss comes before any checkpoint could be written, so the run starts from step 0."""
     from kray.faults.targets import actors
 
     lines, blocker = tmp_path / "run/metrics.jsonl", tmp_path / "run/checkpoints/.tmp-step-000003"

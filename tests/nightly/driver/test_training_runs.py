@@ -16,7 +16,7 @@ from kray.simulate.populations import find_population
 from kray.train.checkpoints import newest_checkpoint, read_state
 
 
-def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(run_tiny, tmp_path, monkeypatch):
+def test_resumed_run_equals_uninterrupted_run(run_tiny, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
     summary = run_tiny("straight")
@@ -61,8 +61,8 @@ def test_a_run_learns_records_itself_and_resumes_as_if_it_had_never_ended(run_ti
     assert judged.prompts == 12
 
 
-def test_a_stopped_run_with_learned_priors_goes_on_exactly(run_tiny, tmp_path):
-    """What is learned of features and of how labels go stale is carried through a stop to the last digit."""
+def test_stopped_run_with_fitted_priors_resumes_exactly(run_tiny, tmp_path):
+    """Fitted features and discounts are restored to the last digit."""
     learned = (
         "plan.prior_features=true",
         "plan.fit_discount=true",

@@ -29,7 +29,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_submit_starts_a_head_trains_stops_on_ctrl_c_and_evaluates(tmp_path, warm_policy):
+def test_submit_trains_stops_on_ctrl_c_and_evaluates(tmp_path, warm_policy):
     """What `make train` does, on a Ray head of this test's own: Ctrl-C, then resume to the end, then evaluate."""
     environment = os.environ | {
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}",
@@ -96,7 +96,7 @@ def test_submit_starts_a_head_trains_stops_on_ctrl_c_and_evaluates(tmp_path, war
 
 
 def end_head(pid: int) -> None:
-    """Ends the Ray head that this test started, and what it started."""
+    """Stop the Ray head that this test started, and its processes."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 30

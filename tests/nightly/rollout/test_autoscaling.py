@@ -1,4 +1,4 @@
-"""The pool on Ray's real autoscaler: engines bring nodes, idle engines let them go, preemption is no failure."""
+"""The pool on Ray's real autoscaler: engines request nodes, idle engines release them, preemption is no failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 TESTS = Path(__file__).parents[2]
 
 
-def test_the_pool_grows_from_nothing_rests_and_survives_a_preemption(tied_policy):
+def test_pool_scales_from_zero_and_survives_preemption(tied_policy):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         environment.pop(name, None)

@@ -1,4 +1,4 @@
-"""Runs whose MLflow server is killed and comes back."""
+"""Runs whose MLflow server is killed and restarted."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def losses(client, run_id):
     return [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
 
 
-def test_a_server_that_dies_misses_nothing_once_it_is_back(tmp_path):
+def test_restarted_mlflow_server_gets_everything(tmp_path):
     from mlflow import MlflowClient
 
     with socket.socket() as free:

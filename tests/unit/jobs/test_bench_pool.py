@@ -1,4 +1,4 @@
-"""The door of the pool's benchmark, simulated."""
+"""jobs/bench_pool.py on simulated engines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 
 
-def test_figures_of_simulated_fleets_are_written_and_no_schedule_beats_the_bound(tmp_path):
+def test_simulated_pools_are_measured_against_the_bound(tmp_path):
     file = tmp_path / "pool.json"
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""The inline_jobs as a person uses them: commands, exit codes, messages, Ctrl-C."""
+"""Jobs as users call them: exit codes, messages, help."""
 
 from __future__ import annotations
 
