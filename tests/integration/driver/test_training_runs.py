@@ -22,6 +22,7 @@ from kray.train.checkpoints import newest_checkpoint, read_state
 GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k"
 
 
+@pytest.mark.smoke
 def test_online_plan_over_candidates_and_tokens(run_tiny, tmp_path):
     summary = run_tiny(
         "online",

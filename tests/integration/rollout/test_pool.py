@@ -52,6 +52,7 @@ def check_parity(learner, gap_before, gap_after, once, again, version) -> None:
             assert (rollout.finish_reason == "stop") == (rollout.tokens[-1] == 1)
 
 
+@pytest.mark.smoke
 def test_rollouts_carry_the_learners_logprobs_and_the_same_seed_gives_the_same_rollouts(living):
     found = living.run(parity(living.pool, living.learner, living.publication, living.fresh))
     check_parity(living.learner, *found)

@@ -32,6 +32,7 @@ def mixed_groups() -> list[RolloutGroup]:
     return groups
 
 
+@pytest.mark.smoke
 def test_two_ranks_update_and_a_dead_rank_is_named(ray_local, tied_policy, tmp_path):
     async def story():
         group = LearnerGroup(TRAIN, "float32", str(tied_policy), 10, 0)
