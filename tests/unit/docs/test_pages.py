@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -161,16 +162,20 @@ def test_the_path_of_getting_started_passes_the_check(tmp_path):
     page = read("docs/getting-started.md")
     more = [f'{{"question": "What is {n} + {n}?", "answer": "{2 * n}"}}\n' for n in range(128)]
     rows = blocks(page, "jsonl")[0] + "".join(more)
+    (tmp_path / "data").mkdir()
     for name in ("train.jsonl", "test.jsonl"):
-        (tmp_path / name).write_text(rows)
+        (tmp_path / "data" / name).write_text(rows)
     (tmp_path / "myrewards.py").write_text(shown_python("docs/getting-started.md", "def closeness"))
     whole = next(block for block in blocks(page, "yaml") if "model:" in block)
     (tmp_path / "mine.yaml").write_text(whole)
     own = ["reward.verifier=myrewards:closeness", "reward.options.scale=20.0"]
     tiny = ["model.path=", "model.tiny={}", "model.dtype=float32", "rollout.gpus_per_engine=0", "train.gpus_per_rank=0"]
     command = [sys.executable, str(ROOT / "jobs/train.py"), "--config", "mine.yaml", "--check", *tiny]
+    home = os.environ | {"HOME": str(tmp_path)}
     for overrides in ([], own):
-        done = subprocess.run([*command, *overrides], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [*command, *overrides], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=home
+        )
         assert done.returncode == 0, done.stderr
         assert re.search(r"^train prompts +130$", done.stdout, re.M)
         # The tiny policy's tokenizer has no letters, so the prompts themselves are not legible.
