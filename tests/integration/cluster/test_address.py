@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from listeners import COMMANDS, LIMIT_S, listener
 
 from kray.cluster.address import (
     API,
@@ -25,46 +22,10 @@ from kray.cluster.address import (
 ROOT = Path(__file__).parents[3]
 
 
-QUICK = str(ROOT / "configs" / "quickstart.yaml")
-
-
-LIMIT_S = 15.0
-
-
 @pytest.fixture(autouse=True)
 def no_address(monkeypatch):
     for name in (CLUSTER, API, "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_USE_TLS"):
         monkeypatch.delenv(name, raising=False)
-
-
-@contextlib.contextmanager
-def listener(answer: bytes | None = None) -> Iterator[str]:
-    """host:port of a server that takes every connection, and says nothing or the same to all of them."""
-    held: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def accept() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    held.append(server.accept()[0])
-                    if answer is not None:
-                        held[-1].sendall(answer)
-                        held[-1].shutdown(socket.SHUT_WR)
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-    for connection in held:
-        connection.close()
-
-
-COMMANDS = {
-    "train": ("--config", QUICK, "run.dir={tmp}/runs"),
-    "serve": ("planner",),
-    "status": ("--dir", "{tmp}"),
-    "submit": ("jobs/train.py", "--config", QUICK),
-    "compare": (str(ROOT / "configs" / "compare-quick.yaml"), "--dir", "{tmp}/study"),
-    "evaluate": ("{tmp}/model", "--config", QUICK),
-}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

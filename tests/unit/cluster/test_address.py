@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 from inline_jobs import run_job
+from listeners import COMMANDS, LIMIT_S, listener
 
 from kray.cluster.address import (
     API,
@@ -33,34 +34,12 @@ from kray.errors import ConfigError
 from kray.monitor.client import read_driver_address
 
 ROOT = Path(__file__).parents[3]
-QUICK = str(ROOT / "configs" / "quickstart.yaml")
-LIMIT_S = 15.0
 
 
 @pytest.fixture(autouse=True)
 def no_address(monkeypatch):
     for name in (CLUSTER, API, "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_USE_TLS"):
         monkeypatch.delenv(name, raising=False)
-
-
-@contextlib.contextmanager
-def listener(answer: bytes | None = None) -> Iterator[str]:
-    """host:port of a server that takes every connection, and says nothing or the same to all of them."""
-    held: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def accept() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    held.append(server.accept()[0])
-                    if answer is not None:
-                        held[-1].sendall(answer)
-                        held[-1].shutdown(socket.SHUT_WR)
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-    for connection in held:
-        connection.close()
 
 
 @contextlib.contextmanager
@@ -265,16 +244,6 @@ def test_a_driver_is_announced_where_a_ray_answers_alone(tmp_path):
     with listener() as place:
         (tmp_path / "driver.json").write_text(f'{{"ray": "{place}", "auth": ""}}')
         assert read_driver_address(tmp_path) == ("", "")
-
-
-COMMANDS = {
-    "train": ("--config", QUICK, "run.dir={tmp}/runs"),
-    "serve": ("planner",),
-    "status": ("--dir", "{tmp}"),
-    "submit": ("jobs/train.py", "--config", QUICK),
-    "compare": (str(ROOT / "configs" / "compare-quick.yaml"), "--dir", "{tmp}/study"),
-    "evaluate": ("{tmp}/model", "--config", QUICK),
-}
 
 
 def call(name: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:

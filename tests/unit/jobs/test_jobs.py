@@ -50,7 +50,7 @@ def test_check_prints_what_would_run_and_starts_nothing(tmp_path):
         (["prompts.per_step=4000", "plan.budget=40000"], "config error: prompts.per_step"),
     ],
 )
-def test_bad_input_ends_with_2_and_one_message_that_names_it(arguments, message, tmp_path):
+def test_bad_input_ends_with_2_and_one_message(arguments, message, tmp_path):
     done = run_job("train", "--config", QUICK, "--check", f"run.dir={tmp_path}/runs", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
@@ -58,7 +58,7 @@ def test_bad_input_ends_with_2_and_one_message_that_names_it(arguments, message,
     assert not (tmp_path / "runs").exists()
 
 
-def test_check_says_where_the_actors_go_on_a_cluster(tmp_path):
+def test_check_places_actors_on_a_cluster(tmp_path):
     done = run_job(
         "train", "--config", QUICK, "--check", "--cluster", "cluster/kuberay-cpu.yaml", f"run.dir={tmp_path}/runs"
     )
@@ -79,7 +79,7 @@ def test_check_says_where_the_actors_go_on_a_cluster(tmp_path):
         (["--cluster", "cluster/kuberay-cpu.yaml"], "--cluster goes with --check"),
     ],
 )
-def test_what_does_not_fit_on_a_cluster_ends_with_2_and_one_message(arguments, message, tmp_path):
+def test_runs_too_large_for_a_cluster_end_with_2(arguments, message, tmp_path):
     done = run_job("train", "--config", QUICK, f"run.dir={tmp_path}/runs", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
@@ -87,7 +87,7 @@ def test_what_does_not_fit_on_a_cluster_ends_with_2_and_one_message(arguments, m
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_papers_setting_is_checked_on_data_of_its_form(tmp_path):
+def test_math_7b_config_is_checked_on_data_of_its_form(tmp_path):
     """configs/math-7b.yaml without a hub: files with the fields of the data sets that it names."""
     train = [{"prompt": f"What is {i} + 1?", "solution": str(i + 1), "data_source": "math_dapo"} for i in range(300)]
     test = [{"problem": f"What is ${i}^2$?", "answer": str(i * i), "level": 1} for i in range(20)]
@@ -109,7 +109,7 @@ def test_the_papers_setting_is_checked_on_data_of_its_form(tmp_path):
     assert re.search(r"^engines on +rollout: 8$", done.stdout, re.M)
 
 
-def test_a_bad_key_in_a_file_is_found_by_its_line(tmp_path):
+def test_bad_key_in_a_file_is_reported_with_its_line(tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text(Path(QUICK).read_text().replace("  budget: 512", "  budgett: 512"))
     done = job("train", "--config", str(file), "--check")
@@ -120,7 +120,7 @@ def test_a_bad_key_in_a_file_is_found_by_its_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "export", "submit", "bench_sync"])
-def test_help_teaches_with_examples(name):
+def test_help_shows_two_examples(name):
     done = run_job(name, "--help")
     assert done.returncode == 0
     assert done.stdout.count(f"python jobs/{name}.py") >= 2
