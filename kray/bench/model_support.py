@@ -128,8 +128,8 @@ INTRODUCTION = """\
 # Models
 
 How kray computes each type of causal language model in transformers, by its `model_type`. `python jobs/model_table.py` writes
-this page; a test builds a tiny model of each type and compares its log-probabilities, packed and padded, and their gradient, with
-those of the model's own eager forward pass in eval mode. Settings of the configuration that matter are in brackets.
+this page; a test builds a tiny model of each type and compares its log-probabilities, packed and padded, and their gradient,
+with those of the model's own eager forward pass in eval mode. Settings of the configuration that matter are in brackets.
 
 Models with rotary positions of the kinds `dynamic` and `longrope` are trained on sequences of up to
 `original_max_position_embeddings` tokens. Whether vLLM can generate with a model has to be checked separately.
