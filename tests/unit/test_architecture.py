@@ -209,3 +209,11 @@ def test_light_modules_load_nothing_heavy(program, heavy):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_agents_md_lists_the_layers():
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", (ROOT / "AGENTS.md").read_text(), re.M)
+    listed = {
+        int(number): {name.removesuffix(".py") for name in re.findall(r"`(\w+(?:\.py)?)`", row)} for number, row in rows
+    }
+    assert listed == {**{number: layer for number, layer in enumerate(LAYERS, 1)}, len(LAYERS) + 1: set()}
