@@ -164,7 +164,7 @@ class CoinFlipWorkers:
         self.learners, self.restarts, self.ready = CoinFlipLearners(), {"learner": 0, "driver": 0}, True
         schedule = SimpleNamespace(retried=0)
         self.pool = SimpleNamespace(
-            engines=[], serving=1, schedule=schedule, preemptions=0, deaths=0, busy_share=lambda: 1.0
+            engines=[], serving=1, schedule=schedule, preemptions=0, losses=0, busy_share=lambda: 1.0
         )
 
     def collector(self, parts: Components) -> CoinFlipCollector:

@@ -39,7 +39,7 @@ class PlainLearner:
     def publication(self, version: int, probe: tuple[int, ...] = PROBE):
         import ray
 
-        from kray.rollout.pool import Published
+        from kray.rollout.pool_state import Published
         from kray.weight_sync.flat_weights import FlatWeights
 
         state = [(name, parameter.detach()) for name, parameter in self.model.named_parameters()]
@@ -98,7 +98,7 @@ def same(one: dict[str, list], other: dict[str, list]) -> bool:
 class RunningPool:
     """A pool whose event loop runs between tests, so that they share one start of its engines.
 
-    A test publishes the weights that it needs first, compares `deaths` and `retried` with their values at its beginning, and
+    A test publishes the weights that it needs first, compares `losses` and `retried` with their values at its beginning, and
     leaves all engines serving.
     """
 
@@ -129,7 +129,7 @@ class RunningPool:
         return found
 
     async def all_serve(self) -> None:
-        await self.pool._until(lambda: self.pool.serving == len(self.pool.engines))
+        await self.pool.wait_until_all_serve()
 
     def close(self) -> None:
         self.run(self.pool.close())

@@ -32,6 +32,7 @@ from kray.records import EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, 
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import Collected, Collector
 from kray.rollout.engine_spec import EngineSpec
+from kray.rollout.engine_supervisor import EngineSupervisor
 from kray.rollout.outcome import EngineReport
 from kray.rollout.pool import Pool
 from kray.rollout.scheduler import Schedule
@@ -132,10 +133,10 @@ class SimulatedEngine:
 
     REPORT = 4
 
-    def __init__(self, tender: Any, clock: Stopwatch, tokens: int):
-        self.tender, self.clock = tender, clock
+    def __init__(self, supervisor: EngineSupervisor, clock: Stopwatch, tokens: int):
+        self.supervisor, self.clock = supervisor, clock
         self.submit, self.cancel, self.wake = _Remote(self._submit), _Remote(lambda ids: None), _Remote(lambda: None)
-        self.rng = np.random.default_rng(derive_seed(tender.name) % 2**32)
+        self.rng = np.random.default_rng(derive_seed(supervisor.engine.name) % 2**32)
         self.tokens = tokens
 
     def _submit(self, tasks: list[RolloutTask]) -> None:
@@ -148,7 +149,7 @@ class SimulatedEngine:
         with self.clock.part("unpickle"):
             report = pickle.loads(sent)
         with self.clock.part("report"):  # to the schedule and the session
-            self.tender._take(report)
+            self.supervisor.process_report(report)
 
     def _report(self, tasks: list[RolloutTask]) -> EngineReport:
         report = EngineReport()
@@ -184,13 +185,14 @@ def make_pool(config: KrayConfig, clock: Stopwatch, tokens: int) -> Pool:
     """A real pool whose engines serve, without an actor behind them."""
     spec = EngineSpec("", "bfloat16", 4096, SEQUENCES, 1, 0, 0.0, 0.0, True, 0)
     pool = Pool(config.rollout, spec, "scale")
-    for tender in pool.engines:
-        tender.needed = True
-        tender.health.mark_needed()
-        tender.health.mark_started()
-        tender.health.mark_proved(POLICY)
-        tender.actor = SimulatedEngine(tender, clock, tokens)
-        pool.schedule.engine_up(tender.name, 2 * SEQUENCES)
+    for supervisor in pool.supervisors:
+        engine = supervisor.engine
+        engine.needed = True
+        engine.health.mark_needed()
+        engine.health.mark_started()
+        engine.health.mark_proved(POLICY)
+        engine.actor = SimulatedEngine(supervisor, clock, tokens)
+        pool.schedule.engine_up(engine.name, 2 * SEQUENCES)
     return pool
 
 
@@ -213,8 +215,8 @@ def step(
         pool = make_pool(config, clock, tokens)
         scorer = Scorer("exact", {}, workers, 60.0)
         collector = Collector(pool, scorer, make_tokenizer(), config.rollout)
-        clock.wrap(pool, "_resize", "size of the pool")
-        clock.wrap(pool, "dispatch", "dispatch")
+        clock.wrap(pool, "resize", "size of the pool")
+        clock.wrap(pool.state, "dispatch", "dispatch")
         clock.wrap(collector.tokenizer, "decode", "decode")
         clock.wrap(collector, "_tasks", "make tasks")
         try:

@@ -27,7 +27,8 @@ from kray.config.schema import RolloutConfig
 from kray.errors import KrayError
 from kray.records import RolloutTask, Sampling
 from kray.rollout.engine_spec import EngineSpec
-from kray.rollout.pool import Pool, Published
+from kray.rollout.pool import Pool
+from kray.rollout.pool_state import Published
 from kray.rollout.scheduler import Schedule, largest_part, split_rollouts
 from kray.weight_sync.flat_weights import FlatWeights
 
@@ -171,18 +172,18 @@ async def _round(
     pool: Pool, processes: list[psutil.Process], policy: Policy, tasks: list[RolloutTask], sums: np.ndarray
 ) -> dict[str, Any]:
     """One step's work; adds the response tokens of each prompt to `sums`."""
-    schedule = policy.make(pool.rollout.max_attempts)
+    schedule = policy.make(pool.state.rollout.max_attempts)
     for engine in pool.engines:
-        schedule.engine_up(engine.name, round(policy.capacity * pool.spec.max_sequences))
-    pool.schedule = schedule  # nothing is in hand between two rounds
+        schedule.engine_up(engine.name, round(policy.capacity * pool.state.spec.max_sequences))
+    pool.state.schedule = schedule  # nothing is in hand between two rounds
     before, spent, rollouts = _busy(pool), [_cpu_s(each) for each in processes], 0
     started, thread_s, process_s = time.monotonic(), time.thread_time(), time.process_time()
     with pool.open() as session:
         session.submit(tasks)
         while session.left:
             outcome = await session.next()
-            if outcome.failure or pool.deaths:
-                raise KrayError(f"a round did not go through: {outcome.failure or 'an engine died'}")
+            if outcome.failure or pool.losses:
+                raise KrayError(f"a round did not go through: {outcome.failure or 'an engine was lost'}")
             rollouts += len(outcome.rollouts)
             sums[int(outcome.task.prompt_id)] += sum(len(rollout.tokens) for rollout in outcome.rollouts)
     makespan_s = time.monotonic() - started

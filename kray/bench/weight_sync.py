@@ -22,7 +22,8 @@ from kray.config.schema import RolloutConfig
 from kray.config.train_schema import TrainConfig
 from kray.rollout.engine import Engine
 from kray.rollout.engine_spec import EngineSpec
-from kray.rollout.pool import Pool, Published
+from kray.rollout.pool import Pool
+from kray.rollout.pool_state import Published
 from kray.train.learner_group import LearnerGroup
 from kray.weight_sync.flat_weights import FlatWeights
 
@@ -93,7 +94,7 @@ async def _round(learners: LearnerGroup, pool: Pool, shape: str, version: int) -
     thinking = asyncio.ensure_future(_think_of(learners, probe))
     logprobs = asyncio.ensure_future(_first(thinking))
     await pool.publish(Published(version, weights, gathered.checksum, probe, logprobs))
-    await pool._until(lambda: pool.serving == len(pool.engines))  # the first time they come up one by one
+    await pool.wait_until_all_serve()  # the first time they come up one by one
     times.append(time.perf_counter())
     handed_over_s, publish_s = np.diff(times)
     _, learner_probe_s = await thinking

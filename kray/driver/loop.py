@@ -353,7 +353,7 @@ class Training:
             rollouts=self.state.rollouts,
             tokens=self.state.tokens,
             elapsed_s=self.state.elapsed_s,
-            engine_deaths=self.workers.pool.deaths,
+            engine_deaths=self.workers.pool.losses,
             restarts=dict(self.workers.restarts),
             left_out=dict(self.quarantine.left_out),
             open_command=self.tracker.open_command,

@@ -20,7 +20,8 @@ from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import EVALUATION, TRAINING, Collector
 from kray.rollout.conversation import ConversationRunner
-from kray.rollout.pool import Pool, Published
+from kray.rollout.pool import Pool
+from kray.rollout.pool_state import Published
 from kray.train.learner_group import LearnerGroup
 
 logger = logging.getLogger(__name__)

@@ -80,7 +80,7 @@ class InstrumentedWorkers(Workers):
         before: dict[str, int] = {}
         while True:
             pool = self.pool
-            now = {"serving": pool.serving, "losses": pool.deaths + pool.preemptions, "scorer": self.scorer.restarts}
+            now = {"serving": pool.serving, "losses": pool.losses + pool.preemptions, "scorer": self.scorer.restarts}
             now |= {
                 "learner": self.restarts["learner"],
                 "retried": pool.schedule.retried,

@@ -1,7 +1,7 @@
-"""The life of one engine of a pool, over as many Ray actors as it takes.
+"""Runs one engine of a pool, over as many Ray actors as it takes.
 
-`tend` brings the actor up, proves its weights, hands it work and takes its reports, stops it when it is not needed, and
-starts anew when it is lost. Health says what the engine may do; the pool's schedule says what it works on.
+`run` starts an actor, proves its weights, collects its reports, stops it when it is not needed, and starts another when it
+is lost. Health holds what the engine may do; the pool's schedule holds what it works on.
 """
 
 from __future__ import annotations
@@ -9,286 +9,277 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import ray
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from kray.errors import KrayError
 from kray.rollout.engine import EngineActor
-from kray.rollout.health import Health, State
+from kray.rollout.health import State
 from kray.rollout.outcome import EngineReport, TaskOutcome
-from kray.weight_sync.proof import Proof
+from kray.rollout.pool_state import PooledEngine, PoolState, Published, event_set
 
 logger = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    from kray.rollout.pool import Pool, Published
-
-IN_HAND = 2.0  # unfinished rollouts up to which an engine is given more, over those that it generates at a time
-POLL_S = 2.0  # how long a busy engine is listened to at a time
-HEARTBEAT_S = 15.0  # an idle engine is asked whether it lives
-PLACE_S = 1.0  # how soon an engine that is not needed any more stops waiting for room
-WORRY_S = 30.0  # how often a long wait says what it waits for
-SILENCE_S = 60.0  # an engine that does not even answer a poll for so long is taken for dead
+# Unfinished rollouts below which an engine is sent more, as a multiple of those that it generates at a time: enough that it
+# never waits for work, few enough that work can still go to whichever engine is free.
+CAPACITY_BATCHES = 2.0
+# Seconds for which one call of `collect` waits in a busy engine.
+POLL_S = 2.0
+# Seconds between two calls of `collect` that check an idle engine.
+HEARTBEAT_S = 15.0
+# Seconds between two checks whether an engine that is being placed is still needed.
+PLACEMENT_POLL_S = 1.0
+# Seconds between two log lines about a long wait.
+STALL_WARNING_S = 30.0
+# Seconds without a reply to `collect` after which an engine counts as lost.
+RESPONSE_TIMEOUT_S = 60.0
+# Characters of an error that are logged.
+ERROR_CHARACTERS = 300
 
 
 class EngineLost(Exception):
-    """An engine died, hung or served wrong weights; its actor is to be replaced."""
+    """An engine exited, hung or served wrong weights; its actor is to be replaced.
+
+    Attributes:
+        preempted: Whether its node was taken away.
+    """
 
     def __init__(self, reason: str, preempted: bool = False):
+        """Create the error from the reason, for people."""
         super().__init__(reason)
-        self.preempted = preempted  # its node was taken away
+        self.preempted = preempted
 
 
-class WeightsLost(Exception):
-    """The published weights are gone, or their learner is: no fault of the engine, which waits for the next version."""
+class WeightsUnavailable(Exception):
+    """The published weights or their learner are lost; the engine is fine and waits for the next version."""
 
 
 class EngineSupervisor:
-    """One engine as its pool knows it."""
+    """Supervises one engine of a pool."""
 
-    def __init__(self, pool: Pool, name: str, max_restarts: int):
-        self.pool, self.name = pool, name
-        self.health = Health(max_restarts)
-        self.actor: Any = None
-        self.needed = False  # else it ends what it has in hand and rests
-        self.proof: Proof | None = None  # its answer to the newest weights
-        self.gap = 0.0  # nats between engine and learner at its last proof
-        self.busy_s = self.up_s = 0.0  # in which it was stepping, and up, over all its actors (up: of those that ended)
-        self.tokens = 0  # response tokens that it has delivered
-        self.up_since: float | None = None  # monotonic s
-        self.wake = asyncio.Event()  # there is work for it, or a new version, or it is not needed any more
-        self._lives = 0  # actors so far
+    def __init__(self, pool: PoolState, engine: PooledEngine):
+        """Create a supervisor; `run` starts it."""
+        self.pool, self.engine = pool, engine
+        self._actors_started = 0
 
-    async def tend(self) -> None:
-        """Keeps one engine alive and at work while it is needed, over as many actors as its restarts allow."""
+    async def run(self) -> None:
+        """Keep the engine up and at work while it is needed; return when its restarts are used up."""
+        engine = self.engine
         while True:
             try:
-                if self.health.state is State.RESTING:
-                    await self._until_needed()
-                if await self._bring_up():
-                    while self.needed or self.pool.schedule.load(self.name):
+                if engine.health.state is State.RESTING:
+                    await self._wait_until_needed()
+                if await self._start_actor():
+                    while engine.needed or self.pool.schedule.load(engine.name):
                         if await self._serve_newest():
-                            await self._work()
-                self._retire()
+                            await self._collect_report()
+                self._stop_idle()
             except EngineLost as loss:
-                delay_s = self._bury(str(loss), loss.preempted)
+                delay_s = self._handle_engine_loss(str(loss), loss.preempted)
                 if delay_s is None:
                     return
                 await asyncio.sleep(delay_s)
 
-    async def _until_needed(self) -> None:
-        while not self.needed:
-            self.wake.clear()
-            await arrives(self.wake, HEARTBEAT_S)
-        self.health.mark_needed()
+    async def _wait_until_needed(self) -> None:
+        while not self.engine.needed:
+            self.engine.changed.clear()
+            await event_set(self.engine.changed, HEARTBEAT_S)
+        self.engine.health.mark_needed()
 
-    def _retire(self) -> None:
-        """Stops an engine that is not needed and holds nothing."""
-        lost = self.pool.schedule.engine_down(self.name)
-        assert not lost, f"{self.name} was stopped with work in hand"
-        self.health.mark_resting()
-        self.kill()
-        left = sum(engine.needed for engine in self.pool.engines)
-        logger.info(
-            f"pool: {self.name} is not needed any more and stopped; {left} of {len(self.pool.engines)} engines stay"
-        )
-        self.pool.changed.set()
+    def _stop_idle(self) -> None:
+        """Stop an engine that is not needed and holds no tasks."""
+        lost = self.pool.schedule.engine_down(self.engine.name)
+        assert not lost, f"{self.engine.name} was stopped with unfinished tasks"
+        self.engine.health.mark_resting()
+        self.engine.kill()
+        logger.info(f"pool: stopped idle {self.engine.name}; {self.pool.needed} of {len(self.pool.engines)} remain")
+        self.pool.engine_changed.set()
 
-    async def _bring_up(self) -> bool:
-        """A new actor for the engine, with its model loaded; false when it was not needed any more before it had room."""
+    async def _start_actor(self) -> bool:
+        """Start an actor and load its model; False when the engine was no longer needed before it was placed."""
+        spec, engine = self.pool.spec, self.engine
         options = {
-            "name": f"kray-{self.pool.label}-{self.name}-{self._lives}",
-            "num_cpus": self.pool.spec.cpus,
-            "num_gpus": self.pool.spec.gpus,
+            "name": f"kray-{self.pool.label}-{engine.name}-{self._actors_started}",
+            "num_cpus": spec.cpus,
+            "num_gpus": spec.gpus,
             "max_concurrency": 4,
-            "runtime_env": {"env_vars": self.pool.spec.environment()},
+            "runtime_env": {"env_vars": spec.environment()},
         }
-        self._lives += 1
+        self._actors_started += 1
         try:
-            self.actor = EngineActor.options(**options).remote(self.pool.spec)
-        except ValueError as error:  # the name of an actor that is still dying
+            engine.actor = EngineActor.options(**options).remote(spec)
+        except ValueError as error:  # an actor that is still exiting has the name
             raise EngineLost(str(error)) from error
-        if not await self._placed():
+        if not await self._wait_for_placement():
             return False
         await self._call("start", self.pool.rollout.start_timeout_s)
-        self.up_since = time.monotonic()
-        self.health.mark_started()
-        self.pool.changed.set()
+        engine.up_since = time.monotonic()
+        engine.health.mark_started()
+        self.pool.engine_changed.set()
         return True
 
-    async def _placed(self) -> bool:
-        """Waits until the cluster has room for the actor, however long its autoscaler takes; says so now and then.
+    async def _wait_for_placement(self) -> bool:
+        """Wait until the cluster has placed the actor, however long its autoscaler takes.
 
-        False when the engine is not needed any more. `publish` and `Session.next` bound the wait where no engine serves.
+        `Pool.publish` and `Session.next` bound the wait where no engine serves.
+
+        Returns:
+            False when the engine is no longer needed.
         """
-        waiting = asyncio.ensure_future(_value(self.actor.__ray_ready__.remote()))
-        started = worried = time.monotonic()
+        placement = asyncio.ensure_future(_value(self.engine.actor.__ray_ready__.remote()))
+        started = warned = time.monotonic()
         try:
-            while not (await asyncio.wait({waiting}, timeout=PLACE_S))[0]:
+            while not (await asyncio.wait({placement}, timeout=PLACEMENT_POLL_S))[0]:
                 now = time.monotonic()
-                if not self.needed:
+                if not self.engine.needed:
                     return False
-                if now - worried >= WORRY_S:
-                    worried = now
-                    have = f"{self.pool.serving} of {sum(e.needed for e in self.pool.engines)} engines that are wanted serve"
+                if now - warned >= STALL_WARNING_S:
+                    warned = now
                     logger.info(
-                        f"pool: {self.name} is not placed after {now - started:.0f} s; {have}{self.pool.shortage()}"
+                        f"pool: {self.engine.name} not placed after {now - started:.0f} s; {self.pool.serving} of "
+                        f"{self.pool.needed} needed engines serve{self.pool.missing_resources()}"
                     )
-            waiting.result()
+            placement.result()
             return True
         except RayError as error:
             raise EngineLost(f"start: {_last_line(error)}", _preempted(error)) from error
         finally:
-            waiting.cancel()
+            placement.cancel()
 
     async def _serve_newest(self) -> bool:
-        """Holds the engine back until it has proved the newest version; false when it is not needed any more."""
-        void: Published | None = None  # what nobody can prove
-        while self.health.state is not State.SERVING:
-            while (published := self.pool.published) is None or published is void:
-                if not self.needed:
+        """Wait until the engine has proved the newest version and may take tasks; False when it is no longer needed."""
+        engine = self.engine
+        unavailable: Published | None = None
+        while not engine.health.serving:
+            while (published := self.pool.published) is None or published is unavailable:
+                if not engine.needed:
                     return False
-                self.wake.clear()
-                await arrives(self.wake, HEARTBEAT_S)
+                engine.changed.clear()
+                await event_set(engine.changed, HEARTBEAT_S)
             try:
                 await self._prove(published)
-            except WeightsLost as loss:
-                void = published
-                logger.warning(f"pool: {self.name} waits for other weights than version {published.version}: {loss}")
+            except WeightsUnavailable as loss:
+                unavailable = published
+                logger.warning(f"pool: {engine.name} cannot load version {published.version} and waits for a newer: {loss}")
                 continue
             if published is self.pool.published:
-                self.health.mark_proved(published.version)
-                # With one engine there is nobody to share with: all work at once keeps its batches reproducible.
-                if not self.pool.schedule.is_up(self.name):
-                    capacity = round(IN_HAND * self.pool.spec.max_sequences)
-                    self.pool.schedule.engine_up(self.name, capacity if len(self.pool.engines) > 1 else None)
-                self.pool.schedule.hold(self.name, not self.needed)
-                self.pool.changed.set()
-                self.pool.dispatch()
+                self._begin_serving(published)
         return True
 
+    def _begin_serving(self, published: Published) -> None:
+        engine, schedule = self.engine, self.pool.schedule
+        engine.health.mark_proved(published.version)
+        if not schedule.is_up(engine.name):
+            # A single engine shares with no other: giving it all work at once keeps its batches reproducible.
+            capacity = round(CAPACITY_BATCHES * self.pool.spec.max_sequences) if len(self.pool.engines) > 1 else None
+            schedule.engine_up(engine.name, capacity)
+        schedule.hold(engine.name, not engine.needed)
+        self.pool.engine_changed.set()
+        self.pool.dispatch()
+
     async def _prove(self, published: Published) -> None:
-        """Gives the engine these weights and compares what it makes of the probe. Raises EngineLost, WeightsLost."""
-        limit_s, probe = self.pool.rollout.sync_timeout_s, list(published.probe)
-        self.proof = proof = await self._call("update", limit_s, published.version, published.weights, probe)
+        """Load weights into the engine and compare its logprobs of the probe with the learner's.
+
+        Raises:
+            EngineLost: The engine failed, or its weights are not the learner's.
+            WeightsUnavailable: The weights or their learner are lost.
+        """
+        version, limit_s = published.version, self.pool.rollout.sync_timeout_s
+        proof = await self._call("update", limit_s, version, published.weights, list(published.probe))
+        self.engine.proof = proof
         if proof.checksum != published.checksum:
-            raise EngineLost(f"it took other weights than those of version {published.version}")
+            raise EngineLost(f"it loaded other weights than those of version {version}")
         expected = published.logprobs
         if isinstance(expected, asyncio.Future):
             try:
                 expected = await asyncio.shield(expected)
             except KrayError as error:
-                raise WeightsLost(str(error)) from error
-        self.gap = float(np.abs(proof.logprobs - expected).mean())
-        if not self.gap <= self.pool.tolerance:
+                raise WeightsUnavailable(str(error)) from error
+        self.engine.gap = gap = float(np.abs(proof.logprobs - expected).mean())
+        if not gap <= self.pool.tolerance:
             raise EngineLost(
-                f"its weights of version {published.version} are not the learner's: logprobs of the probe differ by "
-                f"{self.gap:.1e} nats, rollout.probe_tolerance is {self.pool.tolerance:.0e}"
+                f"its weights of version {version} are not the learner's: logprobs of the probe differ by {gap:.1e} nats, "
+                f"rollout.probe_tolerance is {self.pool.tolerance:.0e}"
             )
 
-    async def _work(self) -> None:
-        """One round: collect what the engine has finished, or wait until there is something for it to do."""
-        if not self.pool.schedule.load(self.name) and await arrives(self.wake, HEARTBEAT_S):
-            self.wake.clear()
-            return  # work or a version has come, or it is not needed
-        self.wake.clear()
-        report: EngineReport = await self._call(
-            "collect", SILENCE_S, POLL_S if self.pool.schedule.load(self.name) else 0.0
-        )
-        self._take(report)
-        late = self.pool.schedule.overdue(self.name, time.monotonic())
+    async def _collect_report(self) -> None:
+        """Collect what the engine has finished; without tasks, wait for a change or check that the engine replies."""
+        engine, schedule = self.engine, self.pool.schedule
+        if not schedule.load(engine.name) and await event_set(engine.changed, HEARTBEAT_S):
+            engine.changed.clear()
+            return
+        engine.changed.clear()
+        wait_s = POLL_S if schedule.load(engine.name) else 0.0
+        self.process_report(await self._call("collect", RESPONSE_TIMEOUT_S, wait_s))
+        late = schedule.overdue(engine.name, time.monotonic())
         if late:
             raise EngineLost(
-                f"{len(late)} tasks ran out of time, first prompt {late[0].prompt_id} (rollout.task_timeout_s is "
-                f"{late[0].timeout_s:g})"
+                f"{len(late)} tasks exceeded rollout.task_timeout_s ({late[0].timeout_s:g} s), first prompt "
+                f"{late[0].prompt_id}"
             )
 
-    def _take(self, report: EngineReport) -> None:
-        now = time.monotonic()
-        self.busy_s += report.busy_s
+    def process_report(self, report: EngineReport) -> None:
+        """Update the schedule from a report and deliver the outcomes in it."""
+        engine, schedule, now = self.engine, self.pool.schedule, time.monotonic()
+        engine.busy_s += report.busy_s
         for task_id, rollouts in report.progress.items():
-            self.pool.schedule.progressed(task_id, self.name, rollouts, now)
+            schedule.progressed(task_id, engine.name, rollouts, now)
         for task_id, found in report.finished:
-            self.tokens += sum(len(rollout.tokens) for rollout in found)
-            task = self.pool.schedule.done(task_id, self.name, now)
+            engine.tokens += sum(len(rollout.tokens) for rollout in found)
+            task = schedule.done(task_id, engine.name, now)
             if task is None:
-                continue  # cancelled meanwhile
+                continue  # cancelled
             versions = {version for rollout in found for version, _, _ in rollout.policy_versions}
-            proved = range(task.policy_version, self.health.version + 1)
+            proved = range(task.policy_version, engine.health.version + 1)
             assert all(version in proved for version in versions), (
-                f"{self.name} served {versions}, proved {self.health.version}, was asked for {task.policy_version}"
+                f"{engine.name} sampled with {versions}, proved {engine.health.version}, task has {task.policy_version}"
             )
             self.pool.deliver(TaskOutcome(task, found))
         for task_id, reason in report.refused:
-            task = self.pool.schedule.refused(task_id, self.name)
+            task = schedule.refused(task_id, engine.name)
             if task is not None:
                 self.pool.deliver(TaskOutcome(task, [], reason))
         self.pool.dispatch()
 
-    def _bury(self, reason: str, preempted: bool = False) -> float | None:
-        """The engine is dead: its work goes to others. Seconds until it may start anew, or None."""
-        self.pool.preemptions += preempted
-        self.pool.deaths += not preempted
-        self.health.mark_lost(reason, preempted)
-        self.kill()
-        held = self.pool.schedule.load(self.name)
-        for task in self.pool.schedule.engine_down(self.name, forgive=preempted):
-            tries = self.pool.rollout.max_attempts
-            self.pool.deliver(TaskOutcome(task, [], f"failed {tries} times, at last: {reason}", tries))
-        delay_s = self.health.plan_restart()
-        fate = "it is not started again" if delay_s is None else "starting anew"
-        how = "lost to a preempted node" if preempted else "lost"
-        logger.warning(
-            f"pool: {self.name} {how} with {held} rollouts in hand, which go to other engines; {fate}: {reason}"
-        )
-        self.pool.changed.set()
-        self.pool.dispatch()
+    def _handle_engine_loss(self, reason: str, preempted: bool = False) -> float | None:
+        """Queue the engine's tasks again; return the seconds until it may restart, None when it must not."""
+        engine, pool = self.engine, self.pool
+        pool.preemptions += preempted
+        pool.losses += not preempted
+        engine.health.mark_lost(reason, preempted)
+        engine.kill()
+        held = pool.schedule.load(engine.name)
+        for task in pool.schedule.engine_down(engine.name, forgive=preempted):
+            tries = pool.rollout.max_attempts
+            pool.deliver(TaskOutcome(task, [], f"failed {tries} times, the last time: {reason}", tries))
+        delay_s = engine.health.plan_restart()
+        if delay_s is None:
+            restart = "no restart left"
+        else:
+            restart = f"restarting ({engine.health.restarts} of {engine.health.max_restarts} restarts used)"
+        node = "; its node was preempted" if preempted else ""
+        logger.warning(f"pool: lost {engine.name} ({reason}){node}; requeued {held} rollouts; {restart}")
+        pool.engine_changed.set()
+        pool.dispatch()
         return delay_s
 
-    def rouse(self) -> None:
-        """Makes the engine's tender look at what has changed, also while it listens to the engine."""
-        self.wake.set()
-        if self.pool.schedule.load(self.name):
-            self.actor.wake.remote()
-
     async def _call(self, method: str, limit_s: float, *args: Any) -> Any:
-        """A remote call with a deadline; whatever goes wrong is the loss of the engine."""
+        """Call the actor with a deadline; raise EngineLost on any failure, WeightsUnavailable when weights are lost."""
         try:
-            return await asyncio.wait_for(getattr(self.actor, method).remote(*args), limit_s)
+            return await asyncio.wait_for(getattr(self.engine.actor, method).remote(*args), limit_s)
         except TimeoutError:
-            raise EngineLost(f"no answer to {method} within {limit_s:g} s") from None
+            raise EngineLost(f"no reply to {method} within {limit_s:g} s") from None
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if method == "update" and isinstance(cause, ObjectLostError):  # the weights' node is gone
-                raise WeightsLost(_last_line(cause)) from error
+                raise WeightsUnavailable(_last_line(cause)) from error
             raise EngineLost(f"{method}: {_last_line(error)}", _preempted(error)) from error
-
-    def kill(self) -> None:
-        """Ends the actor, if there is one."""
-        if self.up_since is not None:
-            passed_s = time.monotonic() - self.up_since
-            self.up_s += passed_s
-            self.pool.up_s += passed_s
-            self.up_since = None
-        if self.actor is not None:
-            ray.kill(self.actor)
-            self.actor = None
-
-
-async def arrives(event: asyncio.Event, limit_s: float) -> bool:
-    """Whether the event comes in time."""
-    try:
-        await asyncio.wait_for(event.wait(), limit_s)
-    except TimeoutError:
-        return False
-    return True
 
 
 def _preempted(error: RayError) -> bool:
-    """Whether the cluster took the actor's node away: no fault of the actor's."""
+    """Return whether the actor was lost because the cluster took its node away."""
     return bool(getattr(error, "preempted", False))
 
 
@@ -297,5 +288,5 @@ async def _value(reference: Any) -> Any:
 
 
 def _last_line(error: BaseException) -> str:
-    """Of a remote traceback: the line that says what happened."""
-    return str(error).strip().splitlines()[-1][:300]
+    """Return the line of a remote traceback that names the error."""
+    return str(error).strip().splitlines()[-1][:ERROR_CHARACTERS]

@@ -79,7 +79,7 @@ def test_a_group_does_not_depend_on_how_it_was_split(living):
 
 
 def test_work_that_is_left_early_is_dropped_and_the_engine_takes_new_weights_at_once(living):
-    pool, deaths = living.pool, living.pool.deaths
+    pool, losses = living.pool, living.pool.losses
 
     async def story():
         for _ in range(3):
@@ -91,7 +91,7 @@ def test_work_that_is_left_early_is_dropped_and_the_engine_takes_new_weights_at_
         return await gather(pool, living.fresh(tasks(5))), last.version
 
     after, version = living.run(story())
-    assert pool.deaths == deaths
+    assert pool.losses == losses
     assert len(after) == 5
     assert all(rollout.policy_versions[0][0] == version for rollouts in after.values() for rollout in rollouts)
     assert pool.schedule.waiting == pool.schedule.running == 0
@@ -101,7 +101,7 @@ def test_new_weights_come_while_rollouts_run_and_none_is_lost_or_mislabelled(liv
     """The keys and values of earlier tokens stay those of the old weights, so the logprobs can be told to the digit."""
     import torch
 
-    pool, learner, deaths = living.pool, living.learner, living.pool.deaths
+    pool, learner, losses = living.pool, living.learner, living.pool.losses
     old = copy.deepcopy(learner.model)
     orders = [dataclasses.replace(t, sampling=Sampling(max_tokens=100)) for t in tasks(24, rollouts=2)]
     first = [dataclasses.replace(t, prompt_id="first") for t in tasks(1, max_tokens=10)]
@@ -122,7 +122,7 @@ def test_new_weights_come_while_rollouts_run_and_none_is_lost_or_mislabelled(liv
 
     ended, gap, running, version = living.run(story())
     assert gap < 1e-4
-    assert pool.deaths == deaths
+    assert pool.losses == losses
     assert running > 0, "everything had ended before the new weights came"
     assert len(ended) == 25
     prompts = {task.prompt_id: list(task.prompt_tokens) for task in orders}
@@ -142,7 +142,7 @@ def test_new_weights_come_while_rollouts_run_and_none_is_lost_or_mislabelled(liv
 
 
 def test_killing_an_engine_in_the_middle_loses_and_repeats_nothing(living):
-    pool, deaths, retried = living.pool, living.pool.deaths, living.pool.schedule.retried
+    pool, losses, retried = living.pool, living.pool.losses, living.pool.schedule.retried
     orders = list(tasks(24, rollouts=8, max_tokens=100))
 
     async def story():
@@ -161,7 +161,7 @@ def test_killing_an_engine_in_the_middle_loses_and_repeats_nothing(living):
 
     with logged_lines() as lines:
         reference, seen, replaced, after = living.run(story())
-    assert pool.deaths == deaths + 1
+    assert pool.losses == losses + 1
     assert replaced
     assert pool.schedule.retried > retried, "the engine held nothing when it was killed"
     assert sorted(outcome.task.prompt_id for outcome in seen) == sorted(task.prompt_id for task in orders)
@@ -169,11 +169,11 @@ def test_killing_an_engine_in_the_middle_loses_and_repeats_nothing(living):
     assert same(reference, {outcome.task.prompt_id: outcome.rollouts for outcome in seen})
     assert pool.schedule.waiting == pool.schedule.running == 0
     assert len(after) == 10
-    assert any("engine-0 lost" in line for line in lines)
+    assert any("lost engine-0" in line for line in lines)
 
 
 def test_an_engine_that_dies_while_it_takes_new_weights_is_replaced_and_proved(living):
-    pool, deaths = living.pool, living.pool.deaths
+    pool, losses = living.pool, living.pool.losses
 
     async def story():
         await pool.publish(living.publication())
@@ -193,13 +193,13 @@ def test_an_engine_that_dies_while_it_takes_new_weights_is_replaced_and_proved(l
 
     gaps, version, after = living.run(story())
     assert max(gaps) < 1e-4
-    assert pool.deaths == deaths + 1
+    assert pool.losses == losses + 1
     assert {rollout.policy_versions[0][0] for rollouts in after.values() for rollout in rollouts} == {version}
 
 
 def test_a_prompt_that_no_engine_can_run_fails_alone_and_a_slow_task_is_given_up(living):
     """Last of the living pool's: it leaves an engine that was killed for being late."""
-    pool, deaths = living.pool, living.pool.deaths
+    pool, losses = living.pool, living.pool.losses
     good, long = tasks(2)
     long = dataclasses.replace(long, prompt_id="long", prompt_tokens=(5,) * 500)
     late = list(tasks(1, rollouts=1500, max_tokens=110, timeout_s=0.0))  # many seconds of work
@@ -213,7 +213,7 @@ def test_a_prompt_that_no_engine_can_run_fails_alone_and_a_slow_task_is_given_up
     first, second = living.run(story())
     assert len(first[good.prompt_id].rollouts) == 4
     assert "500" in first["long"].failure or "longer" in first["long"].failure
-    assert pool.deaths == deaths + 1
+    assert pool.losses == losses + 1
     assert "rollout.task_timeout_s" in second[0].failure
 
 

@@ -67,7 +67,7 @@ async def grow_shrink_and_preempt(ray, policy: str) -> dict:
         second = await asyncio.wait_for(working, 120)
         found["second"] = sum(len(rollouts) for rollouts in second.values()) == 8 * len(second)
         versions = {v for rollouts in second.values() for r in rollouts for v, _, _ in r.policy_versions}
-        found |= {"versions": sorted(versions), "preemptions": pool.preemptions, "deaths": pool.deaths}
+        found |= {"versions": sorted(versions), "preemptions": pool.preemptions, "losses": pool.losses}
         found["restarts"] = sum(engine.health.restarts for engine in pool.engines)
     finally:
         await pool.close()

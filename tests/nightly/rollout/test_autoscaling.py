@@ -27,6 +27,6 @@ def test_pool_scales_from_zero_and_survives_preemption(tied_policy):
     assert found["second"], "rollouts of the second time are missing"
     assert found["versions"] == [1]
     assert found["preemptions"] >= 1
-    assert found["deaths"] == found["restarts"] == 0
-    assert any("2 engines wanted" in line for line in found["lines"])
-    assert any("not needed any more" in line for line in found["lines"])
+    assert found["losses"] == found["restarts"] == 0
+    assert any("to 2 engines" in line for line in found["lines"])
+    assert any("stopped idle" in line for line in found["lines"])
