@@ -70,9 +70,11 @@ class ObservedSchedule(Protocol):
 
 
 class ObservedPool(Protocol):
-    """The engines of a run; `preemptions` counts those that were lost with a preempted node."""
+    """The engines of a run."""
 
-    preemptions: int
+    @property
+    def preemptions(self) -> int:
+        """Engines lost with preempted nodes so far."""
 
     @property
     def engines(self) -> Sequence[ObservedEngine]:

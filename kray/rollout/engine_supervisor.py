@@ -162,7 +162,9 @@ class EngineSupervisor:
                 await self._prove(published)
             except WeightsUnavailable as loss:
                 unavailable = published
-                logger.warning(f"pool: {engine.name} cannot load version {published.version} and waits for a newer: {loss}")
+                logger.warning(
+                    f"pool: {engine.name} cannot load version {published.version} and waits for a newer: {loss}"
+                )
                 continue
             if published is self.pool.published:
                 self._begin_serving(published)

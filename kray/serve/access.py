@@ -51,7 +51,7 @@ class Access:
             raise ConfigError(
                 f"--min-replicas {least} and --max-replicas {most}: 0 <= min <= max, and at least 1, are needed"
             )
-        if self.limits.under_way < 1 or self.limits.body_bytes < 1:
+        if self.limits.concurrency < 1 or self.limits.body_bytes < 1:
             raise ConfigError("--concurrency and --request-mib must be positive")
         if not (self.drain_s >= 0 and self.start_s > 0):
             raise ConfigError("--drain-s must be at least 0 and --start-s above 0")

@@ -40,7 +40,7 @@ def deployed(body: type, name: str, access: Access, actor: dict[str, Any], *argu
     from ray import serve
 
     least, most = access.replicas
-    limit = access.limits.under_way
+    limit = access.limits.concurrency
     scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": max(1.0, limit / 2)}
     options: dict[str, Any] = {"autoscaling_config": scaling} if least < most else {"num_replicas": most}
     # The gate refuses above its limit, so that a client hears 429 and why; Serve's own limits are for floods.

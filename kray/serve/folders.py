@@ -1,7 +1,7 @@
-"""From what a person names (a run, a checkpoint, a model's folder) to a Hugging Face folder that can be served.
+"""Finds the Hugging Face folder to serve for a run, a checkpoint or a model's folder.
 
-A checkpoint is exported once, into a cache; the same checkpoint is found there again. Everything is read as safetensors,
-JSON and tensors: nothing that is unpickled could run code.
+A checkpoint is exported once, into a cache. Everything is read as safetensors, JSON and tensors: nothing is unpickled that
+could run code.
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ from typing import Any
 from kray.errors import ConfigError
 from kray.serve.policy_api import PolicySpec
 
-LONGEST_CONTEXT = 8192  # tokens, where no --context is given
-REQUEST_SHARE = 16  # contexts of response that one request may ask for, where no --max-tokens is given
+# Longest context in tokens, unless --context is given.
+DEFAULT_MAX_CONTEXT = 8192
+# Response tokens that one request may ask for, in contexts, unless --max-tokens is given.
+CONTEXTS_PER_REQUEST = 16
 
 
 def find_checkpoint(path: Path, step: int | None) -> Path | None:
-    """The checkpoint that `path` means: its own, its newest, or that of a step; None for a model's folder.
+    """Return the checkpoint that a path names; None for a model's folder.
 
-    Raises ConfigError when it is none of them.
+    Args:
+        path: A run, a checkpoint or a Hugging Face folder.
+        step: Step of the checkpoint to take from a run; None: the newest.
+
+    Raises:
+        ConfigError: The path is none of these.
     """
     from kray.train.checkpoints import checkpoint_at_step, find_checkpoint
 
@@ -37,33 +44,48 @@ def find_checkpoint(path: Path, step: int | None) -> Path | None:
         return find_checkpoint(str(path))
     except ConfigError as error:
         raise ConfigError(
-            f"{path} is no run, no complete checkpoint and no Hugging Face folder (config.json)"
+            f"{path} is neither a run nor a complete checkpoint nor a Hugging Face folder (config.json)"
         ) from error
 
 
 def exported(checkpoint: Path, cache: Path, overrides: list[str]) -> tuple[Path, Any]:
-    """(the folder of a checkpoint's export in the cache, the run's configuration); the folder may not exist yet."""
+    """Return where a checkpoint's export belongs in the cache, and the run's configuration.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        cache: Folder of the cache.
+        overrides: Dot-list overrides of the configuration.
+
+    Returns:
+        The folder of the export, which may not exist yet, and the configuration.
+    """
     from kray.config import kept_config, load_checked
 
     config = load_checked(str(kept_config(checkpoint.parent.parent)), [*overrides, "resume="])
     state = checkpoint / "state.json"
-    told = [str(checkpoint.resolve()), state.read_text(), str(state.stat().st_mtime_ns), json.dumps(overrides)]
-    name = hashlib.blake2b("\n".join(told).encode(), digest_size=8).hexdigest()
+    identity = [str(checkpoint.resolve()), state.read_text(), str(state.stat().st_mtime_ns), json.dumps(overrides)]
+    name = hashlib.blake2b("\n".join(identity).encode(), digest_size=8).hexdigest()
     return cache / f"{checkpoint.parent.parent.name}-{checkpoint.name}-{name}", config
 
 
 def policy_spec(folder: Path, arguments: Any) -> PolicySpec:
-    """How a model's folder is served. Raises ConfigError on a folder that cannot be.
+    """Return the settings for serving a model's folder.
 
-    arguments: name, context, max_tokens, sequences, cpus, gpus, kv_cache_gib; 0 where the model decides.
+    Args:
+        folder: The Hugging Face folder.
+        arguments: name, context, max_tokens, sequences, cpus, gpus and kv_cache_gib of the command line; 0 where the model
+            decides.
+
+    Raises:
+        ConfigError: The folder or an argument is not valid.
     """
     from kray.prompts.model_files import load_tokenizer
 
     if not list(folder.glob("*.safetensors")):
-        raise ConfigError(f"{folder} holds no .safetensors; weights of other forms are not read")
+        raise ConfigError(f"{folder} holds no .safetensors file; other formats of weights are not read")
     load_tokenizer(str(folder))
-    most = positions(folder)
-    context = arguments.context or min(most, LONGEST_CONTEXT)
+    most = max_positions(folder)
+    context = arguments.context or min(most, DEFAULT_MAX_CONTEXT)
     if context > most:
         raise ConfigError(f"--context {context} is above the {most} positions of the model")
     for name in ("context", "max_tokens"):
@@ -73,7 +95,7 @@ def policy_spec(folder: Path, arguments: Any) -> PolicySpec:
         folder=str(folder.resolve()),
         name=arguments.name or folder.name,
         context=context,
-        max_tokens=arguments.max_tokens or REQUEST_SHARE * context,
+        max_tokens=arguments.max_tokens or CONTEXTS_PER_REQUEST * context,
         sequences=arguments.sequences,
         cpus=arguments.cpus,
         gpus=arguments.gpus,
@@ -81,10 +103,14 @@ def policy_spec(folder: Path, arguments: Any) -> PolicySpec:
     )
 
 
-def positions(folder: Path) -> int:
-    """Tokens that the model can read. Raises ConfigError."""
+def max_positions(folder: Path) -> int:
+    """Return the longest context that a model supports, in tokens.
+
+    Raises:
+        ConfigError: Its config.json does not state it.
+    """
     try:
-        told = json.loads((folder / "config.json").read_text())
-        return int(told.get("text_config", told)["max_position_embeddings"])
+        config = json.loads((folder / "config.json").read_text())
+        return int(config.get("text_config", config)["max_position_embeddings"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{folder / 'config.json'} does not say how long its contexts may be: {error!r}") from error
+        raise ConfigError(f"{folder / 'config.json'} does not state the model's longest context: {error!r}") from error

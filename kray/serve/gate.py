@@ -1,10 +1,9 @@
-"""What every request passes before a service sees it: the key, the media type, the size, the number under way.
+"""ASGI middleware that checks every request before a service handles it: key, media type, size, concurrency.
 
-Promises
-- Nothing of a request but its head is read before its key is found right; keys are compared by their digests, in constant
-  time, and the key itself is in no replica.
-- A body larger than the limit is refused before it is held whole, whether its length is announced or not.
-- Every refusal is JSON of OpenAI's form, {"error": {"message", "type", "param", "code"}}, and is counted with its reason.
+- Only the head of a request is read before its key is verified; keys are compared by their digests, in constant time, and no
+  replica holds the key itself.
+- A body larger than the limit is refused before all of it is in memory, whether its length is announced or not.
+- Every refusal is JSON in OpenAI's form, {"error": {"message", "type", "param", "code"}}, and is counted with its reason.
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-HEALTH = "/healthz"  # needs no key and says nothing but that the replica works
-BODY_S = 30.0  # for a body to arrive
+# Path that needs no key and reports only whether the replica works.
+HEALTH = "/healthz"
+# Seconds for a body to arrive.
+BODY_TIMEOUT_S = 30.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 404: "not_found_error", 409: "conflict_error"}
@@ -27,44 +28,69 @@ _TYPES = {401: "authentication_error", 429: "rate_limit_error", 404: "not_found_
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one replica. body_bytes: of a request. under_way: requests at a time, those above are told to come again."""
+    """Limits of one replica.
+
+    Attributes:
+        body_bytes: Largest body of a request, in bytes.
+        concurrency: Requests handled at a time; more are refused with 429.
+    """
 
     body_bytes: int = 8 * 2**20
-    under_way: int = 64
+    concurrency: int = 64
 
 
 class Refusal(Exception):
-    """An answer to a request that is not carried out. reason: one of few words, for the counter; param: the field."""
+    """The response to a request that is not carried out."""
 
     def __init__(self, status: int, message: str, reason: str = "invalid", param: str | None = None):
+        """Create a refusal.
+
+        Args:
+            status: HTTP status.
+            message: What is wrong and what to do, for people.
+            reason: One of few words, for the counter.
+            param: The field of the request that is wrong.
+        """
         super().__init__(message)
         self.status, self.reason, self.param = status, reason, param
 
     def body(self) -> dict[str, Any]:
+        """Return the JSON body of the response."""
         kind = _TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.status}}
 
 
 class Counts(Protocol):
-    """What the gate tells; kray.serve.meters.Meters is one."""
+    """Counters of a gate; kray.serve.meters.Meters implements them."""
 
-    def answered(self, route: str, status: int, seconds: float) -> None: ...
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a response."""
 
-    def refused(self, reason: str) -> None: ...
+    def refused(self, reason: str) -> None:
+        """Count a refusal."""
 
 
 class Gate:
-    """ASGI middleware. key_digest: SHA-256 of the key in hexadecimal; "" where there is none, and then only requests that
-    name a loopback address as their host are let in (a web page that is open in a browser must not reach the service)."""
+    """The middleware."""
 
     def __init__(self, app: Any, limits: Limits, key_digest: str, meters: Counts):
+        """Wrap an ASGI application.
+
+        Args:
+            app: The application.
+            limits: Limits of the replica.
+            key_digest: SHA-256 of the key in hexadecimal. "": there is no key, and only requests whose Host header names a
+                loopback address pass, so that a web page open in a browser cannot reach the service.
+            meters: Counters.
+        """
         self.app, self.limits, self.key_digest, self.meters = app, limits, key_digest, meters
-        self.under_way = 0
+        self.in_progress = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        """Handle one request."""
         if scope["type"] != "http":
             if scope["type"] == "websocket":
-                raise RuntimeError("no service speaks over web sockets")
+                raise RuntimeError("no service uses web sockets")
             return await self.app(scope, receive, send)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path == HEALTH:
@@ -77,27 +103,27 @@ class Gate:
                 status, begun = message["status"], True
             await send(message)
 
-        self.under_way += 1
+        self.in_progress += 1
         try:
-            body = await self._let_in(scope, receive)
+            body = await self._admit(scope, receive)
             await self.app(scope, replay(body, receive), watched)
         except Refusal as refusal:
             if begun:
                 raise
             await self._refuse(refusal, watched)
         finally:
-            self.under_way -= 1
+            self.in_progress -= 1
             route = getattr(scope.get("route"), "path", "none")
             self.meters.answered(route, status, time.monotonic() - started)
 
-    async def _let_in(self, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes:
-        """The body of a request that may pass. Raises Refusal."""
+    async def _admit(self, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes:
+        """Return the body of a request that passes; raise Refusal for others."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         self._check_head(scope["method"], headers)
         try:
-            return await asyncio.wait_for(self._body(receive, headers), BODY_S)
+            return await asyncio.wait_for(self._body(receive, headers), BODY_TIMEOUT_S)
         except TimeoutError:
-            raise Refusal(408, f"the request's body did not arrive within {BODY_S:.0f} s", "slow") from None
+            raise Refusal(408, f"the request's body did not arrive within {BODY_TIMEOUT_S:.0f} s", "slow") from None
 
     def _check_head(self, method: str, headers: dict[str, str]) -> None:
         if self.key_digest:
@@ -106,15 +132,16 @@ class Gate:
                 raise Refusal(401, "the key is missing or wrong: send it as `Authorization: Bearer <key>`", "key")
         elif host_of(headers.get("host", "")) not in LOOPBACK:
             raise Refusal(403, "without a key this server answers requests to a loopback address only", "host")
-        if self.under_way > self.limits.under_way:
-            raise Refusal(429, f"{self.limits.under_way} requests are under way here; try again in a second", "busy")
+        if self.in_progress > self.limits.concurrency:
+            limit = self.limits.concurrency
+            raise Refusal(429, f"this server handles {limit} requests at a time; try again in a second", "busy")
         media = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method in ("POST", "PUT") and media != "application/json":
             raise Refusal(415, "the body must be JSON: send it as `Content-Type: application/json`", "media")
 
     async def _body(self, receive: Callable[[], Awaitable[dict[str, Any]]], headers: dict[str, str]) -> bytes:
         most = self.limits.body_bytes
-        too_large = Refusal(413, f"the request is larger than {most} bytes, the most that this server takes", "size")
+        too_large = Refusal(413, f"the request is larger than {most} bytes, the limit of this server", "size")
         announced = headers.get("content-length", "0")
         if not announced.isdigit() or int(announced) > most:
             raise too_large
@@ -122,7 +149,7 @@ class Gate:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refusal(400, "the client went away", "gone")
+                raise Refusal(400, "the client disconnected", "gone")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             more = message.get("more_body", False)
@@ -143,33 +170,33 @@ class Gate:
 
 
 def replay(body: bytes, receive: Callable[[], Awaitable[dict[str, Any]]]) -> Callable[[], Awaitable[dict[str, Any]]]:
-    """A `receive` that gives the body again and then what comes after it."""
-    told = False
+    """Return a `receive` that returns the body again and then what follows it."""
+    replayed = False
 
     async def again() -> dict[str, Any]:
-        nonlocal told
-        if told:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        told = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
 
 
 def digest(key: str) -> str:
-    """SHA-256 in hexadecimal. A key is long and random, so that nothing slower is needed."""
+    """Return the SHA-256 of a key in hexadecimal; keys are long and random, so no slower hash is needed."""
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
 def host_of(host: str) -> str:
-    """The name in a Host header, without its port."""
+    """Return the name in a Host header without its port."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
 
 
 def health(app: Any, check: Callable[[], Awaitable[None]]) -> None:
-    """Adds /healthz: 200 while `check` raises nothing, else 503."""
+    """Add /healthz to a FastAPI application: 200 while `check` raises nothing, else 503."""
     from fastapi.responses import PlainTextResponse
 
     async def healthz() -> PlainTextResponse:

@@ -1,12 +1,11 @@
-"""The policy as OpenAI's API: one vLLM engine in one replica. Beside kray/rollout the only module that imports vLLM.
+"""The policy behind OpenAI's API: one vLLM engine in each replica. Besides kray/rollout the only module that imports vLLM.
 
-Requests, answers, errors and streams are vLLM's own (vllm.entrypoints.openai); this file starts its engine and puts a door
-before its handlers. Ray Serve LLM (`ray.serve.llm`) would do the same with more processes: it pins another vLLM than kray
-does, wants a second deployment before each engine, and has no key and no limits.
+Requests, responses, errors and streams are vLLM's own (vllm.entrypoints.openai); this module starts its engine and puts the
+gate before its handlers. Ray Serve LLM (`ray.serve.llm`) would do the same with more processes: it pins another vLLM than
+kray does, needs a second deployment before each engine, and has neither key nor limits.
 
-Promises
-- Weights are read from safetensors only, and no code that lies in the model's folder is run.
-- A replica whose engine has died fails its health check: Serve replaces it.
+- Weights are read from safetensors only, and no code in the model's folder is run.
+- A replica whose engine has failed fails its health check, so Serve replaces it.
 - No prompt and no response is logged.
 """
 
@@ -20,15 +19,31 @@ from typing import Any
 
 from kray.serve.gate import Gate, Limits, Refusal, health
 
-SHUTDOWN_S = 10.0  # for the engine's processes to end
-CPU_STEP_TOKENS = 8192  # prompt tokens that one step of the engine may take in on CPU
+# Seconds for the engine's processes to exit, and for a health check.
+SHUTDOWN_S = 10.0
+# Prompt tokens that one step of the engine may process on CPU.
+CPU_STEP_TOKENS = 8192
+# Tokens of a completion that names none, as in OpenAI's API.
+DEFAULT_COMPLETION_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
-    """folder: of a Hugging Face model. name: what clients call it. context: tokens of prompt and response together.
-    max_tokens: response tokens that one request may ask for, over all its samples. kv_cache_gib: on CPU.
-    chat_template_kwargs: variables of the chat template, where a request gives no others."""
+    """Settings of a replica.
+
+    Attributes:
+        folder: Folder of the Hugging Face model.
+        name: Name of the model in the API.
+        context: Tokens of prompt and response together.
+        max_tokens: Response tokens that one request may ask for, over all its samples.
+        sequences: Responses that one engine generates at a time.
+        cpus: CPU cores of a replica.
+        gpus: GPUs of a replica.
+        kv_cache_gib: Memory for keys and values on CPU, in GiB.
+        gpu_memory_share: Share of each GPU's memory that vLLM may use, in (0, 1].
+        eager: Run without CUDA graphs and compilation.
+        chat_template_kwargs: Variables of the chat template, where a request gives no others.
+    """
 
     folder: str
     name: str
@@ -43,19 +58,21 @@ class PolicySpec:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
-        """Of the replica's process; vLLM reads it when it is imported."""
+        """Return the environment variables of the replica's process, which vLLM reads on import."""
         return {
             "OMP_NUM_THREADS": str(max(1, self.cpus)),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would put every engine of a node on the same cores
+            # Binding would put every engine of a node on the same cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",  # the folder has all there is
+            # Everything is in the folder.
+            "HF_HUB_OFFLINE": "1",
         }
 
     def engine_options(self) -> dict[str, Any]:
-        """As vLLM's command line names them."""
+        """Return vLLM's options by their names on its command line."""
         options: dict[str, Any] = {
             "model": self.folder,
             "served_model_name": [self.name],
@@ -81,10 +98,16 @@ class PolicySpec:
 
 
 class Policy:
-    """The body of a replica."""
+    """A replica of the service."""
 
     def __init__(self, spec: PolicySpec, limits: Limits, key_digest: str):
-        """Returns when the engine has loaded the model."""
+        """Create a replica and load the model.
+
+        Args:
+            spec: Settings of the replica.
+            limits: Limits of requests.
+            key_digest: Digest of the key, "" for none.
+        """
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -102,7 +125,7 @@ class Policy:
         self.engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._counter()])
 
     def _counter(self) -> Any:
-        """What vLLM tells after each step of the engine, as our counters."""
+        """Return a class that counts the tokens which vLLM reports after each step of the engine."""
         from vllm.v1.metrics.loggers import StatLoggerBase
 
         meters = self.meters
@@ -133,17 +156,18 @@ class Policy:
 
         app = FastAPI(title="kray policy", openapi_url=None)
         await init_app_state(self.engine, app.state, self.settings, await self.engine.get_supported_tasks())
-        app.state.server = SimpleNamespace()  # vLLM tells its own server to end when the engine dies; Serve asks us
+        # When the engine fails, vLLM stops the server in this attribute; here Serve's health check does it.
+        app.state.server = SimpleNamespace()
 
         async def complete(request, raw_request):  # type: ignore[no-untyped-def]
-            self._check_tokens(request.n, request.max_tokens or 16, prompts_in(request.prompt))
+            self._check_tokens(request.n, request.max_tokens or DEFAULT_COMPLETION_TOKENS, prompts_in(request.prompt))
             return await create_completion(request, raw_request)
 
         async def chat(request, raw_request):  # type: ignore[no-untyped-def]
             self._check_tokens(request.n, request.max_completion_tokens or request.max_tokens or self.spec.context, 1)
             return await create_chat_completion(request, raw_request)
 
-        # by hand, because vLLM's classes cannot be named in annotations before vLLM is imported
+        # Set here because vLLM's classes cannot be named in annotations before vLLM is imported.
         complete.__annotations__ = {"request": CompletionRequest, "raw_request": Request}
         chat.__annotations__ = {"request": ChatCompletionRequest, "raw_request": Request}
         app.post("/v1/completions")(complete)
@@ -166,7 +190,7 @@ class Policy:
             )
 
     async def check_health(self) -> None:
-        """Raises when the engine has died; called by Serve."""
+        """Raise when the engine has failed; called by Serve."""
         await asyncio.wait_for(self.engine.check_health(), SHUTDOWN_S)
 
     def __del__(self) -> None:
@@ -175,6 +199,6 @@ class Policy:
 
 
 def prompts_in(prompt: Any) -> int:
-    """How many prompts the `prompt` of a completion holds: a text or a list of tokens is one."""
+    """Return the number of prompts in the `prompt` of a completion; a text or a list of tokens is one."""
     batch = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
     return len(prompt) if batch else 1

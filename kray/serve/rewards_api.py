@@ -1,11 +1,11 @@
-"""Rewards as a service: judges answers in processes of its own, each under a deadline (kray/rewards/scorer.py).
+"""The rewards' HTTP API: scores responses in processes of its own, each with a deadline (kray/rewards/scorer.py).
 
     POST /v1/score  {"verifier": "math", "options": {}, "items": [{"response": "...", "answer": "42"}, ...]}
                     -> {"outcomes": [{"reward": 1.0, "detail": "", "error": "", "timed_out": false, "elapsed_s": 0.002}, ...]}
 
-An item may name a verifier of its own, which then gets no options. reward is null exactly when error says why. Who sends
-requests does not choose what code is run here: only verifiers that the server was started with are called, and how
-programs are kept in (`isolation`) is the server's. kray.rewards.remote is the client that training uses (reward.url).
+An item may name a verifier of its own, which then gets no options. `reward` is null exactly when `error` holds the reason.
+Clients do not choose what code runs here: only the verifiers that the server was started with are called, with the server's
+isolation of programs. kray.rewards.remote is the client that training uses (reward.url).
 """
 
 from __future__ import annotations
@@ -16,21 +16,31 @@ from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from kray.config.validation import CODE_TIMEOUT_S
 from kray.rewards import VERIFIERS, Scorer, check_verifier
 from kray.serve.gate import Gate, Limits, Refusal, health
-from kray.serve.planner_api import name_fields
+from kray.serve.messages import Message, refuse_invalid_requests
 
-ITEMS = 1024  # of one request
-KINDS = 4  # verifiers with their options that have processes at a time
+# Most items of one request.
+MAX_ITEMS = 1024
+# Most verifiers, each with its options, that have processes at a time.
+MAX_SCORERS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeSpec:
-    """verifiers: those that may be called. workers: processes of each kind. timeout_s: for one answer. memory_gib: of one
-    process. isolation: of the code verifier, see kray/rewards/code.py."""
+class ScoringSpec:
+    """Settings of the service.
+
+    Attributes:
+        verifiers: Verifiers that may be called.
+        workers: Processes of each verifier with its options.
+        timeout_s: Seconds for one response.
+        memory_gib: Memory limit of one process in GiB; 0: none.
+        isolation: Isolation of the code verifier, see kray/rewards/code.py.
+        start_timeout_s: Seconds for a process to start and import its verifier.
+    """
 
     verifiers: tuple[str, ...] = tuple(VERIFIERS)
     workers: int = 1
@@ -40,55 +50,64 @@ class JudgeSpec:
     start_timeout_s: float = 60.0
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
 class Item(Message):
+    """One response to score; `verifier` overrides that of the request."""
+
     response: str
     answer: str
     verifier: str = ""
 
 
 class Score(Message):
-    items: Annotated[list[Item], Field(max_length=ITEMS)]
+    """Body of POST /v1/score."""
+
+    items: Annotated[list[Item], Field(max_length=MAX_ITEMS)]
     verifier: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class _Kind:
-    """The processes for one verifier with its options, and how many requests use them now."""
+class _SharedScorer:
+    """The processes of one verifier with its options, and how many requests use them now."""
 
     scorer: Scorer
     users: int = 0
 
 
 @dataclass(slots=True)
-class Judges:
-    """The scorers that requests have asked for, at most KINDS; the one not used for longest makes room. No HTTP here."""
+class ScorerCache:
+    """Scorers by verifier and options, at most MAX_SCORERS; the least recently used idle one is closed. No HTTP.
 
-    spec: JudgeSpec
-    _kinds: OrderedDict[str, _Kind] = field(default_factory=OrderedDict)
+    Attributes:
+        spec: Settings of the service.
+    """
+
+    spec: ScoringSpec
+    _scorers: OrderedDict[str, _SharedScorer] = field(default_factory=OrderedDict)
 
     async def score(self, request: Score) -> list[dict[str, Any]]:
-        """Outcomes in the order of the items. Raises Refusal."""
-        for at, item in enumerate(request.items):
-            self._allowed(item.verifier or request.verifier, f"items.{at}.verifier")
-        self._allowed(request.verifier, "verifier")
-        kind = await self._kind(request.verifier, self._options(request))
-        kind.users += 1
+        """Return the outcomes in the order of the items.
+
+        Raises:
+            Refusal: A verifier or an option is not allowed, or too many verifiers are in use.
+        """
+        for i, item in enumerate(request.items):
+            self._check_allowed(item.verifier or request.verifier, f"items.{i}.verifier")
+        self._check_allowed(request.verifier, "verifier")
+        shared = await self._shared_scorer(request.verifier, self._options(request))
+        shared.users += 1
         try:
-            outcomes = await kind.scorer.score((item.verifier, item.response, item.answer) for item in request.items)
+            outcomes = await shared.scorer.score((item.verifier, item.response, item.answer) for item in request.items)
         finally:
-            kind.users -= 1
+            shared.users -= 1
         return [asdict(outcome) for outcome in outcomes]
 
     def close(self) -> None:
-        for kind in self._kinds.values():
-            kind.scorer.close()
+        """End all processes."""
+        for shared in self._scorers.values():
+            shared.scorer.close()
 
-    def _allowed(self, verifier: str, place: str) -> None:
+    def _check_allowed(self, verifier: str, place: str) -> None:
         if verifier not in self.spec.verifiers:
             known = ", ".join(self.spec.verifiers)
             raise Refusal(422, f"{place}: {verifier!r} is not served here; there are: {known}", "verifier", place)
@@ -105,37 +124,45 @@ class Judges:
             raise Refusal(422, text, "options", "options")
         return options | {"isolation": self.spec.isolation}
 
-    async def _kind(self, verifier: str, options: dict[str, Any]) -> _Kind:
+    async def _shared_scorer(self, verifier: str, options: dict[str, Any]) -> _SharedScorer:
         name = json.dumps([verifier, options], sort_keys=True)
-        if name not in self._kinds:
+        if name not in self._scorers:
             try:
                 await asyncio.to_thread(check_verifier, verifier, **options)
             except (ValueError, TypeError) as error:
                 raise Refusal(422, f"options: {error}", "options", "options") from error
-        if name not in self._kinds:  # nor has another request made it in the meantime
-            self._make_room()
+        if name not in self._scorers:  # another request may have added it in the meantime
+            self._evict_if_full()
             spec = self.spec
             made = Scorer(verifier, options, spec.workers, spec.timeout_s, spec.start_timeout_s, spec.memory_gib)
-            self._kinds[name] = _Kind(made)
-        self._kinds.move_to_end(name)
-        return self._kinds[name]
+            self._scorers[name] = _SharedScorer(made)
+        self._scorers.move_to_end(name)
+        return self._scorers[name]
 
-    def _make_room(self) -> None:
-        if len(self._kinds) < KINDS:
+    def _evict_if_full(self) -> None:
+        if len(self._scorers) < MAX_SCORERS:
             return
-        idle = next((name for name, kind in self._kinds.items() if not kind.users), None)
+        idle = next((name for name, shared in self._scorers.items() if not shared.users), None)
         if idle is None:
-            raise Refusal(429, f"{KINDS} verifiers with their options are in use here; try again in a second", "busy")
-        self._kinds.pop(idle).scorer.close()
+            text = f"{MAX_SCORERS} verifiers with their options are in use; try again in a second"
+            raise Refusal(429, text, "busy")
+        self._scorers.pop(idle).scorer.close()
 
 
 class Rewards:
-    """The body of a replica."""
+    """A replica of the service."""
 
-    def __init__(self, spec: JudgeSpec, limits: Limits, key_digest: str):
+    def __init__(self, spec: ScoringSpec, limits: Limits, key_digest: str):
+        """Create a replica.
+
+        Args:
+            spec: Settings of the service.
+            limits: Limits of requests.
+            key_digest: Digest of the key, "" for none.
+        """
         from kray.serve.meters import Meters
 
-        self.judges, self.limits, self.key_digest = Judges(spec), limits, key_digest
+        self.scorers, self.limits, self.key_digest = ScorerCache(spec), limits, key_digest
         self.meters = Meters("rewards")
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -145,18 +172,18 @@ class Rewards:
 
         @app.post("/v1/score")
         async def score(request: Score) -> dict[str, Any]:
-            outcomes = await self.judges.score(request)
+            outcomes = await self.scorers.score(request)
             self.meters.count_items(len(outcomes))
             return {"outcomes": outcomes}
 
-        name_fields(app)
+        refuse_invalid_requests(app)
         health(app, self.check_health)
         app.add_middleware(Gate, limits=self.limits, key_digest=self.key_digest, meters=self.meters)
         return app
 
     async def check_health(self) -> None:
-        """Called by Serve. A scorer replaces its processes by itself."""
+        """Do nothing, because scorers replace their processes themselves; called by Serve."""
 
     def __del__(self) -> None:
-        if judges := getattr(self, "judges", None):
-            judges.close()
+        if scorers := getattr(self, "scorers", None):
+            scorers.close()

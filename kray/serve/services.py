@@ -17,7 +17,7 @@ from kray.serve.folders import exported, find_checkpoint, policy_spec
 from kray.serve.gate import Limits
 from kray.serve.planner_api import Planner
 from kray.serve.policy_api import Policy, PolicySpec
-from kray.serve.rewards_api import JudgeSpec, Rewards
+from kray.serve.rewards_api import Rewards, ScoringSpec
 from kray.train.start_model import find_model
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def serve_rewards(arguments: Any) -> int:
             check_verifier(name)
         except ValueError as error:
             raise ConfigError(f"--verifier: {error}") from error
-    spec = JudgeSpec(
+    spec = ScoringSpec(
         verifiers=(*VERIFIERS, *arguments.verifier),
         workers=arguments.workers,
         timeout_s=arguments.timeout_s,
@@ -125,7 +125,7 @@ def serve_rewards(arguments: Any) -> int:
     return _serve("kray-rewards", lambda: rewards_application(spec, access, digest), access, cpus, access.address)
 
 
-def rewards_application(spec: JudgeSpec, access: Access, digest: str) -> Any:
+def rewards_application(spec: ScoringSpec, access: Access, digest: str) -> Any:
     actor = {"num_cpus": spec.workers, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
     return deployed(Rewards, "rewards", access, actor, spec, access.limits, digest)
 

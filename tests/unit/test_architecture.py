@@ -38,8 +38,6 @@ KNOWN = {
     "kray.faults.instrumented",
     "kray.metrics",
     "kray.rollout.collector",
-    "kray.rollout.engine_supervisor",
-    "kray.rollout.pool",
     "kray.train.learner",
 }
 

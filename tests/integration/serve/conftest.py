@@ -22,7 +22,7 @@ def services(ray_local, warm_policy, tmp_path_factory):
     from kray.serve.access import Access
     from kray.serve.gate import Limits, digest
     from kray.serve.policy_api import PolicySpec
-    from kray.serve.rewards_api import JudgeSpec
+    from kray.serve.rewards_api import ScoringSpec
     from kray.serve.services import planner_application, policy_application, rewards_application
 
     folder = tmp_path_factory.mktemp("served") / "policy"
@@ -31,7 +31,7 @@ def services(ray_local, warm_policy, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    access = Access(port=port, limits=Limits(body_bytes=100_000, under_way=4), drain_s=5, start_s=180)
+    access = Access(port=port, limits=Limits(body_bytes=100_000, concurrency=4), drain_s=5, start_s=180)
     places = {name: dataclasses.replace(access, prefix=f"/{name}") for name in ("policy", "planner", "rewards")}
     launch.start_serve(access)
     spec = PolicySpec(str(folder), "tiny", 64, 100, 16, 1, 0, 0.1)
@@ -39,7 +39,7 @@ def services(ray_local, warm_policy, tmp_path_factory):
     builds = {
         "policy": lambda: policy_application(spec, places["policy"], digest(KEY)),
         "planner": lambda: planner_application(places["planner"], digest(KEY), 2, 1000, str(state)),
-        "rewards": lambda: rewards_application(JudgeSpec(timeout_s=1.0), places["rewards"], digest(KEY)),
+        "rewards": lambda: rewards_application(ScoringSpec(timeout_s=1.0), places["rewards"], digest(KEY)),
     }
     waiting = launch.background(launch.deploy, "policy", builds.pop("policy"), places["policy"], [])
     for name, build in builds.items():

@@ -88,7 +88,7 @@ def test_what_is_not_let_in_gets_openais_form_of_error_and_is_counted(headers, b
     assert got == status == error["code"]
     assert set(error) == {"message", "type", "param", "code"}
     assert KEY not in answer.decode()
-    assert (counted.statuses, counted.reasons, gate.under_way) == ([status], [reason], 0)
+    assert (counted.statuses, counted.reasons, gate.in_progress) == ([status], [reason], 0)
 
 
 @pytest.mark.parametrize("body", [b"x" * 100, [b"x" * 50, b"x" * 50], b""])
@@ -99,7 +99,7 @@ def test_what_is_let_in_arrives_whole(body):
     assert (counted.statuses, counted.reasons) == ([200], [])
 
 
-def test_only_so_many_are_under_way_and_the_others_are_told_when_to_come():
+def test_requests_over_the_limit_get_429():
     entered = 0
 
     async def story():
@@ -111,7 +111,7 @@ def test_only_so_many_are_under_way_and_the_others_are_told_when_to_come():
             await release.wait()
             await echo(scope, receive, send)
 
-        gate, counted = made(app=slow, under_way=2)
+        gate, counted = made(app=slow, concurrency=2)
         answers = []
 
         async def one():
@@ -135,7 +135,7 @@ def test_only_so_many_are_under_way_and_the_others_are_told_when_to_come():
 
     answers, counted, gate = asyncio.run(story())
     assert sorted(answers, key=str) == [(200, None)] * 2 + [(429, b"1")] * 3
-    assert (entered, counted.reasons, gate.under_way) == (2, ["busy"] * 3, 0)
+    assert (entered, counted.reasons, gate.in_progress) == (2, ["busy"] * 3, 0)
 
 
 def test_without_a_key_only_loopback_hosts_are_answered():
@@ -162,4 +162,4 @@ def test_a_service_that_fails_counts_as_500_and_frees_its_place():
     gate, counted = made(app=broken)
     with pytest.raises(RuntimeError):
         send(gate)
-    assert (counted.statuses, gate.under_way) == ([500], 0)
+    assert (counted.statuses, gate.in_progress) == ([500], 0)

@@ -1,4 +1,4 @@
-"""The planner's service: the same plans as the planner's own, and state that survives whatever clients send."""
+"""The planner's service gives the planner's own plans, and its state survives invalid requests."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from kray.planner import Beliefs, BetaValue, KnapsackPlanner, PointValue, solve
+from kray.serve.allocation import AllocationRequest, allocate
 from kray.serve.gate import Limits, Refusal
-from kray.serve.plan_store import BeliefSettings, PlanBook, allocate
+from kray.serve.plan_store import PlanStore
 from kray.serve.planner_api import Allocate, Open, Planner
+from kray.serve.saved_beliefs import BeliefSettings
 
 IDS = [f"p{i}" for i in range(24)]
 PLAN = {"mode": "online", "budget": 120, "lower": 2, "upper": 16}
@@ -33,46 +35,46 @@ def rewards(prompt_id: str, count: int, rng: random.Random) -> list[float]:
     return [float(rng.random() < int(prompt_id[1:]) / len(IDS)) for _ in range(count)]
 
 
-def carry_out(book: PlanBook, plan_id: str, rng: random.Random, room: int | None = 32) -> int:
-    """Takes and labels until the plan is done; rollouts generated."""
+def carry_out(store: PlanStore, plan_id: str, rng: random.Random, room: int | None = 32) -> int:
+    """Carry out a plan; return the number of rollouts."""
     made = 0
-    while not (now := book.take(plan_id, room))["done"]:
+    while not (now := store.take(plan_id, room))["done"]:
         labels = [(x["prompt_id"], rewards(x["prompt_id"], x["rollouts"], rng), None) for x in now["take"]]
         made += sum(x["rollouts"] for x in now["take"])
-        book.observe(plan_id, labels)
+        store.observe(plan_id, labels)
     return made
 
 
 @pytest.mark.parametrize("mode", ["static", "online", "rounds", "uniform", "weight_only", "dynamic_sampling"])
-def test_steps_of_a_run_are_those_of_the_planner_alone(mode):
-    book, beliefs = PlanBook(), Beliefs()
+def test_plans_equal_the_planners_own(mode):
+    store, beliefs = PlanStore(), Beliefs()
     for step in range(3):
-        plan_id = book.open("r", IDS, PLAN | {"mode": mode}, {})["id"]
+        plan_id = store.open("r", IDS, PLAN | {"mode": mode}, {})["id"]
         alone = KnapsackPlanner(beliefs=beliefs, **(PLAN | {"mode": mode})).begin(IDS)
         rng, other = random.Random(step), random.Random(step)
-        carry_out(book, plan_id, rng)
+        carry_out(store, plan_id, rng)
         while not alone.done:
             for prompt_id, count in alone.take(alone.room(32)):
                 alone.observe(prompt_id, rewards(prompt_id, count, other))
-        state, wanted = book.state(plan_id), alone.allocation()
+        state, wanted = store.state(plan_id), alone.allocation()
         assert state["done"]
         assert alone.done
         assert state["budgets"] == wanted.budgets.tolist()
         assert np.allclose(state["weights"], wanted.weights)
-        assert book.close(plan_id)["steps"] == step + 1
-    assert book.saved("r")["beliefs"] == beliefs.to_dict()
+        assert store.close(plan_id)["steps"] == step + 1
+    assert store.saved("r")["beliefs"] == beliefs.to_dict()
 
 
-def test_beliefs_go_through_json_and_a_folder_and_change_the_next_plan(tmp_path):
-    book = PlanBook(folder=tmp_path)
-    carry_out(book, plan_id := book.open("r", IDS, PLAN, {})["id"], random.Random(0))
-    book.close(plan_id)
-    copied = PlanBook()
-    copied.load("copy", json.loads(json.dumps(book.saved("r"))))
-    again = PlanBook(folder=tmp_path)  # a service that was started anew
+def test_saved_beliefs_change_the_next_plan(tmp_path):
+    store = PlanStore(folder=tmp_path)
+    carry_out(store, plan_id := store.open("r", IDS, PLAN, {})["id"], random.Random(0))
+    store.close(plan_id)
+    copied = PlanStore()
+    copied.load("copy", json.loads(json.dumps(store.saved("r"))))
+    again = PlanStore(folder=tmp_path)  # a restarted service
     static = PLAN | {"mode": "static"}
     plans = []
-    for held, run in ((book, "r"), (copied, "copy"), (again, "r"), (PlanBook(), "new")):
+    for held, run in ((store, "r"), (copied, "copy"), (again, "r"), (PlanStore(), "new")):
         plan_id = held.open(run, IDS, static, {})["id"]
         held.take(plan_id, None)
         plans.append(held.state(plan_id)["budgets"])
@@ -80,92 +82,92 @@ def test_beliefs_go_through_json_and_a_folder_and_change_the_next_plan(tmp_path)
     assert plans[0] != plans[3]
     assert again.runs()[0]["steps"] == 1
     (tmp_path / "r.json").write_text("{")
-    assert "r.json cannot be read" in refused(500, "run", PlanBook(folder=tmp_path).open, "r", IDS, static, {})
+    assert "r.json cannot be read" in refused(500, "run", PlanStore(folder=tmp_path).open, "r", IDS, static, {})
 
 
-def test_one_plan_at_a_time_and_a_withdrawn_one_leaves_no_trace():
-    book = PlanBook()
-    first = book.open("r", IDS, PLAN, {})
-    before = book.saved("r")
-    text = refused(409, "run", book.open, "r", IDS, PLAN, {})
+def test_run_has_one_open_plan_and_withdrawing_it_removes_labels():
+    store = PlanStore()
+    first = store.open("r", IDS, PLAN, {})
+    before = store.saved("r")
+    text = refused(409, "run", store.open, "r", IDS, PLAN, {})
     assert first["id"] in text
-    for x in book.take(first["id"], None)["take"]:
-        book.observe(first["id"], [(x["prompt_id"], [1.0] * x["rollouts"], None)])
-    assert book.saved("r") != before
-    assert book.close(first["id"], withdraw=True)["steps"] == 0
-    assert sum(book.saved("r")["beliefs"]["successes"]) == 0
-    refused(404, "id", book.state, first["id"])
-    book.open("r", IDS, PLAN, {})
+    for x in store.take(first["id"], None)["take"]:
+        store.observe(first["id"], [(x["prompt_id"], [1.0] * x["rollouts"], None)])
+    assert store.saved("r") != before
+    assert store.close(first["id"], withdraw=True)["steps"] == 0
+    assert sum(store.saved("r")["beliefs"]["successes"]) == 0
+    refused(404, "id", store.state, first["id"])
+    store.open("r", IDS, PLAN, {})
 
 
-def test_a_request_sent_again_gets_the_same_answer_and_does_nothing():
-    book = PlanBook()
-    plan_id = book.open("r", IDS, PLAN, {})["id"]
-    taken = book.take(plan_id, 8, "first")
-    assert book.take(plan_id, 8, "first") == taken
-    assert book.state(plan_id)["in_flight"] == sum(x["rollouts"] for x in taken["take"])
+def test_repeated_request_gets_the_same_response():
+    store = PlanStore()
+    plan_id = store.open("r", IDS, PLAN, {})["id"]
+    taken = store.take(plan_id, 8, "first")
+    assert store.take(plan_id, 8, "first") == taken
+    assert store.state(plan_id)["in_flight"] == sum(x["rollouts"] for x in taken["take"])
     labels = [(x["prompt_id"], [0.0] * x["rollouts"], None) for x in taken["take"]]
-    assert book.observe(plan_id, labels, request_id="second") == book.observe(plan_id, labels, request_id="second")
-    assert book.state(plan_id)["in_flight"] == 0
+    assert store.observe(plan_id, labels, request_id="second") == store.observe(plan_id, labels, request_id="second")
+    assert store.state(plan_id)["in_flight"] == 0
 
 
-def test_request_ids_are_those_of_one_call():
-    """A client may count its calls of each kind."""
-    book = PlanBook()
-    plan_id = book.open("r", IDS, PLAN, {})["id"]
-    taken = book.take(plan_id, 8, "1")["take"]
-    assert book.observe(plan_id, [(x["prompt_id"], [0.0] * x["rollouts"], None) for x in taken], request_id="1") == {
+def test_request_ids_are_separate_for_each_call():
+    """A client may number the calls of each kind."""
+    store = PlanStore()
+    plan_id = store.open("r", IDS, PLAN, {})["id"]
+    taken = store.take(plan_id, 8, "1")["take"]
+    assert store.observe(plan_id, [(x["prompt_id"], [0.0] * x["rollouts"], None) for x in taken], request_id="1") == {
         "in_flight": 0,
         "done": False,
     }
 
 
-def test_a_run_goes_on_after_a_restart_with_the_settings_it_was_begun_with(tmp_path):
+def test_run_keeps_its_belief_settings_after_a_restart(tmp_path):
     settings, plan = BeliefSettings(discount=0.7), PLAN | {"mode": "static", "budget": 320}
     ids = [f"q{i}" for i in range(40)]
-    book, rates = PlanBook(folder=tmp_path), np.random.default_rng(0).random(len(ids))
+    store, rates = PlanStore(folder=tmp_path), np.random.default_rng(0).random(len(ids))
     for step in range(3):
-        plan_id = book.open("r", ids, plan, {}, settings)["id"]
-        for number, x in enumerate(book.take(plan_id, None)["take"]):
-            book.observe(plan_id, [(x["prompt_id"], [float(rates[number] > 0.3)] * x["rollouts"], None)])
-        book.close(plan_id)
-        assert book.saved("r")["steps"] == step + 1
-    assert (book.saved("r")["beliefs"]["prior"]) != [1.0, 1.0], "the prior has been fitted since"
-    again = PlanBook(folder=tmp_path)
+        plan_id = store.open("r", ids, plan, {}, settings)["id"]
+        for number, x in enumerate(store.take(plan_id, None)["take"]):
+            store.observe(plan_id, [(x["prompt_id"], [float(rates[number] > 0.3)] * x["rollouts"], None)])
+        store.close(plan_id)
+        assert store.saved("r")["steps"] == step + 1
+    assert (store.saved("r")["beliefs"]["prior"]) != [1.0, 1.0], "the prior has been fitted since"
+    again = PlanStore(folder=tmp_path)
     text = refused(409, "beliefs", again.open, "r", IDS, PLAN, {}, BeliefSettings(discount=0.9))
     assert "'discount': 0.7" in text
     again.open("r", ids, plan, {}, settings)
-    told = PlanBook()
-    told.load("r", {key: value for key, value in book.saved("r").items() if key != "settings"})
-    assert "{'discount': 0.7}" in refused(409, "beliefs", told.open, "r", IDS, PLAN, {}, BeliefSettings(discount=0.9))
-    told.open("r", IDS, PLAN, {}, settings)
-    assert told.saved("r")["settings"]["discount"] == 0.7
-    refused(422, "settings", told.load, "s", book.saved("r") | {"settings": {"discount": 7}})
-    refused(422, "settings", told.load, "s", book.saved("r") | {"settings": {"rho": 0.5}})
+    found = PlanStore()
+    found.load("r", {key: value for key, value in store.saved("r").items() if key != "settings"})
+    assert "{'discount': 0.7}" in refused(409, "beliefs", found.open, "r", IDS, PLAN, {}, BeliefSettings(discount=0.9))
+    found.open("r", IDS, PLAN, {}, settings)
+    assert found.saved("r")["settings"]["discount"] == 0.7
+    refused(422, "settings", found.load, "s", store.saved("r") | {"settings": {"discount": 7}})
+    refused(422, "settings", found.load, "s", store.saved("r") | {"settings": {"rho": 0.5}})
 
 
-def test_what_is_wrong_is_named_and_changes_nothing():
-    book = PlanBook(max_runs=2, max_prompts=30)
-    refused(422, "budget", book.open, "r", IDS, PLAN | {"budget": 10}, {})
-    refused(422, "lower", book.open, "r", IDS, PLAN | {"lower": 20}, {})
-    refused(422, "prompt_ids", book.open, "r", [*IDS, "p0"], PLAN, {})
-    refused(422, "cost", book.open, "r", IDS, PLAN | {"unit": "tokens", "token_budget": 9000}, {"cost": [1.0]})
-    refused(422, "run", book.open, "../up", IDS, PLAN, {})
-    refused(413, "prompt_ids", book.open, "r", [f"p{i}" for i in range(31)], PLAN | {"budget": 70}, {})
-    refused(404, "run", book.saved, "r")
-    plan_id = book.open("r", IDS, PLAN, {})["id"]
-    taken = book.take(plan_id, 8)["take"]
+def test_refusals_name_the_field_and_change_nothing():
+    store = PlanStore(max_runs=2, max_prompts=30)
+    refused(422, "budget", store.open, "r", IDS, PLAN | {"budget": 10}, {})
+    refused(422, "lower", store.open, "r", IDS, PLAN | {"lower": 20}, {})
+    refused(422, "prompt_ids", store.open, "r", [*IDS, "p0"], PLAN, {})
+    refused(422, "cost", store.open, "r", IDS, PLAN | {"unit": "tokens", "token_budget": 9000}, {"cost": [1.0]})
+    refused(422, "run", store.open, "../up", IDS, PLAN, {})
+    refused(413, "prompt_ids", store.open, "r", [f"p{i}" for i in range(31)], PLAN | {"budget": 70}, {})
+    refused(404, "run", store.saved, "r")
+    plan_id = store.open("r", IDS, PLAN, {})["id"]
+    taken = store.take(plan_id, 8)["take"]
     good = (taken[0]["prompt_id"], [1.0] * taken[0]["rollouts"], None)
-    text = refused(422, "labels[1]", book.observe, plan_id, [good, ("nobody", [1.0], None)])
+    text = refused(422, "labels[1]", store.observe, plan_id, [good, ("nobody", [1.0], None)])
     assert "the 1 before it were taken" in text
-    refused(422, "labels[0]", book.observe, plan_id, [good])  # it has none in flight any more
-    refused(422, "lost[0]", book.observe, plan_id, [], [(taken[1]["prompt_id"], 99)])
-    refused(409, "beliefs", book.open, "r", IDS, PLAN, {}, BeliefSettings(discount=0.9))
-    book.open("other", IDS, PLAN, {})
-    assert "DELETE /v1/runs" in refused(429, "run", book.open, "third", IDS, PLAN, {})
-    book.drop("other")
-    book.open("third", IDS, PLAN, {})
-    assert [run["run"] for run in book.runs()] == ["r", "third"]
+    refused(422, "labels[0]", store.observe, plan_id, [good])  # it has none in flight any more
+    refused(422, "lost[0]", store.observe, plan_id, [], [(taken[1]["prompt_id"], 99)])
+    refused(409, "beliefs", store.open, "r", IDS, PLAN, {}, BeliefSettings(discount=0.9))
+    store.open("other", IDS, PLAN, {})
+    assert "DELETE /v1/runs" in refused(429, "run", store.open, "third", IDS, PLAN, {})
+    store.drop("other")
+    store.open("third", IDS, PLAN, {})
+    assert [run["run"] for run in store.runs()] == ["r", "third"]
 
 
 KEYS = sorted(Beliefs().to_dict())
@@ -179,38 +181,38 @@ JSON = st.recursive(NUMBERS | st.booleans() | st.text(max_size=3), lambda x: st.
 @example(key="discounts", value=[0.5, 7])
 @example(key="last_trials", value=[[1], [2], [3]])
 @example(key="successes", value=[1e308, 1e308, 1e308])
-def test_damaged_beliefs_are_read_or_refused_and_the_run_still_plans(key, value):
+def test_damaged_beliefs_are_read_or_refused(key, value):
     """No JSON that is given for beliefs may break the service or a later plan."""
-    book, source = PlanBook(), Beliefs(fit_discount=True)
+    store, source = PlanStore(), Beliefs(fit_discount=True)
     source.begin_visit(["a", "b", "c"], ["x", "y", "x"])
     source.observe("a", [1.0, 0.0])
     state = {"version": 1, "steps": 3, "beliefs": source.to_dict() | {key: value}}
     try:
-        book.load("r", state)
+        store.load("r", state)
     except Refusal as refusal:
-        told = (refusal.status, refusal.param)
-        assert told == (422, "beliefs")
+        found = (refusal.status, refusal.param)
+        assert found == (422, "beliefs")
     else:
-        plan_id = book.open("r", ["a", "b", "d"], PLAN | {"budget": 12}, {})["id"]
-        assert sum(x["rollouts"] for x in book.take(plan_id, None)["take"]) <= 12
-        json.dumps(book.saved("r"), allow_nan=False)
+        plan_id = store.open("r", ["a", "b", "d"], PLAN | {"budget": 12}, {})["id"]
+        assert sum(x["rollouts"] for x in store.take(plan_id, None)["take"]) <= 12
+        json.dumps(store.saved("r"), allow_nan=False)
 
 
-def test_an_allocation_is_the_solvers():
+def test_allocation_equals_the_solvers():
     rng = np.random.default_rng(0)
     rates, alpha, beta = rng.random(50), rng.random(50) + 0.1, rng.random(50) + 0.1
-    found = allocate(400, 2, 64, None, "paper", success_rate=rates.tolist())
+    found = allocate(AllocationRequest(400, 2, 64, success_rate=rates.tolist()))
     assert found["budgets"] == solve(PointValue(rates), 400, 2, 64).tolist()
     assert found["rollouts"] == 400
     low = rng.integers(0, 4, 50)
-    found = allocate(400, low.tolist(), 64, None, "paper", beliefs=(alpha, beta))
+    found = allocate(AllocationRequest(400, low.tolist(), 64, alpha=alpha, beta=beta))
     assert found["budgets"] == solve(BetaValue(alpha, beta), 400, low, 64).tolist()
     successes, trials = np.array([0.0, 4, 8]), np.array([8.0, 8, 8])
-    found = allocate(30, 2, 64, None, "paper", counts=(successes, trials), prior=(0.5, 0.5))
+    found = allocate(AllocationRequest(30, 2, 64, successes=successes, trials=trials, prior=(0.5, 0.5)))
     assert found["budgets"] == solve(BetaValue(0.5 + successes, 8.5 - successes), 30, 2, 64).tolist()
     assert found["prior"] == [0.5, 0.5]
     cost = rng.random(50) + 0.5
-    found = allocate(300, 2, 64, cost.tolist(), "grpo", beliefs=(alpha, beta))
+    found = allocate(AllocationRequest(300, 2, 64, cost.tolist(), "grpo", alpha=alpha, beta=beta))
     assert cost @ found["budgets"] <= 300
 
 
@@ -231,23 +233,23 @@ def test_an_allocation_is_the_solvers():
         ({"budgett": 9, "success_rate": [0.5]}, "budgett"),
     ],
 )
-def test_a_bad_allocation_is_named(body, named):
+def test_invalid_allocation_names_the_field(body, named):
     with pytest.raises(ValidationError, match=named):
         Allocate.model_validate(body)
 
 
-def test_a_budget_of_rollouts_is_whole_and_one_of_tokens_need_not_be():
+def test_budget_of_rollouts_must_be_whole():
     half = {"prompt_ids": ["a"], "budget": 7.5}
     refused(422, "budget", Open.model_validate(half).settings)
-    told = Open.model_validate(half | {"unit": "tokens", "cost": [2.0]}).settings()
-    assert (told["token_budget"], told["unit"]) == (7, "tokens")
-    assert refused(422, "budget", allocate, 7, 4, 8, None, "paper", success_rate=[0.5, 0.5]).startswith(
+    found = Open.model_validate(half | {"unit": "tokens", "cost": [2.0]}).settings()
+    assert (found["token_budget"], found["unit"]) == (7, "tokens")
+    assert refused(422, "budget", allocate, AllocationRequest(7, 4, 8, success_rate=[0.5, 0.5])).startswith(
         "budget 7 is less"
     )
 
 
-def test_every_error_of_the_api_has_one_form(monkeypatch):
-    """Also those that FastAPI answers by itself: no such path, no JSON, JSON that is too deep."""
+def test_all_errors_have_one_form(monkeypatch):
+    """Include those that FastAPI itself raises: unknown path, no JSON, JSON that is nested too deeply."""
 
     class Uncounted:
         def __init__(self, service):
@@ -261,8 +263,8 @@ def test_every_error_of_the_api_has_one_form(monkeypatch):
     json_type = {"content-type": "application/json"}
 
     async def answers():
-        door = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=door, base_url="http://127.0.0.1", headers=json_type) as client:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=json_type) as client:
             asked = [("POST", "/v1/allocate", body) for body in ("", "{", "[" * 5000, "[]", "{}", '{"budget": NaN}')]
             asked += [("GET", "/v1/nothing", None), ("GET", "/v1/allocate", None), ("DELETE", "/v1/runs/none", None)]
             return [await client.request(method, path, content=body) for method, path, body in asked]

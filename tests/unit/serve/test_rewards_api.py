@@ -15,24 +15,24 @@ from kray.errors import KrayError
 from kray.rewards import Scorer, remote
 from kray.rewards.remote import RemoteScorer, chunks
 from kray.serve.gate import Refusal
-from kray.serve.rewards_api import KINDS, Judges, JudgeSpec, Score
+from kray.serve.rewards_api import MAX_SCORERS, Score, ScorerCache, ScoringSpec
 
 ITEMS = [("", str(i), str(i % 3)) for i in range(150)]
 
 
-def judged(spec: JudgeSpec, *bodies: dict) -> list[list[dict]]:
+def judged(spec: ScoringSpec, *bodies: dict) -> list[list[dict]]:
     async def story():
-        judges = Judges(spec)
+        scorers = ScorerCache(spec)
         try:
-            return [await judges.score(Score.model_validate(body)) for body in bodies]
+            return [await scorers.score(Score.model_validate(body)) for body in bodies]
         finally:
-            judges.close()
+            scorers.close()
 
     return asyncio.run(story())
 
 
 def test_outcomes_are_the_scorers_and_a_hanging_or_broken_verifier_hurts_its_answer_only():
-    spec = JudgeSpec(verifiers=("exact", "time:sleep", "sample_verifiers:fails_on_odd"), timeout_s=0.5)
+    spec = ScoringSpec(verifiers=("exact", "time:sleep", "sample_verifiers:fails_on_odd"), timeout_s=0.5)
     items = [
         {"response": "4", "answer": "4"},
         {"response": "1", "answer": "", "verifier": "sample_verifiers:fails_on_odd"},
@@ -55,27 +55,27 @@ def test_outcomes_are_the_scorers_and_a_hanging_or_broken_verifier_hurts_its_ans
 )
 def test_who_asks_does_not_choose_what_code_runs_here(body, param):
     with pytest.raises(Refusal) as caught:
-        judged(JudgeSpec(), {"items": []} | body)
+        judged(ScoringSpec(), {"items": []} | body)
     assert (caught.value.status, caught.value.param) == (422, param)
 
 
 def test_only_so_many_kinds_have_processes_and_an_unused_one_makes_room():
     async def story():
         others = ("sample_verifiers:first_is_even", "sample_verifiers:fails_on_odd")
-        judges = Judges(JudgeSpec(verifiers=("exact", *others)))
+        scorers = ScorerCache(ScoringSpec(verifiers=("exact", *others)))
         bodies = [{"verifier": "exact", "options": {"case_sensitive": flag}, "items": []} for flag in (True, False)]
         bodies += [{"verifier": name, "items": []} for name in ("exact", *others)]
         for body in bodies:
-            await judges.score(Score.model_validate(body))
-        kept = len(judges._kinds)
-        for kind in judges._kinds.values():
-            kind.users = 1
+            await scorers.score(Score.model_validate(body))
+        kept = len(scorers._scorers)
+        for shared in scorers._scorers.values():
+            shared.users = 1
         with pytest.raises(Refusal) as caught:
-            await judges.score(Score.model_validate(bodies[0]))
-        judges.close()
+            await scorers.score(Score.model_validate(bodies[0]))
+        scorers.close()
         return kept, caught.value.status
 
-    assert asyncio.run(story()) == (KINDS, 429)
+    assert asyncio.run(story()) == (MAX_SCORERS, 429)
 
 
 def test_chunks_hold_every_item_once_in_order_and_are_bounded():
@@ -201,7 +201,7 @@ def test_an_answer_that_makes_no_sense_is_a_data_failure(body):
     assert outcomes[0].error
 
 
-def test_the_configuration_chooses_who_judges(monkeypatch):
+def test_the_configuration_chooses_who_scorers(monkeypatch):
     monkeypatch.setenv("MY_KEY", "planted-planted-planted")
     reward = RewardConfig("exact", url="http://rewards:8002", key_env="MY_KEY", deadline_s=7)
     scorer = make_scorer(reward)

@@ -13,7 +13,7 @@ import pytest
 from kray.errors import ConfigError
 from kray.serve.access import Access
 from kray.serve.gate import Limits
-from kray.serve.rewards_api import JudgeSpec
+from kray.serve.rewards_api import ScoringSpec
 from kray.serve.services import planner_application, rewards_application
 
 ROOT = Path(__file__).parents[3]
@@ -44,7 +44,7 @@ def test_bad_input_ends_with_2_and_one_message():
     ("arguments", "message"),
     [
         (["policy", "./nowhere"], "nowhere is not a folder"),
-        (["policy", str(ROOT / "configs")], "configs is no run, no complete checkpoint and no Hugging Face folder"),
+        (["policy", str(ROOT / "configs")], "configs is neither a run nor a complete checkpoint nor a Hugging Face folder"),
         (["policy", str(ROOT), "--gpus", "2"], "--gpus must be 0 or 1"),
         (["rewards", "--verifier", "nowhere:judge"], '--verifier: verifier "nowhere:judge"'),
         (["rewards", "--workers", "0"], "--workers must be at least 1, not 0"),
@@ -61,8 +61,8 @@ def test_what_is_wrong_is_named_before_anything_starts(arguments, message, monke
 
 
 def test_replicas_follow_the_load_between_the_bounds():
-    access = Access(replicas=(0, 3), limits=Limits(under_way=10))
-    application = rewards_application(JudgeSpec(workers=2), access, "")
+    access = Access(replicas=(0, 3), limits=Limits(concurrency=10))
+    application = rewards_application(ScoringSpec(workers=2), access, "")
     config = application._bound_deployment._deployment_config
     scaling = config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (0, 3, 5)

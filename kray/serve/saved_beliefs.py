@@ -1,0 +1,107 @@
+"""Beliefs of a planner run as JSON: what clients send, and the files that outlive the service."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from kray.plan_modes import PlanConfig
+from kray.planner import Beliefs
+from kray.serve.gate import Refusal
+
+# Version of the JSON; others are refused.
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BeliefSettings:
+    """How the beliefs of a run start; the attributes are the keys of `plan` with the same names."""
+
+    discount: float = PlanConfig.discount
+    prior_alpha: float = PlanConfig.prior_alpha
+    prior_beta: float = PlanConfig.prior_beta
+    fit_prior: bool = PlanConfig.fit_prior
+
+
+def read_settings(data: Any) -> BeliefSettings | None:
+    """Read the settings of a saved run.
+
+    Args:
+        data: A mapping, or None where a run was saved without settings.
+
+    Raises:
+        Refusal: The settings are not valid.
+    """
+    if data is None:
+        return None
+    try:
+        settings = BeliefSettings(**data)
+        Beliefs(*astuple(settings))  # raises on invalid settings
+    except (TypeError, ValueError) as error:
+        raise Refusal(422, f"settings: {error}", "invalid", "settings") from None
+    return settings
+
+
+def read_beliefs(state: Mapping[str, Any], max_prompts: int) -> tuple[Beliefs, int]:
+    """Read the beliefs of a saved run from JSON that anyone may have written.
+
+    Args:
+        state: What `PlanStore.saved` returned.
+        max_prompts: Most prompts that are accepted.
+
+    Returns:
+        The beliefs and the number of steps that made them.
+
+    Raises:
+        Refusal: The state is not valid; the message names what is wrong.
+    """
+    try:
+        if state.get("version") != VERSION:
+            raise ValueError(f"version {state.get('version')!r} cannot be read; this is version {VERSION}")
+        data, steps = state["beliefs"], state.get("steps", 0)
+        if not (isinstance(steps, int) and 0 <= steps < 2**53):
+            raise ValueError(f"steps must be a number of steps, not {steps!r}")
+        _check_ids(data, max_prompts)
+        return Beliefs.from_dict(data), steps
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise Refusal(422, f"beliefs: {text}", "invalid", "beliefs") from error
+
+
+def _check_ids(data: Mapping[str, Any], max_prompts: int) -> None:
+    """Raise an error that names what is wrong with the ids, labels or priors, which `Beliefs.from_dict` does not check."""
+    ids, labels = data["prompt_ids"], data.get("labels", [""])
+    if not (isinstance(ids, list) and all(isinstance(name, str) for name in ids) and len(ids) <= max_prompts):
+        raise ValueError(f"prompt_ids must be a list of at most {max_prompts} texts")
+    if not (isinstance(labels, list) and labels[:1] == [""] and all(isinstance(name, str) for name in labels)):
+        raise ValueError("labels must be a list of texts that begins with the empty one")
+    if any(number not in range(len(labels)) for number in data.get("label_of", [])):
+        raise ValueError("label_of must hold positions in labels")
+    for number, alpha, beta in data.get("priors", []):
+        Beliefs(0.5, alpha, beta)  # raises on invalid priors
+        if number not in range(1, len(labels)):
+            raise ValueError("priors must be of labels that there are")
+
+
+def write_file(file: Path, state: Mapping[str, Any]) -> None:
+    """Write a saved run to a file, completely or not at all."""
+    unfinished = file.with_name(f".tmp-{file.name}")
+    unfinished.write_text(json.dumps(state))
+    os.replace(unfinished, file)
+
+
+def read_file(file: Path) -> dict[str, Any]:
+    """Read what `write_file` wrote.
+
+    Raises:
+        Refusal: The file cannot be read.
+    """
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        text = f"the beliefs kept in {file.name} cannot be read ({error}); move the file away to start the run anew"
+        raise Refusal(500, text, "state", "run") from error
