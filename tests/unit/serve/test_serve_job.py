@@ -44,7 +44,10 @@ def test_bad_input_ends_with_2_and_one_message():
     ("arguments", "message"),
     [
         (["policy", "./nowhere"], "nowhere is not a folder"),
-        (["policy", str(ROOT / "configs")], "configs is neither a run nor a complete checkpoint nor a Hugging Face folder"),
+        (
+            ["policy", str(ROOT / "configs")],
+            "configs is neither a run nor a complete checkpoint nor a Hugging Face folder",
+        ),
         (["policy", str(ROOT), "--gpus", "2"], "--gpus must be 0 or 1"),
         (["rewards", "--verifier", "nowhere:judge"], '--verifier: verifier "nowhere:judge"'),
         (["rewards", "--workers", "0"], "--workers must be at least 1, not 0"),
