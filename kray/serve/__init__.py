@@ -1,4 +1,5 @@
-"""Ray Serve: the trained policy behind OpenAI's API, the planner and the rewards as services for other trainers.
+"""Ray Serve: the trained policy behind OpenAI's API, and the planner and the rewards as services for other trainers.
 
-access.py, plans.py and the messages of the APIs are plain Python; Ray and FastAPI are imported where a service is built.
+access.py, gate.py, plan_store.py and the requests of the APIs are plain Python; Ray and FastAPI are imported where a service
+is built.
 """

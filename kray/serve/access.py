@@ -1,7 +1,7 @@
-"""Who may use a service, and where it listens. No Ray here.
+"""Who may use a service, and where it listens. Does not import Ray.
 
-The key comes from KRAY_API_KEY, else from a file that only its owner can read and that is made when there is none. It is
-shown on a terminal once, when it is made; nowhere else, since what a job prints is kept in logs.
+The key comes from KRAY_API_KEY, else from a file that only its owner can read and that is created if it does not exist. It
+is printed once, when it is created, and only on a terminal, because the output of jobs is kept in logs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,26 @@ from kray.serve.gate import LOOPBACK, Limits, digest
 logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "KRAY_API_KEY"
-LEAST_CHARACTERS = 16  # of a key
-ANSWER_S = 600.0  # for one request, after which Serve's proxy ends it
+# Characters of the shortest key.
+MIN_KEY_CHARACTERS = 16
+# Seconds for one request, after which Serve's proxy ends it.
+REQUEST_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How a service is reached. prefix: of its paths, / for none. replicas: (at least, at most). drain_s: that requests
-    under way have when the service ends."""
+    """How a service is reached.
+
+    Attributes:
+        host: Address that it listens on.
+        port: Port that it listens on.
+        prefix: Prefix of its paths, "/" for none.
+        with_key: Whether requests must carry a key.
+        limits: Limits of requests.
+        replicas: (fewest, most) replicas.
+        drain_s: Seconds that running requests have when the service stops.
+        start_s: Seconds that replicas have to start.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -39,7 +51,11 @@ class Access:
     start_s: float = 600.0
 
     def __post_init__(self) -> None:
-        """Raises ConfigError that names the option."""
+        """Check the values.
+
+        Raises:
+            ConfigError: A value is not valid; the message names its option.
+        """
         least, most = self.replicas
         if not (self.with_key or self.host in LOOPBACK):
             raise ConfigError(f"--no-key goes with a loopback --host only ({', '.join(LOOPBACK)}), not {self.host}")
@@ -58,48 +74,57 @@ class Access:
 
     @property
     def address(self) -> str:
-        """What clients begin their URLs with. An address that means every interface is shown as this machine's own."""
+        """Base of the URLs for clients on this machine, also where the service listens on every interface."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(self.host, self.host)
         return f"http://{host}:{self.port}{self.prefix.rstrip('/')}"
 
 
 def key_file() -> Path:
-    """Where a key that was made here is kept."""
+    """Return the file of a key that was created here."""
     return cache_folder() / "serve.key"
 
 
 def cache_folder() -> Path:
-    """As kray/train/tiny_policy.py has it, which needs torch."""
+    """Return kray's cache folder, the one of kray/train/tiny_policy.py, which needs torch."""
     if os.environ.get("KRAY_CACHE"):
         return Path(os.environ["KRAY_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
 
 
 def key_digest(access: Access) -> str:
-    """The digest of the key that clients must send, "" for none; says where the key is. Raises ConfigError.
+    """Return the digest of the key that clients must send and log where the key is.
 
-    Takes the key out of this process's environment, so that no process started from here inherits it.
+    Removes the key from this process's environment, so that no process started from here inherits it.
+
+    Args:
+        access: How the service is reached.
+
+    Returns:
+        SHA-256 in hexadecimal; "" where no key is needed.
+
+    Raises:
+        ConfigError: The key is too short, or its file cannot be read or created.
     """
     if not access.with_key:
-        logger.info("key        none: requests to the loopback address are answered without one")
+        logger.info("key        none: the service is open to requests to the loopback address")
         return ""
     given = os.environ.pop(KEY_VARIABLE, "").strip()
     if given:
-        if len(given) < LEAST_CHARACTERS or not given.isascii():
-            raise ConfigError(f"{KEY_VARIABLE} must hold at least {LEAST_CHARACTERS} ASCII characters")
-        logger.info(f"key        that of {KEY_VARIABLE}")
+        if len(given) < MIN_KEY_CHARACTERS or not given.isascii():
+            raise ConfigError(f"{KEY_VARIABLE} must hold at least {MIN_KEY_CHARACTERS} ASCII characters")
+        logger.info(f"key        from {KEY_VARIABLE}")
         return digest(given)
     file = key_file()
-    made = _make(file)
-    if made and sys.stdout.isatty():
-        print(f"key        in {file}: {made} (shown this once)", flush=True)
+    created = _create(file)
+    if created and sys.stdout.isatty():
+        print(f"key        in {file}: {created} (shown this once)", flush=True)
     else:
         logger.info(f"key        in {file}")
-    return digest(made or _read(file))
+    return digest(created or _read(file))
 
 
-def _make(file: Path) -> str:
-    """A new key in a new file, "" when the file is there already."""
+def _create(file: Path) -> str:
+    """Write a new key to a new file and return it; "" when the file exists."""
     key = secrets.token_urlsafe(32)
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -107,7 +132,7 @@ def _make(file: Path) -> str:
     except FileExistsError:
         return ""
     except OSError as error:
-        raise ConfigError(f"the key cannot be kept in {file}: {error.strerror}; give one in {KEY_VARIABLE}") from error
+        raise ConfigError(f"cannot write a key to {file}: {error.strerror}; set {KEY_VARIABLE}") from error
     with os.fdopen(descriptor, "w") as out:
         out.write(key + "\n")
     return key
@@ -119,10 +144,12 @@ def _read(file: Path) -> str:
         key = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"the key in {file} cannot be read: {error}; remove the file to have a new one made"
+            f"cannot read the key in {file}: {error}; remove the file to have a new one created"
         ) from error
     if stat.S_IMODE(found.st_mode) & 0o077:
-        raise ConfigError(f"{file} can be read by others (chmod 600 it, or remove it to have a new key made)")
-    if len(key) < LEAST_CHARACTERS:
-        raise ConfigError(f"{file} holds no key of {LEAST_CHARACTERS} characters; remove it to have a new one made")
+        raise ConfigError(f"{file} can be read by others (chmod 600 it, or remove it to have a new key created)")
+    if len(key) < MIN_KEY_CHARACTERS:
+        raise ConfigError(
+            f"{file} holds no key of {MIN_KEY_CHARACTERS} characters; remove it to have a new one created"
+        )
     return key

@@ -1,7 +1,7 @@
-"""A service from its start to its end: joins or starts Serve, deploys, waits for a signal, drains, leaves.
+"""Runs a service: joins or starts Ray Serve, deploys the application, waits for a signal, drains and removes it.
 
-Serve that was already running is left running with its other applications, and its host and port are its own. One that
-was started here ends with the service. Every wait has a deadline.
+A Serve that was already running keeps its host, its port and its other applications, and keeps running. One that was started
+here ends with the service. Every wait has a deadline.
 """
 
 from __future__ import annotations
@@ -14,28 +14,66 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotInTime
+from concurrent.futures import TimeoutError as TimeoutExpired
 from typing import Any
 
 from kray.cluster.session import join
 from kray.errors import ConfigError, KrayError
-from kray.serve.access import ANSWER_S, Access
+from kray.serve.access import REQUEST_TIMEOUT_S, Access
 from kray.serve.gate import LOOPBACK
 
 logger = logging.getLogger(__name__)
 
+# Seconds between two checks for a signal.
 POLL_S = 0.2
-CHECK_S = 5.0  # between looks at whether Serve still has the service
-CALL_S = 60.0  # for one answer of Serve's controller
-_MAKING = (
-    threading.Lock()
-)  # while it makes a deployment, Serve changes how one of its modules is pickled, for all threads
+# Seconds between two checks whether Serve still runs the service.
+CHECK_S = 5.0
+# Seconds for one reply of Serve's controller.
+CALL_TIMEOUT_S = 60.0
+# Characters of an error of Serve that are shown.
+ERROR_CHARACTERS = 500
+# While it makes a deployment, Serve changes how one of its modules is pickled, for all threads.
+_DEPLOYMENT_LOCK = threading.Lock()
 
 
-def deployed(body: type, name: str, access: Access, actor: dict[str, Any], *arguments: Any) -> Any:
-    """A Serve application of `access.replicas` replicas of `body`, which serves HTTP by __serve_build_asgi_app__.
+class Interrupted(Exception):
+    """A signal came before the service was up."""
 
-    actor: Ray's options for a replica. Replicas are added when half of the requests that one may have are under way.
+
+class Signals:
+    """The SIGINTs and SIGTERMs received inside a `with` block, which do not end the process there.
+
+    Attributes:
+        received: Their numbers, in order.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+
+    def __enter__(self) -> Signals:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._handlers = {n: signal.signal(n, lambda number, _: self.received.append(number)) for n in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    @property
+    def first(self) -> str:
+        """Name of the first signal."""
+        return signal.Signals(self.received[0]).name
+
+
+def make_application(replica: type, name: str, access: Access, actor: dict[str, Any], *arguments: Any) -> Any:
+    """Return a Serve application; replicas are added when each handles half of the requests that it may.
+
+    Args:
+        replica: Class of the replicas, which serves HTTP by its __serve_build_asgi_app__.
+        name: Name of the deployment.
+        access: How the service is reached.
+        actor: Ray's options for a replica.
+        *arguments: Arguments of the class.
     """
     from ray import serve
 
@@ -43,17 +81,24 @@ def deployed(body: type, name: str, access: Access, actor: dict[str, Any], *argu
     limit = access.limits.concurrency
     scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": max(1.0, limit / 2)}
     options: dict[str, Any] = {"autoscaling_config": scaling} if least < most else {"num_replicas": most}
-    # The gate refuses above its limit, so that a client hears 429 and why; Serve's own limits are for floods.
+    # The gate refuses requests above its limit with 429 and the reason; Serve's own limits only guard against floods.
     options |= {"max_ongoing_requests": 2 * limit + 16, "max_queued_requests": 4 * limit}
     options |= {"graceful_shutdown_timeout_s": access.drain_s, "graceful_shutdown_wait_loop_s": 0.5}
     options |= {"health_check_period_s": 10, "health_check_timeout_s": 30, "max_constructor_retry_count": 1}
-    with _MAKING:
-        made: Any = serve.deployment(serve.ingress()(body), name=name, ray_actor_options=actor, **options)
+    with _DEPLOYMENT_LOCK:
+        made: Any = serve.deployment(serve.ingress()(replica), name=name, ray_actor_options=actor, **options)
     return made.bind(*arguments)
 
 
 def start_serve(access: Access) -> bool:
-    """Whether Serve was started here. Raises ConfigError when it runs with another host or port."""
+    """Start Serve, unless it runs on this cluster.
+
+    Returns:
+        Whether it was started here.
+
+    Raises:
+        ConfigError: It runs with another host or port.
+    """
     from ray import serve
     from ray.serve.context import _get_global_client
 
@@ -62,13 +107,13 @@ def start_serve(access: Access) -> bool:
         http = running.http_config
         if (http.host, http.port) != (access.host, access.port):
             raise ConfigError(
-                f"--host and --port: Serve already runs on this cluster at {http.host}:{http.port} and can listen at one "
-                f"place only: give --host {http.host} --port {http.port}, with a --prefix where / is taken"
+                f"--host and --port: Serve already runs on this cluster at {http.host}:{http.port}, the one address that "
+                f"it can listen on: give --host {http.host} --port {http.port}, with a --prefix where / is taken"
             )
         return False
     place = "HeadOnly" if access.host in LOOPBACK else "EveryNode"
-    options = {"host": access.host, "port": access.port, "request_timeout_s": ANSWER_S}
-    within(CALL_S, "Serve's start", serve.start, proxy_location=place, http_options=options)
+    options = {"host": access.host, "port": access.port, "request_timeout_s": REQUEST_TIMEOUT_S}
+    within(CALL_TIMEOUT_S, "Serve's start", serve.start, proxy_location=place, http_options=options)
     return True
 
 
@@ -79,129 +124,157 @@ def serve_until_signal(
     cpus: int,
     ready: Callable[[], None],
 ) -> int:
-    """Runs an application until SIGINT or SIGTERM; 0 when it was drained in time. Raises ConfigError, KrayError.
+    """Run an application until SIGINT or SIGTERM; a second signal ends it at once.
 
-    build: makes the application, once Ray is there. cpus: what its first replicas need, for a Ray that is started here.
-    ready: called when the service answers. A second signal ends at once.
+    Args:
+        name: Name of the application.
+        build: Makes the application; called when Ray is up.
+        access: How the service is reached.
+        cpus: CPU cores of the first replicas, for a Ray that is started here.
+        ready: Called when the service is up.
+
+    Returns:
+        The exit code: 0, or 130 when a signal came before the service was up.
+
+    Raises:
+        ConfigError: An option does not fit the Serve that runs on this cluster.
+        KrayError: The service did not start, or Serve removed it.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    asked: list[int] = []
-    handlers = {
-        sign: signal.signal(sign, lambda number, _: asked.append(number)) for sign in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
+    with Signals() as signals:
         joined = join(cpus)
         import ray
 
         started = start_serve(access)
         check_free(name, access)
         try:
-            deploy(name, build, access, asked)
+            deploy(name, build, access, signals)
             ready()
-            wait(name, asked)
-            logger.info(f"{signal.Signals(asked[0]).name}: ending; requests under way have {access.drain_s:g} s")
+            wait(name, signals)
+            logger.info(f"{signals.first}: stopping; running requests have {access.drain_s:g} s")
         except Interrupted:
-            logger.info(f"{signal.Signals(asked[0]).name}: ending before the service was up")
+            logger.info(f"{signals.first}: stopping before the service was up")
             return 130
         finally:
-            leave(name, started and joined, access.drain_s, asked)
+            remove(name, started and joined, access.drain_s, signals)
             if not joined:
-                ray.shutdown()  # and all of Serve with it
-    finally:
-        for sign, handler in handlers.items():
-            signal.signal(sign, handler)
+                # Ends Serve, too.
+                ray.shutdown()
     return 0
 
 
-class Interrupted(Exception):
-    """A signal came before the service was up."""
-
-
 def check_free(name: str, access: Access) -> None:
-    """Raises ConfigError when another application on this cluster has the name or the prefix."""
+    """Check that no other application on this cluster has the name or the prefix.
+
+    Raises:
+        ConfigError: One has.
+    """
     from ray import serve
 
     prefixes = taken_prefixes()
-    for other, state in within(CALL_S, "Serve's controller", serve.status).applications.items():
+    for other, state in within(CALL_TIMEOUT_S, "Serve's controller", serve.status).applications.items():
         if other == name:
-            raise ConfigError(f"{name} is served on this cluster already, at {prefixes.get(other)}")
+            raise ConfigError(f"{name} already runs on this cluster, at {prefixes.get(other)}")
         if prefixes.get(other) == access.prefix:
-            raise ConfigError(f"--prefix {access.prefix} is taken on this cluster by {other} ({state.status.value})")
+            raise ConfigError(f"--prefix {access.prefix} is used on this cluster by {other} ({state.status.value})")
 
 
-def deploy(name: str, build: Callable[[], Any], access: Access, asked: list[int]) -> None:
-    """Returns when the application that `build` makes runs. Raises KrayError that says what is missing, Interrupted."""
+def deploy(name: str, build: Callable[[], Any], access: Access, signals: Signals) -> None:
+    """Deploy the application that `build` makes and wait until it runs.
+
+    Raises:
+        KrayError: It does not start in time; the message has Serve's reason.
+        Interrupted: A signal came first.
+    """
     from ray import serve
 
-    application = unless_asked(background(build), math.inf, asked)
+    application = unless_interrupted(background(build), math.inf, signals)
     work = background(serve.run, application, name=name, route_prefix=access.prefix)
     try:
-        unless_asked(work, access.start_s, asked)
-    except NotInTime:
-        raise KrayError(f"{name} was not up after {access.start_s:.0f} s: {troubles(name)}") from None
+        unless_interrupted(work, access.start_s, signals)
+    except TimeoutExpired:
+        raise KrayError(f"{name} was not up after {access.start_s:.0f} s: {startup_error(name)}") from None
     except Interrupted:
         raise
     except Exception as error:
-        why = troubles(name) or (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise KrayError(f"{name} could not be started: {why}") from error
+        why = startup_error(name) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise KrayError(f"{name} failed to start: {why}") from error
 
 
-def unless_asked(work: Future, seconds: float, asked: list[int]) -> Any:
-    """The result of work in the background. Raises what it raised, NotInTime, or Interrupted at a signal."""
+def unless_interrupted(work: Future, seconds: float, signals: Signals) -> Any:
+    """Wait for the result of work in the background.
+
+    Raises:
+        TimeoutExpired: The work takes longer than `seconds`.
+        Interrupted: A signal came.
+        Exception: What the work raised.
+    """
     deadline = time.monotonic() + seconds
     while not work.done():
-        if asked:
+        if signals.received:
             raise Interrupted
         if time.monotonic() > deadline:
-            raise NotInTime
+            raise TimeoutExpired
         time.sleep(POLL_S)
     return work.result()
 
 
-def wait(name: str, asked: list[int]) -> None:
-    """Returns at a signal. Raises KrayError when Serve or its application is gone."""
+def wait(name: str, signals: Signals) -> None:
+    """Wait for a signal.
+
+    Raises:
+        KrayError: Serve or the application is gone.
+    """
     from ray import serve
 
-    looked = time.monotonic()
-    while not asked:
+    checked = time.monotonic()
+    while not signals.received:
         time.sleep(POLL_S)
-        if time.monotonic() > looked + CHECK_S:
-            if name not in within(CALL_S, "Serve's controller", serve.status).applications:
-                raise KrayError(f"{name} was deleted from Serve by another")
-            looked = time.monotonic()
+        if time.monotonic() > checked + CHECK_S:
+            if name not in within(CALL_TIMEOUT_S, "Serve's controller", serve.status).applications:
+                raise KrayError(f"{name} was removed from Serve by another client")
+            checked = time.monotonic()
 
 
-def leave(name: str, whole: bool, drain_s: float, asked: list[int]) -> None:
-    """Takes the application off, and with `whole` Serve too; no new requests come, those there may end."""
+def remove(name: str, shut_down: bool, drain_s: float, signals: Signals) -> None:
+    """Remove the application after its running requests have ended, or at a second signal.
+
+    Args:
+        name: The application.
+        shut_down: Whether to shut down Serve, too.
+        drain_s: Seconds that running requests have.
+        signals: Signals so far.
+    """
     from ray import serve
 
     def end() -> None:
         while name in serve.status().applications:
-            with contextlib.suppress(TimeoutError):  # it waits a minute, and requests under way may have longer
+            # It waits for a minute, and running requests may have longer.
+            with contextlib.suppress(TimeoutError):
                 serve.delete(name)
-        if whole:
+        if shut_down:
             serve.shutdown()
 
-    work, deadline = background(end), time.monotonic() + drain_s + CALL_S
-    while not work.done() and len(asked) < 2 and time.monotonic() < deadline:
+    work, deadline = background(end), time.monotonic() + drain_s + CALL_TIMEOUT_S
+    while not work.done() and len(signals.received) < 2 and time.monotonic() < deadline:
         time.sleep(POLL_S / 4)
 
 
-def troubles(name: str) -> str:
-    """What Serve says of an application that does not come up, in one line."""
+def startup_error(name: str) -> str:
+    """Return Serve's reason why an application does not start, in one line; "" if there is none."""
     from ray import serve
 
-    state = within(CALL_S, "Serve's controller", serve.status).applications.get(name)
+    state = within(CALL_TIMEOUT_S, "Serve's controller", serve.status).applications.get(name)
     if state is None:
         return ""
-    told = [state.message, *(part.message for part in state.deployments.values())]
-    lines = [line.strip() for text in told for line in text.splitlines() if line.strip()]
+    messages = [state.message, *(deployment.message for deployment in state.deployments.values())]
+    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
     causes = [line for line in lines if "Error:" in line or "Error(" in line]
-    return (causes[-1] if causes else " ".join(lines))[:500]
+    return (causes[-1] if causes else " ".join(lines))[:ERROR_CHARACTERS]
 
 
 def background(function: Callable[..., Any], *arguments: Any, **options: Any) -> Future:
-    """Its result, from a thread that the process does not wait for."""
+    """Run a function in a daemon thread and return its future result."""
     future: Future = Future()
 
     def work() -> None:
@@ -215,16 +288,30 @@ def background(function: Callable[..., Any], *arguments: Any, **options: Any) ->
 
 
 def within(seconds: float, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """The function's result. Raises KrayError when it is not there in time."""
+    """Run a function with a time limit.
+
+    Args:
+        seconds: The limit.
+        what: What the function calls, for the error.
+        function: The function.
+        *arguments: Its arguments.
+        **options: Its keyword arguments.
+
+    Returns:
+        Its result.
+
+    Raises:
+        KrayError: It takes longer.
+    """
     try:
         return background(function, *arguments, **options).result(seconds)
-    except NotInTime:
-        raise KrayError(f"{what}: no answer within {seconds:.0f} s") from None
+    except TimeoutExpired:
+        raise KrayError(f"{what}: no reply within {seconds:.0f} s") from None
 
 
 def taken_prefixes() -> dict[str, str]:
-    """{application: the prefix of its paths}."""
+    """Return the prefix of the paths of every application on this cluster."""
     from ray.serve.context import _get_global_client
 
     client: Any = _get_global_client()
-    return {name: told["route_prefix"] for name, told in client.get_serve_details()["applications"].items()}
+    return {name: details["route_prefix"] for name, details in client.get_serve_details()["applications"].items()}

@@ -1,4 +1,4 @@
-"""The three services as the command line asks for them: from options to an application that answers."""
+"""The three services of jobs/serve.py: from command-line options to a running application."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kray.cluster.session import as_task
 from kray.errors import ConfigError
 from kray.rewards import VERIFIERS, check_verifier
 from kray.serve.access import Access, cache_folder, key_digest
-from kray.serve.deploy import deployed, serve_until_signal
+from kray.serve.deploy import make_application, serve_until_signal
 from kray.serve.folders import exported, find_checkpoint, policy_spec
 from kray.serve.gate import Limits
 from kray.serve.planner_api import Planner
@@ -22,11 +22,16 @@ from kray.train.start_model import find_model
 
 logger = logging.getLogger(__name__)
 
-EXPORT_S = 1800.0
+# Seconds for the export of a checkpoint.
+EXPORT_TIMEOUT_S = 1800.0
 
 
 def access_of(arguments: Any) -> Access:
-    """Raises ConfigError."""
+    """Return how a service is reached from the options of its command line.
+
+    Raises:
+        ConfigError: An option is not valid.
+    """
     if not (0 < arguments.request_mib <= 1024):
         raise ConfigError(f"--request-mib must be above 0 and at most 1024, not {arguments.request_mib:g}")
     return Access(
@@ -42,8 +47,17 @@ def access_of(arguments: Any) -> Access:
 
 
 def serve_policy(arguments: Any) -> int:
+    """Run the policy's service; return the exit code.
+
+    Args:
+        arguments: Options of `jobs/serve.py policy`.
+
+    Raises:
+        ConfigError: An option or the model is not valid.
+        KrayError: The service failed.
+    """
     access = access_of(arguments)
-    _at_least(arguments, sequences=1, cpus=0, gpus=0)
+    _check_minima(arguments, sequences=1, cpus=0, gpus=0)
     if arguments.gpus > 1 or not 0 < arguments.kv_cache_gib < 2**20:
         raise ConfigError("--gpus must be 0 or 1, and --kv-cache-gib above 0")
     path = Path(arguments.folder).expanduser().absolute()
@@ -58,7 +72,8 @@ def serve_policy(arguments: Any) -> int:
             f"{arguments.overrides[0]}: overrides go with a run or a checkpoint; {path} is a model's folder"
         )
     if folder.is_dir():
-        policy_spec(folder, arguments)  # what is wrong shows before anything is started
+        # Raises on invalid options before anything is started.
+        policy_spec(folder, arguments)
     digest = key_digest(access)
 
     def build() -> Any:
@@ -68,9 +83,10 @@ def serve_policy(arguments: Any) -> int:
             assert checkpoint is not None
             assert config is not None
             logger.info(f"export     {checkpoint} to {folder}")
-            as_task(EXPORT_S, export_checkpoint, checkpoint, find_model(config), config.model, folder)
+            as_task(EXPORT_TIMEOUT_S, export_checkpoint, checkpoint, find_model(config), config.model, folder)
         spec = policy_spec(folder, arguments)
-        if config is not None:  # chats are rendered as the policy was trained to read them
+        if config is not None:
+            # Chats are rendered as in training.
             spec = replace(spec, chat_template_kwargs=config.prompts.train.chat_template_kwargs)
         return policy_application(spec, access, digest)
 
@@ -80,32 +96,58 @@ def serve_policy(arguments: Any) -> int:
 
 
 def policy_application(spec: PolicySpec, access: Access, digest: str) -> Any:
+    """Return the Serve application of the policy; `digest` is that of the key, "" for none."""
     actor = {"num_cpus": spec.cpus, "num_gpus": spec.gpus, "runtime_env": {"env_vars": spec.environment()}}
-    return deployed(Policy, "policy", access, actor, spec, access.limits, digest)
+    return make_application(Policy, "policy", access, actor, spec, access.limits, digest)
 
 
 def serve_planner(arguments: Any) -> int:
+    """Run the planner's service; return the exit code.
+
+    Args:
+        arguments: Options of `jobs/serve.py planner`.
+
+    Raises:
+        ConfigError: An option is not valid.
+        KrayError: The service failed.
+    """
     access = access_of(arguments)
-    _at_least(arguments, max_runs=1, max_prompts=1)
+    _check_minima(arguments, max_runs=1, max_prompts=1)
     folder = Path(arguments.state).expanduser().absolute() if arguments.state else None
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--state: {folder} cannot be made: {error.strerror}") from error
+            raise ConfigError(f"--state: cannot create {folder}: {error.strerror}") from error
     digest = key_digest(access)
     settings = (arguments.max_runs, arguments.max_prompts, str(folder or ""))
     return _serve("kray-planner", lambda: planner_application(access, digest, *settings), access, 1, access.address)
 
 
 def planner_application(access: Access, digest: str, *settings: Any) -> Any:
+    """Return the Serve application of the planner.
+
+    Args:
+        access: How the service is reached.
+        digest: Digest of the key, "" for none.
+        *settings: max_runs, max_prompts and folder of `Planner`.
+    """
     actor = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-    return deployed(Planner, "planner", access, actor, access.limits, digest, *settings)
+    return make_application(Planner, "planner", access, actor, access.limits, digest, *settings)
 
 
 def serve_rewards(arguments: Any) -> int:
+    """Run the rewards' service; return the exit code.
+
+    Args:
+        arguments: Options of `jobs/serve.py rewards`.
+
+    Raises:
+        ConfigError: An option is not valid.
+        KrayError: The service failed.
+    """
     access = access_of(arguments)
-    _at_least(arguments, workers=1)
+    _check_minima(arguments, workers=1)
     if not (arguments.timeout_s > 0 and arguments.memory_gib >= 0):
         raise ConfigError("--timeout-s must be above 0 and --memory-gib at least 0")
     for name in arguments.verifier:
@@ -126,19 +168,20 @@ def serve_rewards(arguments: Any) -> int:
 
 
 def rewards_application(spec: ScoringSpec, access: Access, digest: str) -> Any:
+    """Return the Serve application of the rewards; `digest` is that of the key, "" for none."""
     actor = {"num_cpus": spec.workers, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-    return deployed(Rewards, "rewards", access, actor, spec, access.limits, digest)
+    return make_application(Rewards, "rewards", access, actor, spec, access.limits, digest)
 
 
-def _serve(name: str, build: Any, access: Access, cpus: int, where: str) -> int:
+def _serve(name: str, build: Any, access: Access, cpus: int, address: str) -> int:
     def ready() -> None:
-        logger.info(f"serving    {where}")
-        logger.info("end        Ctrl-C; once more ends at once")
+        logger.info(f"serving    {address}")
+        logger.info("stop       Ctrl-C; a second Ctrl-C stops at once")
 
     return serve_until_signal(name, build, access, cpus, ready)
 
 
-def _at_least(arguments: Any, **least: int) -> None:
+def _check_minima(arguments: Any, **least: int) -> None:
     for name, bound in least.items():
         if getattr(arguments, name) < bound:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {bound}, not {getattr(arguments, name)}")

@@ -31,7 +31,7 @@ CALCULATOR = {"name": "calculator", "options": {"least_first": True, "shown": "{
 SOURCE = SourceConfig(size=16)
 
 
-class Room:
+class Setup:
     """An engine, a scorer and prompts; `collect` gives each prompt rollouts in the environment with these settings."""
 
     def __init__(self, pool, tokenizer, pairs):
@@ -39,21 +39,21 @@ class Room:
         self.scorer = Scorer("sample_verifiers:first_is_even")
 
     async def collect(self, stops=(), rollouts=6, **settings):
-        stage = EnvironmentWorkers(EnvironmentConfig(**settings)) if settings else None
-        host = ConversationRunner(stage, self.tokenizer, {TRAINING: SOURCE}, 24) if stage else None
-        collector = Collector(self.pool, self.scorer, self.tokenizer, RolloutConfig(), host)
+        workers = EnvironmentWorkers(EnvironmentConfig(**settings)) if settings else None
+        runner = ConversationRunner(workers, self.tokenizer, {TRAINING: SOURCE}, 24) if workers else None
+        collector = Collector(self.pool, self.scorer, self.tokenizer, RolloutConfig(), runner)
         sampling = Sampling(24, stop_token_ids=(self.tokenizer.eos_token_id,), stops=stops)
         plan = Fixed([prompt.id for prompt, _ in self.pairs], rollouts)
         try:
             return await collector.collect(plan, self.pairs, lambda prompt: derive_seed(0, 0, prompt), sampling, 0)
         finally:
-            if stage is not None:
-                stage.close()
+            if workers is not None:
+                workers.close()
 
 
 @pytest.fixture
-def told(ray_local, tool_policy):
-    """What `work(room)` returns."""
+def run_with_setup(ray_local, tool_policy):
+    """What `work(setup)` returns."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tool_policy)
@@ -63,14 +63,14 @@ def told(ray_local, tool_policy):
     def run(work):
         async def go():
             pool = make_pool(tool_policy, 1, "conversation", reads_text=True)
-            room = Room(pool, tokenizer, pairs)
+            setup = Setup(pool, tokenizer, pairs)
             try:
                 pool.start()
                 await pool.publish(PlainLearner(tool_policy).publication(0, tuple(range(3, 20))))
-                return await work(room)
+                return await work(setup)
             finally:
                 await pool.close()
-                room.scorer.close()
+                setup.scorer.close()
 
         return asyncio.run(asyncio.wait_for(go(), 180))
 
@@ -81,21 +81,21 @@ def rollouts_of(collected):
     return [rollout for group in collected.groups for rollout in group.rollouts]
 
 
-def test_engine_and_learner_agree_on_every_turn_and_one_turn_is_no_environment(told, tool_policy):
-    async def work(room):
-        plain = await room.collect()
-        single = await room.collect(name="sample_environments:OneTurn", max_turns=1)
-        talks = await room.collect(stops=("]",), max_turns=3, **CALCULATOR)
-        broken = await room.collect(name="sample_environments:BreaksOnOdd")
-        return plain, single, talks, broken, room.tokenizer
+def test_engine_and_learner_agree_on_every_turn(run_with_setup, tool_policy):
+    async def work(setup):
+        plain = await setup.collect()
+        single = await setup.collect(name="sample_environments:OneTurn", max_turns=1)
+        conversations = await setup.collect(stops=("]",), max_turns=3, **CALCULATOR)
+        broken = await setup.collect(name="sample_environments:BreaksOnOdd")
+        return plain, single, conversations, broken, setup.tokenizer
 
-    plain, single, talks, broken, tokenizer = told(work)
+    plain, single, conversations, broken, tokenizer = run_with_setup(work)
 
     # the calculator's answers stand where calls ended, and nowhere else
-    turns = np.array([rollout.turns for rollout in rollouts_of(talks)])
+    turns = np.array([rollout.turns for rollout in rollouts_of(conversations)])
     assert len(turns) == 16 * 6
     assert {1, 2, 3} <= set(turns.tolist())
-    for rollout in rollouts_of(talks):
+    for rollout in rollouts_of(conversations):
         told_places = np.flatnonzero(~rollout.sampled)
         starts = [at for at in told_places if rollout.sampled[at - 1]]
         assert len(starts) == rollout.turns - 1
@@ -103,7 +103,7 @@ def test_engine_and_learner_agree_on_every_turn_and_one_turn_is_no_environment(t
         assert all(tokenizer.decode([rollout.tokens[at]]) in "?0123456789-" for at in starts)
         assert len(rollout.tokens) <= 24
 
-    # what breaks is told with its prompt, and costs its own rollout
+    # what breaks is run_with_setup with its prompt, and costs its own rollout
     assert broken.failed + len(rollouts_of(broken)) == 16 * 6
     assert broken.failed == sum(rollout.text[:1] in tuple("13579") for rollout in rollouts_of(plain))
     assert {failure.why.partition(" (")[0] for failure in broken.failures} == {
@@ -127,7 +127,7 @@ def test_engine_and_learner_agree_on_every_turn_and_one_turn_is_no_environment(t
 
     (first, learned), (_, again) = learn(plain), learn(single)
     assert learned == again  # bit for bit
-    metrics, _ = learn(talks)
+    metrics, _ = learn(conversations)
     print(
         f"largest gap between engine and learner: {first['train/logprob_gap_max']:.1e}, {metrics['train/logprob_gap_max']:.1e}"
     )
@@ -136,7 +136,7 @@ def test_engine_and_learner_agree_on_every_turn_and_one_turn_is_no_environment(t
     assert metrics["train/tokens"] < metrics["train/computed_tokens"]
 
 
-def test_a_run_with_the_calculator_plans_learns_and_records_conversations(ray_local, tool_policy, tmp_path):
+def test_calculator_run_learns_from_conversations(ray_local, tool_policy, tmp_path):
     """configs/calculator.yaml with a policy that calls by chance: the path is what is tested."""
     small = [
         "model.tiny=null",
@@ -176,7 +176,7 @@ def test_a_run_with_the_calculator_plans_learns_and_records_conversations(ray_lo
     assert any("]" in row[response] for row in rows["data"])
 
 
-def test_a_chat_model_trains_on_programs_in_conversations_and_is_judged_on_logic(ray_local, tmp_path):
+def test_chat_model_trains_in_conversations(ray_local, tmp_path):
     """Both verifiers, the chat template between turns, and an environment of one's own, in one run."""
     model = chat_model(tmp_path / "model")
     logic = load_config("configs/logic.yaml").prompts.test

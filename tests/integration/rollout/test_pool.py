@@ -1,4 +1,4 @@
-"""Stories of the pool with real vLLM engines: weights are proved, work survives the death of engines."""
+"""A pool of real vLLM engines: weights are proved, and tasks survive the loss of engines."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from kray.records import Sampling
 
 
 @pytest.fixture(scope="module")
-def living(ray_local, tied_policy):
-    """Two engines that serve all stories of this file but those of pools that end."""
-    living = RunningPool(tied_policy, 2, "living")
-    yield living
-    living.close()
+def shared(ray_local, tied_policy):
+    """Two engines for all tests of this file that leave their pool running."""
+    shared = RunningPool(tied_policy, 2, "shared")
+    yield shared
+    shared.close()
 
 
 async def parity(pool, learner, publication, fresh):
@@ -53,12 +53,12 @@ def check_parity(learner, gap_before, gap_after, once, again, version) -> None:
 
 
 @pytest.mark.smoke
-def test_rollouts_carry_the_learners_logprobs_and_the_same_seed_gives_the_same_rollouts(living):
-    found = living.run(parity(living.pool, living.learner, living.publication, living.fresh))
-    check_parity(living.learner, *found)
+def test_rollouts_have_the_learners_logprobs(shared):
+    found = shared.run(parity(shared.pool, shared.learner, shared.publication, shared.fresh))
+    check_parity(shared.learner, *found)
 
 
-def test_a_group_does_not_depend_on_how_it_was_split(living):
+def test_split_does_not_change_a_group(shared):
     whole = list(tasks(3, rollouts=6))
     parts = [
         dataclasses.replace(task, first_index=first, rollouts=count)
@@ -66,53 +66,53 @@ def test_a_group_does_not_depend_on_how_it_was_split(living):
         for first, count in ((0, 1), (1, 3), (4, 2))
     ]
 
-    async def story():
-        await living.pool.publish(living.publication())
-        once = await gather(living.pool, living.fresh(whole))
+    async def scenario():
+        await shared.pool.publish(shared.publication())
+        once = await gather(shared.pool, shared.fresh(whole))
         pieces: dict[str, list] = {}
-        async for outcome in outcomes(living.pool, living.fresh(parts)):
+        async for outcome in outcomes(shared.pool, shared.fresh(parts)):
             pieces.setdefault(outcome.task.prompt_id, []).extend(outcome.rollouts)
         return once, {key: sorted(value, key=lambda r: r.index) for key, value in pieces.items()}
 
-    once, pieces = living.run(story())
+    once, pieces = shared.run(scenario())
     assert same(once, pieces)
 
 
-def test_work_that_is_left_early_is_dropped_and_the_engine_takes_new_weights_at_once(living):
-    pool, losses = living.pool, living.pool.losses
+def test_leaving_a_session_cancels_its_tasks(shared):
+    pool, losses = shared.pool, shared.pool.losses
 
-    async def story():
+    async def scenario():
         for _ in range(3):
             with pool.open() as session:
-                session.submit(living.fresh(tasks(60, rollouts=8, max_tokens=100)))
+                session.submit(shared.fresh(tasks(60, rollouts=8, max_tokens=100)))
                 await session.next()
-            last = living.publication()
+            last = shared.publication()
             await pool.publish(last)
-        return await gather(pool, living.fresh(tasks(5))), last.version
+        return await gather(pool, shared.fresh(tasks(5))), last.version
 
-    after, version = living.run(story())
+    after, version = shared.run(scenario())
     assert pool.losses == losses
     assert len(after) == 5
     assert all(rollout.policy_versions[0][0] == version for rollouts in after.values() for rollout in rollouts)
     assert pool.schedule.waiting == pool.schedule.running == 0
 
 
-def test_new_weights_come_while_rollouts_run_and_none_is_lost_or_mislabelled(living):
+def test_weights_change_while_rollouts_run(shared):
     """The keys and values of earlier tokens stay those of the old weights, so the logprobs can be told to the digit."""
     import torch
 
-    pool, learner, losses = living.pool, living.learner, living.pool.losses
+    pool, learner, losses = shared.pool, shared.learner, shared.pool.losses
     old = copy.deepcopy(learner.model)
     orders = [dataclasses.replace(t, sampling=Sampling(max_tokens=100)) for t in tasks(24, rollouts=2)]
     first = [dataclasses.replace(t, prompt_id="first") for t in tasks(1, max_tokens=10)]
 
-    async def story():
-        before = living.publication()
+    async def scenario():
+        before = shared.publication()
         await pool.publish(before)
         learner.shake(0.01)
-        publication = living.publication()
+        publication = shared.publication()
         with pool.open() as session:
-            session.submit(living.fresh([*first, *orders], policy_version=before.version))
+            session.submit(shared.fresh([*first, *orders], policy_version=before.version))
             ended = [await session.next()]
             gap = await pool.publish(publication)
             running = pool.schedule.running
@@ -120,7 +120,7 @@ def test_new_weights_come_while_rollouts_run_and_none_is_lost_or_mislabelled(liv
                 ended.append(await session.next())
         return ended, gap, running, before.version
 
-    ended, gap, running, version = living.run(story())
+    ended, gap, running, version = shared.run(scenario())
     assert gap < 1e-4
     assert pool.losses == losses
     assert running > 0, "everything had ended before the new weights came"
@@ -141,26 +141,26 @@ def test_new_weights_come_while_rollouts_run_and_none_is_lost_or_mislabelled(liv
         np.testing.assert_allclose(rollout.logprobs, found, atol=2e-4)
 
 
-def test_killing_an_engine_in_the_middle_loses_and_repeats_nothing(living):
-    pool, losses, retried = living.pool, living.pool.losses, living.pool.schedule.retried
+def test_engine_death_requeues_rollouts(shared):
+    pool, losses, retried = shared.pool, shared.pool.losses, shared.pool.schedule.retried
     orders = list(tasks(24, rollouts=8, max_tokens=100))
 
-    async def story():
-        await pool.publish(living.publication())
-        await living.all_serve()
-        reference = await gather(pool, living.fresh(orders))
+    async def scenario():
+        await pool.publish(shared.publication())
+        await shared.all_serve()
+        reference = await gather(pool, shared.fresh(orders))
         victim = (await pool.engines[0].actor.start.remote())["pid"]
         seen = []
-        async for outcome in outcomes(pool, living.fresh(orders)):
+        async for outcome in outcomes(pool, shared.fresh(orders)):
             if not seen:
                 os.kill(victim, signal.SIGKILL)
             seen.append(outcome)
-        await living.all_serve()  # it came back and proved its weights
+        await shared.all_serve()  # it came back and proved its weights
         replaced = (await pool.engines[0].actor.start.remote())["pid"] != victim
-        return reference, seen, replaced, await gather(pool, living.fresh(tasks(10)))
+        return reference, seen, replaced, await gather(pool, shared.fresh(tasks(10)))
 
     with logged_lines() as lines:
-        reference, seen, replaced, after = living.run(story())
+        reference, seen, replaced, after = shared.run(scenario())
     assert pool.losses == losses + 1
     assert replaced
     assert pool.schedule.retried > retried, "the engine held nothing when it was killed"
@@ -172,55 +172,55 @@ def test_killing_an_engine_in_the_middle_loses_and_repeats_nothing(living):
     assert any("lost engine-0" in line for line in lines)
 
 
-def test_an_engine_that_dies_while_it_takes_new_weights_is_replaced_and_proved(living):
-    pool, losses = living.pool, living.pool.losses
+def test_engine_lost_during_update_is_replaced(shared):
+    pool, losses = shared.pool, shared.pool.losses
 
-    async def story():
-        await pool.publish(living.publication())
-        await living.all_serve()
+    async def scenario():
+        await pool.publish(shared.publication())
+        await shared.all_serve()
         victim = (await pool.engines[1].actor.start.remote())["pid"]
         os.kill(victim, signal.SIGSTOP)  # it will be in the update when it dies
-        living.learner.shake()
-        last = living.publication()
+        shared.learner.shake()
+        last = shared.publication()
         publishing = asyncio.create_task(pool.publish(last))
         await asyncio.sleep(0.5)
         assert not publishing.done(), "it did not wait for the engine that was in the update"
         os.kill(victim, signal.SIGKILL)
         await publishing
-        await living.all_serve()
+        await shared.all_serve()
         gaps = [engine.gap for engine in pool.engines]
-        return gaps, last.version, await gather(pool, living.fresh(tasks(40)))
+        return gaps, last.version, await gather(pool, shared.fresh(tasks(40)))
 
-    gaps, version, after = living.run(story())
+    gaps, version, after = shared.run(scenario())
     assert max(gaps) < 1e-4
     assert pool.losses == losses + 1
     assert {rollout.policy_versions[0][0] for rollouts in after.values() for rollout in rollouts} == {version}
 
 
-def test_a_prompt_that_no_engine_can_run_fails_alone_and_a_slow_task_is_given_up(living):
-    """Last of the living pool's: it leaves an engine that was killed for being late."""
-    pool, losses = living.pool, living.pool.losses
+def test_invalid_prompt_and_slow_task_fail(shared):
+    """Runs last on the shared pool: it leaves an engine that was killed for being late."""
+    pool, losses = shared.pool, shared.pool.losses
     good, long = tasks(2)
     long = dataclasses.replace(long, prompt_id="long", prompt_tokens=(5,) * 500)
     late = list(tasks(1, rollouts=1500, max_tokens=110, timeout_s=0.0))  # many seconds of work
 
-    async def story():
+    async def scenario():
         pool.schedule.max_attempts = 1
-        await pool.publish(living.publication())
-        first = {o.task.prompt_id: o async for o in outcomes(pool, living.fresh([good, long]))}
-        return first, [o async for o in outcomes(pool, living.fresh(late))]
+        await pool.publish(shared.publication())
+        first = {o.task.prompt_id: o async for o in outcomes(pool, shared.fresh([good, long]))}
+        return first, [o async for o in outcomes(pool, shared.fresh(late))]
 
-    first, second = living.run(story())
+    first, second = shared.run(scenario())
     assert len(first[good.prompt_id].rollouts) == 4
     assert "500" in first["long"].failure or "longer" in first["long"].failure
     assert pool.losses == losses + 1
     assert "rollout.task_timeout_s" in second[0].failure
 
 
-def test_an_untied_model_is_served_alike(ray_local, untied_policy):
+def test_untied_model_has_the_learners_logprobs(ray_local, untied_policy):
     learner, versions = PlainLearner(untied_policy), iter(range(9))
 
-    async def story():
+    async def scenario():
         pool = make_pool(untied_policy, 1, "untied")
         pool.start()
         try:
@@ -234,15 +234,15 @@ def test_an_untied_model_is_served_alike(ray_local, untied_policy):
         finally:
             await pool.close()
 
-    check_parity(learner, *asyncio.run(story()))
+    check_parity(learner, *asyncio.run(scenario()))
 
 
-def test_an_engine_that_got_altered_or_other_weights_than_the_learners_is_ended(ray_local, tied_policy):
-    """First a byte changes on the way; then, for the engine's next start, the learner thinks otherwise of the probe."""
+def test_engine_with_wrong_weights_is_killed(ray_local, tied_policy):
+    """First a byte changes on the way; then, for the engine's next start, the learner has other logprobs of the probe."""
     learner = PlainLearner(tied_policy)
 
-    async def story():
-        pool = make_pool(tied_policy, 1, "liar", max_restarts=1)
+    async def scenario():
+        pool = make_pool(tied_policy, 1, "wrong-weights", max_restarts=1)
         pool.start()
         try:
             honest = learner.publication(0)
@@ -262,5 +262,5 @@ def test_an_engine_that_got_altered_or_other_weights_than_the_learners_is_ended(
             await pool.close()
 
     with logged_lines() as lines, pytest.raises(KrayError, match=r"no engine is left.*not the learner's"):
-        asyncio.run(asyncio.wait_for(story(), 400))
+        asyncio.run(asyncio.wait_for(scenario(), 400))
     assert sum("not the learner's" in line for line in lines) == 1

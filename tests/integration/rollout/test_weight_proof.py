@@ -69,7 +69,7 @@ def start_faulty_engine(ray, folder, dtype: str):
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("tied", "float32"), ("untied", "bfloat16")])
-def test_an_engine_that_does_not_take_weights_in_is_found_out(ray_local, kind, dtype, request):
+def test_engine_that_loads_no_weights_is_detected(ray_local, kind, dtype, request):
     from kray.rollout.pool_state import PROBE_TOLERANCE
 
     policy = request.getfixturevalue(f"{kind}_policy")

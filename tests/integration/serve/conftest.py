@@ -1,4 +1,4 @@
-"""One Serve for the stories of this folder, with the three services side by side, started once."""
+"""One Serve for the tests of this folder, with the three services."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-KEY = "a-planted-key-of-the-stories"
+KEY = "a-planted-key-of-the-tests"
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}="
 
 
@@ -41,8 +41,8 @@ def services(ray_local, warm_policy, tmp_path_factory):
         "planner": lambda: planner_application(places["planner"], digest(KEY), 2, 1000, str(state)),
         "rewards": lambda: rewards_application(ScoringSpec(timeout_s=1.0), places["rewards"], digest(KEY)),
     }
-    waiting = launch.background(launch.deploy, "policy", builds.pop("policy"), places["policy"], [])
+    waiting = launch.background(launch.deploy, "policy", builds.pop("policy"), places["policy"], launch.Signals())
     for name, build in builds.items():
-        launch.deploy(name, build, places[name], [])
+        launch.deploy(name, build, places[name], launch.Signals())
     yield SimpleNamespace(**places, key=KEY, state=state, policy_up=waiting, folder=folder)
     serve.shutdown()

@@ -33,7 +33,7 @@ def call(url: str, key: str, body: dict | None = None, method: str | None = None
         return error.code, json.load(error)
 
 
-def test_a_trainer_plans_its_steps_through_the_planners_service(services, tmp_path):
+def test_trainer_plans_through_the_service(services, tmp_path):
     url, key = services.planner.address, services.key
     rates = np.random.default_rng(0).beta(0.5, 1.0, 64)
     status, found = call(f"{url}/v1/allocate", key, {"success_rate": rates.tolist(), "budget": 512})
@@ -70,7 +70,7 @@ def test_a_trainer_plans_its_steps_through_the_planners_service(services, tmp_pa
     assert columns["__rollout_n__"].argmin() == 2  # the one that is always solved
 
 
-def test_training_gets_its_rewards_from_the_service(services):
+def test_training_uses_the_reward_service(services):
     async def story():
         scorer = RemoteScorer(services.rewards.address, services.key, "math", {}, 30.0)
         items = [("", "so it is \\boxed{42}", "42"), ("exact", "4", "5"), ("", "\\boxed{41}", "42")]
@@ -91,7 +91,7 @@ def test_training_gets_its_rewards_from_the_service(services):
     assert [outcome.reward for outcome in many] == [1.0] * 7 + [0.0] * 693
 
 
-def test_the_official_client_uses_the_policy(services):
+def test_openai_client_uses_the_policy(services):
     import openai
 
     services.policy_up.result(180)
@@ -140,7 +140,7 @@ def test_the_official_client_uses_the_policy(services):
         assert answer.read() == b"ok"
 
 
-def test_a_policy_whose_engine_died_is_replaced(services):
+def test_replica_with_a_failed_engine_is_replaced(services):
     """The engine is a process of its own under the replica's; it is killed as the kernel does when memory is short."""
     import openai
     import psutil
@@ -165,7 +165,7 @@ def test_a_policy_whose_engine_died_is_replaced(services):
     assert not psutil.pid_exists(replica.pid)
 
 
-def test_what_the_services_count_reaches_ray(services):
+def test_service_metrics_reach_ray(services):
     """On the node's metrics port, in Prometheus' form; Ray sends it every few seconds."""
     import ray
 

@@ -41,19 +41,19 @@ def sampled(index: int, tokens: list[int], version: int = 3) -> Rollout:
 
 
 @given(TURNS, st.integers(0, 2))
-def test_a_conversation_is_what_was_sampled_and_said_in_order(turns, index):
-    talk = Conversation(first_task(100), index, b"0")
+def test_conversation_concatenates_turns_and_observations(turns, index):
+    conversation = Conversation(first_task(100), index, b"0")
     context, seeds = [5, 6, 7], []
     for number, (action, answer) in enumerate(turns):
-        talk.add_action(sampled(index, action, version=number), "text")
-        talk.add_observation(answer, b"1")
+        conversation.add_action(sampled(index, action, version=number), "text")
+        conversation.add_observation(answer, b"1")
         context += action + answer
-        order = talk.next_task(number + 1)
+        order = conversation.next_task(number + 1)
         assert list(order.prompt_tokens) == context
         assert (order.rollouts, order.first_index, order.sampling.max_tokens) == (1, index, 103 - len(context))
-        assert order.sampling.max_tokens == talk.remaining_tokens
+        assert order.sampling.max_tokens == conversation.remaining_tokens
         seeds.append(order.seed)
-    rollout = talk.rollout(str)
+    rollout = conversation.rollout(str)
     assert rollout.tokens.tolist() == context[3:]
     assert rollout.sampled_tokens == sum(len(action) for action, _ in turns) == rollout.sampled.sum()
     assert rollout.tokens[rollout.sampled].tolist() == [token for action, _ in turns for token in action]
@@ -66,18 +66,18 @@ def test_a_conversation_is_what_was_sampled_and_said_in_order(turns, index):
     assert len(set(seeds) | {first_task().seed}) == len(turns) + 1
 
 
-def test_turns_of_different_rollouts_have_different_seeds():
-    talks = [Conversation(first_task(), index, b"") for index in range(3)]
-    for talk in talks:
-        talk.add_action(sampled(talk.index, [4]), "")
-    assert len({talk.next_task(9).seed + talk.index for talk in talks}) == 3
+def test_rollouts_have_different_turn_seeds():
+    conversations = [Conversation(first_task(), index, b"") for index in range(3)]
+    for conversation in conversations:
+        conversation.add_action(sampled(conversation.index, [4]), "")
+    assert len({conversation.next_task(9).seed + conversation.index for conversation in conversations}) == 3
 
 
 # -- a collection with a policy of chance, in this process -----------------------------------------------------------
 
 
-class Nearby:
-    """A stage without processes."""
+class LocalWorkers:
+    """Environment workers without processes."""
 
     def __init__(self, **settings):
         self.environment = EnvironmentConfig(name="sample_environments:Echo", **settings)
@@ -149,8 +149,8 @@ def collect(order, failing=0, max_tokens=24, prompts=4, rollouts=5, **settings):
         EncodedPrompt(p, encode_prompt(p, TOKENIZER, source))
         for p in (Prompt(t, "", "exact", "test", text=t) for t in texts)
     ]
-    host = ConversationRunner(Nearby(**settings), TOKENIZER, {TRAINING: source}, 12) if settings else None
-    collector = Collector(Chance(order, failing), Judge(), TOKENIZER, RolloutConfig(), host)
+    runner = ConversationRunner(LocalWorkers(**settings), TOKENIZER, {TRAINING: source}, 12) if settings else None
+    collector = Collector(Chance(order, failing), Judge(), TOKENIZER, RolloutConfig(), runner)
     sampling = Sampling(max_tokens, stop_token_ids=(1,))
     plan = Fixed([p.id for p, _ in pairs], rollouts)
     return asyncio.run(collector.collect(plan, pairs, lambda p: derive_seed(0, p), sampling, 3))
@@ -172,7 +172,7 @@ def described(collected):
     st.integers(1, 4),
     st.integers(0, 3),
 )
-def test_every_rollout_ends_or_fails_whatever_the_order(order, failing, max_tokens, max_turns, times):
+def test_every_rollout_ends_or_fails_in_any_order(order, failing, max_tokens, max_turns, times):
     options = {"max_turns": max_turns, "options": {"times": times}}
     found = collect(order, failing, max_tokens, **options)
     done = sum(len(group.rollouts) for group in found.groups)
@@ -191,7 +191,7 @@ def test_every_rollout_ends_or_fails_whatever_the_order(order, failing, max_toke
 
 @settings(deadline=None, max_examples=5)
 @given(st.randoms(use_true_random=False))
-def test_a_single_turn_is_what_there_is_without_an_environment(order):
+def test_single_turn_equals_no_environment(order):
     plain, one = collect(order), collect(order, max_turns=1, options={"times": 0})
     for group, other in zip(plain.groups, one.groups, strict=True):
         assert group.prompt_tokens == other.prompt_tokens
@@ -202,7 +202,7 @@ def test_a_single_turn_is_what_there_is_without_an_environment(order):
             assert same.sampled.all()
 
 
-def test_what_an_environment_says_first_belongs_to_the_prompt():
+def test_opening_observation_belongs_to_the_prompt():
     found = collect(random.Random(0), max_turns=2, options={"opening": "12="})
     assert [TOKENIZER.decode(group.prompt_tokens) for group in found.groups] == [f"{i}+{i}=12=" for i in range(4)]
     found = collect(random.Random(0), max_turns=2, options={"opening": "1" * 9})
@@ -211,30 +211,30 @@ def test_what_an_environment_says_first_belongs_to_the_prompt():
     assert "prompts.max_tokens is 12" in found.failures[0].why
 
 
-def test_the_environment_of_a_group_begins_alike():
+def test_group_shares_one_reset():
     """Its seed is the prompt's, not the rollout's."""
-    host = ConversationRunner(Nearby(max_turns=2), TOKENIZER, {TRAINING: SourceConfig()}, 12)
+    runner = ConversationRunner(LocalWorkers(max_turns=2), TOKENIZER, {TRAINING: SourceConfig()}, 12)
     pairs = [EncodedPrompt(Prompt(t, "", "exact", "test", text=t), (5,)) for t in "ab"]
-    talks = asyncio.run(host.open(pairs, lambda p: derive_seed(0, p), TRAINING))
-    seeds = [pickle.loads(state).seed for state in talks.states.values()]
+    conversations = asyncio.run(runner.open(pairs, lambda p: derive_seed(0, p), TRAINING))
+    seeds = [pickle.loads(state).seed for state in conversations.states.values()]
     assert seeds == [derive_seed(derive_seed(0, p), "reset") for p in "ab"]
 
 
-def test_an_opening_is_read_as_the_prompts_own_test_set_says():
+def test_opening_uses_the_template_of_its_test_set():
     sources = {EVALUATION: SourceConfig(), "test": SourceConfig(), "more": SourceConfig(template="1{prompt}")}
-    host = ConversationRunner(Nearby(max_turns=2, options={"opening": "2="}), TOKENIZER, sources, 12)
+    runner = ConversationRunner(LocalWorkers(max_turns=2, options={"opening": "2="}), TOKENIZER, sources, 12)
     pairs = [
         EncodedPrompt(Prompt(name, "", "exact", "test", text="5+5=", metadata={"set": name}), (5,))
         for name in ("test", "more")
     ]
-    talks = asyncio.run(host.open(pairs, lambda p: derive_seed(0, p), EVALUATION))
-    assert [TOKENIZER.decode(tokens) for _, tokens in talks.prompts] == ["5+5=2=", "15+5=2="]
+    conversations = asyncio.run(runner.open(pairs, lambda p: derive_seed(0, p), EVALUATION))
+    assert [TOKENIZER.decode(tokens) for _, tokens in conversations.prompts] == ["5+5=2=", "15+5=2="]
 
 
 # -- what is shown of it -----------------------------------------------------------------------------------------------
 
 
-def test_tables_of_rollouts_show_prompts_as_they_are_read():
+def test_rollout_tables_show_rendered_prompts():
     found = collect(random.Random(0), max_turns=2, options={"opening": "12="})
     ids = [group.prompt.id for group in found.groups]
     budgets = np.full(len(ids), 5)
@@ -245,7 +245,7 @@ def test_tables_of_rollouts_show_prompts_as_they_are_read():
     assert "rendered_prompt" not in sample_rows(plan, found, 3, 0)[0]
 
 
-def test_tables_of_evaluations_show_prompts_as_they_are_read():
+def test_evaluation_tables_show_rendered_prompts():
     source = SourceConfig(template="{prompt}7")
     pairs = [
         EncodedPrompt(p, encode_prompt(p, TOKENIZER, source)) for p in [Prompt("a", "", "exact", "test", text="1+1=")]

@@ -15,7 +15,7 @@ lengths = st.lists(st.integers(0, 9), min_size=1, max_size=4)
 
 
 @given(st.lists(lengths, max_size=5), st.dictionaries(st.integers(0, 9), st.integers(1, 9)), st.booleans())
-def test_a_report_comes_out_of_a_pickle_as_it_went_in(tasks, progress, refused):
+def test_report_survives_pickling(tasks, progress, refused):
     rng = np.random.default_rng(0)
     report = EngineReport(progress=progress, refused=[(7, "too long")] if refused else [], busy_s=1.5)
     for task_id, sizes in enumerate(tasks):

@@ -1,4 +1,4 @@
-"""Laws of the schedule and of an engine's life."""
+"""Laws of the schedule and of an engine's health."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ EVENTS = st.lists(
 )
 
 
-class Told:
-    """What an observer of the schedule's calls and answers knows; its `dispatch` checks the laws of every dispatch."""
+class Reference:
+    """A model of the schedule, from its calls and results; `dispatch` checks the laws of every dispatch."""
 
     def __init__(self, attempts: int):
         self.schedule = Schedule(attempts)
@@ -39,7 +39,7 @@ class Told:
         self.attempts = attempts
         self.tries: dict[int, int] = {}  # task -> times that it was sent
 
-    def by_itself(self, task_id: int, tries: int = 0) -> bool:
+    def must_run_alone(self, task_id: int, tries: int = 0) -> bool:
         """Whether the try after so many (default: those there were) shares its engine with no other task."""
         return 2 <= (tries or self.tries.get(task_id, 0)) == self.attempts - 1
 
@@ -54,11 +54,11 @@ class Told:
             for hand in self.hands.values():
                 hand.pop(task_id, None)
 
-    def has_room(self, engine: str, capacity: int | None) -> bool:
+    def takes_tasks(self, engine: str, capacity: int | None) -> bool:
         rollouts = sum(self.hands[engine].values())
         hand = self.hands[engine]
-        if any(self.by_itself(task_id, self.tries[task_id] - 1) for task_id in hand):
-            assert len(hand) == 1, "a task that runs by itself has company"
+        if any(self.must_run_alone(task_id, self.tries[task_id] - 1) for task_id in hand):
+            assert len(hand) == 1, "an isolated task shares its engine"
             return False
         return engine not in self.held and (capacity is None or rollouts == 0 or rollouts < capacity)
 
@@ -72,16 +72,16 @@ class Told:
         for engine, tasks in orders.items():
             assert [self.rank(task.id) for task in tasks] == sorted(self.rank(task.id) for task in tasks)
             for task in tasks:
-                assert self.has_room(engine, capacity), "an engine without room got a task"
-                assert not (self.by_itself(task.id) and self.hands[engine]), "it was to run by itself"
+                assert self.takes_tasks(engine, capacity), "an engine over capacity got a task"
+                assert not (self.must_run_alone(task.id) and self.hands[engine]), "it must run alone"
                 self.hands[engine][task.id] = task.rollouts
                 self.tries[task.id] = self.tries.get(task.id, 0) + 1
-        usual = [task.id for task in sent if not self.by_itself(task.id, self.tries[task.id] - 1)]
-        waiting = {task_id for task_id in self.waiting if not self.by_itself(task_id)}
+        usual = [task.id for task in sent if not self.must_run_alone(task.id, self.tries[task.id] - 1)]
+        waiting = {task_id for task_id in self.waiting if not self.must_run_alone(task_id)}
         if usual and waiting:
             assert max(map(self.rank, usual)) < min(map(self.rank, waiting)), "priorities inverted"
         if waiting:
-            assert not [name for name in self.hands if self.has_room(name, capacity)], (
+            assert not [name for name in self.hands if self.takes_tasks(name, capacity)], (
                 "an engine idles while tasks wait"
             )
         if self.waiting - waiting:
@@ -104,60 +104,58 @@ class Told:
 
 @settings(max_examples=400, deadline=None)
 @given(events=EVENTS, capacity=st.one_of(st.none(), st.integers(1, 50)), attempts=st.integers(1, 3))
-def test_every_task_ends_once_in_the_order_of_priorities_and_no_engine_idles_while_a_task_waits(
-    events, capacity, attempts
-):
-    told = Told(attempts)
-    schedule = told.schedule
+def test_every_task_ends_once_and_no_engine_idles(events, capacity, attempts):
+    reference = Reference(attempts)
+    schedule = reference.schedule
     for now, (event, which, size) in enumerate(events):
         name = f"e{which % 3}"
-        hand = told.hands.get(name, {})
+        hand = reference.hands.get(name, {})
         mine = sorted(hand)[which % len(hand)] if hand else None
         if event == "submit":
             number = schedule.submitted
-            told.tasks[number] = (task(number, size, tokens=float(1 + size * which % 5)), which % 3)
-            schedule.submit([told.tasks[number][0]], priority=which % 3)
-        elif event == "up" and name not in told.hands:
+            reference.tasks[number] = (task(number, size, tokens=float(1 + size * which % 5)), which % 3)
+            schedule.submit([reference.tasks[number][0]], priority=which % 3)
+        elif event == "up" and name not in reference.hands:
             schedule.engine_up(name, capacity)
-            told.hands[name] = {}
-        elif event == "down" and name in told.hands:
+            reference.hands[name] = {}
+        elif event == "down" and name in reference.hands:
             lost = schedule.engine_down(name)
-            del told.hands[name]
-            told.held.discard(name)
-            told.end(*(one.id for one in lost))
-        elif event in ("hold", "free") and name in told.hands:
+            del reference.hands[name]
+            reference.held.discard(name)
+            reference.end(*(one.id for one in lost))
+        elif event in ("hold", "free") and name in reference.hands:
             schedule.hold(name, event == "hold")
-            (told.held.add if event == "hold" else told.held.discard)(name)
+            (reference.held.add if event == "hold" else reference.held.discard)(name)
         elif event == "progress" and mine is not None:
-            finished = min(size, told.tasks[mine][0].rollouts)
+            finished = min(size, reference.tasks[mine][0].rollouts)
             schedule.progressed(mine, name, finished, float(now))
-            hand[mine] = min(hand[mine], told.tasks[mine][0].rollouts - finished)
+            hand[mine] = min(hand[mine], reference.tasks[mine][0].rollouts - finished)
         elif event == "done" and mine is not None:
             assert schedule.done(mine, name, float(now)).id == mine
-            told.end(mine)
+            reference.end(mine)
         elif event == "refused" and mine is not None:
             assert schedule.refused(mine, name).id == mine
-            told.end(mine)
-        elif event == "cancel" and size in told.tasks:
+            reference.end(mine)
+        elif event == "cancel" and size in reference.tasks:
             orders = schedule.cancel([size])
-            assert orders == {engine: [size] for engine, tasks in told.hands.items() if size in tasks}
-            told.end(size)
-        elif event == "late done" and told.ended:
-            assert schedule.done(told.ended[0], name, float(now)) is None
-            schedule.progressed(told.ended[0], name, 1, float(now))
+            assert orders == {engine: [size] for engine, tasks in reference.hands.items() if size in tasks}
+            reference.end(size)
+        elif event == "late done" and reference.ended:
+            assert schedule.done(reference.ended[0], name, float(now)) is None
+            schedule.progressed(reference.ended[0], name, 1, float(now))
         if which % 2 or event == "dispatch":  # several events may come between two dispatches
-            told.dispatch(float(now), capacity)
-        told.check()
-    for name in list(told.hands):
-        told.end(*(lost.id for lost in schedule.engine_down(name)))
-        del told.hands[name]
-    told.check()
+            reference.dispatch(float(now), capacity)
+        reference.check()
+    for name in list(reference.hands):
+        reference.end(*(lost.id for lost in schedule.engine_down(name)))
+        del reference.hands[name]
+    reference.check()
     schedule.cancel(range(schedule.submitted))
     assert sum(schedule.ended.values()) == schedule.submitted
     assert schedule.waiting == schedule.running == 0
 
 
-def test_longest_rollouts_first_to_the_engine_with_the_least_work_in_hand():
+def test_longest_rollouts_go_to_the_least_loaded_engine():
     schedule = Schedule(1)
     schedule.engine_up("a", 8)
     schedule.engine_up("b", 8)
@@ -173,7 +171,7 @@ def test_longest_rollouts_first_to_the_engine_with_the_least_work_in_hand():
     assert expected_work(work[3]) == 160
 
 
-def test_evaluation_waits_for_training_and_is_not_interrupted_by_it():
+def test_lower_priority_starts_first_without_preemption():
     schedule = Schedule(1)
     schedule.engine_up("a", 4)
     schedule.submit([task(0, 4, 99), task(1, 4, 99)], priority=1)
@@ -186,7 +184,7 @@ def test_evaluation_waits_for_training_and_is_not_interrupted_by_it():
     assert [one.id for one in schedule.dispatch(3.0)["a"]] == [1]
 
 
-def test_a_held_engine_keeps_what_it_has_and_gets_more_when_it_is_released():
+def test_held_engine_gets_no_tasks_until_released():
     schedule = Schedule(1)
     schedule.engine_up("a", 8)
     schedule.submit([task(0, 2), task(1, 2)])
@@ -203,7 +201,7 @@ def test_a_held_engine_keeps_what_it_has_and_gets_more_when_it_is_released():
         schedule.hold("b", True)
 
 
-def test_single_rollouts_that_have_ended_make_room_before_their_task_is_done():
+def test_finished_rollouts_free_capacity():
     schedule = Schedule(2)
     schedule.engine_up("a", 8)
     schedule.submit([task(0, 8, 20), task(1, 8, 10)])
@@ -219,7 +217,7 @@ def test_single_rollouts_that_have_ended_make_room_before_their_task_is_done():
     assert schedule.load("b") == 8  # the whole task starts anew
 
 
-def test_an_idle_engine_takes_a_task_larger_than_its_capacity_and_no_capacity_takes_all():
+def test_idle_engine_takes_tasks_above_capacity():
     schedule = Schedule(1)
     schedule.submit([task(0, 100), task(1, 1)])
     schedule.engine_up("a", 10)
@@ -229,7 +227,7 @@ def test_an_idle_engine_takes_a_task_larger_than_its_capacity_and_no_capacity_ta
     assert len(schedule.dispatch(0.0)["b"]) == 8
 
 
-def test_a_task_moves_to_another_engine_until_its_attempts_are_used_up():
+def test_task_is_retried_until_attempts_are_used_up():
     schedule = Schedule(2)
     schedule.submit([task(0)])
     for attempt in range(2):
@@ -240,7 +238,7 @@ def test_a_task_moves_to_another_engine_until_its_attempts_are_used_up():
     assert schedule.retried == 1
 
 
-def test_overdue_tasks_are_named_by_engine():
+def test_overdue_tasks_by_engine():
     schedule = Schedule(1)
     schedule.engine_up("a", None)
     schedule.submit([task(0, timeout_s=5.0), task(1, timeout_s=50.0)])
@@ -253,7 +251,7 @@ def test_overdue_tasks_are_named_by_engine():
     assert [one.id for one in schedule.overdue("a", 109.0)] == [0]
 
 
-def test_an_answer_for_a_task_that_has_moved_on_is_not_taken():
+def test_late_result_of_a_moved_task_is_ignored():
     schedule = Schedule(2)
     schedule.engine_up("a", None)
     schedule.submit([task(0)])
@@ -266,7 +264,7 @@ def test_an_answer_for_a_task_that_has_moved_on_is_not_taken():
 
 
 @given(rollouts=st.integers(0, 500), largest=st.integers(1, 64))
-def test_parts_cover_the_group_once_and_are_even(rollouts, largest):
+def test_split_covers_the_group_evenly(rollouts, largest):
     parts = split_rollouts(rollouts, largest)
     assert [first for first, _ in parts] == [sum(count for _, count in parts[:i]) for i in range(len(parts))]
     assert sum(count for _, count in parts) == rollouts
@@ -278,7 +276,7 @@ def test_parts_cover_the_group_once_and_are_even(rollouts, largest):
 
 
 @given(rollouts=st.integers(0, 10**5), engines=st.integers(1, 1000), most=st.integers(1, 64))
-def test_a_step_is_split_finer_over_more_engines_and_never_finer_than_pairs(rollouts, engines, most):
+def test_more_engines_split_finer_down_to_pairs(rollouts, engines, most):
     largest = largest_part(rollouts, engines, most)
     assert min(2, most) <= largest <= most
     assert largest_part(rollouts, engines + 1, most) <= largest <= largest_part(rollouts + 1, engines, most)
@@ -286,7 +284,7 @@ def test_a_step_is_split_finer_over_more_engines_and_never_finer_than_pairs(roll
         assert largest <= rollouts / engines / 8 + 0.5
 
 
-def test_an_engine_serves_only_what_it_has_proved():
+def test_engine_serves_only_proved_versions():
     health = Health(max_restarts=2)
     health.mark_needed()
     with pytest.raises(ValueError, match="starting cannot become serving"):
@@ -308,7 +306,7 @@ def test_an_engine_serves_only_what_it_has_proved():
     assert health.state is State.GONE
 
 
-def test_an_engine_that_rests_has_nothing_to_prove_with_and_preemptions_cost_no_restart():
+def test_preemptions_cost_no_restart():
     health = Health(max_restarts=0)
     with pytest.raises(ValueError, match="resting cannot rest"):
         health.mark_resting()

@@ -33,18 +33,18 @@ def cache(monkeypatch, tmp_path):
         ({"drain_s": -1}, "--drain-s"),
     ],
 )
-def test_a_bad_option_is_named(changes, named):
+def test_invalid_option_is_named(changes, named):
     with pytest.raises(ConfigError, match=named):
         Access(**changes)
 
 
-def test_addresses_are_those_that_clients_can_use():
+def test_address_is_reachable_by_clients():
     assert Access().address == "http://127.0.0.1:8000"
     assert Access(host="0.0.0.0", prefix="/p").address == "http://127.0.0.1:8000/p"
     assert Access(host="::1", with_key=False).address == "http://[::1]:8000"
 
 
-def test_the_variables_key_is_taken_out_of_the_environment_and_never_said(monkeypatch):
+def test_key_variable_is_removed_and_never_shown(monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, "planted-planted-planted")
     with logged_lines() as lines:
         assert key_digest(Access()) == digest("planted-planted-planted")
@@ -54,7 +54,7 @@ def test_the_variables_key_is_taken_out_of_the_environment_and_never_said(monkey
 
 
 @pytest.mark.parametrize("bad", ["short", "a" * 15, "é" * 20])
-def test_a_weak_key_is_refused_without_being_shown(monkeypatch, bad):
+def test_weak_key_is_refused_without_being_shown(monkeypatch, bad):
     monkeypatch.setenv(KEY_VARIABLE, bad)
     with pytest.raises(ConfigError, match=KEY_VARIABLE) as caught:
         key_digest(Access())
@@ -62,7 +62,7 @@ def test_a_weak_key_is_refused_without_being_shown(monkeypatch, bad):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_made_key_is_private_kept_and_shown_on_a_terminal_once(monkeypatch, capsys, terminal):
+def test_created_key_is_private_and_shown_once(monkeypatch, capsys, terminal):
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     with logged_to(Console()):
         first = key_digest(Access())
@@ -76,7 +76,7 @@ def test_a_made_key_is_private_kept_and_shown_on_a_terminal_once(monkeypatch, ca
     assert all(str(key_file()) in line for line in lines)
 
 
-def test_a_key_that_others_can_read_or_that_is_none_is_refused():
+def test_readable_or_short_key_file_is_refused():
     key_digest(Access())
     key_file().chmod(0o644)
     with pytest.raises(ConfigError, match="can be read by others"):

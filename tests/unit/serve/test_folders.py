@@ -30,7 +30,7 @@ def run(tied_policy, tmp_path):
     return folder
 
 
-def test_a_run_stands_for_its_newest_checkpoint_and_a_models_folder_for_itself(run, tied_policy, tmp_path):
+def test_run_resolves_to_its_newest_checkpoint(run, tied_policy, tmp_path):
     newest = run / "checkpoints" / "step-000002"
     assert find_checkpoint(run, None) == find_checkpoint(newest, None) == newest
     assert find_checkpoint(run, 1) == run / "checkpoints" / "step-000001"
@@ -40,7 +40,7 @@ def test_a_run_stands_for_its_newest_checkpoint_and_a_models_folder_for_itself(r
             find_checkpoint(path, step)
 
 
-def test_a_checkpoint_has_one_place_in_the_cache_and_a_newer_one_of_its_name_another(run, tmp_path):
+def test_checkpoint_has_its_own_cache_folder(run, tmp_path):
     checkpoint = find_checkpoint(run, 2)
     first, config = exported(checkpoint, tmp_path / "cache", [])
     assert first.parent == tmp_path / "cache"
@@ -56,7 +56,7 @@ def test_a_checkpoint_has_one_place_in_the_cache_and_a_newer_one_of_its_name_ano
         exported(checkpoint, tmp_path / "cache", ["model.pathh=x"])
 
 
-def test_how_a_folder_is_served_follows_from_it(warm_policy, tmp_path):
+def test_policy_spec_follows_from_the_folder(warm_policy, tmp_path):
     spec = policy_spec(warm_policy, SimpleNamespace(**ASKED))
     most = json.loads((warm_policy / "config.json").read_text())["max_position_embeddings"]
     assert spec.context == most
@@ -75,6 +75,6 @@ def test_how_a_folder_is_served_follows_from_it(warm_policy, tmp_path):
         policy_spec(pickled, SimpleNamespace(**ASKED))
 
 
-def test_prompts_of_a_completion_are_counted():
+def test_prompts_in_a_completion():
     for prompt, count in [("text", 1), ([1, 2, 3], 1), (["a", "b"], 2), ([[1, 2], [3]], 2), ([], 1)]:
         assert prompts_in(prompt) == count

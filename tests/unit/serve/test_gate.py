@@ -78,7 +78,7 @@ def without(name: str, **more: str) -> dict[str, str]:
         (without("content-type"), b"{}", 415, "media"),
     ],
 )
-def test_what_is_not_let_in_gets_openais_form_of_error_and_is_counted(headers, body, status, reason):
+def test_refusals_have_openais_form_and_are_counted(headers, body, status, reason):
     async def never(scope, receive, send):
         raise AssertionError("the service saw it")
 
@@ -92,7 +92,7 @@ def test_what_is_not_let_in_gets_openais_form_of_error_and_is_counted(headers, b
 
 
 @pytest.mark.parametrize("body", [b"x" * 100, [b"x" * 50, b"x" * 50], b""])
-def test_what_is_let_in_arrives_whole(body):
+def test_admitted_bodies_arrive_complete(body):
     gate, counted = made(body_bytes=100)
     whole = body if isinstance(body, bytes) else b"".join(body)
     assert send(gate, HEAD | {"authorization": f"bearer  {KEY} "}, body) == (200, {}, whole)
@@ -102,7 +102,7 @@ def test_what_is_let_in_arrives_whole(body):
 def test_requests_over_the_limit_get_429():
     entered = 0
 
-    async def story():
+    async def scenario():
         release = asyncio.Event()
 
         async def slow(scope, receive, send):
@@ -133,12 +133,12 @@ def test_requests_over_the_limit_get_429():
         await asyncio.gather(*tasks)
         return answers, counted, gate
 
-    answers, counted, gate = asyncio.run(story())
+    answers, counted, gate = asyncio.run(scenario())
     assert sorted(answers, key=str) == [(200, None)] * 2 + [(429, b"1")] * 3
     assert (entered, counted.reasons, gate.in_progress) == (2, ["busy"] * 3, 0)
 
 
-def test_without_a_key_only_loopback_hosts_are_answered():
+def test_without_a_key_only_loopback_hosts_pass():
     """A page in a browser reaches a loopback address under its own host's name."""
     gate, _ = made(key="")
     plain = without("authorization")
@@ -155,7 +155,7 @@ def test_health_needs_no_key():
     assert counted.statuses == []
 
 
-def test_a_service_that_fails_counts_as_500_and_frees_its_place():
+def test_failing_service_counts_as_500():
     async def broken(scope, receive, send):
         raise RuntimeError("inside")
 

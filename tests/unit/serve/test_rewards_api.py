@@ -21,17 +21,17 @@ ITEMS = [("", str(i), str(i % 3)) for i in range(150)]
 
 
 def judged(spec: ScoringSpec, *bodies: dict) -> list[list[dict]]:
-    async def story():
+    async def scenario():
         scorers = ScorerCache(spec)
         try:
             return [await scorers.score(Score.model_validate(body)) for body in bodies]
         finally:
             scorers.close()
 
-    return asyncio.run(story())
+    return asyncio.run(scenario())
 
 
-def test_outcomes_are_the_scorers_and_a_hanging_or_broken_verifier_hurts_its_answer_only():
+def test_broken_verifier_fails_its_own_item_only():
     spec = ScoringSpec(verifiers=("exact", "time:sleep", "sample_verifiers:fails_on_odd"), timeout_s=0.5)
     items = [
         {"response": "4", "answer": "4"},
@@ -53,14 +53,14 @@ def test_outcomes_are_the_scorers_and_a_hanging_or_broken_verifier_hurts_its_ans
         ({"verifier": "exact", "options": {"nonsense": 1}}, "options"),
     ],
 )
-def test_who_asks_does_not_choose_what_code_runs_here(body, param):
+def test_clients_cannot_choose_the_code_that_runs(body, param):
     with pytest.raises(Refusal) as caught:
         judged(ScoringSpec(), {"items": []} | body)
     assert (caught.value.status, caught.value.param) == (422, param)
 
 
-def test_only_so_many_kinds_have_processes_and_an_unused_one_makes_room():
-    async def story():
+def test_number_of_scorers_is_bounded():
+    async def scenario():
         others = ("sample_verifiers:first_is_even", "sample_verifiers:fails_on_odd")
         scorers = ScorerCache(ScoringSpec(verifiers=("exact", *others)))
         bodies = [{"verifier": "exact", "options": {"case_sensitive": flag}, "items": []} for flag in (True, False)]
@@ -75,10 +75,10 @@ def test_only_so_many_kinds_have_processes_and_an_unused_one_makes_room():
         scorers.close()
         return kept, caught.value.status
 
-    assert asyncio.run(story()) == (MAX_SCORERS, 429)
+    assert asyncio.run(scenario()) == (MAX_SCORERS, 429)
 
 
-def test_chunks_hold_every_item_once_in_order_and_are_bounded():
+def test_chunks_are_bounded_and_in_order():
     items = [*ITEMS, ("", "x" * (remote.CHUNK_CHARACTERS + 1), ""), *ITEMS[:3]]
     parts = chunks(items)
     assert [item for part in parts for item in part] == items
@@ -89,7 +89,7 @@ def test_chunks_hold_every_item_once_in_order_and_are_bounded():
 def served(answer, act):
     """What `act(url)` gives while a server answers each request with `answer(body, number of the request)`."""
 
-    async def story():
+    async def scenario():
         seen = []
 
         async def handle(request):
@@ -110,7 +110,7 @@ def served(answer, act):
         finally:
             await runner.cleanup()
 
-    return asyncio.run(story())
+    return asyncio.run(scenario())
 
 
 def right(body, _=0):
@@ -134,7 +134,7 @@ def scoring(items, deadline_s=5.0, key="k" * 20):
     return act
 
 
-def test_all_is_judged_in_order_with_the_key_and_options():
+def test_items_are_scored_in_order_with_key_and_options():
     (outcomes, scorer), seen = served(right, scoring(ITEMS))
     assert [outcome.detail for outcome in outcomes] == [str(i) for i in range(len(ITEMS))]
     assert sum(outcome.reward for outcome in outcomes) == 3
@@ -144,7 +144,7 @@ def test_all_is_judged_in_order_with_the_key_and_options():
 
 
 @pytest.mark.parametrize("status", [404, 408, 429, 500, 502, 503, 504])
-def test_a_service_that_is_busy_or_fails_is_asked_again(status, monkeypatch):
+def test_busy_or_failing_service_is_retried(status, monkeypatch):
     monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
     (outcomes, scorer), seen = served(lambda body, n: error(status) if n <= 2 else right(body), scoring(ITEMS[:5]))
     assert [outcome.reward for outcome in outcomes] == [1, 1, 1, 0, 0]
@@ -152,13 +152,13 @@ def test_a_service_that_is_busy_or_fails_is_asked_again(status, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [400, 422])
-def test_what_is_refused_for_what_it_says_is_a_data_failure_at_once(status):
+def test_refused_request_is_a_data_failure(status):
     (outcomes, scorer), seen = served(lambda body, n: error(status), scoring(ITEMS[:5]))
     assert all(outcome.reward is None and f"told {status}" in outcome.error for outcome in outcomes)
     assert (len(seen), scorer.failures) == (1, 5)
 
 
-def test_a_request_that_is_too_large_is_halved_until_only_what_is_too_large_is_left():
+def test_too_large_request_is_halved():
     def strict(body, _):
         return error(413) if any(x["response"] == "7" for x in body["items"]) else right(body)
 
@@ -167,13 +167,13 @@ def test_a_request_that_is_too_large_is_halved_until_only_what_is_too_large_is_l
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_key_ends_it_and_is_not_shown(status):
+def test_refused_key_raises_and_is_not_shown(status):
     with pytest.raises(KrayError, match="refuses the key") as caught:
         served(lambda body, n: error(status), scoring(ITEMS))
     assert "kkkk" not in str(caught.value)
 
 
-def test_a_service_that_is_away_or_never_answers_costs_its_deadline_only():
+def test_unreachable_service_fails_at_the_deadline():
     started = time.monotonic()
     outcomes, scorer = asyncio.run(scoring(ITEMS[:3], deadline_s=0.5)("http://127.0.0.1:9"))
     assert all("no answer within 0.5 s" in outcome.error for outcome in outcomes)
@@ -192,7 +192,7 @@ def test_a_service_that_is_away_or_never_answers_costs_its_deadline_only():
     "body",
     ["", "[]", "{}", '{"outcomes": 3}', '{"outcomes": []}', '{"outcomes": [{"reward": NaN}]}', '{"outcomes": [{}]}'],
 )
-def test_an_answer_that_makes_no_sense_is_a_data_failure(body):
+def test_invalid_response_is_a_data_failure(body):
     def nonsense(_body, _n):
         return web.Response(text=body, content_type="application/json")
 
@@ -201,7 +201,7 @@ def test_an_answer_that_makes_no_sense_is_a_data_failure(body):
     assert outcomes[0].error
 
 
-def test_the_configuration_chooses_who_scorers(monkeypatch):
+def test_config_selects_local_or_remote_scorer(monkeypatch):
     monkeypatch.setenv("MY_KEY", "planted-planted-planted")
     reward = RewardConfig("exact", url="http://rewards:8002", key_env="MY_KEY", deadline_s=7)
     scorer = make_scorer(reward)

@@ -25,7 +25,7 @@ def door(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=HERE, capture_output=True, text=True, timeout=120)
 
 
-def test_help_teaches_with_examples(monkeypatch, capsys):
+def test_help_shows_examples(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["serve.py", "--help"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "jobs" / "serve.py"))["main"]()
@@ -33,7 +33,7 @@ def test_help_teaches_with_examples(monkeypatch, capsys):
     assert capsys.readouterr().out.count("python jobs/serve.py") >= 4
 
 
-def test_bad_input_ends_with_2_and_one_message():
+def test_invalid_input_exits_with_2():
     done = door("planner", "--no-key", "--host", "0.0.0.0")
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("config error: --no-key goes with a loopback --host only")
@@ -51,19 +51,19 @@ def test_bad_input_ends_with_2_and_one_message():
         (["policy", str(ROOT), "--gpus", "2"], "--gpus must be 0 or 1"),
         (["rewards", "--verifier", "nowhere:judge"], '--verifier: verifier "nowhere:judge"'),
         (["rewards", "--workers", "0"], "--workers must be at least 1, not 0"),
-        (["planner", "--state", "/proc/none"], "--state: /proc/none cannot be made"),
+        (["planner", "--state", "/proc/none"], "--state: cannot create /proc/none"),
         (["planner", "--concurrency", "0"], "--concurrency"),
         (["planner", "--request-mib", "nan"], "--request-mib"),
     ],
 )
-def test_what_is_wrong_is_named_before_anything_starts(arguments, message, monkeypatch):
+def test_invalid_options_are_named_before_the_start(arguments, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
     with pytest.raises(ConfigError) as caught:
         runpy.run_path(str(ROOT / "jobs" / "serve.py"))["main"]()
     assert message in str(caught.value)
 
 
-def test_replicas_follow_the_load_between_the_bounds():
+def test_replicas_scale_between_the_bounds():
     access = Access(replicas=(0, 3), limits=Limits(concurrency=10))
     application = rewards_application(ScoringSpec(workers=2), access, "")
     config = application._bound_deployment._deployment_config
