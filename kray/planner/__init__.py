@@ -1,6 +1,6 @@
-"""Which prompt deserves how many rollouts: values, the solver, beliefs, and the planner that joins them.
+"""Planning: how many rollouts each prompt gets. Values, the solver, beliefs, and the planner that combines them.
 
-Pure numpy and scipy: importing this loads neither Ray nor torch.
+Pure numpy and scipy: importing this package loads neither Ray nor torch.
 """
 
 from kray.planner.beliefs import Beliefs

@@ -1,6 +1,6 @@
-"""Rival ways to spend a step's budget, as pure functions of one request.
+"""Budgets of the modes that plan at once, published methods among them, as pure functions of one request.
 
-Each spends exactly request.budget within [lower, upper]; the planner asserts it.
+Each returns (M,) int64 rollouts within [lower, upper] whose sum is request.budget; the planner asserts it.
 """
 
 from __future__ import annotations
@@ -17,38 +17,48 @@ from kray.planner.values import PointValue, Value
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """One step to plan: M prompts whose visit has begun, a feasible budget and bounds in rollouts, what is believed."""
+    """One step to plan.
+
+    Attributes:
+        prompt_ids: M of them, whose visit has begun.
+        budget: in rollouts; the bounds can meet it.
+        lower: least rollouts of each prompt.
+        upper: most rollouts of each prompt.
+        beliefs: about the prompts' success rates.
+        value: of the M prompts, at their posteriors.
+    """
 
     prompt_ids: list[str]
     budget: int
     lower: int
     upper: int
     beliefs: Beliefs
-    value: Value  # of the M prompts, at their posteriors
+    value: Value
 
 
 def static(request: PlanRequest) -> np.ndarray:
-    """The knapsack of arXiv 2509.25849 on the expected value under each prompt's posterior, (M,) int64.
+    """Solve the knapsack of arXiv 2509.25849 on the expected value under each prompt's posterior.
 
-    Needs no fallback and no warm-up: unseen prompts have the prior, unsolved ones keep a share that shrinks with the
+    It needs no fallback and no warm-up: unseen prompts have the prior, unsolved ones keep a share that shrinks with the
     evidence.
     """
     return solve(request.value, request.budget, request.lower, request.upper)
 
 
 def uniform(request: PlanRequest) -> np.ndarray:
-    """The budget split evenly, (M,) int64; the first prompts of the step get the remainder, one each."""
+    """Split the budget evenly, as GRPO does; the first prompts of the step get the remainder, one each."""
     m = len(request.prompt_ids)
     each, over = divmod(request.budget, max(m, 1))
     return each + (np.arange(m) < over).astype(np.int64)
 
 
 def paper(request: PlanRequest) -> np.ndarray:
-    """Knapsack RL as published, arXiv 2509.25849, (M,) int64.
+    """Plan as Knapsack RL was published, arXiv 2509.25849.
 
     A prompt's success rate is the plain ratio of its latest visit. Prompts without one get their uniform share, so the
     first epoch is uniform; solved prompts (rate 1) get `lower`; the knapsack with the point value spends the rest on
     prompts in between; what it leaves once these are at `upper` goes evenly to unsolved prompts (rate 0).
+
     Departures: the knapsack is solved exactly (the authors' dynamic programme scores "no extra rollout" as 0); the
     fallback respects `upper` and gives unseen prompts nothing twice (theirs does neither); if unsolved prompts are
     full too, the last rollouts go evenly to solved ones, so that the budget is always spent.
@@ -57,10 +67,12 @@ def paper(request: PlanRequest) -> np.ndarray:
 
 
 def paper_released(request: PlanRequest) -> np.ndarray:
-    """Knapsack RL as its authors' code does it (their verl fork of arXiv 2509.25849), (M,) int64.
+    """Plan as the code of Knapsack RL's authors does (their verl fork of arXiv 2509.25849).
 
-    Like `paper`, but "no extra rollout" is scored 0, so that a prompt's first rollout over `lower` seems to bring all of
-    Value(lower + 1); and the fallback serves unseen prompts beside unsolved ones, on top of their uniform share.
+    Like `paper`, but "no extra rollout" is scored 0, so a prompt's first rollout over `lower` counts as all of
+    Value(lower + 1); and the fallback gives rollouts to unseen prompts as well as unsolved ones, on top of their uniform
+    share.
+
     Departures: that objective is maximised by its marginal gains (it stays concave) where they run a dynamic programme,
     and the fallback is capped at `upper` (theirs is not).
     """
@@ -68,7 +80,7 @@ def paper_released(request: PlanRequest) -> np.ndarray:
 
 
 class _ReleasedValue(PointValue):
-    """PointValue whose first rollout over `lower` brings the whole value, as in the authors' code."""
+    """PointValue whose first rollout over `lower` has the whole value as its gain, as in the authors' code."""
 
     def __init__(self, success_rate: np.ndarray, lower: int):
         super().__init__(success_rate)
@@ -88,8 +100,7 @@ def _knapsack_on_ratios(request: PlanRequest, released: bool) -> np.ndarray:
     left -= int(budgets[seen].sum())
     between = seen & (successes > 0) & (successes < trials)
     unsolved, solved = seen & (successes == 0), seen & (successes == trials)
-    room = request.upper - request.lower
-    share = min(left, room * int(between.sum()))
+    share = min(left, (request.upper - request.lower) * int(between.sum()))
     rate = successes[between] / trials[between]
     if between.any():
         bought = request.lower * int(between.sum()) + share
@@ -102,11 +113,12 @@ def _knapsack_on_ratios(request: PlanRequest, released: bool) -> np.ndarray:
 
 
 def coba(request: PlanRequest) -> np.ndarray:
-    """CoBA-RL, arXiv 2602.03048, with the constants of the authors' code, (M,) int64.
+    """Plan as CoBA-RL, arXiv 2602.03048, with the constants of its authors' code.
 
     Uniform until a prompt of the step has labels. Success rates are ratios, 0.5 for unseen prompts; those in
     [0.05, 0.99] share 60-80 % of what `lower` leaves, by the marginal gains of (1 - exp(-N p q / tau)) BetaPDF(p; a_t,
     7 - a_t); the rest goes to very hard prompts, then to the others, then to very easy ones.
+
     Departures: a ratio is over the latest visit (theirs: three), F over this step's prompts at that visit (theirs: all
     prompts of the last three steps), and the rest goes evenly (theirs: by 1 - p within a class).
     """
@@ -135,7 +147,7 @@ def coba(request: PlanRequest) -> np.ndarray:
 
 
 class _CobaPoint:
-    """CoBA-RL's value at known success rates (M,); `failure_rate` of recent batches."""
+    """CoBA-RL's value at known success rates (M,), given the failure rate of recent batches."""
 
     def __init__(self, success_rate: np.ndarray, failure_rate: float):
         p = np.clip(success_rate, 0.01, 0.99)
@@ -158,7 +170,7 @@ class _CobaPoint:
 
 
 def _give(budgets: np.ndarray, group: np.ndarray, left: int, upper: int) -> int:
-    """Spreads up to `left` rollouts evenly over the prompts of the mask, in place; how many found room."""
+    """Spread up to `left` rollouts evenly over the prompts of the mask, in place; return how many could be placed."""
     share = min(left, int((upper - budgets[group]).sum()))
     if share:
         budgets[group] = spread(budgets[group], np.full(int(group.sum()), upper), share)

@@ -1,9 +1,9 @@
-"""A prior of the success rate learned from what is known about a prompt, used only while it proves itself.
+"""Prior of the success rate from features of a prompt, used only while it predicts better than the population's prior.
 
 A prompt with features x has the prior Beta(k m, k (1 - m)), m = sigmoid(c + w x): beta-binomial regression, fitted by maximum
-likelihood with a ridge on w. Off by default (plan.prior_features): in trials a prompt's own few labels said more. So every
-fit is a contest: the regression and the plain population prior are fitted to half of the prompts, and the regression acts only
-if its log-likelihood on the other half is higher by more than two standard errors.
+likelihood with a ridge on w. It is off by default (plan.prior_features): in trials a prompt's own few labels predicted better.
+So every fit is compared: the regression and the plain population prior are fitted to half of the prompts, and the regression
+is used only if its log-likelihood on the other half is higher by more than two standard errors.
 """
 
 from __future__ import annotations
@@ -21,31 +21,51 @@ from scipy.special import betaln, digamma, expit
 
 from kray.planner.priors import fit_beta_binomial
 
-LEAST_PROMPTS = 100  # with features and labels, below which nothing is fitted
-MOST_PROMPTS = 20_000  # that a fit looks at: the latest to come by
+# Prompts with features and labels below which nothing is fitted.
+LEAST_PROMPTS = 100
+
+# Most prompts that a fit uses: the latest that were offered.
+MOST_PROMPTS = 20_000
 
 
 class FeaturePrior:
-    """Features of the prompts that came by, the regression on them, and whether it acts."""
+    """Features of the prompts that were offered, and the regression on them.
+
+    Attributes:
+        active: whether the regression is used.
+        gain: held-out log-likelihood over the plain prior's at the last fit, in nats per prompt; NaN before.
+    """
 
     def __init__(self, ridge: float = 1.0):
-        """ridge: weight of |w|^2 / 2 in the loss, for features scaled to unit variance."""
+        """Make a prior without prompts.
+
+        Args:
+            ridge: weight of |w|^2 / 2 in the loss, for features scaled to unit variance.
+        """
         self.ridge = ridge
         self.active = False
-        self.gain = float("nan")  # held-out log-likelihood over the plain prior's, nats a prompt, of the last contest
-        self._known: dict[int, np.ndarray] = {}  # row of beliefs -> features, the latest last
+        self.gain = float("nan")
+        # row of beliefs -> features, the latest last
+        self._known: dict[int, np.ndarray] = {}
         self._centre = self._scale = self._weights = np.zeros(0)
 
     def remember(self, rows: np.ndarray, features: ArrayLike) -> np.ndarray:
-        """Notes the features (M, d) of prompts by their rows; returns them as floats. ValueError on shape, NaN or inf."""
+        """Store features of prompts.
+
+        Args:
+            rows: (M,) int64, the prompts' rows in the beliefs.
+            features: (M, d) finite numbers.
+
+        Returns:
+            (M, d) float64.
+
+        Raises:
+            ValueError: another shape than before, NaN or infinity.
+        """
         x = np.asarray(features, dtype=np.float64)
         width = len(next(iter(self._known.values()))) if self._known else None
-        if (
-            x.ndim != 2
-            or len(x) != len(rows)
-            or not np.isfinite(x).all()
-            or (width is not None and x.shape[1] != width)
-        ):
+        fits = x.ndim == 2 and len(x) == len(rows) and width in (None, x.shape[1])
+        if not fits or not np.isfinite(x).all():
             raise ValueError(f"features must be ({len(rows)}, {width or 'd'}) and finite; got {x.shape}")
         for row, values in zip(rows.tolist(), x, strict=True):
             self._known.pop(row, None)
@@ -55,11 +75,19 @@ class FeaturePrior:
         return x
 
     def rows(self) -> np.ndarray:
-        """Rows of the prompts whose features are known, (K,) int64."""
+        """Return the rows of the prompts whose features are known, (K,) int64."""
         return np.fromiter(self._known, np.int64, len(self._known))
 
     def refit(self, successes: np.ndarray, trials: np.ndarray) -> bool:
-        """Holds the contest on the labels of the prompts of `rows()`, (K,) each, 0 trials: none. Whether it is active now."""
+        """Fit the regression, and activate it if it predicts better than the plain prior.
+
+        Args:
+            successes: (K,) of the prompts of `rows()`.
+            trials: (K,) of the same; 0: no labels.
+
+        Returns:
+            Whether it is active now.
+        """
         self.active = False
         use = trials > 0
         if np.count_nonzero(use) < LEAST_PROMPTS:
@@ -76,9 +104,8 @@ class FeaturePrior:
         if plain is None or weights is None:
             return False
         a, b = _shape(weights, x[held])
-        better = _likelihood(a, b, s[held], n[held]) - _likelihood(
-            np.array(plain[0]), np.array(plain[1]), s[held], n[held]
-        )
+        without = _likelihood(np.array(plain[0]), np.array(plain[1]), s[held], n[held])
+        better = _likelihood(a, b, s[held], n[held]) - without
         self.gain = float(better.mean())
         if self.gain <= 2 * float(better.std(ddof=1)) / np.sqrt(len(better)):
             return False
@@ -88,21 +115,21 @@ class FeaturePrior:
         return self.active
 
     def shape(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(alpha (M,), beta (M,)) of prompts with these features (M, d); only while active."""
+        """Return the priors (alpha (M,), beta (M,)) of prompts with these features (M, d); only while active."""
         assert self.active
         x = np.column_stack([np.ones(len(features)), (features - self._centre) / self._scale])
         return _shape(self._weights, x)
 
     def snapshot(self) -> dict[str, Any]:
-        """All that changes, for `restore`."""
+        """Return all that changes, for `restore`."""
         return vars(self) | {"_known": dict(self._known)}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Undoes what has happened since `snapshot`."""
+        """Undo what has happened since `snapshot`."""
         vars(self).update(snapshot)
 
     def to_dict(self) -> dict[str, Any]:
-        """Json round trips it exactly. features: the (K, d) float64 of `rows`, little-endian, compressed, in base64."""
+        """Return the state, which JSON stores exactly; features (K, d) are little-endian float64, compressed, in base64."""
         known = np.array(list(self._known.values()), dtype="<f8")
         return {
             "version": 1,
@@ -117,7 +144,11 @@ class FeaturePrior:
         }
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `to_dict` wrote; ValueError on another version and on features that do not fit the rows."""
+        """Restore what `to_dict` returned.
+
+        Raises:
+            ValueError: the version is unknown, or the features do not fit the rows.
+        """
         if state.get("version") != 1:
             raise ValueError(f"a prior of version {state.get('version')!r} cannot be read; this is version 1")
         rows, width = state["rows"], int(state["width"])
@@ -133,7 +164,7 @@ class FeaturePrior:
         self._centre, self._scale, self._weights = (np.array(state[key]) for key in ("centre", "scale", "weights"))
 
     def _fit(self, x: np.ndarray, s: np.ndarray, n: np.ndarray) -> np.ndarray | None:
-        """(1 + d + 1,) constant, weights and log k; None if it cannot be found."""
+        """Return (1 + d + 1,): constant, weights and log k; None if the search fails."""
         f = n - s
 
         def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -160,5 +191,5 @@ def _shape(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _likelihood(a: np.ndarray, b: np.ndarray, s: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Log-likelihood of each prompt's labels under Beta(a, b), up to what no prior changes, (K,) nats."""
+    """Return the log-likelihood of each prompt's labels under Beta(a, b), up to a constant, (K,) nats."""
     return betaln(s + a, n - s + b) - betaln(a, b)

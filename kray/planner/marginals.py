@@ -1,16 +1,16 @@
-"""What one more rollout of a prompt is worth NOW: the online plan's marginals, one number at a time.
+"""Marginal gain of one more rollout of a prompt, given the labels so far: one number at a time, for the online plan.
 
-A marginal holds each prompt's belief Beta(a, b), which this step's labels update, and n, the rollouts of the prompt that are
-dispatched or promised: what is in flight counts as drawn. `key` is the worth of rollout n + 1. All state is in Python
-lists, because a step asks for one number per event and numpy's overhead is ten times the arithmetic.
+A marginal holds each prompt's belief Beta(a, b), which the labels of this step update, and n, the rollouts allocated to the
+prompt: those in flight count as drawn. `next_gain` is the gain of rollout n + 1. All state is in Python lists, because a step
+needs one number per event and numpy's overhead is ten times the arithmetic.
 
-expected_gain   E[gain(n)] of the value under the belief as it is now: with no labels it is the static plan's.
-stop_at_mixed   a mixed group is worth nothing more; an all-fail one with j in flight E[p^2 q^(2+j)], an all-pass one
-                E[p^(1+j) q^3]: the chance that this rollout is the one that mixes the group, times p q^2.
+expected_gain   E[gain(n)] of the value under the current belief; without labels it is the static plan's.
+stop_at_mixed   0 for a mixed group; for an all-fail group with j in flight E[p^2 q^(2+j)], for an all-pass one
+                E[p^(1+j) q^3]: the probability that this rollout is the one that mixes the group, times p q^2.
 hybrid          stop_at_mixed while a group is not mixed, expected_gain once it is.
-target_size     stop_at_mixed while a group is not mixed; once it is, each rollout up to the target size T is worth
-                E[p q^2] / T, its share of a full group, and none beyond.
-The last three are about the paper's p q^2 and about binary labels; they refuse others.
+target_size     stop_at_mixed while a group is not mixed; once it is, E[p q^2] / T for each rollout up to the target size T,
+                its share of a full group, and 0 beyond.
+The last three are defined for the paper's p q^2 (arXiv 2509.25849) and for binary labels; they reject others.
 """
 
 from __future__ import annotations
@@ -27,42 +27,49 @@ from kray.planner.values import BetaValue, Value
 
 
 class Marginal(Protocol):
-    """The worth of each prompt's next rollout, given all labels and promises so far."""
+    """Gain of each prompt's next rollout, given all labels and allocations so far."""
 
-    binary: bool  # whether labels other than 0 and 1 are refused
+    def next_gain(self, row: int) -> float:
+        """Return the gain of one more rollout of the prompt."""
+        ...
 
-    def key(self, row: int) -> float: ...
+    def allocate(self, row: int, rollouts: int) -> None:
+        """Count so many more rollouts of the prompt as drawn."""
+        ...
 
-    def hold(self, row: int, rollouts: int) -> None: ...
+    def observe(self, row: int, passed: float, failed: float) -> None:
+        """Update the prompt's belief by labels."""
+        ...
 
-    def label(self, row: int, passed: float, failed: float) -> None: ...
+    def value(self) -> Value | None:
+        """Return the value whose gains these are under the current beliefs; None where there is none in closed form."""
+        ...
 
-    def value(self) -> Value | None: ...
 
-
-def rising(x: float, k: float) -> float:
-    """log of x (x + 1) ... (x + k - 1)."""
+def log_rising(x: float, k: float) -> float:
+    """Return log of x (x + 1) ... (x + k - 1)."""
     return lgamma(x + k) - lgamma(x)
 
 
 class ExpectedGain:
-    """E[gain(n)] of BetaValue, kept by its two terms (values.py).
+    """E[gain(n)] of BetaValue, kept as its two terms (kray/planner/values.py).
 
-    Each event multiplies them by ratios of small factors, so that no gamma function is called: a draw by
-    (a+n+1)/(a+b+n+4) and (b+n+2)/(a+b+n+4), a label by the ratios of rising factorials of its shape.
+    Each event multiplies the terms by ratios of small factors, so that no gamma function is called: an allocated rollout by
+    (a+n+1)/(a+b+n+4) and (b+n+2)/(a+b+n+4), a label by the ratios of rising factorials of the shape that it raises.
     """
 
-    binary = False
-
     def __init__(self, alpha: np.ndarray, beta: np.ndarray, held: np.ndarray):
+        """Take the beliefs alpha (M,), beta (M,) and the rollouts already allocated, held (M,) int."""
         passed, failed = BetaValue(alpha, beta).terms_at(np.arange(len(held)), held)
         self.a, self.b, self.n = alpha.tolist(), beta.tolist(), held.tolist()
         self._first_failure, self._first_success = passed.tolist(), failed.tolist()
 
-    def key(self, row: int) -> float:
+    def next_gain(self, row: int) -> float:
+        """Return the gain of one more rollout of the prompt."""
         return self._first_failure[row] + self._first_success[row]
 
-    def hold(self, row: int, rollouts: int) -> None:
+    def allocate(self, row: int, rollouts: int) -> None:
+        """Count so many more rollouts of the prompt as drawn."""
         a, b, n = self.a[row], self.b[row], self.n[row]
         self.n[row] = n + rollouts
         if rollouts != 1:
@@ -71,7 +78,8 @@ class ExpectedGain:
         self._first_failure[row] *= (a + n + 1) / below
         self._first_success[row] *= (b + n + 2) / below
 
-    def label(self, row: int, passed: float, failed: float) -> None:
+    def observe(self, row: int, passed: float, failed: float) -> None:
+        """Update the prompt's belief by labels."""
         a, b, n = self.a[row], self.b[row], self.n[row]
         self.a[row], self.b[row] = a + passed, b + failed
         s = a + b
@@ -87,26 +95,35 @@ class ExpectedGain:
             self._recompute(row)
 
     def value(self) -> Value | None:
+        """Return BetaValue at the current beliefs."""
         return BetaValue(self.a, self.b)
 
     def _recompute(self, row: int) -> None:
         a, b, n = self.a[row], self.b[row], self.n[row]
-        below = rising(a + b, n + 4)
-        self._first_failure[row] = exp(rising(a, n + 1) + rising(b, 3) - below)
-        self._first_success[row] = exp(rising(a, 2) + rising(b, n + 2) - below)
+        below = log_rising(a + b, n + 4)
+        self._first_failure[row] = exp(log_rising(a, n + 1) + log_rising(b, 3) - below)
+        self._first_success[row] = exp(log_rising(a, 2) + log_rising(b, n + 2) - below)
 
 
 class UntilMixed(ExpectedGain):
-    """stop_at_mixed, hybrid and target_size: (g) of the docstring above until both labels have been seen."""
-
-    binary = True
+    """stop_at_mixed, hybrid and target_size, which agree until both labels have been seen."""
 
     def __init__(self, alpha: np.ndarray, beta: np.ndarray, held: np.ndarray, after: str, target_size: int = 8):
+        """Take the beliefs and the rule for mixed groups.
+
+        Args:
+            alpha: (M,) of the beliefs.
+            beta: (M,) of the beliefs.
+            held: (M,) int rollouts already allocated.
+            after: name of the marginal.
+            target_size: T, for target_size.
+        """
         super().__init__(alpha, beta, held)
         self.after, self.target = after, target_size
         self._passed, self._failed = [0] * len(held), [0] * len(held)
 
-    def key(self, row: int) -> float:
+    def next_gain(self, row: int) -> float:
+        """Return the gain of one more rollout of the prompt."""
         passed, failed = self._passed[row], self._failed[row]
         if not passed and not failed:
             return self._first_failure[row] + self._first_success[row]
@@ -118,34 +135,37 @@ class UntilMixed(ExpectedGain):
                 s = a + b
                 return a * b * (b + 1) / (s * (s + 1) * (s + 2) * self.target)
             return 0.0
-        flying = self.n[row] - passed - failed
-        below = rising(a + b, 4 + flying)
+        in_flight = self.n[row] - passed - failed
+        below = log_rising(a + b, 4 + in_flight)
         if failed:
-            return exp(rising(a, 2) + rising(b, 2 + flying) - below)
-        return exp(rising(a, 1 + flying) + rising(b, 3) - below)
+            return exp(log_rising(a, 2) + log_rising(b, 2 + in_flight) - below)
+        return exp(log_rising(a, 1 + in_flight) + log_rising(b, 3) - below)
 
-    def label(self, row: int, passed: float, failed: float) -> None:
+    def observe(self, row: int, passed: float, failed: float) -> None:
+        """Update the prompt's belief by labels."""
         self._passed[row] += int(passed)
         self._failed[row] += int(failed)
-        super().label(row, passed, failed)
+        super().observe(row, passed, failed)
 
     def value(self) -> Value | None:
+        """Return None: the solver does not know these gains."""
         return None
 
 
 class NodeGain:
-    """E[gain(n)] of a value that is known at nodes (mixtures.py): each prompt's mass there, reweighted by its labels."""
-
-    binary = False
+    """E[gain(n)] of a value known at nodes (kray/planner/quadrature.py): each prompt's mass there, reweighted by its labels."""
 
     def __init__(self, value: NodeValue, held: np.ndarray):
+        """Take the value of M prompts and the rollouts already allocated, held (M,) int."""
         self._value, self.n = value, held.tolist()
         self.a, self.b = value.alpha.tolist(), value.beta.tolist()
         self._p, self._q = nodes(value.nodes)
-        self._mass: list[np.ndarray | None] = [None] * len(held)  # made when first asked for: most prompts never are
+        # made on first use: most prompts never need it
+        self._mass: list[np.ndarray | None] = [None] * len(held)
         self._steps = value.steps(int(held.max(initial=0)) + 64)
 
-    def key(self, row: int) -> float:
+    def next_gain(self, row: int) -> float:
+        """Return the gain of one more rollout of the prompt."""
         n = self.n[row]
         if n >= MOST_ROLLOUTS:
             return 0.0
@@ -156,10 +176,12 @@ class NodeGain:
             mass = self._mass[row] = self._value.weights(np.array([row]))[0]
         return float(mass @ self._steps[n])
 
-    def hold(self, row: int, rollouts: int) -> None:
+    def allocate(self, row: int, rollouts: int) -> None:
+        """Count so many more rollouts of the prompt as drawn."""
         self.n[row] += rollouts
 
-    def label(self, row: int, passed: float, failed: float) -> None:
+    def observe(self, row: int, passed: float, failed: float) -> None:
+        """Update the prompt's belief by labels."""
         a, b = self.a[row], self.b[row]
         mass = self._mass[row]
         if mass is None:
@@ -174,11 +196,22 @@ class NodeGain:
         self.a[row], self.b[row] = a + passed, b + failed
 
     def value(self) -> Value | None:
+        """Return None: the solver does not know these gains."""
         return None
 
 
 def make_marginal(name: str, value: Value, held: np.ndarray, target_size: int) -> Marginal:
-    """The marginal of this name for prompts whose beliefs are the value's and whose promised rollouts are held (M,)."""
+    """Make a marginal.
+
+    Args:
+        name: one of MARGINALS.
+        value: of the M prompts, at their beliefs.
+        held: (M,) int rollouts already allocated.
+        target_size: plan.target_size.
+
+    Raises:
+        ValueError: the name is unknown, or the marginal is not defined for this value.
+    """
     if isinstance(value, NodeValue):
         if name != "expected_gain":
             raise ValueError(f"plan.marginal={name} is about the paper's p (1 - p)^2: it needs plan.value=paper")

@@ -1,7 +1,7 @@
-"""How a step goes on: what is promised next, given the labels so far. One small object per kind of mode.
+"""Rules of the modes: what a step allocates next, given the labels so far. One small class per kind of mode.
 
-A rule is asked `more(rollouts)` for about that many more rollouts to promise and answers [(row, rollouts)], having taken them
-out of the purse. An empty answer means: nothing now. While nothing is in flight that is final.
+`allocate(rollouts)` returns [(row, rollouts)] of about that many rollouts and takes them out of the budget. An empty list means
+nothing now; while nothing is in flight, it means nothing more in this step.
 """
 
 from __future__ import annotations
@@ -14,218 +14,292 @@ import numpy as np
 from kray.planner.greedy import Greedy, RolloutBudget
 from kray.planner.solver import spread
 
-EASY, HARD = 0.9, 0.1  # pilot_commit's thresholds on the pilot's success rate
+# pilot_commit's thresholds on the success rate of the pilot.
+EASY, HARD = 0.9, 0.1
 
 
 class Labels(Protocol):
-    """What a rule may know of the step (a StepPlan)."""
+    """State of a step that a rule may read; a StepPlan has it.
+
+    Attributes:
+        in_flight: rollouts dispatched without a label yet.
+        mixed: groups with different labels so far.
+    """
 
     in_flight: int
-    mixed: int  # groups with different labels so far
+    mixed: int
 
-    def success_rate(self) -> np.ndarray: ...
+    def success_rate(self) -> np.ndarray:
+        """Return the success rate of this step's labels, (M,) float64."""
+        ...
 
-    def expected_mixed(self) -> float: ...
+    def expected_mixed(self) -> float:
+        """Return the mixed groups, and the expected number of those that rollouts in flight will mix."""
+        ...
 
 
 class Rule:
-    """Nothing after the first promise, and lost rollouts stay lost: uniform, paper, paper_released, coba, weight_only where
-    the budget counts rollouts."""
+    """Allocates nothing after the beginning, and lost rollouts stay lost.
 
-    def more(self, rollouts: int) -> list[tuple[int, int]]:
+    For uniform, paper, paper_released, coba and weight_only where the budget counts rollouts.
+    """
+
+    def allocate(self, rollouts: int) -> list[tuple[int, int]]:
+        """Allocate about so many more rollouts; return [(row, rollouts)]."""
         return []
 
-    def labelled(self, row: int, passed: float, failed: float) -> None:
-        """Labels have come back."""
+    def on_labels(self, row: int, passed: float, failed: float) -> None:
+        """React to labels of a prompt: their successes and failures."""
 
-    def lost(self, row: int) -> None:
-        """Rollouts of a prompt are lost for good; the purse already holds their budget again."""
+    def on_loss(self, row: int) -> None:
+        """React to rollouts of a prompt that are lost for good, whose budget is free again where the mode reuses it."""
 
-    def refunded(self) -> None:
-        """Budget has come back to the purse: rollouts took fewer tokens than expected."""
+    def on_refund(self) -> None:
+        """React to budget that has become free because rollouts took fewer tokens than expected."""
 
-    def learned(self, on: np.ndarray, mixed: np.ndarray) -> np.ndarray:
-        """Of the prompts with rollouts, those whose groups are learned from, (M,) bool. on, mixed (M,) bool: with rollouts,
-        with different labels."""
-        return on
+    def trained(self, drawn: np.ndarray, mixed: np.ndarray) -> np.ndarray:
+        """Select the prompts whose groups are trained on.
+
+        Args:
+            drawn: (M,) bool, prompts with rollouts.
+            mixed: (M,) bool, prompts with different labels.
+
+        Returns:
+            (M,) bool.
+        """
+        return drawn
 
 
 class Even(Rule):
-    """The same modes where the budget counts tokens: what rollouts took less than expected goes evenly to all prompts."""
+    """The same modes where the budget counts tokens: tokens that rollouts did not take go evenly to all prompts."""
 
-    def __init__(self, purse: RolloutBudget):
-        self._purse, self._cheapest, self._more = purse, min(purse.cost, default=0.0), False
+    def __init__(self, budget: RolloutBudget):
+        """Share the step's budget."""
+        self._budget, self._cheapest, self._returned = budget, min(budget.cost, default=0.0), False
 
-    def more(self, rollouts: int) -> list[tuple[int, int]]:
-        if not self._more or self._purse.free < self._cheapest:
+    def allocate(self, rollouts: int) -> list[tuple[int, int]]:
+        """Spend what has come back since the last call."""
+        if not self._returned or self._budget.free < self._cheapest:
             return []
-        self._more = False
-        return spend(self._purse, [np.ones(len(self._purse.held), dtype=bool)])
+        self._returned = False
+        return spend(self._budget, [np.ones(len(self._budget.held), dtype=bool)])
 
-    def refunded(self) -> None:
-        self._more = True
+    def on_refund(self) -> None:
+        """Spend it at the next call."""
+        self._returned = True
 
 
 class Respend(Rule):
-    """The static plan: nothing more, unless budget comes back (rollouts are lost, or take fewer tokens than expected). It
-    goes to the best prompts then."""
+    """The static plan: budget that becomes free (rollouts are lost, or take fewer tokens) goes to the best prompts."""
 
     def __init__(self, make: Callable[[], Greedy]):
+        """Take the function that makes the greedy allocation, called when it is first needed."""
         self._make = make
         self._greedy: Greedy | None = None
 
-    def more(self, rollouts: int) -> list[tuple[int, int]]:
-        return self._greedy.more(rollouts) if self._greedy else []
+    def allocate(self, rollouts: int) -> list[tuple[int, int]]:
+        """Spend what has become free."""
+        return self._greedy.allocate(rollouts) if self._greedy else []
 
-    def labelled(self, row: int, passed: float, failed: float) -> None:
+    def on_labels(self, row: int, passed: float, failed: float) -> None:
+        """Update the prompt's marginal."""
         if self._greedy:
-            self._greedy.marginal.label(row, passed, failed)
-            self._greedy.touched(row)
+            self._greedy.marginal.observe(row, passed, failed)
+            self._greedy.mark_changed(row)
 
-    def lost(self, row: int) -> None:
+    def on_loss(self, row: int) -> None:
+        """Spend the prompt's budget on others at the next call."""
         if self._greedy is None:
             self._greedy = self._make()
-        self._greedy.touched(row)
-        self._greedy.refunded()
+        self._greedy.mark_changed(row)
+        self._greedy.budget_returned()
 
-    def refunded(self) -> None:
+    def on_refund(self) -> None:
+        """Spend it at the next call."""
         if self._greedy is None:
             self._greedy = self._make()
-        self._greedy.refunded()
+        self._greedy.budget_returned()
 
 
 class Online(Rule):
-    """The best rollouts now, continuously. target_groups > 0: none while enough groups are mixed or about to be."""
+    """The best rollouts now, continuously."""
 
     def __init__(self, greedy: Greedy, step: Labels, target_groups: int = 0):
+        """Make the rule.
+
+        Args:
+            greedy: allocates the step's budget.
+            step: whose labels count.
+            target_groups: nothing is allocated while so many groups are mixed or expected to be; 0: no such limit.
+        """
         self.greedy, self._step, self._target = greedy, step, target_groups
 
-    def more(self, rollouts: int) -> list[tuple[int, int]]:
+    def allocate(self, rollouts: int) -> list[tuple[int, int]]:
+        """Allocate about so many rollouts, best first."""
         if self._target and self._step.expected_mixed() >= self._target:
             return []
-        return self.greedy.more(min(rollouts, self._target) if self._target else rollouts)
+        return self.greedy.allocate(min(rollouts, self._target) if self._target else rollouts)
 
-    def labelled(self, row: int, passed: float, failed: float) -> None:
-        self.greedy.marginal.label(row, passed, failed)
-        self.greedy.touched(row)
+    def on_labels(self, row: int, passed: float, failed: float) -> None:
+        """Update the prompt's marginal."""
+        self.greedy.marginal.observe(row, passed, failed)
+        self.greedy.mark_changed(row)
 
-    def lost(self, row: int) -> None:
-        self.greedy.touched(row)
-        self.greedy.refunded()
+    def on_loss(self, row: int) -> None:
+        """Spend the prompt's budget on others at the next call."""
+        self.greedy.mark_changed(row)
+        self.greedy.budget_returned()
 
-    def refunded(self) -> None:
-        self.greedy.refunded()
+    def on_refund(self) -> None:
+        """Spend it at the next call."""
+        self.greedy.budget_returned()
 
 
 class Rounds(Online):
-    """`rounds` equal parts of what the pilot left, each planned when all labels of the one before are back."""
+    """Equal parts of what the pilot left, each planned when all labels of the one before are back."""
 
     def __init__(self, greedy: Greedy, step: Labels, rounds: int):
+        """Make the rule for so many rounds after the pilot."""
         super().__init__(greedy, step)
         self._left = rounds
 
-    def more(self, rollouts: int) -> list[tuple[int, int]]:
+    def allocate(self, rollouts: int) -> list[tuple[int, int]]:
+        """Allocate the next round, whatever number is requested; nothing while rollouts are in flight."""
         if self._step.in_flight:
             return []
-        purse = self.greedy.purse
-        kept = purse.free * (1 - 1 / max(1, self._left))
-        kept = float(int(kept)) if all(cost == 1 for cost in purse.cost[:1]) else kept
-        purse.free -= kept
-        chosen = self.greedy.more(2**62)
-        purse.free += kept
-        self.greedy.refunded()
+        budget = self.greedy.budget
+        kept = budget.free * (1 - 1 / max(1, self._left))
+        kept = float(int(kept)) if all(cost == 1 for cost in budget.cost[:1]) else kept
+        budget.free -= kept
+        chosen = self.greedy.allocate(2**62)
+        budget.free += kept
+        self.greedy.budget_returned()
         self._left -= 1
         if not chosen and self._left > 0:
-            return self.more(rollouts)
+            return self.allocate(rollouts)
         return chosen
 
 
 class Waves(Rule):
-    """DAPO's dynamic sampling, arXiv 2503.14476, equation 11: prompts are opened wave by wave until enough groups are mixed,
-    and only the first `kept` mixed groups are learned from: the others are in no denominator of the loss.
+    """DAPO's dynamic sampling, arXiv 2503.14476, equation 11.
 
-    Each wave is `groups` fresh candidates with `size` rollouts each, begun when the one before is fully labelled; every
-    rollout counts as spent. The purse holds the first wave, which has all that are due. Departures: a wave is one batch of
-    prompts (theirs may be larger); candidates are plan.candidates times a batch, and a step in which they do not suffice
-    learns from a smaller batch (theirs samples until the batch is full, or ends the run); labels that are graded make a
-    group mixed when they differ (theirs filters by accuracy 0 and 1).
-    Of the paper's other parts, train.loss dapo has the two clips (equation 10; of use with train.updates > 1, the paper
+    Prompts are opened in waves until enough groups are mixed, and only the first `kept` mixed groups are trained on: the
+    others are in no denominator of the loss. Each wave is `groups` fresh candidates with `size` rollouts each, begun when the
+    one before is fully labelled; every rollout counts as spent. The budget holds the first wave from the beginning, with all
+    prompts that are due in it.
+
+    Departures: a wave is one batch of prompts (theirs may be larger); candidates are plan.candidates times a batch, and a
+    step in which they do not suffice trains on a smaller batch (theirs samples until the batch is full, or ends the run);
+    graded labels make a group mixed when they differ (theirs filters by accuracy 0 and 1).
+
+    Of the paper's other parts, train.loss dapo has the two clips (equation 10; they matter with train.updates > 1, the paper
     makes 16 updates a step), the loss by tokens (equation 12) and no KL. It has no overlong filtering and no soft overlong
-    punishment (equation 13): a response that is cut earns what its verifier says.
+    punishment (equation 13): a truncated response gets the reward of its verifier.
     """
 
-    def __init__(self, purse: RolloutBudget, step: Labels, groups: int, size: int, kept: int):
-        self._purse, self._step, self._groups, self._size, self._kept = purse, step, groups, size, kept
-        self._fresh = [row for row, held in enumerate(purse.held) if not held]
+    def __init__(self, budget: RolloutBudget, step: Labels, groups: int, size: int, kept: int):
+        """Make the rule.
 
-    def more(self, rollouts: int) -> list[tuple[int, int]]:
-        purse = self._purse
+        Args:
+            budget: the step's budget.
+            step: whose labels count.
+            groups: prompts of a wave, and mixed groups after which no further wave begins.
+            size: rollouts of each prompt.
+            kept: mixed groups that are trained on.
+        """
+        self._budget, self._step, self._groups, self._size, self._kept = budget, step, groups, size, kept
+        self._fresh = [row for row, held in enumerate(budget.held) if not held]
+
+    def allocate(self, rollouts: int) -> list[tuple[int, int]]:
+        """Open the next wave, whatever number is requested, when the one before is labelled and too few groups are mixed."""
+        budget = self._budget
         if self._step.in_flight or self._step.mixed >= self._groups:
             return []
         rows, self._fresh = self._fresh[: self._groups], self._fresh[self._groups :]
         for row in rows:
-            purse.held[row] += self._size
-            purse.free -= self._size * purse.cost[row]
+            budget.held[row] += self._size
+            budget.free -= self._size * budget.cost[row]
         return [(row, self._size) for row in rows]
 
-    def learned(self, on: np.ndarray, mixed: np.ndarray) -> np.ndarray:
+    def trained(self, drawn: np.ndarray, mixed: np.ndarray) -> np.ndarray:
+        """Select the first mixed groups; all prompts with rollouts where no group is mixed."""
         kept = mixed & (np.cumsum(mixed) <= self._kept)
-        return kept if kept.any() else on
+        return kept if kept.any() else drawn
 
 
 class Commit(Rule):
-    """Pilot-Commit, arXiv 2605.26606: after the pilot, all that is left goes evenly to prompts of middling success.
+    """Pilot-Commit, arXiv 2605.26606: after the pilot, the rest goes evenly to prompts of intermediate success.
 
     A prompt over 0.9 in its pilot is skipped, one under 0.1 deferred (the thresholds of the authors' code), and only the
-    others are learned from, with their pilot's rollouts, as in that code: a prompt that got nothing after its pilot is in
+    others are trained on, with the rollouts of their pilot, as in that code: a prompt that got nothing after its pilot is in
     no denominator of the loss, unless no prompt got anything.
-    Departures: both come back at their next visit like any prompt, where theirs are evicted or queued; without middling
+
+    Departures: both come back at their next visit like any prompt, where theirs are evicted or queued; without intermediate
     prompts, or once they are full, the rest goes to hard ones and then to all, so that the budget is always spent; theirs
-    generates pilots for more prompts than it commits to. In budgets of tokens what comes back is spent by the same order.
+    generates pilots for more prompts than it commits to. Where the budget counts tokens, what comes back is spent in the same
+    order.
     """
 
-    def __init__(self, purse: RolloutBudget, step: Labels):
-        self._purse, self._step = purse, step
-        self._order: list[np.ndarray] | None = None  # masks of prompts, those that are served first in front
-        self._committed = np.zeros(len(purse.held), dtype=bool)
+    def __init__(self, budget: RolloutBudget, step: Labels):
+        """Share the step's budget and its labels."""
+        self._budget, self._step = budget, step
+        # (M,) masks of prompts, those that are served first in front
+        self._order: list[np.ndarray] | None = None
+        self._committed = np.zeros(len(budget.held), dtype=bool)
 
-    def more(self, rollouts: int) -> list[tuple[int, int]]:
+    def allocate(self, rollouts: int) -> list[tuple[int, int]]:
+        """Spend all that is free, whatever number is requested, once every label is back."""
         if self._step.in_flight:
             return []
         if self._order is None:
             rate = self._step.success_rate()
             self._order = [(rate >= HARD) & (rate <= EASY), rate < HARD, np.ones(len(rate), dtype=bool)]
-        chosen = spend(self._purse, self._order)
+        chosen = spend(self._budget, self._order)
         self._committed[[row for row, _ in chosen]] = True
         return chosen
 
-    def learned(self, on: np.ndarray, mixed: np.ndarray) -> np.ndarray:
-        kept = on & self._committed
-        return kept if kept.any() else on
+    def trained(self, drawn: np.ndarray, mixed: np.ndarray) -> np.ndarray:
+        """Select the prompts that got rollouts after their pilot; all with rollouts where none did."""
+        kept = drawn & self._committed
+        return kept if kept.any() else drawn
 
 
-def spend(purse: RolloutBudget, order: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Spends what is free evenly on the prompts of the first mask (M,), then on those of the next; [(row, rollouts)]."""
-    before, cost, cap = np.array(purse.held, dtype=np.int64), np.array(purse.cost), np.array(purse.cap, dtype=np.int64)
+def spend(budget: RolloutBudget, order: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """Spend what is free evenly on the prompts of the first mask (M,), then on those of the next; return [(row, rollouts)]."""
+    before, cost, cap = (
+        np.array(budget.held, dtype=np.int64),
+        np.array(budget.cost),
+        np.array(budget.cap, dtype=np.int64),
+    )
     held = before.copy()
     for group in order:
-        held[group] = fill(held[group], cap[group], cost[group], purse.free - float(cost @ (held - before)))
+        held[group] = fill(held[group], cap[group], cost[group], budget.free - float(cost @ (held - before)))
     more = held - before
-    purse.free -= float(cost @ more)
-    purse.held[:] = held.tolist()
+    budget.free -= float(cost @ more)
+    budget.held[:] = held.tolist()
     return [(int(row), int(more[row])) for row in np.flatnonzero(more)]
 
 
 def fill(held: np.ndarray, cap: np.ndarray, cost: np.ndarray, budget: float) -> np.ndarray:
-    """held, raised evenly to at most cap, for at most `budget` in the unit of cost; all (M,); returns (M,) int64.
+    """Raise the rollouts of M prompts evenly, as far as a budget pays.
 
-    Nothing is left that would pay for one more rollout of a prompt below its cap: where the next in turn is too dear, the
-    cheaper ones go on.
+    What is left pays for no further rollout of a prompt below its cap: where the next in turn is too expensive, cheaper ones
+    go on.
+
+    Args:
+        held: (M,) int64.
+        cap: (M,) int64.
+        cost: (M,) of one rollout.
+        budget: in the unit of cost.
+
+    Returns:
+        (M,) int64.
     """
     held, cap, left = held.copy(), np.maximum(cap, held), budget + 1e-9
     while len(rows := np.flatnonzero((held < cap) & (cost <= left))):
         low, high = 1, int((cap - held)[rows].sum())
-        while low < high:  # the most rollouts that the budget pays for
+        # binary search for the most rollouts that the budget pays for
+        while low < high:
             middle = (low + high + 1) // 2
             paid = float(cost[rows] @ (spread(held[rows], cap[rows], middle) - held[rows])) <= left
             low, high = (middle, high) if paid else (low, middle - 1)

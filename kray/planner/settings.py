@@ -1,4 +1,4 @@
-"""The planner's view of the configuration's `plan` section: checked, with messages that name its keys."""
+"""The planner's checks of the configuration's `plan` section, with messages that name its keys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from kray.plan_modes import MARGINALS, MODES, UNITS, VALUES, WEIGHTS, PlanConfig, contradictions
 from kray.planner.beliefs import Beliefs
 
-# Keys that count something, with the least value of each.
+# Keys that hold whole numbers, with the least value of each.
 LEAST = {
     "budget": 0,
     "lower": 0,

@@ -1,10 +1,11 @@
-"""One step's plan, in every mode: rollouts are taken, labels come back, some are lost, and the plan goes on.
+"""Plan of one step, in every mode: rollouts are taken, labels come back, some rollouts are lost, and the plan goes on.
 
-Promises, asserted (what is about one prompt at its every event, sums over all when rollouts are lost and at the end):
-- of each prompt: labelled <= drawn <= held <= upper (drawn: dispatched less lost; held: drawn and promised);
+Guarantees, asserted (of one prompt at each of its events, of sums when rollouts are lost and at the end):
+- for each prompt: labelled <= drawn <= held <= upper (drawn: dispatched less lost; held: drawn, or allocated and not yet
+  dispatched);
 - sum(cost * held) + free + forfeited = budget (with `tokens` reported, the excess over their expectation is forfeited);
-- a step that is done has nothing promised and nothing in flight, and nothing free that its mode could still spend.
-Equal orders of calls give equal plans: no clock, no chance.
+- a step that is done has nothing left to dispatch, nothing in flight, and nothing free that its mode could still spend.
+Equal orders of calls give equal plans: there is no clock and no randomness.
 """
 
 from __future__ import annotations
@@ -22,42 +23,67 @@ from kray.metrics import PLANNER_ADMITTED, PLANNER_LOST, PLANNER_MIXED, PLANNER_
 from kray.plan_modes import RESPEND, PlanConfig
 from kray.planner.beliefs import Beliefs
 from kray.planner.greedy import RolloutBudget
-from kray.planner.marginals import rising
+from kray.planner.loss_weights import loss_weights
+from kray.planner.marginals import log_rising
 from kray.planner.modes import Rule
-from kray.planner.solver import solve
 from kray.planner.values import BetaValue, Value
 from kray.records import Allocation
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a step begins with. alpha, beta (M,): the beliefs at planning time; value: of the M prompts, at them."""
+class StepStart:
+    """State of a step of M prompts when it begins.
+
+    Attributes:
+        prompt_ids: M of them.
+        settings: the `plan` section.
+        beliefs: that the labels go into.
+        before: snapshot of the beliefs, to withdraw the step.
+        alpha: (M,) of the beliefs at planning time.
+        beta: (M,) of the beliefs at planning time.
+        value: of the M prompts, at these beliefs.
+        budget: in rollouts or expected tokens.
+    """
 
     prompt_ids: list[str]
     settings: PlanConfig
     beliefs: Beliefs
-    before: dict[str, Any]  # snapshot of the beliefs, to withdraw the step
+    before: dict[str, Any]
     alpha: np.ndarray
     beta: np.ndarray
     value: Value
-    budget: float  # in rollouts or expected tokens
-    binary: bool  # labels other than 0 and 1 are refused
-    groups: int = 0  # mixed groups after which the step may stop; 0: it spends its budget
+    budget: float
 
 
 class StepPlan:
-    """Made by KnapsackPlanner.begin. `take` says what to dispatch now, `observe` and `lost` what became of it."""
+    """Plan of one step, made by KnapsackPlanner.begin.
 
-    def __init__(self, start: Start, purse: RolloutBudget, rule: Callable[[StepPlan], Rule]):
-        self._start, self._purse = start, purse
+    `take` returns what to dispatch now; `observe` and `lost` report what became of it.
+
+    Attributes:
+        in_flight: rollouts dispatched that have neither a label nor been lost.
+        mixed: groups with different labels so far.
+    """
+
+    def __init__(self, start: StepStart, budget: RolloutBudget, rule: Callable[[StepPlan], Rule]):
+        """Begin the step.
+
+        Args:
+            start: the prompts, the settings and the beliefs.
+            budget: the step's budget; what it holds is dispatched first.
+            rule: makes the rule by which the step goes on.
+        """
+        self._start, self._budget = start, budget
         self._row = {prompt_id: row for row, prompt_id in enumerate(start.prompt_ids)}
         m = len(start.prompt_ids)
         self._belief_rows = start.beliefs.rows(start.prompt_ids).tolist()
-        self._pending: deque[tuple[int, int]] = deque((row, k) for row, k in enumerate(purse.held) if k)
+        self._pending: deque[tuple[int, int]] = deque((row, k) for row, k in enumerate(budget.held) if k)
         self._drawn, self._labelled, self._lost = [0] * m, [0] * m, [0] * m
         self._passed, self._least, self._most = [0.0] * m, [2.0] * m, [-1.0] * m
-        self._hoping = start.groups > 0 and start.settings.mode == "online"
-        self._chance, self._hope = [0.0] * m, 0.0
+        self._binary = start.settings.mode in ("online", "rounds") and start.settings.marginal != "expected_gain"
+        # only `expected_mixed` needs the probabilities of mixing
+        self._track_mixing = start.settings.target_groups > 0 and start.settings.mode == "online"
+        self._mix_probability, self._expected_mixing = [0.0] * m, 0.0
         self._forfeited = 0.0
         self._limit = self._most_in_flight()
         self._withdrawn = False
@@ -66,12 +92,17 @@ class StepPlan:
         self._rule = rule(self)
         self._check()
 
-    # -- the four calls of a driver ------------------------------------------------------------------------------------
-
     def take(self, room: int | None = None) -> list[tuple[str, int]]:
-        """Rollouts to dispatch now, at most `room` (None: no limit): [(prompt id, rollouts)], a prompt perhaps twice.
+        """Return the rollouts to dispatch now; they count as in flight until `observe` or `lost`.
 
-        They count as in flight until `observe` or `lost`. [] means: nothing until labels come back, or `done`.
+        Args:
+            room: most rollouts to return; None: no limit.
+
+        Returns:
+            [(prompt id, rollouts)], a prompt perhaps twice; [] until labels come back, or when the step is `done`.
+
+        Raises:
+            ValueError: room is negative.
         """
         if room is not None and room < 0:
             raise ValueError(f"room must be a number of rollouts >= 0 or None; got {room}")
@@ -79,7 +110,7 @@ class StepPlan:
         left = 2**62 if room is None else int(room)
         while left > 0:
             if not pending:
-                pending.extend(self._rule.more(left))
+                pending.extend(self._rule.allocate(left))
                 if not pending:
                     break
             row, rollouts = pending.popleft()
@@ -89,27 +120,33 @@ class StepPlan:
             self._drawn[row] += rollouts
             self.in_flight += rollouts
             left -= rollouts
-            self._expect(row)
+            self._update_mixing(row)
             out.append((ids[row], rollouts))
-            assert self._drawn[row] <= self._purse.held[row] <= self._purse.cap[row]
+            assert self._drawn[row] <= self._budget.held[row] <= self._budget.cap[row]
         return out
 
     def observe(self, prompt_id: str, rewards: ArrayLike, tokens: float | None = None) -> None:
-        """Labels of rollouts in flight: rewards, scalar or (N,), in [0, 1]; they go into the beliefs at once.
+        """Add labels of rollouts in flight; they go into the beliefs at once.
 
-        A graded reward r counts as r successes and 1 - r failures, and a group as mixed when its labels differ; marginals
-        that stop at mixed need 0 and 1 alone. tokens: what these rollouts really took together; where the budget counts
-        tokens it replaces their expectation. ValueError, without any change, on anything else.
+        Args:
+            prompt_id: of this step.
+            rewards: scalar or (N,) in [0, 1]. A graded reward r counts as r successes and 1 - r failures, and a group is
+                mixed when its labels differ; the marginals that stop at mixed groups accept only 0 and 1.
+            tokens: response tokens that these rollouts took together; where the budget counts tokens, they replace the
+                expectation.
+
+        Raises:
+            ValueError: an argument is out of range, or fewer rollouts are in flight; nothing has changed then.
         """
         row = self._known(prompt_id)
         labels = rewards if isinstance(rewards, list) else np.atleast_1d(np.asarray(rewards, dtype=np.float64)).tolist()
         n = len(labels)
         if n > self._drawn[row] - self._labelled[row]:
-            flying = self._drawn[row] - self._labelled[row]
-            raise ValueError(f"rewards: {n} labels of prompt {prompt_id}, which has {flying} rollouts in flight")
+            in_flight = self._drawn[row] - self._labelled[row]
+            raise ValueError(f"rewards: {n} labels of prompt {prompt_id}, which has {in_flight} rollouts in flight")
         for label in labels:
-            if not (label in (0, 1) if self._start.binary else 0 <= label <= 1):
-                wanted = "be 0 or 1 for this plan.marginal" if self._start.binary else "lie in [0, 1]"
+            if not (label in (0, 1) if self._binary else 0 <= label <= 1):
+                wanted = "be 0 or 1 for this plan.marginal" if self._binary else "lie in [0, 1]"
                 raise ValueError(f"rewards of prompt {prompt_id} must {wanted}; got {label!r}")
         if tokens is not None and not (isfinite(tokens) and tokens >= 0):
             raise ValueError(f"tokens of prompt {prompt_id} must be finite and not negative; got {tokens}")
@@ -123,59 +160,62 @@ class StepPlan:
         self._passed[row] += passed
         self.in_flight -= n
         self._start.beliefs.add(self._belief_rows[row], passed, n)
-        self._expect(row)
-        self._rule.labelled(row, passed, n - passed)
+        self._update_mixing(row)
+        self._rule.on_labels(row, passed, n - passed)
         if tokens is not None and self._start.settings.unit == "tokens":
-            excess = tokens - self._purse.cost[row] * n
+            excess = tokens - self._budget.cost[row] * n
             self._forfeited += excess
-            self._purse.free -= excess
+            self._budget.free -= excess
             if excess < 0:
-                self._rule.refunded()
+                self._rule.on_refund()
         assert self.in_flight >= 0
 
     def lost(self, prompt_id: str, rollouts: int = 1) -> None:
-        """Rollouts in flight that failed for good.
+        """Report rollouts in flight that failed for good.
 
-        In static, online and rounds their budget is spent on other prompts, and this one gets no more in this step; other
-        modes forfeit it and go on as planned. ValueError when so many are not in flight.
+        In the modes static, online and rounds their budget is spent on other prompts, and this one gets no more in this step;
+        other modes forfeit it and go on as planned.
+
+        Raises:
+            ValueError: fewer rollouts of the prompt are in flight.
         """
         row = self._known(prompt_id)
-        flying = self._drawn[row] - self._labelled[row]
-        if not 0 <= rollouts <= flying or rollouts != int(rollouts):
-            raise ValueError(f"rollouts: {rollouts} of prompt {prompt_id} cannot be lost; {flying} are in flight")
+        in_flight = self._drawn[row] - self._labelled[row]
+        if not 0 <= rollouts <= in_flight or rollouts != int(rollouts):
+            raise ValueError(f"rollouts: {rollouts} of prompt {prompt_id} cannot be lost; {in_flight} are in flight")
         if not rollouts:
             return
-        purse, cost = self._purse, self._purse.cost[row]
+        budget, cost = self._budget, self._budget.cost[row]
         self._drawn[row] -= rollouts
-        purse.held[row] -= rollouts
+        budget.held[row] -= rollouts
         self._lost[row] += rollouts
         self.in_flight -= rollouts
         if self._start.settings.mode in RESPEND:
             self._pending = deque(item for item in self._pending if item[0] != row)
-            purse.free += cost * (rollouts + purse.held[row] - self._drawn[row])
-            purse.held[row] = purse.cap[row] = self._drawn[row]
+            budget.free += cost * (rollouts + budget.held[row] - self._drawn[row])
+            budget.held[row] = budget.cap[row] = self._drawn[row]
         else:
             self._forfeited += cost * rollouts
-        self._expect(row)
-        self._rule.lost(row)
+        self._update_mixing(row)
+        self._rule.on_loss(row)
         self._check()
 
     @property
     def done(self) -> bool:
-        """Nothing is in flight and nothing more will be dispatched."""
+        """Whether nothing is in flight and nothing more will be dispatched."""
         if self.in_flight or self._pending:
             return False
-        self._pending.extend(self._rule.more(1))  # nothing can come back any more, so asking early changes nothing
+        # no label can come back any more, so allocating early changes nothing
+        self._pending.extend(self._rule.allocate(1))
         if not self._pending:
             self._check()
         return not self._pending
 
-    # -- what it says about itself -------------------------------------------------------------------------------------
-
     def room(self, free: int | None = None) -> int | None:
-        """Rollouts that may be dispatched now under plan.in_flight, and at most `free`, the pool's own limit; None: any.
+        """Return how many rollouts may be dispatched now under plan.in_flight; None: any number.
 
-        plan.in_flight = 0 means a quarter of the budget in mode online, and no limit in the others.
+        Args:
+            free: the pool's own limit; None: it has none.
         """
         if not self._limit:
             return free
@@ -183,35 +223,37 @@ class StepPlan:
         return room if free is None else min(room, free)
 
     def _most_in_flight(self) -> int:
-        """0: any number."""
+        """Return the limit of plan.in_flight in rollouts, a quarter of the budget for 0 in mode online; 0: any number."""
         limit = self._start.settings.in_flight
         if not limit and self._start.settings.mode == "online":
-            costs = self._purse.cost
+            costs = self._budget.cost
             mean = sum(costs) / len(costs) if costs else 1.0
             limit = max(1, int(self._start.budget / mean / 4))
         return limit
 
     def allocation(self) -> Allocation:
-        """Budgets really dispatched (less lost ones), loss weights, and what was expected of them at planning time.
+        """Return the budgets dispatched (less lost ones), the loss weights, and what was expected at planning time.
 
-        expected_success is the posterior mean and expected_value the expected value at the posterior (values.py), in
-        every mode, so that plans of different modes compare. Weights (plan.weights) sum to the budgets' sum; prompts that
-        the mode leaves out of the loss (dynamic_sampling, pilot_commit) have weight 0, and their budgets are not in the sum.
+        expected_success is the posterior mean and expected_value that of BetaValue at the posterior, in every mode, so that
+        plans of different modes can be compared. Weights (`loss_weights`) sum to the sum of the budgets of the prompts that
+        are trained on; prompts that the mode leaves out of the loss (dynamic_sampling, pilot_commit) have weight 0.
         """
         start = self._start
+        mixed = np.array([self._is_mixed(row) for row in range(len(start.prompt_ids))], dtype=bool)
         budgets = np.array(self._drawn, dtype=np.int64)
         return Allocation(
             prompt_ids=start.prompt_ids,
             budgets=budgets,
-            weights=self._weights(budgets),
+            weights=loss_weights(
+                start.settings, budgets, self._rule.trained(budgets > 0, mixed), self._weighing_value()
+            ),
             expected_success=start.alpha / (start.alpha + start.beta),
             expected_value=BetaValue(start.alpha, start.beta).total(budgets),
         )
 
     def metrics(self) -> dict[str, float]:
-        """planner/admitted: prompts with rollouts; planner/lost: rollouts; planner/unspent_ratio: of the budget, by expected
-        cost; planner/mixed: groups with different labels."""
-        spent = sum(c * n for c, n in zip(self._purse.cost, self._drawn, strict=True))
+        """Return planner/admitted, planner/lost, planner/unspent_ratio (by expected cost) and planner/mixed."""
+        spent = sum(c * n for c, n in zip(self._budget.cost, self._drawn, strict=True))
         return {
             PLANNER_ADMITTED: float(sum(n > 0 for n in self._drawn)),
             PLANNER_LOST: float(sum(self._lost)),
@@ -220,80 +262,59 @@ class StepPlan:
         }
 
     def withdraw(self) -> None:
-        """Takes the step back with all its labels: as if it had never been planned. The plan cannot be used after it."""
+        """Undo the step and all its labels, as if it had not been planned. The plan cannot be used afterwards."""
         if not self._withdrawn:
             self._start.beliefs.restore(self._start.before)
             self._withdrawn = True
             self._row = {}
 
     def success_rate(self) -> np.ndarray:
-        """Of this step's labels, (M,) float64; 0.5 without any."""
+        """Return the success rate of this step's labels, (M,) float64; 0.5 without labels."""
         n = np.array(self._labelled, dtype=np.float64)
         return np.divide(self._passed, n, out=np.full(len(n), 0.5), where=n > 0)
 
     def labels(self) -> list[tuple[float, float]]:
-        """(successes, failures) of this step by prompt."""
+        """Return (successes, failures) of this step's labels for each prompt."""
         return [(s, n - s) for s, n in zip(self._passed, self._labelled, strict=True)]
 
     def expected_mixed(self) -> float:
-        """Mixed groups, and those whose rollouts in flight may yet mix them by their probability of doing so.
+        """Return the mixed groups, and the expected number of those that rollouts in flight will mix.
 
-        That is 1 - E[q^j] for an all-fail group with j in flight, 1 - E[p^j] for an all-pass one, and with no labels
-        1 - E[p^j] - E[q^j] (j >= 2).
+        A group with j rollouts in flight becomes mixed with probability 1 - E[q^j] where all labels failed, 1 - E[p^j] where
+        all passed, and 1 - E[p^j] - E[q^j] (j >= 2) without labels.
         """
-        return self.mixed + self._hope + 1e-9  # a sum of many small changes
+        # 1e-9: the sum of many small changes rounds
+        return self.mixed + self._expected_mixing + 1e-9
 
     def _is_mixed(self, row: int) -> bool:
         return self._most[row] > self._least[row]
 
-    def _expect(self, row: int) -> None:
-        """Keeps the sum of the chances of mixing up to date after an event of the prompt."""
-        if self._hoping:
-            chance = self._chance_of_mixing(row)
-            self._hope += chance - self._chance[row]
-            self._chance[row] = chance
+    def _weighing_value(self) -> Value:
+        """Return the value by which `loss_weights` divides: at the beliefs after this step's labels for `hindsight`."""
+        start = self._start
+        if start.settings.weights != "hindsight" or start.settings.mode == "weight_only":
+            return start.value
+        passed = np.array(self._passed)
+        return BetaValue(start.alpha + passed, start.beta + np.array(self._labelled) - passed)
 
-    def _chance_of_mixing(self, row: int) -> float:
+    def _update_mixing(self, row: int) -> None:
+        """Keep the sum of the probabilities of mixing up to date after an event of the prompt."""
+        if self._track_mixing:
+            probability = self._probability_of_mixing(row)
+            self._expected_mixing += probability - self._mix_probability[row]
+            self._mix_probability[row] = probability
+
+    def _probability_of_mixing(self, row: int) -> float:
         n, s = self._labelled[row], self._passed[row]
-        flying = self._drawn[row] - n
-        if not flying or self._is_mixed(row):
+        in_flight = self._drawn[row] - n
+        if not in_flight or self._is_mixed(row):
             return 0.0
         a, b = float(self._start.alpha[row]) + s, float(self._start.beta[row]) + n - s
-        below = rising(a + b, flying)
-        all_pass, all_fail = exp(rising(a, flying) - below), exp(rising(b, flying) - below)
+        below = log_rising(a + b, in_flight)
+        all_pass, all_fail = exp(log_rising(a, in_flight) - below), exp(log_rising(b, in_flight) - below)
         if n:
             return 1 - (all_fail if self._most[row] == 0 else all_pass)
         return max(0.0, 1 - all_pass - all_fail)
-
-    def _weights(self, budgets: np.ndarray) -> np.ndarray:
-        """Of each prompt in the loss, (M,); 0: its group is left out of the loss and of its denominator.
-
-        They sum to the rollouts of the prompts that are not left out, so that leaving some out changes no scale.
-        """
-        on = self._rule.learned(budgets > 0, np.array([self._is_mixed(row) for row in range(len(budgets))], dtype=bool))
-        weights = np.zeros(len(budgets))
-        if not on.any():
-            return weights
-        kind = "knapsack" if self._start.settings.mode == "weight_only" else self._start.settings.weights
-        if kind == "rollouts":
-            weights[on] = budgets[on]
-        elif kind == "uniform":
-            weights[on] = budgets[on].sum() / on.sum()
-        else:
-            weights[on] = self._by_knapsack(kind, np.flatnonzero(on), int(budgets[on].sum()))
-        return weights
-
-    def _by_knapsack(self, kind: str, rows: np.ndarray, rollouts: int) -> np.ndarray:
-        """What static would give these prompts of so many rollouts, by the beliefs before the step or after it; at least one
-        each, since a weight of 0 would leave the group out."""
-        start, settings = self._start, self._start.settings
-        value: Value = start.value
-        if kind == "hindsight":
-            passed = np.array(self._passed)
-            value = BetaValue(start.alpha + passed, start.beta + np.array(self._labelled) - passed)
-        low = min(max(settings.lower, 1), rollouts // len(rows))
-        high = max(settings.upper, -(-rollouts // len(rows)))
-        return solve(_Part(value, rows), rollouts, low, high)
 
     def _known(self, prompt_id: str) -> int:
         if self._withdrawn:
@@ -304,43 +325,22 @@ class StepPlan:
             raise ValueError(f"prompt_id {prompt_id!r} is not in this step's plan") from None
 
     def _check(self) -> None:
-        """The budget identity over all prompts, and each prompt's counts."""
-        purse = self._purse
-        held = sum(c * n for c, n in zip(purse.cost, purse.held, strict=True))
-        budget = self._start.budget
-        off = abs(held + purse.free + self._forfeited - budget)
-        assert off <= 1e-6 * (1 + budget), (held, purse.free, self._forfeited, budget)
+        """Assert the budget identity over all prompts, and each prompt's counts."""
+        budget = self._budget
+        held = sum(c * n for c, n in zip(budget.cost, budget.held, strict=True))
+        total = self._start.budget
+        off = abs(held + budget.free + self._forfeited - total)
+        assert off <= 1e-6 * (1 + total), (held, budget.free, self._forfeited, total)
         assert all(
             labelled <= drawn <= kept
-            for labelled, drawn, kept in zip(self._labelled, self._drawn, purse.held, strict=True)
+            for labelled, drawn, kept in zip(self._labelled, self._drawn, budget.held, strict=True)
         )
         assert self.in_flight == sum(self._drawn) - sum(self._labelled)
-        assert sum(purse.held) - sum(self._drawn) == sum(k for _, k in self._pending)
-
-
-class _Part:
-    """Some prompts of a value, as a value of their own."""
-
-    def __init__(self, value: Value, rows: np.ndarray):
-        self._value, self._rows = value, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def gain_at(self, rows: np.ndarray, n: np.ndarray) -> np.ndarray:
-        return self._value.gain_at(self._rows[rows], n)
-
-    def gain(self, n: np.ndarray) -> np.ndarray:
-        return self.gain_at(np.arange(len(self)), n)
-
-    def total(self, n: np.ndarray) -> np.ndarray:
-        whole = np.zeros(len(self._value), dtype=np.int64)
-        whole[self._rows] = n
-        return self._value.total(whole)[self._rows]
+        assert sum(budget.held) - sum(self._drawn) == sum(k for _, k in self._pending)
 
 
 def ids_of(prompt_ids: Sequence[str]) -> list[str]:
-    """As a list; ValueError on an id given twice."""
+    """Return the ids as a list; raise ValueError on an id given twice."""
     ids = list(prompt_ids)
     if len(set(ids)) != len(ids):
         raise ValueError("prompt_ids holds an id twice; a step visits a prompt once")

@@ -8,7 +8,7 @@ from scipy import integrate, stats
 
 from kray.plan_modes import MARGINALS
 from kray.planner import BetaValue, CobaValue, GrpoValue, solve
-from kray.planner.marginals import ExpectedGain, make_marginal
+from kray.planner.marginals import ExpectedGain, UntilMixed, make_marginal
 from kray.planner.quadrature import nodes
 
 shapes = st.floats(0.05, 60)
@@ -69,13 +69,13 @@ def test_an_updated_gain_is_the_gain_of_the_updated_belief(a, b, events, kind):
     n, passed, failed = 2, 0.0, 0.0
     for event in events:
         if event == "hold":
-            marginal.hold(0, 1)
+            marginal.allocate(0, 1)
             n += 1
         else:
-            marginal.label(0, event, 1 - event)
+            marginal.observe(0, event, 1 - event)
             passed, failed = passed + event, failed + 1 - event
         want = make([a + passed], [b + failed]).gain(np.array([n]))[0]
-        assert marginal.key(0) == pytest.approx(want, rel=1e-9, abs=1e-300)
+        assert marginal.next_gain(0) == pytest.approx(want, rel=1e-9, abs=1e-300)
 
 
 def test_until_mixed_is_the_chance_to_mix_times_what_that_is_worth():
@@ -86,9 +86,9 @@ def test_until_mixed_is_the_chance_to_mix_times_what_that_is_worth():
     def after(passed, failed, flying, name="stop_at_mixed"):
         marginal = make_marginal(name, BetaValue([a], [b]), np.array([passed + failed + flying]), 5)
         for label in [1] * passed + [0] * failed:
-            marginal.label(0, label, 1 - label)
+            marginal.observe(0, label, 1 - label)
         likely = mass * p**passed * q**failed
-        return marginal.key(0), likely / likely.sum()
+        return marginal.next_gain(0), likely / likely.sum()
 
     for flying in (0, 1, 4):
         key, belief = after(0, 3, flying)
@@ -110,6 +110,6 @@ def test_what_does_not_fit_is_named():
         make_marginal("greedy", value, np.array([2]), 8)
     assert isinstance(make_marginal("expected_gain", value, np.array([2]), 8), ExpectedGain)
     for name in MARGINALS[1:]:
-        assert make_marginal(name, value, np.array([2]), 8).binary
+        assert isinstance(make_marginal(name, value, np.array([2]), 8), UntilMixed)
         with pytest.raises(ValueError, match=r"plan\.value=paper"):
             make_marginal(name, GrpoValue([1.0], [1.0]), np.array([2]), 8)
