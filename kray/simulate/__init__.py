@@ -1,1 +1,1 @@
-"""What the planner's modes would do on a population of prompts, without a model: numpy, and matplotlib for the figure."""
+"""Simulations of the planner's modes on a population of prompts, without a model: numpy, and matplotlib for the figure."""

@@ -1,4 +1,4 @@
-"""Where the simulator's true success rates come from: made-up shapes, or what a real run has seen.
+"""True success rates of the simulated prompts: synthetic distributions, or those that a real run has observed.
 
 A population is a function (prompts, rng) -> (prompts,) success rates in [0, 1]; every seed draws its own.
 """
@@ -19,13 +19,13 @@ Population = Callable[[int, np.random.Generator], np.ndarray]
 
 
 def logit_normal(prompts: int, rng: np.random.Generator) -> np.ndarray:
-    """logit p ~ N(-0.8, 2.6^2), and 8 % that never succeed: the population of the design notes."""
+    """Draw logit p ~ N(-0.8, 2.6^2), and 8 % of prompts that never succeed."""
     p = _sigmoid(rng.normal(-0.8, 2.6, prompts))
     return np.where(rng.random(prompts) < 0.08, 0.0, p)
 
 
 def u_shaped(prompts: int, rng: np.random.Generator) -> np.ndarray:
-    """10 % under .003, 40 % .003-.05, 10 % .05-.3, 10 % .3-.9, 30 % over .9; log-uniform in the lower cells."""
+    """Draw 10 % below .003, 40 % .003-.05, 10 % .05-.3, 10 % .3-.9, 30 % above .9; log-uniform in the first three cells."""
     low = np.array([3e-4, 3e-3, 0.05, 0.3, 0.9])
     high = np.array([3e-3, 0.05, 0.3, 0.9, 0.999])
     cell = rng.choice(5, prompts, p=[0.1, 0.4, 0.1, 0.1, 0.3])
@@ -34,7 +34,7 @@ def u_shaped(prompts: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def hard(prompts: int, rng: np.random.Generator) -> np.ndarray:
-    """logit p ~ N(-2, 2^2), and 25 % that never succeed."""
+    """Draw logit p ~ N(-2, 2^2), and 25 % of prompts that never succeed."""
     p = _sigmoid(rng.normal(-2.0, 2.0, prompts))
     return np.where(rng.random(prompts) < 0.25, 0.0, p)
 
@@ -43,9 +43,13 @@ SHAPES: dict[str, Population] = {"logit_normal": logit_normal, "u_shaped": u_sha
 
 
 def find_population(name: str) -> Population:
-    """A shape by name, or the population of a file or run folder (`read_counts`) or of an MLflow run: mlflow:<run id>.
+    """Return a population.
 
-    Raises DataError.
+    Args:
+        name: one of SHAPES, a file or run folder (`read_counts`), or `mlflow:<run id>`.
+
+    Raises:
+        DataError: it does not exist, or holds no labels.
     """
     if name in SHAPES:
         return SHAPES[name]
@@ -59,10 +63,14 @@ def find_population(name: str) -> Population:
 
 
 def seen_population(successes: np.ndarray, trials: np.ndarray) -> Population:
-    """Prompts like those with these labels, (K,) each; trials inf: the rate is known.
+    """Return the population of prompts like those that were observed.
 
-    Each draw picks prompts (all once, before any twice) and gives each a rate from its posterior under the prior that fits
-    them all: eight failures do not make a prompt impossible.
+    Each draw picks prompts (all once before any twice) and draws each rate from its posterior under the prior fitted to all of
+    them, so that eight failures do not make a prompt impossible.
+
+    Args:
+        successes: (K,) of each prompt; the success rate where trials is infinite.
+        trials: (K,); infinite where the rate is known.
     """
     known = np.isinf(trials)
     prior = None if known.all() else fit_beta_binomial(successes[~known], trials[~known])
@@ -79,19 +87,28 @@ def seen_population(successes: np.ndarray, trials: np.ndarray) -> Population:
 
 
 def read_counts(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(successes (K,), trials (K,)) of a previous run; trials inf where successes are success rates instead.
+    """Read the labels of a previous run.
 
-    A run folder, a checkpoint folder or its state.json: each prompt's latest visit. A JSONL file: one prompt a line, a bare
-    number or an object with `success_rate`, `group_success`, or `successes` and `trials`; or one rollout a line, with
-    `prompt_id` and `reward`. Raises DataError, naming the line.
+    Args:
+        path: a run folder, a checkpoint folder or its state.json, of which each prompt's latest visit counts; or a JSONL file
+            with one prompt a line, a bare number or an object with `success_rate`, `group_success`, or `successes` and
+            `trials`, or with one rollout a line, an object with `prompt_id` and `reward`.
+
+    Returns:
+        (successes (K,), trials (K,)) float64; trials are infinite where successes are success rates instead.
+
+    Raises:
+        DataError: nothing usable is there; the message names the file and line.
     """
     if path.is_dir():
         states = [path / "state.json"] if (path / "state.json").is_file() else sorted(path.glob("**/state.json"))
         if not states:
             raise DataError(f"{path}: no checkpoint here (no state.json)")
         path = states[-1]
-    if path.name == "state.json":
-        return _of_state(path)
+    return _of_state(path) if path.name == "state.json" else _of_lines(path)
+
+
+def _of_lines(path: Path) -> tuple[np.ndarray, np.ndarray]:
     rates: list[float] = []
     counts: list[tuple[float, float]] = []
     rollouts: dict[str, list[float]] = {}
@@ -103,16 +120,16 @@ def read_counts(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 row = json.loads(line)
                 if isinstance(row, dict) and "trials" in row:
                     counts.append((float(row["successes"]), float(row["trials"])))
-                    sound = 0 <= counts[-1][0] <= counts[-1][1] and counts[-1][1] >= 1
+                    valid = 0 <= counts[-1][0] <= counts[-1][1] and counts[-1][1] >= 1
                 elif isinstance(row, dict) and "prompt_id" in row and "reward" in row:
                     rollouts.setdefault(row["prompt_id"], []).append(float(row["reward"]))
-                    sound = 0 <= rollouts[row["prompt_id"]][-1] <= 1
+                    valid = 0 <= rollouts[row["prompt_id"]][-1] <= 1
                 else:
                     rates.append(float(_rate(row)))
-                    sound = 0 <= rates[-1] <= 1
+                    valid = 0 <= rates[-1] <= 1
             except (ValueError, TypeError, KeyError) as error:
                 raise DataError(f"{path}:{number}: not a success rate, counts or a rollout ({error!r})") from None
-            if not sound:
+            if not valid:
                 raise DataError(f"{path}:{number}: success rates and rewards lie in [0, 1], successes in [0, trials]")
     counts += [(sum(rewards), len(rewards)) for rewards in rollouts.values()]
     if not rates and not counts:
@@ -143,7 +160,7 @@ def _of_state(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_mlflow(run_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """From the newest table beliefs/step-<n>.json of the run, on MLFLOW_TRACKING_URI."""
+    """Read the newest table beliefs/step-<n>.json of the run at MLFLOW_TRACKING_URI."""
     from kray.tracking.mlflow_store import newest_table
 
     table = newest_table(run_id, "beliefs")

@@ -1,4 +1,4 @@
-"""Many simulated runs: every plan on the same seeds, with paired intervals, a table, a figure and plain data for JSON."""
+"""Studies of simulated runs: every plan on the same seeds, with paired intervals, a table, a figure and data for JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from kray.simulate.world import World, simulate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES = {  # figure -> (column head, unit and meaning); per-step figures are means after the first epoch
+# Figure -> (column head, unit and meaning); figures of a step are means after the first epoch.
+FIGURES = {
     "learned": ("learned", "mean success rate at the end less that at the beginning"),
     "value": ("value", "sum of true Value(N, p) per mean budget of rollouts x 1000"),
     "realised": ("realised", "sum of p (1 - p)^2 over mixed groups per mean budget of rollouts x 1000"),
@@ -26,6 +27,7 @@ FIGURES = {  # figure -> (column head, unit and meaning); per-step figures are m
     "planner_ms": ("plan ms", "planner's time a step, milliseconds"),
 }
 
+# Plan -> keys of PlanConfig, and of `simulate`.
 PLANS: dict[str, dict[str, Any]] = {
     "uniform": {"mode": "uniform"},
     "paper": {"mode": "paper"},
@@ -56,17 +58,18 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 
 
+# Plans whose steps have other numbers of prompts.
 WIDER = (
     "dynamic_sampling",
     "uniform 2x prompts",
     "static 2x prompts",
     "online 2x candidates",
     "online until mixed enough",
-)  # other prompts a step
+)
 
 
 def title(name: str, world: World, seeds: int) -> str:
-    """What was simulated, for heads of tables and figures."""
+    """Return the title of tables and figures: what was simulated."""
     size = f"{world.prompts} prompts, {world.per_step} x {world.rollouts} rollouts a step"
     return (
         f"{name}: {size}, {world.in_flight:g} of them in flight, {world.steps} steps, equal {world.unit}, {seeds} seeds"
@@ -74,7 +77,7 @@ def title(name: str, world: World, seeds: int) -> str:
 
 
 def curve() -> dict[str, dict[str, Any]]:
-    """The trade-off between teaching many prompts and teaching them well: marginal, value, target size, floor."""
+    """Return plans along the trade-off between many small mixed groups and fewer large ones: marginal, value, size, floor."""
     plans: dict[str, dict[str, Any]] = {"uniform": {"mode": "uniform"}, "oracle": {"mode": "oracle"}}
     for floor in (2, 3, 4, 6):
         for marginal in ("expected_gain", "hybrid", "stop_at_mixed"):
@@ -87,7 +90,16 @@ def curve() -> dict[str, dict[str, Any]]:
 
 
 def study(world: World, plans: Mapping[str, Mapping[str, Any]], seeds: int) -> dict[str, dict[str, list[float]]]:
-    """Figures of every plan: {plan: {figure: one number a seed}}."""
+    """Simulate every plan on the same seeds.
+
+    Args:
+        world: what is simulated.
+        plans: name -> plan of `simulate`.
+        seeds: number of seeds, from 0.
+
+    Returns:
+        {plan: {figure: one number for each seed}}.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for name, plan in plans.items():
         runs = [simulate(world, seed, dict(plan)) for seed in range(seeds)]
@@ -96,7 +108,7 @@ def study(world: World, plans: Mapping[str, Mapping[str, Any]], seeds: int) -> d
 
 
 def interval(numbers: Sequence[float]) -> tuple[float, float]:
-    """(mean, half width of its 95 % interval) over seeds, by Student's t; NaN half width for one seed."""
+    """Return (mean, half width of its 95 % interval) over seeds, by Student's t; the half width is NaN for one seed."""
     x = np.asarray(numbers, dtype=np.float64)
     if len(x) < 2:
         return float(x.mean()), float("nan")
@@ -104,7 +116,15 @@ def interval(numbers: Sequence[float]) -> tuple[float, float]:
 
 
 def summary(found: Mapping[str, Mapping[str, Sequence[float]]], against: str = "uniform") -> dict[str, dict[str, Any]]:
-    """Per plan and figure: mean, half width, and for `learned` and `value` the paired difference with `against`."""
+    """Summarise a study.
+
+    Args:
+        found: as `study` returns it.
+        against: plan whose `learned`, `value` and `realised` are subtracted, seed by seed.
+
+    Returns:
+        {plan: {figure: (mean, half width)}} with `<figure>_difference` and `<figure>_up`, the seeds on which it is positive.
+    """
     out: dict[str, dict[str, Any]] = {}
     for name, figures in found.items():
         row: dict[str, Any] = {key: interval(numbers) for key, numbers in figures.items()}
@@ -117,7 +137,7 @@ def summary(found: Mapping[str, Mapping[str, Sequence[float]]], against: str = "
 
 
 def table(found: Mapping[str, Mapping[str, Sequence[float]]], against: str = "uniform") -> str:
-    """A plain table: means, the paired difference in what was learned with its 95 % half width, and seeds that were up."""
+    """Return a plain table: means, the paired difference of `learned` with its 95 % half width, and seeds that were better."""
     rows = summary(found, against)
     base = rows[against]["value"][0]
     head = ["plan", "learned", f"- {against}", "seeds up", "value", "%"]
@@ -145,7 +165,12 @@ def table(found: Mapping[str, Mapping[str, Sequence[float]]], against: str = "un
 
 
 def correlations(found: Mapping[str, Mapping[str, Sequence[float]]], skip: Sequence[str] = ()) -> dict[str, float]:
-    """Correlation over plans of each figure's mean with what was learned: which one predicts it."""
+    """Return the correlation over plans of each figure's mean with that of `learned`; NaN where nothing varies.
+
+    Args:
+        found: as `study` returns it.
+        skip: plans to leave out.
+    """
     plans = [name for name in found if name not in skip]
     learned = [float(np.mean(found[name]["learned"])) for name in plans]
     out = {}
@@ -157,7 +182,7 @@ def correlations(found: Mapping[str, Mapping[str, Sequence[float]]], skip: Seque
 
 
 def figure(found: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Figure:
-    """What was learned, less uniform's (paired, 95 % over seeds), against three candidate figures of merit; a point a plan."""
+    """Draw `learned` less that of uniform (paired, 95 % over seeds) against three candidate figures of merit, a point a plan."""
     from matplotlib.figure import Figure as Canvas
 
     picture = Canvas(figsize=(15, 5.4), layout="constrained")

@@ -1,16 +1,16 @@
-"""One simulated run: a population of prompts, a planner, arrivals in time, and a policy that learns what GRPO would teach.
+"""One simulated run: a population of prompts, a planner, rollouts that arrive in time, and a policy updated as by GRPO.
 
 The policy is one logit z_i per prompt, p_i = sigmoid(z_i). A prompt whose group had S successes in N rollouts and weight w_i in
-the loss has the expected gradient g_i = (w_i / N) sqrt(S (N - S)) along its own logit (design notes 3(e): grad p / (p q) is
-the logit's gradient), and each of its rollouts adds noise in directions that help nobody: variance noise^2 w_i^2 / N for a
-mixed group, whose squared advantages sum to N. The update has a bounded length, as under gradient clipping and Adam:
+the loss has the expected gradient g_i = (w_i / N) sqrt(S (N - S)) along its own logit (grad p / (p q) is the gradient of the
+logit), and each of its rollouts adds noise in directions that improve no prompt: variance noise^2 w_i^2 / N for a mixed group,
+whose squared advantages sum to N. The update has a bounded length, as under gradient clipping and Adam:
 
     dz = rate * sqrt(prompts a step) * g / sqrt(sum g^2 + noise^2 sum_mixed w^2 / N)    and all z gain `transfer` * mean dz
 
-so small mixed groups teach less than large ones (signal grows like N, noise like sqrt N): learning follows the realised
-gradient, not being mixed. Between
-steps the policy drifts: z += N(0, drift^2) for every prompt. Prompts with p = 0 never move.
-The true rates are used for outcomes and for measuring, never for planning (but by mode `oracle`).
+So small mixed groups improve the policy less than large ones (the signal grows like N, the noise like sqrt N): learning follows
+the realised gradient, not the number of mixed groups. Between steps the policy drifts: z += N(0, drift^2) for every prompt.
+Prompts with p = 0 never change. The true rates are used for outcomes and for measuring, never for planning, except by mode
+`oracle`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,29 @@ from kray.prompts.admission import Admission
 from kray.prompts.sampler import PromptSampler
 from kray.simulate.populations import Population
 
-FEEDBACK = ("online", "rounds", "pilot_commit", "dynamic_sampling")  # modes for which the order of arrivals matters
+# Modes for which the order of arrivals matters.
+FEEDBACK = ("online", "rounds", "pilot_commit", "dynamic_sampling")
 
 
 @dataclass(frozen=True)
 class World:
-    """What is simulated. rollouts: mean per prompt; in_flight: share of a step's rollouts; latencies are log-normal."""
+    """Settings of a simulation.
+
+    Attributes:
+        population: draws the true success rates.
+        prompts: in the population.
+        per_step: prompts of a step.
+        rollouts: mean number per prompt of a step.
+        steps: whose budgets are spent.
+        in_flight: share of a step's rollouts that are generated at a time.
+        rate: of learning, in logits a step (root mean square) without noise.
+        noise: of a rollout's gradient, in units of its signal; 1 gives differences as in small real runs.
+        transfer: share of the mean update that every prompt gets.
+        drift: standard deviation of each logit's change, a step.
+        latency_sigma: of the logarithm of a rollout's duration.
+        unit: rollouts or tokens, whichever is equal for all plans.
+        discount: of the beliefs.
+    """
 
     population: Population
     prompts: int = 1024
@@ -43,10 +60,8 @@ class World:
     rollouts: int = 8
     steps: int = 32
     in_flight: float = 0.25
-    rate: float = 0.3  # of learning: logits a step, root mean square, if there were no noise
-    noise: float = (
-        1.0  # of a rollout's gradient, in units of its signal; 1 puts the controls in the order of real small runs
-    )
+    rate: float = 0.3
+    noise: float = 1.0
     transfer: float = 0.02
     drift: float = 0.05  # of each logit, a step
     latency_sigma: float = 0.6
@@ -55,12 +70,13 @@ class World:
 
     @property
     def budget(self) -> int:
+        """Rollouts of one step."""
         return self.per_step * self.rollouts
 
 
 @dataclass
 class Tally:
-    """Sums over the steps of one run; the first epoch, in which nothing is known, is left out of the per-step figures."""
+    """Sums over the steps of one run, and figures of each step."""
 
     steps: int = 0
     rollouts: float = 0.0
@@ -70,13 +86,20 @@ class Tally:
 
 
 def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
-    """Runs one plan on one seed; figures as in `FIGURES` of study.py.
+    """Run one plan on one seed.
 
-    plan: keys of PlanConfig; mode may be `oracle`; `wide` multiplies the prompts, not the rollouts, of a step, `most` the
-    rollouts that a step may spend; target_groups -1 means as many as the step has prompts.
+    Every plan on the same seed gets the same prompts in the same order. The run ends when the rollouts (or tokens) of `steps`
+    whole budgets are spent, so modes with larger steps get fewer of them. The first epoch, in which nothing is known, is left
+    out of the figures of a step.
 
-    Every plan on the same seed meets the same prompts in the same order. The run ends when the rollouts (or tokens) of
-    `steps` whole budgets are spent, so that modes with larger steps get fewer of them.
+    Args:
+        world: what is simulated.
+        seed: of the population and of all that is drawn.
+        plan: keys of PlanConfig. Besides, mode may be `oracle`; `wide` multiplies the prompts, not the rollouts, of a step;
+            `most` multiplies the rollouts that a step may spend; target_groups -1 means as many as the step has prompts.
+
+    Returns:
+        Figure (FIGURES in kray/simulate/study.py, and some more) -> number.
     """
     rng = np.random.default_rng([seed, 1])
     p = world.population(world.prompts, np.random.default_rng([seed, 0]))
@@ -88,12 +111,13 @@ def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
     planner = _planner(world, plan, float(lengths.mean()))
     offered = round(planner.settings.candidates * world.per_step * wide)
     stream = PromptSampler([str(i) for i in range(world.prompts)], 1, seed)
-    waiting = Admission(stream, min(offered, world.prompts), 8)
-    cost = np.full(world.prompts, lengths.mean())  # running mean of each prompt's response tokens
+    admission = Admission(stream, min(offered, world.prompts), 8)
+    # running mean of each prompt's response tokens
+    cost = np.full(world.prompts, lengths.mean())
     tally, before = Tally(), float(np.mean(p))
     goal = world.steps * (world.budget if world.unit == "rollouts" else world.budget * lengths.mean())
     while (tally.rollouts if world.unit == "rollouts" else tally.tokens) < goal - 0.5 * world.budget:
-        indices, due = waiting.offer(tally.steps)
+        indices, due = admission.offer(tally.steps)
         rows = np.array(indices)
         p = 1 / (1 + np.exp(-z))
         if oracle:
@@ -115,12 +139,12 @@ def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
         cost[rows[seen]] = (cost[rows[seen]] + used[seen] / budgets[seen]) / 2
         tally.rows.append(_measure(p[rows], budgets, passed) | {"step": tally.steps})
         _learn(z, rows, budgets, passed, weights, world, rng)
-        waiting.visited(tally.steps, rows[seen].tolist())
+        admission.visited(tally.steps, rows[seen].tolist())
         tally.steps += 1
         tally.rollouts += float(budgets.sum())
         tally.tokens += float(used.sum())
         tally.planner_s += seconds
-    return _summary(world, tally, waiting) | {"learned": float((1 / (1 + np.exp(-z))).mean()) - before}
+    return _summary(world, tally, admission) | {"learned": float((1 / (1 + np.exp(-z))).mean()) - before}
 
 
 def _planner(world: World, plan: dict[str, Any], mean_tokens: float) -> KnapsackPlanner:
@@ -140,24 +164,25 @@ def _planner(world: World, plan: dict[str, Any], mean_tokens: float) -> Knapsack
 
 
 def _lengths(p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mean response tokens of each prompt: hard ones are up to twice as long, and prompts differ."""
+    """Draw the mean response tokens of each prompt: hard ones are up to twice as long, and prompts differ."""
     return 200 * (2 - p) * rng.lognormal(0, 0.3, len(p))
 
 
 def _tokens(budgets: np.ndarray, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Tokens that the rollouts took, (M,): each has a log-normal length of coefficient of variation 0.5."""
+    """Draw the tokens that each prompt's rollouts took together, (M,); a rollout's coefficient of variation is 0.5."""
     noise = rng.normal(0, 1, len(budgets)) * 0.5 * np.sqrt(budgets)
     return lengths * np.maximum(0.2 * budgets, budgets + noise)
 
 
 def _arrivals(step: StepPlan, rate: dict[int, float], limit: int, world: World, rng: np.random.Generator) -> float:
-    """Carries a step out in simulated time, at most `limit` rollouts in flight; the planner's seconds."""
+    """Carry a step out in simulated time, at most `limit` rollouts in flight; return the planner's seconds."""
     now, number, spent = 0.0, 0, 0.0
-    flying: list[tuple[float, int, str, float]] = []  # (arrival, number, prompt, reward), a heap
+    # heap of (arrival, number, prompt, reward)
+    in_flight: list[tuple[float, int, str, float]] = []
     draws: Iterator[tuple[float, float]] = iter(())
     while True:
         started = time.perf_counter()
-        chunks = step.take(limit - len(flying)) if len(flying) < limit else []
+        chunks = step.take(limit - len(in_flight)) if len(in_flight) < limit else []
         spent += time.perf_counter() - started
         for prompt, rollouts in chunks:
             for _ in range(rollouts):
@@ -165,12 +190,12 @@ def _arrivals(step: StepPlan, rate: dict[int, float], limit: int, world: World, 
                     late, luck = rng.lognormal(0, world.latency_sigma, 4096), rng.random(4096)
                     draws = iter(zip(late.tolist(), luck.tolist(), strict=True))
                 wait, draw = next(draws)
-                heapq.heappush(flying, (now + wait, number, prompt, float(draw < rate[int(prompt)])))
+                heapq.heappush(in_flight, (now + wait, number, prompt, float(draw < rate[int(prompt)])))
                 number += 1
-        if not flying:
+        if not in_flight:
             assert step.done
             return spent
-        now, _, prompt, reward = heapq.heappop(flying)
+        now, _, prompt, reward = heapq.heappop(in_flight)
         started = time.perf_counter()
         step.observe(prompt, [reward])
         spent += time.perf_counter() - started
@@ -189,7 +214,7 @@ def _at_once(step: StepPlan, p: np.ndarray, rng: np.random.Generator) -> float:
 def _oracle_step(
     world: World, p: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """The knapsack that knows every success rate: (budgets, successes, weights, seconds)."""
+    """Plan a step by the knapsack on the true success rates; return (budgets, successes, weights, seconds)."""
     started = time.perf_counter()
     if world.unit == "tokens":
         budgets = solve(PointValue(p), world.rollouts * float(lengths.sum()), 2, 128, lengths)
@@ -208,7 +233,7 @@ def _learn(
     world: World,
     rng: np.random.Generator,
 ) -> None:
-    """One update of the logits, in place; see the docstring of the file."""
+    """Update the logits in place, as the docstring of the module has it."""
     mixed = np.sqrt(np.maximum(passed * (budgets - passed), 0.0))
     gradient = np.divide(weights * mixed, budgets, out=np.zeros(len(rows)), where=budgets > 0)
     on = mixed > 0
@@ -222,7 +247,7 @@ def _learn(
 
 
 def _measure(p: np.ndarray, budgets: np.ndarray, passed: np.ndarray) -> dict[str, float]:
-    """Figures of one step, from the true rates."""
+    """Compute the figures of one step from the true rates."""
     opened = budgets > 0
     mixed = (passed > 0) & (passed < budgets)
     rare = opened & (p > 0) & (p < 0.1)
@@ -239,15 +264,16 @@ def _measure(p: np.ndarray, budgets: np.ndarray, passed: np.ndarray) -> dict[str
     }
 
 
-def _summary(world: World, tally: Tally, waiting: Admission) -> dict[str, float]:
+def _summary(world: World, tally: Tally, admission: Admission) -> dict[str, float]:
     first = -(-world.prompts // world.per_step)
     late = [row for row in tally.rows if row["step"] >= first] or tally.rows
     out = {key: float(np.nanmean([row[key] for row in late])) for key in late[0] if key not in ("step", "rollouts")}
-    for key in ("value", "realised"):  # per mean budget's worth of rollouts, so that steps of any size compare
+    # per mean budget of rollouts, so that steps of different sizes can be compared
+    for key in ("value", "realised"):
         out[key] *= 1000 * world.rollouts
     out["largest"] = float(max(row["largest"] for row in late))
     out["planner_ms"] = 1000 * tally.planner_s / tally.steps
     out["rollouts_a_step"], out["steps"] = tally.rollouts / tally.steps, float(tally.steps)
     out["tokens_a_rollout"] = tally.tokens / tally.rollouts
-    out["longest_wait"] = waiting.metrics()[PROMPTS_LONGEST_WAIT]
+    out["longest_wait"] = admission.metrics()[PROMPTS_LONGEST_WAIT]
     return out

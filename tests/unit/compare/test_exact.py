@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from kray.compare.exact import ExactRates, OraclePlanner
 from kray.errors import ConfigError
+from kray.plan_modes import PlanConfig
 from kray.planner import PointValue, solve
 from kray.records import Prompt
 
@@ -61,12 +61,7 @@ def test_an_answer_of_several_spellings_is_refused():
 
 
 def test_the_oracle_solves_the_knapsack_on_the_rates_it_is_told():
-    plan = SimpleNamespace(
-        mode="static", budget=40, lower=2, upper=16, unit="rollouts", token_budget=0, value="paper",
-        marginal="expected_gain", target_size=8, in_flight=0, pilot=4, rounds=2, weights="rollouts", candidates=1.0,
-        target_groups=0, refit_every=1, prior_features=False, discount=0.5, prior_alpha=1.0, prior_beta=1.0, fit_prior=True,
-        fit_discount=False,
-    )  # fmt: skip
+    plan = PlanConfig(mode="static", budget=40, lower=2, upper=16, candidates=1.0, refit_every=1, fit_discount=False)
     planner = OraclePlanner.of(plan)
     known = np.array([0.0, 0.01, 0.3, 0.6, 1.0])
     planner.rates = {str(i): p for i, p in enumerate(known)}
