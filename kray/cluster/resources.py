@@ -6,7 +6,7 @@ import os
 
 from kray.cluster.address import given_cluster
 from kray.config import KrayConfig
-from kray.config.placement import asked
+from kray.config.placement import requested
 from kray.errors import ConfigError
 
 
@@ -36,7 +36,7 @@ def gpus_lacking(config: KrayConfig, gpus: int) -> str:
 
 def shortages(config: KrayConfig, cpus: int, gpus: int) -> list[str]:
     """What a run would lack on a machine with so many cores and GPUs, a sentence each, GPUs first."""
-    found, wanted = [gpus_lacking(config, gpus)], asked(config)[0]
+    found, wanted = [gpus_lacking(config, gpus)], requested(config)[0]
     if wanted > cpus:
         found.append(
             f"train.ranks {config.train.ranks} and rollout.engines {config.rollout.engines} ask for {wanted} CPUs, and this "

@@ -10,7 +10,7 @@ from typing import Any
 from kray.cluster.address import CLUSTER, require_cluster
 from kray.cluster.resources import joins_cluster
 from kray.config import KrayConfig
-from kray.config.placement import asked
+from kray.config.placement import requested
 from kray.errors import ConfigError, KrayError
 
 # Ray takes the loopback address as a node's own only where it is told that there is no cluster to join (as on macOS), and
@@ -24,7 +24,7 @@ LOCAL_RAY = {
 
 def connect(config: KrayConfig) -> None:
     """`join`, with the CPUs that a run needs."""
-    join(asked(config)[0])
+    join(requested(config)[0])
 
 
 def join(cpus: int) -> bool:

@@ -1,6 +1,6 @@
-"""What a run is told to do: the schema, loading with errors that name their place, checks, and what follows from it.
+"""The configuration of a run: schema, loading with errors that name file and line, checks, placement and previews.
 
-Loads OmegaConf and YAML only: neither Ray nor torch nor MLflow.
+Importing this package loads OmegaConf and YAML, but neither Ray nor torch nor MLflow.
 """
 
 from kray.config.advice import warnings

@@ -1,4 +1,4 @@
-"""What can be run but perhaps not meant: a sentence each, printed by `--check` and at the start of a run. Pure."""
+"""Warnings about configurations that can run but are probably a mistake, printed by `--check` and at the start of a run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from kray import plan_modes as plan_rules
 from kray.config.schema import KrayConfig
 from kray.config.train_schema import TrainConfig, advantage_of
 
-UNIFORM = ("uniform", "weight_only")  # plan modes that give every prompt the same
-GSPO_CLIPS = (3e-4, 4e-4)  # arXiv 2507.18071, section 5.1
-GSPO_LARGE = 0.05  # a clip this wide hardly ever meets the mean ratio of a whole rollout
+# Plan modes that give every prompt the same number of rollouts.
+UNIFORM = ("uniform", "weight_only")
+
+# Clips of GSPO's paper, arXiv 2507.18071, section 5.1.
+GSPO_CLIPS = (3e-4, 4e-4)
+
+# Clip beyond which the mean ratio of a whole rollout is hardly ever clipped.
+GSPO_LARGE = 0.05
 
 
 def warnings(config: KrayConfig) -> list[str]:
-    """For a configuration without contradictions; empty when there is nothing to say."""
+    """Return a sentence for each doubtful choice of a configuration that has passed `check`."""
     found = [*_advantage_clip(config), *_clips(config.train), *_memory(config), *_rendering(config)]
     return [*found, *_partial_credit(config)]
 
 
 def first_cut(clip: float, scaled: bool) -> float:
-    """The smallest group size in which `clip` cuts the advantage of a single success (rewards 0 and 1); inf: in none.
+    """Return the smallest group size at which `clip` cuts the advantage of a single success (rewards 0 and 1); inf: none.
 
     In a group of N its advantage is sqrt(N - 1) where it is divided by the group's standard deviation (scaled), else
     1 - 1 / N.
@@ -32,7 +37,7 @@ def first_cut(clip: float, scaled: bool) -> float:
 
 
 def largest_group(config: KrayConfig) -> int:
-    """The most rollouts that the plan can give one prompt in a step."""
+    """Return the most rollouts that the plan can give one prompt in a step."""
     plan, per_step = config.plan, config.prompts.per_step
     if plan.mode in UNIFORM and plan.unit == "rollouts":
         return math.ceil(plan.budget / per_step)
@@ -46,7 +51,7 @@ def _advantage_clip(config: KrayConfig) -> Iterator[str]:
     if clip and size <= largest:
         yield (
             f"train.advantage_clip {clip:g} cuts the advantage of a single success in groups of {size} rollouts and more, and "
-            f"the plan gives a prompt up to {largest}: hard prompts then teach less than the budget spent on them"
+            f"the plan gives a prompt up to {largest}: hard prompts then contribute less than their budget pays for"
         )
 
 
@@ -55,8 +60,8 @@ def _clips(train: TrainConfig) -> Iterator[str]:
     low, high = train.clip_low, train.clip_high
     if train.updates == 1 and (low, high) != (defaults.clip_low, defaults.clip_high):
         yield (
-            f"train.clip_low {low:g} and train.clip_high {high:g} do nothing: with train.updates 1 the policy that is "
-            "updated is the one that is compared with, and every ratio is 1"
+            f"train.clip_low {low:g} and train.clip_high {high:g} do nothing: with train.updates 1 every probability ratio "
+            "is 1, since the policy is updated only once"
         )
     if train.updates > 1 and train.loss == "gspo" and max(low, high) > GSPO_LARGE:
         paper = " and ".join(f"{clip:g}" for clip in GSPO_CLIPS)
@@ -85,8 +90,8 @@ def _rendering(config: KrayConfig) -> Iterator[str]:
     train, test = config.prompts.train, config.prompts.test
     if train.chat_template_kwargs != test.chat_template_kwargs:
         yield (
-            "prompts.train.chat_template_kwargs and prompts.test.chat_template_kwargs differ: the policy is judged on prompts "
-            "of another form than those that it learns from"
+            "prompts.train.chat_template_kwargs and prompts.test.chat_template_kwargs differ: the policy is evaluated on "
+            "prompts of another form than those that it is trained on"
         )
 
 

@@ -1,8 +1,8 @@
-"""What a cluster file offers: the node groups of a `ray up` file, a KubeRay RayCluster or a RayJob.
+"""Node groups of a cluster file: a `ray up` file, a KubeRay RayCluster or a RayJob.
 
-`load_cluster` reads resources the way Ray's autoscaler does (a group's `resources`, then ray start's parameters, then a
-pod's limits, then its requests) and refuses numbers that contradict each other, which Ray's own validation lets pass.
-Pure: imports no Ray, asks no cloud.
+`load_cluster` reads resources as Ray's autoscaler does (a group's `resources`, then ray start's parameters, then a pod's
+limits, then its requests) and rejects numbers that contradict each other, which Ray's own validation accepts. It imports no Ray
+and queries no cloud.
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ SCALES = {"m": 1e-3, "k": 1e3}
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Nodes of one kind. cpus, gpus: what one node offers to actors. least, most: how many nodes there may be."""
+    """Nodes of one kind.
+
+    Attributes:
+        name: of the group.
+        cpus: of one node, for actors.
+        gpus: of one node, for actors.
+        least: minimum number of nodes.
+        most: maximum number of nodes.
+        spot: whether the nodes can be preempted.
+        idle_timeout_s: seconds after which an idle node is stopped; None: the cluster's setting.
+    """
 
     name: str
     cpus: float
@@ -33,33 +43,47 @@ class Group:
     least: int
     most: int
     spot: bool = False
-    idle_timeout_s: float | None = None  # None: the cluster's
+    idle_timeout_s: float | None = None
 
     @property
     def always(self) -> bool:
+        """Whether the number of nodes is fixed."""
         return self.least == self.most
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """groups: the head first. most_workers: nodes besides the head that all groups may have together; None: no limit."""
+    """Node groups of a cluster.
+
+    Attributes:
+        path: of the file.
+        kind: of the file, one of KINDS.
+        groups: the head first.
+        most_workers: nodes besides the head that all groups may have together; None: no limit.
+    """
 
     path: str
-    kind: str  # of KINDS
+    kind: str
     groups: tuple[Group, ...]
     most_workers: int | None
 
     @property
     def head(self) -> Group:
+        """The group of the head node."""
         return self.groups[0]
 
     @property
     def workers(self) -> tuple[Group, ...]:
+        """The groups besides the head."""
         return self.groups[1:]
 
 
 def load_cluster(path: str | Path) -> Cluster:
-    """The cluster that a file describes. Raises ConfigError that names the file and the key."""
+    """Read the cluster that a file describes.
+
+    Raises:
+        ConfigError: the file cannot be read or contradicts itself; the message names the file and the key.
+    """
     name = str(path)
     kind, spec = _described(name)
     read = _kuberay_groups if kind in ("RayCluster", "RayJob") else _ray_up_groups
@@ -73,7 +97,7 @@ def load_cluster(path: str | Path) -> Cluster:
 
 
 def _described(path: str) -> tuple[str, Mapping[str, Any]]:
-    """(kind, the mapping that holds its groups) of the one cluster in the file."""
+    """Return (kind, the mapping that holds the groups) of the one cluster in the file."""
     try:
         documents = [item for item in yaml.safe_load_all(Path(path).read_text()) if isinstance(item, Mapping)]
     except OSError as error:
@@ -95,15 +119,16 @@ def _described(path: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _ray_up_groups(spec: Mapping[str, Any]) -> Iterator[Group]:
-    types, head = spec["available_node_types"], spec.get("head_node_type")
+    types, head, limit = spec["available_node_types"], spec.get("head_node_type"), spec.get("max_workers", 2)
     if not isinstance(types, Mapping) or head not in types:
         raise ConfigError(f"head_node_type is {head!r}, which is not one of available_node_types")
-    for name in sorted(types, key=lambda name: name != head):  # the head first, else as in the file
+    # the head first, else in the order of the file
+    for name in sorted(types, key=lambda name: name != head):
         group, key = types[name] or {}, f"available_node_types.{name}"
         resources = group.get("resources") or {}
         if "CPU" not in resources:
             raise ConfigError(
-                f"{key}.resources names no CPU: only the cloud could say how many; write {{CPU: n, GPU: n}}"
+                f"{key}.resources has no CPU, and the file alone does not show how many; write {{CPU: n, GPU: n}}"
             )
         node = group.get("node_config") or {}
         market = (node.get("InstanceMarketOptions") or {}).get("MarketType")
@@ -114,9 +139,7 @@ def _ray_up_groups(spec: Mapping[str, Any]) -> Iterator[Group]:
             cpus=_amount(resources["CPU"], f"{key}.resources.CPU"),
             gpus=_amount(resources.get("GPU", 0), f"{key}.resources.GPU"),
             least=1 if name == head else _count(group.get("min_workers", 0), f"{key}.min_workers"),
-            most=1
-            if name == head
-            else _count(group.get("max_workers", spec.get("max_workers", 2)), f"{key}.max_workers"),
+            most=1 if name == head else _count(group.get("max_workers", limit), f"{key}.max_workers"),
             spot=market == "spot" or any(r.get("preemptible") or r.get("provisioningModel") == "SPOT" for r in rules),
             idle_timeout_s=group.get("idle_timeout_s"),
         )
@@ -145,16 +168,14 @@ def _kuberay_groups(spec: Mapping[str, Any]) -> Iterator[Group]:
 
 
 def _pod_resources(group: Mapping[str, Any], key: str) -> tuple[float, float]:
-    """(CPUs, GPUs) that the Ray container of a group's pod offers."""
+    """Return (CPUs, GPUs) of the Ray container of a group's pod."""
     given, params = group.get("resources") or {}, group.get("rayStartParams") or {}
     containers = ((group.get("template") or {}).get("spec") or {}).get("containers") or [{}]
     asked = containers[0].get("resources") or {}
     limits, requests = asked.get("limits") or {}, asked.get("requests") or {}
     cpus = _first(given.get("CPU"), params.get("num-cpus"), limits.get("cpu"), requests.get("cpu"))
     if cpus is None:
-        raise ConfigError(
-            f"{key} names no CPU: neither resources, rayStartParams.num-cpus nor the container's limits do"
-        )
+        raise ConfigError(f"{key} has no CPU in resources, rayStartParams.num-cpus or the container's limits")
     device = next((name for name in limits if name.endswith("gpu")), None)
     gpus = _first(given.get("GPU"), params.get("num-gpus"), limits[device] if device else None, 0)
     return float(math.ceil(_amount(cpus, f"{key}: CPUs"))), _amount(gpus, f"{key}: GPUs")
@@ -165,7 +186,7 @@ def _first(*values: Any) -> Any:
 
 
 def _amount(value: Any, key: str) -> float:
-    """A number or a Kubernetes quantity."""
+    """Return a number or a Kubernetes quantity as a float."""
     text = str(value)
     scale = SCALES.get(text[-1:], 1.0)
     try:

@@ -1,4 +1,4 @@
-"""A configuration as YAML, as flat parameters, as a digest, and compared with another one. None of them holds a secret."""
+"""Forms of a configuration: YAML, flat parameters, a digest, the difference from another one. None contains a secret."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kray.errors import ConfigError
 
 
 def to_yaml(config: KrayConfig) -> str:
-    """Every key with its value; `load_config` of it gives an equal configuration.
+    """Return every key with its value as YAML, which `load_config` reads as an equal configuration.
 
     Secrets of the environment are written as ${oc.env:NAME}; others, such as a password in track.uri, as ***.
     """
@@ -26,9 +26,10 @@ def to_yaml(config: KrayConfig) -> str:
 
 
 def flat(config: KrayConfig) -> dict[str, Any]:
-    """{dotted key: scalar}, *** for secrets; lists as JSON, an absent section and an empty mapping as None.
+    """Return {dotted key: scalar}, with *** for secrets; lists are JSON, absent sections and empty mappings None.
 
-    Raises ConfigError where two keys of mappings have one dotted name, as {"a.b": 1} beside {"a": {"b": 2}}.
+    Raises:
+        ConfigError: two keys of mappings have one dotted name, as {"a.b": 1} beside {"a": {"b": 2}}.
     """
     found: dict[str, Any] = {}
     _flatten(_tree(config), "", found)
@@ -36,20 +37,20 @@ def flat(config: KrayConfig) -> dict[str, Any]:
 
 
 def digest(config: KrayConfig) -> str:
-    """16 hex digits; equal exactly for equal configurations."""
+    """Return 16 hexadecimal digits, which are equal for equal configurations only."""
     canonical = json.dumps(_tree(config), sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
 
 def changed_keys(old: KrayConfig, new: KrayConfig) -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) of all that differs; None where a key is absent."""
+    """Return (dotted key, old value, new value) of every key that differs; None where a key is absent."""
     before, after = flat(old), flat(new)
     keys = list(dict.fromkeys([*before, *after]))
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
 
 def _tree(config: KrayConfig) -> dict[str, Any]:
-    """Sections by their names in files."""
+    """Return the sections by their names in files."""
     return {name.rstrip("_"): section for name, section in dataclasses.asdict(config).items()}
 
 
@@ -66,7 +67,7 @@ def _flatten(value: Any, key: str, found: dict[str, Any]) -> None:
 
 
 def _written(value: Any, key: str = "") -> Any:
-    """The same tree, with text that would be taken for an interpolation escaped, and without secrets."""
+    """Return the tree with text that looks like an interpolation escaped, and without secrets."""
     if isinstance(value, str):
         parts = refer(key, value)
         return "".join(

@@ -1,8 +1,8 @@
-"""From a YAML file and `a.b=c` overrides to a KrayConfig.
+"""Loading of a KrayConfig from a YAML file and `a.b=c` overrides.
 
 `load_config` returns a plain dataclass in which every value has its declared type, every interpolation (`${run.seed}`,
-`${oc.env:HOME}`) is resolved and every check holds, or raises ConfigError, whose message names each key that is wrong
-and the place it was written at. Later overrides win over earlier ones, overrides over the file, the file over defaults.
+`${oc.env:HOME}`) is resolved and every check holds. Otherwise it raises ConfigError, whose message names each key that is wrong
+and where it was written. Later overrides take precedence over earlier ones, overrides over the file, the file over defaults.
 """
 
 from __future__ import annotations
@@ -35,16 +35,21 @@ from kray.errors import ConfigError
 
 
 def kept_config(folder: Path) -> Path:
-    """The configuration with which a run was started last: that of its newest resume, else that of its beginning."""
+    """Return the file of the configuration with which a run was started last: its newest resume's, else its first."""
     resumed = folder.glob("config-resumed-*.yaml")
     return max(resumed, key=lambda file: (file.stat().st_mtime_ns, file.name), default=folder / "config.yaml")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), checked: bool = True) -> KrayConfig:
-    """The configuration of a file with overrides (`plan.budget=256`, `model.tiny.hidden_size=64`) put on top.
+    """Load the configuration of a file.
 
-    checked: also refuse values out of range and keys that contradict each other.
-    Raises ConfigError, one line a problem.
+    Args:
+        path: of the YAML file.
+        overrides: such as `plan.budget=256`, `model.tiny.hidden_size=64`, applied on top of the file.
+        checked: also reject values out of range and keys that contradict each other.
+
+    Raises:
+        ConfigError: the configuration is wrong; one line for each problem, with the key and where it was written.
     """
     trees: list[dict] = []
     places: dict[str, str] = {}
@@ -64,7 +69,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), checked: bool =
 
 
 def _readings(path: str | Path, overrides: Sequence[str]) -> Iterable[tuple[Reading, dict]]:
-    """Each source with what it gives, weakest first."""
+    """Yield each source with its values, in ascending precedence."""
     name = str(path)
     node = parse(_text(path), name)
     reading = Reading(KrayConfig, lambda at: f"{name}:{at.start_mark.line + 1}")
@@ -79,7 +84,7 @@ def _readings(path: str | Path, overrides: Sequence[str]) -> Iterable[tuple[Read
 
 
 def _text(path: str | Path) -> str:
-    """The file's text. Raises ConfigError that names the file and, when it is missing, one of a similar name."""
+    """Return the file's text; raise ConfigError with the file's name and, where it is missing, one of a similar name."""
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -97,7 +102,7 @@ def _text(path: str | Path) -> str:
 
 
 def _override(override: str) -> tuple[Reading, dict]:
-    """The nested mapping that one `a.b=c` stands for."""
+    """Return the nested mapping that one `a.b=c` stands for."""
     place = f"command line: {override}"
     reading = Reading(KrayConfig, lambda _: place)
     dotted, equals, text = override.partition("=")
@@ -129,7 +134,7 @@ def _override(override: str) -> tuple[Reading, dict]:
 
 
 def _override_value(reading: Reading, annotation: Any, text: str, key: str, place: str) -> Any:
-    """Text fields take what stands after `=` as it is (quotes around all of it are dropped); others are YAML."""
+    """Return what follows `=`: as it is for text fields, without quotes around all of it; as YAML for others."""
     kind, _ = declared(annotation)
     quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
     if kind is str and not quoted and text.strip() not in ("null", "~", "???"):
@@ -139,18 +144,20 @@ def _override_value(reading: Reading, annotation: Any, text: str, key: str, plac
     except ConfigError as error:
         reading.problems.append(str(error))
         return MISSING
-    if node is None:  # "key=" with nothing after it
+    # "key=" with nothing after it
+    if node is None:
         node = yaml.ScalarNode("tag:yaml.org,2002:null", "")
     return reading.value(annotation, node, key)
 
 
 def _merge(trees: Sequence[dict], places: Mapping[str, str]) -> KrayConfig:
-    """The typed union of the trees with all interpolations resolved. Raises ConfigError that names the key."""
+    """Return the typed union of the trees with all interpolations resolved; raise ConfigError that names the key."""
     key = ""
     try:
         named = [{attribute(section): value for section, value in tree.items()} for tree in trees]
         merged = OmegaConf.merge(OmegaConf.structured(KrayConfig), *named)
-        for key in places:  # one by one, so that a failure has a name; a key may be gone under a later null
+        # one by one, so that a failure names its key; a key may be gone under a later null
+        for key in places:
             section, dot, rest = key.partition(".")
             OmegaConf.select(merged, f"{attribute(section)}{dot}{rest}", throw_on_resolution_failure=True)
         key = ""
@@ -167,7 +174,7 @@ def _merge(trees: Sequence[dict], places: Mapping[str, str]) -> KrayConfig:
 
 
 def _settle(section: Any, prefix: str) -> list[tuple[str, str]]:
-    """Hold what interpolations brought to the declared types, in place; (key, message) for what does not fit."""
+    """Convert interpolated values to the declared types, in place; return (key, message) for those that do not fit."""
     wrong = []
     kind: Any = type(section)
     for name, annotation in fields_of(kind).items():
@@ -189,7 +196,7 @@ def _settle(section: Any, prefix: str) -> list[tuple[str, str]]:
 
 
 def _origin(keys: Iterable[str], places: Mapping[str, str]) -> str:
-    """Where the keys were written: the places of those that were, nearest key above where only that was."""
+    """Return where the keys were written; where only a key above was, that one's place."""
     found: list[str] = []
     for key in keys:
         while key and key not in places:
@@ -200,7 +207,7 @@ def _origin(keys: Iterable[str], places: Mapping[str, str]) -> str:
 
 
 def load_checked(path: str, overrides: list[str]) -> KrayConfig:
-    """The configuration, free of contradictions. Raises ConfigError."""
+    """Load a configuration that passes all checks, those on resolved values included; raise ConfigError otherwise."""
     config = load_config(path, overrides)
     require(config)
     return config

@@ -1,8 +1,7 @@
-"""Whether and where the actors of a configuration fit on a cluster.
+"""Placement of a configuration's actors on a cluster: whether they fit, and where.
 
-The learner ranks are placed first, as the driver does: side by side on nodes that always run, on spot nodes only when
-nothing else has room. Engines fill what is left, then nodes that the autoscaler has to start. `engines_always` are those
-that need no further node, `engines_at_most` those with every group at its maximum. Pure: no Ray, no clock.
+The learner ranks are placed first, as the driver does: on nodes that always run, and on spot nodes only when no other has
+capacity. Engines fill what is left, then nodes that the autoscaler has to start. Pure: no Ray, no clock.
 """
 
 from __future__ import annotations
@@ -15,20 +14,21 @@ from kray.config.cluster_file import Cluster, Group, load_cluster
 from kray.config.schema import KrayConfig, RolloutConfig
 from kray.errors import ConfigError
 
-PLENTY = 10**9  # engines on a node that are not limited by it
+# Number that stands for "any number of".
+UNLIMITED = 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one actor asks for."""
+    """CPUs and GPUs that one actor requests."""
 
     cpus: float
     gpus: float
 
     def times_in(self, cpus: float, gpus: float) -> int:
-        """How many fit beside each other."""
-        room = [have / need for have, need in ((cpus, self.cpus), (gpus, self.gpus)) if need > 0]
-        return int(min(room, default=PLENTY))
+        """Return how many such actors fit into so many CPUs and GPUs."""
+        ratios = [have / need for have, need in ((cpus, self.cpus), (gpus, self.gpus)) if need > 0]
+        return int(min(ratios, default=UNLIMITED))
 
     def __str__(self) -> str:
         return amounts(self.cpus, self.gpus)
@@ -36,7 +36,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Node:
-    """A node that runs, and what is free on it."""
+    """A running node with its free CPUs and GPUs."""
 
     group: Group
     cpus: float
@@ -45,7 +45,16 @@ class Node:
 
 @dataclass(slots=True)
 class Fit:
-    """Where a configuration's actors go: group name -> how many. nodes: group name -> nodes in use or always there."""
+    """Placement of a configuration's actors.
+
+    Attributes:
+        ranks: group name -> learner ranks.
+        engines: group name -> engines.
+        nodes: group name -> nodes in use or always running.
+        engines_always: engines that need no further node.
+        engines_at_most: engines with every group at its maximum.
+        notes: sentences about the placement.
+    """
 
     ranks: Counter[str] = field(default_factory=Counter)
     engines: Counter[str] = field(default_factory=Counter)
@@ -56,44 +65,46 @@ class Fit:
 
 
 def place(config: KrayConfig, cluster: Cluster) -> Fit:
-    """Raises ConfigError with one line: what does not fit, by how much, and what to change."""
+    """Place the actors of a configuration on a cluster.
+
+    Raises:
+        ConfigError: they do not fit; the message has one line with what is missing and what to change.
+    """
     rollout, train = config.rollout, config.train
-    rank, engine = (
-        Shape(train.cpus_per_rank, train.gpus_per_rank),
-        Shape(rollout.cpus_per_engine, rollout.gpus_per_engine),
-    )
-    room = _Room(cluster)
+    rank = Shape(train.cpus_per_rank, train.gpus_per_rank)
+    engine = Shape(rollout.cpus_per_engine, rollout.gpus_per_engine)
+    capacity = _Capacity(cluster)
     fit = Fit()
     for placed in range(train.ranks):
-        group = room.take_one(rank)
+        group = capacity.take_one(rank)
         if group is None:
             raise ConfigError(_ranks_missing(cluster, rank, train.ranks, placed))
         fit.ranks[group.name] += 1
-    fit.engines_always = room.beside(engine)
-    fit.engines_at_most = fit.engines_always + sum(count for _, count in room.startable(engine))
+    fit.engines_always = capacity.on_running(engine)
+    fit.engines_at_most = fit.engines_always + sum(count for _, count in capacity.startable(engine))
     least = rollout.engines if rollout.min_engines is None else max(1, rollout.min_engines)
     if fit.engines_at_most < least:
-        raise ConfigError(_engines_missing(cluster, room, engine, rollout, least, fit))
+        raise ConfigError(_engines_missing(cluster, capacity, engine, rollout, least, fit))
     placed = min(rollout.engines, fit.engines_at_most)
-    fit.engines = room.take(engine, placed)
-    fit.nodes = Counter(node.group.name for node in room.nodes)
+    fit.engines = capacity.take(engine, placed)
+    fit.nodes = Counter(node.group.name for node in capacity.nodes)
     fit.notes = list(_notes(cluster, fit, rank, engine))
     if placed < rollout.engines:
         fit.notes.append(f"{placed} of rollout.engines {rollout.engines} fit; a run goes on with those")
     return fit
 
 
-class _Room:
-    """Nodes that run, and those that may still be started."""
+class _Capacity:
+    """Running nodes, and those that may still be started."""
 
     def __init__(self, cluster: Cluster):
         self.nodes = [Node(g, g.cpus, g.gpus) for g in cluster.groups for _ in range(g.least)]
         started = sum(group.least for group in cluster.workers)
-        self.left = PLENTY if cluster.most_workers is None else cluster.most_workers - started
+        self.left = UNLIMITED if cluster.most_workers is None else cluster.most_workers - started
         self.unstarted = {group: group.most - group.least for group in cluster.workers}
 
     def take_one(self, shape: Shape) -> Group | None:
-        """Places one actor; None where there is no room. On demand before spot, running before new."""
+        """Place one actor, on demand before spot, running before new; return its group, None where it does not fit."""
         for node in sorted(self.nodes, key=lambda node: node.group.spot):
             if not node.group.spot and shape.times_in(node.cpus, node.gpus):
                 return self._use(node, shape)
@@ -105,12 +116,12 @@ class _Room:
                 return self._use(self._start(group), shape)
         return None
 
-    def beside(self, shape: Shape) -> int:
-        """How many actors fit on the nodes that run."""
+    def on_running(self, shape: Shape) -> int:
+        """Return how many more such actors fit on the running nodes."""
         return sum(shape.times_in(node.cpus, node.gpus) for node in self.nodes)
 
     def startable(self, shape: Shape) -> list[tuple[Group, int]]:
-        """(group, actors that fit on the nodes which it may still start), where all share the limit on nodes."""
+        """Return (group, actors that fit on the nodes that it may still start); all groups share the limit on nodes."""
         found, left = [], self.left
         fitting = {group: shape.times_in(group.cpus, group.gpus) for group in self.unstarted}
         for group in sorted(fitting, key=lambda group: -fitting[group]):
@@ -120,7 +131,7 @@ class _Room:
         return found
 
     def take(self, shape: Shape, count: int) -> Counter[str]:
-        """Places that many actors, for which there is room; starts nodes only when those that run are full."""
+        """Place so many actors, which must fit; start nodes only when the running ones are full."""
         placed: Counter[str] = Counter()
         for node in self.nodes:
             fitting = min(shape.times_in(node.cpus, node.gpus), count - placed.total())
@@ -148,7 +159,11 @@ class _Room:
 
 
 def cluster_rows(config: KrayConfig, path: str) -> list[tuple[str, str]]:
-    """(label, value) rows of where the configuration's actors go. Raises ConfigError when they do not fit."""
+    """Return (label, value) rows with the placement of the configuration's actors.
+
+    Raises:
+        ConfigError: they do not fit on the cluster of the file.
+    """
     cluster = load_cluster(path)
     fit = place(config, cluster)
     always, most = fit.engines_always, fit.engines_at_most
@@ -158,25 +173,25 @@ def cluster_rows(config: KrayConfig, path: str) -> list[tuple[str, str]]:
         ("learner ranks on", _where(fit.ranks)),
         ("engines on", _where(fit.engines)),
         ("engines that fit", f"{_many(always)} without another node, at most {_many(most)}"),
-        ("nodes at work", _where(fit.nodes)),
+        ("nodes in use", _where(fit.nodes)),
     ]
     return rows + [("note", note) for note in fit.notes]
 
 
-def asked(config: KrayConfig) -> tuple[int, int]:
-    """(CPUs, GPUs) of all engines and learner ranks."""
+def requested(config: KrayConfig) -> tuple[int, int]:
+    """Return (CPUs, GPUs) that all engines and learner ranks request together."""
     rollout, train = config.rollout, config.train
     cpus = rollout.engines * rollout.cpus_per_engine + train.ranks * train.cpus_per_rank
     return cpus, rollout.engines * rollout.gpus_per_engine + train.ranks * train.gpus_per_rank
 
 
 def amounts(cpus: float, gpus: float) -> str:
-    """{CPU: 4} or {CPU: 4, GPU: 1}."""
+    """Return {CPU: 4} or {CPU: 4, GPU: 1} as text."""
     return f"{{CPU: {cpus:g}, GPU: {gpus:g}}}" if gpus else f"{{CPU: {cpus:g}}}"
 
 
 def _many(count: int) -> str:
-    return "any number" if count >= PLENTY else str(count)
+    return "any number" if count >= UNLIMITED else str(count)
 
 
 def _described(group: Group) -> str:
@@ -192,12 +207,12 @@ def _notes(cluster: Cluster, fit: Fit, rank: Shape, engine: Shape) -> Iterable[s
     groups = {group.name: group for group in cluster.groups}
     for name, count in fit.ranks.items():
         if groups[name].spot:
-            yield f"{count} learner ranks land on {name}, which is spot: preemption sets the run back to a checkpoint"
+            yield f"{count} learner ranks are placed on {name}, which is spot: preemption sets the run back to a checkpoint"
     for what, shape, places in (("learner ranks", rank, fit.ranks), ("engines", engine, fit.engines)):
         idle = [name for name in places if groups[name].gpus and not shape.gpus]
         if idle:
             reason = "; a CUDA build of vLLM does not run without one" if what == "engines" else ""
-            yield f"{what} ask for no GPU, so those of {', '.join(idle)} stay idle{reason}"
+            yield f"{what} request no GPU, so those of {', '.join(idle)} stay idle{reason}"
 
 
 def _ranks_missing(cluster: Cluster, rank: Shape, ranks: int, placed: int) -> str:
@@ -214,13 +229,13 @@ def _ranks_missing(cluster: Cluster, rank: Shape, ranks: int, placed: int) -> st
 
 
 def _engines_missing(
-    cluster: Cluster, room: _Room, engine: Shape, rollout: RolloutConfig, engines: int, fit: Fit
+    cluster: Cluster, capacity: _Capacity, engine: Shape, rollout: RolloutConfig, engines: int, fit: Fit
 ) -> str:
     key = "rollout.engines" if rollout.min_engines is None else "rollout.min_engines"
     offers: Counter[str] = Counter()
-    for node in room.nodes:
+    for node in capacity.nodes:
         offers[node.group.name] += engine.times_in(node.cpus, node.gpus)
-    for group, count in room.startable(engine):
+    for group, count in capacity.startable(engine):
         offers[group.name] += count
     lacking = engines - fit.engines_at_most
     return (

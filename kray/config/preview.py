@@ -1,11 +1,11 @@
-"""What a configuration amounts to: the table that `--check` prints before anything is started."""
+"""The table of derived numbers that `--check` prints before anything is started."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from kray.config.advice import warnings
-from kray.config.placement import amounts, asked, cluster_rows
+from kray.config.placement import amounts, cluster_rows, requested
 from kray.config.schema import KrayConfig
 from kray.plan_modes import offered_share
 from kray.records import Prompt
@@ -18,31 +18,31 @@ def preview(
     cluster: str,
     samples: Sequence[str] | None = None,
 ) -> str:
-    """Return the whole text.
+    """Return the text that `--check` prints.
 
     Args:
-        config: What would run.
-        train: The training prompts.
-        test: The test prompts.
-        cluster: A cluster file that the actors must fit on, or "".
-        samples: Lines that show prompts as the policy reads them; None: shows some as the data has them.
+        config: of the run.
+        train: training prompts.
+        test: test prompts.
+        cluster: path of a cluster file on which the actors must fit, or "".
+        samples: lines that show prompts as the policy reads them; None: some are shown as the data has them.
 
     Raises:
-        ConfigError: The actors do not fit on the cluster.
+        ConfigError: the actors do not fit on the cluster.
     """
     rows = derived(config, len(train), len(test)) + (cluster_rows(config, cluster) if cluster else [])
     table = [f"{label:<26} {value}" for label, value in rows]
-    doubts = [f"warning: {line}" for line in warnings(config)]
+    warned = [f"warning: {line}" for line in warnings(config)]
     if samples is None:
         title = "first prompts, as the data has them"
         samples = [f"  {p.id}: {(p.text or p.messages)!r:.100} -> {p.answer!r:.40}" for p in train[:3]]
     else:
         title = "first prompts, as the policy reads them (special tokens between « and »; without, such characters are text)"
-    return "\n".join([*table, *([""] if doubts else []), *doubts, "", title, *samples])
+    return "\n".join([*table, *([""] if warned else []), *warned, "", title, *samples])
 
 
 def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[tuple[str, str]]:
-    """(label, value) rows. train_prompts, test_prompts: how many prompts the sources hold."""
+    """Return (label, value) rows of what follows from a configuration, given the number of prompts in its sources."""
     run, plan, per_step = config.run, config.plan, config.prompts.per_step
     share = offered_share(plan)
     responses = config.evaluate.samples + int(config.evaluate.greedy)
@@ -81,7 +81,7 @@ def _actors(config: KrayConfig) -> list[tuple[str, str]]:
         ("learner ranks", f"{train.ranks} x {amounts(train.cpus_per_rank, train.gpus_per_rank)}"),
         ("scorer processes", config.reward.url or f"{config.reward.workers}, in the driver's node"),
         *_environment(config),
-        ("actors ask for", amounts(*asked(config))),
+        ("actors request", amounts(*requested(config))),
     ]
 
 

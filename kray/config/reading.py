@@ -1,9 +1,8 @@
-"""YAML text and `a.b=c` overrides, read against the schema's dataclasses.
+"""Reading of YAML text and `a.b=c` overrides against the schema's dataclasses.
 
-Every value is read as the type that its field declares, so that `subset: no` is the text "no", `lr: 1e-4` is a number
-and `steps: 2.5` is an error; every key keeps the place that it came from (file:line, or the override itself).
-A problem does not stop the reading: all are collected, so that one run shows them all. Only `parse` raises
-(ConfigError): after a syntax error there is nothing to read.
+Every value is read as the type that its field declares, so that `subset: no` is the text "no", `lr: 1e-4` is a number and
+`steps: 2.5` is an error. Every key keeps the place where it was written (file:line, or the override itself). Problems are
+collected, so that all are reported at once; only `parse` raises ConfigError, since nothing can be read after a syntax error.
 """
 
 from __future__ import annotations
@@ -23,8 +22,12 @@ import yaml
 
 from kray.errors import ConfigError
 
-MISSING = object()  # stands for a value that could not be read; its problem has been noted
+# In place of a value that could not be read; its problem has been noted.
+MISSING = object()
+
+# Types as errors name them.
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+
 FLOAT = re.compile(
     r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
     r"|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
@@ -33,11 +36,11 @@ INTEGER = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$")
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1 without its surprises: 1e-4 is a number; 12:30, 010 and 2024-01-01 are text."""
+    """Loader of YAML 1.1 in which 1e-4 is a number, and 12:30, 010 and 2024-01-01 are text."""
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what Loader reads back as the same values."""
+    """Dumper of YAML that `Loader` reads as the same values."""
 
 
 def _replace_number_rules(owner: Any) -> None:
@@ -51,7 +54,7 @@ def _replace_number_rules(owner: Any) -> None:
 
 
 def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """YAML counts these three as line breaks: only double quotes keep them as they are."""
+    # YAML treats these three as line breaks: only double quotes keep them as they are
     style = '"' if set(text) & set("\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -62,23 +65,23 @@ Dumper.add_representer(str, _text_node)
 
 
 def located(message: str, where: str) -> str:
-    """A message with its place in a column of its own."""
+    """Return a message followed by its place, in a column of its own."""
     return f"{message:<62}   {where}".rstrip() if where else message
 
 
 @functools.cache
 def fields_of(section: type) -> Mapping[str, Any]:
-    """Key -> annotation of a section's dataclass."""
+    """Return key -> annotation of a section's dataclass."""
     return {name.rstrip("_"): annotation for name, annotation in typing.get_type_hints(section).items()}
 
 
 def attribute(key: str) -> str:
-    """The dataclass field of a key: a word of Python's own gets an underscore."""
+    """Return the dataclass field of a key; a Python keyword gets an underscore."""
     return f"{key}_" if keyword.iskeyword(key) else key
 
 
 def declared(annotation: Any) -> tuple[Any, bool]:
-    """The annotation without None, and whether None is allowed."""
+    """Return the annotation without None, and whether None is allowed."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         rest = [part for part in typing.get_args(annotation) if part is not type(None)]
         if len(rest) < len(typing.get_args(annotation)) and len(rest) == 1:
@@ -87,13 +90,13 @@ def declared(annotation: Any) -> tuple[Any, bool]:
 
 
 def is_section(kind: Any) -> bool:
-    """Whether a field of this kind has keys of its own."""
+    """Return whether a field of this type has keys of its own."""
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 @functools.cache
 def all_keys(section: type, prefix: str = "") -> tuple[str, ...]:
-    """Every dotted key under a section's dataclass: sections and leaves."""
+    """Return every dotted key under a section's dataclass, sections and leaves."""
     found: list[str] = []
     for name, annotation in fields_of(section).items():
         key, (kind, _) = f"{prefix}{name}", declared(annotation)
@@ -104,9 +107,9 @@ def all_keys(section: type, prefix: str = "") -> tuple[str, ...]:
 
 
 def suggestion(key: str, keys: Sequence[str]) -> str:
-    """` (did you mean ...?)` for an unknown dotted key, or nothing.
+    """Return ` (did you mean ...?)` for an unknown dotted key, or "".
 
-    Looks for a near name in the same section, for the same name in other sections, then for anything near.
+    It looks for a similar name in the same section, then for the same name in other sections, then for any similar name.
     """
     section, _, leaf = key.rpartition(".")
     siblings = [known for known in keys if known.rpartition(".")[0] == section]
@@ -122,9 +125,14 @@ def suggestion(key: str, keys: Sequence[str]) -> str:
 
 
 def parse(text: str, where: str) -> yaml.Node | None:
-    """The node tree of a YAML text; None when it is empty. Raises ConfigError with the line of a syntax error.
+    """Return the node tree of a YAML text; None when it is empty.
 
-    where: the file's name, or the override.
+    Args:
+        text: the YAML.
+        where: name of the file, or the override.
+
+    Raises:
+        ConfigError: a syntax error, with its line.
     """
     try:
         return yaml.compose(text, Loader=Loader)
@@ -141,25 +149,39 @@ def parse(text: str, where: str) -> yaml.Node | None:
 
 
 class Reading:
-    """What one source (a file or an override) gives: values by section, places by dotted key, and problems."""
+    """Result of reading one source, a file or an override.
+
+    Attributes:
+        places: dotted key -> where it was written.
+        problems: messages with their places.
+    """
 
     def __init__(self, schema: type, place: Callable[[yaml.Node], str]):
+        """Make an empty reading.
+
+        Args:
+            schema: dataclass of the whole configuration.
+            place: returns where a node was written.
+        """
         self.schema = schema
         self.place = place
         self.places: dict[str, str] = {}
         self.problems: list[str] = []
-        self._open: set[int] = set()  # nodes being read: an alias to one of them would never end
+        # ids of the nodes being read: an alias to one of them would recurse without end
+        self._open: set[int] = set()
         self._loader = Loader("")
 
     def problem(self, message: str, node: yaml.Node) -> Any:
+        """Note a problem at a node; return MISSING."""
         self.problems.append(located(message, self.place(node)))
         return MISSING
 
     def unknown(self, key: str, node: yaml.Node) -> Any:
+        """Note a key that the schema does not have; return MISSING."""
         return self.problem(f"{key} is not a key{suggestion(key, all_keys(self.schema))}", node)
 
     def section(self, section: type, node: yaml.Node, prefix: str = "") -> Any:
-        """{field: value} of a mapping node."""
+        """Return {key: value} of a mapping node; MISSING when it is none."""
         name = prefix.rstrip(".")
         if not isinstance(node, yaml.MappingNode):
             example = f"{prefix}{next(iter(fields_of(section)))}"
@@ -177,7 +199,7 @@ class Reading:
         return result
 
     def value(self, annotation: Any, node: yaml.Node, key: str) -> Any:
-        """A node's value as its annotation demands; MISSING when a problem was noted."""
+        """Return a node's value as the annotated type; MISSING when a problem was noted."""
         kind, optional = declared(annotation)
         if id(node) in self._open:
             return self.problem(f"{key} contains itself", node)
@@ -196,7 +218,7 @@ class Reading:
             self._open.discard(id(node))
 
     def _entries(self, node: yaml.MappingNode, prefix: str) -> list[tuple[str, yaml.Node, yaml.Node]]:
-        """(key text, key node, value node) of a mapping; notes keys given twice; follows `<<`."""
+        """Return (key text, key node, value node) of a mapping; note keys given twice; follow `<<`."""
         seen: dict[str, int] = {}
         for key_node, _ in node.value:
             text = str(key_node.value)
@@ -217,7 +239,7 @@ class Reading:
         return list(entries.values())
 
     def _free(self, kind: Any, node: yaml.Node, key: str) -> Any:
-        """Values of free form: dict and list fields, and what is in them."""
+        """Return the value of a dict or list field, or of anything inside one."""
         origin = typing.get_origin(kind) or kind
         inner = (typing.get_args(kind) or (Any,))[-1]
         text = isinstance(node, yaml.ScalarNode) and "${" in node.value
@@ -245,7 +267,8 @@ class Reading:
             return node.value
         try:
             value = self._loader.construct_object(node)
-        except (yaml.YAMLError, ValueError, LookupError, OverflowError, TypeError) as error:  # IndexError: "!!int _"
+        # LookupError: "!!int _" raises IndexError
+        except (yaml.YAMLError, ValueError, LookupError, OverflowError, TypeError) as error:
             return self.problem(f"{key} cannot be read: {getattr(error, 'problem', None) or error}", node)
         return self._fitted(kind, value, key, node)
 
@@ -257,10 +280,10 @@ class Reading:
 
 
 def fit(kind: Any, value: Any) -> Any:
-    """value as `kind` (int, float, bool, str, Any), or MISSING where that would change what it says.
+    """Return `value` as `kind` (int, float, bool, str, Any), or MISSING where the conversion would change its meaning.
 
-    An integer is a fine float; nothing else is converted, but text that spells a finite number is one where a float is
-    wanted. NaN, infinities and integers beyond 64 bits fit nothing.
+    Integers and text that spells a finite number are converted to float where a float is declared; nothing else is converted.
+    NaN, infinities and integers beyond 64 bits fit no kind.
     """
     if kind is float and isinstance(value, str):
         try:
@@ -288,10 +311,10 @@ def _wanted(kind: Any) -> str:
 
 
 def _shown(node: yaml.Node) -> str:
-    """A node as an error quotes it."""
+    """Return a node as an error quotes it, on one line."""
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
         return "a list"
     text = node.value if len(node.value) <= 60 else node.value[:57] + "..."
-    return text if text and text.isprintable() and not node.style else repr(text)  # one line, whatever it holds
+    return text if text and text.isprintable() and not node.style else repr(text)

@@ -1,9 +1,9 @@
-"""What must not be written down: secrets of the environment, and passwords in addresses.
+"""Redaction of secrets: those of the environment, and passwords in addresses.
 
-Secret is the value of an environment variable whose name says so (HF_TOKEN, AWS_SECRET_ACCESS_KEY, WANDB_API_KEY), the
-password in any address (http://user:password@host, also one in an environment variable), and text in free-form options
-under such a name (reward.options.api_key). Values of fewer than 8 characters are not looked for in other text: they would
-be found everywhere. Pure but for os.environ, which is read at each call.
+These are secret: the value of an environment variable whose name indicates it (HF_TOKEN, AWS_SECRET_ACCESS_KEY,
+WANDB_API_KEY), the password in any address (http://user:password@host, also one in an environment variable), and text in
+free-form options under such a name (reward.options.api_key). Values of fewer than 8 characters are not searched for in other
+text, where they would occur by chance. Pure except for os.environ, which is read at each call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
+# Characters below which a secret is not searched for in other text.
 _LEAST_CHARACTERS = 8
+
 _NAME = re.compile(
     r"(?:^|[_-])(?:token|secret|password|passwd|pass|pat|key|api_?key|credentials?)$|secret|password", re.I
 )
@@ -23,7 +25,11 @@ _QUERY = re.compile(r"(?P<name>[?&][\w-]*(?:token|secret|password|passwd|key)=)(
 
 
 def secrets(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """{value: name of the variable that holds it}, longest first; environment: os.environ."""
+    """Return {secret: name of the variable that holds it, "" for a password in an address}, longest first.
+
+    Args:
+        environment: None: os.environ.
+    """
     found: dict[str, str] = {}
     for name, value in (os.environ if environment is None else environment).items():
         if _NAME.search(name):
@@ -34,22 +40,25 @@ def secrets(environment: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """The text with *** in place of every secret."""
+    """Return the text with *** in place of every secret; environment: None: os.environ."""
     for value in secrets(environment):
         text = text.replace(value, HIDDEN)
     return _hide_passwords(text)
 
 
 def redact_value(key: str, value: Any) -> Any:
-    """A configuration's value as it may be shown: text without secrets, *** for text under a name that says it is one."""
+    """Return a configuration's value as it may be shown: text without secrets, *** for text under a secret's name."""
     if not isinstance(value, str):
         return value
     return HIDDEN if value and is_secret_key(key) else redact(value)
 
 
 def refer(key: str, value: str) -> list[tuple[str, str]]:
-    """A text in parts, (text, "") or ("", variable): a secret of the environment as the variable that holds it, to be read
-    from there again; other secrets as ***."""
+    """Split a text so that it can be written and read again without its secrets.
+
+    Returns:
+        Parts: (text, ""), with *** for secrets that no variable holds, and ("", name of a variable that holds a secret).
+    """
     for secret, name in secrets().items():
         before, found, after = value.partition(secret)
         if found and name:
@@ -58,13 +67,14 @@ def refer(key: str, value: str) -> list[tuple[str, str]]:
 
 
 def is_secret_key(key: str) -> bool:
-    """Whether a dotted key lies in free-form options and its name says that it is a secret."""
+    """Return whether a dotted key lies in free-form options and its name indicates a secret."""
     return ".options." in f".{key}" and bool(_NAME.search(key.rpartition(".")[2]))
 
 
 def _hide_passwords(text: str) -> str:
     def hidden(address: re.Match[str]) -> str:
-        shown = f"{address['user']}:{HIDDEN}" if address["password"] else HIDDEN  # a user alone may be a token
+        # a user without a password may be a token
+        shown = f"{address['user']}:{HIDDEN}" if address["password"] else HIDDEN
         return f"{address['scheme']}{shown}@"
 
     return _QUERY.sub(rf"\g<name>{HIDDEN}", _ADDRESS.sub(hidden, text))

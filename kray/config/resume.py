@@ -1,4 +1,4 @@
-"""A run that goes on: what of its configuration is settled, and what newer keys mean for runs that began without them."""
+"""Configuration of a resumed run: the keys that may not change, and newer keys in runs that began without them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from kray.config import KrayConfig, changed_keys, kept_config, load_config
 from kray.errors import ConfigError
 
+# Beginnings of the keys that stay the same for the life of a run.
 SETTLED = (
     "model.",
     "run.seed",
@@ -19,8 +20,9 @@ SETTLED = (
     "prompts.max_tokens",
     "environment.name",
     "environment.options",
-)  # for the life of a run
-# Keys of prompts.train that came later, and what runs that began without them did: their prompts stay what they were.
+)
+
+# Newer keys of prompts.train -> the value that keeps the prompts of runs that began without them.
 BEFORE = {"keep_repeats": True, "prompt_format": "text"}
 
 
@@ -29,7 +31,8 @@ def as_begun(config: KrayConfig, folder: Path) -> KrayConfig:
     first = folder / "config.yaml"
     if not first.is_file():
         return config
-    load_config(str(first), [], checked=False)  # raises what is wrong with the file
+    # for its errors: OmegaConf alone would not name the line
+    load_config(str(first), [], checked=False)
     written = OmegaConf.select(OmegaConf.load(first), "prompts.train")
     config = copy.deepcopy(config)
     for key, value in BEFORE.items():
@@ -39,8 +42,15 @@ def as_begun(config: KrayConfig, folder: Path) -> KrayConfig:
 
 
 def note_changes(config: KrayConfig, folder: Path) -> list[str]:
-    """What differs from the configuration that the run was last started with, a line each. Raises ConfigError for what must
-    not."""
+    """Return a line for each key that differs from the configuration with which the run was last started.
+
+    Args:
+        config: of the resume.
+        folder: of the run.
+
+    Raises:
+        ConfigError: a key differs that may not change on resume.
+    """
     kept = kept_config(folder)
     if not kept.is_file():
         return []
@@ -50,8 +60,9 @@ def note_changes(config: KrayConfig, folder: Path) -> list[str]:
         if key != "resume"
     ]
     source = config.prompts.train
-    judged = source.kind != "reasoning_gym" and not source.verifier  # the training prompts, by reward.verifier
-    settled = (*SETTLED, "reward.verifier") if judged else SETTLED
+    # whether reward.verifier scores the training prompts
+    scores = source.kind != "reasoning_gym" and not source.verifier
+    settled = (*SETTLED, "reward.verifier") if scores else SETTLED
     for key, old, new in changed:
         if key.startswith(settled):
             raise ConfigError(

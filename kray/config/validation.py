@@ -1,7 +1,7 @@
-"""What a configuration must satisfy beyond its types, and what follows from it.
+"""Checks of a configuration beyond its types.
 
-`problems` looks at one key at a time (ranges, names) and at keys against each other; each problem names its keys.
-Every numeric key of the schema stands in LIMITS or FIXED exactly once (there is a test). Pure: opens no file.
+`problems` checks single keys (ranges, choices), then keys against each other; each problem names its keys. Every numeric key of
+the schema is in LIMITS or FIXED exactly once (a test holds it). Pure: opens no file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kray.config.schema import KrayConfig
 from kray.config.train_schema import aggregation_of
 from kray.errors import ConfigError
 
+# Rule, as errors and the reference page name it -> check of a value.
 RULES: dict[str, Callable[[float], bool]] = {
     "at least 1": lambda value: value >= 1,
     "at least 2": lambda value: value >= 2,
@@ -33,6 +34,7 @@ RULES: dict[str, Callable[[float], bool]] = {
     "0 or 1": lambda value: value in (0, 1),
 }
 
+# Rule -> keys that it applies to.
 LIMITS: dict[str, str] = {
     "at least 1": """
         run.steps run.keep_checkpoints prompts.per_step prompts.max_tokens prompts.train.size prompts.test.size
@@ -64,10 +66,13 @@ LIMITS: dict[str, str] = {
     "in [0, 1)": "train.beta1 train.beta2",
     "0 or 1": "train.gpus_per_rank",
 }
-FIXED = {  # key -> the one value that training allows, and why
-    "rollout.top_p": (1.0, "cut tails would make the sampled distribution another than the one that logprobs describe"),
-    "rollout.top_k": (0, "cut tails would make the sampled distribution another than the one that logprobs describe"),
+# Key -> the one value that training allows, and why.
+FIXED = {
+    "rollout.top_p": (1.0, "truncated sampling draws from another distribution than the one of the logprobs"),
+    "rollout.top_k": (0, "truncated sampling draws from another distribution than the one of the logprobs"),
 }
+
+# Key -> its allowed values.
 CHOICES: dict[str, tuple[str, ...]] = {
     "plan.mode": plan_rules.MODES,
     "plan.unit": plan_rules.UNITS,
@@ -86,39 +91,59 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.lr_scaling": ("none", "sqrt", "linear"),
     "track.log_model": ("", "log", "register"),
 }
-VERIFIERS = ("math", "exact", "code", "reasoning_gym")  # or pkg.module:function
-ENVIRONMENTS = ("calculator", "tools")  # or pkg.module:Class
-# What apply_chat_template takes for itself: none of these is a variable of a chat template.
+
+# Built-in verifiers; pkg.module:function is allowed as well.
+VERIFIERS = ("math", "exact", "code", "reasoning_gym")
+
+# Built-in environments; pkg.module:Class is allowed as well.
+ENVIRONMENTS = ("calculator", "tools")
+
+# Arguments of apply_chat_template that are not variables of a chat template.
 NO_VARIABLES = (
-    "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "padding",
-    "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
-)  # fmt: skip
-NOT_IN_MODELS = "/:.%\"'"  # characters that MLflow allows in no name of a model
-CODE_TIMEOUT_S = 6.0  # of the code verifier, where reward.options.timeout_s is not given
+    "conversation",
+    "messages",
+    "chat_template",
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+)
+
+# Characters that MLflow forbids in the name of a model.
+NOT_IN_MODELS = "/:.%\"'"
+
+# Timeout of the code verifier in seconds, where reward.options.timeout_s is not given.
+CODE_TIMEOUT_S = 6.0
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, and the dotted keys that a person could change."""
+    """A problem of a configuration, with the dotted keys whose change can solve it."""
 
     keys: tuple[str, ...]
     message: str
 
 
 def check(config: KrayConfig) -> list[str]:
-    """All problems as sentences; empty when the configuration can be run."""
+    """Return all problems as sentences; empty when the configuration can be run."""
     return [problem.message for problem in problems(config)]
 
 
 def require(config: KrayConfig) -> None:
-    """Raises ConfigError with all problems, one a line."""
+    """Raise ConfigError with all problems, one on each line, if there are any."""
     found = check(config)
     if found:
         raise ConfigError("\n".join(found))
 
 
 def problems(config: KrayConfig) -> list[Problem]:
-    """Single keys first; contradictions between keys only when those are sound, so that no cause is told twice."""
+    """Return the problems of single keys; only if there are none, those of keys against each other."""
     single = list(_single(config))
     return single or [
         *_run(config),
@@ -135,7 +160,7 @@ def problems(config: KrayConfig) -> list[Problem]:
 
 
 def value_at(config: KrayConfig, key: str) -> Any:
-    """The value of a dotted key; None under a section that is None."""
+    """Return the value of a dotted key; None under a section that is None."""
     value: Any = config
     for part in key.split("."):
         value = None if value is None else getattr(value, attribute(part))
@@ -221,7 +246,7 @@ def _prompts(config: KrayConfig) -> Iterator[Problem]:
 
 
 def _is_path(name: str) -> bool:
-    """Whether it is of the form pkg.module:name."""
+    """Return whether the name has the form pkg.module:name."""
     module, colon, function = name.partition(":")
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), function])
 
@@ -244,7 +269,7 @@ def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
         yield Problem((f"{key}.split",), f"{key}.split must be train or test for arithmetic, not {source.split!r}")
     for name in source.chat_template_kwargs:
         if name in NO_VARIABLES:
-            text = f"{key}.chat_template_kwargs.{name}: kray sets it itself; only variables of the chat template can be given"
+            text = f"{key}.chat_template_kwargs.{name} is set by kray; only variables of the chat template can be given"
             yield Problem((f"{key}.chat_template_kwargs.{name}", f"{key}.chat_template_kwargs"), text)
     if source.chat_template_kwargs and not source.chat:
         text = f"{key}.chat_template_kwargs are variables of the chat template, which {key}.chat false does not apply"
@@ -291,7 +316,7 @@ def _train(config: KrayConfig) -> Iterator[Problem]:
         usual = f"set train.constant_tokens, usually rollout.max_response_tokens {config.rollout.max_response_tokens}"
         yield Problem(keys, f"the aggregation constant (that of loss dr_grpo) divides by a length: {usual}")
     if config.async_.max_staleness and not train.tis:
-        text = f"async.max_staleness {config.async_.max_staleness} learns from older policies: set train.tis, usually 2"
+        text = f"async.max_staleness {config.async_.max_staleness} trains on older rollouts: set train.tis, usually 2"
         yield Problem(("train.tis", "async.max_staleness"), text)
     if config.model.lora is not None and not config.model.lora.targets:
         yield Problem(("model.lora.targets",), "model.lora.targets is empty: name linear layers, or [all-linear]")
@@ -320,7 +345,7 @@ def _dotted(config: KrayConfig) -> Iterator[Problem]:
 
 
 def _hidden(value: Any, key: str) -> Iterator[Problem]:
-    """A kept configuration has *** in place of secrets that are no variables of the environment (see export.to_yaml)."""
+    """Yield keys with *** in place of a secret, as `to_yaml` writes those that no environment variable holds."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _hidden(inner, f"{key}.{name}" if key else str(name))

@@ -182,7 +182,7 @@ def correlations(found: Mapping[str, Mapping[str, Sequence[float]]], skip: Seque
 
 
 def figure(found: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Figure:
-    """Draw `learned` less that of uniform (paired, 95 % over seeds) against three candidate figures of merit, a point a plan."""
+    """Draw `learned` less that of uniform (paired, 95 % over seeds) against three figures of merit, one point per plan."""
     from matplotlib.figure import Figure as Canvas
 
     picture = Canvas(figsize=(15, 5.4), layout="constrained")

@@ -63,7 +63,7 @@ class World:
     rate: float = 0.3
     noise: float = 1.0
     transfer: float = 0.02
-    drift: float = 0.05  # of each logit, a step
+    drift: float = 0.05
     latency_sigma: float = 0.6
     unit: str = "rollouts"
     discount: float = 0.5

@@ -265,7 +265,7 @@ def test_derived_table(load):
     assert table["epochs"] == "10.00 to 20.00"
     assert table["mean rollouts per prompt"].startswith("at least 4.0")
     assert table["engines"] == "3 x {CPU: 1, GPU: 1}"
-    assert table["actors ask for"] == "{CPU: 4, GPU: 3}"
+    assert table["actors request"] == "{CPU: 4, GPU: 3}"
     assert table["response tokens a step"] == "at most 262,144"
 
 

@@ -79,7 +79,7 @@ def test_a_ray_up_file_and_a_kuberay_file_are_read_alike(cluster_file):
         ),
         (RAY_UP.replace("max_workers: 5", "max_workers: 0"), "minimums add up to 1 nodes, but max_workers is 0"),
         (RAY_UP.replace("head_node_type: head", "head_node_type: haed"), "head_node_type is 'haed'"),
-        (RAY_UP.replace("{CPU: 8, GPU: 4}", "{GPU: 4}"), "available_node_types.learner.resources names no CPU"),
+        (RAY_UP.replace("{CPU: 8, GPU: 4}", "{GPU: 4}"), "available_node_types.learner.resources has no CPU"),
         (
             RAY_UP.replace("{CPU: 8, GPU: 4}", "{CPU: many}"),
             "available_node_types.learner.resources.CPU must be a number",
@@ -118,7 +118,7 @@ def test_the_rows_say_where_everything_goes(cluster_file):
     assert rows["learner ranks on"] == "learner: 2"
     assert rows["engines on"] == "learner: 2, rollout: 3"
     assert rows["engines that fit"] == "2 without another node, at most 6"
-    assert rows["nodes at work"] == "head: 1, learner: 1, rollout: 3"
+    assert rows["nodes in use"] == "head: 1, learner: 1, rollout: 3"
     assert "note" not in rows
 
 
@@ -127,8 +127,8 @@ def test_ranks_on_spot_nodes_and_gpus_that_nobody_asks_for_are_noted(cluster_fil
     assert any("rollout, which is spot" in note for note in place(config(ranks=(5, 1, 1)), cluster).notes)
     notes = place(config(ranks=(1, 1, 0), engines=(1, 1, 0)), cluster).notes
     assert [note.split(" so ")[0] for note in notes] == [
-        "learner ranks ask for no GPU,",
-        "engines ask for no GPU,",
+        "learner ranks request no GPU,",
+        "engines request no GPU,",
     ]
 
 

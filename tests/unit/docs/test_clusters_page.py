@@ -53,5 +53,5 @@ def test_the_table_of_costs_names_the_machines_of_the_files():
 
 def test_the_example_of_a_check_is_what_is_printed():
     rows = dict(cluster_rows(load_config(ROOT / "configs" / "gsm8k.yaml"), str(ROOT / "cluster" / "aws.yaml")))
-    for label in ("learner ranks on", "engines on", "engines that fit", "nodes at work"):
+    for label in ("learner ranks on", "engines on", "engines that fit", "nodes in use"):
         assert f"\n{label:<26} {rows[label]}\n" in TEXT
