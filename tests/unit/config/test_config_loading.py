@@ -106,7 +106,7 @@ def test_the_message_has_its_place_in_a_column(refused):
     assert refused(MODEL + "plan:\n  budgett: 3\n") == expected
 
 
-def test_all_problems_are_told_at_once(refused):
+def test_all_problems_are_reported_at_once(refused):
     message = refused(MODEL + "plann: 3\n", "train.lr=x")
     assert len(message.splitlines()) == 2
 
@@ -251,7 +251,7 @@ def test_export(load):
     assert digest(config) == digest(load(to_yaml(config))) != digest(other)
 
 
-def test_a_run_goes_on_with_the_configuration_it_was_last_started_with(tmp_path):
+def test_kept_config_is_that_of_the_newest_resume(tmp_path):
     (tmp_path / "config.yaml").write_text("run: {steps: 100}\n")
     assert kept_config(tmp_path) == tmp_path / "config.yaml"
     for age_s, name in ((20, "config-resumed-000050.yaml"), (10, "config-resumed-000040.yaml")):  # back to a checkpoint
@@ -292,7 +292,7 @@ def test_derived_table(load):
         (["prompts.train.kind=reasoning_gym", "prompts.train.tasks={gcd: {}}", "prompts.train.verifier=math"], []),
     ],
 )
-def test_what_is_perhaps_not_meant_is_said(load, overrides, parts):
+def test_doubtful_configurations_have_warnings(load, overrides, parts):
     said = warnings(load(MODEL, *overrides))
     assert len(said) == bool(parts), said
     assert all(part in said[0] for part in parts)

@@ -96,7 +96,7 @@ def test_a_ray_up_file_and_a_kuberay_file_are_read_alike(cluster_file):
         ("", "describes no clusters"),
     ],
 )
-def test_a_file_that_is_no_sound_cluster_is_refused_by_name(cluster_file, text, message):
+def test_bad_cluster_files_are_rejected_with_their_keys(cluster_file, text, message):
     path = cluster_file(text)
     with pytest.raises(ConfigError) as error:
         load_cluster(path)
@@ -112,7 +112,7 @@ def test_a_file_that_is_missing_is_named():
 # -- what a person is told --------------------------------------------------------------------------------------------
 
 
-def test_the_rows_say_where_everything_goes(cluster_file):
+def test_rows_list_the_placement_of_all_actors(cluster_file):
     rows = dict(cluster_rows(config(ranks=(2, 1, 1), engines=(5, 2, 1)), cluster_file(RAY_UP)))
     assert rows["driver and scorer on"].startswith("head,")
     assert rows["learner ranks on"] == "learner: 2"
@@ -122,7 +122,7 @@ def test_the_rows_say_where_everything_goes(cluster_file):
     assert "note" not in rows
 
 
-def test_ranks_on_spot_nodes_and_gpus_that_nobody_asks_for_are_noted(cluster_file):
+def test_ranks_on_spot_nodes_and_unused_gpus_are_noted(cluster_file):
     cluster = load_cluster(cluster_file(RAY_UP))
     assert any("rollout, which is spot" in note for note in place(config(ranks=(5, 1, 1)), cluster).notes)
     notes = place(config(ranks=(1, 1, 0), engines=(1, 1, 0)), cluster).notes
@@ -146,14 +146,14 @@ def test_ranks_on_spot_nodes_and_gpus_that_nobody_asks_for_are_noted(cluster_fil
         ),
     ],
 )
-def test_what_does_not_fit_is_said_with_numbers(cluster_file, asked, parts):
+def test_actors_that_do_not_fit_are_named_with_numbers(cluster_file, asked, parts):
     with pytest.raises(ConfigError) as error:
         place(asked, load_cluster(cluster_file(RAY_UP)))
     assert all(part in str(error.value) for part in parts), str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_an_elastic_pool_needs_room_for_its_fewest_engines_only(cluster_file):
+def test_an_elastic_pool_needs_capacity_for_min_engines_only(cluster_file):
     cluster = load_cluster(cluster_file(RAY_UP))
     asked = config(ranks=(1, 1, 1), engines=(100, 1, 1))
     most = place(config(ranks=(1, 1, 1), engines=(1, 1, 1)), cluster).engines_at_most
@@ -201,7 +201,7 @@ actors = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 1))
 
 @settings(max_examples=300, deadline=None)
 @given(clusters(), actors, actors)
-def test_what_is_placed_is_what_was_asked_for_and_fits_on_nodes_that_there_may_be(cluster, ranks, engines):
+def test_all_requested_actors_are_placed_within_capacity(cluster, ranks, engines):
     try:
         fit = place(config(ranks, engines), cluster)
     except ConfigError:
@@ -222,7 +222,7 @@ def test_what_is_placed_is_what_was_asked_for_and_fits_on_nodes_that_there_may_b
 
 @settings(max_examples=300, deadline=None)
 @given(clusters(), actors, actors)
-def test_as_many_engines_fit_as_it_says_and_not_one_more(cluster, ranks, engines):
+def test_engines_at_most_is_tight(cluster, ranks, engines):
     try:
         most = place(config(ranks, (1, *engines[1:])), cluster).engines_at_most
     except ConfigError:
@@ -240,7 +240,7 @@ def test_as_many_engines_fit_as_it_says_and_not_one_more(cluster, ranks, engines
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(groups, min_size=1, max_size=3), actors)
-def test_without_a_shared_limit_the_ranks_fit_exactly_when_the_nodes_hold_them(made, ranks):
+def test_ranks_fit_exactly_when_the_nodes_can_hold_them(made, ranks):
     workers = [Group(f"g{i}", *group) for i, group in enumerate(made)]
     cluster = Cluster("c.yaml", "RayCluster", (Group("head", 0, 0, 1, 1), *workers), None)
     shape = Shape(*ranks[1:])

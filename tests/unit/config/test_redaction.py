@@ -42,7 +42,7 @@ def test_passwords_and_secrets_of_the_environment_are_hidden(planted, text, show
     assert redact(text) == shown
 
 
-def test_what_only_looks_like_a_secret_stays():
+def test_text_that_only_resembles_a_secret_stays():
     environment = {
         "TOKENIZERS_PARALLELISM": "false",
         "A_TOKEN": "short",
@@ -65,7 +65,7 @@ def config_with_secrets(tmp_path, *overrides) -> KrayConfig:
     return load_config(file, list(overrides))
 
 
-def test_a_kept_configuration_refers_to_the_environment_and_loads_as_itself(planted, tmp_path):
+def test_a_written_configuration_refers_to_the_environment(planted, tmp_path):
     config = config_with_secrets(tmp_path)
     assert config.track.uri == "http://me:p4ss${w0rd}x@host"
     text = to_yaml(config)
@@ -90,7 +90,7 @@ def test_parameters_and_changes_show_no_secret(planted, tmp_path):
     assert flat(config)["prompts.max_tokens"] == 1024
 
 
-def test_a_secret_that_is_no_variable_must_be_given_again(planted, tmp_path):
+def test_a_secret_without_a_variable_must_be_given_again(planted, tmp_path):
     overrides = ["track.uri=http://me:another-password@host", "reward.options.api_key=sk-literal"]
     kept = tmp_path / "kept.yaml"
     kept.write_text(to_yaml(config_with_secrets(tmp_path, *overrides)))
@@ -111,7 +111,7 @@ secret_values = st.text(
 
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(secret_names, secret_values, min_size=1), st.text(max_size=20), st.data())
-def test_no_secret_survives_wherever_it_stands(environment, around, data):
+def test_no_secret_survives_anywhere(environment, around, data):
     value = data.draw(st.sampled_from(sorted(environment.values())))
     for text in (value, around + value + around, f"http://u:{value}@h", f"{value}{value}", repr([around, value])):
         assert value not in redact(text, environment)

@@ -1,4 +1,4 @@
-"""Beliefs: what labels, visits and the population do to them."""
+"""Beliefs: effects of labels, visits and the population."""
 
 import json
 
@@ -42,7 +42,7 @@ def test_a_prompt_that_is_passed_over_is_not_visited():
     assert [x.tolist() for x in beliefs.posterior(["a"])] == [[1 + 1.75], [2 + 1.25]]
 
 
-def test_prompts_that_are_passed_over_foretell_as_those_that_are_visited():
+def test_passed_over_prompts_predict_as_well_as_visited_ones():
     rng = np.random.default_rng(9)
     one, other = Beliefs(fit_discount=True), Beliefs(fit_discount=True)
     ids = [f"p{i}" for i in range(200)]
@@ -108,7 +108,7 @@ events = st.lists(
 
 @given(events, events, st.floats(0, 1), st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_saved_beliefs_go_on_exactly_as_if_never_saved(before, after, discount, fit_discount):
+def test_saved_beliefs_continue_exactly(before, after, discount, fit_discount):
     def live(beliefs, events):
         for prompt, rewards in events:
             if rewards is None:
@@ -156,7 +156,7 @@ def test_empirical_bayes_recovers_the_population(a, b):
 
 
 @pytest.mark.parametrize(("a", "b", "r", "t"), [(0.4, 0.9, 0.9, 0.3), (0.3, 0.6, 0.2, 0.8)])
-def test_persistence_recovers_what_earlier_labels_foretell(a, b, r, t):
+def test_fit_persistence_recovers_the_discounts(a, b, r, t):
     rng = np.random.default_rng(4)
     known = rng.integers(0, 9, (2, 4096)) * (rng.random(4096) < 0.8)  # a fifth was never visited before
     trials = rng.integers(2, 33, 4096)
@@ -166,7 +166,7 @@ def test_persistence_recovers_what_earlier_labels_foretell(a, b, r, t):
     assert found[2:] == pytest.approx((r, t), abs=0.1)
 
 
-def test_a_policy_that_forgets_its_failures_teaches_the_beliefs_to():
+def test_beliefs_learn_a_discount_of_failures():
     rng = np.random.default_rng(6)
     beliefs, fixed = Beliefs(fit_discount=True), Beliefs()
     ids = [f"p{i}" for i in range(500)]
@@ -188,7 +188,7 @@ def test_a_policy_that_forgets_its_failures_teaches_the_beliefs_to():
     assert scores[beliefs, 5] < 0.9 * scores[fixed, 5]
 
 
-def test_labels_give_the_same_beliefs_in_whatever_order_they_come():
+def test_beliefs_do_not_depend_on_the_order_of_labels():
     """To the last bit, over many visits: fitting discounts would make more of a bit."""
     rng = np.random.default_rng(8)
     beliefs, other = Beliefs(fit_discount=True), Beliefs(fit_discount=True)
@@ -209,7 +209,7 @@ def test_labels_give_the_same_beliefs_in_whatever_order_they_come():
     assert other.to_dict() == beliefs.to_dict()
 
 
-def test_beliefs_written_before_discounts_were_fitted_can_be_read():
+def test_states_without_fitted_discounts_load():
     beliefs = Beliefs(0.25)
     beliefs.observe("a", [1, 0])
     state = beliefs.to_dict()
@@ -219,7 +219,7 @@ def test_beliefs_written_before_discounts_were_fitted_can_be_read():
     assert old.to_dict() == beliefs.to_dict()
 
 
-def test_beliefs_written_when_a_visit_discounted_as_it_began_are_not_discounted_again():
+def test_states_of_version_3_are_not_discounted_twice():
     beliefs = Beliefs(0.25)
     beliefs.begin_visit(["a"])
     beliefs.observe("a", [1, 0])
@@ -240,7 +240,7 @@ def test_the_prior_is_fitted_from_the_latest_visits():
     assert beliefs.posterior(["unseen"])[0][0] == beliefs.prior_alpha
 
 
-def test_a_few_prompts_or_a_fixed_prior_fit_nothing():
+def test_few_prompts_or_a_fixed_prior_fit_nothing():
     for beliefs, prompts in ((Beliefs(), PRIOR_PROMPTS - 1), (Beliefs(fit_prior=False), 100)):
         for i in range(prompts):
             beliefs.observe(f"p{i}", [0, 0])
@@ -259,7 +259,7 @@ def test_one_sided_populations_keep_the_prior_in_bounds(rewards):
 
 
 @pytest.mark.parametrize("reward", [0.0, 1.0])
-def test_a_one_sided_population_can_still_be_overruled(reward):
+def test_labels_outweigh_the_prior_of_a_one_sided_population(reward):
     beliefs = Beliefs()
     for i in range(400):
         beliefs.observe(f"p{i}", [reward] * 8)
@@ -274,7 +274,7 @@ def test_a_one_sided_population_can_still_be_overruled(reward):
     assert 0.03 < abs(again[0] / sum(again) - reward) < 0.1
 
 
-def test_each_label_has_its_own_prior_once_it_has_prompts_enough():
+def test_a_label_with_enough_prompts_has_its_own_prior():
     rng = np.random.default_rng(0)
     beliefs = Beliefs()
     ids = [f"p{i}" for i in range(600)]

@@ -1,4 +1,4 @@
-"""A prior from features acts where it helps, and only there."""
+"""The prior from features is used only where it predicts better."""
 
 import json
 
@@ -16,7 +16,7 @@ def population(rng, prompts, helpful):
     return x, p, rng.binomial(8, p).astype(float)
 
 
-def test_it_acts_where_features_tell_and_recovers_the_rates():
+def test_features_that_predict_are_used_and_recover_the_rates():
     rng = np.random.default_rng(0)
     x, _, s = population(rng, 800, 1.0)
     prior = FeaturePrior()
@@ -30,7 +30,7 @@ def test_it_acts_where_features_tell_and_recovers_the_rates():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_it_does_not_act_on_noise(seed):
+def test_noise_features_are_not_used(seed):
     rng = np.random.default_rng(seed)
     x, _, s = population(rng, 600, 0.0)
     prior = FeaturePrior()
@@ -47,7 +47,7 @@ def test_too_few_labels_and_bad_features():
             prior.remember(np.arange(2), bad)
 
 
-def test_the_planner_uses_it_for_prompts_it_has_never_seen():
+def test_the_planner_uses_features_for_unseen_prompts():
     rng = np.random.default_rng(1)
     x, p, _ = population(rng, 400, 1.0)
     planner = KnapsackPlanner("static", 1600, prior_features=True)
@@ -62,7 +62,7 @@ def test_the_planner_uses_it_for_prompts_it_has_never_seen():
     assert KnapsackPlanner("static").features is None
 
 
-def test_a_saved_prior_goes_on_exactly():
+def test_a_saved_feature_prior_continues_exactly():
     rng = np.random.default_rng(0)
     x, _, s = population(rng, 300, 1.0)
     one, other = FeaturePrior(), FeaturePrior()

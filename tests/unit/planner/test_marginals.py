@@ -63,7 +63,7 @@ events = st.lists(st.one_of(st.sampled_from([0, 1, "hold"]), st.floats(0, 1)), m
 
 @given(shapes, shapes, events, st.sampled_from(["paper", "grpo"]))
 @settings(max_examples=150, deadline=None)
-def test_an_updated_gain_is_the_gain_of_the_updated_belief(a, b, events, kind):
+def test_updated_gain_equals_gain_of_updated_belief(a, b, events, kind):
     make = BetaValue if kind == "paper" else GrpoValue
     marginal = make_marginal("expected_gain", make([a], [b]), np.array([2]), 8)
     n, passed, failed = 2, 0.0, 0.0
@@ -78,7 +78,7 @@ def test_an_updated_gain_is_the_gain_of_the_updated_belief(a, b, events, kind):
         assert marginal.next_gain(0) == pytest.approx(want, rel=1e-9, abs=1e-300)
 
 
-def test_until_mixed_is_the_chance_to_mix_times_what_that_is_worth():
+def test_until_mixed_is_the_mixing_probability_times_value():
     a, b = 0.7, 1.9
     p, q = nodes(4096)
     mass = np.exp(stats.beta(a, b).logpdf(p)) * 2 * np.sqrt(p * q) * np.pi / 8192
@@ -104,7 +104,7 @@ def test_until_mixed_is_the_chance_to_mix_times_what_that_is_worth():
     assert after(2, 1, 2, "target_size")[0] == 0
 
 
-def test_what_does_not_fit_is_named():
+def test_marginals_reject_unknown_names_and_other_values():
     value = BetaValue([1.0], [1.0])
     with pytest.raises(ValueError, match=r"plan\.marginal=greedy"):
         make_marginal("greedy", value, np.array([2]), 8)

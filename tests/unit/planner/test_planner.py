@@ -1,4 +1,4 @@
-"""The planner: what each mode does with the same evidence, and the metrics of a step."""
+"""The planner: plans of each mode on the same evidence, and the metrics of a step."""
 
 import json
 
@@ -28,7 +28,7 @@ def seen(planner, labels):
     st.data(),
 )
 @settings(max_examples=200, deadline=None)
-def test_every_mode_spends_exactly_the_budget_within_the_bounds(mode, history, lower, width, data):
+def test_every_mode_spends_the_budget_within_the_bounds(mode, history, lower, width, data):
     m = len(history)
     budget = data.draw(st.integers(lower * m, (lower + width) * m))
     planner = KnapsackPlanner(mode, 512, lower, lower + width, Beliefs())
@@ -84,7 +84,7 @@ def test_paper_plans_on_the_point_estimate_of_the_previous_visit():
     assert sum(n.values()) == 48
 
 
-def test_paper_falls_back_to_unsolved_prompts_and_only_then_to_solved_ones():
+def test_paper_falls_back_to_unsolved_then_solved_prompts():
     planner = KnapsackPlanner("paper", 30, 2, 10)
     labels = {"solved": (8, 8), "u1": (0, 8), "u2": (0, 8), "mid": (4, 8)}
     seen(planner, labels)
@@ -129,7 +129,7 @@ def test_a_saved_planner_makes_the_same_plans():
         (r"plan\.lower 9 is above plan\.upper 8", {"lower": 9, "upper": 8}, 1, None),
     ],
 )
-def test_what_cannot_be_met_is_named_and_changes_nothing(match, arguments, m, budget):
+def test_infeasible_plans_are_named_and_change_nothing(match, arguments, m, budget):
     beliefs = Beliefs()
     with pytest.raises(ValueError, match=match):
         KnapsackPlanner(**{"budget": 16, **arguments}, beliefs=beliefs).plan([str(i) for i in range(m)], budget)
@@ -173,7 +173,7 @@ def test_step_metrics():
         step_metrics(plan, [1], [1])
 
 
-def test_an_empty_step_has_no_metrics_but_does_not_fail():
+def test_an_empty_step_has_nan_metrics():
     nothing = np.zeros(0)
     found = step_metrics(Allocation([], nothing, nothing, nothing, nothing), [], [])
     assert np.isnan(found["budget/max"])
@@ -199,7 +199,7 @@ def test_a_withdrawn_step_leaves_no_trace(mode):
     np.testing.assert_array_equal(first.expected_success, second.expected_success)
 
 
-def test_the_configuration_s_plan_section_makes_a_planner():
+def test_a_plan_section_makes_a_planner():
     from kray.config import PlanConfig
 
     plan = PlanConfig(mode="online", value="grpo", budget=64, refit_every=3, discount=0.25, candidates=2.0)
@@ -211,7 +211,7 @@ def test_the_configuration_s_plan_section_makes_a_planner():
         KnapsackPlanner.of(PlanConfig(value="grpo", marginal="hybrid"))
 
 
-def test_the_prior_is_refitted_every_so_many_steps():
+def test_the_prior_is_refitted_every_refit_every_steps():
     planner = KnapsackPlanner("uniform", 100, refit_every=4)
     ids, fits = [f"p{i}" for i in range(25)], []
     for step in range(12):

@@ -1,4 +1,4 @@
-"""Laws of the solver: it equals an exact dynamic programme, both its ways agree, and bad problems are named."""
+"""The solver matches an exact dynamic programme, sorting and searching agree, and bad arguments are named."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def table(value, upper):
 
 @given(problems())
 @settings(max_examples=300, deadline=None)
-def test_it_equals_the_dynamic_programme(problem):
+def test_solve_matches_the_dynamic_programme(problem):
     value, budget, lower, upper = problem
     n = solve(value, budget, lower, upper)
     assert n.dtype == np.int64
@@ -60,7 +60,7 @@ def test_skipping_prompts_is_within_one_block(problem):
     assert value.total(n).sum() >= exact_optimum(value, budget, lower, upper) - block - 1e-15
 
 
-def test_skipping_frees_budget_for_prompts_that_teach():
+def test_skipping_frees_budget_for_valuable_prompts():
     value = PointValue([0.0, 1.0, 0.3, 0.4, 1e-6])
     n = solve(value, 16, lower=0, upper=128)
     assert n.tolist()[:2] == [0, 0]
@@ -72,7 +72,7 @@ def test_skipping_frees_budget_for_prompts_that_teach():
 
 @given(problems(most=30), st.integers(0, 40))
 @settings(max_examples=300, deadline=None)
-def test_both_ways_give_the_same_plan(problem, table_limit):
+def test_sorting_and_searching_agree(problem, table_limit):
     value, budget, lower, upper = problem
     np.testing.assert_array_equal(
         solve(value, budget, lower, upper), solve(value, budget, lower, upper, table_limit=table_limit)
@@ -81,7 +81,7 @@ def test_both_ways_give_the_same_plan(problem, table_limit):
 
 @pytest.mark.parametrize("lower", [0, 1, 2])
 @pytest.mark.parametrize("table_limit", [0, 1000])
-def test_both_ways_give_the_same_plan_for_many_prompts(lower, table_limit):
+def test_sorting_and_searching_agree_for_many_prompts(lower, table_limit):
     rng = np.random.default_rng(7)
     p = 1 / (1 + np.exp(-rng.normal(-0.8, 2.6, 5000)))
     trials = rng.integers(4, 17, 5000)
@@ -124,7 +124,7 @@ def priced(draw, lowest):
 
 @given(priced(lowest=1))
 @settings(max_examples=200, deadline=None)
-def test_with_costs_it_is_within_one_increment(problem):
+def test_costs_are_within_one_increment_of_the_optimum(problem):
     value, budget, lower, upper, cost = problem
     n = solve(value, budget, lower, upper, cost)
     assert cost @ n <= budget
@@ -136,7 +136,7 @@ def test_with_costs_it_is_within_one_increment(problem):
 
 @given(priced(lowest=0))
 @settings(max_examples=200, deadline=None)
-def test_with_costs_and_skipping_it_is_within_one_block(problem):
+def test_costs_and_skipping_are_within_one_block(problem):
     value, budget, lower, upper, cost = problem
     n = solve(value, budget, lower, upper, cost)
     assert cost @ n <= budget
@@ -158,7 +158,7 @@ def test_fractional_costs_never_exceed_the_budget(value, spare, data):
     assert (n <= 128).all()
 
 
-def test_costs_of_one_buy_the_same_and_worthless_rollouts_are_not_bought():
+def test_unit_costs_buy_the_same_except_worthless_rollouts():
     p = np.random.default_rng(0).uniform(0.05, 0.95, 40)
     np.testing.assert_array_equal(solve(PointValue(p), 320), solve(PointValue(p), 320, cost=np.ones(40)))
     assert solve(PointValue([0.0, 0.3]), 1000, 2, 10, [1.0, 1.0]).tolist() == [2, 10]

@@ -1,4 +1,4 @@
-"""A step's plan under any order of events: exact budgets, floors and caps, determinism, and what each mode does with labels."""
+"""Plans of a step under any order of events: budgets, bounds, determinism, and each mode's reaction to labels."""
 
 import json
 
@@ -15,20 +15,20 @@ SPENDING = [mode for mode in MODES if mode != "dynamic_sampling"]  # modes that 
 
 def drive(step, rates, rng, room=None, lose=0.0, batch=3):
     """Carries a step out with arrivals in a random order; returns the calls made and how often nothing was to be had."""
-    flying, calls, waits = [], [], 0
+    in_flight, calls, waits = [], [], 0
     while not step.done:
-        free = None if room is None else room - len(flying)
+        free = None if room is None else room - len(in_flight)
         chunks = step.take(step.room(free))
         for prompt, rollouts in chunks:
             assert rollouts > 0
-            flying += [prompt] * rollouts
+            in_flight += [prompt] * rollouts
             calls.append((prompt, rollouts))
-        assert room is None or len(flying) <= room
-        assert step.in_flight == len(flying)
+        assert room is None or len(in_flight) <= room
+        assert step.in_flight == len(in_flight)
         waits += not chunks
-        assert flying, "nothing in flight, nothing to take, and not done"
-        for _ in range(min(len(flying), int(rng.integers(1, batch + 1)))):
-            prompt = flying.pop(int(rng.integers(len(flying))))
+        assert in_flight, "nothing in flight, nothing to take, and not done"
+        for _ in range(min(len(in_flight), int(rng.integers(1, batch + 1)))):
+            prompt = in_flight.pop(int(rng.integers(len(in_flight))))
             if rng.random() < lose:
                 step.lost(prompt)
             else:
@@ -153,17 +153,17 @@ def test_online_takes_the_best_rollout_now():
     for value, make in (("paper", BetaValue), ("grpo", GrpoValue)):
         planner = KnapsackPlanner("online", 90, 2, 30, value=value)
         step = planner.begin(ids)
-        counts, flying = dict.fromkeys(ids, 0), []
+        counts, in_flight = dict.fromkeys(ids, 0), []
         while not step.done:
             floors = min(counts.values()) < 2
             alpha, beta = planner.beliefs.posterior(ids)
             gains = make(alpha, beta).gain(np.array([counts[i] for i in ids]))
-            for prompt, rollouts in step.take(1 if len(flying) < 20 else 0):
+            for prompt, rollouts in step.take(1 if len(in_flight) < 20 else 0):
                 assert floors or gains[ids.index(prompt)] == pytest.approx(gains.max(), rel=1e-9)
                 counts[prompt] += rollouts
-                flying += [prompt] * rollouts
-            if len(flying) >= 20 or sum(counts.values()) == 90:
-                prompt = flying.pop(0)
+                in_flight += [prompt] * rollouts
+            if len(in_flight) >= 20 or sum(counts.values()) == 90:
+                prompt = in_flight.pop(0)
                 step.observe(prompt, float(rng.random() < rates[prompt]))
         assert sum(counts.values()) == 90
 
@@ -200,17 +200,17 @@ def test_rounds_wait_for_their_labels():
     assert step.allocation().budgets.sum() == 40
 
 
-def drive_rest(step, flying):
+def drive_rest(step, in_flight):
     rounds = 0
     while not step.done:
-        for prompt, rollouts in flying:
+        for prompt, rollouts in in_flight:
             step.observe(prompt, [0] * rollouts)
-        flying = step.take(None)
-        rounds += bool(flying)
-    return flying, rounds
+        in_flight = step.take(None)
+        rounds += bool(in_flight)
+    return in_flight, rounds
 
 
-def test_stop_at_mixed_turns_to_what_is_not_mixed_and_expected_gain_does_not_have_to():
+def test_stop_at_mixed_prefers_groups_that_are_not_mixed():
     planner = KnapsackPlanner("online", 12, 2, 8, marginal="stop_at_mixed")
     step = planner.begin(["mixed", "unmixed"])
     step.take(4)
@@ -228,7 +228,7 @@ def test_stop_at_mixed_turns_to_what_is_not_mixed_and_expected_gain_does_not_hav
     assert sized.allocation().budgets[0] <= 6
 
 
-def test_pilot_commit_spends_the_rest_on_middling_prompts():
+def test_pilot_commit_spends_the_rest_on_intermediate_prompts():
     step = KnapsackPlanner("pilot_commit", 40, pilot=4).begin(["easy", "hard", "mid", "mid2"])
     labels = {"easy": [1] * 4, "hard": [0] * 4, "mid": [1, 0, 0, 0], "mid2": [1, 1, 0, 1]}
     for prompt, _ in step.take(None):
@@ -237,7 +237,7 @@ def test_pilot_commit_spends_the_rest_on_middling_prompts():
 
 
 @pytest.mark.parametrize("budget", [40, 16])
-def test_pilot_commit_learns_from_what_it_commits_to(budget):
+def test_pilot_commit_trains_on_what_it_commits_to(budget):
     step = KnapsackPlanner("pilot_commit", budget, pilot=4).begin(["easy", "hard", "mid", "mid2"])
     labels = {"easy": [1] * 4, "hard": [0] * 4, "mid": [1, 0, 0, 0], "mid2": [1, 1, 0, 1]}
     for prompt, _ in step.take(None):
@@ -249,7 +249,7 @@ def test_pilot_commit_learns_from_what_it_commits_to(budget):
 
 
 @pytest.mark.parametrize("weights", ["rollouts", "uniform", "knapsack", "hindsight"])
-def test_weights_keep_the_scale_of_what_is_learned_from(weights):
+def test_weights_sum_to_the_rollouts_trained_on(weights):
     step = KnapsackPlanner("dynamic_sampling", 16, candidates=3, target_groups=4, weights=weights).begin(
         [f"p{i}" for i in range(12)]
     )
@@ -319,7 +319,7 @@ def test_dynamic_sampling_counts_all_and_trains_on_the_first_mixed():
     assert plan.weights.tolist() == [0, 4, 0, 0, 4, 4, 4, 0, 0, 0, 0, 0]
 
 
-def test_lost_rollouts_are_respent_elsewhere_or_forfeited():
+def test_lost_rollouts_are_reallocated_or_forfeited():
     for mode, total in (("static", 40), ("online", 40), ("uniform", 37)):
         step = KnapsackPlanner(mode, 40, in_flight=100).begin(list("abcd"))
         taken = step.take(None)
@@ -365,7 +365,7 @@ def test_reported_tokens_replace_their_expectation():
     assert 1000 - 25 <= spent <= 1000 + 60
 
 
-def test_tokens_that_come_back_go_to_the_prompt_that_is_worth_most():
+def test_returned_tokens_go_to_the_prompt_with_the_largest_gain():
     planner = KnapsackPlanner("online", unit="tokens", token_budget=108, beliefs=Beliefs(1.0, fit_prior=False))
     for prompt, passed in (("solved", 60), ("middling", 30)):
         planner.observe(prompt, np.arange(60) < passed)
@@ -391,13 +391,13 @@ def test_the_least_budget_is_what_a_step_begins_with():
             planner.begin(ids, least - 0.1, cost=cost, due=due)
 
 
-def test_dynamic_sampling_of_as_many_prompts_as_are_offered_keeps_its_budget():
+def test_dynamic_sampling_without_candidates_keeps_its_budget():
     step = KnapsackPlanner("dynamic_sampling", 64, target_groups=4).begin([f"p{i}" for i in range(16)])
     assert step.take(None) == [(f"p{i}", 4) for i in range(16)]
 
 
 @pytest.mark.parametrize("due", [[0, 1, 2, 3, 4, 5], [9, 4, 11, 2, 7], [11]])
-def test_dynamic_sampling_opens_all_that_are_due_and_no_prompt_twice(due):
+def test_dynamic_sampling_opens_all_due_prompts_once(due):
     planner = KnapsackPlanner("dynamic_sampling", 16, candidates=3, target_groups=4, lower=2)
     ids = [f"p{i}" for i in range(12)]
     step = planner.begin(ids, due=np.isin(np.arange(12), due))
@@ -421,7 +421,7 @@ def test_dynamic_sampling_opens_all_that_are_due_and_no_prompt_twice(due):
 
 @given(st.sampled_from(["static", "online"]), st.integers(2, 4), st.integers(0, 2**32), st.sampled_from([0, 6]))
 @settings(max_examples=80, deadline=None)
-def test_candidates_may_stay_without_rollouts_but_never_those_that_are_due(mode, lower, seed, target):
+def test_only_candidates_that_are_not_due_may_be_left_out(mode, lower, seed, target):
     rng = np.random.default_rng(seed)
     rates = population(rng, 30)
     target = target if mode == "online" else 0
@@ -441,7 +441,7 @@ def test_candidates_may_stay_without_rollouts_but_never_those_that_are_due(mode,
         np.testing.assert_array_equal(step.allocation().weights > 0, budgets > 0)
 
 
-def test_a_step_ends_when_enough_groups_are_mixed_and_not_long_after():
+def test_a_step_ends_when_enough_groups_are_mixed():
     rng = np.random.default_rng(3)
     rates = {f"p{i}": float(p) for i, p in enumerate(rng.uniform(0.2, 0.8, 60))}
     spent = {}

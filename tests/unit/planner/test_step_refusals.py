@@ -1,4 +1,4 @@
-"""What a step's plan refuses, by name, and that a refusal changes nothing."""
+"""A step's plan rejects bad calls by name, and a rejected call changes nothing."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_bad_calls_are_named_and_change_nothing(match, call):
         (r"plan\.token_budget=3", {"unit": "tokens", "token_budget": 3}, {"cost": [1.0, 1.0]}),
     ],
 )
-def test_what_cannot_be_planned_is_named(match, settings, known):
+def test_plans_that_cannot_be_made_are_named(match, settings, known):
     with pytest.raises(ValueError, match=match):
         KnapsackPlanner(**{"budget": 16, **settings}).begin(**{"prompt_ids": ["a", "b"], **known})
     with pytest.raises(ValueError, match="begin"):

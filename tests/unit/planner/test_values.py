@@ -1,4 +1,4 @@
-"""Laws of the values: closed forms agree with their definitions, and gains are what the solver may rely on."""
+"""Values: closed forms agree with their definitions, and gains have the properties that the solver needs."""
 
 from fractions import Fraction
 
@@ -21,7 +21,7 @@ def exact_total(p: float, n: int) -> Fraction:
 
 @given(rates, st.integers(0, 130))
 @settings(max_examples=200, deadline=None)
-def test_point_value_is_the_paper_s_formula(p, n):
+def test_point_value_is_the_formula_of_the_paper(p, n):
     value = PointValue([p])
     total = float(exact_total(p, n))
     gain = float(exact_total(p, n + 1) - exact_total(p, n))
@@ -71,7 +71,7 @@ def test_a_certain_belief_is_the_point_value(p):
 
 @given(st.lists(rates, min_size=1, max_size=20), st.lists(st.tuples(shapes, shapes), min_size=1, max_size=20))
 @settings(max_examples=100, deadline=None)
-def test_gains_are_differences_of_totals_never_negative_and_never_rise(ps, ab):
+def test_gains_are_differences_of_totals_and_never_rise(ps, ab):
     alpha, beta = np.array(ab).T
     for value in (PointValue(ps), BetaValue(alpha, beta)):
         m = len(value)

@@ -1,4 +1,4 @@
-"""The simulator: populations from anywhere, fair comparisons, and the relations that real small runs have shown."""
+"""The simulator: populations, equal budgets, and relations that small real runs have shown."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def test_every_plan_spends_the_same(name, unit):
     assert simulate(world, 0, PLANS[name])["learned"] == found["learned"]  # chance comes from the seed alone
 
 
-def test_knowing_the_rates_beats_estimates_and_twice_the_rollouts_beat_once():
+def test_true_rates_and_more_rollouts_do_better():
     plans = {name: PLANS[name] for name in ("uniform", "static", "oracle")}
     world = World(SHAPES["u_shaped"], prompts=512, per_step=64, steps=32)
     found = study(world, plans, 3)
@@ -51,7 +51,7 @@ def test_knowing_the_rates_beats_estimates_and_twice_the_rollouts_beat_once():
     assert set(correlations(found)) >= {"value", "effective_prompts"}
 
 
-def test_stopping_at_mixed_wins_the_ratios_and_not_the_learning():
+def test_stop_at_mixed_raises_ratios_but_not_learning():
     plans = {name: PLANS[name] for name in ("uniform", "online", "online stop_at_mixed")}
     found = study(World(SHAPES["logit_normal"], prompts=512, per_step=64, steps=32), plans, 4)
     mean = {name: {key: np.mean(x) for key, x in figures.items()} for name, figures in found.items()}
@@ -107,7 +107,7 @@ def test_an_interval():
     assert len(curve()) > 20
 
 
-def test_the_doors(tmp_path):
+def test_simulate_job_writes_figures_and_names_bad_populations(tmp_path):
     out, figure = tmp_path / "out.json", tmp_path / "out.png"
     command = [sys.executable, "jobs/simulate.py", "--population", "hard", "--prompts", "64", "--per-step", "16"]
     command += ["--steps", "6", "--seeds", "2", "--modes", "static,online", "--json", str(out), "--figure", str(figure)]
