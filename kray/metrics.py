@@ -1,4 +1,4 @@
-"""Every metric that kray writes: declared here once, with unit and meaning, and used by reference everywhere else.
+"""Declarations of every metric that kray writes, with unit and meaning, which all other code uses by reference.
 
 MLflow's x axis is the training step. Times are wall-clock seconds of the driver. MLflow's own system/* metrics (every 5 s,
 of the driver's machine) come on top. docs/reference/metrics.md is generated from these declarations.
@@ -6,27 +6,38 @@ of the driver's machine) come on top. docs/reference/metrics.md is generated fro
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 PrometheusKind = Literal["gauge", "counter", "sum"]
 
 
 class Metric(str):
-    """A metric's name, which is all that travels or is written, and what is known about it where it is declared.
+    """Name of a metric, with its description as attributes. Pickled and written, it is its name alone.
 
     Attributes:
         unit: "s", "tokens", "ratio", ...; "1" for numbers without one.
         meaning: one phrase for the reference page.
         prometheus: the name under which Ray's Prometheus endpoint shows its newest value, "" where it does not.
         prometheus_kind: gauge; counter: the metric itself counts up; sum: the values of the steps are added up.
-        step_line: whether the console's line of a step shows it.
     """
 
     unit: str
     meaning: str
     prometheus: str
     prometheus_kind: PrometheusKind
-    step_line: bool
+
+    def __new__(
+        cls,
+        name: str,
+        unit: str,
+        meaning: str,
+        prometheus: str = "",
+        prometheus_kind: PrometheusKind = "gauge",
+    ) -> Metric:
+        """Make a metric; the arguments are its name and its attributes."""
+        made = super().__new__(cls, name)
+        made.unit, made.meaning, made.prometheus, made.prometheus_kind = unit, meaning, prometheus, prometheus_kind
+        return made
 
     @property
     def described(self) -> str:
@@ -47,7 +58,7 @@ class MetricFamily:
 
     def of(self, key: object) -> Metric:
         """Return the family's metric for `key`."""
-        return _make(f"{self._prefix}{key}{self._suffix}", self.unit, self.meaning)
+        return Metric(f"{self._prefix}{key}{self._suffix}", self.unit, self.meaning)
 
     def has(self, name: str) -> bool:
         """Return whether the metric of this name belongs to the family."""
@@ -57,29 +68,8 @@ class MetricFamily:
 METRICS: dict[str, Metric | MetricFamily] = {}
 
 
-def _make(
-    name: str,
-    unit: str,
-    meaning: str,
-    prometheus: str = "",
-    prometheus_kind: PrometheusKind = "gauge",
-    step_line: bool = False,
-) -> Metric:
-    made = Metric(name)
-    made.unit, made.meaning, made.step_line = unit, meaning, step_line
-    made.prometheus, made.prometheus_kind = prometheus, prometheus_kind
-    return made
-
-
-def _metric(
-    name: str,
-    unit: str,
-    meaning: str,
-    prometheus: str = "",
-    prometheus_kind: PrometheusKind = "gauge",
-    step_line: bool = False,
-) -> Metric:
-    made = METRICS[name] = _make(name, unit, meaning, prometheus, prometheus_kind, step_line)
+def _metric(name: str, unit: str, meaning: str, **exported: Any) -> Metric:
+    made = METRICS[name] = Metric(name, unit, meaning, **exported)
     return made
 
 
@@ -148,9 +138,7 @@ TRAIN_UPDATE_S = _metric("train/update_s", "s", "the update as the learner's ran
 TRAIN_PEAK_MEMORY_GIB = _metric(
     "train/peak_memory_gib", "GiB", "peak memory of the largest learner rank: the GPU's, or resident without one"
 )
-REWARD_MEAN = _metric(
-    "reward/mean", "reward", "mean over the step's rollouts", prometheus="kray_reward_mean", step_line=True
-)
+REWARD_MEAN = _metric("reward/mean", "reward", "mean over the step's rollouts", prometheus="kray_reward_mean")
 REWARD_STD = _metric("reward/std", "reward", "standard deviation over the step's rollouts")
 REWARD_FAILED = _metric(
     "reward/failed",
@@ -183,10 +171,10 @@ ENVIRONMENT_TOKENS_RATIO = _metric(
 ENVIRONMENT_FAILED = _metric(
     "environment/failed", "rollouts", "conversations lost to an environment that raised, hung or died"
 )
-BUDGET_MIN = _metric("budget/min", "rollouts", "smallest budget of a prompt in the step", step_line=True)
+BUDGET_MIN = _metric("budget/min", "rollouts", "smallest budget of a prompt in the step")
 BUDGET_P50 = _metric("budget/p50", "rollouts", "median budget")
 BUDGET_P99 = _metric("budget/p99", "rollouts", "99th percentile of the budgets")
-BUDGET_MAX = _metric("budget/max", "rollouts", "largest budget", prometheus="kray_budget_max_rollouts", step_line=True)
+BUDGET_MAX = _metric("budget/max", "rollouts", "largest budget", prometheus="kray_budget_max_rollouts")
 BUDGET_SHARE = _family(
     "budget/share_<status>",
     "ratio",
@@ -198,14 +186,12 @@ GROUP_EFFECTIVE_RATIO_ROLLOUTS = _metric(
     "ratio",
     "rollouts that belong to a group with mixed rewards",
     prometheus="kray_effective_rollouts_ratio",
-    step_line=True,
 )
 GROUP_EFFECTIVE_RATIO_PROMPTS = _metric(
     "group/effective_ratio_prompts",
     "ratio",
     "prompts whose group has mixed rewards",
     prometheus="kray_effective_prompts_ratio",
-    step_line=True,
 )
 PLANNER_VALUE_PLANNED = _metric(
     "planner/value_planned",
@@ -301,11 +287,11 @@ STALENESS_DROPPED_GROUPS = _metric(
     prometheus_kind="sum",
 )
 TIMING_S_PLAN = _metric("timing_s/plan", "s", "planning")
-TIMING_S_GENERATE = _metric("timing_s/generate", "s", "generation, first task out to last rollout in", step_line=True)
+TIMING_S_GENERATE = _metric("timing_s/generate", "s", "generation, first task out to last rollout in")
 TIMING_S_REWARD = _metric("timing_s/reward", "s", "waiting for rewards after the last rollout")
 TIMING_S_WAIT = _metric("timing_s/wait", "s", "the learner waiting for the step's groups")
-TIMING_S_UPDATE = _metric("timing_s/update", "s", "the learner's update", step_line=True)
-TIMING_S_SYNC = _metric("timing_s/sync", "s", "sending weights to the engines and proving them", step_line=True)
+TIMING_S_UPDATE = _metric("timing_s/update", "s", "the learner's update")
+TIMING_S_SYNC = _metric("timing_s/sync", "s", "sending weights to the engines and proving them")
 TIMING_S_EVALUATE = _metric("timing_s/evaluate", "s", "evaluation")
 TIMING_S_EXACT = _metric(
     "timing_s/exact", "s", "computing exact success rates, which are no part of a method (jobs/compare.py)"
@@ -314,7 +300,7 @@ TIMING_S_CHECKPOINT = _metric(
     "timing_s/checkpoint", "s", "that training stood still to save a checkpoint; it is written in the background"
 )
 TIMING_S_IDLE = _metric("timing_s/idle", "s", "time of the step in which an engine did not generate, mean over engines")
-TIMING_S_STEP = _metric("timing_s/step", "s", "the whole step", step_line=True)
+TIMING_S_STEP = _metric("timing_s/step", "s", "the whole step")
 PROGRESS_ROLLOUTS = _metric(
     "progress/rollouts",
     "rollouts",
@@ -333,18 +319,10 @@ PROGRESS_EPOCH = _metric(
     "progress/epoch", "epochs", "visits of prompts so far / training prompts", prometheus="kray_epoch"
 )
 THROUGHPUT_ROLLOUTS_PER_S = _metric(
-    "throughput/rollouts_per_s",
-    "rollouts/s",
-    "of the whole step",
-    prometheus="kray_rollouts_per_second",
-    step_line=True,
+    "throughput/rollouts_per_s", "rollouts/s", "of the whole step", prometheus="kray_rollouts_per_second"
 )
 THROUGHPUT_TOKENS_PER_S = _metric(
-    "throughput/tokens_per_s",
-    "tokens/s",
-    "response tokens, of the whole step",
-    prometheus="kray_tokens_per_second",
-    step_line=True,
+    "throughput/tokens_per_s", "tokens/s", "response tokens, of the whole step", prometheus="kray_tokens_per_second"
 )
 EVAL_ACCURACY = _metric(
     "eval/accuracy",
@@ -396,6 +374,19 @@ def timing(part: str) -> Metric:
     found = METRICS[f"timing_s/{part}"]
     assert isinstance(found, Metric)
     return found
+
+
+# Metrics that the console's line of a step shows.
+STEP_LINE = {REWARD_MEAN, BUDGET_MIN, BUDGET_MAX, GROUP_EFFECTIVE_RATIO_ROLLOUTS, GROUP_EFFECTIVE_RATIO_PROMPTS}
+STEP_LINE |= {TIMING_S_GENERATE, TIMING_S_UPDATE, TIMING_S_SYNC, TIMING_S_STEP}
+STEP_LINE |= {THROUGHPUT_ROLLOUTS_PER_S, THROUGHPUT_TOKENS_PER_S}
+
+# Metrics that the status view (`jobs/status.py`) shows.
+STATUS_VIEW = {BUDGET_MIN, BUDGET_P50, BUDGET_P99, BUDGET_MAX, EVAL_ACCURACY, REWARD_MEAN, STALENESS_MEAN}
+STATUS_VIEW |= {GROUP_EFFECTIVE_RATIO_PROMPTS, GROUP_EFFECTIVE_RATIO_ROLLOUTS, POOL_PREEMPTIONS, POOL_RESTARTS}
+STATUS_VIEW |= {PROGRESS_ROLLOUTS, PROGRESS_TOKENS, THROUGHPUT_ROLLOUTS_PER_S, THROUGHPUT_TOKENS_PER_S}
+STATUS_VIEW |= {TIMING_S_IDLE, TIMING_S_STEP}
+STATUS_VIEW |= {timing(part) for part in STEP_PARTS}
 
 
 def single_metrics() -> list[Metric]:

@@ -16,7 +16,7 @@ import yaml
 from kray.config.reading import declared, fields_of, is_section
 from kray.config.schema import KrayConfig
 from kray.config.validation import CHOICES, FIXED, LIMITS
-from kray.metrics import METRICS, Metric
+from kray.metrics import METRICS, STATUS_VIEW, STEP_LINE, Metric
 
 # Range or choices of each key that has one.
 ALLOWED = {key: rule for rule, keys in LIMITS.items() for key in keys.split()}
@@ -119,7 +119,7 @@ def metrics_page() -> str:
         "Every metric is written to `metrics.jsonl` in the run folder and to MLflow, whose x axis is the training step. Times\n"
         "are wall-clock seconds of the driver. MLflow's own `system/*` metrics, sampled every 5 s on the driver's machine,\n"
         "come on top. The last column names where else a metric is shown: in the line that the console prints for each step,\n"
-        "and under which name Ray's Prometheus endpoint exports it (Ray adds the prefix `ray_`).",
+        "in the status view (`jobs/status.py`), and at Ray's Prometheus endpoint under this name (with the prefix `ray_`).",
     ]
     for group, names in groupby(METRICS, key=lambda name: name.partition("/")[0] if "/" in name else name):
         parts.append(f"## {group}" + ("" if group in METRICS else "/"))
@@ -132,7 +132,8 @@ def _metric_row(name: str) -> str:
     known = METRICS[name]
     shown = []
     if isinstance(known, Metric):
-        shown += ["step line"] if known.step_line else []
+        shown += ["step line"] if known in STEP_LINE else []
+        shown += ["status"] if known in STATUS_VIEW else []
         shown += [f"`{known.prometheus}`"] if known.prometheus else []
     cells = (f"`{name}`", known.unit, known.meaning, ", ".join(shown))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

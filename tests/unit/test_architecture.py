@@ -36,7 +36,6 @@ KNOWN = {
     "kray.driver.recorder",
     "kray.driver.remote",
     "kray.faults.instrumented",
-    "kray.metrics",
     "kray.rollout.collector",
     "kray.train.learner",
 }

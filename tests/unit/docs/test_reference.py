@@ -10,7 +10,8 @@ from pathlib import Path
 from kray.config.reading import all_keys, declared, fields_of, is_section
 from kray.config.reference import ALLOWED, configuration_page, meanings, metrics_page, stale_pages
 from kray.config.schema import KrayConfig
-from kray.metrics import METRICS
+from kray.metrics import METRICS, STATUS_VIEW, STEP_PARTS, Metric, timing
+from kray.monitor import status
 
 ROOT = Path(__file__).parents[3]
 
@@ -51,3 +52,8 @@ def test_the_generator_loads_neither_ray_nor_torch():
     code = "import sys, kray.config.reference; print({'ray', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_status_view_metrics_are_those_that_it_reads():
+    shown = {value for name, value in vars(status).items() if isinstance(value, Metric) and name.isupper()}
+    assert shown | {timing(part) for part in STEP_PARTS} == STATUS_VIEW
