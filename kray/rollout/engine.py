@@ -28,7 +28,7 @@ import numpy as np
 import ray
 
 from kray.records import Rollout, RolloutTask
-from kray.rollout.engine_spec import EngineSpec
+from kray.rollout.engine_spec import EngineSpec, cpu_options
 from kray.rollout.outcome import EngineReport
 from kray.rollout.vllm_transport import TRANSPORT, register_transport
 from kray.weight_sync.flat_weights import FlatWeights
@@ -36,8 +36,6 @@ from kray.weight_sync.proof import ProbeHistory, Proof, perturbed
 
 # Share of max_sequences: so many ended rollouts are worth a report although no task is finished.
 REPORT_SHARE = 0.125
-# Prompt tokens that one step may process on CPU.
-CPU_STEP_TOKENS = 8192
 
 
 @dataclass(slots=True)
@@ -172,7 +170,8 @@ class Engine:
             while True:
                 self._run_pending_commands()
                 self._step()
-        except BaseException as error:  # reported to every later call; the pool ends this process
+        except BaseException as error:
+            # Reported to every later call; the pool ends this process.
             with self._report_changed:
                 self._failure = "".join(traceback.format_exception(error)[-4:]).strip()
                 self._report_changed.notify_all()
@@ -206,12 +205,7 @@ class Engine:
             # A batch in progress while weights change would be reported as sampled by the new ones.
             device["async_scheduling"] = False
         if spec.gpus == 0:
-            # With chunked prefill vLLM 0.32 dies on CPU when a seeded request's prompt is cut by a chunk.
-            device = {
-                "kv_cache_memory_bytes": int(spec.kv_cache_gib * 2**30),
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(CPU_STEP_TOKENS, spec.context_tokens),
-            }
+            device = cpu_options(spec.kv_cache_gib, spec.context_tokens)
         return LLMEngine.from_engine_args(
             EngineArgs(
                 model=spec.model_path,

@@ -1,8 +1,45 @@
-"""What a rollout engine is started with."""
+"""What a rollout engine is started with, and what every vLLM of kray needs on CPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+# Prompt tokens that one step of an engine may process on CPU.
+CPU_STEP_TOKENS = 8192
+
+
+def vllm_environment(cpus: int) -> dict[str, str]:
+    """Return the environment variables of a process that runs vLLM, which reads them on import.
+
+    Args:
+        cpus: CPU cores of the process.
+    """
+    return {
+        # More threads than cores make an engine ten times slower.
+        "OMP_NUM_THREADS": str(max(1, cpus)),
+        # Binding would put every engine of a node on the same cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def cpu_options(kv_cache_gib: float, context_tokens: int) -> dict[str, Any]:
+    """Return the options that vLLM needs on CPU.
+
+    Args:
+        kv_cache_gib: Memory for keys and values, in GiB.
+        context_tokens: Longest prompt plus response, in tokens.
+    """
+    return {
+        "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
+        # With chunked prefill vLLM 0.32 crashes on CPU when a seeded request's prompt is cut by a chunk.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(CPU_STEP_TOKENS, context_tokens),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +75,13 @@ class EngineSpec:
     overlap: bool = False
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables of the actor's process, which vLLM reads on import."""
-        return {
-            # More threads than cores make an engine ten times slower.
-            "OMP_NUM_THREADS": str(max(1, self.cpus)),
-            # Binding would put every engine of a node on the same cores.
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        """Return the environment variables of the actor's process."""
+        return vllm_environment(self.cpus) | {
             # In the actor's own process vLLM starts faster and takes commands between steps.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_LOGGING_LEVEL": "ERROR",
-            "VLLM_NO_USAGE_STATS": "1",
             # New weights are repacked in memory that glibc would give back, to have each of its pages cleared next time.
             "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
             "MALLOC_MMAP_THRESHOLD_": str(2**30),
             # oneDNN keeps 1,024 kernels, one for each batch size and layer: 300 MiB that take hundreds of steps to fill.
             "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
-            "DO_NOT_TRACK": "1",
-            "TOKENIZERS_PARALLELISM": "false",
         }

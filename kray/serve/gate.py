@@ -131,7 +131,7 @@ class Gate:
             if scheme.lower() != "bearer" or not hmac.compare_digest(digest(given.strip()), self.key_digest):
                 raise Refusal(401, "the key is missing or wrong: send it as `Authorization: Bearer <key>`", "key")
         elif host_of(headers.get("host", "")) not in LOOPBACK:
-            raise Refusal(403, "without a key this server answers requests to a loopback address only", "host")
+            raise Refusal(403, "without a key this server accepts requests to a loopback address only", "host")
         if self.in_progress > self.limits.concurrency:
             limit = self.limits.concurrency
             raise Refusal(429, f"this server handles {limit} requests at a time; try again in a second", "busy")

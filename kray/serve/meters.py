@@ -17,7 +17,7 @@ class Meters:
         self._requests = Counter("kray_serve_requests", "Requests answered, by status.", ("service", "route", "status"))
         self._refused = Counter("kray_serve_refused", "Requests refused before any work.", ("service", "reason"))
         self._tokens = Counter("kray_serve_tokens", "Tokens read and generated.", ("service", "kind"))
-        self._items = Counter("kray_serve_items", "Prompts planned for, or answers judged.", ("service",))
+        self._items = Counter("kray_serve_items", "Prompts planned for, or responses scored.", ("service",))
         self._latency = Histogram(
             "kray_serve_latency_s",
             "Seconds from a request to its end.",

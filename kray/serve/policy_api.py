@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from kray.rollout.engine_spec import cpu_options, vllm_environment
 from kray.serve.gate import Gate, Limits, Refusal, health
 
 # Seconds for the engine's processes to exit, and for a health check.
 SHUTDOWN_S = 10.0
-# Prompt tokens that one step of the engine may process on CPU.
-CPU_STEP_TOKENS = 8192
 # Tokens of a completion that names none, as in OpenAI's API.
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -59,17 +58,8 @@ class PolicySpec:
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables of the replica's process, which vLLM reads on import."""
-        return {
-            "OMP_NUM_THREADS": str(max(1, self.cpus)),
-            # Binding would put every engine of a node on the same cores.
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_LOGGING_LEVEL": "ERROR",
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            # Everything is in the folder.
-            "HF_HUB_OFFLINE": "1",
-        }
+        # Everything is in the folder.
+        return vllm_environment(self.cpus) | {"HF_HUB_OFFLINE": "1"}
 
     def engine_options(self) -> dict[str, Any]:
         """Return vLLM's options by their names on its command line."""
@@ -89,12 +79,7 @@ class PolicySpec:
         }
         if self.gpus:
             return options | {"gpu_memory_utilization": self.gpu_memory_share}
-        # With chunked prefill vLLM 0.32 dies on CPU when a seeded request's prompt is cut by a chunk.
-        return options | {
-            "kv_cache_memory_bytes": int(self.kv_cache_gib * 2**30),
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(CPU_STEP_TOKENS, self.context),
-        }
+        return options | cpu_options(self.kv_cache_gib, self.context)
 
 
 class Policy:
