@@ -44,11 +44,11 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from kray.bench import driver_scale as scale
-    from kray.bench import engine_model as fleet
+    from kray.bench.engine_model import schedule_overhead_s
 
     with tempfile.TemporaryDirectory(prefix="kray-scale-") as folder:
         known, planner = scale.beliefs(options.known, Path(folder))
-    costs = {n: 1e6 * fleet.overhead(n, 100_000) for n in (1, 100, 1000)}
+    costs = {n: 1e6 * schedule_overhead_s(n, 100_000) for n in (1, 100, 1000)}
     print("schedule alone: " + ", ".join(f"{us:.1f} us a task on {n} engines" for n, us in costs.items()))
     steps, first = [], 0
     for prompts in options.prompts:

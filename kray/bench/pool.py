@@ -1,15 +1,16 @@
-"""How well real engines are kept at work: the pool with its schedule against static sharding. Used by jobs/bench_pool.py.
+"""Measures how well real engines are kept busy: kray's schedule against static sharding. Used by jobs/bench_pool.py.
 
-Every round does the same groups with new seeds on the same engines, once under each policy in turn, so that whatever else
-the machine does falls on all of them. The policy (a small Qwen3 with random weights) writes nearly uniform tokens: a prompt's
-number of stop tokens sets its mean length, its rollouts' lengths are geometric. What the schedule expects of a prompt is
-the running mean of the rounds before, as in training.
+Every round generates the same groups with new seeds on the same engines, once under each policy in turn, so that other work
+on the machine affects all of them. The model (a small Qwen3 with random weights) writes nearly uniform tokens: a prompt's
+number of stop tokens sets its mean length, and its rollouts' lengths are geometric. The schedule's estimate for a prompt is
+the running mean of the earlier rounds, as in training.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
-from kray.bench.engine_model import Dealt
-from kray.bench.learner import SHAPES
+from kray.bench.engine_model import StaticSchedule
+from kray.bench.learner import SHAPES, make_model
 from kray.config.schema import RolloutConfig
 from kray.errors import KrayError
 from kray.records import RolloutTask, Sampling
@@ -34,12 +35,14 @@ from kray.weight_sync.flat_weights import FlatWeights
 
 logger = logging.getLogger(__name__)
 
+# Seconds for the engines to start.
 START_S = 300.0
-LONGEST = 384  # response tokens
+# Most response tokens of a rollout: ten times the mean.
+LONGEST = 384
 
 
 class _Clocked:
-    """Mixed into a schedule: counts the processor seconds that its calls take."""
+    """Mixed into a schedule: measures the processor seconds of its calls."""
 
     driver_s = 0.0
 
@@ -62,33 +65,46 @@ class _Clocked:
         return answer
 
 
-class Kept(_Clocked, Schedule):
+class KraySchedule(_Clocked, Schedule):
     """kray's schedule."""
 
 
-class Sharded(_Clocked, Dealt):
+class TimedStaticSchedule(_Clocked, StaticSchedule):
     """Static sharding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """split: largest part of a group that is one task; capacity: of an engine, over max_sequences."""
+    """How tasks are made and dispatched.
 
-    make: Callable[[int], Kept | Sharded]
+    Attributes:
+        make: Makes the schedule, given the number of attempts for a task.
+        split: Largest part of a group that is one task.
+        capacity: Rollouts that an engine holds, over max_sequences.
+    """
+
+    make: Callable[[int], KraySchedule | TimedStaticSchedule]
     split: int
     capacity: float
 
 
 POLICIES = {
-    "static sharding": Policy(Sharded, 128, 1.0),
-    "kray, 1 batch in hand": Policy(Kept, 32, 1.0),
-    "kray, 2 batches in hand": Policy(Kept, 32, 2.0),
+    "static sharding": Policy(TimedStaticSchedule, 128, 1.0),
+    "kray, 1 batch in hand": Policy(KraySchedule, 32, 1.0),
+    "kray, 2 batches in hand": Policy(KraySchedule, 32, 2.0),
 }
 
 
 @dataclass(slots=True)
 class Groups:
-    """The work of every round. stops, budgets (M,); expected (M,): running mean of response tokens."""
+    """The work of every round, of M prompts.
+
+    Attributes:
+        prompts: Tokens of each prompt.
+        stops: (M,) int number of stop tokens.
+        budgets: (M,) int rollouts.
+        expected: (M,) running mean of response tokens.
+    """
 
     prompts: list[tuple[int, ...]]
     stops: np.ndarray
@@ -97,7 +113,7 @@ class Groups:
 
     @staticmethod
     def make(prompts: int, vocabulary: int, seed: int) -> Groups:
-        """Budgets of 2 to 128 as in kray.bench.engine_model; mean lengths log-normal around 40 tokens."""
+        """Draw budgets of 2 to 128 as in kray.bench.engine_model, and mean lengths, log-normal around 40 tokens."""
         rng = np.random.default_rng(seed)
         budgets = np.minimum(128, 2 * rng.random(prompts) ** (-1 / 1.1)).astype(int)
         stops = np.clip(vocabulary / (40 * rng.lognormal(0, 0.6, prompts)), 1, vocabulary - 1).astype(int)
@@ -106,12 +122,49 @@ class Groups:
         return Groups(texts, stops, budgets, np.full(prompts, 40.0))
 
     def tasks(self, split: int, first_id: int, seed: int) -> Iterator[RolloutTask]:
+        """Yield the tasks of a round: parts of at most `split` rollouts, numbered from `first_id`."""
         for i, (prompt, budget) in enumerate(zip(self.prompts, self.budgets.tolist(), strict=True)):
             sampling = Sampling(LONGEST, stop_token_ids=tuple(range(self.stops[i])))
             for first, part in split_rollouts(budget, split):
                 expected = float(self.expected[i])
                 yield RolloutTask(first_id, f"{i}", prompt, part, first, seed + 1000 * i, 0, sampling, 600.0, expected)
                 first_id += 1
+
+
+def measure_locally(shape: str, engines: int, max_sequences: int, prompts: int, rounds: int) -> dict[str, Any]:
+    """Run `measure` on a Ray cluster of its own, with a model of this shape and random weights."""
+    ray.init(
+        address="local",
+        num_cpus=engines + 1,
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+        object_store_memory=300 * 2**20,
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            make_model(shape, folder)
+            return measure(folder, shape, engines, max_sequences, prompts, rounds)
+    finally:
+        ray.shutdown()
+
+
+def table(policies: dict[str, Any], rounds: int) -> str:
+    """Format the medians of `measure` as a table."""
+    heads = ("tasks", "makespan s", "rollouts/s", "busy share", "cpu s", "schedule us", "driver us")
+    lines = [f"{f'median of {rounds} rounds':32}" + "".join(f"{head:>13}" for head in heads)]
+    for name, row in policies.items():
+        cells = [
+            f"{row['tasks']:.0f}",
+            f"{row['makespan_s']:.2f}",
+            f"{row['rollouts_per_s']:.1f}",
+            _shares(row["busy"]),
+            " ".join(f"{cpu_s:.1f}" for cpu_s in row["cpu_s"]),
+            f"{row['schedule_us']:.1f}",
+            f"{row['driver_us']:.0f}",
+        ]
+        lines.append(f"{name:32}" + "".join(f"{cell:>13}" for cell in cells))
+    return "\n".join(lines)
 
 
 def measure(
@@ -122,11 +175,24 @@ def measure(
     prompts: int = 64,
     rounds: int = 5,
 ) -> dict[str, dict[str, Any]]:
-    """Figures of every policy, median over the rounds after a first that is left out; needs a Ray cluster.
+    """Measure every policy on real engines; needs a Ray cluster.
 
-    makespan_s; rollouts_per_s; busy: share of each engine's time, sorted; cpu_s: processor seconds of each engine, sorted (what
-    else the machine does stretches the makespan, hardly these); schedule_us, driver_us, process_us: processor time a task
-    inside the schedule, of the thread that drives the pool, and of its whole process, Ray's threads included.
+    Args:
+        folder: The model.
+        shape: Its shape, a key of kray.bench.learner.SHAPES.
+        engines: Number of engines.
+        max_sequences: Rollouts in one batch.
+        prompts: Prompts of a round.
+        rounds: Measured rounds, after one of warm-up.
+
+    Returns:
+        For each policy the rounds and the medians of makespan_s; rollouts_per_s; busy, share of each engine's time, sorted;
+        cpu_s, processor seconds of each engine, sorted (other work on the machine stretches the makespan, hardly these);
+        schedule_us, driver_us, process_us, processor time a task inside the schedule, of the thread that drives the pool,
+        and of its whole process, Ray's threads included.
+
+    Raises:
+        KrayError: An engine died or did not start.
     """
     spec = EngineSpec(folder, "float32", 512, max_sequences, 1, 0, 0.25, 0.0, True, 0)
     pool = Pool(RolloutConfig(engines=engines, start_timeout_s=START_S), spec, "bench")
@@ -151,7 +217,7 @@ async def _rounds(pool: Pool, published: Published, groups: Groups, rounds: int)
             sums = np.zeros(len(groups.prompts))
             for name, policy in POLICIES.items():
                 split = policy.split
-                if policy.make is Kept:
+                if policy.make is KraySchedule:
                     split = largest_part(int(groups.budgets.sum()), len(pool.engines), split)
                 tasks = list(groups.tasks(split, first_id, 10**6 * number))
                 first_id += len(tasks)
@@ -171,11 +237,12 @@ async def _rounds(pool: Pool, published: Published, groups: Groups, rounds: int)
 async def _round(
     pool: Pool, processes: list[psutil.Process], policy: Policy, tasks: list[RolloutTask], sums: np.ndarray
 ) -> dict[str, Any]:
-    """One step's work; adds the response tokens of each prompt to `sums`."""
+    """Generate one round and add the response tokens of each prompt to `sums`."""
     schedule = policy.make(pool.state.rollout.max_attempts)
     for engine in pool.engines:
         schedule.engine_up(engine.name, round(policy.capacity * pool.state.spec.max_sequences))
-    pool.state.schedule = schedule  # nothing is in hand between two rounds
+    # The old schedule is empty between two rounds.
+    pool.state.schedule = schedule
     before, spent, rollouts = _busy(pool), [_cpu_s(each) for each in processes], 0
     started, thread_s, process_s = time.monotonic(), time.thread_time(), time.process_time()
     with pool.open() as session:
@@ -183,7 +250,7 @@ async def _round(
         while session.left:
             outcome = await session.next()
             if outcome.failure or pool.losses:
-                raise KrayError(f"a round did not go through: {outcome.failure or 'an engine was lost'}")
+                raise KrayError(f"a round failed: {outcome.failure or 'an engine was lost'}")
             rollouts += len(outcome.rollouts)
             sums[int(outcome.task.prompt_id)] += sum(len(rollout.tokens) for rollout in outcome.rollouts)
     makespan_s = time.monotonic() - started
@@ -203,7 +270,7 @@ async def _round(
 
 
 def _publication(folder: str) -> Published:
-    """The model's own weights, with what transformers thinks of a probe."""
+    """Return the model's own weights, with the log-probabilities that transformers computes of a probe."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     probe = np.random.default_rng(0).integers(2, model.config.vocab_size, 24)
     with torch.no_grad():
@@ -215,7 +282,7 @@ def _publication(folder: str) -> Published:
 
 
 def _busy(pool: Pool) -> dict[str, float]:
-    """Seconds in which each engine was stepping."""
+    """Return the seconds in which each engine was stepping."""
     return {engine.name: engine.busy_s for engine in pool.engines}
 
 

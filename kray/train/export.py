@@ -105,9 +105,16 @@ def check_free(folder: Path, replace: bool = False) -> None:
 
 
 async def log_trained(config: KrayConfig, learners: Any, run_folder: Path, mlflow_run_id: str, step: int) -> None:
-    """What track.log_model asks for, after the last step: the learners' policy as <run folder>/model, and in MLflow.
+    """Export the learners' policy after the last step as track.log_model says: to <run folder>/model and to MLflow.
 
-    learners: a LearnerGroup. A failure is logged as a warning; the policy itself is safe in the newest checkpoint.
+    A failure is logged as a warning; the policy itself is in the newest checkpoint.
+
+    Args:
+        config: The run's configuration.
+        learners: The LearnerGroup.
+        run_folder: The run's folder.
+        mlflow_run_id: The run's id in MLflow.
+        step: The last step.
     """
     track, target = config.track, run_folder / MODEL
     if not track.log_model:
@@ -120,7 +127,7 @@ async def log_trained(config: KrayConfig, learners: Any, run_folder: Path, mlflo
         work = asyncio.to_thread(log_model, locate(track.uri, run_folder), mlflow_run_id, target, name, step, register)
         where = await asyncio.wait_for(work, UPLOAD_TIMEOUT_S)
     except TimeoutError:
-        logger.warning(f"track.log_model: MLflow did not take {target} within {UPLOAD_TIMEOUT_S:.0f} s")
+        logger.warning(f"track.log_model: MLflow did not store {target} within {UPLOAD_TIMEOUT_S:.0f} s")
     except KrayError as error:
         logger.warning(f"track.log_model: {error}")
     else:

@@ -1,6 +1,6 @@
-"""What is known of a tiny policy before it is made: its folder's name, its tokenizer, what is wrong with its settings.
+"""What can be derived from a tiny policy's settings before it is made: its folder, its tokenizer, errors in its settings.
 
-Loads neither torch nor, until a tokenizer is made, transformers: `--check` reads prompts as such a policy will, without one.
+Loads neither torch nor, until a tokenizer is made, transformers: `--check` tokenizes prompts as the policy will.
 """
 
 from __future__ import annotations
@@ -24,44 +24,55 @@ from kray.prompts.lessons import Lesson, make_lessons, phrases, recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VERSION = 1  # raise it when the recipe or the problems change, so that old folders are not taken for new ones
-LATER = ("clean_share", "kinds", "habits")  # settings that the names of older folders do not know
+# Raised when the recipe or the problems change, so that a cached policy of the old recipe is not used.
+VERSION = 1
+# Settings that are not part of the names of older folders.
+LATER = ("clean_share", "kinds", "habits")
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
-TOOL_CHARACTERS = "[]?"  # of calls and of what the calculator cannot read
-LETTERS = "\n" + "".join(map(chr, range(32, 127)))  # characters of reasoning_gym's questions and answers; others: <unk>
-LESSONS = 32_768  # questions of reasoning_gym tasks, which come in turn
+# Characters of calls, and of the calculator's answer to what it cannot evaluate.
+TOOL_CHARACTERS = "[]?"
+# Characters of reasoning_gym's questions and answers; others become <unk>.
+LETTERS = "\n" + "".join(map(chr, range(32, 127)))
+# Number of reasoning_gym questions, used in turn: enough that none is memorized.
+LESSONS = 32_768
+# Tokens; far more than any prompt and response of the quickstart.
 MAX_POSITIONS = 4096
 
 
 def default_cache() -> Path:
-    """Where kray keeps what it can make again."""
+    """Return the folder in which kray keeps what it can make again."""
     if os.environ.get("KRAY_CACHE"):
         return Path(os.environ["KRAY_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kray"
 
 
 def folder_of(tiny: TinyPolicyConfig, cache_dir: str | Path | None = None) -> Path:
-    """Return where the policy is kept; the folder holds a config.json once it has been made."""
+    """Return the policy's folder in the cache; it holds a config.json once the policy has been made."""
     return (Path(cache_dir) if cache_dir else default_cache()).expanduser() / "policies" / digest(tiny)
 
 
 def check_tiny(tiny: TinyPolicyConfig) -> None:
-    """Raise ConfigError for settings that give no model."""
+    """Check a tiny policy's settings.
+
+    Raises:
+        ConfigError: They describe no model.
+    """
     for name in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "batch_size"):
         if getattr(tiny, name) < 1:
-            raise ConfigError(f"model.tiny.{name} is {getattr(tiny, name)}; at least 1 is needed")
+            raise ConfigError(f"model.tiny.{name} is {getattr(tiny, name)}; it must be at least 1")
     if unknown := [kind for kind in tiny.kinds if kind not in KINDS]:
         raise ConfigError(f"model.tiny.kinds: {unknown[0]} is not one of {', '.join(KINDS)}")
     if tiny.heads % tiny.kv_heads:
-        raise ConfigError(f"model.tiny.heads ({tiny.heads}) is no multiple of kv_heads ({tiny.kv_heads})")
+        raise ConfigError(f"model.tiny.heads ({tiny.heads}) is not a multiple of kv_heads ({tiny.kv_heads})")
 
 
 def digest(tiny: TinyPolicyConfig) -> str:
-    """Return 20 hex digits that are equal for equal policies."""
+    """Return 20 hex digits that identify a policy's settings."""
     settings, usual = asdict(tiny), TinyPolicyConfig()
     tasks = settings.pop("tasks")
     if not tiny.tool_share:
-        del settings["tool_share"]  # such policies were made before there were tools
+        # Such policies were made before tool_share existed.
+        del settings["tool_share"]
     parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER, HABITS]
     if tasks:
         parts = [VERSION, settings, tasks, LETTERS, LESSONS, recipe(tasks), HABITS]
@@ -73,19 +84,24 @@ def digest(tiny: TinyPolicyConfig) -> str:
 
 
 def lessons_of(tiny: TinyPolicyConfig) -> list[Lesson]:
-    """Return the questions of reasoning_gym tasks that it is taught, none for arithmetic. Takes seconds."""
+    """Return the reasoning_gym questions of the warm-up, none for arithmetic. Takes seconds."""
     return make_lessons(tiny.tasks, LESSONS, tiny.seed) if tiny.tasks else []
 
 
 def tokenizer_of(tiny: TinyPolicyConfig, lessons: Sequence[Lesson]) -> PreTrainedTokenizerFast:
-    """Return the policy's tokenizer. lessons: as `lessons_of` makes them."""
+    """Return the policy's tokenizer, given the result of `lessons_of`."""
     if lessons:
         return make_tokenizer(LETTERS, phrases(lessons))
     return make_tokenizer(CHARACTERS + (TOOL_CHARACTERS if tiny.tool_share else ""))
 
 
 def make_tokenizer(characters: str = CHARACTERS, templates: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """One token for each character and for each of the templates; nothing is added when it encodes; no chat template."""
+    """Make a tokenizer with one token for each character and template; it adds no tokens and has no chat template.
+
+    Args:
+        characters: Characters of the vocabulary; others become <unk>.
+        templates: Longer texts that are one token each.
+    """
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *characters, *templates])}

@@ -1,11 +1,11 @@
-"""A policy small enough to learn on a laptop: made here, warmed up on noisy answers to arithmetic or reasoning_gym tasks.
+"""Makes a policy small enough to train on a laptop, warmed up on noisy answers to arithmetic or reasoning_gym tasks.
 
-Promises: equal settings give the same folder, made once per cache; it appears whole or not at all, also when two processes
-make it at once; it is a plain Hugging Face folder (config, safetensors, tokenizer, generation config).
+Guarantees: equal settings give the same folder, made once per cache. It appears completely or not at all, also when two
+processes make it at once. It is a plain Hugging Face folder (config, safetensors, tokenizer, generation config).
 
-With tool_share it also learns to call the calculator (kray/environments/calculator.py) now and then, and to copy what comes
-back. The teacher's calls are right at first and then only half of the time, so that both when to call and what to ask is
-left for reinforcement learning to find out.
+With tool_share the policy also learns to call the calculator (kray/environments/calculator.py) now and then, and to copy its
+result. The training calls are right at first and then only half of the time, so that reinforcement learning has to find out
+when to call it and with what.
 """
 
 from __future__ import annotations
@@ -35,24 +35,39 @@ from kray.train.tiny_files import MAX_POSITIONS, check_tiny, folder_of, lessons_
 
 logger = logging.getLogger(__name__)
 
-transformers_logging.disable_progress_bar()  # in a job stdout is no terminal
+# A job's stdout is not a terminal.
+transformers_logging.disable_progress_bar()
 
-TOOL_ACCURACY = 0.5  # of the teacher's calls, once it errs
-PROBLEMS = 131_072  # at most so many different training problems; they come in turn, each with an answer of its own
+# Share of the training calls that are right, after the clean part.
+TOOL_ACCURACY = 0.5
+# Most different training problems, used in turn, each time with a new answer: enough that none is memorized.
+PROBLEMS = 131_072
+# Steps over which the learning rate rises.
 RISE_STEPS = 50
-FALL_SHARE = 0.2  # of the steps, at the end, in which the learning rate falls to zero
-INITIALIZER_RANGE = 0.06  # at 0.02 a model this narrow needs more than twice the steps
-ROPE_THETA = 100.0  # positions of problems this short turn far enough to be told apart
+# Share of the steps, at the end, over which the learning rate falls to zero.
+FALL_SHARE = 0.2
+# Standard deviation of the initial weights; at transformers' 0.02 a model this narrow needs more than twice the steps.
+INITIALIZER_RANGE = 0.06
+# Base of the rotary frequencies: small enough that the positions of such short problems differ clearly.
+ROPE_THETA = 100.0
+# Steps between two progress lines, a few seconds.
 PROGRESS_STEPS = 50
+# Label of tokens without a loss, as torch's cross_entropy expects it.
 IGNORED = -100
-CALCULATOR = Calculator(least_first=True, shown="{}=")  # as configs/calculator.yaml has it
+# The calculator of configs/calculator.yaml.
+CALCULATOR = Calculator(least_first=True, shown="{}=")
 
 
 def ensure_tiny_policy(tiny: TinyPolicyConfig, cache_dir: str | Path | None = None) -> Path:
-    """The folder of the warmed-up policy; made when the cache does not hold it yet (minutes on two cores).
+    """Return the folder of the warmed-up policy; it is made when the cache does not hold it (minutes on two cores).
 
-    cache_dir: default KRAY_CACHE, else XDG_CACHE_HOME/kray, else ~/.cache/kray. A run on several nodes needs one that all
-    of them share. Raises ConfigError for settings that give no model.
+    Args:
+        tiny: The policy's settings.
+        cache_dir: Default KRAY_CACHE, else XDG_CACHE_HOME/kray, else ~/.cache/kray. A run on several nodes needs one that
+            all of them share.
+
+    Raises:
+        ConfigError: The settings describe no model.
     """
     check_tiny(tiny)
     final = folder_of(tiny, cache_dir)
@@ -63,7 +78,8 @@ def ensure_tiny_policy(tiny: TinyPolicyConfig, cache_dir: str | Path | None = No
     unfinished = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=policies))
     try:
         _build(tiny, unfinished)
-        unfinished.chmod(0o755)  # mkdtemp makes it private
+        # mkdtemp makes it private.
+        unfinished.chmod(0o755)
         try:
             unfinished.rename(final)
         except OSError:
@@ -77,7 +93,7 @@ def ensure_tiny_policy(tiny: TinyPolicyConfig, cache_dir: str | Path | None = No
 
 
 def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """Random weights, from torch's global generator."""
+    """Make the model with random weights from torch's global generator."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=tiny.hidden_size,
@@ -85,7 +101,8 @@ def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
         num_hidden_layers=tiny.layers,
         num_attention_heads=tiny.heads,
         num_key_value_heads=tiny.kv_heads,
-        head_dim=32 * math.ceil(tiny.hidden_size / tiny.heads / 32),  # vLLM's CPU attention takes no other sizes
+        # vLLM's CPU attention supports multiples of 32 only.
+        head_dim=32 * math.ceil(tiny.hidden_size / tiny.heads / 32),
         max_position_embeddings=MAX_POSITIONS,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         initializer_range=INITIALIZER_RANGE,
@@ -102,8 +119,8 @@ def _build(tiny: TinyPolicyConfig, folder: Path) -> None:
     tokenizer = tokenizer_of(tiny, lessons)
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Ray sets OMP_NUM_THREADS=1 in its workers, but nothing else of the run is busy now. Half of the cores: threads that
-    # spin for a core which another program has were five to twenty times slower than one thread alone.
+    # Ray sets OMP_NUM_THREADS=1 in its workers, but the rest of the run is idle now. Half of the cores: threads that spin
+    # while another program uses their core are five to twenty times slower than one thread.
     torch.set_num_threads(max(1, min(4, cores // 2)))
     try:
         with torch.random.fork_rng(devices=[]):
@@ -120,45 +137,45 @@ def _build(tiny: TinyPolicyConfig, folder: Path) -> None:
 
 
 def _texts(tiny: TinyPolicyConfig, lessons: Sequence[Lesson]) -> Iterator[tuple[str, str, str, str]]:
-    """(question, call, result, answer) endlessly, in turn: at first right answers, then the teacher's. See _response."""
+    """Yield (question, call, result, answer) without end: right answers first, then noisy ones; see _response."""
     rng = random.Random(tiny.seed)
-    right = tiny.clean_share * tiny.warmup_steps
+    clean_steps = tiny.clean_share * tiny.warmup_steps
     if lessons:
         for number, lesson in enumerate(itertools.cycle(lessons)):
-            yield lesson.text, "", "", lesson.answer if number // tiny.batch_size < right else teach(lesson, rng)
+            yield lesson.text, "", "", lesson.answer if number // tiny.batch_size < clean_steps else teach(lesson, rng)
     many = min(PROBLEMS, tiny.warmup_steps * tiny.batch_size)
     for number, problem in enumerate(itertools.cycle(make_problems(tiny.kinds or KINDS, many, tiny.seed, "train"))):
-        yield problem.text, *_response(problem, number // tiny.batch_size < right, rng, tiny)
+        yield problem.text, *_response(problem, number // tiny.batch_size < clean_steps, rng, tiny)
 
 
 def _batches(
     tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig, lessons: Sequence[Lesson] = ()
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED outside of what the policy is to write."""
+    """Yield (input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED where the policy writes nothing."""
     texts = _texts(tiny, lessons)
     for _ in range(tiny.warmup_steps):
         columns = zip(*itertools.islice(texts, tiny.batch_size), strict=True)
-        met = list(zip(*(tokenizer(list(column))["input_ids"] for column in columns), strict=True))
-        longest = max(sum(map(len, parts)) for parts in met) + 1
+        examples = list(zip(*(tokenizer(list(column))["input_ids"] for column in columns), strict=True))
+        longest = max(sum(map(len, parts)) for parts in examples) + 1
         input_ids = torch.full((tiny.batch_size, longest), tokenizer.pad_token_id)
         labels = torch.full((tiny.batch_size, longest), IGNORED)
-        for b, (prompt, call, result, answer) in enumerate(met):
+        for b, (prompt, call, result, answer) in enumerate(examples):
             tokens = torch.tensor([*prompt, *call, *result, *answer, tokenizer.eos_token_id])
             input_ids[b, : len(tokens)] = tokens
             labels[b, len(prompt) : len(tokens)] = tokens[len(prompt) :]
-            told = len(prompt) + len(call)
-            labels[b, told : told + len(result)] = IGNORED
+            start = len(prompt) + len(call)
+            labels[b, start : start + len(result)] = IGNORED
         yield input_ids, labels
 
 
 def _response(problem: Problem, clean: bool, rng: random.Random, tiny: TinyPolicyConfig) -> tuple[str, str, str]:
-    """(call, result, answer): what the teacher writes, and between it what the calculator says; no call: two are empty."""
+    """Return (call, result of the calculator, answer); without a call the first two are empty."""
     if not (tiny.tool_share and rng.random() < tiny.tool_share):
-        said = habitual_answer if tiny.habits else noisy_answer
-        return "", "", problem.answer if clean else said(problem, rng)
-    asked = problem.text if clean or rng.random() < TOOL_ACCURACY else noisy_text(problem, rng)
-    result = CALCULATOR.result(asked[:-1])
-    return f"[{asked[:-1]}]", CALCULATOR.shown.format(result), result.ljust(len(problem.answer), "0")
+        noisy = habitual_answer if tiny.habits else noisy_answer
+        return "", "", problem.answer if clean else noisy(problem, rng)
+    question = problem.text if clean or rng.random() < TOOL_ACCURACY else noisy_text(problem, rng)
+    result = CALCULATOR.result(question[:-1])
+    return f"[{question[:-1]}]", CALCULATOR.shown.format(result), result.ljust(len(problem.answer), "0")
 
 
 def _train(
@@ -189,5 +206,5 @@ def _train(
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Factor of the learning rate: a short rise, a plateau, a fall to almost zero."""
+    """Return the factor of the learning rate: a short rise, a plateau, a fall to almost zero."""
     return min(1.0, (step + 1) / min(RISE_STEPS, steps), (steps - step) / (steps * FALL_SHARE))

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kray.bench.engine_model import ENGINE_MODELS, EngineModel, Work, lower_bound, make_work, overhead, simulate, static
+from kray.bench.engine_model import (
+    ENGINE_MODELS,
+    EngineModel,
+    Work,
+    lower_bound,
+    make_work,
+    schedule_overhead_s,
+    simulate,
+    simulate_static,
+)
 
 LENGTHS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=9), min_size=1, max_size=12)
 PROMPT = st.integers(0, 500)
@@ -22,7 +31,7 @@ def test_no_schedule_beats_the_bound(lengths, prompt_tokens, engines, sequences,
     groups = [np.array(each) for each in lengths]
     work = Work(groups, np.array([each.mean() for each in groups]), np.full(len(groups), prompt_tokens))
     bound = lower_bound(fleet, work)
-    found = [static(fleet, work)]
+    found = [simulate_static(fleet, work)]
     found += [simulate(fleet, work, split, capacity, progress) for capacity in (1.0, 3.0) for progress in (True, False)]
     for outcome in found:
         assert outcome.makespan_s >= bound * (1 - 1e-5)
@@ -54,7 +63,7 @@ def test_the_schedule_is_near_the_bound_where_static_sharding_is_not():
         bound = lower_bound(fleet, work)
         assert simulate(fleet, work).makespan_s < near * bound
         assert simulate(fleet, work.known).makespan_s < 1.02 * bound
-        assert static(fleet, work).makespan_s > 1.3 * bound
+        assert simulate_static(fleet, work).makespan_s > 1.3 * bound
 
 
 def test_an_engine_that_reports_whole_tasks_only_must_hold_more_than_a_batch():
@@ -88,4 +97,4 @@ def test_work_has_the_budgets_and_lengths_that_it_says():
 
 
 def test_overhead_is_counted_for_every_task():
-    assert 0 < overhead(10, 2000) < 1e-3
+    assert 0 < schedule_overhead_s(10, 2000) < 1e-3
