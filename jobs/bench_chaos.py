@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=0, help="of the run (default: thirty for each fault)")
     parser.add_argument("--calm", type=int, default=20, help="steps of the run without faults (default 20; 0: none)")
     parser.add_argument("--dir", default="/tmp/kray-chaos", help="for runs and their logs, emptied first")
-    parser.add_argument("--json", metavar="FILE", help="where the figures go")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     options = parser.parse_args()
     os.environ.update(LOCAL_RAY)  # Ray reads it when it is imported: its own nodes on 127.0.0.1
     from kray.faults.chaos import study

@@ -1,11 +1,11 @@
-"""How often the math verifier is wrong, and how long it takes, on pairs of answers whose truth is known.
+"""How often the math verifier is wrong, and how long it takes, on pairs of answers whose correctness is known.
 
     python jobs/bench_math.py
     python jobs/bench_math.py --draws 9000 --seed 1 --rival --json math.json
     python jobs/bench_math.py --pairs pairs.jsonl     # rows of your own: {"answer": ..., "response": ..., "reward": 0 or 1}
 
-Pairs are made by kray/bench/math_pairs: an answer, usual ways to write the same, and what one slip makes of it. --rival also
-judges them with the math-verify package as its documentation does, both sides in a box (`make install` brings it).
+Pairs are made by kray/bench/math_pairs: an answer, usual ways to write the same, and what a single mistake makes of it.
+--rival also scores them with the math-verify package as its documentation does, both sides in a box (`make install` installs it).
 """
 
 from __future__ import annotations

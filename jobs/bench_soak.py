@@ -1,23 +1,21 @@
-"""Whether a long run stays as it was: memory, descriptors, object store, disk and step time over hundreds of steps.
+"""Whether a long run degrades: memory, descriptors, object store, disk and step time over hundreds of steps.
 
     python jobs/bench_soak.py --json soak.json                          # 300 steps of a tiny policy, some minutes
     python jobs/bench_soak.py --steps 2000 rollout.engines=2 train.ranks=2
 
 Real engine, learner, MLflow, checkpoints and evaluations. Prints medians of the first and the last third of the steps and the
-slope a 100 steps of every series; ends with exit code 1 when one does not hold. kib, mib: on disk and in memory.
+slope a 100 steps of every series; ends with exit code 1 when a series exceeds its bound. kib: on disk; mib: in memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import tempfile
 from dataclasses import asdict
-from importlib.metadata import version
 
 from kray.bench import soak
-from kray.bench.step import write
+from kray.bench.figures_file import versions, write_figures
 from kray.cluster.session import connect
 from kray.errors import KrayError
 from kray.launch.main import guarded
@@ -29,12 +27,12 @@ def main() -> None:
     parser.add_argument("--config", default="configs/quickstart.yaml", help="default configs/quickstart.yaml")
     parser.add_argument("--steps", type=int, default=300, help="default 300")
     parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between samples (default 2)")
-    parser.add_argument("--keep", default="", metavar="DIR", help="where the run's folder goes (default: nowhere)")
-    parser.add_argument("--json", metavar="FILE", help="where the figures go")
+    parser.add_argument("--keep", default="", metavar="DIR", help="keep the run's folder here (default: delete it)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys")
     options = parser.parse_intermixed_args()
     if os.environ.pop("RAY_ADDRESS", ""):
-        print("note: RAY_ADDRESS is not looked at: what is measured must be this process's own", flush=True)
+        print("note: RAY_ADDRESS is ignored: the measured cluster must be this process's own", flush=True)
     with tempfile.TemporaryDirectory(prefix="kray-soak-") as folder:
         config = soak.soak_config(options.config, options.keep or folder, options.steps, options.overrides)
         model = find_model(config)
@@ -42,12 +40,12 @@ def main() -> None:
         found = soak.run_soak(config, model, options.every)
     print(soak.table(found["series"]))
     if options.json:
-        versions = {name: version(name) for name in ("ray", "torch", "mlflow")} | {"python": platform.python_version()}
-        settings = {"options": vars(options), "config": asdict(config), "cores": os.cpu_count(), "versions": versions}
-        write(options.json, found | {"settings": settings})
+        installed = versions("ray", "torch", "mlflow")
+        settings = {"options": vars(options), "config": asdict(config), "cores": os.cpu_count(), "versions": installed}
+        write_figures(options.json, found | {"settings": settings})
     failed = [name for name, row in found["series"].items() if not row["holds"]]
     if failed:
-        raise KrayError(f"not as it must be: {', '.join(failed)}")
+        raise KrayError(f"soak: series beyond their bounds: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes docs/models.md: what kray makes of every type of model, found by training a tiny one of each.
+"""Write docs/models.md: how kray trains every type of model, found by training a tiny one of each.
 
 python jobs/model_table.py            # a minute on one core
 python jobs/model_table.py --print    # to the terminal, with the figures of each
@@ -20,9 +20,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--print", action="store_true", help="write no file")
+    parser.add_argument("--print", action="store_true", help="print instead of writing the file")
     arguments = parser.parse_args()
-    logging.set_verbosity_error()  # tiny models have tokens and positions that their families would not
+    # Tiny models have tokens and positions that their families warn about.
+    logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
         judged = verdicts(Path(folder))
     if arguments.print:

@@ -1,9 +1,9 @@
-"""How much of a step is the driver's own: its real parts at the size of a large cluster, with engines that cost nothing.
+"""Measures the driver's own share of a step at the size of a large cluster, with engines that take no time.
 
-Planner, beliefs, sampler, pool, schedule, collector and scorer are the ones that a run has. Engines are simulated: they
-answer at once, with rollouts of the lengths asked for, in reports like those of a real one. So what is measured is how
-fast the driver could go if generation took no time; where that is slower than a fleet, the driver is the bottleneck.
-Costs of Ray's calls are not in here (jobs/bench_pool.py --real has them), those of unpickling a report are.
+Planner, beliefs, sampler, pool, schedule, collector and scorer are those of a run. Engines are simulated: they report at
+once, with rollouts of the requested lengths, in reports like those of real engines. So the figures show how fast the driver
+could go if generation took no time; where that is slower than the engines, the driver is the bottleneck. Ray's calls are
+not included (jobs/bench_pool.py --real has them), unpickling reports is.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import gc
 import json
 import logging
 import pickle
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from kray.bench.engine_model import schedule_overhead_s
 from kray.config import KrayConfig
 from kray.driver.step_metrics import admitted, step_record
 from kray.driver.tables import sample_rows
@@ -40,18 +42,23 @@ from kray.train.checkpoints import CheckpointStore
 
 logger = logging.getLogger(__name__)
 
-SEQUENCES = 256  # of one engine
+# Rollouts in one batch of an engine.
+SEQUENCES = 256
+# Tokens of a prompt.
 PROMPT_TOKENS = 200
+# Tokens of the tokenizer: enough for tokens of several letters.
 VOCABULARY = 4096
+# Policy version of all rollouts.
 POLICY = 0
 
 
 def memory_gib() -> float:
+    """Return the resident memory of this process, GiB."""
     return psutil.Process().memory_info().rss / 2**30
 
 
 class Stopwatch:
-    """Processor seconds of this thread, by part; of a part within another only the inner one's count."""
+    """Processor seconds of this thread by part; time in a nested part counts for the inner one only."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -59,6 +66,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Measure the context as a part."""
         started = time.thread_time()
         self._inner.append(0.0)
         yield
@@ -67,7 +75,7 @@ class Stopwatch:
         self._inner[-1] += passed
 
     def wrap(self, owner: Any, method: str, name: str) -> None:
-        """Counts a method's calls as this part."""
+        """Measure a method's calls as this part."""
         inner = getattr(owner, method)
 
         def timed(*args: Any, **known: Any) -> Any:
@@ -78,7 +86,7 @@ class Stopwatch:
 
 
 def beliefs(prompts: int, folder: Path) -> tuple[dict[str, float], KnapsackPlanner]:
-    """A planner that has visited so many prompts: figures of what it holds, and of a checkpoint of it."""
+    """Make a planner that has visited so many prompts, and measure its memory, refit and checkpoint."""
     rng, clock, before = np.random.default_rng(0), Stopwatch(), memory_gib()
     ids = [f"train/{i}" for i in range(prompts)]
     planner = KnapsackPlanner("static", 8 * prompts)
@@ -92,10 +100,12 @@ def beliefs(prompts: int, folder: Path) -> tuple[dict[str, float], KnapsackPlann
     grown = memory_gib() - before
     with clock.part("refit_s"):
         held.refit_prior()
-    with clock.part("sampler_s"):  # of a new epoch
+    # The start of an epoch.
+    with clock.part("sampler_s"):
         PromptSampler(ids, 1024, 0).take(0)
     lengths = dict.fromkeys(ids, 700.0)
-    with clock.part("state_s"):  # what the driver's loop stands still for
+    # The part of a checkpoint that blocks the driver's loop.
+    with clock.part("state_s"):
         state = {"step": 1, "planner": planner.to_dict(), "lengths": dict(lengths)}
     store, started = CheckpointStore(folder, 1), time.perf_counter()
     (store.begin(1) / "learner").mkdir(parents=True, exist_ok=True)
@@ -122,14 +132,14 @@ def beliefs(prompts: int, folder: Path) -> tuple[dict[str, float], KnapsackPlann
 
 
 class _Remote:
-    """A method of a simulated engine, called as Ray's are."""
+    """A method of a simulated engine, called like those of a Ray actor."""
 
     def __init__(self, call: Callable[..., None]):
         self.remote = call
 
 
 class SimulatedEngine:
-    """In the place of an engine's actor: has finished what it is given at the loop's next turn, REPORT tasks a report."""
+    """Stands in for an engine's actor: finishes its tasks at the event loop's next turn, REPORT tasks a report."""
 
     REPORT = 4
 
@@ -166,7 +176,7 @@ class SimulatedEngine:
 
 
 def make_tokenizer() -> Any:
-    """A byte-level BPE tokenizer with VOCABULARY tokens of several letters: it decodes at a usual speed."""
+    """Make a byte-level BPE tokenizer with VOCABULARY tokens of several letters, which decodes at a typical speed."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -182,7 +192,7 @@ def make_tokenizer() -> Any:
 
 
 def make_pool(config: KrayConfig, clock: Stopwatch, tokens: int) -> Pool:
-    """A real pool whose engines serve, without an actor behind them."""
+    """Make a real pool whose engines count as serving but have simulated actors."""
     spec = EngineSpec("", "bfloat16", 4096, SEQUENCES, 1, 0, 0.0, 0.0, True, 0)
     pool = Pool(config.rollout, spec, "scale")
     for supervisor in pool.supervisors:
@@ -199,7 +209,20 @@ def make_pool(config: KrayConfig, clock: Stopwatch, tokens: int) -> Pool:
 def step(
     planner: KnapsackPlanner, engines: int, prompts: int, rollouts: int, tokens: int, first: int, workers: int
 ) -> tuple[dict[str, Any], Collected]:
-    """One step of `prompts` prompts of the planner's, the first of them number `first`, `rollouts` each on average."""
+    """Collect one step with simulated engines and measure the driver.
+
+    Args:
+        planner: A planner that has visited the prompts.
+        engines: Number of engines.
+        prompts: Prompts of the step.
+        rollouts: Rollouts a prompt, on average.
+        tokens: Response tokens, on average.
+        first: Number of the first prompt.
+        workers: Scoring processes.
+
+    Returns:
+        The figures, and the collected groups.
+    """
     clock = Stopwatch()
     config = KrayConfig()
     config.rollout.engines, config.plan.budget = engines, prompts * rollouts
@@ -209,7 +232,8 @@ def step(
     made = [Prompt(i, "42", "exact", "scale", text="What is six times seven?") for i in ids]
     chosen = [EncodedPrompt(prompt, words) for prompt in made]
 
-    kept: list[Any] = []  # not the coroutine's result: asyncio.run asks for its repr, which takes longer than the step
+    # Not the coroutine's result: asyncio.run computes its repr, which takes longer than the step.
+    kept: list[Any] = []
 
     async def run() -> None:
         pool = make_pool(config, clock, tokens)
@@ -270,14 +294,15 @@ def _figures(
 
 
 def rows_row(collected: Collected) -> dict[str, float]:
-    """What becomes of the groups on their way to the learner: seconds and MiB."""
+    """Measure turning the groups into the learner's rows and pickling them: seconds and MiB."""
     from kray.config.train_schema import TrainConfig
     from kray.train.training_rows import step_rows
 
     for number, group in enumerate(collected.groups):
         group.weight = float(len(group.rollouts))
+        # So that groups are mixed.
         for rollout in group.rollouts[: 1 + number % 2]:
-            rollout.reward = 1.0  # so that groups are mixed
+            rollout.reward = 1.0
     gc.collect()
     started = time.thread_time()
     rows = step_rows(collected.groups, TrainConfig())
@@ -285,3 +310,37 @@ def rows_row(collected: Collected) -> dict[str, float]:
     started = time.thread_time()
     sent = len(pickle.dumps(rows, protocol=5))
     return {"rows_s": made, "pickle_s": time.thread_time() - started, "mib": sent / 2**20}
+
+
+def measure(
+    known: int, engines: Sequence[int], prompts: Sequence[int], rollouts: int, tokens: int, workers: int
+) -> dict[str, Any]:
+    """Measure beliefs, schedule and steps of all sizes, and print the figures.
+
+    Args:
+        known: Number of prompts with beliefs.
+        engines: Numbers of engines.
+        prompts: Numbers of prompts of a step.
+        rollouts: Rollouts a prompt, on average.
+        tokens: Response tokens, on average.
+        workers: Scoring processes.
+    """
+    with tempfile.TemporaryDirectory(prefix="kray-scale-") as folder:
+        held, planner = beliefs(known, Path(folder))
+    costs = {n: 1e6 * schedule_overhead_s(n, 100_000) for n in (1, 100, 1000)}
+    print("schedule alone: " + ", ".join(f"{us:.1f} us a task on {n} engines" for n, us in costs.items()))
+    steps, first = [], 0
+    for size in prompts:
+        for count in engines:
+            row, collected = step(planner, count, size, rollouts, tokens, first % (known - size), workers)
+            first += size
+            steps.append(row)
+            shown = [f"{name} {seconds:.2f}" for name, seconds in row["parts_s"].items() if name != "simulation"]
+            print(
+                f"{count:5} engines, {size} prompts, {row['rollouts']} rollouts, {row['tasks']} tasks: collected in "
+                f"{row['collect_s']:.2f} s ({row['driver_s']:.2f} s of the driver, {row['us_a_task']:.0f} us a task, "
+                f"{row['rollouts_per_s']:,.0f} rollouts/s), {row['memory_gib']:.1f} GiB; of which {', '.join(shown)}"
+            )
+    rows = rows_row(collected)
+    print(f"to the learner: rows {rows['rows_s']:.2f} s, {rows['mib']:.0f} MiB, pickled in {rows['pickle_s']:.2f} s")
+    return {"beliefs": held, "schedule_us": costs, "steps": steps, "rows": rows}

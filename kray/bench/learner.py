@@ -1,7 +1,7 @@
-"""How fast the learner is, against a plain torch loop on the same rows. Used by jobs/bench_learner.py.
+"""Measures the learner against a plain torch loop on the same rows. Used by jobs/bench_learner.py.
 
 Every measurement runs in processes of its own, so that peak memory is its own. Tokens are those of the rollouts, prompt and
-response, each rollout's prompt counted: what a loop without packing has to compute, padding left out.
+response, the prompt counted for each rollout: what a loop without packing computes, padding left out.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.learner import Learner
 from kray.train.training_rows import TrainingRows, step_rows
 
-PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362}  # dense bf16, by a part of the device's name
-SHAPES = {  # hidden, layers, heads, kv heads, head dim, intermediate, vocabulary
+# Dense bf16 peak, TFLOP/s, by a part of the device's name (vendors' data sheets).
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362}
+# hidden, layers, heads, kv heads, head dim, intermediate, vocabulary
+SHAPES = {
     "tiny": (128, 4, 4, 2, 32, 512, 17),
     "3m": (256, 6, 4, 2, 64, 512, 256),
     "100m": (768, 12, 12, 4, 64, 2304, 16384),
@@ -38,8 +40,17 @@ SHAPES = {  # hidden, layers, heads, kv heads, head dim, intermediate, vocabular
 
 @dataclass(frozen=True)
 class Workload:
-    """One step's rollouts. prompt, response: (smallest, largest) tokens, evenly spread; spread: of the group sizes,
-    Dirichlet's parameter (small: a few groups have most rollouts)."""
+    """One step's rollouts.
+
+    Attributes:
+        shape: The model, a key of SHAPES.
+        prompts: Number of groups.
+        rollouts: Number of rollouts.
+        prompt: Smallest and largest number of prompt tokens, uniform.
+        response: Smallest and largest number of response tokens, uniform.
+        spread: Dirichlet parameter of the group sizes; with a small one a few groups have most rollouts.
+        microbatch_tokens: Most tokens of a micro-batch.
+    """
 
     shape: str
     prompts: int
@@ -53,12 +64,13 @@ class Workload:
 WORKLOADS = {
     "quickstart": Workload("tiny", 64, 512, (9, 15), (3, 7), 0.5, 16384),
     "reasoning": Workload("3m", 6, 24, (60, 160), (40, 400), 0.5, 4096),
-    "singles": Workload("3m", 10, 20, (60, 160), (40, 400), 1e6, 4096),  # pairs: sharing prompts saves little
+    # Groups of two: sharing prompts saves little.
+    "singles": Workload("3m", 10, 20, (60, 160), (40, 400), 1e6, 4096),
 }
 
 
 def make_groups(load: Workload, seed: int) -> list[RolloutGroup]:
-    """Random tokens, rewards 0 and 1 in turn, so that every group teaches."""
+    """Draw groups of random tokens with rewards 0 and 1 in turn, so that every group is mixed."""
     rng = np.random.default_rng(seed)
     vocabulary = SHAPES[load.shape][-1]
     shares = rng.dirichlet(np.full(load.prompts, load.spread))
@@ -77,7 +89,7 @@ def make_groups(load: Workload, seed: int) -> list[RolloutGroup]:
 
 
 def make_model(shape: str, folder: str) -> None:
-    """A Qwen3 policy of this shape with random weights, as a Hugging Face folder."""
+    """Write a Qwen3 policy of this shape with random weights as a Hugging Face folder."""
     hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary = SHAPES[shape]
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -98,7 +110,7 @@ def make_model(shape: str, folder: str) -> None:
 
 
 def plain_loop(folder: str, train: TrainConfig, dtype: str, device: str) -> Callable[[TrainingRows], dict[str, float]]:
-    """What one would write by hand: rows sorted by length, padded, cut into micro-batches; one process, no FSDP."""
+    """Return the update one would write by hand: rows sorted by length and padded; one process, no FSDP."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     model.to(device).train()
     if train.activation_checkpointing:
@@ -164,7 +176,10 @@ def _process(rank: int, job: dict[str, Any], answers: Any) -> None:
 
 
 def measure(job: dict[str, Any], warm: int = 2) -> dict[str, float]:
-    """Median over the steps after `warm` ones; peak memory of the rank that needed most."""
+    """Run a job in processes of its own and return medians over the steps after the first `warm` ones.
+
+    Peak memory is that of the rank that needed most.
+    """
     spawn = multiprocessing.get_context("spawn")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -185,7 +200,8 @@ def measure(job: dict[str, Any], warm: int = 2) -> dict[str, float]:
     return {
         "tokens_per_s": float(np.median(step_s[warm:])),
         "step_s": float(np.median(times[warm:])),
-        "cpu_s": float(np.median(found[0]["cpu"][warm:])),  # of rank 0: says less about what else runs
+        # Of rank 0; depends less on what else runs than the wall time does.
+        "cpu_s": float(np.median(found[0]["cpu"][warm:])),
         "first_step_s": times[0],
         "load_s": found[0]["load_s"],
         "peak_memory_gib": max(each["peak_gib"] for each in found.values()),
@@ -197,7 +213,7 @@ def measure(job: dict[str, Any], warm: int = 2) -> dict[str, float]:
 
 
 def compare(name: str, steps: int, ranks: list[int], train: TrainConfig, device: str, dtype: str) -> dict[str, Any]:
-    """Plain loop, learner padded, learner packed on each number of ranks, on the same rows."""
+    """Compare the plain loop, the padded learner and the packed learner on each number of ranks, on the same rows."""
     load = WORKLOADS[name]
     train = replace(train, microbatch_tokens=load.microbatch_tokens)
     rows = [step_rows(make_groups(load, seed), train) for seed in range(steps + 2)]
@@ -214,8 +230,11 @@ def compare(name: str, steps: int, ranks: list[int], train: TrainConfig, device:
 
 
 def flops(shape: str, rows: TrainingRows) -> float:
-    """Of the model on these rows, forward and backward: 6 per weight of a matrix product and token, and attention's
-    6 T^2 H D a layer (causal). Recomputation is not counted, nor is the gather of embeddings."""
+    """Count the floating-point operations of the model on these rows, forward and backward.
+
+    6 for each weight of a matrix product and token, and attention's 6 T^2 H D a layer (causal); recomputation and the
+    embeddings' lookup are not counted.
+    """
     hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary = SHAPES[shape]
     layer = hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * intermediate
     tokens = rows.lengths - 1
@@ -224,8 +243,9 @@ def flops(shape: str, rows: TrainingRows) -> float:
 
 
 def utilisation(shape: str, tokens: int, steps: int, train: TrainConfig) -> dict[str, Any]:
-    """Model FLOPs utilisation on one CUDA device in bf16: rollouts of `tokens` tokens, two of each prompt of 64."""
-    response = (tokens - 63, tokens - 63)  # the last token is not computed: `tokens` are
+    """Measure model FLOPs utilisation on one CUDA device in bf16, on pairs of rollouts with prompts of 64 tokens."""
+    # The last token is not computed, so `tokens` are.
+    response = (tokens - 63, tokens - 63)
     load = Workload(shape, 8, 16, (64, 64), response, 1e6, train.microbatch_tokens)
     rows = [step_rows(make_groups(load, seed), train) for seed in range(steps + 2)]
     with tempfile.TemporaryDirectory() as folder:
@@ -239,7 +259,7 @@ def utilisation(shape: str, tokens: int, steps: int, train: TrainConfig) -> dict
 
 
 def environment() -> None:
-    """What the learner's actors run with, for all measured processes alike."""
+    """Set the environment of the learner's actors for all measured processes."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ |= {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}

@@ -1,4 +1,4 @@
-"""Tiny models of every type that AutoModelForCausalLM knows, by whose help kray/bench/model_support.py finds what works."""
+"""Tiny models of every type that AutoModelForCausalLM supports, with which kray/bench/model_support.py finds what works."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kray.train.supported_models import ENCODERS
 
 MIXED = ["sliding_attention", "full_attention"]
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, LAYERS = 32, 4, 2, 8, 48, 4
-# The first pattern that a key of a configuration matches whole gives its tiny value.
+# The first pattern that fully matches a key of a configuration gives its tiny value.
 SIZES: tuple[tuple[str, Any], ...] = (
     (r"(num_hidden|n|num|decoder|encoder)_?layers?|num_blocks", LAYERS),
     (r"num_key_value_heads|num_kv_heads|kv_n_heads|num_query_groups|swa_num_key_value_heads", KV_HEADS),
@@ -45,7 +45,7 @@ SIZES: tuple[tuple[str, Any], ...] = (
 )
 
 
-# What a type needs besides, or has to leave out.
+# Settings that a type needs in addition, or must not have.
 NEEDS: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "rope_parameters": {k: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]} for k in MIXED},
@@ -85,13 +85,13 @@ PARTS = {
     kind: {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}}
     for kind in ("musicgen", "musicgen_melody")
 }
-# Deep recursion, which makes much of a little rounding.
+# Noise of the weights: smaller where deep recursion amplifies rounding.
 NOISE = {"hrm_text": 0.02}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A model type, and the keys that make a variant of it."""
+    """A model type and the keys that make a variant of it."""
 
     model_type: str
     changes: dict[str, Any] = field(default_factory=dict)
@@ -148,16 +148,18 @@ VARIANTS = (
 
 
 def cases() -> list[Case]:
-    """Every type as it is by default, then the variants."""
+    """Return every type with its default settings, then the variants."""
     return [*map(Case, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), *VARIANTS]
 
 
 def default_config(model_type: str) -> PretrainedConfig:
-    return AutoConfig.for_model(model_type, **deepcopy(PARTS.get(model_type, {})))  # it takes its parts apart
+    """Return the default configuration of a type."""
+    # A copy: the configuration modifies its parts.
+    return AutoConfig.for_model(model_type, **deepcopy(PARTS.get(model_type, {})))
 
 
 def tiny_config(case: Case) -> PretrainedConfig:
-    """The case's configuration with everything that costs time made small, windows too, and dropout that would be seen."""
+    """Return the case's configuration with small sizes and windows, and with dropout, whose use would be noticed."""
     default = default_config(case.model_type)
     values = _tiny(default.to_dict()) | NEEDS.get(case.model_type, {}) | case.changes
     return type(default)(**{key: value for key, value in values.items() if key != "model_type"})
@@ -187,7 +189,7 @@ def _tiny(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cut(kinds: list[Any]) -> list[Any]:
-    """LAYERS entries, every kind among them."""
+    """Return LAYERS entries with every kind among them."""
     found = list(dict.fromkeys(map(str, kinds)))
     first = kinds[:LAYERS]
     if len(found) > LAYERS:
@@ -199,7 +201,7 @@ def _cut(kinds: list[Any]) -> list[Any]:
 
 
 def tiny_model(config: PretrainedConfig) -> Any:
-    """A model whose every parameter matters: biases, norms and attention sinks are not what they start as."""
+    """Make a model in which every parameter matters: biases, norms and attention sinks are not at their initial values."""
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     noise = NOISE.get(config.model_type, 0.1)

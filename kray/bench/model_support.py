@@ -1,6 +1,6 @@
-"""What the learner makes of every type of model: the figures of a test, and the page docs/models.md.
+"""Finds how the learner computes every type of model, for a test and for the page docs/models.md.
 
-Every model is made tiny, saved, and read by a Learner as a run's model is; its log-probabilities must be those of
+Each model is made tiny, saved, and loaded by a Learner as a run's model is; its log-probabilities must be those of
 transformers' own eager forward pass in eval mode and float32, one rollout at a time.
 """
 
@@ -26,15 +26,22 @@ from kray.train.supported_models import check_supported
 from kray.train.training_rows import unscored_rows
 
 TokenRows = list[tuple[tuple[int, ...], tuple[int, ...]]]
-CHANGED = 9  # the token of the last row that is another than in the row before
+# Index of the token in which the last row differs from the row before.
+CHANGED = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """layout: how the learner computes where it may pack, "" for a model that is refused. reason: why it is refused, by its
-    configuration alone (`early`) or by the learner that has loaded it. gap: of log-probabilities to the model's own, and
-    moved: of those before a token that changed, in nats, the largest of packed and padded rows. norms: of the gradient, by
-    the model itself, packed, and padded with activations computed again.
+    """How the learner computes one model.
+
+    Attributes:
+        case: The model.
+        layout: The learner's layout where it may pack; "" for a refused model.
+        reason: Why the model is refused.
+        early: Whether it is refused by its configuration alone.
+        gap: Largest difference to the model's own log-probabilities, nats, packed and padded.
+        moved: Largest change of log-probabilities before a token that was changed, nats.
+        norms: Gradient norm by the model itself, packed, and padded with recomputed activations.
     """
 
     case: Case
@@ -47,7 +54,7 @@ class Verdict:
 
 
 def refused_early(case: Case) -> str | None:
-    """The reason for which the case is refused by its configuration alone, None for none."""
+    """Return the reason for which the case is refused by its configuration alone, None for a supported one."""
     try:
         if not case.changes:
             check_supported(default_config(case.model_type))
@@ -58,7 +65,7 @@ def refused_early(case: Case) -> str | None:
 
 
 def judge(case: Case, folder: Path) -> Verdict:
-    """Judge one case; `folder` is to hold its model."""
+    """Examine one case; its model is written to `folder`."""
     reason = refused_early(case)
     if reason is not None:
         return Verdict(case, reason=reason, early=True)
@@ -89,7 +96,7 @@ def judge(case: Case, folder: Path) -> Verdict:
 
 
 def _rows() -> TokenRows:
-    """Rollouts of two prompts, of many lengths; the last two differ in one token."""
+    """Draw rollouts of two prompts, of many lengths; the last two differ in one token."""
     random = np.random.default_rng(1)
 
     def some(size: int) -> tuple[int, ...]:
@@ -101,9 +108,7 @@ def _rows() -> TokenRows:
 
 
 def _exact(model: Any, rows: TokenRows) -> tuple[list[np.ndarray], float]:
-    """(T,) log-probabilities of each response's tokens by the model's own forward pass, and the gradient's norm of their
-    mean over all rows.
-    """
+    """Compute (T,) log-probabilities of each response by the model's own forward pass, and the gradient norm of their mean."""
     found, count = [], sum(len(response) for _, response in rows)
     for prompt, response in rows:
         tokens = torch.tensor([[*prompt, *response]])
@@ -120,7 +125,7 @@ def _reason(error: ConfigError) -> str:
 
 
 def verdicts(folder: Path) -> list[Verdict]:
-    """Judge all cases in folders of their own below `folder`."""
+    """Examine all cases, in folders of their own below `folder`."""
     return [judge(case, folder / str(number)) for number, case in enumerate(cases())]
 
 
@@ -137,7 +142,7 @@ Models with rotary positions of the kinds `dynamic` and `longrope` are trained o
 
 
 def page(judged: Iterable[Verdict]) -> str:
-    """The text of docs/models.md."""
+    """Return the text of docs/models.md."""
     groups: dict[str, list[str]] = {}
     for verdict in judged:
         groups.setdefault(_heading(verdict), []).append(str(verdict.case))
@@ -150,7 +155,7 @@ def page(judged: Iterable[Verdict]) -> str:
 
 
 def _listed(names: list[str], before: str = "", indent: str = "") -> str:
-    """The names as code, on lines that break between them alone."""
+    """Format the names as code, on lines that break only between names."""
     kept = ", ".join(f"`{name}`".replace(" ", "\0") for name in sorted(names))
     lines = textwrap.fill(before + kept, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return lines.replace("\0", " ")
@@ -167,5 +172,5 @@ def _heading(verdict: Verdict) -> str:
 
 
 def short(reason: str) -> str:
-    """The reason without what differs between models."""
+    """Return the reason without the details in brackets that differ between models."""
     return re.sub(r" \([^)]*\)", "", reason)

@@ -1,8 +1,8 @@
-"""Whether a long run stays as it was: memory, files, descriptors and time of its steps. Used by jobs/bench_soak.py.
+"""Checks that a long run does not degrade: memory, files, descriptors and step time. Used by jobs/bench_soak.py.
 
-While the driver trains, a thread looks every few seconds at the processes that this one has started and at the run's folder.
-What must be bounded (memory, descriptors, threads, object store, step time) is judged by its slope after the first third, in
-which caches fill; what must grow with the steps (records on disk) by whether it grows no faster in the end.
+While the driver trains, a thread samples the processes that this one has started and the run's folder every few seconds.
+What must be bounded (memory, descriptors, threads, object store, step time) is checked by its slope after the first third,
+in which caches fill; what grows with the steps (records on disk) must not grow faster towards the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kray.metrics import TIMING_S_STEP
 
 logger = logging.getLogger(__name__)
 
-# Long in steps, short in seconds: everything that a run does beside learning happens, and more often than usual.
+# Many short steps: everything that a run does besides training happens, and more often than usual.
 OVERRIDES = (
     "model.tiny.hidden_size=64",
     "model.tiny.layers=2",
@@ -51,17 +51,20 @@ OVERRIDES = (
 ROLES = {"ray::Driver": "driver", "ray::Engine": "engine", "ray::Learner": "learner"}
 RECORDS = ("metrics.jsonl", "mlflow.db", "mlruns-artifacts", "samples", "transitions", "beliefs", "figures")
 MIB = 2**20
-# Of a series: what it may gain in 100 steps and still be called flat, at most this share of its median or this much.
+# Largest gain in 100 steps of a series that counts as flat: this share of its median, or this much in MiB, number or
+# seconds, whichever is larger; sampling noise of a healthy run stays below.
 FLAT_SHARE, FLAT_MIB, FLAT_COUNT, FLAT_S = 0.01, 1.0, 0.5, 0.01
-LINEAR = 1.25  # bytes a step in the last third / in the middle one
+# Largest growth of a record between the last two thirds of the run, over that between the first two.
+LINEAR = 1.25
 
 
 def soak_config(path: str, folder: str, steps: int, overrides: Sequence[str]) -> KrayConfig:
+    """Return a configuration with many short steps and its results under `folder`."""
     return load_checked(path, [*OVERRIDES, f"run.dir={folder}", f"run.steps={steps}", "run.name=soak", *overrides])
 
 
 def run_soak(config: KrayConfig, model: str, every_s: float) -> dict[str, Any]:
-    """Trains through the real driver and watches it. Needs a Ray that this process has started."""
+    """Train through the real driver and sample it; needs a Ray cluster that this process has started."""
     folder = run_folder(config)
     watch = _Watch(folder, every_s)
     watch.start()
@@ -76,7 +79,7 @@ def run_soak(config: KrayConfig, model: str, every_s: float) -> dict[str, Any]:
 
 
 class _Watch(threading.Thread):
-    """samples: dicts of step and, by name, what was seen."""
+    """A thread that appends to `samples`, each a dict of the step and the sampled figures by name."""
 
     def __init__(self, folder: Path, every_s: float):
         super().__init__(name="soak-watch", daemon=True)
@@ -96,7 +99,7 @@ class _Watch(threading.Thread):
 
 
 def last_step(file: Path) -> int:
-    """The step of the last whole line, -1 for none."""
+    """Return the step of the last complete line of a metrics.jsonl, -1 for none."""
     try:
         with file.open("rb") as lines:
             lines.seek(0, 2)
@@ -108,7 +111,7 @@ def last_step(file: Path) -> int:
 
 
 def processes() -> dict[str, float]:
-    """Resident and private memory (MiB), descriptors and threads of the processes that this one has started, by role."""
+    """Sample memory (MiB), descriptors and threads of the processes that this one has started, by role."""
     found: dict[str, float] = {}
     for process in psutil.Process().children(recursive=True):
         try:
@@ -119,7 +122,8 @@ def processes() -> dict[str, float]:
             with process.oneshot():
                 memory, fds, threads = process.memory_full_info(), process.num_fds(), process.num_threads()
         except (psutil.Error, OSError):
-            continue  # it has just ended
+            # It has just ended.
+            continue
         for name, value in (
             ("rss_mib", memory.rss / MIB),
             ("private_mib", memory.uss / MIB),
@@ -132,7 +136,7 @@ def processes() -> dict[str, float]:
 
 
 def object_store() -> dict[str, float]:
-    """MiB in use in Ray's object stores."""
+    """Sample the use of Ray's object stores, MiB."""
     import ray
 
     name = "object_store_memory"
@@ -141,7 +145,7 @@ def object_store() -> dict[str, float]:
 
 
 def sizes(folder: Path) -> dict[str, float]:
-    """KiB on disk of the run's records, of its checkpoints, and of Ray's logs."""
+    """Sample the size on disk of the run's records, its checkpoints and Ray's logs, KiB."""
     import ray
 
     logs = Path(ray.get_runtime_context().worker.node.get_logs_dir_path())  # type: ignore[attr-defined]
@@ -157,12 +161,13 @@ def _size(path: Path) -> int:
         try:
             total += file.stat().st_size if file.is_file() else 0
         except OSError:
-            continue  # a draft that has just got its name
+            # A temporary file that has just been renamed.
+            continue
     return total
 
 
 def judge(samples: list[dict[str, float]], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By series: unit, medians of the first and the last third of the steps, slope a 100 steps, whether it is as it must be."""
+    """Return for each series the medians of the run's thirds, the slope a 100 steps, and whether it meets its bound."""
     steps = [row for row in rows if TIMING_S_STEP in row]
     series = {name: [(s["step"], s[name]) for s in samples if name in s] for name in {k for s in samples for k in s}}
     series.pop("step", None)
@@ -182,7 +187,8 @@ def _judge(name: str, points: list[tuple[float, float]], last: int) -> dict[str,
     slope = 100 * float(theilslopes(value[settled], step[settled])[0]) if len(set(step[settled])) > 2 else float("nan")
     row: dict[str, Any] = {"first": first, "middle": middle, "last": end, "slope": slope}
     if name.removesuffix(" kib") in (*RECORDS, "ray logs") or name == "records files":
-        early, late = middle - first, end - middle  # between the middles of thirds
+        # Growth between the middles of the thirds.
+        early, late = middle - first, end - middle
         row |= {"must": "growing linearly", "holds": bool(late <= LINEAR * early + 1)}
     else:
         unit = name.rsplit("_", 1)[-1].rsplit(" ", 1)[-1]
@@ -192,6 +198,7 @@ def _judge(name: str, points: list[tuple[float, float]], last: int) -> dict[str,
 
 
 def table(series: dict[str, dict[str, Any]]) -> str:
+    """Format the series as a table."""
     lines = [f"{'':28}{'first third':>12}{'last third':>12}{'a 100 steps':>13}"]
     for name, row in series.items():
         verdict = ("" if row["holds"] else "not ") + row["must"]

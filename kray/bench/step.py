@@ -1,6 +1,6 @@
-"""How long a step takes when the driver runs it, and how its time is divided. Used by jobs/bench_step.py.
+"""Measures a step run by the driver and how its time is divided. Used by jobs/bench_step.py.
 
-The whole step counts: from one line of metrics.jsonl to the next, what the driver does between steps included.
+The whole step counts: from one line of metrics.jsonl to the next, including what the driver does between steps.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
+from kray.cluster.session import connect
 from kray.config import KrayConfig, load_checked
 from kray.driver.remote import drive
 from kray.driver.run_folder import run_folder
@@ -25,11 +25,14 @@ from kray.metrics import (
     TIMING_S_STEP,
     TRAIN_UPDATE_S,
 )
+from kray.train.start_model import find_model
 
 PARTS = ("plan", "generate", "reward", "update", "sync")
-QUIET_CORES = 0.25  # busy elsewhere; over it, figures are not to be trusted
-STEP_OVER_PARTS, RATE_OVER_TRL = 1.15, 2.0  # what is expected without overlap
-# Every prompt the same rollouts, as rivals do it; nothing but steps in the run.
+# Cores kept busy by other processes above which figures are unreliable.
+QUIET_CORES = 0.25
+# Expected ratios without overlap of generation and update.
+STEP_OVER_PARTS, RATE_OVER_TRL = 1.15, 2.0
+# The same number of rollouts for every prompt, as in TRL; nothing but steps in the run.
 OVERRIDES = (
     "plan.mode=uniform",
     "run.checkpoint_every=0",
@@ -43,7 +46,7 @@ OVERRIDES = (
 def step_config(
     path: str, folder: str, prompts: int, rollouts: int, steps: int, overrides: Sequence[str]
 ) -> KrayConfig:
-    """A configuration's step with `rollouts` rollouts of each of `prompts` prompts; results under `folder`."""
+    """Return a configuration whose steps have `rollouts` rollouts of each of `prompts` prompts; results under `folder`."""
     own = [
         f"run.dir={folder}",
         f"run.steps={steps}",
@@ -54,7 +57,7 @@ def step_config(
 
 
 def run_kray(config: KrayConfig, model: str, warm: int) -> dict[str, Any]:
-    """Trains through the real driver; medians over the steps after the first `warm` ones. Needs a Ray that is up."""
+    """Train through the real driver; return medians over the steps after the first `warm`. Needs a Ray cluster."""
     folder = run_folder(config)
     started = time.monotonic()
     drive(config, model, folder, None, "run")
@@ -63,7 +66,7 @@ def run_kray(config: KrayConfig, model: str, warm: int) -> dict[str, Any]:
 
 
 def step_times(rows: list[dict[str, Any]], warm: int) -> dict[str, Any]:
-    """Of the lines of metrics.jsonl, in order: seconds a step and its parts, rollouts a second, work of each step."""
+    """Return from the lines of metrics.jsonl: seconds of a step and its parts, rollouts a second, work of each step."""
     ends = [row["time"] for row in rows if TIMING_S_STEP in row or row["step"] == 0]
     steps = [row for row in rows if TIMING_S_STEP in row]
     whole_s = np.diff(ends)[warm:]
@@ -88,8 +91,13 @@ def step_times(rows: list[dict[str, Any]], warm: int) -> dict[str, Any]:
 
 
 def ratios(found: dict[str, Any]) -> dict[str, Any]:
-    """step_over_parts: kray's step / (engine alone + learner alone); rate_over_trl: rollouts a second / TRL's;
-    same_work: share of the steps in which engine and run made the same number of tokens, so the same rollouts."""
+    """Return the ratios of the measurements.
+
+    Returns:
+        step_over_parts: kray's step / (engine alone + learner alone); rate_over_trl: rollouts a second / TRL's, where TRL
+        was measured; same_work: share of the steps in which engine alone and run made equally many tokens, so the same
+        rollouts.
+    """
     kray, alone = found["kray"], found["alone"]
     same = [a == b for a, b in zip(kray["tokens"], alone["tokens"], strict=True)]
     made = {
@@ -100,7 +108,7 @@ def ratios(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures for people."""
+    """Format the figures."""
     kray, alone = found["kray"], found["alone"]
     split = ", ".join(f"{part} {seconds * 1e3:.0f}" for part, seconds in kray["split_s"].items())
     both = alone["generate_s"] + alone["update_s"]
@@ -122,18 +130,18 @@ def table(found: dict[str, Any]) -> str:
             f"kray / TRL         {found['rate_over_trl']:7.2f}   expected at least {RATE_OVER_TRL:g}",
         ]
     if max(found["elsewhere"].values()) > QUIET_CORES:
-        said = ", ".join(f"{cores:.1f} before {part}" for part, cores in found["elsewhere"].items())
-        lines.append(f"note: other processes kept cores busy ({said}): the figures are theirs too")
+        cores = ", ".join(f"{cores:.1f} before {part}" for part, cores in found["elsewhere"].items())
+        lines.append(f"note: other processes kept cores busy ({cores}), which affects the figures")
     return "\n".join(lines)
 
 
-def elsewhere() -> float:
-    """Cores that other processes keep busy, over one second in which nothing of this measurement runs."""
+def busy_elsewhere() -> float:
+    """Measure the cores that other processes keep busy, over a second in which this measurement is idle."""
     return psutil.cpu_percent(1.0) / 100 * (psutil.cpu_count() or 1)
 
 
 def prompts_of(config: KrayConfig, model: str, steps: int) -> list[list[dict[str, str]]]:
-    """Text and answer of the prompts of each step, in the driver's order."""
+    """Return text and answer of the prompts of each step, in the driver's order."""
     from kray.driver.components import load_components
 
     components = load_components(config, model)
@@ -141,5 +149,34 @@ def prompts_of(config: KrayConfig, model: str, steps: int) -> list[list[dict[str
     return [[{"prompt": prompt.text or "", "answer": prompt.answer} for prompt, _ in pairs] for pairs in chosen]
 
 
-def write(path: str, found: dict[str, Any]) -> None:
-    Path(path).write_text(json.dumps(found, indent=2) + "\n")
+def measure(config: KrayConfig, steps: int, warm: int, trl_python: str | None, batched: bool) -> dict[str, Any]:
+    """Measure kray through its driver, its engine and learner alone, and TRL; print a table.
+
+    Args:
+        config: As `step_config` returns it.
+        steps: Number of steps, warm-up included.
+        warm: Number of first steps that do not count.
+        trl_python: A Python that has TRL, "" for the one in the cache; None leaves TRL out.
+        batched: Whether TRL's continuous batching is tried, too.
+    """
+    import ray
+
+    from kray.bench.step_parts import run_alone
+    from kray.bench.trl import find_python, run_trl
+
+    python = None if trl_python is None else find_python(trl_python)
+    model = find_model(config)
+    busy: dict[str, float] = {"kray": busy_elsewhere()}
+    found: dict[str, Any] = {"elsewhere": busy}
+    connect(config)
+    found["kray"] = run_kray(config, model, warm)
+    print("engine and learner alone, in turn", flush=True)
+    busy["alone"] = busy_elsewhere()
+    found["alone"] = run_alone(config, model, steps, warm)
+    ray.shutdown()
+    if python is not None:
+        busy["TRL"] = busy_elsewhere()
+        found["trl"] = run_trl(python, config, model, prompts_of(config, model, steps), warm, batched)
+    found |= ratios(found)
+    print(table(found), flush=True)
+    return found

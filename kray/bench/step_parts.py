@@ -1,7 +1,7 @@
-"""The same steps with nothing around them: engines that get a step's tasks at once, then the learner on their groups.
+"""Measures engines and learner alone: engines that get a step's tasks at once, then the learner on their groups.
 
-They take turns, so each has the machine to itself, and the engines take the learner's weights after each step: both do
-what they do in the run, on the same rollouts as long as nothing is random but the seeds. No driver, pool, planner, scorer.
+They take turns, so each has the machine to itself, and the engines load the learner's weights after each step. Both do what
+they do in the run, on the same rollouts as far as only the seeds are random. No driver, pool, planner or scorer.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from kray.rollout.engine import EngineActor
 from kray.train.learner_group import LearnerGroup
 from kray.train.training_rows import step_rows
 
+# Seconds that a call for an engine's report waits.
 POLL_S = 2.0
 MEASURED = ("generate_s", "engine_busy_s", "update_s", "learner_busy_s")
 
 
 def run_alone(config: KrayConfig, model: str, steps: int, warm: int) -> dict[str, Any]:
-    """Medians over the steps after `warm`, and the response tokens of every step.
+    """Run the steps and return medians over those after `warm`, and the response tokens of every step.
 
-    generate_s: from the tasks' departure to the last rollouts' arrival; update_s: from the rows' departure to the metrics'
-    arrival; engine_busy_s (mean over engines) and learner_busy_s: as these count it themselves.
+    Returns:
+        generate_s, from sending the tasks to receiving the last rollouts; update_s, from sending the rows to receiving the
+        metrics; engine_busy_s (mean over engines) and learner_busy_s, as these measure it themselves; tokens.
     """
     components = load_components(config, model)
     spec = engine_spec(config, model)
@@ -51,7 +53,7 @@ def run_alone(config: KrayConfig, model: str, steps: int, warm: int) -> dict[str
 async def _run(
     config: KrayConfig, components: Components, engines: list[Any], learners: LearnerGroup, steps: int
 ) -> list[dict[str, float]]:
-    """What each step took."""
+    """Run the steps and return the figures of each."""
     await learners.start()
     await _all(engines, "start", config.rollout.start_timeout_s)
     rows = []
@@ -101,7 +103,7 @@ async def _generate(
 
 
 async def _work(engine: Any, tasks: list[RolloutTask]) -> tuple[dict[int, list[Rollout]], float]:
-    """(rollouts by task id, seconds of stepping) of one engine that gets all the tasks at once."""
+    """Return (rollouts by task id, seconds of stepping) of one engine that gets all the tasks at once."""
     finished: dict[int, list[Rollout]] = {}
     started, busy_s = time.monotonic(), 0.0
     engine.submit.remote(tasks)
@@ -122,12 +124,12 @@ async def _update(config: KrayConfig, learners: LearnerGroup, groups: list[Rollo
 
 
 async def _all(actors: list[Any], method: str, limit_s: float, *arguments: Any) -> list[Any]:
-    """The method's results of all actors. Raises KrayError when they take longer than the limit."""
+    """Call a method on all actors and return the results; raise KrayError when they take longer than the limit."""
     calls = [_value(getattr(actor, method).remote(*arguments)) for actor in actors]
     try:
         return await asyncio.wait_for(asyncio.gather(*calls), limit_s)
     except TimeoutError:
-        raise KrayError(f"parts alone: no answer to {method} within {limit_s:.0f} s") from None
+        raise KrayError(f"parts alone: {method} took longer than {limit_s:.0f} s") from None
 
 
 async def _value(reference: Any) -> Any:

@@ -1,6 +1,6 @@
-"""TRL on the work of a kray run, in a virtual environment of its own: made when there is none, and asked by a file.
+"""Measures TRL on the work of a kray run, in a virtual environment of its own, which is made when there is none.
 
-TRL needs other versions of the same packages than kray, so kray/bench/trl_child.py runs in a process that sees TRL's alone.
+TRL needs other versions of the same packages than kray, so kray/bench/trl_child.py runs in a process that has only TRL's.
 """
 
 from __future__ import annotations
@@ -25,19 +25,28 @@ from kray.train.tiny_files import default_cache
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch==2.13.0", "trl==1.16.0")  # installed one after the other, so that the CPU build of torch stays
-INSTALL_TIMEOUT_S = 1800.0
-RUN_TIMEOUT_S = 900.0
+# Installed one after the other, so that the CPU build of torch is kept.
+PACKAGES = ("torch==2.13.0", "trl==1.16.0")
+# Seconds for pip to install a package, and for all of TRL's runs.
+INSTALL_TIMEOUT_S, RUN_TIMEOUT_S = 1800.0, 900.0
+# Keys of the `train` section that TRL takes over.
 LEARNING = ("clip_low", "clip_high", "lr", "weight_decay", "beta1", "beta2", "eps", "grad_clip")
-MICROBATCHES = (1, 4, 8)  # in which TRL takes a step's rollouts; smaller ones fit a core's cache
-TRY_STEPS, TRY_BATCHED_STEPS = 6, 3  # after the warm-up: of the last ones the fastest counts
+# Numbers of micro-batches tried for a step's rollouts; small ones fit a core's cache.
+MICROBATCHES = (1, 4, 8)
+# Steps for which a setting is tried after the warm-up; the fastest counts.
+TRY_STEPS, TRY_BATCHED_STEPS = 6, 3
 
 
 def find_python(given: str) -> str:
-    """A Python that has TRL: the given one, else that of the cache, which is filled first when it is empty."""
+    """Return a Python that has TRL: the given one, else that of the cache, which is made when it is missing.
+
+    Raises:
+        ConfigError: The given one cannot be run.
+        KrayError: TRL could not be installed.
+    """
     if given:
         if not shutil.which(given):
-            raise ConfigError(f"--trl-python {given} is no program that can be run")
+            raise ConfigError(f"--trl-python {given} is not a program that can be run")
         return given
     folder = default_cache().expanduser() / "trl-venv"
     python, done = folder / "bin" / "python", folder / "installed"
@@ -56,9 +65,18 @@ def find_python(given: str) -> str:
 def run_trl(
     python: str, config: KrayConfig, model: str, prompts: list[list[dict[str, str]]], warm: int, batched: bool
 ) -> dict[str, Any]:
-    """Trains on the same prompts (of each step: text and answer); medians of the fastest setting after `warm` steps.
+    """Train with TRL on the same prompts and return medians of the fastest setting.
 
-    batched: also try TRL's continuous batching. Raises KrayError with the last lines that TRL said.
+    Args:
+        python: A Python that has TRL.
+        config: kray's configuration, whose settings TRL takes over.
+        model: The start model.
+        prompts: Text and answer of the prompts of each step.
+        warm: Number of first steps that do not count.
+        batched: Whether TRL's continuous batching is tried, too.
+
+    Raises:
+        KrayError: TRL failed; the message has its last lines.
     """
     cores = config.rollout.engines * config.rollout.cpus_per_engine + config.train.ranks * config.train.cpus_per_rank
     cores = min(cores, os.cpu_count() or cores)
@@ -92,7 +110,7 @@ def run_trl(
 
 
 def _call(command: list[str], timeout_s: float, environment: dict[str, str]) -> None:
-    """Runs a command and says its lines that begin with "TRL: ". Raises KrayError with its last lines."""
+    """Run a command and log its lines that begin with "TRL: "; raise KrayError with its last lines when it fails."""
     lines: list[str] = []
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tempfile.gettempdir()

@@ -1,8 +1,8 @@
-"""TRL's GRPOTrainer on the work of a kray run. Runs under a Python of its own, where kray's packages are not installed.
+"""Runs TRL's GRPOTrainer on the work of a kray run, under a Python in which kray is not installed.
 
-    python trl_rival.py JOB.json ANSWER.json
+    python trl_child.py JOB.json ANSWER.json
 
-JOB: what kray/bench/trl.py writes. Each candidate setting is tried for a few steps; the fastest then takes all of them.
+JOB is written by kray/bench/trl.py. Each candidate setting is tried for a few steps; the fastest then runs all of them.
 TRL generates with Hugging Face's `generate` or with its continuous batching: its vLLM path wants a GPU.
 """
 
@@ -23,13 +23,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-HOPELESS = 5.0  # a setting whose steps take so many times the best one's is given up
+# A setting is abandoned when a step takes this many times the best setting's.
+HOPELESS = 5.0
 
 
 class Clock(TrainerCallback):
-    """steps_s: seconds from the end of one step to the end of the next, so that nothing is left out.
+    """Measures steps from the end of one to the end of the next, so that nothing is left out.
 
-    Ends the training after a step, its first aside, that took longer than limit_s.
+    Ends the training after a step, except the first, that took longer than limit_s.
+
+    Attributes:
+        steps_s: Seconds of each step.
+        limit_s: Largest allowed seconds of a step.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -38,9 +43,11 @@ class Clock(TrainerCallback):
         self._last = 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
         self._last = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Record the step."""
         now = time.perf_counter()
         self.steps_s.append(now - self._last)
         self._last = now
@@ -49,7 +56,7 @@ class Clock(TrainerCallback):
 
 
 def timed(trainer: Any, method: str) -> list[float]:
-    """Of each call of the method from now on: its seconds."""
+    """Wrap a method and return a list that collects the seconds of each call."""
     inner, taken = getattr(trainer, method), []
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -63,7 +70,7 @@ def timed(trainer: Any, method: str) -> list[float]:
 
 
 def settings(job: dict[str, Any], folder: str, steps: int, batched: bool, microbatches: int) -> GRPOConfig:
-    """kray's settings in TRL's words; what TRL could do besides a step (logs, checkpoints) is off."""
+    """Return TRL's names for kray's settings; logs and checkpoints are off."""
     rollouts = len(job["steps"][0]) * job["rollouts_per_prompt"]
     return GRPOConfig(
         output_dir=folder,
@@ -102,7 +109,7 @@ def settings(job: dict[str, Any], folder: str, steps: int, batched: bool, microb
 
 
 def train(job: dict[str, Any], steps: int, batched: bool, microbatches: int, limit_s: float) -> dict[str, Any]:
-    """Trains on the first `steps` steps of the job and tells how long each took."""
+    """Train on the first `steps` steps of the job and return the seconds of each."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="sdpa")
     rows = Dataset.from_list([row for step in job["steps"][:steps] for row in step])
@@ -125,7 +132,8 @@ def train(job: dict[str, Any], steps: int, batched: bool, microbatches: int, lim
         "settings": {"threads": job["threads"], "continuous_batching": batched, "microbatches": microbatches},
         "steps_s": clock.steps_s,
         "generate_s_steps": generate_s,
-        "prepare_s_steps": prepare_s,  # with rewards and advantages
+        # Includes rewards and advantages.
+        "prepare_s_steps": prepare_s,
         "tokens": tokens,
         "rewards": rewards,
         "rollouts_per_step": len(job["steps"][0]) * job["rollouts_per_prompt"],
@@ -133,6 +141,7 @@ def train(job: dict[str, Any], steps: int, batched: bool, microbatches: int, lim
 
 
 def main() -> None:
+    """Try the candidates, run the fastest and write the answer."""
     job = json.loads(Path(sys.argv[1]).read_text())
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -143,10 +152,11 @@ def main() -> None:
         try:
             limit_s = HOPELESS * min((each["step_s"] for each in tried), default=math.inf)
             found = train(job, candidate["steps"], candidate["batched"], candidate["microbatches"], limit_s)
-        except Exception as error:  # a setting that does not run here is no rival
+        except Exception as error:
+            # A setting that does not run here is left out.
             print(f"TRL: {label}: {type(error).__name__}: {str(error)[:200]}", flush=True)
             continue
-        # The fastest step: what else runs on the machine only ever adds.
+        # The fastest step: other work on the machine only adds time.
         tried.append(candidate | {"step_s": min(found["steps_s"][1:], default=found["steps_s"][0])})
         print(f"TRL: {label}: {tried[-1]['step_s']:.3f} s a step at best", flush=True)
     if not tried:

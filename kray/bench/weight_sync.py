@@ -1,9 +1,9 @@
-"""How fast new weights get from the learner into engines that prove them, beside the floor. Used by jobs/bench_sync.py.
+"""Measures how fast new weights reach engines that verify them, against a floor. Used by jobs/bench_sync.py.
 
-Real learner, pool and engines; policies with random weights; a training step before every publication. The floor is what
-cannot be left out: one copy of the bytes, and vLLM's own reload of the same tensors from the engine's own memory (it
-repacks them; a tied output layer it leaves out). It is measured in the engines' processes, between the publications:
-in one engine while the others rest, and in all at once, as many as there are.
+Real learner, pool and engines; policies with random weights; a training step before every publication. The floor is the
+unavoidable work: one copy of the bytes, and vLLM's own reload of the same tensors from the engine's own memory (it repacks
+them and leaves out a tied output layer). It is measured in the engines' processes between publications: in one engine while
+the others are idle, and in all at once.
 """
 
 from __future__ import annotations
@@ -27,14 +27,21 @@ from kray.rollout.pool_state import Published
 from kray.train.learner_group import LearnerGroup
 from kray.weight_sync.flat_weights import FlatWeights
 
-PROBE_TOKENS = 64  # as in a run (kray/driver/components.py)
-WARM_UP = 3  # publications: until memory that is used again and again has been touched
-REST_S = 1.5  # between publications, as in training: Ray frees the old version's memory about once a second
-LIMIT_S = 300.0  # for anything that is waited for
+# Tokens of the probe, as in a run (kray/driver/components.py).
+PROBE_TOKENS = 64
+# Publications before the measured ones: until memory that is reused has been touched.
+WARM_UP = 3
+# Seconds between publications, as in training: Ray frees the old version's memory about once a second.
+REST_S = 1.5
+# Limit of every wait, seconds.
+LIMIT_S = 300.0
+# Columns of the table: parts of a publication.
+PARTS = ("gather", "checksum", "put", "learner_probe", "verify", "load", "probe", "rest")
+HEAD = f"milliseconds  engines {' '.join(f'{part:>13}' for part in PARTS)}         total      floor  arrived   proved"
 
 
 def floor(engine: Engine, weights: FlatWeights, repeats: int = 3) -> tuple[float, float]:
-    """Median seconds of (a copy out of shared memory, vLLM's reload). Runs in an engine's process, while it rests."""
+    """Measure median seconds of (a copy out of shared memory, vLLM's reload); runs in the process of an idle engine."""
     own = [(name, tensor.clone()) for name, tensor in weights.tensors()]
     shared = [tensor for _, tensor in weights.tensors()]
 
@@ -58,9 +65,10 @@ def _median_s(job: Any, repeats: int) -> float:
 
 
 async def measure(shape: str, engines: int, rounds: int, dtype: str) -> dict[str, Any]:
-    """Medians over `rounds` publications of a policy of this shape to so many engines, one core each.
+    """Measure `rounds` publications of a policy of this shape to so many engines, one core each.
 
-    least: the smallest values, which say more where other work shares the machine; `_judged` from each part's own.
+    Returns:
+        Medians, and as `least` the smallest value of each part, which depends less on other work on the machine.
     """
     with tempfile.TemporaryDirectory() as folder:
         make_model(shape, folder)
@@ -76,14 +84,14 @@ async def measure(shape: str, engines: int, rounds: int, dtype: str) -> dict[str
             await pool.close()
             learners.close()
     columns = {name: [each[name] for each in found] for name in found[0]}
-    medians = _judged({name: float(np.median(column)) for name, column in columns.items()})
-    least = _judged({name: float(min(column)) for name, column in columns.items()})
+    medians = _with_ratios({name: float(np.median(column)) for name, column in columns.items()})
+    least = _with_ratios({name: float(min(column)) for name, column in columns.items()})
     of = {"shape": shape, "parameters": learner["parameters"], "engines": engines, "dtype": dtype}
     return of | medians | {"least": least}
 
 
 async def _round(learners: LearnerGroup, pool: Pool, shape: str, version: int) -> dict[str, float]:
-    """One publication and one floor: seconds of each part."""
+    """Measure one publication and one floor: seconds of each part."""
     load = Workload(shape, 2, 8, (8, 8), (8, 8), 1e6, 4096)
     await learners.update(make_groups(load, version))
     await asyncio.sleep(REST_S)
@@ -91,13 +99,14 @@ async def _round(learners: LearnerGroup, pool: Pool, shape: str, version: int) -
     times = [time.perf_counter()]
     gathered, weights = await learners.gather_weights()
     times.append(time.perf_counter())
-    thinking = asyncio.ensure_future(_think_of(learners, probe))
-    logprobs = asyncio.ensure_future(_first(thinking))
+    pending_probe = asyncio.ensure_future(_probe_logprobs(learners, probe))
+    logprobs = asyncio.ensure_future(_first(pending_probe))
     await pool.publish(Published(version, weights, gathered.checksum, probe, logprobs))
-    await pool.wait_until_all_serve()  # the first time they come up one by one
+    # The first time the engines start one by one.
+    await pool.wait_until_all_serve()
     times.append(time.perf_counter())
-    handed_over_s, publish_s = np.diff(times)
-    _, learner_probe_s = await thinking
+    gathered_s, publish_s = np.diff(times)
+    _, learner_probe_s = await pending_probe
     proofs = [engine.proof for engine in pool.engines if engine.proof is not None]
     assert {proof.checksum for proof in proofs} == {gathered.checksum}
     seconds = [proof.seconds for proof in proofs]
@@ -107,7 +116,7 @@ async def _round(learners: LearnerGroup, pool: Pool, shape: str, version: int) -
         "bytes": gathered.nbytes,
         "gather_s": gathered.gather_s,
         "checksum_s": gathered.checksum_s,
-        "put_s": handed_over_s - gathered.gather_s - gathered.checksum_s,
+        "put_s": gathered_s - gathered.gather_s - gathered.checksum_s,
         "learner_probe_s": learner_probe_s,
         **{f"{part}_s": max(each[part] for each in seconds) for part in ("verify", "load", "probe")},
         "engines_sum_s": sum(sum(each.values()) for each in seconds),
@@ -121,31 +130,32 @@ async def _round(learners: LearnerGroup, pool: Pool, shape: str, version: int) -
     }
 
 
-async def _think_of(learners: LearnerGroup, probe: tuple[int, ...]) -> tuple[np.ndarray, float]:
-    """(logprobs (P - 1,), seconds): the learner computes them while the engines load."""
+async def _probe_logprobs(learners: LearnerGroup, probe: tuple[int, ...]) -> tuple[np.ndarray, float]:
+    """Return (logprobs (P - 1,), seconds); the learner computes them while the engines load."""
     started = time.perf_counter()
     logprobs = (await learners.logprobs([(probe[:1], probe[1:])]))[0]
     return logprobs, time.perf_counter() - started
 
 
-async def _first(thinking: asyncio.Future) -> np.ndarray:
-    return (await thinking)[0]
+async def _first(pending_probe: asyncio.Future) -> np.ndarray:
+    return (await pending_probe)[0]
 
 
 async def _floors(engines: list[Any], weights: Any) -> tuple[float, float]:
-    """Of the slowest engine, when all of these measure at once."""
+    """Return the floor of the slowest engine when all of these measure at once."""
     calls = [engine.actor.__ray_call__.remote(floor, weights) for engine in engines]
     copies, reloads = zip(*await asyncio.wait_for(asyncio.gather(*calls), LIMIT_S), strict=True)
     return max(copies), max(reloads)
 
 
-def _judged(found: dict[str, float]) -> dict[str, Any]:
-    """Adds what the parts add up to, and how that compares with the floor."""
+def _with_ratios(found: dict[str, float]) -> dict[str, Any]:
+    """Add the sums of the parts and their ratios to the floor."""
     arrived_s = sum(found[f"{part}_s"] for part in ("gather", "checksum", "put", "verify", "load"))
     floor_s = found["copy_s"] + found["reload_s"]
     together_s = found["copy_together_s"] + found["reload_together_s"]
     return found | {
-        "arrived_s": arrived_s,  # until the weights are in, without the proof by logprobs
+        # Until the weights are loaded, without the verification by log-probabilities.
+        "arrived_s": arrived_s,
         "floor_s": floor_s,
         "floor_together_s": together_s,
         "bytes_per_s": found["bytes"] / found["total_s"],
@@ -154,8 +164,26 @@ def _judged(found: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def table(found: dict[str, Any]) -> str:
+    """Format the figures of one configuration as lines below HEAD."""
+    lines = []
+    for label, times in (("median", found), ("least", found["least"])):
+        cells = " ".join(f"{1e3 * times[f'{part}_s']:13.1f}" for part in PARTS)
+        total_ms, floor_ms = 1e3 * times["total_s"], 1e3 * times["floor_together_s"]
+        ratios = f"{times['arrived_ratio']:8.2f} {times['total_ratio']:8.2f}"
+        lines.append(
+            f"{found['shape']:5} {label:6} {found['engines']:8} {cells} {total_ms:13.1f} {floor_ms:10.1f} {ratios}"
+        )
+    lines.append(
+        f"      {found['bytes'] / 1e6:.0f} MB, {found['bytes_per_s'] / 1e9:.2f} GB/s to each engine; floor of one engine "
+        f"alone {1e3 * found['floor_s']:.1f} ms; engines' work {1e3 * found['engines_sum_s']:.1f} ms in "
+        f"{1e3 * found['publish_s']:.1f} ms"
+    )
+    return "\n".join(lines)
+
+
 def run(shapes: list[str], engines: list[int], rounds: int, dtype: str) -> Iterator[dict[str, Any]]:
-    """All combinations, one after the other, on a Ray cluster of this run's own."""
+    """Measure all combinations, one after the other, on a Ray cluster of its own."""
     ray.init(
         address="local",
         num_cpus=max(engines) + 1,

@@ -1,7 +1,7 @@
-"""Pairs of a right answer and a given one whose truth is known because of how they are made.
+"""Generates pairs of a right answer and a response whose correctness is known by construction.
 
-A family draws an answer and gives usual ways to write the same and answers that one slip makes of it: a sign, digit, operator,
-exponent, order, bracket or unit changed, a part left out, a second answer added.
+A family draws an answer, usual ways to write the same answer, and wrong answers that a single mistake makes of it: a sign,
+digit, operator, exponent, order, bracket or unit changed, a part left out, a second answer added.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a family of answers draws."""
+"""The result of drawing from a family of answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """answer: a right answer; same: other ways to write it; different: what one slip makes of it."""
+    """A drawn answer.
+
+    Attributes:
+        answer: A right answer.
+        same: Other ways to write it.
+        different: Wrong answers that a single mistake makes of it.
+    """
 
     answer: str
     same: list[str]

@@ -9,6 +9,7 @@ from kray.bench.math_pairs.drawn import Drawn
 
 
 def surd(rng: random.Random) -> Drawn:
+    """Draw a multiple of a square root."""
     a, b = rng.randint(2, 12), rng.choice((2, 3, 5, 6, 7, 10, 11, 13))
     same = [
         f"{a}\\sqrt{{{b}}}",
@@ -41,6 +42,7 @@ def surd(rng: random.Random) -> Drawn:
 
 
 def power(rng: random.Random) -> Drawn:
+    """Draw an integer power."""
     a, b = rng.choice((2, 3, 5, 6, 7)), rng.randint(5, 120)
     same = [
         f"{a}^{{{b}}}",
@@ -74,6 +76,7 @@ def _term(c: int, x: str, power: int) -> str:
 
 
 def polynomial(rng: random.Random) -> Drawn:
+    """Draw a quadratic polynomial with integer roots."""
     x = rng.choice("xynt")
     r, s = rng.sample([k for k in range(-9, 10) if k], 2)
     b, c = -(r + s), r * s
@@ -112,6 +115,7 @@ def polynomial(rng: random.Random) -> Drawn:
 
 
 def rational_function(rng: random.Random) -> Drawn:
+    """Draw a quotient of linear functions."""
     a, b = rng.sample(range(1, 12), 2)
     same = [
         f"\\frac{{x+{a}}}{{x-{b}}}",
@@ -134,6 +138,7 @@ def rational_function(rng: random.Random) -> Drawn:
 
 
 def complex_number(rng: random.Random) -> Drawn:
+    """Draw a complex number."""
     a, b = rng.sample(range(2, 20), 2)
     same = [
         f"{a}+{b}i",
@@ -158,6 +163,7 @@ def complex_number(rng: random.Random) -> Drawn:
 
 
 def pi(rng: random.Random) -> Drawn:
+    """Draw a rational multiple of pi."""
     a, b = rng.choice([(p, q) for p in range(1, 12) for q in range(2, 9) if math.gcd(p, q) == 1])
     top = "\\pi" if a == 1 else f"{a}\\pi"
     same = [
@@ -184,6 +190,7 @@ def pi(rng: random.Random) -> Drawn:
 
 
 def logarithm(rng: random.Random) -> Drawn:
+    """Draw a sum of natural logarithms."""
     a, b = rng.sample((2, 3, 5, 7, 11), 2)
     same = [
         f"\\ln {a} + \\ln {b}",
@@ -206,6 +213,7 @@ def logarithm(rng: random.Random) -> Drawn:
 
 
 def trigonometric(rng: random.Random) -> Drawn:
+    """Draw a squared sine."""
     k = rng.randint(2, 9)
     same = [f"\\sin^2 {k}x", f"(\\sin {k}x)^2", f"\\sin^2({k}x)", f"1-\\cos^2 {k}x", f"\\sin {k}x \\cdot \\sin {k}x"]
     different = [

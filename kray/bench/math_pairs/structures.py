@@ -9,6 +9,7 @@ from kray.bench.math_pairs.drawn import Drawn
 
 
 def ordered(rng: random.Random) -> Drawn:
+    """Draw an ordered triple."""
     a, b, c = rng.sample(range(-20, 21), 3)
     three = [str(a), str(b), str(c)]
     same = [
@@ -36,6 +37,7 @@ def ordered(rng: random.Random) -> Drawn:
 
 
 def unordered(rng: random.Random) -> Drawn:
+    """Draw a set of three integers."""
     a, b, c = rng.sample(range(-30, 31), 3)
     same = [
         f"{a}, {b}, {c}",
@@ -62,6 +64,7 @@ def unordered(rng: random.Random) -> Drawn:
 
 
 def interval(rng: random.Random) -> Drawn:
+    """Draw a bounded interval."""
     a, b = sorted(rng.sample(range(-20, 21), 2))
     left, right = rng.choice("[("), rng.choice("])")
     low, high = "\\le" if left == "[" else "<", "\\le" if right == "]" else "<"
@@ -93,6 +96,7 @@ def interval(rng: random.Random) -> Drawn:
 
 
 def half_line(rng: random.Random) -> Drawn:
+    """Draw an inequality with one bound."""
     a, strict = rng.randint(-20, 20), rng.choice((True, False))
     sign, other, mirrored, bracket = (">", "\\ge", "<", "(") if strict else ("\\ge", ">", "\\le", "[")
     same = [
@@ -120,6 +124,7 @@ def half_line(rng: random.Random) -> Drawn:
 
 
 def union(rng: random.Random) -> Drawn:
+    """Draw a union of two rays."""
     a, b = sorted(rng.sample(range(-20, 21), 2))
     same = [
         f"(-\\infty, {a}) \\cup ({b}, \\infty)",
@@ -143,6 +148,7 @@ def union(rng: random.Random) -> Drawn:
 
 
 def matrix(rng: random.Random) -> Drawn:
+    """Draw a 2 x 2 matrix."""
     a, b, c, d = rng.sample(range(-9, 10), 4)
 
     def grid(rows: list[list[object]], name: str = "pmatrix") -> str:
@@ -171,6 +177,7 @@ def matrix(rng: random.Random) -> Drawn:
 
 
 def equation(rng: random.Random) -> Drawn:
+    """Draw a linear equation in x and y."""
     a, b, c = rng.sample([k for k in range(2, 13)], 3)
     same = [
         f"{a}x+{b}y={c}",
@@ -196,6 +203,7 @@ def equation(rng: random.Random) -> Drawn:
 
 
 def assignments(rng: random.Random) -> Drawn:
+    """Draw values of x and y."""
     a, b = rng.sample(range(2, 40), 2)
     same = [
         f"x={a}, y={b}",
@@ -219,6 +227,7 @@ def assignments(rng: random.Random) -> Drawn:
 
 
 def ratio(rng: random.Random) -> Drawn:
+    """Draw a ratio."""
     a, b = rng.choice([(p, q) for p in range(1, 10) for q in range(1, 10) if math.gcd(p, q) == 1 and p != q])
     same = [
         f"{a}:{b}",
@@ -241,6 +250,7 @@ def ratio(rng: random.Random) -> Drawn:
 
 
 def clock(rng: random.Random) -> Drawn:
+    """Draw a time of day."""
     h, m, half = rng.randint(1, 12), rng.randint(0, 59), rng.choice(("a.m.", "p.m."))
     other = "a.m." if half == "p.m." else "p.m."
     same = [
@@ -262,6 +272,7 @@ def clock(rng: random.Random) -> Drawn:
 
 
 def plus_minus(rng: random.Random) -> Drawn:
+    """Draw an integer plus or minus a square root."""
     a, b = rng.randint(1, 9), rng.choice((2, 3, 5, 7, 11))
     same = [
         f"{a} \\pm \\sqrt{{{b}}}",
@@ -285,6 +296,7 @@ def plus_minus(rng: random.Random) -> Drawn:
 
 
 def choice(rng: random.Random) -> Drawn:
+    """Draw a letter of a multiple choice."""
     letter, other = rng.sample("ABCDE", 2)
     n = rng.randint(2, 99)
     same = [
@@ -314,6 +326,7 @@ def choice(rng: random.Random) -> Drawn:
 
 
 def word(rng: random.Random) -> Drawn:
+    """Draw a word."""
     word, other = rng.sample(
         ("north", "even", "Monday", "Alice", "increasing", "isosceles", "yes", "parabola", "blue"), 2
     )

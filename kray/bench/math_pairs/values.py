@@ -10,6 +10,7 @@ from kray.bench.math_pairs.drawn import Drawn
 
 
 def integer(rng: random.Random) -> Drawn:
+    """Draw an integer."""
     n = rng.choice((rng.randint(2, 99), rng.randint(1000, 9_999_999))) * rng.choice((1, 1, 1, -1))
     commas = f"{n:,}"
     same = [
@@ -32,8 +33,7 @@ def integer(rng: random.Random) -> Drawn:
         f"\\left({n}\\right)",
         f"{n / 10 ** (len(str(abs(n))) - 1)} \\times 10^{{{len(str(abs(n))) - 1}}}",
     ]
-    digits = str(abs(n))
-    place = rng.randrange(len(digits))
+    place = rng.randrange(len(digits := str(abs(n))))
     changed = digits[:place] + str((int(digits[place]) + rng.randint(1, 9)) % 10) + digits[place + 1 :]
     different = [
         str(-n),
@@ -72,6 +72,7 @@ def integer(rng: random.Random) -> Drawn:
 
 
 def fraction(rng: random.Random) -> Drawn:
+    """Draw a fraction."""
     b = rng.randint(2, 40)
     a = rng.choice([k for k in range(1, 90) if math.gcd(k, b) == 1 and k != b])
     sign, k = rng.choice(("", "-")), rng.randint(2, 9)
@@ -112,6 +113,7 @@ def fraction(rng: random.Random) -> Drawn:
 
 
 def decimal(rng: random.Random) -> Drawn:
+    """Draw a decimal number."""
     places = rng.randint(1, 4)
     n = rng.randint(10**places + 1, 10 ** (places + 2))
     n += n % 10 == 0
@@ -141,6 +143,7 @@ def decimal(rng: random.Random) -> Drawn:
 
 
 def scientific(rng: random.Random) -> Drawn:
+    """Draw a number in scientific notation."""
     m, e = rng.randint(11, 99), rng.randint(-9, 12)
     m += m % 10 == 0
     lead = f"{m // 10}.{m % 10}"
@@ -165,6 +168,7 @@ def scientific(rng: random.Random) -> Drawn:
 
 
 def percent(rng: random.Random) -> Drawn:
+    """Draw a percentage."""
     n = rng.randint(2, 99)
     same = [
         f"{n}\\%",
@@ -189,6 +193,7 @@ def percent(rng: random.Random) -> Drawn:
 
 
 def measure(rng: random.Random) -> Drawn:
+    """Draw a length, mass or duration with its unit."""
     n = rng.randint(2, 200)
     unit, worth, smaller, wrong = rng.choice(
         (
@@ -222,6 +227,7 @@ def measure(rng: random.Random) -> Drawn:
 
 
 def degrees(rng: random.Random) -> Drawn:
+    """Draw an angle in degrees."""
     n = rng.choice((15, 30, 36, 45, 60, 72, 75, 90, 120, 135))
     same = [f"{n}^\\circ", f"{n}^{{\\circ}}", f"{n}°", f"{n}", f"{n} \\text{{ degrees}}", f"\\angle ABC = {n}^\\circ"]
     different = [
@@ -237,6 +243,7 @@ def degrees(rng: random.Random) -> Drawn:
 
 
 def numeral(rng: random.Random) -> Drawn:
+    """Draw a numeral in another base."""
     base = rng.randint(3, 9)
     digits = str(rng.randint(1, base - 1)) + "".join(str(rng.randint(0, base - 1)) for _ in range(rng.randint(2, 4)))
     same = [
@@ -258,6 +265,7 @@ def numeral(rng: random.Random) -> Drawn:
 
 
 def residue(rng: random.Random) -> Drawn:
+    """Draw a residue class."""
     m = rng.randint(7, 40)
     r = rng.randint(1, m - 1)
     same = [f"{r} \\pmod{{{m}}}", f"{r}", f"{r + m} \\pmod{{{m}}}", f"x \\equiv {r} \\pmod{{{m}}}", f"{r} \\bmod {m}"]
