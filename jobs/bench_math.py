@@ -5,7 +5,8 @@
     python jobs/bench_math.py --pairs pairs.jsonl     # rows of your own: {"answer": ..., "response": ..., "reward": 0 or 1}
 
 Pairs are made by kray/bench/math_pairs: an answer, usual ways to write the same, and what a single mistake makes of it.
---rival also scores them with the math-verify package as its documentation does, both sides in a box (`make install` installs it).
+--rival also scores them with the math-verify package as its documentation does, both sides in a box
+(`make install` installs it).
 """
 
 from __future__ import annotations

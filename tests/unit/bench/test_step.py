@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from logged_lines import logged_lines
 
-from kray.bench import step
-from kray.bench import trl as rival
+from kray.bench import step, trl
 from kray.errors import ConfigError, KrayError
 
 ROOT = Path(__file__).parents[3]
@@ -43,7 +42,7 @@ def test_a_step_counts_from_the_end_of_the_last_one_and_its_parts_add_up():
     assert found["tokens"] == [400.0] * 4
 
 
-def test_ratios_are_above_one_where_the_driver_costs_and_where_the_rival_is_slower():
+def test_ratios_compare_kray_with_its_parts_and_with_trl():
     kray = {"step_s": 0.4, "rollouts_per_s": 1280.0, "tokens": [10, 20, 30, 40]}
     alone = {"generate_s": 0.2, "update_s": 0.12, "tokens": [10, 20, 31, 40]}
     found = step.ratios({"kray": kray, "alone": alone, "trl": {"rollouts_per_s": 512.0}})
@@ -59,18 +58,18 @@ def test_a_step_of_the_benchmark_is_prompts_times_rollouts(tmp_path):
     assert (config.plan.mode, config.evaluate.every, config.train.lr) == ("uniform", 0, 1e-5)
 
 
-def test_a_rival_that_fails_ends_with_its_last_lines_and_its_progress_is_said():
+def test_trl_failure_reports_last_lines_and_logs_progress():
     program = "import sys; print('TRL: tries'); print('noise'); sys.exit('no such setting')"
     with logged_lines() as lines, pytest.raises(KrayError, match=r"(?s)ended with 1 .*no such setting"):
-        rival._call([sys.executable, "-c", program], 60.0, dict(os.environ))
+        trl._call([sys.executable, "-c", program], 60.0, dict(os.environ))
     assert lines == ["TRL: tries"]
 
 
-def test_a_rival_that_hangs_is_ended_at_the_deadline():
+def test_trl_is_killed_at_its_deadline():
     with pytest.raises(KrayError, match=r"limit 1 s"):
-        rival._call([sys.executable, "-c", "import time; time.sleep(60)"], 1.0, dict(os.environ))
+        trl._call([sys.executable, "-c", "import time; time.sleep(60)"], 1.0, dict(os.environ))
 
 
 def test_a_python_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="--trl-python nowhere/python"):
-        rival.find_python("nowhere/python")
+        trl.find_python("nowhere/python")
