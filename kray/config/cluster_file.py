@@ -114,7 +114,7 @@ def _described(path: str) -> tuple[str, Mapping[str, Any]]:
             found.append(("RayJob", (item.get("spec") or {}).get("rayClusterSpec")))
     if len(found) != 1 or not isinstance(found[0][1], Mapping):
         wanted = "a ray up file (available_node_types), a RayCluster or a RayJob with a rayClusterSpec"
-        raise ConfigError(f"--cluster: {path} describes {len(found) or 'no'} clusters; wanted is one: {wanted}")
+        raise ConfigError(f"--cluster: {path} describes {len(found) or 'no'} clusters; exactly one is needed: {wanted}")
     return found[0]
 
 

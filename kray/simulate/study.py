@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
+from kray.errors import ConfigError
 from kray.simulate.world import World, simulate
 
 if TYPE_CHECKING:
@@ -89,6 +90,24 @@ def curve() -> dict[str, dict[str, Any]]:
     return plans
 
 
+def choose_plans(names: str | None, along_curve: bool) -> dict[str, dict[str, Any]]:
+    """Return the plans of a study, uniform first.
+
+    Args:
+        names: comma-separated; None: all.
+        along_curve: choose from `curve` instead of PLANS.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    plans = curve() if along_curve else PLANS
+    chosen = [name.strip() for name in names.split(",")] if names else list(plans)
+    unknown = [name for name in chosen if name not in plans]
+    if unknown:
+        raise ConfigError(f"--modes {unknown[0]} is not one of {', '.join(plans)}")
+    return {name: plans[name] for name in dict.fromkeys(["uniform", *chosen])}
+
+
 def study(world: World, plans: Mapping[str, Mapping[str, Any]], seeds: int) -> dict[str, dict[str, list[float]]]:
     """Simulate every plan on the same seeds.
 
@@ -162,6 +181,14 @@ def table(found: Mapping[str, Mapping[str, Sequence[float]]], against: str = "un
         for line in lines
     ]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def report(found: Mapping[str, Mapping[str, Sequence[float]]], head: str) -> tuple[str, dict[str, Any]]:
+    """Return a study as text under its title, and as data for JSON."""
+    predicts = correlations(found, WIDER)
+    line = "correlation with learned over modes: " + ", ".join(f"{key} {r:.2f}" for key, r in predicts.items())
+    data = {"seeds": found, "summary": summary(found), "correlations": predicts}
+    return f"\n{head}\n{table(found)}\n{line}", data
 
 
 def correlations(found: Mapping[str, Mapping[str, Sequence[float]]], skip: Sequence[str] = ()) -> dict[str, float]:
