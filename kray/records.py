@@ -15,7 +15,7 @@ import numpy as np
 
 
 def derive_seed(*parts: object) -> int:
-    """A 62-bit seed from (run seed, step, prompt id, ...): equal parts give equal seeds on every machine.
+    """Derive a 62-bit seed from (run seed, step, prompt id, ...); equal parts give equal seeds on every machine.
 
     62 bits, so that an engine can add a rollout's index without leaving int64.
     """

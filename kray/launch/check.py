@@ -126,7 +126,7 @@ def _unreachable(error: BaseException | None) -> bool:
 
 
 def _shown(prepared: Prepared, reader: Reader) -> list[str]:
-    """The first prompts of a source exactly as the policy reads them."""
+    """Format the first prompts of a source exactly as the policy reads them."""
     lengths = [len(tokens) for _, tokens in prepared.encoded]
     loaded = prepared.loaded
     where = f"{loaded.source.kind} {loaded.source.path}".strip()

@@ -12,7 +12,7 @@ from kray.errors import ConfigError, DataError, KrayError
 
 
 def guarded(main: Callable[[], int | None]) -> None:
-    """Runs a job's main: expected failures end with one message; 2 for bad input, 1 for a failed run, 130 for Ctrl-C.
+    """Run a job's main; expected failures end with one message and exit code 2 (bad input), 1 (failed run) or 130 (Ctrl-C).
 
     Modules of the current folder can be named in the configuration (reward.verifier: mine:judge).
     """
