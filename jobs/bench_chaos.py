@@ -6,7 +6,7 @@
 At random moments of a tiny run (2 engines, 2 learner ranks, nodes that are raylets of this machine) engines are killed or
 stopped, learner ranks, scorers, the driver and the MLflow server are killed, nodes removed or preempted, the checkpoints'
 disk filled (a small tmpfs: needs root), the newest checkpoint damaged, rewards made to raise or hang. Then the audit: every
-prompt visited as the sampler says, every rollout task ended once, no rollout trained twice, beliefs equal to a replay of
+prompt visited in the sampler's order, every rollout task ended once, no rollout trained twice, beliefs equal to a replay of
 the log, all steps done. The exit code is 1 when something is not so.
 """
 
@@ -32,7 +32,8 @@ def main() -> int:
     parser.add_argument("--dir", default="/tmp/kray-chaos", help="for runs and their logs, emptied first")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     options = parser.parse_args()
-    os.environ.update(LOCAL_RAY)  # Ray reads it when it is imported: its own nodes on 127.0.0.1
+    # Ray reads it when it is imported: its own nodes on 127.0.0.1.
+    os.environ.update(LOCAL_RAY)
     from kray.faults.chaos import study
 
     steps = options.steps or 30 * options.faults

@@ -158,7 +158,8 @@ class SimulatedEngine:
     def _deliver(self, sent: bytes) -> None:
         with self.clock.part("unpickle"):
             report = pickle.loads(sent)
-        with self.clock.part("report"):  # to the schedule and the session
+        # To the schedule and the session.
+        with self.clock.part("report"):
             self.supervisor.process_report(report)
 
     def _report(self, tasks: list[RolloutTask]) -> EngineReport:

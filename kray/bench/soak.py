@@ -75,7 +75,7 @@ def run_soak(config: KrayConfig, model: str, every_s: float) -> dict[str, Any]:
         watch.end()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logger.info(f"{len(watch.samples)} samples over {time.monotonic() - started:.0f} s")
-    return {"run_s": time.monotonic() - started, "samples": watch.samples, "series": judge(watch.samples, rows)}
+    return {"run_s": time.monotonic() - started, "samples": watch.samples, "series": check_series(watch.samples, rows)}
 
 
 class _Watch(threading.Thread):
@@ -90,7 +90,8 @@ class _Watch(threading.Thread):
     def run(self) -> None:
         while not self._ended.wait(self.every_s):
             step = last_step(self.folder / "metrics.jsonl")
-            if step > 0:  # before that the run is not complete
+            # Before the first step some processes are still starting.
+            if step > 0:
                 self.samples.append({"step": step} | processes() | object_store() | sizes(self.folder))
 
     def end(self) -> None:
@@ -166,7 +167,7 @@ def _size(path: Path) -> int:
     return total
 
 
-def judge(samples: list[dict[str, float]], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def check_series(samples: list[dict[str, float]], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return for each series the medians of the run's thirds, the slope a 100 steps, and whether it meets its bound."""
     steps = [row for row in rows if TIMING_S_STEP in row]
     series = {name: [(s["step"], s[name]) for s in samples if name in s] for name in {k for s in samples for k in s}}
@@ -176,10 +177,10 @@ def judge(samples: list[dict[str, float]], rows: list[dict[str, Any]]) -> dict[s
     for part in ("generate", "update", "sync"):
         series[f"{part} s"] = [(row["step"], row[f"timing_s/{part}"]) for row in steps]
     last = steps[-1]["step"]
-    return {name: _judge(name, points, last) for name, points in sorted(series.items()) if len(points) >= 9}
+    return {name: _check(name, points, last) for name, points in sorted(series.items()) if len(points) >= 9}
 
 
-def _judge(name: str, points: list[tuple[float, float]], last: int) -> dict[str, Any]:
+def _check(name: str, points: list[tuple[float, float]], last: int) -> dict[str, Any]:
     step, value = np.array(points, dtype=float).T
     thirds = [value[(step > last * i / 3) & (step <= last * (i + 1) / 3)] for i in range(3)]
     first, middle, end = (float(np.median(third)) if len(third) else float("nan") for third in thirds)

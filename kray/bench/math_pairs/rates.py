@@ -1,4 +1,4 @@
-"""Rates of wrong verdicts over pairs of answers, and the time that a verdict takes."""
+"""Measures the rates of wrong verdicts over pairs of answers, and the time that a verdict takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """reward: what the response is worth, 0 or 1."""
+    """A right answer, a response, and the response's correct reward, 0 or 1."""
 
     answer: str
     response: str
@@ -19,21 +19,22 @@ class Pair:
 
 
 def rates(judge: Callable[[str, str], float], rows: Sequence[Pair]) -> tuple[dict[str, Any], list[Pair]]:
-    """Judge all pairs.
+    """Score all pairs.
 
     Args:
-        judge: from (response, answer) to a reward; an exception counts as 0.
-        rows: what to judge.
+        judge: (response, answer) -> reward; an exception counts as 0.
+        rows: The pairs.
 
     Returns:
-        Counts, rates and milliseconds a verdict (mean and median), and the pairs that were judged wrongly.
+        Counts, rates and milliseconds a verdict (mean and median), and the pairs with a wrong verdict.
     """
     wrong, times_s = [], []
     for row in rows:
         started = time.perf_counter()
         try:
             value = judge(row.response, row.answer)
-        except Exception:  # of another project's verifier, for which that is no reward
+        except Exception:
+            # An exception of another project's verifier counts as no reward.
             value = 0.0
         times_s.append(time.perf_counter() - started)
         if value != row.reward:
@@ -56,7 +57,7 @@ def rates(judge: Callable[[str, str], float], rows: Sequence[Pair]) -> tuple[dic
 
 
 def boxed_by_math_verify(response: str, answer: str) -> float:
-    """Judge with math-verify as its documentation does: the right answer in a box, too."""
+    """Score with math-verify as its documentation does: the right answer in a box, too."""
     import math_verify
 
     right = answer if "\\boxed" in answer else f"\\boxed{{{answer}}}"

@@ -125,7 +125,7 @@ def test_an_export_is_whole_and_computes_the_same(make_run, tmp_path, lora, dtyp
         assert largest(logprobs(adapted), logprobs(model.float())) < (1e-5 if dtype == "float32" else 0.05)
 
 
-def test_adapters_of_a_run_without_lora_and_a_taken_folder_are_refused(make_run, tmp_path):
+def test_export_refuses_missing_adapters_and_full_folders(make_run, tmp_path):
     run, config, _ = make_run()
     checkpoint = run / "checkpoints" / "step-000002"
     with pytest.raises(ConfigError, match=r"model\.lora is null"):
@@ -196,7 +196,7 @@ def asked(log: str, folder: Path, tracker: Tracker, learners: Learners, **track)
     return lines
 
 
-def test_the_trained_policy_is_logged_or_registered_only_when_asked(tracked, tied_policy, monkeypatch):
+def test_trained_policy_is_logged_only_when_configured(tracked, tied_policy, monkeypatch):
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
 
@@ -227,7 +227,7 @@ def test_the_trained_policy_is_logged_or_registered_only_when_asked(tracked, tie
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), source.parameters(), strict=True))
 
 
-def test_a_hand_over_that_fails_is_a_warning(tracked, tied_policy, tmp_path):
+def test_failed_model_logging_is_a_warning(tracked, tied_policy, tmp_path):
     folder, tracker = tracked
     broken = Learners(tied_policy, KrayError("learner rank 0 died"))
     assert asked("log", folder, tracker, broken) == ["warning: track.log_model: learner rank 0 died"]
@@ -248,7 +248,7 @@ def job(ray, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
 
 
-def test_the_door_exports_any_step_and_registers(ray_local, tracked, make_run, tmp_path):
+def test_export_job_exports_any_step_and_registers(ray_local, tracked, make_run, tmp_path):
     folder, tracker = tracked
     run, _, said = make_run(run_id=tracker.mlflow_run_id)
     for name in ("mlflow.db", "mlruns-artifacts"):
@@ -262,7 +262,7 @@ def test_the_door_exports_any_step_and_registers(ray_local, tracked, make_run, t
         assert largest(logprobs(AutoModelForCausalLM.from_pretrained(tmp_path / name)), said[step]) < 1e-5
 
 
-def test_the_door_refuses_what_it_cannot_export(ray_local, make_run, tmp_path):
+def test_export_job_refuses_bad_arguments(ray_local, make_run, tmp_path):
     run, *_ = make_run()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("")

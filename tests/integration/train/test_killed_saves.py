@@ -17,9 +17,7 @@ from kray.train.training_rows import step_rows
 STEPS = 12
 
 
-def test_a_kill_at_any_instant_of_a_background_save_leaves_the_newest_checkpoint(
-    models, make, train, some_groups, ragged, tmp_path
-):
+def test_kill_during_background_save_keeps_newest_checkpoint(models, make, train, some_groups, ragged, tmp_path):
     rows = [step_rows(some_groups(seed, ragged), train) for seed in range(STEPS)]
     learner = make(models[True])
     digests = {}  # of the run that nothing interrupts

@@ -49,14 +49,14 @@ def test_the_bound_is_reached_where_the_best_schedule_is_plain():
     assert lower_bound(fleet, single) == pytest.approx(500 * 0.011) == simulate(fleet, single).makespan_s
 
 
-def test_an_engine_is_busy_for_its_steps_its_tokens_and_its_prompts():
+def test_engine_busy_time_is_steps_tokens_and_prompts():
     fleet = EngineModel(1, 2, 0.01, 0.001, 0.0001, latency_s=0.0)
     work = Work([np.array([10, 20]), np.array([30])], np.array([15.0, 30.0]), np.array([100, 200]))
     # 30 first and 20 or 10 beside it, then the other: 30 steps that never stop, 60 tokens, 300 tokens of prompts
     assert simulate(fleet, work).makespan_s == pytest.approx(30 * 0.01 + 60 * 0.001 + 300 * 0.0001)
 
 
-def test_the_schedule_is_near_the_bound_where_static_sharding_is_not():
+def test_schedule_is_nearer_the_bound_than_static_sharding():
     for kind, near in (("gpu", 1.2), ("cpu", 1.1)):
         fleet = replace(ENGINE_MODELS[kind], engines=16)
         work = make_work(16 * 128, 0)
@@ -66,7 +66,7 @@ def test_the_schedule_is_near_the_bound_where_static_sharding_is_not():
         assert simulate_static(fleet, work).makespan_s > 1.3 * bound
 
 
-def test_an_engine_that_reports_whole_tasks_only_must_hold_more_than_a_batch():
+def test_whole_task_reports_need_more_than_one_batch():
     fleet = replace(ENGINE_MODELS["gpu"], engines=4)
     work = make_work(4 * 128, 0)
     exact = simulate(fleet, work).makespan_s

@@ -31,7 +31,7 @@ def line(number: int, end: float, **times: float) -> dict[str, float]:
     return {"step": number, "time": end} | done | shares | {f"timing_s/{name}": value for name, value in parts.items()}
 
 
-def test_a_step_counts_from_the_end_of_the_last_one_and_its_parts_add_up():
+def test_step_times_add_up():
     rows = [{"step": 0, "time": 10.0}, line(1, 15.0, generate=4.0), line(2, 16.25), line(3, 17.5), line(4, 18.75)]
     found = step.step_times(rows, warm=1)
     assert found["step_s"] == pytest.approx(1.25)  # the slow first step is not measured

@@ -54,7 +54,7 @@ def test_advantages_equal_the_reference_in_any_order(groups, scale, random):
     assert ((got == 0) | (expected != 0)).all()
 
 
-def test_equal_rewards_give_exactly_zero_even_when_their_mean_rounds():
+def test_equal_rewards_give_exactly_zero():
     assert (advantages(torch.full((3,), 0.1), torch.zeros(3, dtype=torch.int64), scale=True) == 0).all()
 
 
@@ -99,7 +99,7 @@ def test_rows_are_the_rollouts_that_carry_a_gradient(rewards, aggregation, updat
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_weights_of_all_rollouts_sum_to_one_and_scale_with_the_prompt_weight(aggregation):
+def test_token_weights_sum_to_one_and_scale_with_group_weight(aggregation):
     rng = np.random.default_rng(0)
     groups = [group_of(f"p{g}", [0.0] * n, rng) for g, n in enumerate((1, 4, 9))]
     total = lambda: [  # noqa: E731
@@ -136,7 +136,7 @@ def test_unusable_rollouts_are_named():
         make_rows([group_of("c", [0.0, 1.0], rng)], lambda rewards, _: rewards, "mean")
 
 
-def test_the_constant_aggregation_divides_every_token_by_one_length():
+def test_constant_aggregation_uses_one_length():
     rng = np.random.default_rng(0)
     groups = [group_of("a", [0.0, 1.0, 1.0], rng), group_of("b", [1.0], rng)]
     weights = token_weights(groups, "constant", 10)

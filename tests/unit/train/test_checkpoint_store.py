@@ -49,7 +49,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoint(tmp_path):
         store.commit(30, {})
 
 
-def test_the_same_step_can_be_written_again_and_a_death_between_the_renames_is_mended(tmp_path):
+def test_rewritten_step_survives_a_kill_between_renames(tmp_path):
     write(tmp_path, 5)
     folder = write(tmp_path, 5)
     assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
@@ -91,7 +91,7 @@ class Crash(BaseException):
     pass
 
 
-def test_a_crash_at_any_instant_leaves_the_newest_checkpoint_whole(tmp_path, monkeypatch):
+def test_crash_leaves_the_newest_checkpoint_complete(tmp_path, monkeypatch):
     """Every call that touches the disk is made to be the last one, in turn."""
     calls = {Path: ("rename", "write_text", "mkdir"), os: ("unlink", "rmdir", "fsync"), shutil: ("rmtree",)}
     for step, replaced in ((20, False), (15, True)):
@@ -134,7 +134,7 @@ def test_a_crash_at_any_instant_leaves_the_newest_checkpoint_whole(tmp_path, mon
         assert crashes > 5
 
 
-def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken(tmp_path):
+def test_damaged_checkpoint_is_set_aside(tmp_path):
     folders = [write(tmp_path, step, keep=9) for step in (5, 10, 15, 20)]
     for folder, harm in ((folders[3], "weights of 21"), (folders[2], "short")):  # one as long as it was, one not
         (folder / "learner" / "shard").write_text(harm)

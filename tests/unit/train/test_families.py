@@ -78,7 +78,7 @@ def long_probe():
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=8.0)], ids=["full", "lora"])
-def test_a_family_learns_and_is_handed_over(family, make, train, some_groups, ragged, long_probe, tmp_path, lora):
+def test_family_trains_and_gathers_its_weights(family, make, train, some_groups, ragged, long_probe, tmp_path, lora):
     folder, packs = family
     if lora is not None and not packs:
         bloom = AutoConfig.from_pretrained(folder).model_type == "bloom"

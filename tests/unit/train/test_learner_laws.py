@@ -127,7 +127,7 @@ def test_a_conversation_of_one_turn_is_a_response_bit_for_bit(models, make, trai
     assert digests[0] == digests[1]
 
 
-def test_groups_without_a_gradient_change_nothing_but_the_denominator(models, make, train, some_groups):
+def test_groups_without_gradient_only_change_the_denominator(models, make, train, some_groups):
     mixed, equal = some_groups(0, [[0, 1, 0], [1, 0]]), some_groups(1, [[1, 1, 1], [0, 0], [0]])
     rows = step_rows(mixed, train)
     more = step_rows([*equal, *mixed], train)
@@ -207,9 +207,7 @@ def test_an_advantage_clip_that_cuts_says_so(train, some_groups):
 
 
 @pytest.mark.parametrize(("advantage", "clips"), [("std", (0.5, 1.5, 2.0, 3.0, 4.4)), ("mean", (0.3, 0.7, 0.9, 1.0))])
-def test_the_warning_about_the_advantage_clip_names_the_smallest_group_that_is_cut(
-    train, some_groups, advantage, clips
-):
+def test_advantage_clip_warning_names_the_smallest_cut_group(train, some_groups, advantage, clips):
     for clip in clips:
         setting = replace(train, advantage=advantage, advantage_clip=clip)
         sizes = range(2, 40)
@@ -238,7 +236,7 @@ def test_what_is_saved_is_the_state_at_the_call(models, make, train, some_groups
     assert state_digest(learner.state()) == after
 
 
-def test_a_background_write_that_fails_is_told_where_it_is_waited_for(models, make, tmp_path):
+def test_failed_background_write_raises_where_awaited(models, make, tmp_path):
     learner = make(models[True])
     (tmp_path / "file").write_text("in the way")
     learner.save(tmp_path / "file" / "learner", background=True)

@@ -65,7 +65,7 @@ def saved(case: Case, folder: Path) -> str:
     ],
     ids=str,
 )
-def test_the_learner_refuses_what_no_configuration_tells(case, problem, make, monkeypatch, tmp_path):
+def test_learner_refuses_unsupported_forward_passes(case, problem, make, monkeypatch, tmp_path):
     monkeypatch.setattr(policy, "check_supported", lambda config: None)
     with pytest.raises(ConfigError, match=rf"a model of type {case.model_type} cannot be trained: {problem}"):
         make(saved(case, tmp_path / "model"))

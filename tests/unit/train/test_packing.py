@@ -43,7 +43,7 @@ def test_every_row_is_in_one_microbatch_within_the_bound(rows, bound, ranks, pac
                 assert batch.filled == (batch.input_ids.numel() if len(indices) else 0)
 
 
-def test_ranks_are_balanced_also_when_one_group_has_most_rollouts():
+def test_ranks_are_balanced_with_one_dominant_group():
     rng = np.random.default_rng(0)
     prompts = [tuple(rng.integers(0, 30, 12).tolist()) for _ in range(20)]
     sizes = [200] + [2] * 19

@@ -79,7 +79,7 @@ def test_a_policy_of_tasks_reads_their_questions(tmp_path):
         assert tokenizer.decode(tokens) == lesson.text
 
 
-def test_equal_settings_give_equal_weights_and_others_another_folder(tmp_path):
+def test_settings_determine_weights_and_folder(tmp_path):
     first = ensure_tiny_policy(TINY, tmp_path / "a")
     second = ensure_tiny_policy(TINY, tmp_path / "b")
     assert first.name == second.name
