@@ -98,7 +98,7 @@ def test_leaving_a_session_cancels_its_tasks(shared):
 
 
 def test_weights_change_while_rollouts_run(shared):
-    """The keys and values of earlier tokens stay those of the old weights, so the logprobs can be told to the digit."""
+    """The keys and values of earlier tokens stay those of the old weights, so the logprobs can be computed exactly."""
     import torch
 
     pool, learner, losses = shared.pool, shared.learner, shared.pool.losses

@@ -35,7 +35,7 @@ class Policy:
 
 
 def start_faulty_engine(ray, folder, dtype: str):
-    """An engine that can be told to misbehave; `attempt` answers with the message of what went wrong."""
+    """An engine that loads weights wrongly on demand; `attempt` returns the proof or the error message."""
     from kray.rollout.engine import Engine
     from kray.rollout.engine_spec import EngineSpec
 

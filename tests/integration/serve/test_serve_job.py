@@ -33,13 +33,13 @@ def test_service_runs_until_sigint_and_logs_no_key(tmp_path):
     running = subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    said = []
+    lines = []
     try:
         for line in running.stdout:
-            said.append(line)
+            lines.append(line)
             if line.startswith("serving"):
                 break
-        assert f"serving    http://127.0.0.1:{port}\n" in said, running.stderr.read()
+        assert f"serving    http://127.0.0.1:{port}\n" in lines, running.stderr.read()
         headers = {"Authorization": f"Bearer {PLANTED}", "Content-Type": "application/json"}
         body = json.dumps({"success_rate": [0.5, 0.1], "budget": 8}).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/allocate", body, headers)
@@ -53,7 +53,7 @@ def test_service_runs_until_sigint_and_logs_no_key(tmp_path):
         assert len(files) > 5
         found = [str(path) for path in files if PLANTED.encode() in path.read_bytes()]
         assert not found
-        assert PLANTED not in "".join([*said, rest, errors])
+        assert PLANTED not in "".join([*lines, rest, errors])
     finally:
         running.kill()
         running.wait(10)

@@ -44,8 +44,8 @@ def test_trainer_plans_through_the_service(services, tmp_path):
         ({"success_rate": [0.5] * 9, "budget": 9}, 422, "budget"),
         ({"success_rate": [0.5] * 50_000, "budget": 9}, 413, None),
     ]:
-        got, told = call(f"{url}/v1/allocate", key, body)
-        assert (got, told["error"]["param"], told["error"]["code"]) == (status, param, status)
+        got, response = call(f"{url}/v1/allocate", key, body)
+        assert (got, response["error"]["param"], response["error"]["code"]) == (status, param, status)
     assert call(f"{url}/v1/allocate", "wrong", {})[0] == 401
 
     (tmp_path / "key").write_text(key)
@@ -161,7 +161,7 @@ def test_replica_with_a_failed_engine_is_replaced(services):
             errors.add(type(error).__name__)
             assert time.monotonic() < deadline, errors
             time.sleep(1)
-    assert errors  # what was asked meanwhile was refused with an error of the client's own kind
+    assert errors  # requests in between failed with the client's own errors
     assert not psutil.pid_exists(replica.pid)
 
 

@@ -1,4 +1,4 @@
-"""What a conversation keeps of its turns, whatever the policy and the environment say. No engine, no processes."""
+"""Conversations with a random policy and environments in this process."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class LocalWorkers:
 
 
 class Chance:
-    """A pool whose policy says what prompt and seed make it say; tasks end in any order, some not at all."""
+    """A pool whose policy samples from prompt and seed; tasks end in any order, and some fail."""
 
     def __init__(self, order, failing):
         self.order, self.failing, self.tasks, self.left = order, failing, [], set()
@@ -125,10 +125,10 @@ class Chance:
         self.left.discard(task.id)
         if derive_seed(task.seed, task.id) % 100 < self.failing:
             return TaskOutcome(task, [], "no engine")
-        return TaskOutcome(task, [say(task, task.first_index + i) for i in range(task.rollouts)])
+        return TaskOutcome(task, [sample(task, task.first_index + i) for i in range(task.rollouts)])
 
 
-def say(task: RolloutTask, index: int) -> Rollout:
+def sample(task: RolloutTask, index: int) -> Rollout:
     rng = np.random.default_rng([task.seed + index, *task.prompt_tokens])
     tokens = [*rng.integers(3, 17, rng.integers(0, 6)).tolist(), 1][: task.sampling.max_tokens]
     rollout = sampled(index, tokens)

@@ -1,4 +1,4 @@
-"""Rewards as a service without HTTP, and the client against servers that misbehave in every way."""
+"""Rewards as a service without HTTP, and its client against faulty servers."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def served(answer, act):
         async def handle(request):
             body = await request.json()
             seen.append((body, request.headers.get("Authorization")))
-            told = answer(body, len(seen))
-            return await told if asyncio.iscoroutine(told) else told
+            response = answer(body, len(seen))
+            return await response if asyncio.iscoroutine(response) else response
 
         app = web.Application(client_max_size=2**26)
         app.router.add_post("/v1/score", handle)
@@ -119,7 +119,7 @@ def right(body, _=0):
 
 
 def error(status: int):
-    return web.json_response({"error": {"message": f"told {status}"}}, status=status)
+    return web.json_response({"error": {"message": f"status {status}"}}, status=status)
 
 
 def scoring(items, deadline_s=5.0, key="k" * 20):
@@ -154,7 +154,7 @@ def test_busy_or_failing_service_is_retried(status, monkeypatch):
 @pytest.mark.parametrize("status", [400, 422])
 def test_refused_request_is_a_data_failure(status):
     (outcomes, scorer), seen = served(lambda body, n: error(status), scoring(ITEMS[:5]))
-    assert all(outcome.reward is None and f"told {status}" in outcome.error for outcome in outcomes)
+    assert all(outcome.reward is None and f"status {status}" in outcome.error for outcome in outcomes)
     assert (len(seen), scorer.failures) == (1, 5)
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 HERE = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
-def door(*arguments: str) -> subprocess.CompletedProcess:
+def run_serve(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "jobs/serve.py", *arguments]
     return subprocess.run(command, cwd=ROOT, env=HERE, capture_output=True, text=True, timeout=120)
 
@@ -34,7 +34,7 @@ def test_help_shows_examples(monkeypatch, capsys):
 
 
 def test_invalid_input_exits_with_2():
-    done = door("planner", "--no-key", "--host", "0.0.0.0")
+    done = run_serve("planner", "--no-key", "--host", "0.0.0.0")
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("config error: --no-key goes with a loopback --host only")
     assert len(done.stderr.splitlines()) == 1
