@@ -141,3 +141,16 @@ class Allocation:
     weights: np.ndarray
     expected_success: np.ndarray
     expected_value: np.ndarray
+
+    def admitted(self) -> Allocation:
+        """Return the plan without the candidates that got no rollouts."""
+        on = self.budgets > 0
+        if on.all():
+            return self
+        return Allocation(
+            [prompt_id for prompt_id, has in zip(self.prompt_ids, on, strict=True) if has],
+            budgets=self.budgets[on],
+            weights=self.weights[on],
+            expected_success=self.expected_success[on],
+            expected_value=self.expected_value[on],
+        )

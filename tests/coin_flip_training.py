@@ -28,7 +28,8 @@ from kray.errors import KrayError
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler
 from kray.records import EncodedPrompt, Prompt, Rollout, RolloutGroup
-from kray.rollout.collector import Collected, Collector
+from kray.rollout.collected import CollectedStep
+from kray.rollout.collector import Collector
 from kray.rollout.outcome import Failure
 from kray.train.checkpoints import CheckpointStore, newest_checkpoint, read_state
 
@@ -85,7 +86,7 @@ def make_parts(config: KrayConfig) -> Components:
         train=train,
         test=test,
         sampler=PromptSampler(ids, config.prompts.per_step, config.run.seed, config.prompts.shuffle),
-        waiting=make_admission(config, ids),
+        admission=make_admission(config, ids),
         planner=KnapsackPlanner.of(config.plan),
         labels=prior_labels([prompt for prompt, _ in train], config.plan.prior_by),
         features=make_features(train) if config.plan.prior_features else None,
@@ -102,27 +103,28 @@ class CoinFlipCollector(Collector):
         self.lengths: dict[str, float] = {}
         self.rollout, self.tokenizer = KrayConfig().rollout, TOKENIZER
 
-    async def collect(self, plan, prompts, seeds, sampling, version, remember=True, priority=0) -> Collected:
-        known = {prompt.id: (prompt, tokens) for prompt, tokens in prompts}
-        groups: dict[str, RolloutGroup] = {}
-        collected = Collected([], generate_s=1.0, reward_s=0.1)
+    async def collect(self, plan, prompts, draw, priority=0) -> CollectedStep:
+        rollouts: dict[str, list[Rollout]] = {}
+        failures: list[Failure] = []
         while not plan.done:
             for prompt_id, count in plan.take(plan.room()):
                 if prompt_id == FAILS:
                     plan.lost(prompt_id, count)
-                    collected.failures.append(Failure(prompt_id, count, "it always fails", 1))
+                    failures.append(Failure(prompt_id, count, "it always fails", 1))
                     continue
-                group = groups.setdefault(prompt_id, RolloutGroup(*known[prompt_id], [], 0.0))
-                made = [flip(prompt_id, seeds(prompt_id), len(group.rollouts) + i, version) for i in range(count)]
-                group.rollouts += made
+                found = rollouts.setdefault(prompt_id, [])
+                seed = draw.seeds(prompt_id)
+                made = [flip(prompt_id, seed, len(found) + i, draw.version) for i in range(count)]
+                found += made
                 plan.observe(prompt_id, [r.reward for r in made], float(sum(r.sampled_tokens for r in made)))
             await asyncio.sleep(0)
         if self.failing:
-            collected.failures.append(Failure("p1", 10**6, "it is lost", 1))
-        collected.groups = [groups[prompt_id] for prompt_id in known if prompt_id in groups]
-        if remember:
-            self.remember(collected.groups)
-        return collected
+            failures.append(Failure("p1", 10**6, "it is lost", 1))
+        allocation = plan.allocation().admitted()
+        weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
+        known = [pair for pair in prompts if pair.prompt.id in rollouts]
+        groups = [RolloutGroup(*pair, rollouts[pair.prompt.id], weights[pair.prompt.id]) for pair in known]
+        return CollectedStep(allocation, groups, failures, generate_s=1.0, reward_s=0.1)
 
 
 def flip(prompt_id: str, seed: int, index: int, version: int) -> Rollout:
@@ -197,11 +199,10 @@ class Record:
 class CoinFlipTraining(Training):
     """A training that keeps each step's prompts and budgets in `plans`."""
 
-    async def collect(self, step: int):
-        carried = await super().collect(step)
-        found = dict(zip(carried.allocation.prompt_ids, carried.allocation.budgets.tolist(), strict=True))
+    async def after_collect(self, step: int, collected: CollectedStep) -> None:
+        allocation = collected.allocation
+        found = dict(zip(allocation.prompt_ids, allocation.budgets.tolist(), strict=True))
         self.plans = {**getattr(self, "plans", {}), step: found}
-        return carried
 
 
 def begin(

@@ -25,14 +25,15 @@ import psutil
 
 from kray.bench.engine_model import schedule_overhead_s
 from kray.config import KrayConfig
-from kray.driver.step_metrics import admitted, step_record
+from kray.driver.step_metrics import step_record
 from kray.driver.tables import sample_rows
 from kray.planner import KnapsackPlanner
 from kray.planner.metrics import status, step_metrics
 from kray.prompts import PromptSampler
 from kray.records import EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, derive_seed
 from kray.rewards.scorer import Scorer
-from kray.rollout.collector import Collected, Collector
+from kray.rollout.collected import CollectedStep
+from kray.rollout.collector import Collector, Draw
 from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.engine_supervisor import EngineSupervisor
 from kray.rollout.outcome import EngineReport
@@ -209,7 +210,7 @@ def make_pool(config: KrayConfig, clock: Stopwatch, tokens: int) -> Pool:
 
 def step(
     planner: KnapsackPlanner, engines: int, prompts: int, rollouts: int, tokens: int, first: int, workers: int
-) -> tuple[dict[str, Any], Collected]:
+) -> tuple[dict[str, Any], CollectedStep]:
     """Collect one step with simulated engines and measure the driver.
 
     Args:
@@ -243,34 +244,33 @@ def step(
         clock.wrap(pool, "resize", "size of the pool")
         clock.wrap(pool.state, "dispatch", "dispatch")
         clock.wrap(collector.tokenizer, "decode", "decode")
-        clock.wrap(collector, "_tasks", "make tasks")
+        clock.wrap(collector, "_make_tasks", "make tasks")
         try:
             with clock.part("plan"):
                 plan = planner.begin(ids, cost=collector.expected_tokens(ids))
             clock.wrap(plan, "observe", "labels to the plan")
             sampling = Sampling(4 * tokens)
             started, before = time.perf_counter(), time.thread_time()
-            collected = await collector.collect(plan, chosen, lambda i: derive_seed(0, i), sampling, POLICY)
+            collected = await collector.collect(plan, chosen, Draw(lambda i: derive_seed(0, i), sampling, POLICY))
+            collector.remember(collected.groups)
             clock.seconds["collect_wall"] = time.perf_counter() - started
             clock.seconds["collect"] = time.thread_time() - before
-            kept.extend((collected, plan, pool))
+            kept.extend((collected, pool))
         finally:
             scorer.close()
 
     asyncio.run(run())
-    collected, plan, pool = kept
+    collected, pool = kept
     with clock.part("metrics"):
-        allocation = admitted(plan.allocation())
-        rewards = [group.rewards for group in collected.groups]
-        successes, trials = np.array([r.sum() for r in rewards]), np.array([len(r) for r in rewards])
+        successes, trials = collected.labels()
         step_record(collected, {})
-        step_metrics(allocation, successes, trials, status(successes, trials))
-        sample_rows(allocation, collected, 16, 0)
+        step_metrics(collected.allocation, successes, trials, status(successes, trials))
+        sample_rows(collected, 16, 0)
     return _figures(clock.seconds, collected, pool.schedule, engines, prompts), collected
 
 
 def _figures(
-    seconds: dict[str, float], collected: Collected, schedule: Schedule, engines: int, prompts: int
+    seconds: dict[str, float], collected: CollectedStep, schedule: Schedule, engines: int, prompts: int
 ) -> dict[str, Any]:
     rollouts = sum(len(group.rollouts) for group in collected.groups)
     tasks = sum(schedule.ended.values())
@@ -294,7 +294,7 @@ def _figures(
     }
 
 
-def rows_row(collected: Collected) -> dict[str, float]:
+def rows_row(collected: CollectedStep) -> dict[str, float]:
     """Measure turning the groups into the learner's rows and pickling them: seconds and MiB."""
     from kray.config.train_schema import TrainConfig
     from kray.train.training_rows import step_rows

@@ -145,7 +145,7 @@ def prompts_of(config: KrayConfig, model: str, steps: int) -> list[list[dict[str
     from kray.driver.components import load_components
 
     components = load_components(config, model)
-    chosen = [components.choose(step)[0] for step in range(steps)]
+    chosen = [components.offer(step).prompts for step in range(steps)]
     return [[{"prompt": prompt.text or "", "answer": prompt.answer} for prompt, _ in pairs] for pairs in chosen]
 
 

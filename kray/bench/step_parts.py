@@ -60,7 +60,7 @@ async def _run(
     for step in range(steps):
         weights = await learners.weights()
         await _all(engines, "update", config.rollout.sync_timeout_s, step, weights, list(components.probe))
-        chosen, _ = components.choose(step)
+        chosen = components.offer(step).prompts
         groups, made = await _generate(config, components, engines, chosen, step)
         for group in groups:
             for rollout in group.rollouts:

@@ -1,8 +1,7 @@
 """One child's training: the usual loop, which also writes down what the comparison asks for.
 
-visits.jsonl, a line a step: ids, budgets, weights, successes, trials, tokens of the prompts that were visited, and their
-exact success rates p before the step. rates.jsonl, a line an evaluation: step, exact success rates of all test prompts,
-and before training those of all training prompts.
+visits.jsonl, a line a step, see kray/driver/visits.py. rates.jsonl, a line an evaluation: step, exact success rates of all
+test prompts, and before training those of all training prompts.
 """
 
 from __future__ import annotations
@@ -13,49 +12,57 @@ from typing import Any
 
 from kray.compare.exact import ExactRates, OraclePlanner
 from kray.compare.study import RATES, VISITS
+from kray.driver.components import OfferedPrompts
 from kray.driver.loop import Training
-from kray.driver.recorder import Carried
+from kray.driver.visits import DIGITS, rounded, visit
 from kray.metrics import EVAL_EXACT_ACCURACY, TIMING_S_EXACT
 from kray.records import EncodedPrompt
-
-DIGITS = 6
+from kray.rollout.collected import CollectedStep
 
 
 class ComparedTraining(Training):
-    """exact: None where success rates are not computed. What is computed here is timed apart (timing_s/exact)."""
+    """A training that records visits and exact success rates.
 
-    exact: ExactRates | None = None
+    Attributes:
+        exact: Computes success rates; None where they are not asked for. Its seconds are recorded apart (timing_s/exact).
+    """
 
-    async def collect(self, step: int) -> Carried:
-        rates: dict[str, float] = {}
-        exact_s = 0.0
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.exact: ExactRates | None = None
+        # Of the step that is being collected: prompt id -> exact success rate, and the seconds that they took.
+        self._rates: dict[str, float] = {}
+        self._rates_s = 0.0
+
+    async def before_plan(self, step: int, offered: OfferedPrompts) -> None:
+        """Compute the exact success rates of the step's prompts, which the oracle plans with."""
         if self.exact is not None:
-            chosen, _ = self.components.choose(step)
-            rates, exact_s = await self._rates(chosen, self.config.rollout.temperature)
-            if isinstance(self.planner, OraclePlanner):
-                self.planner.rates = rates
-        carried = await super().collect(step)
-        if self.exact is not None:
-            carried.plan_metrics[TIMING_S_EXACT] = exact_s
-        self._append(VISITS, visit(step + 1, carried, rates))
-        return carried
+            temperature = self.config.rollout.temperature
+            self._rates, self._rates_s = await self._exact_rates(offered.prompts, temperature)
+            if isinstance(self.components.planner, OraclePlanner):
+                self.components.planner.rates = self._rates
 
-    async def evaluate(self, when: str = "") -> None:
-        await super().evaluate(when)
+    async def after_collect(self, step: int, collected: CollectedStep) -> None:
+        """Write the step's line of visits.jsonl."""
+        if self.exact is not None:
+            collected.plan_metrics[TIMING_S_EXACT] = self._rates_s
+        self._append(VISITS, visit(step + 1, collected, self._rates))
+
+    async def after_evaluation(self) -> None:
+        """Compute the exact success rates of the test prompts and write a line of rates.jsonl."""
         if self.exact is None:
             return
-        temperature = self.config.evaluate.temperature
-        test, _ = await self._rates(self.components.test, temperature)
-        line: dict[str, Any] = {"step": self.state.step, "test": _rounded(test.values())}
+        test, _ = await self._exact_rates(self.components.test, self.config.evaluate.temperature)
+        line: dict[str, Any] = {"step": self.state.step, "test": rounded(test.values())}
         if not self.state.step:
-            train, _ = await self._rates(self.components.train, self.config.rollout.temperature)
+            train, _ = await self._exact_rates(self.components.train, self.config.rollout.temperature)
             line["train"] = {prompt_id: round(p, DIGITS) for prompt_id, p in train.items()}
         accuracy = sum(test.values()) / len(test)
         self.tracker.log_step(self.state.step, {EVAL_EXACT_ACCURACY: accuracy})
         self._append(RATES, line)
 
-    async def _rates(self, prompts: list[EncodedPrompt], temperature: float) -> tuple[dict[str, float], float]:
-        """(prompt id -> exact success rate, seconds)."""
+    async def _exact_rates(self, prompts: list[EncodedPrompt], temperature: float) -> tuple[dict[str, float], float]:
+        """Return prompt id -> exact success rate, and the seconds that it took."""
         assert self.exact is not None
         started = time.monotonic()
         found = await self.exact.of(prompts, temperature)
@@ -65,26 +72,3 @@ class ComparedTraining(Training):
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with (self.store.run_folder / name).open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def visit(number: int, carried: Carried, rates: dict[str, float]) -> dict[str, Any]:
-    """Step `number`, counted from 1, as a line of visits.jsonl."""
-    allocation = carried.allocation
-    successes, trials = carried.labels()
-    tokens = {group.prompt.id: group.tokens for group in carried.collected.groups}
-    line: dict[str, Any] = {
-        "step": number,
-        "ids": list(allocation.prompt_ids),
-        "budgets": allocation.budgets.tolist(),
-        "weights": [round(float(weight), 3) for weight in allocation.weights],
-        "successes": successes.tolist(),
-        "trials": trials.tolist(),
-        "tokens": [tokens.get(i, 0) for i in allocation.prompt_ids],
-    }
-    if rates:
-        line["p"] = _rounded(rates[i] for i in allocation.prompt_ids)
-    return line
-
-
-def _rounded(values: Any) -> list[float]:
-    return [round(float(value), DIGITS) for value in values]

@@ -144,7 +144,7 @@ class Driver:
                 logger.info(f"stopping after step {run.training.state.step}: {self._stop.reason}")
             training = run.training
             if workers.ready:
-                await training.finish()
+                await training.checkpoints.finish()
             if not self._stop.reason:
                 step = training.state.step
                 await log_trained(self.config, workers.learners, self.folder, state.mlflow_run_id, step)

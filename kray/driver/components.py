@@ -21,6 +21,21 @@ PROBE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
+class OfferedPrompts:
+    """The prompts that the planner may visit in a step.
+
+    Attributes:
+        indices: Of the training prompts.
+        prompts: The same prompts with their tokens.
+        due: Which of them the planner must not leave out; None where it may leave none out.
+    """
+
+    indices: list[int]
+    prompts: list[EncodedPrompt]
+    due: list[bool] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Components:
     """stop_ids, stops: tokens and texts that end a response. probe: tokens on which engines must agree with the learner."""
 
@@ -30,22 +45,20 @@ class Components:
     train: list[EncodedPrompt]
     test: list[EncodedPrompt]
     sampler: PromptSampler
-    waiting: Admission | None  # in place of the sampler where the planner admits prompts
+    admission: Admission | None  # in place of the sampler where the planner admits prompts
     planner: KnapsackPlanner
     labels: dict[str, str] | None  # prompt id -> whose prior it shares (plan.prior_by); None: all share one
     features: dict[str, np.ndarray] | None  # prompt id -> what is known about it (plan.prior_features)
     probe: tuple[int, ...]
 
-    def choose(self, step: int) -> tuple[list[EncodedPrompt], list[bool] | None]:
-        """The prompts of a step, and which of them the planner must not leave out (None: it may leave none out)."""
-        if self.waiting is None:
-            return [self.train[i] for i in self.sampler.take(step)], None
-        offered, due = self.waiting.offer(step)
-        return [self.train[i] for i in offered], due
+    def offer(self, step: int) -> OfferedPrompts:
+        """Return the prompts of a step, counted from 0."""
+        indices, due = (self.sampler.take(step), None) if self.admission is None else self.admission.offer(step)
+        return OfferedPrompts(list(indices), [self.train[i] for i in indices], due)
 
     def load(self, state: RunState) -> None:
         """Takes over what labels had taught by the time of the checkpoint; everything else is the configuration's."""
-        restore(state, self.planner, self.waiting, self.labels, self.sampler.per_step)
+        restore(state, self.planner, self.admission, self.labels, self.sampler.per_step)
 
 
 def load_components(config: KrayConfig, model_path: str) -> Components:
@@ -64,7 +77,7 @@ def load_components(config: KrayConfig, model_path: str) -> Components:
         train=train,
         test=test,
         sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
-        waiting=make_admission(config, ids),
+        admission=make_admission(config, ids),
         planner=KnapsackPlanner.of(plan),
         labels=prior_labels([prompt for prompt, _ in train], plan.prior_by),
         features=make_features(train) if plan.prior_features else None,
@@ -75,7 +88,7 @@ def load_components(config: KrayConfig, model_path: str) -> Components:
 def unlearned(components: Components, config: KrayConfig) -> Components:
     """The same parts as `load_components` made them, without what labels have taught since."""
     ids = [prompt.id for prompt, _ in components.train]
-    return replace(components, planner=KnapsackPlanner.of(config.plan), waiting=make_admission(config, ids))
+    return replace(components, planner=KnapsackPlanner.of(config.plan), admission=make_admission(config, ids))
 
 
 def sampling(config: KrayConfig, components: Components, temperature: float | None = None) -> Sampling:

@@ -26,8 +26,10 @@ from kray.metrics import (
 )
 from kray.prompts.tokenize import as_read
 from kray.records import EncodedPrompt, RolloutGroup, Sampling, derive_seed
-from kray.rollout.collector import EVALUATION, Collected, Collector, Fixed, check_failures
+from kray.rollout.collected import CollectedStep, check_failures
+from kray.rollout.collector import EVALUATION, Collector, Draw
 from kray.rollout.outcome import Failure
+from kray.rollout.plans import FixedPlan
 
 CONVERSATION = ("turns_mean", "multi_turn_ratio")  # of what is known about conversations
 SOLVED = 0.5  # a reward above it counts as solved in pass@k
@@ -96,15 +98,12 @@ async def evaluate(
     def seeds(prompt_id: str) -> int:
         return derive_seed(seed, "evaluate", prompt_id)
 
-    sampled = await collector.collect(
-        Fixed(ids, settings.samples), prompts, seeds, sampling, version, remember=False, priority=EVALUATION
-    )
-    greedy: Collected | None = None
+    draw = Draw(seeds, sampling, version)
+    sampled = await collector.collect(FixedPlan(ids, settings.samples), prompts, draw, EVALUATION)
+    greedy: CollectedStep | None = None
     if settings.greedy:
-        cold = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
-        greedy = await collector.collect(
-            Fixed(ids, 1), prompts, seeds, cold, version, remember=False, priority=EVALUATION
-        )
+        cold = replace(draw, sampling=replace(sampling, temperature=0.0, top_p=1.0, top_k=0))
+        greedy = await collector.collect(FixedPlan(ids, 1), prompts, cold, EVALUATION)
     return _summarise(sampled, greedy, settings.samples, partial(as_read, tokenizer=collector.tokenizer))
 
 
@@ -124,7 +123,7 @@ async def judge(config: KrayConfig, components: Components, collector: Collector
 
 
 def _summarise(
-    sampled: Collected, greedy: Collected | None, samples: int, read: Callable[[Sequence[int]], str]
+    sampled: CollectedStep, greedy: CollectedStep | None, samples: int, read: Callable[[Sequence[int]], str]
 ) -> Evaluation:
     means = np.array([group.rewards.mean() for group in sampled.groups])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]

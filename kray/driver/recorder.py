@@ -21,30 +21,12 @@ from kray.monitor.status import RECENT_STEPS
 from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
 from kray.prompts.tokenize import as_read
 from kray.records import Allocation, derive_seed
-from kray.rollout.collector import Collected
+from kray.rollout.collected import CollectedStep
 from kray.tracking import Tracker
 from kray.tracking.figures import budget_histogram, budgets_against_beliefs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(slots=True)
-class Carried:
-    """A step's plan as it was carried out. previous_status (M,): of each prompt's last visit before this one."""
-
-    allocation: Allocation
-    collected: Collected
-    previous_status: np.ndarray
-    plan_metrics: dict[str, float]
-    plan_s: float
-
-    def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """(successes (M,), trials (M,)) that came back, in the order of the plan."""
-        none = np.zeros(0)
-        by_id = {group.prompt.id: group.rewards for group in self.collected.groups}
-        rewards = [by_id.get(prompt_id, none) for prompt_id in self.allocation.prompt_ids]
-        return np.array([float(r.sum()) for r in rewards]), np.array([len(r) for r in rewards])
 
 
 @dataclass(slots=True)
@@ -77,29 +59,39 @@ class StepRecorder:
         self.transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
 
     def step(
-        self, number: int, carried: Carried, update: dict[str, float], times: dict[str, float]
+        self, number: int, collected: CollectedStep, update: dict[str, float], times: dict[str, float]
     ) -> dict[str, float]:
-        """Records step `number`, counted from 1; returns its metrics. update: what is known beside the rollouts."""
-        allocation, collected = carried.allocation, carried.collected
-        successes, trials = carried.labels()
-        metrics = step_record(collected, update) | step_metrics(allocation, successes, trials, carried.previous_status)
+        """Record a step.
+
+        Args:
+            number: Of the step, counted from 1.
+            collected: Its plan and rollouts.
+            update: Metrics that are known beside the rollouts.
+            times: Seconds by part, without those that `collected` holds.
+
+        Returns:
+            All metrics of the step.
+        """
+        allocation, previous = collected.allocation, collected.previous_status
+        successes, trials = collected.labels()
+        metrics = step_record(collected, update) | step_metrics(allocation, successes, trials, previous)
         if self.config.environment.name:
             lost = [failure.rollouts for failure in collected.failures if failure.why.startswith(ENVIRONMENT)]
             metrics[ENVIRONMENT_FAILED] = float(sum(lost))
-        metrics |= carried.plan_metrics | self._calibrate(number, allocation, successes, trials)
-        times = times | {"plan": carried.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
+        metrics |= collected.plan_metrics | self._calibrate(number, allocation, successes, trials)
+        times = times | {"plan": collected.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
         metrics |= {f"timing_s/{name}": value for name, value in times.items()}
         metrics |= {
             THROUGHPUT_ROLLOUTS_PER_S: float(trials.sum()) / times["step"],
-            THROUGHPUT_TOKENS_PER_S: sum(group.tokens for group in collected.groups) / times["step"],
+            THROUGHPUT_TOKENS_PER_S: collected.tokens / times["step"],
         }
         self.steps.append(metrics)
         self.note(metrics)
         self.budgets = allocation.budgets
-        self.transitions += transition_matrix(carried.previous_status, status(successes, trials))
+        self.transitions += transition_matrix(previous, status(successes, trials))
         self.tracker.log_step(number, metrics)
         if number % self.config.track.every == 0:
-            self._show(number, carried, successes, trials, times)
+            self._log_tables(number, collected, successes, trials, times)
         return metrics
 
     def note(self, metrics: dict[str, float]) -> None:
@@ -138,15 +130,15 @@ class StepRecorder:
         self.calibration.clear()
         return found
 
-    def _show(
-        self, number: int, carried: Carried, successes: np.ndarray, trials: np.ndarray, times: dict[str, float]
+    def _log_tables(
+        self, number: int, collected: CollectedStep, successes: np.ndarray, trials: np.ndarray, times: dict[str, float]
     ) -> None:
-        """The table of rollouts, traces of some of them, the figures, and how prompts have changed their status."""
-        allocation, config = carried.allocation, self.config
+        """Log the table of rollouts, traces of some of them, the figures, and how prompts have changed their status."""
+        allocation, config = collected.allocation, self.config
         seed = derive_seed(config.run.seed, number, "samples")
         most = max(config.track.samples, config.track.traces)
         read = partial(as_read, tokenizer=self.components.tokenizer)
-        rows = sample_rows(allocation, carried.collected, most, seed, read)
+        rows = sample_rows(collected, most, seed, read)
         self.tracker.log_table(number, rows[: config.track.samples])
         if traced := rows[: config.track.traces]:
             ago_s = times["update"] + times["sync"]

@@ -93,7 +93,7 @@ class Recovery:
         reached = self.training.state.step
         self.workers.drop_learners()  # first: what waits for a rank that hangs would wait long
         with contextlib.suppress(Exception):
-            await self.training.written()  # what all ranks have written is kept
+            await self.training.checkpoints.written()  # what all ranks have written is kept
         wait_s = self.restarts.lost(time.monotonic(), reached > self.started_at)
         if wait_s is None:
             raise KrayError(
@@ -104,5 +104,5 @@ class Recovery:
         step = self.training.state.step
         again = f"steps {step + 1} to {reached} are done again" if reached > step else "no step is lost"
         soon = f" in {wait_s:.0f} s" if wait_s else ""
-        logger.info(f"learner lost, starting anew{soon} from step {step}; {again}: {loss}")
+        logger.warning(f"learner lost, starting anew{soon} from step {step}; {again}: {loss}")
         await self.stop.unless(asyncio.sleep(wait_s))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,25 +15,11 @@ from kray.metrics import (
     REWARD_MEAN,
     REWARD_STD,
 )
-from kray.records import Allocation, Rollout
-
-if TYPE_CHECKING:  # jobs read reports without loading Ray
-    from kray.rollout.collector import Collected
+from kray.records import Rollout
+from kray.rollout.collected import CollectedStep
 
 
-def admitted(allocation: Allocation) -> Allocation:
-    """Without the candidates that got no rollouts."""
-    on = allocation.budgets > 0
-    if on.all():
-        return allocation
-    arrays = ("budgets", "weights", "expected_success", "expected_value")
-    return Allocation(
-        [prompt_id for prompt_id, has in zip(allocation.prompt_ids, on, strict=True) if has],
-        **{name: getattr(allocation, name)[on] for name in arrays},
-    )
-
-
-def step_record(collected: Collected, update: dict[str, float]) -> dict[str, float]:
+def step_record(collected: CollectedStep, update: dict[str, float]) -> dict[str, float]:
     """Rewards and responses of a step, and what the learner said of its update."""
     rewards = np.concatenate([group.rewards for group in collected.groups] or [np.zeros(0)])
     rollouts = [rollout for group in collected.groups for rollout in group.rollouts]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from kray.planner import Beliefs
 from kray.planner.metrics import STATUSES
-from kray.records import Allocation
-
-if TYPE_CHECKING:  # jobs read reports without loading Ray
-    from kray.rollout.collector import Collected
+from kray.rollout.collected import CollectedStep
 
 
 def transition_rows(transitions: np.ndarray) -> list[dict[str, Any]]:
@@ -36,8 +33,7 @@ def belief_rows(beliefs: Beliefs, prompt_ids: list[str]) -> list[dict[str, Any]]
 
 
 def sample_rows(
-    allocation: Allocation,
-    collected: Collected,
+    collected: CollectedStep,
     count: int,
     seed: int,
     read: Callable[[Sequence[int]], str] | None = None,
@@ -45,8 +41,7 @@ def sample_rows(
     """Draw a table of rollouts from the step.
 
     Args:
-        allocation: The step's plan.
-        collected: The step's rollouts.
+        collected: The step.
         count: Rows, each of another prompt.
         seed: Of the draw.
         read: Gives the text of a prompt's tokens as the policy reads them, for the column rendered_prompt; None: no such
@@ -56,6 +51,7 @@ def sample_rows(
         Rows with the columns that docs/monitoring.md lists.
     """
     rng = np.random.default_rng(seed)
+    allocation = collected.allocation
     plan = {
         prompt_id: (float(belief), int(budget))
         for prompt_id, belief, budget in zip(

@@ -254,7 +254,7 @@ class Injector:
 
     def _unsaved(self) -> list[str]:
         said = [line["line"] for line in self.lines if line["event"] == "said"]
-        return [line for line in said if line.startswith("checkpoint of step") and "not written" in line]
+        return [line for line in said if "checkpoint of step" in line and "not written" in line]
 
     def _full(self) -> bool:
         return (self.folder / "checkpoints" / BALLAST).exists()

@@ -3,7 +3,7 @@
 watch.jsonl, a line an event: t (seconds since 1970), life (drivers before this one), event, and
     phase    name: collect | update | sync | rest, which has begun; step
     state    serving, losses (of engines), learner (restarts), scorer (restarts), unsaved (failed saves), when one changes
-    visits   what came back of a step's prompts, as a comparison writes it down (kray/compare/method_run.py)
+    visits   what came back of a step's prompts, as a comparison writes it down (kray/driver/visits.py)
     learned  step (counted from 1), rollouts: [prompt id, indices] that were trained on; tasks: counters of the schedule
     said     line
 """
@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kray.compare.method_run import visit
 from kray.driver.actor import Driver, RunConsole
+from kray.driver.components import OfferedPrompts
 from kray.driver.loop import Training
-from kray.driver.recorder import Carried
+from kray.driver.visits import visit
 from kray.driver.workers import Workers
+from kray.rollout.collected import CollectedStep
 
 WATCH = "watch.jsonl"
 LOOK_S = 0.1
@@ -44,27 +45,32 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 class InstrumentedTraining(Training):
-    """Training that tells its phases, visits and steps."""
+    """A training that writes down its phases, visits and steps."""
 
-    def tell(self, event: str, **what: Any) -> None:
-        write(self.store.run_folder, self.workers.restarts["driver"], event, **what)
+    async def before_plan(self, step: int, offered: OfferedPrompts) -> None:
+        """Write that the step is being collected."""
+        self._write("phase", name="collect", step=step)
 
-    async def collect(self, step: int) -> Carried:
-        self.tell("phase", name="collect", step=step)
-        carried = await super().collect(step)
-        self.tell("visits", **visit(step + 1, carried, {}))
-        return carried
+    async def after_collect(self, step: int, collected: CollectedStep) -> None:
+        """Write the step's visits."""
+        self._write("visits", **visit(step + 1, collected, {}))
 
-    async def _learn(self, carried: Carried, started: float) -> None:
-        self.tell("phase", name="update", step=self.state.step)
-        await super()._learn(carried, started)
+    async def before_update(self) -> None:
+        """Write that the learner updates."""
+        self._write("phase", name="update", step=self.state.step)
+
+    async def after_update(self, collected: CollectedStep) -> None:
+        """Write what was learned from, and that the step is over."""
         schedule = self.workers.pool.schedule
-        groups = [[group.prompt.id, [r.index for r in group.rollouts]] for group in carried.collected.groups]
+        rollouts = [[group.prompt.id, [r.index for r in group.rollouts]] for group in collected.groups]
         tasks = {name: getattr(schedule, name) for name in ("submitted", "waiting", "running")}
         tasks["ended"] = sum(schedule.ended.values())
         learner = self.workers.restarts["learner"]
-        self.tell("learned", step=self.state.step, rollouts=groups, tasks=tasks, learner=learner)
-        self.tell("phase", name="rest", step=self.state.step)
+        self._write("learned", step=self.state.step, rollouts=rollouts, tasks=tasks, learner=learner)
+        self._write("phase", name="rest", step=self.state.step)
+
+    def _write(self, event: str, **what: Any) -> None:
+        write(self.store.run_folder, self.workers.restarts["driver"], event, **what)
 
 
 class InstrumentedWorkers(Workers):

@@ -1,123 +1,58 @@
-"""From a plan to scored groups: rollout tasks out, rollouts in, rewards on, and labels back to the plan as they come.
+"""From a plan to scored groups: rollout tasks go out, rollouts come in, rewards are asked for, labels return to the plan.
 
-Promise: every rollout that the plan took is in exactly one group, or counted among the failures with its prompt's id.
-Groups come back in the order of the prompts and rollouts in the order of their index, whatever the order of arrival.
-Where there is an environment, a rollout is a conversation (kray/rollout/conversation.py) and comes back when that has ended.
+Every rollout that the plan took is in exactly one group, or counted among the failures with its prompt's id. Groups are in
+the order of the prompts and rollouts in the order of their index, whatever the order of arrival. Where there is an
+environment, a rollout is a conversation (kray/rollout/conversation.py) and comes back when that has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from kray.config.schema import RolloutConfig
 from kray.errors import KrayError
 from kray.records import EncodedPrompt, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
 from kray.rewards.remote import RemoteScorer
-from kray.rewards.scorer import TIMED_OUT, Scorer
+from kray.rewards.scorer import Scorer
+from kray.rollout.collected import CollectedStep
 from kray.rollout.conversation import ConversationRunner, Conversations, TurnResult
 from kray.rollout.outcome import Failure, TaskOutcome
-from kray.rollout.pool import Pool
+from kray.rollout.plans import Plan
+from kray.rollout.pool import Pool, Session
 from kray.rollout.scheduler import largest_part, split_rollouts
 
-logger = logging.getLogger(__name__)
+# Priorities of rollout tasks: the lower one is generated first.
+TRAINING, EVALUATION = 0, 1
 
-TRAINING, EVALUATION = 0, 1  # priorities of rollout tasks, the lower first
-Seeds = Callable[[str], int]  # a group's seed from its prompt's id
-
-
-class Plan(Protocol):
-    """What is to be generated, named bit by bit as labels come back; kray.planner.step_plan.StepPlan is one."""
-
-    @property
-    def done(self) -> bool: ...
-
-    def room(self, free: int | None = None) -> int | None: ...
-
-    def take(self, room: int | None = None) -> list[tuple[str, int]]: ...
-
-    def observe(self, prompt_id: str, rewards: list[float], tokens: float | None = None) -> None: ...
-
-    def lost(self, prompt_id: str, rollouts: int = 1) -> None: ...
+# Gives the seed of a group by its prompt's id.
+Seeds = Callable[[str], int]
 
 
-class Fixed:
-    """A plan that asks for the same number of rollouts of each prompt, all at once."""
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How responses are drawn.
 
-    def __init__(self, prompt_ids: Sequence[str], rollouts: int):
-        self._waiting = [(prompt_id, rollouts) for prompt_id in prompt_ids] if rollouts else []
-        self._flying = 0
-
-    @property
-    def done(self) -> bool:
-        return not self._waiting and not self._flying
-
-    def room(self, free: int | None = None) -> int | None:
-        return free
-
-    def take(self, room: int | None = None) -> list[tuple[str, int]]:
-        taken, self._waiting = self._waiting, []
-        self._flying += sum(rollouts for _, rollouts in taken)
-        return taken
-
-    def observe(self, prompt_id: str, rewards: list[float], tokens: float | None = None) -> None:
-        self._flying -= len(rewards)
-
-    def lost(self, prompt_id: str, rollouts: int = 1) -> None:
-        self._flying -= rollouts
-
-
-@dataclass(slots=True)
-class Collected:
-    """groups: those with at least one scored rollout."""
-
-    groups: list[RolloutGroup]
-    failures: list[Failure] = field(default_factory=list)
-    generate_s: float = 0.0  # first task out to last rollout in
-    reward_s: float = 0.0  # from then to the last reward
-
-    @property
-    def failed(self) -> int:
-        """Rollouts lost to data failures."""
-        return sum(failure.rollouts for failure in self.failures)
-
-
-def check_failures(failures: Sequence[Failure], ordered: int, max_share: float) -> None:
-    """Says the first data failures; raises KrayError when they cost more than that share of the rollouts ordered."""
-    lost = sum(failure.rollouts for failure in failures)
-    for failure in failures[:3]:
-        logger.info(f"data failure: prompt {failure.prompt_id}: {failure.rollouts} rollouts: {failure.why}")
-    if lost > max_share * ordered:
-        first = failures[0]
-        raise KrayError(
-            f"{lost} of {ordered} rollouts failed, run.max_failed_share is {max_share:g}; the first, of prompt "
-            f"{first.prompt_id}: {first.why}"
-        )
-
-
-def verdicts(collected: Collected) -> tuple[list[str], dict[str, tuple[int, str]]]:
-    """For the quarantine: prompts of which something came back, and (tries, why) of those without anything to learn from.
-
-    Nothing to learn from: every rollout failed, or judging every one took longer than its deadline.
+    Attributes:
+        seeds: Gives the seed of a group by its prompt's id.
+        sampling: Temperature, limits and stops.
+        version: The policy version that engines serve.
     """
-    slow = [g.prompt.id for g in collected.groups if all(r.reward_detail.startswith(TIMED_OUT) for r in g.rollouts)]
-    failed = {prompt_id: (1, "judging it takes longer than reward.timeout_s") for prompt_id in slow}
-    fine = {group.prompt.id for group in collected.groups} - set(slow)
-    for failure in collected.failures:
-        if failure.prompt_id not in fine:
-            tries, _ = failed.get(failure.prompt_id, (0, ""))
-            failed[failure.prompt_id] = (max(tries, failure.tries), failure.why)
-    return sorted(fine), failed
+
+    seeds: Seeds
+    sampling: Sampling
+    version: int
 
 
 class Collector:
-    """Owns neither pool, scorer nor host. lengths: running mean of each prompt's response tokens, for scheduling.
+    """Carries out plans on a pool and a scorer that belong to its caller.
 
-    host: of the conversations; None: a rollout is one response.
+    Attributes:
+        lengths: Running mean of the response tokens of each prompt, for scheduling.
+        host: Runs the conversations; None where a rollout is one response.
     """
 
     def __init__(
@@ -130,93 +65,66 @@ class Collector:
     ):
         self.pool, self.scorer, self.tokenizer, self.rollout, self.host = pool, scorer, tokenizer, rollout, host
         self.lengths: dict[str, float] = {}
-        self._ids = pool.task_ids  # of one counter: engines outlive a collector
+        # The pool's counter: engines outlive a collector, and no task id may come twice.
+        self._ids = pool.task_ids
 
     async def collect(
-        self,
-        plan: Plan,
-        prompts: Sequence[EncodedPrompt],
-        seeds: Seeds,
-        sampling: Sampling,
-        version: int,
-        remember: bool = True,
-        priority: int = TRAINING,
-    ) -> Collected:
-        """Carries a plan over (prompt, tokens) pairs out with the policy of this version.
+        self, plan: Plan, prompts: Sequence[EncodedPrompt], draw: Draw, priority: int = TRAINING
+    ) -> CollectedStep:
+        """Carry out a plan over these prompts.
 
-        seeds: a group's seed from its prompt's id. version: of the policy served now. remember: whether lengths are to be
-        learned from. Groups have weight 0: the plan knows it when it is done.
-        Raises KrayError when the plan cannot use a reward.
+        Args:
+            plan: Names rollouts until it is done.
+            prompts: All prompts that the plan may name.
+            draw: How responses are drawn.
+            priority: Of the rollout tasks, TRAINING or EVALUATION.
+
+        Returns:
+            The allocation, the groups with their weights, the failures, and the seconds of generation and rewards.
+
+        Raises:
+            KrayError: The plan cannot use a reward, or no engine is left.
         """
-        started = generated = time.monotonic()
-        talks = await self.host.open(prompts, seeds, priority) if self.host else None
-        known = {pair.prompt.id: pair for pair in (talks.prompts if talks else prompts)}
-        broken = talks.broken if talks else {}
-        collected = Collected([])
-        rollouts: dict[str, list[Rollout]] = {prompt_id: [] for prompt_id in known}
-        drawn = dict.fromkeys(known, 0)
-        under_way: set[asyncio.Task] = set()  # what becomes of outcomes and rollouts: each a TurnResult of one prompt
-        ordered = 0  # rollouts so far
-        upcoming: asyncio.Task | None = None
-        news: asyncio.Queue[asyncio.Task] = asyncio.Queue()  # what has ended: an event costs the same, whatever waits
+        started = time.monotonic()
+        conversations = await self.host.open(prompts, draw.seeds, priority) if self.host else None
+        work = _Collection(self, plan, conversations.prompts if conversations else prompts, draw, conversations)
         try:
             with self.pool.open(priority) as session:
-                while not plan.done:
-                    taken = plan.take(plan.room())
-                    ordered += sum(wanted for _, wanted in taken)
-                    tasks = self._tasks(taken, ordered, known, drawn, seeds, sampling, version) if taken else []
-                    session.submit([task for task in tasks if task.prompt_id not in broken])
-                    lost = [task for task in tasks if task.prompt_id in broken]
-                    under_way |= {_telling(_lost(task, broken[task.prompt_id]), news) for task in lost}
-                    if session.left and upcoming is None:
-                        upcoming = _telling(session.next(), news)
-                    assert under_way or upcoming, "the plan waits, but nothing is under way"
-                    ended = [await news.get()]
-                    while not news.empty():
-                        ended.append(news.get_nowait())
-                    for task in ended:
-                        if task is upcoming:
-                            outcome, upcoming, generated = task.result(), None, time.monotonic()
-                            prompt = known[outcome.task.prompt_id][0]
-                            under_way.add(_telling(self._hear(prompt, outcome, talks), news))
-                            continue
-                        under_way.discard(task)
-                        heard: TurnResult = task.result()
-                        if heard.tasks:
-                            session.submit(heard.tasks)
-                        if heard.ended:
-                            prompt = known[heard.ended[0][0].prompt_id][0]
-                            under_way.add(_telling(self._score(prompt, heard.ended), news))
-                        self._take_in(plan, heard, rollouts, collected)
+                await work.run(session)
         finally:
-            for task in under_way | ({upcoming} if upcoming else set()):
-                task.cancel()
-        for prompt_id, found in rollouts.items():
-            if found:
-                found.sort(key=lambda rollout: rollout.index)
-                collected.groups.append(RolloutGroup(*known[prompt_id], found, 0.0))
-        if remember:
-            self.remember(collected.groups)
-        collected.generate_s, collected.reward_s = generated - started, time.monotonic() - generated
-        assert sum(len(g.rollouts) for g in collected.groups) + collected.failed == sum(drawn.values())
+            work.cancel()
+        allocation = plan.allocation().admitted()
+        weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
+        groups = work.groups(weights)
+        generate_s, reward_s = work.generated - started, time.monotonic() - work.generated
+        collected = CollectedStep(allocation, groups, work.failures, generate_s, reward_s)
+        assert collected.rollouts + collected.failed == sum(work.drawn.values())
         return collected
 
     def expected_tokens(self, prompt_ids: Sequence[str]) -> list[float]:
-        """Response tokens that one rollout of each prompt is expected to take: its own mean, else the mean of all known."""
+        """Return the response tokens that one rollout of each prompt is expected to take.
+
+        Returns:
+            The prompt's own running mean, else the mean over all known prompts.
+        """
         usual = sum(self.lengths.values()) / len(self.lengths) if self.lengths else self.rollout.max_response_tokens / 2
         return [self.lengths.get(prompt_id, usual) for prompt_id in prompt_ids]
 
-    def _tasks(
+    def remember(self, groups: Sequence[RolloutGroup]) -> None:
+        """Update the running means of the prompts' response lengths."""
+        for group in groups:
+            mean = group.tokens / len(group.rollouts)
+            self.lengths[group.prompt.id] = (self.lengths.get(group.prompt.id, mean) + mean) / 2
+
+    def _make_tasks(
         self,
         taken: list[tuple[str, int]],
         ordered: int,
         known: Mapping[str, EncodedPrompt],
         drawn: dict[str, int],
-        seeds: Seeds,
-        sampling: Sampling,
-        version: int,
+        draw: Draw,
     ) -> list[RolloutTask]:
-        """Rollout tasks for what the plan asks for now; `drawn` counts a prompt's rollouts and gives them their index.
+        """Make rollout tasks of what the plan took; `drawn` counts the rollouts of each prompt and gives them their index.
 
         ordered: rollouts of the step so far, these included.
         """
@@ -228,37 +136,25 @@ class Collector:
                     RolloutTask(
                         id=next(self._ids),
                         prompt_id=prompt_id,
-                        prompt_tokens=known[prompt_id][1],
+                        prompt_tokens=known[prompt_id].tokens,
                         rollouts=part,
                         first_index=drawn[prompt_id] + first,
-                        seed=seeds(prompt_id),
-                        policy_version=version,
-                        sampling=sampling,
+                        seed=draw.seeds(prompt_id),
+                        policy_version=draw.version,
+                        sampling=draw.sampling,
                         timeout_s=self.rollout.task_timeout_s,
-                        expected_tokens=self.lengths.get(prompt_id, float(sampling.max_tokens)),
+                        expected_tokens=self.lengths.get(prompt_id, float(draw.sampling.max_tokens)),
                     )
                 )
             drawn[prompt_id] += wanted
         return tasks
 
-    @staticmethod
-    def _take_in(plan: Plan, heard: TurnResult, rollouts: dict[str, list[Rollout]], collected: Collected) -> None:
-        """Tells the plan what has come back of one task. Beliefs count rewards in [0, 1]: others are clipped for them."""
-        for failure in heard.failures:
-            plan.lost(failure.prompt_id, failure.rollouts)
-        collected.failures += heard.failures
-        if scored := heard.scored:
-            rewards = [min(1.0, max(0.0, rollout.reward or 0.0)) for rollout in scored]
-            try:
-                plan.observe(scored[0].prompt_id, rewards, float(sum(rollout.sampled_tokens for rollout in scored)))
-            except ValueError as error:
-                raise KrayError(f"the plan cannot use a reward: {error}") from error
-            rollouts[scored[0].prompt_id] += scored
-
-    async def _hear(self, prompt: Prompt, outcome: TaskOutcome, talks: Conversations | None) -> TurnResult:
-        """What becomes of an outcome: conversations go on or have ended, single responses are judged at once."""
-        if talks is not None:
-            return await talks.process_outcome(outcome, lambda: next(self._ids))
+    async def _process_outcome(
+        self, prompt: Prompt, outcome: TaskOutcome, conversations: Conversations | None
+    ) -> TurnResult:
+        """Continue or end the conversations of an outcome; score single responses at once."""
+        if conversations is not None:
+            return await conversations.process_outcome(outcome, lambda: next(self._ids))
         if outcome.failure:
             return TurnResult(failures=[Failure(prompt.id, outcome.task.rollouts, outcome.failure, outcome.tries)])
         for rollout in outcome.rollouts:
@@ -266,32 +162,123 @@ class Collector:
         return await self._score(prompt, [(rollout, rollout.text) for rollout in outcome.rollouts])
 
     async def _score(self, prompt: Prompt, ended: Sequence[tuple[Rollout, str]]) -> TurnResult:
-        """The rollouts with rewards, by their text where they have none yet; and what could not be judged."""
-        heard = TurnResult(scored=[rollout for rollout, _ in ended if rollout.reward is not None])
+        """Score the rollouts that have no reward yet by their texts."""
+        result = TurnResult(scored=[rollout for rollout, _ in ended if rollout.reward is not None])
         left = [(rollout, text) for rollout, text in ended if rollout.reward is None]
         verdicts = await self.scorer.score([(prompt.verifier, text, prompt.answer) for _, text in left])
         for (rollout, _), verdict in zip(left, verdicts, strict=True):
             if verdict.reward is None:
-                heard.failures.append(Failure(prompt.id, 1, f"reward: {verdict.error}"))
+                result.failures.append(Failure(prompt.id, 1, f"reward: {verdict.error}"))
             else:
                 rollout.reward, rollout.reward_detail = verdict.reward, verdict.detail
-                heard.scored.append(rollout)
-        return heard
-
-    def remember(self, groups: Sequence[RolloutGroup]) -> None:
-        """Learns the lengths of the prompts' responses."""
-        for group in groups:
-            mean = group.tokens / len(group.rollouts)
-            self.lengths[group.prompt.id] = (self.lengths.get(group.prompt.id, mean) + mean) / 2
+                result.scored.append(rollout)
+        return result
 
 
-async def _lost(task: RolloutTask, why: str) -> TurnResult:
-    """A task that cannot be done."""
+@dataclass(slots=True)
+class _Collection:
+    """The state of one `Collector.collect`.
+
+    Attributes:
+        rollouts: Scored rollouts of each prompt, in the order of arrival.
+        drawn: Rollouts that the plan took of each prompt.
+        ordered: Rollouts that the plan took of all prompts.
+        pending: Outcomes and rollouts that are being processed; each gives a TurnResult of one prompt.
+        upcoming: Waits for the next outcome of the session.
+        ended: The tasks that have ended. An event costs the same, however many are pending.
+        generated: When the newest outcome came, in monotonic seconds.
+    """
+
+    collector: Collector
+    plan: Plan
+    prompts: Sequence[EncodedPrompt]
+    draw: Draw
+    conversations: Conversations | None
+    known: dict[str, EncodedPrompt] = field(init=False)
+    rollouts: dict[str, list[Rollout]] = field(init=False)
+    drawn: dict[str, int] = field(init=False)
+    failures: list[Failure] = field(default_factory=list)
+    ordered: int = 0
+    pending: set[asyncio.Task] = field(default_factory=set)
+    upcoming: asyncio.Task | None = None
+    ended: asyncio.Queue[asyncio.Task] = field(default_factory=asyncio.Queue)
+    generated: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.known = {pair.prompt.id: pair for pair in self.prompts}
+        self.rollouts = {prompt_id: [] for prompt_id in self.known}
+        self.drawn = dict.fromkeys(self.known, 0)
+
+    async def run(self, session: Session) -> None:
+        """Submit what the plan takes and give it what comes back, until it is done."""
+        while not self.plan.done:
+            self._submit(session, self.plan.take(self.plan.room()))
+            if session.left and self.upcoming is None:
+                self.upcoming = self._start(session.next())
+            assert self.pending or self.upcoming, "the plan waits, but nothing is under way"
+            ended = [await self.ended.get()]
+            while not self.ended.empty():
+                ended.append(self.ended.get_nowait())
+            for task in ended:
+                if task is self.upcoming:
+                    outcome, self.upcoming, self.generated = task.result(), None, time.monotonic()
+                    prompt = self.known[outcome.task.prompt_id].prompt
+                    work = self.collector._process_outcome(prompt, outcome, self.conversations)
+                    self.pending.add(self._start(work))
+                else:
+                    self.pending.discard(task)
+                    self._take_in(session, task.result())
+
+    def groups(self, weights: Mapping[str, float]) -> list[RolloutGroup]:
+        """Return the scored rollouts in groups, with the plan's weight of each prompt."""
+        return [
+            RolloutGroup(*self.known[prompt_id], sorted(found, key=lambda rollout: rollout.index), weights[prompt_id])
+            for prompt_id, found in self.rollouts.items()
+            if found
+        ]
+
+    def cancel(self) -> None:
+        """Cancel what is still under way."""
+        for task in self.pending | ({self.upcoming} if self.upcoming else set()):
+            task.cancel()
+
+    def _submit(self, session: Session, taken: list[tuple[str, int]]) -> None:
+        """Submit the tasks of what the plan took; those of prompts whose conversation cannot begin fail at once."""
+        self.ordered += sum(wanted for _, wanted in taken)
+        tasks = self.collector._make_tasks(taken, self.ordered, self.known, self.drawn, self.draw) if taken else []
+        broken = self.conversations.broken if self.conversations else {}
+        session.submit([task for task in tasks if task.prompt_id not in broken])
+        for task in tasks:
+            if task.prompt_id in broken:
+                self.pending.add(self._start(_failed(task, broken[task.prompt_id])))
+
+    def _take_in(self, session: Session, result: TurnResult) -> None:
+        """Submit the next turns, have ended rollouts scored, and give the plan what has come back."""
+        if result.tasks:
+            session.submit(result.tasks)
+        if result.ended:
+            prompt = self.known[result.ended[0][0].prompt_id].prompt
+            self.pending.add(self._start(self.collector._score(prompt, result.ended)))
+        for failure in result.failures:
+            self.plan.lost(failure.prompt_id, failure.rollouts)
+        self.failures += result.failures
+        if scored := result.scored:
+            # Beliefs count rewards in [0, 1].
+            rewards = [min(1.0, max(0.0, rollout.reward or 0.0)) for rollout in scored]
+            tokens = float(sum(rollout.sampled_tokens for rollout in scored))
+            try:
+                self.plan.observe(scored[0].prompt_id, rewards, tokens)
+            except ValueError as error:
+                raise KrayError(f"the plan cannot use a reward: {error}") from error
+            self.rollouts[scored[0].prompt_id] += scored
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
+        """Start the work as a task that is put in `ended` when it ends."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self.ended.put_nowait)
+        return task
+
+
+async def _failed(task: RolloutTask, why: str) -> TurnResult:
+    """Return the result of a task that cannot be done."""
     return TurnResult(failures=[Failure(task.prompt_id, task.rollouts, why)])
-
-
-def _telling(work: Any, news: asyncio.Queue[asyncio.Task]) -> asyncio.Task:
-    """The work as a task that is put among the news when it ends."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(news.put_nowait)
-    return task

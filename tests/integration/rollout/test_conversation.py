@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from kray.prompts import load_prompts
 from kray.prompts.tokenize import encode_all
 from kray.records import Sampling, derive_seed
 from kray.rewards.scorer import Scorer
-from kray.rollout.collector import TRAINING, Collector, Fixed
+from kray.rollout.collector import TRAINING, Collector, Draw
 from kray.rollout.conversation import ConversationRunner
+from kray.rollout.plans import FixedPlan
 from kray.train.learner import Learner
 from kray.train.training_rows import step_rows
 
@@ -43,9 +45,9 @@ class Setup:
         runner = ConversationRunner(workers, self.tokenizer, {TRAINING: SOURCE}, 24) if workers else None
         collector = Collector(self.pool, self.scorer, self.tokenizer, RolloutConfig(), runner)
         sampling = Sampling(24, stop_token_ids=(self.tokenizer.eos_token_id,), stops=stops)
-        plan = Fixed([prompt.id for prompt, _ in self.pairs], rollouts)
+        plan = FixedPlan([prompt.id for prompt, _ in self.pairs], rollouts)
         try:
-            return await collector.collect(plan, self.pairs, lambda prompt: derive_seed(0, 0, prompt), sampling, 0)
+            return await collector.collect(plan, self.pairs, Draw(partial(derive_seed, 0, 0), sampling, 0))
         finally:
             if workers is not None:
                 workers.close()

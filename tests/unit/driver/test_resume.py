@@ -52,10 +52,10 @@ def remembered(training: CoinFlipTraining) -> dict[str, Any]:
     parts, ledger = training.components, training.recorder
     roots = {
         "state": state | {"planner": None, "waiting": None, "calibration": None, "transitions": None},
-        "planner": training.planner,
-        "waiting": parts.waiting,
-        "quarantine": training.quarantine,
-        "lengths": list(training.collector.lengths.items()),
+        "planner": training.components.planner,
+        "waiting": parts.admission,
+        "quarantine": training.steps.quarantine,
+        "lengths": list(training.steps.collector.lengths.items()),
         "calibration": ledger.calibration,
         "transitions": ledger.transitions,
         "learner": (training.workers.learners.weight, training.workers.learners.nonfinite_steps),
@@ -119,7 +119,7 @@ def test_the_features_did_act_in_these_runs(tmp_path):
     config = configured(tmp_path, WHOLE, *OPTIONS["features"])
     training = begin(tmp_path, config)
     assert train(training) is None
-    assert training.planner.features.active
+    assert training.components.planner.features.active
 
 
 def test_a_state_without_the_newer_keys_is_read(tmp_path):
@@ -253,14 +253,14 @@ def test_any_plan_goes_on_under_any_other(tmp_path_factory, data):
 
 def test_what_is_not_fitted_follows_the_configuration(tmp_path):
     assert train(begin(tmp_path, configured(tmp_path, HALF, "plan.prior_by=kind", "plan.discount=0.4"))) is None
-    beliefs = begin(tmp_path, configured(tmp_path, WHOLE, "plan.prior_by=kind")).planner.beliefs
+    beliefs = begin(tmp_path, configured(tmp_path, WHOLE, "plan.prior_by=kind")).components.planner.beliefs
     assert len(beliefs.priors()) > 1
     assert beliefs.discounts != (0.5, 0.5)
     fixed = configured(tmp_path, WHOLE, "plan.fit_prior=false", "plan.prior_alpha=3", "plan.fit_discount=false")
-    beliefs = begin(tmp_path, fixed).planner.beliefs
+    beliefs = begin(tmp_path, fixed).components.planner.beliefs
     assert beliefs.priors() == {"": (3.0, 1.0)}
     assert beliefs.discounts == (0.5, 0.5)
-    shared = begin(tmp_path, configured(tmp_path, WHOLE)).planner.beliefs
+    shared = begin(tmp_path, configured(tmp_path, WHOLE)).components.planner.beliefs
     assert list(shared.priors()) == [""]
     assert not shared._label_of.any()
 
@@ -273,13 +273,11 @@ class Breaking(CoinFlipTraining):
 
     breaks_at, stops_at, broken_evaluation = -1, -1, False
 
-    async def collect(self, step: int):
+    async def before_plan(self, step, offered) -> None:
         if step == self.breaks_at:
-            self.collector.failing = True
-        return await super().collect(step)
+            self.steps.collector.failing = True
 
-    async def _learn(self, carried, started: float) -> None:
-        await super()._learn(carried, started)
+    async def after_update(self, collected) -> None:
         if self.state.step == self.stops_at:
             while self._collected.empty():  # until what was collected ahead, and its error, wait in the queue
                 await asyncio.sleep(0)

@@ -21,9 +21,10 @@ from kray.environments import turns as acts
 from kray.prompts.tokenize import as_read, encode_prompt
 from kray.records import Allocation, EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, derive_seed
 from kray.rewards.scorer import Outcome as Verdict
-from kray.rollout.collector import EVALUATION, TRAINING, Collector, Fixed
+from kray.rollout.collector import EVALUATION, TRAINING, Collector, Draw
 from kray.rollout.conversation import Conversation, ConversationRunner
 from kray.rollout.outcome import TaskOutcome
+from kray.rollout.plans import FixedPlan
 from kray.train.tiny_files import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -152,8 +153,8 @@ def collect(order, failing=0, max_tokens=24, prompts=4, rollouts=5, **settings):
     runner = ConversationRunner(LocalWorkers(**settings), TOKENIZER, {TRAINING: source}, 12) if settings else None
     collector = Collector(Chance(order, failing), Judge(), TOKENIZER, RolloutConfig(), runner)
     sampling = Sampling(max_tokens, stop_token_ids=(1,))
-    plan = Fixed([p.id for p, _ in pairs], rollouts)
-    return asyncio.run(collector.collect(plan, pairs, lambda p: derive_seed(0, p), sampling, 3))
+    plan = FixedPlan([p.id for p, _ in pairs], rollouts)
+    return asyncio.run(collector.collect(plan, pairs, Draw(lambda p: derive_seed(0, p), sampling, 3)))
 
 
 def described(collected):

@@ -1,0 +1,198 @@
+"""One training step: plan its rollouts, collect them, learn from them.
+
+The planner, the response lengths and the quarantine change when a step is collected; the learner and the engines change
+when it is learned from.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from itertools import compress
+from typing import Any
+
+import numpy as np
+
+from kray.config import KrayConfig
+from kray.driver.components import Components, OfferedPrompts, sampling
+from kray.driver.state import RunState
+from kray.driver.workers import Workers
+from kray.errors import KrayError
+from kray.metrics import POOL_PROBE_GAP
+from kray.planner.metrics import status
+from kray.planner.step_plan import StepPlan
+from kray.prompts.quarantine import Quarantine
+from kray.records import EncodedPrompt, derive_seed
+from kray.rollout.collected import CollectedStep, check_failures
+from kray.rollout.collector import Draw
+from kray.rollout.staleness import fresh
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What an update gave.
+
+    Attributes:
+        metrics: Of the learner, of the staleness of its groups and of the weight probe.
+        times: Seconds: wait for the groups, update, sync, step (from the moment the step was waited for), and idle, the
+            time in which an engine did not generate, mean over engines.
+    """
+
+    metrics: dict[str, float]
+    times: dict[str, float]
+
+
+class StepRunner:
+    """Collects steps and learns from them.
+
+    Attributes:
+        collector: Carries out plans; its `lengths` are those of the state.
+        quarantine: Prompts that are left out.
+    """
+
+    def __init__(self, config: KrayConfig, components: Components, state: RunState, workers: Workers, base: int):
+        """Take over the state.
+
+        Args:
+            config: The run's configuration.
+            components: Prompts and planner.
+            state: What a checkpoint held, or a new one.
+            workers: Learner, engines and scorer.
+            base: The policy version at step 0, as engines count versions.
+        """
+        self.config, self.components, self.workers, self.base = config, components, workers, base
+        self.planner = components.planner
+        self.collector = workers.collector(components)
+        self.collector.lengths = dict(state.lengths)
+        self.quarantine = Quarantine(config.prompts.quarantine_after)
+        self.quarantine.load_dict(state.quarantine)
+
+    async def collect(self, step: int, offered: OfferedPrompts, policy_step: int) -> CollectedStep:
+        """Plan a step, generate and score its rollouts, and update beliefs with the labels.
+
+        Args:
+            step: Completed steps before this one in the order of training.
+            offered: The step's prompts.
+            policy_step: Steps of the policy that engines serve.
+
+        Raises:
+            KrayError: Too many rollouts failed, or every prompt is in quarantine. The planner is then as if the step had
+                never been planned.
+        """
+        chosen, due = self._without_quarantined(offered)
+        ids = [prompt.id for prompt, _ in chosen]
+        previous = dict(zip(ids, status(*self.planner.beliefs.last_visit(ids)).tolist(), strict=True))
+        started = time.monotonic()
+        plan = self._plan(step, chosen, due)
+        plan_s = time.monotonic() - started
+
+        def seeds(prompt_id: str) -> int:
+            return derive_seed(self.config.run.seed, step, prompt_id)
+
+        try:
+            draw = Draw(seeds, sampling(self.config, self.components), self.base + policy_step)
+            collected = await self.collector.collect(plan, chosen, draw)
+            ordered = int(collected.allocation.budgets.sum()) + collected.failed
+            check_failures(collected.failures, ordered, self.config.run.max_failed_share)
+        except BaseException:
+            self.planner.withdraw()
+            raise
+        self.collector.remember(collected.groups)
+        self._record_visits(step, offered, ids, collected)
+        admission = self.components.admission
+        waiting = admission.metrics() if admission else {}
+        return replace(
+            collected,
+            plan_s=plan_s,
+            previous_status=np.array([previous[i] for i in collected.allocation.prompt_ids], dtype=np.int64),
+            plan_metrics=plan.metrics() | waiting | self.quarantine.metrics(),
+        )
+
+    async def learn(self, collected: CollectedStep, version: int, started: float) -> Update:
+        """Update the policy with a collected step and have every engine prove the new weights.
+
+        Args:
+            collected: The step.
+            version: The policy version that is updated.
+            started: When the step began, in monotonic seconds.
+        """
+        groups, staleness = fresh(collected.groups, version, self.config.async_.max_staleness)
+        wait_s = time.monotonic() - started
+        update, update_s = await timed(self.workers.learners.update(groups))
+        gap, sync_s = await timed(self.workers.serve(version + 1, self.components.probe))
+        step_s = time.monotonic() - started
+        times = {"wait": wait_s, "update": update_s, "sync": sync_s, "step": step_s}
+        times["idle"] = step_s * (1 - self.workers.pool.busy_share())
+        probe = {} if np.isnan(gap) else {POOL_PROBE_GAP: gap}
+        return Update(update | staleness | probe, times)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what labels and response lengths have taught, under the names of RunState."""
+        admission = self.components.admission
+        learned = {"planner": self.planner.to_dict(), "lengths": dict(self.collector.lengths)}
+        learned["quarantine"] = self.quarantine.to_dict()
+        return learned | ({"waiting": admission.to_dict()} if admission else {})
+
+    def _without_quarantined(self, offered: OfferedPrompts) -> tuple[list[EncodedPrompt], list[bool] | None]:
+        """Return the prompts that are not in quarantine, and which of them are due."""
+        kept = [prompt.id not in self.quarantine for prompt, _ in offered.prompts]
+        chosen = list(compress(offered.prompts, kept))
+        if not chosen:
+            raise KrayError(f"all {len(kept)} prompts of a step are in quarantine (prompts.quarantine_after)")
+        return chosen, None if offered.due is None else list(compress(offered.due, kept))
+
+    def _plan(self, step: int, chosen: list[EncodedPrompt], due: list[bool] | None) -> StepPlan:
+        """Begin the step's plan."""
+        ids = [prompt.id for prompt, _ in chosen]
+        labels, features = self.components.labels, self.components.features
+        cost = self.collector.expected_tokens(ids)
+        return self.planner.begin(
+            ids,
+            self._budget(step, cost, due),
+            cost=cost,
+            due=due,
+            labels=[labels[i] for i in ids] if labels else None,
+            features=np.array([features[i] for i in ids]) if features else None,
+        )
+
+    def _budget(self, step: int, cost: list[float], due: list[bool] | None) -> float | None:
+        """Return the step's budget where it is not the usual one, in rollouts or tokens (plan.unit).
+
+        A budget in rollouts is lowered where the prompts that are not in quarantine may take no more (plan.upper); one in
+        tokens is raised where responses are so long that it does not pay for the first rollouts (plan.lower).
+
+        cost: expected tokens of a rollout of each prompt.
+        """
+        plan = self.config.plan
+        if plan.unit != "tokens":
+            most = plan.upper * len(cost)
+            return most if self.quarantine.left_out and most < plan.budget else None
+        least = self.planner.least(len(cost), cost, due)
+        if least <= plan.token_budget:
+            return None
+        logger.info(
+            f"step {step}: plan.token_budget {plan.token_budget} is raised to {least:.0f}, the expected tokens of the "
+            f"first rollouts (plan.lower {plan.lower}) of its prompts"
+        )
+        return least
+
+    def _record_visits(self, step: int, offered: OfferedPrompts, planned: list[str], collected: CollectedStep) -> None:
+        """Mark prompts as visited, and put those that fail again and again into quarantine."""
+        if self.components.admission is not None:
+            visited = {*collected.allocation.prompt_ids, *(failure.prompt_id for failure in collected.failures)}
+            # Prompts in quarantine have had their turn.
+            visited |= {prompt.id for prompt, _ in offered.prompts} - set(planned)
+            pairs = zip(offered.indices, offered.prompts, strict=True)
+            self.components.admission.visited(step, [i for i, (prompt, _) in pairs if prompt.id in visited])
+        for prompt_id in self.quarantine.visited(*collected.results()):
+            logger.warning(f"prompt {prompt_id} is left out from now on: {self.quarantine.left_out[prompt_id]}")
+
+
+async def timed(work: Awaitable[Any]) -> tuple[Any, float]:
+    """Return the result of the work and the seconds that it took."""
+    started = time.monotonic()
+    return await work, time.monotonic() - started
