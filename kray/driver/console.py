@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,18 +13,22 @@ from kray.metrics import (
     BUDGET_MAX,
     BUDGET_MIN,
     GROUP_EFFECTIVE_RATIO_PROMPTS,
-    GROUP_EFFECTIVE_RATIO_ROLLOUTS,
     REWARD_MEAN,
-    TIMING_S_GENERATE,
+    STEP_PARTS,
+    THROUGHPUT_ROLLOUTS_PER_S,
+    THROUGHPUT_TOKENS_PER_S,
     TIMING_S_STEP,
-    TIMING_S_SYNC,
-    TIMING_S_UPDATE,
+    timing,
 )
 from kray.monitor.durations import format_duration
 from kray.plan_modes import offered_share
 
 if TYPE_CHECKING:  # jobs read reports without loading Ray
     from kray.driver.evaluation import Evaluation
+
+
+# Seconds below which a part of a step is not shown: one digit after the point would be 0.
+SHORTEST_PART_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +65,24 @@ def start_line(folder: Path, config: KrayConfig, train: int, test: int, resumed:
     )
 
 
-def step_line(step: int, steps: int, metrics: dict[str, float], left_s: float) -> str:
-    """The one compact line of a step."""
+def step_line(step: int, steps: int, metrics: Mapping[str, float], left_s: float) -> str:
+    """Return the line of a step.
+
+    Args:
+        step: Of the step, counted from 1.
+        steps: Of the run.
+        metrics: Of the step.
+        left_s: Seconds that the steps after it will take; NaN where that is not known.
+    """
     m = metrics
+    # Parts that would be shown as 0.0 are left out.
+    parts = [f"{part} {m[timing(part)]:.1f}" for part in STEP_PARTS if m[timing(part)] >= SHORTEST_PART_S]
+    shown = f" ({', '.join(parts)})" if parts else ""
     return (
         f"step {step:>{len(str(steps))}}/{steps}  reward {m[REWARD_MEAN]:.3f}  "
-        f"teaching {m[GROUP_EFFECTIVE_RATIO_PROMPTS]:.0%} of prompts, {m[GROUP_EFFECTIVE_RATIO_ROLLOUTS]:.0%} of rollouts  "
-        f"budget {m[BUDGET_MIN]:.0f}..{m[BUDGET_MAX]:.0f}  {m[TIMING_S_STEP]:.1f} s "
-        f"(generate {m[TIMING_S_GENERATE]:.1f}, update {m[TIMING_S_UPDATE]:.1f}, sync {m[TIMING_S_SYNC]:.1f})  "
-        f"left {format_duration(left_s)}"
+        f"mixed-reward groups {m[GROUP_EFFECTIVE_RATIO_PROMPTS]:.0%}  budget {m[BUDGET_MIN]:.0f}..{m[BUDGET_MAX]:.0f}  "
+        f"{m[THROUGHPUT_ROLLOUTS_PER_S]:,.0f} rollouts/s  {m[THROUGHPUT_TOKENS_PER_S]:,.0f} tokens/s  "
+        f"{m[TIMING_S_STEP]:.1f} s{shown}  {format_duration(left_s)} left"
     )
 
 

@@ -24,6 +24,7 @@ from kray.metrics import (
     EVAL_PASS_AT,
     EVAL_SET_MEAN_ACCURACY,
 )
+from kray.prompts.arithmetic_meaning import response_meaning
 from kray.prompts.tokenize import as_read
 from kray.records import EncodedPrompt, RolloutGroup, Sampling, derive_seed
 from kray.rollout.collected import CollectedStep, check_failures
@@ -149,11 +150,19 @@ def _summarise(
                 "answer": group.prompt.answer,
                 "accuracy": float(mean),
                 "response": group.rollouts[0].text,
+                **_meaning(group),
             }
             for group, mean in zip(sampled.groups, means, strict=True)
         ],
         conversations=conversation_record([rollout for group in sampled.groups for rollout in group.rollouts]),
     )
+
+
+def _meaning(group: RolloutGroup) -> dict[str, str]:
+    """Return the column that says an arithmetic prompt and its first response plainly; {} for other prompts."""
+    first = group.rollouts[0]
+    meaning = response_meaning(group.prompt, first.text, first.reward)
+    return {"meaning": meaning} if meaning else {}
 
 
 def _by(key: str, groups: Sequence[RolloutGroup], means: np.ndarray) -> dict[str, tuple[int, float]]:

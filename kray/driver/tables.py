@@ -9,6 +9,7 @@ import numpy as np
 
 from kray.planner import Beliefs
 from kray.planner.metrics import STATUSES
+from kray.prompts.arithmetic_meaning import response_meaning
 from kray.rollout.collected import CollectedStep
 
 
@@ -63,6 +64,7 @@ def sample_rows(
         group = collected.groups[index]
         rollout = group.rollouts[rng.integers(len(group.rollouts))]
         belief, budget = plan[group.prompt.id]
+        meaning = response_meaning(group.prompt, rollout.text, rollout.reward)
         rows.append(
             {
                 "prompt_id": group.prompt.id,
@@ -70,6 +72,7 @@ def sample_rows(
                 **({"rendered_prompt": read(group.prompt_tokens)} if read else {}),
                 "response": rollout.text,
                 "answer": group.prompt.answer,
+                **({"meaning": meaning} if meaning else {}),
                 "reward": rollout.reward,
                 "detail": rollout.reward_detail,
                 "belief": round(belief, 4),

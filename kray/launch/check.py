@@ -19,6 +19,7 @@ from kray.driver.restore import check_learned, reading
 from kray.driver.state import RunState, check_same_prompts
 from kray.errors import ConfigError
 from kray.launch.preflight import check_prompts
+from kray.prompts.arithmetic_meaning import problem_meaning
 from kray.prompts.model_files import check_weights
 from kray.prompts.tokenize import as_read
 from kray.records import Prompt
@@ -135,7 +136,8 @@ def _shown(prepared: Prepared, reader: Reader) -> list[str]:
         span = counted(lengths[0], "token")
     lines = ["", f"{loaded.key} ({where}): {counted(len(lengths), 'prompt')} of {span}"]
     for prompt, tokens in prepared.encoded[:SHOWN]:
-        lines.append(f"  {prompt.id}, {counted(len(tokens), 'token')}, answer {prompt.answer!r:.60}")
+        meaning = f" ({problem_meaning(prompt)})" if problem_meaning(prompt) else ""
+        lines.append(f"  {prompt.id}, {counted(len(tokens), 'token')}, answer {prompt.answer!r:.60}{meaning}")
         lines += [f"  | {line}" for line in _printable(as_read(tokens, reader.tokenizer)).split("\n")]
     return lines
 

@@ -12,7 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-ATTRIBUTES = ("prompt_id", "budget", "belief", "group_success", "tokens", "finish")  # of a row of the table of samples
+# Columns of the table of samples that a trace shows.
+ATTRIBUTES = ("prompt_id", "budget", "belief", "group_success", "meaning", "tokens", "finish")
 
 
 def log_trace(uri: str, experiment_id: str, run_id: str, step: int, number: int, row: Mapping[str, Any],
