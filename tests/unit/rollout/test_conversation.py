@@ -19,7 +19,7 @@ from kray.driver.evaluation import evaluate
 from kray.driver.tables import sample_rows
 from kray.environments import turns as acts
 from kray.prompts.tokenize import as_read, encode_prompt
-from kray.records import Allocation, EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, derive_seed
+from kray.records import EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, derive_seed
 from kray.rewards.scorer import Outcome as Verdict
 from kray.rollout.collector import EVALUATION, TRAINING, Collector, Draw
 from kray.rollout.conversation import Conversation, ConversationRunner
@@ -238,12 +238,11 @@ def test_opening_uses_the_template_of_its_test_set():
 def test_rollout_tables_show_rendered_prompts():
     found = collect(random.Random(0), max_turns=2, options={"opening": "12="})
     ids = [group.prompt.id for group in found.groups]
-    budgets = np.full(len(ids), 5)
-    plan = Allocation(ids, budgets, budgets.astype(float), np.full(len(ids), 0.5), np.zeros(len(ids)))
-    rows = sample_rows(plan, found, 3, 0, partial(as_read, tokenizer=TOKENIZER))
+    assert found.allocation.prompt_ids == ids
+    rows = sample_rows(found, 3, 0, partial(as_read, tokenizer=TOKENIZER))
     assert len(rows) == 3
     assert [row["rendered_prompt"] for row in rows] == [f"{row['prompt']}12=" for row in rows]
-    assert "rendered_prompt" not in sample_rows(plan, found, 3, 0)[0]
+    assert "rendered_prompt" not in sample_rows(found, 3, 0)[0]
 
 
 def test_evaluation_tables_show_rendered_prompts():
