@@ -22,7 +22,7 @@ from kray.cluster.resources import require_gpus
 from kray.cluster.session import connect
 from kray.config import kept_config, load_checked, to_yaml
 from kray.config.resume import as_begun
-from kray.driver.evaluation_record import Recorder, table
+from kray.driver.evaluation_record import EvaluationRecord, table
 from kray.driver.provenance import tags
 from kray.driver.remote import drive
 from kray.errors import ConfigError
@@ -60,7 +60,7 @@ def main() -> int:
     load_both(config)
     require_gpus(config)
     model = find_model(config)
-    recorder = None if arguments.no_mlflow else Recorder.of(config, checkpoint, arguments.policy)
+    record = None if arguments.no_mlflow else EvaluationRecord.of(config, checkpoint, arguments.policy)
     connect(config)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
         evaluation = drive(config, model, Path(folder), checkpoint, "judge")
@@ -71,8 +71,8 @@ def main() -> int:
             json.dumps(found | {"tags": origin, "config": to_yaml(config)}, indent=2) + "\n"
         )
     print(f"\npolicy            {found['policy']}\n{table(evaluation)}")
-    if recorder is not None:
-        print(f"MLflow            {recorder.record(evaluation, origin)}")
+    if record is not None:
+        print(f"MLflow            {record.record(evaluation, origin)}")
     return 0
 
 

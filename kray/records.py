@@ -17,7 +17,9 @@ import numpy as np
 def derive_seed(*parts: object) -> int:
     """Derive a 62-bit seed from (run seed, step, prompt id, ...); equal parts give equal seeds on every machine.
 
-    62 bits, so that an engine can add a rollout's index without leaving int64.
+    Returns:
+        62 bits, so that an engine can add a rollout's index without leaving int64; equal parts give equal seeds on every
+        machine.
     """
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2

@@ -1,6 +1,6 @@
-"""The driver actor: brings a run's parts together, trains or evaluates, and ends what it started.
+"""The driver actor: makes the components of a run, trains or evaluates, and ends what it started.
 
-The loop itself is kray/driver/loop.py. Whoever started the run gets a line at each event and step, and a result at the end.
+The loop is kray/driver/loop.py. The job that started the run gets a line at each event and step, and a result at the end.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ from kray.train.export import log_trained
 
 logger = logging.getLogger(__name__)
 
-SERVER_WAIT_S, SERVER_POLL_S = 600.0, 5.0  # for MLflow, when a driver is started again
-BEGINNING = -1  # resumed before any step was saved
-RUN = "run.json"  # in the run folder: which MLflow run it is, where no checkpoint tells yet
+# Seconds that a driver which was started again waits for MLflow's server, and between two attempts.
+SERVER_WAIT_S, SERVER_POLL_S = 600.0, 5.0
+# The step of a run that is resumed before any step was saved.
+BEGINNING = -1
+# File of the run folder that names the MLflow run, for the time before the first checkpoint.
+RUN = "run.json"
 
 
 class RunConsole(Console):
@@ -73,7 +76,12 @@ class RunConsole(Console):
 
 
 class Driver:
-    """Made by jobs/train.py and jobs/evaluate.py as a Ray actor; `run` or `judge` is called once."""
+    """The actor of a run; jobs/train.py calls `run` once, jobs/evaluate.py `judge`.
+
+    Attributes:
+        training_type: Class of the training loop, for subclasses that observe it.
+        workers_type: Class of the workers, likewise.
+    """
 
     training_type: type[Training] = Training
     workers_type: type[Workers] = Workers
@@ -87,11 +95,18 @@ class Driver:
         tags: dict[str, str],
         restarts: int = 0,
     ):
-        """model_path: a Hugging Face folder or hub id. checkpoint: to go on from, "" for none. tags: for MLflow.
+        """Start nothing.
 
-        restarts: how many drivers of this run have died before.
+        Args:
+            config: The run's configuration.
+            model_path: The start model's folder or hub id.
+            run_folder: The folder of the run's results.
+            checkpoint: The checkpoint to resume from, "" for none.
+            tags: Tags of the MLflow run.
+            restarts: How many drivers of this run were lost before.
         """
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # not in the runtime_env: engines and ranks would inherit it
+        # Not in the runtime_env, which engines and ranks would inherit.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.config, self.model_path, self.folder = config, model_path, Path(run_folder)
         self.checkpoint, self.tags, self.restarts = Path(checkpoint) if checkpoint else None, tags, restarts
         self._stop = Stop()
@@ -113,21 +128,35 @@ class Driver:
                 await asyncio.gather(working, watching, return_exceptions=True)
 
     async def stop(self, reason: str) -> None:
-        """Asks the run to save and end; returns at once."""
+        """Ask the run to save and end; return at once."""
         self._stop.ask(reason)
 
     @ray.method(concurrency_group="status")
     async def status(self) -> dict[str, Any]:
-        """What is going on now, as kray.monitor.status describes it; answers while a step keeps the driver busy."""
+        """Return the run's status, see kray.monitor.status, also while a step keeps the driver busy."""
         return self.live_status.status()
 
     async def run(self) -> AsyncIterator[str | Summary]:
-        """Trains; yields a line at each event and step, and a Summary at the end. Raises KrayError."""
+        """Train.
+
+        Yields:
+            A line at each event and step, and a Summary at the end.
+
+        Raises:
+            KrayError: The run cannot go on.
+        """
         async for item in self._stream(self._run()):
             yield item
 
     async def judge(self) -> AsyncIterator[str | Evaluation]:
-        """Evaluates the policy once; yields lines and, at the end, the Evaluation."""
+        """Evaluate the policy once.
+
+        Yields:
+            Lines, and the Evaluation at the end.
+
+        Raises:
+            KrayError: The policy cannot be evaluated, or the run was asked to stop.
+        """
         async for item in self._stream(self._judge()):
             yield item
 
@@ -137,7 +166,7 @@ class Driver:
             components, state = self._load()
             tracker = await self._open_tracker(components, state)
             workers = self._workers()
-            run = Recovery(self.config, workers, self._stop, self._begin(components, state, workers, tracker))
+            run = Recovery(self.config, workers, self._stop, self._training_maker(components, state, workers, tracker))
             try:
                 await run.train()
             except Stopped:
@@ -156,8 +185,12 @@ class Driver:
             if tracker is not None:
                 await asyncio.to_thread(tracker.finish, ending)
 
-    def _begin(self, components: Components, state: RunState, workers: Workers, tracker: Tracker) -> Begin:
-        """Makes a training: first of what is given, later of the newest checkpoint, with versions that nobody has served."""
+    def _training_maker(self, components: Components, state: RunState, workers: Workers, tracker: Tracker) -> Begin:
+        """Return a function that makes a training.
+
+        Its first call takes the given components and state, each later one those of the newest checkpoint, with policy
+        versions above all that were served.
+        """
         begun = False
 
         def begin() -> tuple[Training, Path | None]:
@@ -201,11 +234,11 @@ class Driver:
         return workers
 
     def _load(self) -> tuple[Components, RunState]:
-        """Prompts, tokenizer, planner and, on resume, the state; nothing remote yet."""
+        """Load prompts, tokenizer, planner and, on resume, the state; nothing is started."""
         return self._restore(load_components(self.config, self.model_path), "")
 
     def _restore(self, components: Components, mlflow_run_id: str) -> tuple[Components, RunState]:
-        """The parts and the state as self.checkpoint has them; those of a beginning where there is none."""
+        """Return components and state as the checkpoint holds them, or those of a new run where there is none."""
         variables = self.config.prompts.train.chat_template_kwargs
         digest = prompts_digest([prompt for prompt, _ in components.train], variables)
         state = RunState(prompts=digest, mlflow_run_id=mlflow_run_id)
@@ -217,12 +250,12 @@ class Driver:
         return components, state
 
     async def _open_tracker(self, components: Components, state: RunState) -> Tracker:
-        """Makes MLflow's run, or goes on with it."""
+        """Create the MLflow run, or resume it."""
         resumed, known = (None if self.checkpoint is None else state.step), self.folder / RUN
         if self.restarts and self.checkpoint is None:
             resumed = BEGINNING
             state.mlflow_run_id = json.loads(known.read_text())["mlflow_run_id"] if known.is_file() else ""
-        tracker = await self._reached(state.mlflow_run_id, resumed)
+        tracker = await self._connect_tracker(state.mlflow_run_id, resumed)
         state.mlflow_run_id = tracker.mlflow_run_id
         known.write_text(json.dumps({"mlflow_run_id": tracker.mlflow_run_id, "mlflow": tracker.where}) + "\n")
         for part, pairs in (("train", components.train), ("test", components.test)):
@@ -230,8 +263,8 @@ class Driver:
         self.console.print(start_line(self.folder, self.config, len(components.train), len(components.test), resumed))
         return tracker
 
-    async def _reached(self, mlflow_run_id: str, resumed: int | None) -> Tracker:
-        """A Tracker; where a driver before this one had one, a server that does not answer is waited for."""
+    async def _connect_tracker(self, mlflow_run_id: str, resumed: int | None) -> Tracker:
+        """Return a tracker; a driver that was started again waits for a server that does not answer."""
         tags = self.tags | {"model": self.model_path, "plan.mode": self.config.plan.mode}
         track, folder, name = self.config.track, self.folder, self.folder.name
         known = mlflow_run_id or None

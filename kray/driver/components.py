@@ -1,4 +1,4 @@
-"""What a run is made of before anything is started: tokenizer, prompts, sampler, planner, probe, an engine's settings."""
+"""The components of a run that need no process: tokenizer, prompts, sampler, planner, probe, settings of an engine."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from kray.prompts.admission import Admission
 from kray.records import EncodedPrompt, Prompt, Sampling
 from kray.rollout.engine_spec import EngineSpec
 
+# Tokens of the probe: enough to involve every layer, few enough to cost nothing.
 PROBE_TOKENS = 64
 
 
@@ -37,7 +38,21 @@ class OfferedPrompts:
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """stop_ids, stops: tokens and texts that end a response. probe: tokens on which engines must agree with the learner."""
+    """What a run consists of besides its processes.
+
+    Attributes:
+        tokenizer: The policy's.
+        stop_ids: Tokens that end a response.
+        stops: Texts that end a response.
+        train: Training prompts.
+        test: Test prompts.
+        sampler: Names the prompts of each step.
+        admission: In place of the sampler where the planner may pass prompts over.
+        planner: Gives each prompt its budget.
+        labels: Prompt id -> the label of its prior (plan.prior_by); None: all prompts share one.
+        features: Prompt id -> (F,) float features (plan.prior_features); None without.
+        probe: Token ids on which engines must agree with the learner.
+    """
 
     tokenizer: Any
     stop_ids: tuple[int, ...]
@@ -45,10 +60,10 @@ class Components:
     train: list[EncodedPrompt]
     test: list[EncodedPrompt]
     sampler: PromptSampler
-    admission: Admission | None  # in place of the sampler where the planner admits prompts
+    admission: Admission | None
     planner: KnapsackPlanner
-    labels: dict[str, str] | None  # prompt id -> whose prior it shares (plan.prior_by); None: all share one
-    features: dict[str, np.ndarray] | None  # prompt id -> what is known about it (plan.prior_features)
+    labels: dict[str, str] | None
+    features: dict[str, np.ndarray] | None
     probe: tuple[int, ...]
 
     def offer(self, step: int) -> OfferedPrompts:
@@ -57,12 +72,21 @@ class Components:
         return OfferedPrompts(list(indices), [self.train[i] for i in indices], due)
 
     def load(self, state: RunState) -> None:
-        """Takes over what labels had taught by the time of the checkpoint; everything else is the configuration's."""
+        """Take over what labels had taught by the time of the checkpoint; everything else is the configuration's."""
         restore(state, self.planner, self.admission, self.labels, self.sampler.per_step)
 
 
 def load_components(config: KrayConfig, model_path: str) -> Components:
-    """Reads tokenizer and prompts. Raises DataError, ConfigError."""
+    """Read tokenizer and prompts and make what depends on them.
+
+    Args:
+        config: The run's configuration.
+        model_path: The start model's folder or hub id.
+
+    Raises:
+        DataError: A prompt cannot be read or encoded.
+        ConfigError: The model or the configuration cannot be used.
+    """
     reader = read_policy(config, model_path)
     train, test = (
         [pair for one in load_sources(config, part) for pair in encode(config, one, reader).encoded]
@@ -86,13 +110,13 @@ def load_components(config: KrayConfig, model_path: str) -> Components:
 
 
 def unlearned(components: Components, config: KrayConfig) -> Components:
-    """The same parts as `load_components` made them, without what labels have taught since."""
+    """Return the components as `load_components` made them, without what labels have taught since."""
     ids = [prompt.id for prompt, _ in components.train]
     return replace(components, planner=KnapsackPlanner.of(config.plan), admission=make_admission(config, ids))
 
 
 def sampling(config: KrayConfig, components: Components, temperature: float | None = None) -> Sampling:
-    """How responses are drawn in training, or at another temperature."""
+    """Return how responses are drawn in training, or at another temperature."""
     rollout = config.rollout
     heat = rollout.temperature if temperature is None else temperature
     return Sampling(
@@ -101,7 +125,7 @@ def sampling(config: KrayConfig, components: Components, temperature: float | No
 
 
 def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
-    """What every engine of the run is started with."""
+    """Return the settings with which every engine of the run is started."""
     rollout = config.rollout
     return EngineSpec(
         model_path=model_path,
@@ -120,7 +144,7 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
 
 
 def make_features(prompts: list[EncodedPrompt]) -> dict[str, np.ndarray]:
-    """Of each prompt: the log of its length in tokens, and which source and kind it is of."""
+    """Return the features of each prompt: the log of its length in tokens, and one-hot source, kind and difficulty."""
     names = sorted({name for prompt, _ in prompts for name in _belongs(prompt)})
     return {
         prompt.id: np.array([np.log(len(tokens)), *(float(name in _belongs(prompt)) for name in names)])
@@ -134,6 +158,6 @@ def _belongs(prompt: Prompt) -> set[str]:
 
 
 def _probe(start: tuple[int, ...], vocabulary: int, length: int) -> tuple[int, ...]:
-    """The start of a prompt, then tokens at random: fixed for a run, and sensitive to every layer."""
+    """Return the start of a prompt followed by random tokens: fixed for a run, and sensitive to every layer."""
     real = list(start[: length // 2])
     return (*real, *np.random.default_rng(0).integers(vocabulary, size=length - len(real)).tolist())

@@ -1,4 +1,4 @@
-"""The lines that a run prints, and the summary at its end. Pure."""
+"""The lines that a run prints: start, step, evaluation, and the report at its end. Pure."""
 
 from __future__ import annotations
 
@@ -56,6 +56,15 @@ class Summary:
 
 
 def start_line(folder: Path, config: KrayConfig, train: int, test: int, resumed: int | None) -> str:
+    """Return the line with which a run starts.
+
+    Args:
+        folder: The run folder.
+        config: The run's configuration.
+        train: Training prompts.
+        test: Test prompts.
+        resumed: Completed steps of a resumed run, None for a new one.
+    """
     begin = "new run" if resumed is None else f"resumed after step {resumed}"
     share = offered_share(config.plan)
     prompts = f"up to {round(share * config.prompts.per_step)}" if share > 1 else f"{config.prompts.per_step}"
@@ -87,7 +96,7 @@ def step_line(step: int, steps: int, metrics: Mapping[str, float], left_s: float
 
 
 def evaluation_line(step: int, evaluation: Evaluation, when: str, seconds: float) -> str:
-    """accuracy with its 95 % interval over prompts."""
+    """Return the line of an evaluation, with the 95 % interval of its accuracy over prompts."""
     greedy = "" if evaluation.greedy is None else f", greedy {evaluation.greedy:.3f}"
     turns = evaluation.conversations.get("turns_mean")
     greedy += "" if turns is None else f", {turns:.2f} turns"

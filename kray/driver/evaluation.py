@@ -70,7 +70,7 @@ class Evaluation:
         return sum(failure.rollouts for failure in self.failures)
 
     def metrics(self) -> dict[str, float]:
-        """As MLflow names them."""
+        """Return the metrics under their names in MLflow."""
         named: dict[str, float] = {
             EVAL_ACCURACY: self.accuracy,
             EVAL_ACCURACY_SE: self.accuracy_se,
@@ -93,7 +93,16 @@ async def evaluate(
     version: int,
     seed: int,
 ) -> Evaluation:
-    """Judges the served policy on (prompt, tokens) pairs. The same seed draws the same responses from the same policy."""
+    """Evaluate the served policy.
+
+    Args:
+        collector: Carries out the plans.
+        prompts: What it is evaluated on.
+        settings: Samples, and whether greedy responses are made.
+        sampling: How responses are drawn.
+        version: The policy version that engines serve.
+        seed: The same seed draws the same responses from the same policy.
+    """
     ids = [prompt.id for prompt, _ in prompts]
 
     def seeds(prompt_id: str) -> int:
@@ -109,7 +118,11 @@ async def evaluate(
 
 
 async def judge(config: KrayConfig, components: Components, collector: Collector, version: int) -> Evaluation:
-    """Evaluates the served policy on the test prompts. Raises KrayError when too many responses are lost."""
+    """Evaluate the served policy on the test prompts.
+
+    Raises:
+        KrayError: Too many responses were lost (run.max_failed_share).
+    """
     found = await evaluate(
         collector,
         components.test,

@@ -1,4 +1,4 @@
-"""What becomes of an evaluation that a person asked for: lines to read, and an MLflow run. Loads neither Ray nor torch."""
+"""The record of an evaluation by jobs/evaluate.py: a table for the terminal, and an MLflow run. Loads neither Ray nor torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorder:
-    """Where an evaluation is recorded: nested under the training run `parent` ("" for none); step: of the policy."""
+class EvaluationRecord:
+    """Where an evaluation is recorded.
+
+    Attributes:
+        config: The configuration of the evaluation.
+        store: The MLflow store.
+        parent: The training run under which it is nested, "" for none.
+        step: Of the policy.
+        policy: The policy as it was named on the command line.
+    """
 
     config: KrayConfig
     store: Store
@@ -29,8 +37,20 @@ class Recorder:
     policy: str
 
     @classmethod
-    def of(cls, config: KrayConfig, checkpoint: Path | None, policy: str) -> Recorder | None:
-        """None where there is no place to record it. Raises KrayError at once when the place cannot be reached."""
+    def of(cls, config: KrayConfig, checkpoint: Path | None, policy: str) -> EvaluationRecord | None:
+        """Return where to record the evaluation.
+
+        Args:
+            config: The configuration of the evaluation.
+            checkpoint: The checkpoint that is evaluated; None for a model.
+            policy: The policy as it was named on the command line.
+
+        Returns:
+            None where there is no store to record it in.
+
+        Raises:
+            KrayError: The store cannot be reached.
+        """
         if checkpoint is None:
             store = locate(config.track.uri, Path(config.run.dir).expanduser() / "evaluation")
             if store.origin == "the run folder":
@@ -40,12 +60,17 @@ class Recorder:
             state, folder = read_state(checkpoint), checkpoint.parent.parent
             store, parent, step = locate(config.track.uri, folder), state["mlflow_run_id"], state["step"]
             if store.uri.startswith("sqlite") and not Path(store.uri.partition("///")[2]).is_file():
-                return None  # the run's store is gone, and a new one would show nothing but this
+                # The run's store is gone, and a new one would hold nothing but this.
+                return None
         reach(store)
         return cls(config, store, parent, step, policy)
 
     def record(self, evaluation: Evaluation, tags: Mapping[str, Any]) -> str:
-        """How to open it, or why it could not be recorded: the figures are known either way."""
+        """Record the evaluation.
+
+        Returns:
+            How to open it, or why it could not be recorded.
+        """
         name = f"evaluation of {Path(self.policy).name} after step {self.step} at {time.strftime('%Y%m%d-%H%M%S')}"
         more = {"kray.policy": self.policy, "kray.step": str(self.step)}
         try:
@@ -56,7 +81,7 @@ class Recorder:
 
 
 def table(evaluation: Evaluation) -> str:
-    """The figures for people."""
+    """Return the figures as a table for the terminal."""
     lines = [
         f"prompts           {evaluation.prompts}, {evaluation.samples} samples each, {evaluation.failed} responses lost",
         f"accuracy          {evaluation.accuracy:.4f} ± {1.96 * evaluation.accuracy_se:.4f} (95 % over prompts)",

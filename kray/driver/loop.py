@@ -267,19 +267,19 @@ class Training:
     # -- hooks --------------------------------------------------------------------------------------------------------
 
     async def before_plan(self, step: int, offered: OfferedPrompts) -> None:
-        """Called before step `step` (counted from 0) is planned."""
+        """Observe that step `step`, counted from 0, will be planned."""
 
     async def after_collect(self, step: int, collected: CollectedStep) -> None:
-        """Called when step `step` (counted from 0) has been collected; may add to its plan_metrics."""
+        """Observe step `step`, counted from 0, that has been collected; may add to its plan_metrics."""
 
     async def before_update(self) -> None:
-        """Called before the learner updates the policy."""
+        """Observe that the learner will update the policy."""
 
     async def after_update(self, collected: CollectedStep) -> None:
-        """Called when a step has been learned from and recorded."""
+        """Observe a step that has been learned from and recorded."""
 
     async def after_evaluation(self) -> None:
-        """Called when an evaluation has been recorded."""
+        """Observe that an evaluation has been recorded."""
 
     # -- small steps --------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What a run keeps account of from step to step: metrics, tables and figures for the tracker, means for the summary."""
+"""Records steps: metrics, tables and figures for the tracker, means for the summary."""
 
 from __future__ import annotations
 
@@ -31,32 +31,42 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Mean:
-    """A running mean of the finite numbers among those that are added: one step without a figure must not hide all others."""
+    """A running mean of finite numbers; others are left out, so that one step without a figure hides no other."""
 
     total: float = 0.0
     count: int = 0
 
     def add(self, value: float) -> None:
+        """Add a number."""
         if math.isfinite(value):
             self.total += value
             self.count += 1
 
     @property
     def value(self) -> float:
-        """NaN where nothing finite was added."""
+        """The mean; NaN where nothing finite was added."""
         return self.total / self.count if self.count else math.nan
 
 
 class StepRecorder:
-    """What `to_dict` holds goes on through checkpoints; the rest begins anew with every start."""
+    """Records the steps of a training.
+
+    What `to_dict` holds survives in checkpoints; the rest begins anew with every start.
+
+    Attributes:
+        steps: Metrics of the newest steps since this start.
+        calibration: Tally of the predictions of the epoch.
+        budgets: (M,) int64 rollouts of the newest step's prompts.
+        transitions: (5, 5) int64 status changes since their last table.
+    """
 
     def __init__(self, config: KrayConfig, components: Components, tracker: Tracker):
         self.config, self.components, self.tracker = config, components, tracker
-        self.steps: deque[dict[str, float]] = deque(maxlen=RECENT_STEPS)  # metrics of the newest ones since this start
-        self._means: dict[str, Mean] = {}  # of every metric over all steps since this start
-        self.calibration = CalibrationTally()  # of the epoch
-        self.budgets = np.zeros(0, dtype=np.int64)  # of the newest step
-        self.transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)  # since the last table of them
+        self.steps: deque[dict[str, float]] = deque(maxlen=RECENT_STEPS)
+        self._means: dict[str, Mean] = {}
+        self.calibration = CalibrationTally()
+        self.budgets = np.zeros(0, dtype=np.int64)
+        self.transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)
 
     def step(
         self, number: int, collected: CollectedStep, update: dict[str, float], times: dict[str, float]
@@ -95,25 +105,25 @@ class StepRecorder:
         return metrics
 
     def note(self, metrics: dict[str, float]) -> None:
-        """Adds a step's metrics to their means."""
+        """Add a step's metrics to their means."""
         for name, value in metrics.items():
             self._means.setdefault(name, Mean()).add(value)
 
     def mean(self, name: str) -> float:
-        """Of a metric over the steps since this start in which it was a finite number; NaN without any."""
+        """Return the mean of a metric over the steps since this start in which it was finite; NaN without any."""
         return self._means.get(name, Mean()).value
 
     def left_s(self, steps: int) -> float:
-        """Seconds that so many more steps will take, by the median of the last ones."""
+        """Return the seconds that so many more steps will take, by the median of the newest ones."""
         known = [s for metrics in self.steps if math.isfinite(s := metrics[TIMING_S_STEP])]
         return steps * float(np.median(known)) if known else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """As RunState holds it."""
+        """Return what a checkpoint has to hold, under the names of RunState."""
         return {"calibration": self.calibration.to_dict(), "transitions": self.transitions.tolist()}
 
     def load(self, state: RunState) -> None:
-        """Takes over what a state holds; older ones hold no transitions, and a new one neither."""
+        """Take over what a state holds; a new one and older ones hold no transitions."""
         if state.calibration:
             self.calibration.load_dict(state.calibration)
         if state.transitions:
@@ -122,7 +132,7 @@ class StepRecorder:
     def _calibrate(
         self, number: int, allocation: Allocation, successes: np.ndarray, trials: np.ndarray
     ) -> dict[str, float]:
-        """Tallies how well the beliefs predicted the step; what came out when an epoch ends."""
+        """Tally how well the beliefs predicted the step; return the calibration when an epoch ends."""
         self.calibration.add(allocation.expected_success, successes, trials)
         if self.components.sampler.epoch(number) == self.components.sampler.epoch(number - 1):
             return {}

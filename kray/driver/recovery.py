@@ -1,8 +1,8 @@
-"""How a run goes on after a loss.
+"""How a run recovers from a lost learner.
 
-- An InfrastructureError (kray/errors.py): a learner rank or the driver died or hung. The run goes back to its newest
-  checkpoint and on from there, as often as its restarts allow. Engines, scorers and saves mend themselves where they live.
-- Any other KrayError is of the configuration or the data: trying again would not help, and the run ends with it.
+- An InfrastructureError (kray/errors.py) means that a learner rank or the driver was lost or hangs. The run goes back to its
+  newest checkpoint and on from there, as often as its restarts allow. Engines, scorers and saves recover by themselves.
+- Any other KrayError is of the configuration or the data: a retry would not help, and the run ends with it.
 """
 
 from __future__ import annotations
@@ -22,24 +22,39 @@ from kray.errors import InfrastructureError, KrayError
 
 logger = logging.getLogger(__name__)
 
+# Seconds of the longest wait before a restart.
 LONGEST_WAIT_S = 60.0
-Begin = Callable[[], tuple[Training, Path | None]]  # a training, and the checkpoint that its learner is to load
+# Makes a training, and names the checkpoint that its learner is to load.
+Begin = Callable[[], tuple[Training, Path | None]]
 
 
 class Restarts:
-    """A budget of restarts with back-off. Pure: `now` in seconds, monotonic.
+    """A budget of restarts with back-off. Pure: owns no clock.
 
-    At most `most` within window_s (0: ever). The first after some progress comes at once, those that follow without any
-    after 2, 4, ... 60 s.
+    The first restart after some progress comes at once, those that follow without any after 2, 4, ... 60 s.
     """
 
     def __init__(self, most: int, window_s: float):
+        """Allow restarts.
+
+        Args:
+            most: How many are allowed within the window.
+            window_s: Seconds of the window; 0: of the whole run.
+        """
         self.most, self.window_s = most, window_s
         self._times: list[float] = []
         self._fruitless = 0
 
     def lost(self, now: float, progress: bool) -> float | None:
-        """Seconds to wait before the next try, None when there is none. progress: since the one before."""
+        """Count a loss.
+
+        Args:
+            now: Monotonic seconds.
+            progress: Something was completed since the loss before.
+
+        Returns:
+            Seconds to wait before the restart; None when no restart is left.
+        """
         if self.window_s:
             self._times = [then for then in self._times if now - then < self.window_s]
         if len(self._times) >= self.most:
@@ -50,24 +65,32 @@ class Restarts:
 
     @property
     def spent(self) -> str:
-        """For people: how many there were."""
+        """The restarts so far, for messages."""
         return f"{len(self._times)} restarts" + (f" within {self.window_s:.0f} s" if self.window_s else "")
 
 
 class Recovery:
-    """Trains to the end over as many learners as it takes, on one workers whose engines live on.
+    """Trains to the end, with new learner ranks after each loss; the engines go on.
 
-    begin: makes a Training from the newest checkpoint, or from the start where there is none. training: the current one.
+    Attributes:
+        training: The current training.
+        checkpoint: What its learner loads, None for the start model.
+        started_at: Completed steps when the current training began.
     """
 
     def __init__(self, config: KrayConfig, workers: Workers, stop: Stop, begin: Begin):
         self.workers, self.stop, self.begin = workers, stop, begin
         self.restarts = Restarts(config.train.max_restarts, config.run.restart_window_s)
         self.training, self.checkpoint = begin()
-        self.started_at = 0  # step of the latest start
+        self.started_at = 0
 
     async def train(self) -> None:
-        """Raises Stopped, with all that was collected learned from and saved; KrayError."""
+        """Train to the last step.
+
+        Raises:
+            Stopped: The run was asked to stop; all that was collected has been learned from and saved.
+            KrayError: Training cannot go on, or no restart is left.
+        """
         while True:
             try:
                 await self._until_lost()
@@ -82,18 +105,21 @@ class Recovery:
         working, watching = asyncio.ensure_future(training.train()), asyncio.ensure_future(learners.watch())
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-            await (working if working.done() else watching)  # the watch only ever raises
+            # The watch ends only by an error.
+            await (working if working.done() else watching)
         finally:
             for task in (working, watching):
                 task.cancel()
             await asyncio.gather(working, watching, return_exceptions=True)
 
     async def _go_back(self, loss: InfrastructureError) -> None:
-        """Everything as the newest checkpoint has it, but for engines and ranks. Raises KrayError, Stopped."""
+        """Make a training from the newest checkpoint; engines and workers stay."""
         reached = self.training.state.step
-        self.workers.drop_learners()  # first: what waits for a rank that hangs would wait long
+        # First: calls to a rank that hangs would wait for its timeout.
+        self.workers.drop_learners()
+        # What all ranks have written is kept.
         with contextlib.suppress(Exception):
-            await self.training.checkpoints.written()  # what all ranks have written is kept
+            await self.training.checkpoints.written()
         wait_s = self.restarts.lost(time.monotonic(), reached > self.started_at)
         if wait_s is None:
             raise KrayError(
@@ -102,7 +128,7 @@ class Recovery:
         self.training, self.checkpoint = self.begin()
         self.workers.restarts["learner"] += 1
         step = self.training.state.step
-        again = f"steps {step + 1} to {reached} are done again" if reached > step else "no step is lost"
+        again = f"repeating steps {step + 1} to {reached}" if reached > step else "no step is lost"
         soon = f" in {wait_s:.0f} s" if wait_s else ""
-        logger.warning(f"learner lost, starting anew{soon} from step {step}; {again}: {loss}")
+        logger.warning(f"lost the learner; restarting{soon} from step {step}, {again}: {loss}")
         await self.stop.unless(asyncio.sleep(wait_s))

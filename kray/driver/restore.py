@@ -1,4 +1,4 @@
-"""What a checkpoint tells about prompts, taken over by the planner and what goes with it. Loads neither torch nor Ray."""
+"""Restores planner, admission and quarantine from a checkpoint's state. Loads neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -33,39 +33,41 @@ def reading(checkpoint: Path) -> Iterator[None]:
 
 
 def restore(
-    state: RunState, planner: KnapsackPlanner, waiting: Admission | None, labels: dict[str, str] | None, per_step: int
+    state: RunState, planner: KnapsackPlanner, admission: Admission | None, labels: dict[str, str] | None, per_step: int
 ) -> None:
     """Take over what labels had taught by the time of the checkpoint; everything else is the configuration's.
 
     Args:
         state: Of the checkpoint.
         planner: As the configuration makes it.
-        waiting: As `make_admission` returns it.
+        admission: As `make_admission` returns it.
         labels: As `prior_labels` returns them.
-        per_step: Prompts that were visited in every step where the state holds nothing for `waiting`.
+        per_step: Prompts that were visited in every step where the state holds nothing for admission.
     """
-    if state.calibration:  # by the ledger and the training, later
+    # For the errors of a state that cannot be read: recorder and training load these parts themselves.
+    if state.calibration:
         CalibrationTally().load_dict(state.calibration)
     Quarantine(0).load_dict(state.quarantine)
     planner.load_dict(state.planner)
     planner.beliefs.relabel(labels)
-    if waiting is None:
+    if admission is None:
         return
     if state.waiting:
-        waiting.load_dict(state.waiting)
-    else:  # until now every prompt that was offered was visited
-        waiting.skip(state.step * per_step)
+        admission.load_dict(state.waiting)
+    else:
+        # Until now every prompt that was offered was visited.
+        admission.skip(state.step * per_step)
 
 
 def check_learned(config: KrayConfig, state: RunState, train: Sequence[Prompt]) -> None:
     """Take over a checkpoint's state as a run does, for the errors that this raises."""
-    waiting = make_admission(config, [prompt.id for prompt in train])
+    admission = make_admission(config, [prompt.id for prompt in train])
     labels = prior_labels(train, config.plan.prior_by)
-    restore(state, KnapsackPlanner.of(config.plan), waiting, labels, config.prompts.per_step)
+    restore(state, KnapsackPlanner.of(config.plan), admission, labels, config.prompts.per_step)
 
 
 def make_admission(config: KrayConfig, ids: list[str]) -> Admission | None:
-    """The prompts that wait for a planner which passes some over; None for one that takes all that it is offered."""
+    """Return the admission of prompts for a planner that may pass some over; None where it visits all that it is offered."""
     share = offered_share(config.plan)
     if share <= 1:
         return None
@@ -75,7 +77,7 @@ def make_admission(config: KrayConfig, ids: list[str]) -> Admission | None:
 
 
 def prior_labels(prompts: Sequence[Prompt], by: str) -> dict[str, str] | None:
-    """Prompt id -> whose prior it shares, or None: all share one."""
+    """Return the label of the prior that each prompt shares, by prompt id; None where all share one."""
     if by == "all":
         return None
     labels = {}

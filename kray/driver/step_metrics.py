@@ -20,7 +20,7 @@ from kray.rollout.collected import CollectedStep
 
 
 def step_record(collected: CollectedStep, update: dict[str, float]) -> dict[str, float]:
-    """Rewards and responses of a step, and what the learner said of its update."""
+    """Return the metrics of a step's rewards and responses, and those of its update."""
     rewards = np.concatenate([group.rewards for group in collected.groups] or [np.zeros(0)])
     rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
     lengths = np.array([rollout.sampled_tokens for rollout in rollouts])
@@ -41,12 +41,15 @@ def step_record(collected: CollectedStep, update: dict[str, float]) -> dict[str,
 
 
 def conversation_record(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """What an environment made of rollouts; {} where there was none."""
-    talks = [rollout for rollout in rollouts if rollout.sampled is not None]
-    if not talks:
+    """Return the metrics of conversations; {} without an environment."""
+    conversations = [rollout for rollout in rollouts if rollout.sampled is not None]
+    if not conversations:
         return {}
-    turns = np.array([rollout.turns for rollout in talks])
-    sampled, whole = sum(rollout.sampled_tokens for rollout in talks), sum(len(rollout.tokens) for rollout in talks)
+    turns = np.array([rollout.turns for rollout in conversations])
+    sampled, whole = (
+        sum(rollout.sampled_tokens for rollout in conversations),
+        sum(len(rollout.tokens) for rollout in conversations),
+    )
     return {
         "turns_mean": float(turns.mean()),
         "turns_max": float(turns.max()),

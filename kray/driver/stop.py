@@ -1,4 +1,4 @@
-"""A run that can be asked to end at any time."""
+"""A request to stop, which can come at any time."""
 
 from __future__ import annotations
 
@@ -11,19 +11,27 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Asked once; `unless` gives up what is waited for. reason: "" until then."""
+    """A request to stop a run.
+
+    Attributes:
+        reason: Why the run is to stop, "" until it is asked to.
+    """
 
     def __init__(self) -> None:
         self.reason = ""
         self._asked = asyncio.Event()
 
     def ask(self, reason: str) -> None:
-        """Returns at once; the first reason stays."""
+        """Ask the run to stop; the first reason stays."""
         self.reason = self.reason or reason
         self._asked.set()
 
     async def unless(self, work: Any) -> Any:
-        """The result of the coroutine; when the stop comes first, it is cancelled and Stopped raised."""
+        """Return the result of a coroutine, or give it up when the run is asked to stop.
+
+        Raises:
+            Stopped: The stop came first; the coroutine was cancelled.
+        """
         working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._asked.wait())
         try:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -37,6 +45,6 @@ class Stop:
 
 
 async def end(task: asyncio.Task) -> None:
-    """Cancels the task and returns when it has ended, in whatever way."""
+    """Cancel a task and return when it has ended, in whatever way."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

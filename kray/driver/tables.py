@@ -14,7 +14,11 @@ from kray.rollout.collected import CollectedStep
 
 
 def transition_rows(transitions: np.ndarray) -> list[dict[str, Any]]:
-    """Prompts by status at their last visit (rows) and at this one (columns), (5, 5) counts, as a table."""
+    """Return a table of status changes.
+
+    Args:
+        transitions: (5, 5) counts of prompts by status at their last visit (rows) and at this one (columns).
+    """
     return [
         {"from": before} | dict(zip(STATUSES, row, strict=True))
         for before, row in zip(STATUSES, transitions.tolist(), strict=True)
@@ -22,7 +26,7 @@ def transition_rows(transitions: np.ndarray) -> list[dict[str, Any]]:
 
 
 def belief_rows(beliefs: Beliefs, prompt_ids: list[str]) -> list[dict[str, Any]]:
-    """What is believed about prompts that have been visited, and the labels of their last visit, as a table."""
+    """Return a table of the prompts that have been visited: labels of the last visit, visits, expected success rate."""
     alpha, beta = beliefs.posterior(prompt_ids)
     columns = (*beliefs.last_visit(prompt_ids), beliefs.visits(prompt_ids), alpha / (alpha + beta))
     rows = zip(prompt_ids, *(column.tolist() for column in columns), strict=True)

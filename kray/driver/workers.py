@@ -1,4 +1,4 @@
-"""What a run lets work for it: learner ranks, engines, processes of scorer and environments. Lives in the driver actor."""
+"""The processes of a run: learner ranks, engines, scorer and environments. Held by the driver actor."""
 
 from __future__ import annotations
 
@@ -28,12 +28,28 @@ logger = logging.getLogger(__name__)
 
 
 class Workers:
-    """workers = Workers(...); await workers.start(checkpoint); await workers.serve(0, probe); ...; await workers.close()"""
+    """All processes that work for a run.
+
+    Attributes:
+        ready: The learner holds the policy.
+        learners: The learner ranks.
+        pool: The engines.
+        scorer: Computes rewards.
+        environments: Processes of the environment; None without one.
+        restarts: How often learner and driver were started again.
+    """
 
     def __init__(self, config: KrayConfig, model_path: str, label: str, stop: Stop):
-        """Starts nothing. label: part of the actors' names."""
+        """Start nothing.
+
+        Args:
+            config: The run's configuration.
+            model_path: The start model's folder or hub id.
+            label: Part of the actors' names.
+            stop: Tells that the run is to end; waits are given up then.
+        """
         self.config, self.stop = config, stop
-        self.ready = False  # the learner holds the policy
+        self.ready = False
         self.learners = LearnerGroup(
             config.train,
             config.model.dtype,
@@ -48,31 +64,41 @@ class Workers:
         self.restarts = {"learner": 0, "driver": 0}
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label)
         self.scorer = make_scorer(config.reward)
-        self.stage = (
+        self.environments = (
             EnvironmentWorkers(config.environment, config.reward.memory_gib) if config.environment.name else None
         )
 
     def collector(self, components: Components) -> Collector:
-        """Carries plans out with this workers."""
+        """Return a collector that carries out plans with these workers."""
         host, prompts = None, self.config.prompts
-        if self.stage is not None:
+        if self.environments is not None:
             sources: dict[int | str, SourceConfig] = {TRAINING: prompts.train, EVALUATION: prompts.test}
             for name, source in test_sources(prompts).items():
                 sources[name] = source
-            host = ConversationRunner(self.stage, components.tokenizer, sources, prompts.max_tokens)
+            host = ConversationRunner(self.environments, components.tokenizer, sources, prompts.max_tokens)
         return Collector(self.pool, self.scorer, components.tokenizer, self.config.rollout, host)
 
     async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:
-        """Returns when the learner holds the checkpoint's policy and engines serve it. Raises KrayError, Stopped.
+        """Start learner and engines; return when engines serve the policy.
 
-        After `drop_learners` it starts new ranks; the engines go on. version: above all that were served.
+        After `drop_learners` it starts new ranks, and the engines go on.
+
+        Args:
+            checkpoint: Whose policy the learner loads; None: the start model.
+            version: The policy's version, above all that were served.
+            probe: Token ids on which engines must agree with the learner.
+
+        Raises:
+            KrayError: Learner or engines cannot be started.
+            Stopped: The run was asked to stop.
         """
         started = time.monotonic()
-        await self.stop.unless(self.learners.place())  # before the engines: they are the part that can wait
-        self.pool.start()  # engines load while the learner does
-        told = (await self.stop.unless(self.learners.start()))[0]
-        if told["rejected_layouts"]:
-            logger.info(f"the learner computes {told['layout']}; not taken: {'; '.join(told['rejected_layouts'])}")
+        # The learner gets its place first, since engines can wait; they load while the learner does.
+        await self.stop.unless(self.learners.place())
+        self.pool.start()
+        rank = (await self.stop.unless(self.learners.start()))[0]
+        if rank["rejected_layouts"]:
+            logger.info(f"the learner computes {rank['layout']}; not taken: {'; '.join(rank['rejected_layouts'])}")
         if checkpoint is not None:
             await self.learners.load(checkpoint / "learner")
         self.ready = True
@@ -84,45 +110,55 @@ class Workers:
         )
 
     async def serve(self, version: int, probe: tuple[int, ...]) -> float:
-        """Every live engine proves the learner's weights; the largest gap on the probe in nats, NaN without an engine."""
+        """Have every engine load and prove the learner's weights.
+
+        Args:
+            version: Of the weights.
+            probe: Token ids on which engines must agree with the learner.
+
+        Returns:
+            The largest gap on the probe in nats; NaN without an engine.
+        """
         gathered, weights = await self.learners.gather_weights()
-        thinking = asyncio.ensure_future(self._think_of(probe))  # while the engines load
-        published = Published(version, weights, gathered.checksum, probe, thinking)
+        # The learner computes them while the engines load.
+        logprobs = asyncio.ensure_future(self._probe_logprobs(probe))
+        published = Published(version, weights, gathered.checksum, probe, logprobs)
         publishing = asyncio.ensure_future(self.pool.publish(published))
         try:
-            await asyncio.wait({thinking, publishing}, return_when=asyncio.FIRST_EXCEPTION)
-            for work in (thinking, publishing):
+            await asyncio.wait({logprobs, publishing}, return_when=asyncio.FIRST_EXCEPTION)
+            for work in (logprobs, publishing):
                 if work.done():
-                    work.result()  # raises: without the learner's answer no engine can prove its weights
+                    # Raises: without the learner's logprobs no engine can prove its weights.
+                    work.result()
             return publishing.result()
         finally:
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
 
-    async def _think_of(self, probe: tuple[int, ...]) -> np.ndarray:
+    async def _probe_logprobs(self, probe: tuple[int, ...]) -> np.ndarray:
         return (await self.learners.logprobs([(probe[:1], probe[1:])]))[0]
 
     def drop_learners(self) -> None:
-        """Ends the ranks, in any state."""
+        """End the learner ranks, in any state."""
         self.ready = False
         self.learners.kill()
 
     @property
     def next_version(self) -> int:
-        """A policy version above all that were published."""
+        """The first policy version above all that were published."""
         return 0 if self.pool.published is None else self.pool.published.version + 1
 
     async def close(self) -> None:
-        """Ends all of it, in any state."""
+        """End all processes, in any state."""
         await self.pool.close()
         self.learners.close()
         self.scorer.close()
-        if self.stage is not None:
-            self.stage.close()
+        if self.environments is not None:
+            self.environments.close()
 
 
 def make_scorer(reward: RewardConfig) -> Scorer | RemoteScorer:
-    """What judges the run's answers: processes here, or the service that reward.url names."""
+    """Return the scorer of a run: processes on this node, or the service that reward.url names."""
     options = dict(reward.options)
     if reward.url:
         key = os.environ.get(reward.key_env, "").strip()

@@ -13,14 +13,26 @@ from kray.records import Rollout, RolloutGroup
 
 
 def stalest(rollout: Rollout, version: int) -> int:
-    """Versions between the oldest token of the rollout and the policy that is to learn from it."""
+    """Return the versions between the oldest token of a rollout and the policy that is to learn from it."""
     return max((version - sampled_by for sampled_by, _, _ in rollout.policy_versions), default=0)
 
 
 def fresh(
     groups: Sequence[RolloutGroup], version: int, max_staleness: int
 ) -> tuple[list[RolloutGroup], dict[str, float]]:
-    """(groups that version may learn from, metrics). Raises ValueError for a token of a version that does not exist yet."""
+    """Drop the groups that are too stale.
+
+    Args:
+        groups: All groups of a step.
+        version: The policy that is to learn from them.
+        max_staleness: Versions that a token may be older (async.max_staleness).
+
+    Returns:
+        The groups to learn from, and metrics.
+
+    Raises:
+        ValueError: A token was sampled by a version that does not exist yet.
+    """
     kept = []
     for group in groups:
         ages = [stalest(rollout, version) for rollout in group.rollouts]

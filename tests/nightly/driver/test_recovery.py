@@ -93,7 +93,7 @@ def test_lost_rank_is_replaced_until_max_restarts(run_tiny, tmp_path, capsys):
     assert len(set(engines)) == 1
     said = capsys.readouterr().out
     assert "checkpoint of step 3 not written, there is no checkpoint yet" in said
-    assert "learner lost, starting anew from step 0" in said
+    assert "lost the learner; restarting from step 0" in said
     steps = [line["step"] for line in steps_of(tmp_path / "run")]
     assert steps == list(range(len(steps)))
     assert read_state(newest_checkpoint(tmp_path / "run"))["step"] >= 3

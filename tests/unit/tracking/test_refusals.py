@@ -206,4 +206,4 @@ def test_a_run_that_another_store_holds_names_both_stores(tmp_path):
     (tmp_path / RUN).write_text(json.dumps({"mlflow_run_id": "0" * 32, "mlflow": "sqlite:////old.db"}))
     driver = Driver(config, "m", str(tmp_path), "", {})
     with pytest.raises(ConfigError, match=r"new\.db \(track\.uri\) cannot be used.*recorded at sqlite:////old\.db"):
-        asyncio.run(driver._reached("0" * 32, 3))
+        asyncio.run(driver._connect_tracker("0" * 32, 3))
