@@ -25,14 +25,27 @@ Row = tuple[tuple[int, ...], tuple[int, ...]]  # prompt tokens, response tokens
 
 
 class ExactRates:
-    """rates = ExactRates(learners, tokenizer, stop_ids, max_tokens); p = await rates.of(prompts, temperature)"""
+    """Computes exact success rates: the probability of all responses that are scored as correct."""
 
     def __init__(self, learners: LearnerGroup, tokenizer: Any, stop_ids: Sequence[int], max_tokens: int):
-        """max_tokens: of a response, after which it is cut and needs no end."""
+        """Take what the rates depend on.
+
+        Args:
+            learners: Compute the logprobs.
+            tokenizer: The policy's, one token a character.
+            stop_ids: Tokens that end a response.
+            max_tokens: Of a response, after which it is cut and needs no end.
+        """
         self.learners, self.tokenizer, self.stop_ids, self.max_tokens = learners, tokenizer, tuple(stop_ids), max_tokens
 
     async def of(self, prompts: list[EncodedPrompt], temperature: float) -> np.ndarray:
-        """The learner's probability of answering each prompt rightly, (M,) float64. Not while the learner updates."""
+        """Return the learner's probability of answering each prompt correctly.
+
+        Must not be called while the learner updates.
+
+        Returns:
+            (M,) float64.
+        """
         rows: list[Row] = []
         owner: list[int] = []
         for m, (prompt, tokens) in enumerate(prompts):
@@ -47,7 +60,7 @@ class ExactRates:
         return np.minimum(found, 1.0)
 
     def _responses(self, answer: str) -> list[tuple[int, ...]]:
-        """All token sequences that are judged right. ConfigError where the answer has more spellings than one."""
+        """Return all token sequences that are scored as correct; ConfigError where the answer has several spellings."""
         tokens = tuple(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
         if len(tokens) != len(answer):
             raise ConfigError(f"exact: true needs a tokenizer of characters: {answer!r} has {len(tokens)} tokens")
@@ -57,12 +70,13 @@ class ExactRates:
 
 
 class OraclePlanner(KnapsackPlanner):
-    """The static knapsack on success rates that are known. `rates` are set before each step.
+    """The static knapsack on known success rates.
 
     Lost rollouts stay lost: giving them to others would need a marginal that knows rates. In budgets of tokens what comes
     back goes evenly to all prompts.
     """
 
+    # Prompt id -> exact success rate; set before each step.
     rates: dict[str, float]
 
     def _value(self, ids: list[str], alpha: np.ndarray, beta: np.ndarray) -> Value:

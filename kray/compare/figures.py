@@ -11,7 +11,7 @@ import numpy as np
 from kray.compare.results import BIN_NAMES, BINS, Results, Run
 from kray.compare.stats import interval, paired
 from kray.planner.metrics import STATUSES
-from kray.tracking.figures import new_figure as house_figure
+from kray.tracking.figures import new_figure as kray_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,24 +23,28 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 # figure of differences.
 MAIN = ("uniform", "paper", "kray", "exact_p", "static", "uniform_twice", "weight_only")
 OTHER = "#c4c4c8"
-WIDTH = 6.2  # inches: letters stay readable on a phone
-BANDS = 4  # with more methods, intervals of curves hide each other: they are in the figure of differences
-MATRICES = ("uniform", "paper", "kray", "exact_p")  # preferred where there are more methods than room
+# Inches: letters stay readable on a phone.
+WIDTH = 6.2
+# Methods up to which curves have intervals: more hide each other, and are in the figure of differences.
+BANDS = 4
+# Methods that are preferred where not all can be shown.
+MATRICES = ("uniform", "paper", "kray", "exact_p")
 
 
 def new_figure(title: str, height: float = 4.3) -> tuple[Figure, Axes]:
-    return house_figure(title, WIDTH, height)
+    """Return an empty figure in the style of all figures."""
+    return kray_figure(title, WIDTH, height)
 
 
 def colour(results: Results, method: str) -> str:
-    """A method's colour, the same in every figure; OTHER when there are more methods than colours."""
+    """Return a method's colour, the same in every figure; OTHER where there are more methods than colours."""
     methods = results.study.methods
     known = list(methods) if len(methods) <= len(COLOURS) else [name for name in MAIN if name in methods]
     return COLOURS[known.index(method)] if method in known else OTHER
 
 
 def line(results: Results, method: str) -> dict[str, Any]:
-    """How a method's curve is drawn: all that are grey share one entry of the legend, and lie behind."""
+    """Return the style of a method's curve; all grey ones share one entry of the legend and lie behind the others."""
     tint = colour(results, method)
     first = next((name for name in results.runs if colour(results, name) == OTHER), "")
     if tint == OTHER:
@@ -50,7 +54,7 @@ def line(results: Results, method: str) -> dict[str, Any]:
 
 
 def curves(results: Results, cost: Callable[[Run], np.ndarray], label: str, title: str) -> Figure:
-    """Held-out accuracy against a cost: the mean over seeds, with 95 % intervals for few methods of three seeds or more."""
+    """Draw held-out accuracy against a cost: means over seeds, with 95 % intervals for few methods of three or more seeds."""
     figure, axes = new_figure(title)
     for method, runs in results.runs.items():
         shown = alike(runs)
@@ -69,13 +73,13 @@ def curves(results: Results, cost: Callable[[Run], np.ndarray], label: str, titl
 
 
 def alike(runs: Mapping[int, Run]) -> list[Run]:
-    """The runs that were evaluated at the same steps as the first."""
+    """Return the runs that were evaluated at the same steps as the first."""
     every = list(runs.values())
     return [run for run in every if np.array_equal(run.steps, every[0].steps)]
 
 
 def differences(results: Results) -> Figure:
-    """Each method's final accuracy less uniform's, paired by seed, a dot a seed."""
+    """Draw each method's final accuracy minus that of uniform, paired by seed, a dot a seed."""
     base = results.seeds("uniform", lambda run: run.final)
     rows = [(m, results.seeds(m, lambda run: run.final)) for m in results.runs if m != "uniform"]
     rows = [(m, found) for m, found in rows if found.keys() & base.keys()]
@@ -100,7 +104,7 @@ def differences(results: Results) -> Figure:
 
 
 def effective(results: Results, of: Callable[[Run], np.ndarray], title: str, label: str) -> Figure:
-    """A ratio of each step over the run: mean over seeds, smoothed over a tenth of the steps."""
+    """Draw a ratio of each step over the run: its mean over seeds, smoothed over a tenth of the steps."""
     figure, axes = new_figure(title)
     for method, runs in results.runs.items():
         series = [of(run) for run in runs.values()]

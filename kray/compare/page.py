@@ -52,14 +52,14 @@ def page(title: str, head: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Scrolls sideways where it does not fit; the first column stays."""
+    """Return a table that scrolls sideways where it does not fit; its first column stays."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def cards(verdicts: Sequence[Verdict]) -> str:
-    """The verdict table; on a narrow screen each row becomes a block."""
+    """Return the table of verdicts; on a narrow screen each row becomes a block."""
     rows = "".join(
         f'<tr><td><span class="whose">{escape(v.whose)}</span><br>{escape(v.claim)}</td>'
         f'<td data-name="measured">{escape(v.measured)}</td><td data-name="95 % interval">{escape(v.interval)}</td>'
@@ -78,12 +78,12 @@ def cards(verdicts: Sequence[Verdict]) -> str:
         "on its side of the threshold and p, adjusted by Holm's method for the number of claims judged here, is at most .05, "
         "failed when it lies on the other side, else undecided. Intervals are those of each claim alone.</p>"
     )
-    judged = f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    return note + judged + (unmeasured if left else "")
+    rows_table = f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return note + rows_table + (unmeasured if left else "")
 
 
 def _alone(verdict: Verdict) -> str:
-    """What the interval alone would say, where that is something else."""
+    """Return the outcome by the interval alone, where it is another one."""
     if verdict.alone == verdict.outcome:
         return ""
     return f'<br><span class="whose">{escape(verdict.alone)} by its own interval</span>'

@@ -23,52 +23,77 @@ from kray.metrics import (
 )
 from kray.planner.metrics import STATUSES, status, transition_matrix
 
-BINS = (0.0, 0.003, 0.05, 0.3, 0.9, 1.0)  # edges of exact success rates: the U-shape of the arithmetic setting
+# Edges of exact success rates that show the U-shape of the arithmetic setting.
+BINS = (0.0, 0.003, 0.05, 0.3, 0.9, 1.0)
 BIN_NAMES = ("under .003", ".003 to .05", ".05 to .3", ".3 to .9", "over .9")
-HARD = 0.05  # a test prompt is hard when the start model solves it more rarely
+# Success rate of the start model below which a test prompt counts as hard.
+HARD = 0.05
 
 
 @dataclass
 class Run:
-    """One finished child. Curves have T points, one an evaluation; per-step arrays have S."""
+    """One finished child, with T evaluations and S steps.
+
+    Attributes:
+        method: Of the child.
+        seed: Of the child.
+        steps: (T,) completed steps at each evaluation.
+        accuracy: (T,) exact where it is known, else sampled.
+        sampled: (T,) sampled accuracy.
+        greedy: (T,) greedy accuracy, NaN where it was not measured.
+        rollouts: (T,) rollouts until then.
+        tokens: (T,) sampled tokens until then.
+        seconds: (T,) seconds in steps until then, without what only the comparison computes.
+        effective_rollouts: (S,) share of the rollouts in groups with mixed rewards.
+        effective_prompts: (S,) share of the prompts with such a group.
+        visits: S lines of visits.jsonl.
+        test_rates: (T, prompts) exact success rates of the test prompts.
+        train_rates: Prompt id -> exact success rate before training.
+        per_epoch: Steps in which all prompts are visited once.
+    """
 
     method: str
     seed: int
-    steps: np.ndarray  # (T,) of the evaluations
-    accuracy: np.ndarray  # (T,) exact where it is known, else sampled
-    sampled: np.ndarray  # (T,)
-    greedy: np.ndarray  # (T,) NaN where there was none
-    rollouts: np.ndarray  # (T,) spent by then
-    tokens: np.ndarray  # (T,)
-    seconds: np.ndarray  # (T,) in steps, without what only the comparison computes
-    effective_rollouts: np.ndarray  # (S,)
-    effective_prompts: np.ndarray  # (S,)
-    visits: list[dict[str, Any]]  # S lines of visits.jsonl
-    test_rates: np.ndarray | None  # (T, prompts) exact success rates
-    train_rates: dict[str, float] = field(default_factory=dict)  # exact, before training
-    per_epoch: float = 0.0  # steps in which all prompts are visited once
+    steps: np.ndarray
+    accuracy: np.ndarray
+    sampled: np.ndarray
+    greedy: np.ndarray
+    rollouts: np.ndarray
+    tokens: np.ndarray
+    seconds: np.ndarray
+    effective_rollouts: np.ndarray
+    effective_prompts: np.ndarray
+    visits: list[dict[str, Any]]
+    test_rates: np.ndarray | None
+    train_rates: dict[str, float] = field(default_factory=dict)
+    per_epoch: float = 0.0
 
     @property
     def final(self) -> float:
+        """Accuracy at the end."""
         return float(self.accuracy[-1])
 
     def late(self, per_step: np.ndarray) -> float:
-        """Mean over the steps after the first epoch, where planners know labels; over all if there are no more."""
+        """Return a mean over the steps after the first epoch, where planners know labels; over all if there are no more."""
         later = per_step[int(np.ceil(self.per_epoch)) :]
         return float(np.nanmean(later if len(later) else per_step))
 
     def largest_budget(self) -> float:
-        """Of any prompt in any step, over the mean budget of its step."""
+        """Return the largest budget of any prompt in any step, over the mean budget of its step."""
         return max(max(line["budgets"]) / (sum(line["budgets"]) / len(line["budgets"])) for line in self.visits)
 
     def hard_rate(self) -> float:
-        """Final mean success rate of the test prompts that were hard to begin with; NaN without exact rates."""
+        """Return the final mean success rate of the test prompts that were hard at first; NaN without exact rates."""
         if self.test_rates is None or not (self.test_rates[0] < HARD).any():
             return float("nan")
         return float(self.test_rates[-1][self.test_rates[0] < HARD].mean())
 
     def by_difficulty(self) -> np.ndarray:
-        """(bins,) gain in mean success rate of test prompts by what the start model made of them; NaN where there are none."""
+        """Return the gain in mean success rate of test prompts by that of the start model.
+
+        Returns:
+            (bins,) float; NaN where a bin holds no prompt.
+        """
         if self.test_rates is None:
             return np.full(len(BIN_NAMES), np.nan)
         where = bin_of(self.test_rates[0])
@@ -76,7 +101,7 @@ class Run:
         return np.array([gain[where == b].mean() if (where == b).any() else np.nan for b in range(len(BIN_NAMES))])
 
     def transitions(self) -> np.ndarray:
-        """(5, 5) prompts from their status at the first visit (rows) to that at the last (columns)."""
+        """Return (5, 5) counts of prompts by their status at the first visit (rows) and at the last (columns)."""
         first: dict[str, tuple[float, float]] = {}
         last: dict[str, tuple[float, float]] = {}
         for line in self.visits:
@@ -92,7 +117,7 @@ class Run:
         return transition_matrix(status(*before.T), status(*after.T))
 
     def ever_solved(self) -> tuple[np.ndarray, np.ndarray]:
-        """(rollouts (S,), training prompts solved at least once by then (S,))."""
+        """Return (S,) rollouts until each step, and (S,) training prompts that were solved at least once by then."""
         solved: set[str] = set()
         spent, counts, total = [], [], 0.0
         for line in self.visits:
@@ -103,7 +128,7 @@ class Run:
         return np.array(spent), np.array(counts)
 
     def budgets_by_rate(self) -> tuple[np.ndarray, np.ndarray]:
-        """(exact success rates, budgets) of all visits after the first epoch, (V,) each; empty without exact rates."""
+        """Return exact success rates and budgets of all visits after the first epoch, (V,) each; empty without exact rates."""
         late = self.visits[int(np.ceil(self.per_epoch)) :] or self.visits
         pairs = [(line["p"], line["budgets"]) for line in late if "p" in line]
         if not pairs:
@@ -112,25 +137,31 @@ class Run:
 
 
 def bin_of(rates: np.ndarray) -> np.ndarray:
-    """Index into BIN_NAMES, (M,)."""
+    """Return the index into BIN_NAMES of each rate, (M,) int."""
     return np.clip(np.searchsorted(BINS, rates, side="right") - 1, 0, len(BIN_NAMES) - 1)
 
 
 @dataclass
 class Results:
-    """Runs by method, in the study's order; methods without a finished run are left out."""
+    """The finished runs of a study.
+
+    Attributes:
+        study: The study.
+        runs: Method -> seed -> run, in the study's order; methods without a finished run are left out.
+        took: Method -> seconds of each child from its start to its end.
+    """
 
     study: Study
     runs: dict[str, dict[int, Run]]
-    took: dict[str, list[float]]  # seconds of each child from its beginning to its end
+    took: dict[str, list[float]]
 
     def seeds(self, method: str, of: Callable[[Run], float]) -> dict[int, float]:
-        """A number of each run of a method, by seed; empty for a method that was not run."""
+        """Return a number of each run of a method, by seed; empty for a method that was not run."""
         return {seed: of(run) for seed, run in self.runs.get(method, {}).items()}
 
 
 def read_results(study: Study) -> Results:
-    """Of the children that are done."""
+    """Read the results of the children that are done."""
     runs: dict[str, dict[int, Run]] = {}
     took: dict[str, list[float]] = {}
     for method in study.methods:
@@ -143,25 +174,26 @@ def read_results(study: Study) -> Results:
 
 
 def read_run(folder: Path, method: str, seed: int) -> Run:
+    """Read the results of a child from its folder."""
     lines = list(_lines(folder / "metrics.jsonl"))
     steps = [line for line in lines if line["step"] > 0 and TIMING_S_STEP in line]
     seconds = np.cumsum([0.0, *(line[TIMING_S_STEP] - line.get(TIMING_S_EXACT, 0.0) for line in steps)])
-    judged = [line for line in lines if EVAL_ACCURACY in line]
-    at = np.array([line["step"] for line in judged])
+    evaluated = [line for line in lines if EVAL_ACCURACY in line]
+    at = np.array([line["step"] for line in evaluated])
     spent = {
         name: np.array([0.0, *(line[f"progress/{name}"] for line in steps)])[at] for name in ("rollouts", "tokens")
     }
     rates = list(_lines(folder / RATES)) if (folder / RATES).is_file() else []
-    sampled = np.array([line[EVAL_ACCURACY] for line in judged])
+    sampled = np.array([line[EVAL_ACCURACY] for line in evaluated])
     visits = list(_lines(folder / VISITS))
     epoch = steps[-1][PROGRESS_EPOCH] / steps[-1]["step"] if steps else 1.0
     return Run(
         method=method,
         seed=seed,
         steps=at,
-        accuracy=np.array([line[EVAL_EXACT_ACCURACY] for line in judged]) if rates else sampled,
+        accuracy=np.array([line[EVAL_EXACT_ACCURACY] for line in evaluated]) if rates else sampled,
         sampled=sampled,
-        greedy=np.array([line.get(EVAL_GREEDY_ACCURACY, np.nan) for line in judged]),
+        greedy=np.array([line.get(EVAL_GREEDY_ACCURACY, np.nan) for line in evaluated]),
         rollouts=spent["rollouts"],
         tokens=spent["tokens"],
         seconds=seconds[at],

@@ -1,8 +1,8 @@
-"""Carries out a comparison in one driver actor: the same engines, one learner, one child after the other.
+"""Carries out a comparison in one driver actor: the same engines and one learner, one child after the other.
 
-Promises: a child that runs third gives what it gives when it runs first, because each begins with the start model's
-weights, a new optimizer and parts of its own; engines never go back to an older policy version, so each child's versions
-follow on those of the one before. An early end keeps the children that are done; the one under way begins anew next time.
+A child that runs third gives the same results as when it runs first, because each begins with the start model's weights, a
+new optimizer and components of its own; engines never go back to an older policy version, so each child's versions follow
+on those of the one before. An early end keeps the children that are done; the one under way is repeated next time.
 """
 
 from __future__ import annotations
@@ -38,12 +38,23 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two lines about the child that is being trained.
 LINE_EVERY_S = 20.0
+# File of the comparison's folder that names its MLflow run.
 PARENT = "parent.json"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a comparison ended. page: its report, "" when no child is done."""
+    """How a comparison ended.
+
+    Attributes:
+        folder: Of the results.
+        done: Children that are done.
+        of: All children.
+        stopped: Why it ended early, "" if it did not.
+        page: The report, "" when no child is done.
+        open_command: How to open it in MLflow.
+        verdicts: As dicts, see kray.compare.verdicts.Verdict.
+    """
 
     folder: str
     done: int
@@ -55,17 +66,21 @@ class Outcome:
 
 
 class Comparison(Driver):
-    """Made by jobs/compare.py as a Ray actor; `compare` is called once."""
+    """The actor of a comparison; jobs/compare.py calls `compare` once."""
 
     def __init__(self, study: Study, model_path: str, tags: dict[str, str]):
         super().__init__(study.base, model_path, str(study.folder), "", tags)
         self.study = study
-        self._version = 0  # that no engine has served yet
-        self._took: list[float] = []  # seconds of the children that were run here
-        self._origin: dict[str, str] = {}  # what children come from; see Study.origins
+        self._version = 0
+        self._took: list[float] = []
+        self._origin: dict[str, str] = {}
 
     async def compare(self) -> AsyncIterator[str | Outcome]:
-        """Runs the children that are not done, writes the report; yields lines, and an Outcome at the end."""
+        """Run the children that are not done and write the report.
+
+        Yields:
+            Lines, and an Outcome at the end.
+        """
         async for item in self._stream(self._compare()):
             yield item
 
@@ -92,7 +107,7 @@ class Comparison(Driver):
             await asyncio.to_thread(parent.finish, ending)
 
     def _open_parent(self) -> Tracker:
-        """The MLflow run that the children belong to; the same one when the comparison goes on."""
+        """Open the MLflow run that the children belong to; the same one when the comparison is continued."""
         study, file = self.study, self.study.folder / PARENT
         known = json.loads(file.read_text())["mlflow_run_id"] if file.is_file() else None
         params = flat(study.base) | {"methods": ",".join(study.methods), "seeds": ",".join(map(str, study.seeds))}
@@ -110,7 +125,7 @@ class Comparison(Driver):
         return tracker
 
     async def _run_all(self, todo: list[Child], parent: Tracker) -> None:
-        """Raises Stopped, KrayError."""
+        """Start the workers and run the children one after the other."""
         study = self.study
         start = study.folder / f".start-{os.getpid()}"  # another command may be at other children of the same folder
         workers = self._workers()
@@ -138,12 +153,12 @@ class Comparison(Driver):
             shutil.rmtree(start, ignore_errors=True)
 
     def _next_versions(self, count: int) -> int:
-        """The first of count + 1 policy versions that were never served."""
+        """Return the first of count + 1 policy versions that were never served."""
         first, self._version = self._version, self._version + count + 1
         return first
 
     async def _run_child(self, child: Child, workers: Workers, start: Path, parent_id: str, place: str) -> None:
-        """Trains one child from the start model on; returns when it is marked as done."""
+        """Train one child from the start model on and mark it as done."""
         started = time.monotonic()
         shutil.rmtree(child.folder, ignore_errors=True)
         child.folder.mkdir(parents=True)
@@ -208,6 +223,7 @@ async def begin(workers: Workers, child: Child, start: Path, version: int, compo
 
 
 def shown(summary: Summary) -> dict[str, Any]:
+    """Return what done.json holds of a child's summary."""
     return {key: getattr(summary, key) for key in ("steps", "accuracy_before", "accuracy_after", "greedy_after",
                                                    "rollouts", "tokens", "elapsed_s", "engine_deaths")}  # fmt: skip
 

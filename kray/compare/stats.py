@@ -88,16 +88,22 @@ def ratio(ours: Seeds, theirs: Seeds) -> Interval:
 
 
 def share(ours: Seeds, base: Seeds, ceiling: Seeds) -> float:
-    """Of the ceiling's mean gain over base, what ours has: a ratio of means, NaN where the ceiling gains nothing."""
+    """Return our share of the ceiling's mean gain over base: a ratio of means, NaN where the ceiling gains nothing."""
     both = sorted(ours.keys() & base.keys() & ceiling.keys())
     gains = sum(ceiling[seed] - base[seed] for seed in both)
     return sum(ours[seed] - base[seed] for seed in both) / gains if gains > 0 else float("nan")
 
 
 def cost_to(costs: Sequence[float], accuracies: Sequence[float], goal: float) -> float:
-    """The cost at which a curve first reaches the goal, by straight lines between its points; NaN if it never does.
+    """Return the cost at which a curve first reaches a goal, by straight lines between its points.
 
-    costs (T,) rising; accuracies (T,).
+    Args:
+        costs: (T,) rising.
+        accuracies: (T,) at these costs.
+        goal: An accuracy.
+
+    Returns:
+        NaN if the curve never reaches it.
     """
     for i, accuracy in enumerate(accuracies):
         if accuracy >= goal:

@@ -37,15 +37,26 @@ from kray.errors import ConfigError
 from kray.prompts.sources import test_sources
 
 KEYS = ("base", "config", "exact", "seeds", "methods", "tried")
-DONE, VISITS, RATES = "done.json", "visits.jsonl", "rates.jsonl"  # files of a child; child.py describes the last two
+# Files of a child; method_run.py describes the last two.
+DONE, VISITS, RATES = "done.json", "visits.jsonl", "rates.jsonl"
 # Keys in which the runs on the same workers may differ; all others belong to engines, ranks, scorers or the prompts.
 FREE = ("prompts.per_step", "plan.", "run.name", "run.seed", "train.")
-OWN = ("run.name", "run.dir", "track.", "resume")  # keys that say where results go and what is shown, not what they are
+# Keys that tell where results go and what is shown, not what the results are.
+OWN = ("run.name", "run.dir", "track.", "resume")
 
 
 @dataclass(frozen=True)
 class Child:
-    """One run of the comparison. oracle: its planner knows exact success rates; exact: accuracy is one, too."""
+    """One run of the comparison.
+
+    Attributes:
+        method: Its name in the file.
+        seed: Of the run.
+        config: Its configuration.
+        folder: Of its results.
+        oracle: Its planner knows exact success rates.
+        exact: Its accuracies are exact success rates, too.
+    """
 
     method: str
     seed: int
@@ -56,17 +67,22 @@ class Child:
 
     @property
     def name(self) -> str:
+        """Its name for people."""
         return f"{self.method} seed {self.seed}"
 
     @property
     def settings(self) -> str:
-        """Equal for children that do the same."""
+        """A digest that is equal for children that compute the same."""
         own = {key: value for key, value in flat(self.config).items() if not key.startswith(OWN)}
         text = json.dumps([own, self.oracle] if self.exact else [own, self.oracle, "sampled"], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def result(self) -> dict[str, Any] | None:
-        """What done.json says, None while the child is not done. Raises ConfigError if it was done with other settings."""
+        """Return what done.json holds, None while the child is not done.
+
+        Raises:
+            ConfigError: It was done with other settings, or the file is damaged.
+        """
         try:
             found = json.loads((self.folder / DONE).read_text())
         except FileNotFoundError:
@@ -78,7 +94,7 @@ class Child:
         return found
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Marks the child as done; result: JSON values."""
+        """Mark the child as done, with a result of JSON values."""
         unfinished = self.folder / f".{DONE}"
         unfinished.write_text(json.dumps({"settings": self.settings, **result}, indent=1) + "\n")
         os.replace(unfinished, self.folder / DONE)
@@ -93,7 +109,19 @@ class Child:
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison file with what the command line says on top. children: seed by seed, so that an early end is fair."""
+    """A comparison file with the changes of the command line.
+
+    Attributes:
+        path: The file.
+        folder: Of the results.
+        base: The configuration that all methods share.
+        exact: Exact success rates are computed.
+        methods: Names, in the order of the file.
+        seeds: Of every method.
+        children: All runs, seed by seed, so that an early end leaves whole seeds.
+        tried: Settings that were tried and did not separate, for the report.
+        overrides: Overrides of the command line.
+    """
 
     path: str
     folder: Path
@@ -106,23 +134,36 @@ class Study:
     overrides: tuple[str, ...] = field(default=())
 
     def todo(self) -> list[Child]:
-        """Children that are not done. Raises ConfigError when one was done with other settings."""
+        """Return the children that are not done.
+
+        Raises:
+            ConfigError: One was done with other settings.
+        """
         return [child for child in self.children if child.result() is None]
 
     def origins(self) -> dict[str, list[str]]:
-        """What done children in the folder say they came from, also those of methods and seeds that are not asked for now.
+        """Return the origins of all done children in the folder, also of methods and seeds that are not asked for now.
 
-        policy, prompts (digests) and commit -> different values, sorted.
+        Returns:
+            "policy" and "prompts" (digests) and "commit" -> their different values, sorted.
         """
         found: dict[str, set[str]] = {}
         for file in sorted(self.folder.glob(f"*/seed-*/{DONE}")):
-            with contextlib.suppress(OSError, ValueError):  # `todo` names a file that is damaged
+            with contextlib.suppress(OSError, ValueError):
+                # `todo` names a file that is damaged.
                 for key, value in (json.loads(file.read_text()).get("origin") or {}).items():
                     found.setdefault(key, set()).add(str(value))
         return {key: sorted(values) for key, values in found.items()}
 
     def check_origin(self, origin: Mapping[str, str]) -> None:
-        """Raises ConfigError where done children began from another policy or other prompts than those to come would."""
+        """Refuse to add children to others that began from another policy or other prompts.
+
+        Args:
+            origin: Of the children to come.
+
+        Raises:
+            ConfigError: Names the difference.
+        """
         known = self.origins()
         for key in ("policy", "prompts"):
             if others := set(known.get(key, ())) - {origin[key]}:
@@ -131,6 +172,7 @@ class Study:
                 raise ConfigError(f"{self.folder}: {text}, so these cannot be compared; take another --dir ({why})")
 
     def describe(self) -> str:
+        """Return methods, seeds, steps, prompts and rollouts for people."""
         base = self.base
         prompts = sorted({child.config.prompts.per_step for child in self.children})
         return (
@@ -140,9 +182,17 @@ class Study:
 
 
 def load_study(path: str, methods: str = "", seeds: str = "", folder: str = "", overrides: Sequence[str] = ()) -> Study:
-    """methods: names separated by commas, "" for all. seeds: as in the file. folder: "" for <run.dir>/<run.name>.
+    """Load a comparison file.
 
-    Raises ConfigError that names the file, the method and the key.
+    Args:
+        path: The file.
+        methods: Names separated by commas, "" for all.
+        seeds: As in the file, "" for those of the file.
+        folder: Of the results, "" for <run.dir>/<run.name>.
+        overrides: a.b=c, for all methods.
+
+    Raises:
+        ConfigError: Names the file, the method and the key.
     """
     said = _read(path)
     given = _dotted(_section(said, "config", path))
@@ -272,7 +322,7 @@ def _placed(config: KrayConfig, root: Path) -> KrayConfig:
 
 
 def _share(config: KrayConfig, base: KrayConfig, path: str, name: str) -> None:
-    """Refuses a method that the same workers cannot run beside the others."""
+    """Refuse a method that the same workers cannot run beside the others."""
     for key, old, new in changed_keys(base, config):
         held = key.startswith("train.") and key.removeprefix("train.") in BUILT_WITH
         if key != "run.checkpoint_every" and (held or not key.startswith(FREE)):
@@ -304,7 +354,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def keep(study: Study) -> None:
-    """Writes what the comparison is made of into its folder: study.yaml, base.yaml."""
+    """Write study.yaml and base.yaml, from which the comparison is made, into its folder."""
     study.folder.mkdir(parents=True, exist_ok=True)
     (study.folder / "study.yaml").write_text(Path(study.path).read_text(encoding="utf-8"))
     (study.folder / "base.yaml").write_text(to_yaml(study.base))

@@ -20,15 +20,29 @@ from kray.compare.results import Results, Run
 from kray.compare.stats import Interval, holm, interval, paired, ratio, share
 
 HELD, FAILED, UNDECIDED, UNMEASURED = "held", "failed", "undecided", "not measured"
-LEVEL = 0.05  # of adjusted p-values, and what the 95 % intervals leave out
-MARGIN = 0.005  # accuracy that "not below" allows: less than any effect that is claimed
-DEFAULT = "kray"  # static with the default number of candidates
-KNAPSACK = "static"  # the same, but every prompt that a step offers is visited
+# Largest adjusted p-value of a decision, and what the 95 % intervals leave out.
+LEVEL = 0.05
+# Accuracy that "not below" allows: less than any effect that is claimed.
+MARGIN = 0.005
+# The method of kray's defaults: static, with the default number of candidates.
+DEFAULT = "kray"
+# The same, but every prompt that a step offers is visited.
+KNAPSACK = "static"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """whose: who claims it. needs: methods. measure: what is compared with `least`. unit: "" | "%" | "x"."""
+    """A claim about methods.
+
+    Attributes:
+        text: The claim.
+        whose: Who claims it.
+        needs: Methods that it is about.
+        measure: Gives the interval that is compared with `least`.
+        least: The threshold.
+        unit: Of both: "" for accuracy, "%" for points of a share, "x" for a factor.
+        note: Gives a text before the measured value.
+    """
 
     text: str
     whose: str
@@ -41,8 +55,18 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """outcome: with Holm's correction over the study's claims; alone: by the claim's own interval. p, p_holm: two-sided, the
-    second one adjusted; NaN where there is no interval."""
+    """What a study shows of a claim.
+
+    Attributes:
+        claim: Its text.
+        whose: Who claims it.
+        measured: The measured value for people.
+        interval: Its 95 % interval for people.
+        outcome: HELD, FAILED, UNDECIDED or UNMEASURED, with Holm's correction over the study's claims.
+        alone: The outcome by the claim's own interval.
+        p: Two-sided p-value, NaN where there is no interval.
+        p_holm: The same, adjusted.
+    """
 
     claim: str
     whose: str
@@ -55,19 +79,22 @@ class Verdict:
 
 
 def accuracy(run: Run) -> float:
+    """Return the run's accuracy at the end."""
     return run.final
 
 
 def gain(ours: str, theirs: str, of: Callable[[Run], float] = accuracy) -> Callable[[Results], Interval]:
+    """Return a measure: our number minus theirs, paired by seed."""
     return lambda results: paired(results.seeds(ours, of), results.seeds(theirs, of))
 
 
 def relative(ours: str, theirs: str, of: Callable[[Run], float]) -> Callable[[Results], Interval]:
+    """Return a measure: our number over theirs, paired by seed."""
     return lambda results: ratio(results.seeds(ours, of), results.seeds(theirs, of))
 
 
 def beyond_share(ours: str, least: float) -> Callable[[Results], Interval]:
-    """Of ours' gain over uniform less that share of the ceiling's, which is linear and so has an interval."""
+    """Return a measure: our gain over uniform minus a share of the ceiling's, which is linear and so has an interval."""
 
     def measure(results: Results) -> Interval:
         mine, base, top = (results.seeds(name, accuracy) for name in (ours, "uniform", "exact_p"))
@@ -84,10 +111,12 @@ def _share_note(results: Results) -> str:
 
 
 def late_rollouts(run: Run) -> float:
+    """Return the share of rollouts in groups with mixed rewards, after the first epoch."""
     return run.late(run.effective_rollouts)
 
 
 def late_prompts(run: Run) -> float:
+    """Return the share of prompts with mixed rewards, after the first epoch."""
     return run.late(run.effective_prompts)
 
 
@@ -142,7 +171,7 @@ CLAIMS = (
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    """By the rule at the top of this file."""
+    """Return the verdict of every claim, by the rule at the top of this file."""
     measured = [measure(claim, results) for claim in CLAIMS]
     tested = [i for i, found in enumerate(measured) if found is not None and found.seeds > 1]
     p_values = [_p_value(CLAIMS[i], measured[i]) for i in tested]
@@ -154,7 +183,7 @@ def verdicts(results: Results) -> list[Verdict]:
 
 
 def measure(claim: Claim, results: Results) -> Interval | None:
-    """None where the study has no runs or no numbers for it."""
+    """Return what a study measures of a claim; None where it has no runs or no numbers for it."""
     if not all(results.runs.get(name) for name in claim.needs):
         return None
     found = claim.measure(results)
@@ -162,7 +191,14 @@ def measure(claim: Claim, results: Results) -> Interval | None:
 
 
 def judge(claim: Claim, found: Interval | None, results: Results, p_holm: float) -> Verdict:
-    """found: what `measure` gave. p_holm: its adjusted p-value."""
+    """Return the verdict of a claim.
+
+    Args:
+        claim: The claim.
+        found: What `measure` returned.
+        results: Of the study.
+        p_holm: The adjusted p-value of the claim.
+    """
     p = _p_value(claim, found)
     if found is None:
         missing = [name for name in claim.needs if not results.runs.get(name)]
@@ -179,27 +215,27 @@ def _p_value(claim: Claim, found: Interval | None) -> float:
 
 
 def outcome(found: Interval, least: float) -> str:
-    """By the interval alone."""
+    """Return the outcome by an interval alone."""
     if found.low > least:
         return HELD
     return FAILED if found.high < least else UNDECIDED
 
 
 def decided(found: Interval, least: float, p: float) -> str:
-    """By an adjusted p-value."""
+    """Return the outcome by an adjusted p-value."""
     if not p <= LEVEL:
         return UNDECIDED
     return HELD if found.mean > least else FAILED
 
 
 def separates(found: list[Verdict]) -> bool:
-    """Whether more rollouts help at all in this setting: else no allocation of them can be told from another."""
+    """Return whether more rollouts help in this setting: else no allocation of them can be told from another."""
     setting = [verdict.outcome for verdict in found if verdict.whose == SETTING]
     return setting[:2] == [HELD, HELD]
 
 
 def amount(x: float, unit: str) -> str:
-    """A factor, a difference of shares in points, or a difference of accuracies."""
+    """Return a factor, a difference of shares in points, or a difference of accuracies, for people."""
     if not np.isfinite(x):
         return "–"
     if unit == "x":
@@ -208,6 +244,7 @@ def amount(x: float, unit: str) -> str:
 
 
 def span(found: Interval, unit: str) -> str:
+    """Return an interval for people."""
     if found.flat:
         return f"no spread in {found.seeds} seeds"
     if not np.isfinite(found.low):
@@ -216,14 +253,14 @@ def span(found: Interval, unit: str) -> str:
 
 
 def chance(verdict: Verdict) -> str:
-    """The p-values of a verdict, for people: "p .034, with Holm .31"; "" without."""
+    """Return the p-values of a verdict for people, such as "p .034, with Holm .31"; "" where it has none."""
     if not np.isfinite(verdict.p):
         return ""
     return f"p {_shown(verdict.p)}, with Holm {_shown(verdict.p_holm)}"
 
 
 def line(verdict: Verdict) -> str:
-    """A verdict for a console."""
+    """Return a verdict as a line for the terminal."""
     found = [verdict.measured, verdict.interval, chance(verdict)]
     alone = f" ({verdict.alone} by its own interval)" if verdict.alone != verdict.outcome else ""
     return f"{verdict.outcome:<12} {verdict.claim}: {'; '.join(filter(None, found))}{alone}"

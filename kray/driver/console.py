@@ -81,7 +81,7 @@ def step_line(step: int, steps: int, metrics: Mapping[str, float], left_s: float
         step: Of the step, counted from 1.
         steps: Of the run.
         metrics: Of the step.
-        left_s: Seconds that the steps after it will take; NaN where that is not known.
+        left_s: Seconds that the steps after it will take.
     """
     m = metrics
     # Parts that would be shown as 0.0 are left out.

@@ -1,4 +1,4 @@
-"""What must be true of a run whatever happened to it, checked against its log (watched.py) and what it left behind."""
+"""What must be true of a run whatever happened to it, checked against its log (instrumented.py) and what it left behind."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ track: {every: 20, samples: 4, system_metrics: false}
 
 
 def study(faults: int, seed: int, steps: int, calm: int, folder: Path) -> dict[str, Any]:
-    """The figures of jobs/bench_chaos.py."""
+    """Run with and without faults; return the figures of jobs/bench_chaos.py."""
     shutil.rmtree(folder, ignore_errors=True)
     control = folder / "control"
     control.mkdir(parents=True)
@@ -80,7 +80,7 @@ def study(faults: int, seed: int, steps: int, calm: int, folder: Path) -> dict[s
 
 
 def hit(config: KrayConfig, model: str, run: Path, planned: list[Fault], injector: Injector) -> dict[str, Any]:
-    """The run with faults, and what the audit says of it."""
+    """Run with faults; return figures and the result of the audit."""
     hitting = threading.Thread(target=injector.run, args=(planned,), daemon=True)
     started = time.monotonic()
     hitting.start()
@@ -119,7 +119,7 @@ def hit(config: KrayConfig, model: str, run: Path, planned: list[Fault], injecto
 
 
 def table(faults: list[Fault]) -> dict[str, dict[str, Any]]:
-    """By kind: how often, how many survived, seconds until the run was over it."""
+    """Return, by kind of fault: how often, how many the run survived, and the seconds until it had recovered."""
     rows: dict[str, dict[str, Any]] = {}
     for kind in sorted({fault.kind for fault in faults}):
         mine = [fault for fault in faults if fault.kind == kind and fault.at]
@@ -130,7 +130,7 @@ def table(faults: list[Fault]) -> dict[str, dict[str, Any]]:
 
 
 def losses(lines: list[dict[str, Any]]) -> int:
-    """Engines lost, over all drivers."""
+    """Return the engines that were lost, over all drivers."""
     most: dict[int, int] = {}
     for line in lines:
         if line["event"] == "state":
@@ -139,7 +139,7 @@ def losses(lines: list[dict[str, Any]]) -> int:
 
 
 def rate(lines: list[dict[str, Any]]) -> float:
-    """Rollouts learned from a second, from the first step's end to the last's; what was done again counts once."""
+    """Return rollouts learned from a second, from the first step's end to the last's; repeated steps count once."""
     chain, _ = surviving(lines)
     first = next(line for line in lines if line["event"] == "learned")
     rollouts = sum(len(indices) for line in chain[1:] for _, indices in line["rollouts"])
@@ -147,6 +147,7 @@ def rate(lines: list[dict[str, Any]]) -> float:
 
 
 def against(calm_rate: float, run: Path) -> dict[str, float]:
+    """Return the throughput of a run beside that of the run without faults."""
     mine = rate(read(run))
     lost = 1 - mine / calm_rate if calm_rate else float("nan")
     return {"rollouts_per_s": mine, "calm_rollouts_per_s": calm_rate, "lost_share": lost}
@@ -154,7 +155,7 @@ def against(calm_rate: float, run: Path) -> dict[str, float]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """A file system of its own for the folder, small enough to be filled."""
+    """Mount a file system that is small enough to be filled on a folder."""
     folder.mkdir(parents=True)
     size = f"size={DISK_MIB}m"
     subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=True, timeout=10)
@@ -167,6 +168,7 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def free_port() -> int:
+    """Return a port of the loopback address that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -81,7 +81,7 @@ class Injector:
         self._stopped: list[Target] = []
 
     def run(self, faults: list[Fault]) -> None:
-        """Injects them all, in order; returns early when `stop` is set."""
+        """Inject all faults, in order; return early when `stop` is set."""
         for fault in faults:
             if not self._until(partial(self._at_step, fault.step), 3600.0):
                 return
@@ -162,7 +162,7 @@ class Injector:
         return bool(grown & wanted.get(kind, usual))
 
     def _delivered(self) -> int:
-        """The last step that MLflow has; 0: none, or a file that is being written."""
+        """Return the last step that MLflow has; 0 for none, or while the file is being written."""
         with contextlib.suppress(OSError, ValueError):
             return int(json.loads((self.folder / "metrics.delivered").read_text())["step"])
         return 0
@@ -170,7 +170,7 @@ class Injector:
     # -- what is done -------------------------------------------------------------------------------------------------
 
     def _inject(self, kind: str) -> str:
-        """Does it; who was hit."""
+        """Inject a fault; return what was hit."""
         self.count += 1
         if kind.startswith("engine"):
             return self._kill("-engine-", signal.SIGSTOP if kind == "engine stopped" else signal.SIGKILL)
@@ -195,7 +195,7 @@ class Injector:
         return ""
 
     def _kill(self, part: str, sign: signal.Signals) -> str:
-        """One of the actors with this in their name; waits for one when there is none just now."""
+        """Send a signal to an actor with this in its name; wait for one when there is none."""
         deadline = time.monotonic() + 60
         while not (there := actors(f"kray-{self.folder.name}", part)) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -208,7 +208,7 @@ class Injector:
         return target.name
 
     def close(self) -> None:
-        """Ends processes that were stopped and that nobody has ended since."""
+        """End processes that were stopped and are still there."""
         import psutil
 
         for target in self._stopped:
@@ -217,7 +217,7 @@ class Injector:
                     target.send(signal.SIGKILL)
 
     def _kill_scorer(self) -> str:
-        """A scoring process is a child of the driver's."""
+        """Kill a scoring process, which is a child of the driver."""
         import psutil
 
         deadline = time.monotonic() + 60
@@ -233,7 +233,7 @@ class Injector:
         return "nobody"
 
     def _lose_node(self, preempted: bool) -> str:
-        """A node that holds something of the run."""
+        """Remove or preempt a node that holds an actor of the run."""
         held = {target.node_id for target in actors(f"kray-{self.folder.name}", "-e") if "driver" not in target.name}
         index = next((i for i, node in enumerate(self.nodes.nodes) if node.node_id in held), 0)
         name = self.nodes.nodes[index].node_id[:8]
@@ -241,7 +241,7 @@ class Injector:
         return name
 
     def _fill_disk(self) -> str:
-        """Until a checkpoint could not be written."""
+        """Fill the disk until a checkpoint could not be written."""
         disk, known = self.folder / "checkpoints", len(self._unsaved())
         with (disk / BALLAST).open("wb") as ballast, contextlib.suppress(OSError):
             while True:
@@ -260,7 +260,7 @@ class Injector:
         return (self.folder / "checkpoints" / BALLAST).exists()
 
     def _damage(self) -> str:
-        """Flips bits in the middle of the largest file of the newest checkpoint."""
+        """Flip bits in the middle of the largest file of the newest checkpoint."""
         self._until(lambda: newest_checkpoint(self.folder) is not None, RECOVERY_WAIT_S)
         checkpoint = newest_checkpoint(self.folder)
         if checkpoint is None:

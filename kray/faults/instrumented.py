@@ -1,4 +1,4 @@
-"""A driver that writes down what it does while faults come: the log that injecting and auditing go by.
+"""A driver that writes down what it does while faults are injected; the injector and the audit read this log.
 
 watch.jsonl, a line an event: t (seconds since 1970), life (drivers before this one), event, and
     phase    name: collect | update | sync | rest, which has begun; step
@@ -24,17 +24,19 @@ from kray.driver.workers import Workers
 from kray.rollout.collected import CollectedStep
 
 WATCH = "watch.jsonl"
+# Seconds between two looks at the workers.
 LOOK_S = 0.1
 
 
 def write(folder: Path, life: int, event: str, **what: Any) -> None:
+    """Append a line to watch.jsonl."""
     line = {"t": time.time(), "life": life, "event": event} | what
     with (folder / WATCH).open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines; a driver that was killed may have left half of one."""
+    """Return all whole lines; a driver that was killed may have left half of one."""
     lines = []
     for line in (folder / WATCH).read_text().splitlines() if (folder / WATCH).is_file() else []:
         try:
@@ -74,15 +76,17 @@ class InstrumentedTraining(Training):
 
 
 class InstrumentedWorkers(Workers):
-    """A workers that tells when weights travel, and every change of its standing."""
+    """Workers that write down weight updates and every change of their state."""
 
     folder: Path
 
     async def serve(self, version: int, probe: tuple[int, ...]) -> float:
+        """Write that weights are being sent, and send them."""
         write(self.folder, self.restarts["driver"], "phase", name="sync", step=version)
         return await super().serve(version, probe)
 
     async def look(self) -> None:
+        """Write every change of the workers' state, for as long as the run lasts."""
         before: dict[str, int] = {}
         while True:
             pool = self.pool

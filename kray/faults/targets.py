@@ -27,7 +27,7 @@ class Target:
 
 
 def actors(*parts: str) -> list[Target]:
-    """The live actors with all these in their names, by name."""
+    """Return the live actors with all these in their names, by name."""
     found = ray._private.state.actors().values()
     live = [actor for actor in found if actor["State"] == "ALIVE" and actor["Pid"]]
     named = [actor for actor in live if all(part in actor["Name"] for part in parts)]

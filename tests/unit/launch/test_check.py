@@ -59,7 +59,7 @@ def test_a_good_model_is_checked_and_prompts_are_shown(chat):
     done = check(*arguments(chat, "prompts.train.system=Be brief.", "prompts.train.template={prompt} Answer:"))
     assert done.returncode == 0, done.stderr
     expected = [
-        "  arithmetic/train/0, 90 tokens, answer '61'",
+        "  arithmetic/train/0, 90 tokens, answer '61' (8 + 8 = 16)",
         "  | «<|im_start|>»system",
         "  | Be brief.«<|im_end|>»",
         "  | «<|im_start|>»user",
@@ -170,7 +170,7 @@ def test_a_tiny_policy_is_checked_before_it_is_made(tmp_path, monkeypatch):
     monkeypatch.setenv("KRAY_CACHE", str(tmp_path))
     done = check("prompts.train.system=Be brief.")
     assert done.returncode == 0, done.stderr
-    assert "  arithmetic/train/0, 4 tokens, answer '61'\n  | 8+8=\n" in done.stdout
+    assert "  arithmetic/train/0, 4 tokens, answer '61' (8 + 8 = 16)\n  | 8+8=\n" in done.stdout
     assert "warning: prompts.train.system is not used: the tokenizer has no chat template" in done.stdout
     assert not list(tmp_path.iterdir())
     for override, message in (
