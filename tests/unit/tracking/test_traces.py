@@ -6,7 +6,7 @@ import pytest
 
 from kray.config import KrayConfig, TrackConfig
 from kray.driver.evaluation import Evaluation
-from kray.driver.evaluation_record import Recorder, table
+from kray.driver.evaluation_record import EvaluationRecord, table
 from kray.tracking import Tracker
 
 ROWS = [
@@ -80,7 +80,7 @@ def test_an_evaluation_is_a_run_under_the_one_that_it_judges(trained):
     (checkpoint / "state.json").write_text(f'{{"mlflow_run_id": "{run_id}", "step": 10}}')
     rows = [{"id": "p0", "prompt": "?", "answer": "1", "accuracy": 0.5, "response": "2"}]
     found = Evaluation(12, 2, 0.5, 0.1, 0.6, {1: 0.5, 2: 0.75}, 3.0, [], {"sum": (12, 0.5)}, {}, rows)
-    recorder = Recorder.of(KrayConfig(), checkpoint, str(folder))
+    recorder = EvaluationRecord.of(KrayConfig(), checkpoint, str(folder))
     assert recorder is not None
     assert "mlflow ui" in recorder.record(found, {"git_commit": "abc"})
     client = client_of(folder)
@@ -99,8 +99,8 @@ def test_an_evaluation_is_a_run_under_the_one_that_it_judges(trained):
 
 def test_a_model_without_a_run_is_recorded_only_where_a_store_is_named(tmp_path):
     config = KrayConfig()
-    assert Recorder.of(config, None, "some/model") is None
+    assert EvaluationRecord.of(config, None, "some/model") is None
     config.track.uri = f"sqlite:///{tmp_path}/all.db"
-    recorder = Recorder.of(config, None, "some/model")
+    recorder = EvaluationRecord.of(config, None, "some/model")
     assert recorder is not None
     assert (recorder.parent, recorder.step) == ("", 0)
