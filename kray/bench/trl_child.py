@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging
-from trl import GRPOConfig, GRPOTrainer
 
 # A setting is abandoned when a step takes this many times the best setting's.
 HOPELESS = 5.0
@@ -69,8 +67,10 @@ def timed(trainer: Any, method: str) -> list[float]:
     return taken
 
 
-def settings(job: dict[str, Any], folder: str, steps: int, batched: bool, microbatches: int) -> GRPOConfig:
+def settings(job: dict[str, Any], folder: str, steps: int, batched: bool, microbatches: int) -> Any:
     """Return TRL's names for kray's settings; logs and checkpoints are off."""
+    from trl import GRPOConfig
+
     rollouts = len(job["steps"][0]) * job["rollouts_per_prompt"]
     return GRPOConfig(
         output_dir=folder,
@@ -110,6 +110,9 @@ def settings(job: dict[str, Any], folder: str, steps: int, batched: bool, microb
 
 def train(job: dict[str, Any], steps: int, batched: bool, microbatches: int, limit_s: float) -> dict[str, Any]:
     """Train on the first `steps` steps of the job and return the seconds of each."""
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="sdpa")
     rows = Dataset.from_list([row for step in job["steps"][:steps] for row in step])
