@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from kray.bench.model_support import page, verdicts
+from kray.bench.model_support import examine_all, page
 from kray.launch.main import guarded
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -25,17 +25,21 @@ def main() -> int:
     # Tiny models have tokens and positions that their families warn about.
     logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
-        judged = verdicts(Path(folder))
+        examinations = examine_all(Path(folder))
     if arguments.print:
-        for verdict in judged:
+        for examination in examinations:
             figures = (
-                f"gap {verdict.gap:.1e} nats, moved {verdict.moved:.1e} nats" if verdict.layout else verdict.reason
+                f"gap {examination.gap:.1e} nats, moved {examination.moved:.1e} nats"
+                if examination.layout
+                else examination.reason
             )
-            print(f"{verdict.case}  {verdict.layout or 'refused'}: {figures}")
+            print(f"{examination.case}  {examination.layout or 'refused'}: {figures}")
         return 0
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(judged))
-    print(f"{PAGE}: {len(judged)} models, {sum(not verdict.layout for verdict in judged)} of them refused")
+    PAGE.write_text(page(examinations))
+    print(
+        f"{PAGE}: {len(examinations)} models, {sum(not examination.layout for examination in examinations)} of them refused"
+    )
     return 0
 
 

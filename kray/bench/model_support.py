@@ -31,7 +31,7 @@ CHANGED = 9
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Examination:
     """How the learner computes one model.
 
     Attributes:
@@ -64,11 +64,11 @@ def refused_early(case: Case) -> str | None:
     return None
 
 
-def judge(case: Case, folder: Path) -> Verdict:
+def examine(case: Case, folder: Path) -> Examination:
     """Examine one case; its model is written to `folder`."""
     reason = refused_early(case)
     if reason is not None:
-        return Verdict(case, reason=reason, early=True)
+        return Examination(case, reason=reason, early=True)
     config = tiny_config(case)
     tiny_model(config).save_pretrained(folder)
     rows = _rows()
@@ -80,7 +80,7 @@ def judge(case: Case, folder: Path) -> Verdict:
         try:
             learner = Learner(0, 1, "", 0, str(folder), train, "float32", 1, 0)
         except ConfigError as error:
-            return Verdict(case, reason=_reason(error))
+            return Examination(case, reason=_reason(error))
         try:
             found = learner.logprobs(rows)
             learned = unscored_rows(rows)
@@ -92,7 +92,7 @@ def judge(case: Case, folder: Path) -> Verdict:
         layouts.append(str(learner.layout))
         gaps.append(max(float(np.abs(f - e).max()) for f, e in zip(found, exact, strict=True)))
         moves.append(float(np.abs(found[-1] - found[-2])[:CHANGED].max()))
-    return Verdict(case, layouts[0], gap=max(gaps), moved=max(moves), norms=tuple(norms))
+    return Examination(case, layouts[0], gap=max(gaps), moved=max(moves), norms=tuple(norms))
 
 
 def _rows() -> TokenRows:
@@ -124,9 +124,9 @@ def _reason(error: ConfigError) -> str:
     return str(error).split("cannot be trained: ", 1)[-1]
 
 
-def verdicts(folder: Path) -> list[Verdict]:
+def examine_all(folder: Path) -> list[Examination]:
     """Examine all cases, in folders of their own below `folder`."""
-    return [judge(case, folder / str(number)) for number, case in enumerate(cases())]
+    return [examine(case, folder / str(number)) for number, case in enumerate(cases())]
 
 
 INTRODUCTION = """\
@@ -141,11 +141,11 @@ Models with rotary positions of the kinds `dynamic` and `longrope` are trained o
 """
 
 
-def page(judged: Iterable[Verdict]) -> str:
+def page(examinations: Iterable[Examination]) -> str:
     """Return the text of docs/models.md."""
     groups: dict[str, list[str]] = {}
-    for verdict in judged:
-        groups.setdefault(_heading(verdict), []).append(str(verdict.case))
+    for examination in examinations:
+        groups.setdefault(_heading(examination), []).append(str(examination.case))
     parts = [INTRODUCTION]
     for key in sorted(key for key in groups if key.startswith("##")):
         parts.append(f"{key}\n\n{_listed(groups.pop(key))}\n")
@@ -161,12 +161,12 @@ def _listed(names: list[str], before: str = "", indent: str = "") -> str:
     return lines.replace("\0", " ")
 
 
-def _heading(verdict: Verdict) -> str:
-    if not verdict.layout:
-        return short(verdict.reason)
-    if verdict.layout.startswith("packed"):
+def _heading(examination: Examination) -> str:
+    if not examination.layout:
+        return short(examination.reason)
+    if examination.layout.startswith("packed"):
         return "## Packed: no padding, and a group's prompt is computed once"
-    if verdict.layout.endswith("attention"):
+    if examination.layout.endswith("attention"):
         return "## Padded, with the model's own eager attention"
     return "## Padded, with torch's fused attention"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kray.bench import model_support as judged
+from kray.bench import model_support
 from kray.bench.model_families import Case, cases
 
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"
@@ -18,11 +18,11 @@ CASES = cases()
 @pytest.fixture(scope="module")
 def verdict(tmp_path_factory):
     """verdict(case): what the learner makes of it, found once."""
-    found: dict[str, judged.Verdict] = {}
+    found: dict[str, model_support.Examination] = {}
 
-    def get(case: Case) -> judged.Verdict:
+    def get(case: Case) -> model_support.Examination:
         if str(case) not in found:
-            found[str(case)] = judged.judge(case, tmp_path_factory.mktemp("model"))
+            found[str(case)] = model_support.examine(case, tmp_path_factory.mktemp("model"))
         return found[str(case)]
 
     return get
@@ -41,5 +41,5 @@ def test_a_model_is_right_or_refused(case, verdict):
 
 
 def test_the_page_is_what_the_code_makes(verdict):
-    expected = judged.page(map(verdict, CASES))
+    expected = model_support.page(map(verdict, CASES))
     assert PAGE.read_text() == expected, "run python jobs/model_table.py"

@@ -13,7 +13,7 @@ import transformers
 from state_digest import state_digest
 from transformers import AutoModelForCausalLM
 
-from kray.bench import model_support as judged
+from kray.bench import model_support
 from kray.bench.model_families import Case, cases, tiny_config, tiny_model
 from kray.errors import ConfigError
 from kray.train import attention
@@ -30,9 +30,9 @@ def test_the_page_names_every_type_and_those_refused():
     taken, refused = PAGE.read_text().split("## Refused")
     refused_cases = set()
     for case in CASES:
-        reason = judged.refused_early(case)
+        reason = model_support.refused_early(case)
         if reason is not None:
-            assert judged.short(reason) in re.sub(r"\s+", " ", refused), case
+            assert model_support.short(reason) in re.sub(r"\s+", " ", refused), case
             refused_cases.add(str(case))
     for text, names in ((refused, refused_cases), (taken, {str(case) for case in CASES} - refused_cases)):
         listed = re.findall(r"`([^`]+)`[,\n]", text)
@@ -41,7 +41,7 @@ def test_the_page_names_every_type_and_those_refused():
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_is_called_not_causal_is_not(case):
-    if not (judged.refused_early(case) or "").startswith(NOT_CAUSAL):
+    if not (model_support.refused_early(case) or "").startswith(NOT_CAUSAL):
         return
     model = tiny_model(tiny_config(case))
     tokens = torch.randint(3, 64, (1, 20), generator=torch.Generator().manual_seed(0))
@@ -152,7 +152,7 @@ def test_sequences_beyond_what_positions_allow_are_refused(make, tmp_path):
     learner = make(path)
     own = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
     row = ((1, 2, 3), tuple(range(4, 16)))
-    np.testing.assert_allclose(learner.logprobs([row])[0], judged._exact(own, [row])[0][0], atol=1e-4)
+    np.testing.assert_allclose(learner.logprobs([row])[0], model_support._exact(own, [row])[0][0], atol=1e-4)
     with pytest.raises(ConfigError, match=r"type phi3 cannot be trained on sequences of 17 tokens: .* change above 16"):
         learner.logprobs([row, ((1, 2, 3), tuple(range(14)))])
 
