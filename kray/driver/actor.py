@@ -22,6 +22,7 @@ from kray.driver.components import Components, load_components, unlearned
 from kray.driver.console import Summary, start_line
 from kray.driver.evaluation import Evaluation, judge
 from kray.driver.loop import Training
+from kray.driver.model_registry import log_trained
 from kray.driver.output import Console, logged_to
 from kray.driver.recovery import Begin, Recovery
 from kray.driver.restore import reading
@@ -33,7 +34,6 @@ from kray.monitor.live import LiveStatus
 from kray.tracking import Tracker, prompts_digest
 from kray.tracking.mlflow_store import UnknownRun
 from kray.train.checkpoints import CheckpointStore, newest_checkpoint, newest_intact, read_state
-from kray.train.export import log_trained
 
 logger = logging.getLogger(__name__)
 

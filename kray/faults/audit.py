@@ -16,9 +16,9 @@ Lines = Sequence[dict[str, Any]]
 
 
 def surviving(lines: Lines) -> tuple[list[dict[str, Any]], list[str]]:
-    """(the `learned` lines that the run's end stands on, one a step; problems).
+    """Return the `learned` lines on which the end of the run rests, one a step, and the problems among them.
 
-    A line of step s goes on from step s - 1; where it was done before, the run must have gone back in between.
+    A line of step s continues step s - 1; where the step was done before, the run must have gone back in between.
     """
     chain: list[dict[str, Any]] = []
     problems = []

@@ -45,7 +45,7 @@ class Nodes:
         self.nodes.append(self._add())
 
     def preempt(self, index: int, notice_s: float = 1.0) -> None:
-        """The node hears that it goes, a moment later it is gone, and another one comes in its place."""
+        """Announce that a node will be preempted, remove it a moment later, and add another in its place."""
         from ray._raylet import GcsClient  # type: ignore[attr-defined]
         from ray.core.generated import autoscaler_pb2
 
@@ -57,6 +57,7 @@ class Nodes:
         self.remove(index)
 
     def close(self) -> None:
+        """End Ray and all nodes."""
         self.ray.shutdown()
         self.cluster.shutdown()
 
@@ -71,10 +72,15 @@ class Server:
 
     @property
     def uri(self) -> str:
+        """Where the server answers."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, limit_s: float = 120.0) -> None:
-        """Returns when it answers. Raises TimeoutError."""
+        """Start the server and return when it answers.
+
+        Raises:
+            TimeoutError: It does not answer in time.
+        """
         store = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         store += ["--artifacts-destination", f"{self.folder}/artifacts"]
         listen = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
@@ -97,6 +103,7 @@ class Server:
         raise TimeoutError(f"MLflow did not answer at {self.uri} within {limit_s:.0f} s; see {self.folder}/server.log")
 
     def kill(self) -> None:
+        """Kill the server, if it runs."""
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

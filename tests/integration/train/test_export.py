@@ -20,12 +20,13 @@ from logged_lines import logged_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kray.config import KrayConfig, LoraConfig, ModelConfig, TrackConfig, TrainConfig, to_yaml
+from kray.driver.model_registry import log_trained
 from kray.driver.state import RunState
 from kray.errors import ConfigError, KrayError
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.tracking import Tracker, locate, log_model
 from kray.train.checkpoints import CheckpointStore
-from kray.train.export import atomic_folder, export_checkpoint, log_trained
+from kray.train.export import atomic_folder, export_checkpoint
 from kray.train.learner import Learner
 from kray.train.model import copy_tokenizer
 from kray.train.training_rows import step_rows
