@@ -56,7 +56,7 @@ def main() -> int:
         from kray.compare.report import write_report
 
         report = write_report(study)
-        say(report.verdicts)
+        print_verdicts(report.verdicts)
         page, stopped = report.page, ""
     else:
         page, stopped = run(study)
@@ -77,13 +77,13 @@ def run(study: Study) -> tuple[str, str]:
     study.folder.mkdir(parents=True, exist_ok=True)
     actor = driver_actor(Comparison, study.folder).remote(study, model, tags())
     ended = follow(actor, "compare", study.folder)
-    say(ended.verdicts)
+    print_verdicts(ended.verdicts)
     stopped = f", stopped {ended.stopped}: the same command goes on" if ended.stopped else ""
     print(f"\n{ended.done} of {ended.of} runs done{stopped}\nMLflow  {ended.open_command}")
     return ended.page, ended.stopped
 
 
-def say(verdicts: list[dict[str, Any]]) -> None:
+def print_verdicts(verdicts: list[dict[str, Any]]) -> None:
     from kray.compare.verdicts import Verdict, line
 
     for verdict in verdicts:

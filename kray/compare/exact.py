@@ -1,6 +1,6 @@
 """Exact success rates, where an answer can be given in one way only: the probability of its tokens and of the end.
 
-No sampling noise, at the price of one forward pass; and the ceiling of all planning, a knapsack that is told them.
+No sampling noise, at the price of one forward pass; and the ceiling of all planning, a knapsack that knows them.
 """
 
 from __future__ import annotations
@@ -82,5 +82,5 @@ class OraclePlanner(KnapsackPlanner):
     def _value(self, ids: list[str], alpha: np.ndarray, beta: np.ndarray) -> Value:
         return PointValue(np.array([self.rates[i] for i in ids]))
 
-    def _respend(self, purse: RolloutBudget, value: Value, step: StepPlan) -> Rule:
-        return Even(purse) if self.settings.unit == "tokens" else Rule()
+    def _respend(self, budget: RolloutBudget, value: Value, step: StepPlan) -> Rule:
+        return Even(budget) if self.settings.unit == "tokens" else Rule()

@@ -49,8 +49,8 @@ def write_report(study: Study) -> Report:
     found = verdicts(results)
     numbers = summary(results)
     files.append(folder / "results.json")
-    told = finite({"methods": numbers, "verdicts": [asdict(v) for v in found]})
-    text = json.dumps(told, indent=1, default=float, allow_nan=False)
+    content = finite({"methods": numbers, "verdicts": [asdict(v) for v in found]})
+    text = json.dumps(content, indent=1, default=float, allow_nan=False)
     files[-1].write_text(text + "\n")
     html = folder / "index.html"
     sections = [

@@ -10,7 +10,7 @@ A comparison is a YAML file:
     methods:                         # name -> keys put on top; what kray/compare/verdicts.py judges goes by these names
       uniform: {plan.mode: uniform}
       uniform_half: {plan.mode: uniform, times: 0.5}   # times: of the budget that all have
-      exact_p: {plan.mode: static, oracle: true}       # oracle: the knapsack is told each prompt's exact success rate
+      exact_p: {plan.mode: static, oracle: true}       # oracle: the knapsack knows each prompt's exact success rate
     tried: [...]                     # settings that were tried and did not separate, a sentence each, for the report
 
 Every child (method, seed) has a folder of its own, <folder>/<method>/seed-<seed>. It is done when the folder holds done.json,
@@ -194,19 +194,19 @@ def load_study(path: str, methods: str = "", seeds: str = "", folder: str = "", 
     Raises:
         ConfigError: Names the file, the method and the key.
     """
-    said = _read(path)
-    given = _dotted(_section(said, "config", path))
-    base_path = Path(path).parent / _text(said, "base", path)
-    exact = said.get("exact", False)
+    document = _read(path)
+    given = _dotted(_section(document, "config", path))
+    base_path = Path(path).parent / _text(document, "base", path)
+    exact = document.get("exact", False)
     if not isinstance(exact, bool):
         raise ConfigError(f"{path}: exact must be true or false, not {exact!r}")
     base = _configure(path, "config", base_path, given, overrides)
     if exact:
         _check_exact(base, path)
     root = Path(folder).expanduser().absolute() if folder else Path(base.run.dir).expanduser() / base.run.name
-    known = _section(said, "methods", path)
+    known = _section(document, "methods", path)
     chosen = [name.strip() for name in methods.split(",") if name.strip()] if methods else list(known)
-    numbers = parse_seeds(seeds or str(said.get("seeds", "0")), "--seeds" if seeds else f"{path}: seeds")
+    numbers = parse_seeds(seeds or str(document.get("seeds", "0")), "--seeds" if seeds else f"{path}: seeds")
     table = {name: _method(path, known, name, exact, base) for name in chosen}
     children = []
     for seed in numbers:
@@ -218,7 +218,7 @@ def load_study(path: str, methods: str = "", seeds: str = "", folder: str = "", 
             if oracle:
                 _check_oracle(config, path, name)
             children.append(Child(name, seed, _placed(config, root), place, oracle, exact))
-    tried = said.get("tried") or []
+    tried = document.get("tried") or []
     if not (isinstance(tried, list) and all(isinstance(line, str) for line in tried)):
         raise ConfigError(f"{path}: tried must be a list of sentences")
     return Study(path, root, _placed(base, root), exact, tuple(table), numbers, tuple(children), tuple(tried),
@@ -238,25 +238,25 @@ def parse_seeds(text: str, where: str) -> tuple[int, ...]:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        said = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)  # a SafeLoader
+        document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(said, dict) or set(said) - set(KEYS):
-        odd = sorted(map(str, set(said) - set(KEYS)))[0] if isinstance(said, dict) else "what it holds"
+    if not isinstance(document, dict) or set(document) - set(KEYS):
+        odd = sorted(map(str, set(document) - set(KEYS)))[0] if isinstance(document, dict) else "what it holds"
         raise ConfigError(f"{path}: {odd} is not a key of a comparison: {', '.join(KEYS)}")
-    return said
+    return document
 
 
-def _text(said: Mapping[str, Any], key: str, path: str) -> str:
-    if not isinstance(said.get(key), str):
+def _text(document: Mapping[str, Any], key: str, path: str) -> str:
+    if not isinstance(document.get(key), str):
         raise ConfigError(f"{path}: {key} must name a configuration file beside it")
-    return said[key]
+    return document[key]
 
 
-def _section(said: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
-    value = said.get(key) or {}
+def _section(document: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
+    value = document.get(key) or {}
     if not isinstance(value, dict) or (key == "methods" and not value):
         raise ConfigError(f"{path}: {key} must be a mapping{' of at least one method' if key == 'methods' else ''}")
     return value

@@ -150,7 +150,7 @@ class Injector:
         if kind == "MLflow server killed":
             return line["event"] == "learned" and self._delivered() > fault.after_step
         if kind == "checkpoint disk full":
-            return line["event"] == "said" and line["line"].startswith("saved ") and not self._full()
+            return line["event"] == "printed" and line["line"].startswith("saved ") and not self._full()
         if kind == "driver killed":
             return False
         if line["event"] != "state":
@@ -253,8 +253,8 @@ class Injector:
         return f"until {len(self._unsaved()) - known} was not written"
 
     def _unsaved(self) -> list[str]:
-        said = [line["line"] for line in self.lines if line["event"] == "said"]
-        return [line for line in said if "checkpoint of step" in line and "not written" in line]
+        lines = [line["line"] for line in self.lines if line["event"] == "printed"]
+        return [line for line in lines if "checkpoint of step" in line and "not written" in line]
 
     def _full(self) -> bool:
         return (self.folder / "checkpoints" / BALLAST).exists()

@@ -5,7 +5,7 @@ watch.jsonl, a line an event: t (seconds since 1970), life (drivers before this 
     state    serving, losses (of engines), learner (restarts), scorer (restarts), unsaved (failed saves), when one changes
     visits   what came back of a step's prompts, as a comparison writes it down (kray/driver/visits.py)
     learned  step (counted from 1), rollouts: [prompt id, indices] that were trained on; tasks: counters of the schedule
-    said     line
+    printed  line
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class InstrumentedConsole(RunConsole):
     def print(self, line: str, urgent: bool = False) -> None:
         """Print one line and write it down."""
         super().print(line, urgent)
-        write(self.driver.folder, self.driver.restarts, "said", line=line)
+        write(self.driver.folder, self.driver.restarts, "printed", line=line)
 
 
 class InstrumentedDriver(Driver):

@@ -16,7 +16,7 @@ def judge(response: str, answer: str, control: str) -> float:
         except FileNotFoundError:  # another call was hit
             continue
         if file.name.startswith(RAISE):
-            raise RuntimeError("this reward was told to fail")
+            raise RuntimeError("this reward is to fail")
         time.sleep(3600)
     return float(response.strip() == answer.strip())
 
