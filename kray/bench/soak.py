@@ -149,7 +149,7 @@ def sizes(folder: Path) -> dict[str, float]:
     """Sample the size on disk of the run's records, its checkpoints and Ray's logs, KiB."""
     import ray
 
-    logs = Path(ray.get_runtime_context().worker.node.get_logs_dir_path())  # type: ignore[attr-defined]
+    logs = Path(ray.get_runtime_context().worker.node.get_logs_dir_path())
     found = {f"{name} kib": _size(folder / name) / 1024 for name in (*RECORDS, "checkpoints")}
     return found | {"ray logs kib": _size(logs) / 1024, "records files": float(sum(1 for _ in folder.rglob("*")))}
 

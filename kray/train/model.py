@@ -184,7 +184,7 @@ def _without_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def _fill_from_rank_0(module: nn.Module, done: dict[int, Any]) -> None:
