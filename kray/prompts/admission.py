@@ -1,14 +1,16 @@
-"""Prompts that are offered and may be passed over, none of them for long.
+"""Offer the planner candidates of which it may skip some, none for long.
 
-Where the planner admits prompts (plan.candidates > 1), a step offers more than it visits. Those left out wait, and are offered
-again before fresh ones. Laws:
-- a prompt offered for the first time in step s is visited by step s + max_wait: from then on it is `due`;
+Where the planner admits prompts (plan.candidates > 1), a step offers more prompts than it visits. Skipped prompts wait and
+are offered again before new ones. Guarantees:
+
+- a prompt first offered in step s is visited by step s + max_wait, when it is `due`;
 - after a resume with fewer candidates more prompts may wait than a step offers: they are offered oldest first, and one
   whose time has passed is due in the first step that offers it;
-- fresh prompts come in the order of the stream (sampler.py), each epoch once, so a prompt is visited as often as it is offered:
-  in a stream of n prompts taken at `visited` a step, two of its visits lie at most 2 n / visited + max_wait steps apart;
-- no step offers a prompt twice: a prompt whose next turn comes while it waits keeps its old place, and loses that turn.
-Pure: the whole state is `to_dict`.
+- new prompts come in the order of the stream (sampler.py), each epoch once, so a prompt is visited as often as it is offered:
+  in a stream of n prompts of which `visited` are taken per step, two visits are at most 2 n / visited + max_wait steps apart;
+- no step offers a prompt twice: a prompt whose next turn comes while it waits keeps its place and loses that turn.
+
+Pure: `to_dict` is the whole state.
 """
 
 from __future__ import annotations
@@ -22,9 +24,27 @@ from kray.prompts.sampler import PromptSampler
 
 
 class Admission:
-    """stream: a PromptSampler with per_step 1; candidates: prompts offered a step; max_wait: steps, see above."""
+    """The waiting prompts.
+
+    Attributes:
+        stream: Source of new prompts.
+        candidates: Prompts offered per step.
+        max_wait: Steps, see the module.
+        longest_wait: Steps from a prompt's first offer to its visit, so far.
+        longest_gap: Steps between two visits of a prompt, so far.
+    """
 
     def __init__(self, stream: PromptSampler, candidates: int, max_wait: int) -> None:
+        """Start at the beginning of the stream.
+
+        Args:
+            stream: A PromptSampler with per_step 1.
+            candidates: Prompts offered per step.
+            max_wait: Steps, see the module.
+
+        Raises:
+            ValueError: An argument is out of range.
+        """
         if stream.per_step != 1:
             raise ValueError(f"stream must have per_step 1, not {stream.per_step}")
         if not 1 <= candidates <= stream.prompts:
@@ -32,16 +52,22 @@ class Admission:
         if max_wait < 0:
             raise ValueError(f"max_wait must not be negative, not {max_wait}")
         self.stream, self.candidates, self.max_wait = stream, candidates, max_wait
-        self._position = 0  # in the stream
-        self._since: dict[int, int] = {}  # index of a waiting prompt -> the step that first offered it, oldest first
-        self._visited: dict[int, int] = {}  # index -> step of its latest visit
-        self.longest_wait = 0  # steps from a prompt's first offer to its visit, so far
-        self.longest_gap = 0  # steps between two visits of a prompt, so far
+        # Position in the stream.
+        self._position = 0
+        # Index of a waiting prompt -> the step that first offered it, oldest first.
+        self._since: dict[int, int] = {}
+        # Index -> step of its latest visit.
+        self._visited: dict[int, int] = {}
+        self.longest_wait = 0
+        self.longest_gap = 0
 
     def offer(self, step: int) -> tuple[list[int], list[bool]]:
-        """The step's candidates, distinct indices, those that wait longest first, and which of them are due.
+        """Return the step's candidates.
 
-        To be followed by `visited` of the same step; asking again before that gives the same answer.
+        To be followed by `visited` of the same step; repeated calls before that return the same.
+
+        Returns:
+            (distinct indices of prompts, those that have waited longest first; for each whether it is due).
         """
         while len(self._since) < self.candidates:
             index = self.stream.take(self._position)[0]
@@ -51,11 +77,19 @@ class Admission:
         return offered, [step - self._since[index] >= self.max_wait for index in offered]
 
     def visited(self, step: int, indices: Iterable[int]) -> None:
-        """These candidates have got rollouts; the others wait. ValueError when one was not offered or a due one is missing."""
+        """Record which candidates got rollouts; the others wait.
+
+        Args:
+            step: The step of the last offer.
+            indices: Of the visited prompts.
+
+        Raises:
+            ValueError: A prompt was not offered, or a due one is missing.
+        """
         done = set(indices)
-        strange = done - self._since.keys()
-        if strange:
-            raise ValueError(f"indices: {sorted(strange)[:5]} have not been offered")
+        unknown = done - self._since.keys()
+        if unknown:
+            raise ValueError(f"indices: {sorted(unknown)[:5]} have not been offered")
         offered = islice(self._since.items(), self.candidates)
         late = [i for i, since in offered if step - since >= self.max_wait and i not in done]
         if late:
@@ -66,11 +100,11 @@ class Admission:
             self._visited[index] = step
 
     def skip(self, positions: int) -> None:
-        """Begins at this position of the stream: the prompts before it were visited without waiting."""
+        """Continue at this position of the stream: the prompts before it were visited without waiting."""
         self._position = positions
 
     def metrics(self) -> dict[str, float]:
-        """prompts/waiting: prompts; prompts/longest_wait and prompts/longest_gap: steps, over the run so far."""
+        """Return the number of waiting prompts, and the longest wait and gap of the run so far, in steps."""
         return {
             PROMPTS_WAITING: float(len(self._since)),
             PROMPTS_LONGEST_WAIT: float(self.longest_wait),
@@ -78,6 +112,7 @@ class Admission:
         }
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
         return {
             "version": 1,
             "position": self._position,
@@ -87,7 +122,11 @@ class Admission:
         }
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `to_dict` wrote; ValueError on another version."""
+        """Restore what `to_dict` returned.
+
+        Raises:
+            ValueError: The state has another version.
+        """
         if state.get("version") != 1:
             raise ValueError(f"waiting prompts of version {state.get('version')!r} cannot be read; this is version 1")
         self._position = int(state["position"])

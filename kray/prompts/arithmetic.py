@@ -1,16 +1,16 @@
-"""Arithmetic for a policy small enough to learn on a laptop: problems, and the flawed teacher of its warm-up.
+"""Arithmetic for a policy small enough to learn on a laptop: problems, and the noisy demonstrations of its warm-up.
 
-Problems are short strings of fixed width for their kind, operands padded with zeros, every number with its least
-significant digit first: "21+43=" asks for 12 + 34 and wants "640". In that order a carry is known before it is needed,
-which makes the difference between a tiny policy that learns in minutes and one that does not.
+Problems are short strings of fixed width per kind, operands padded with zeros, every number with its least significant digit
+first: "21+43=" asks for 12 + 34 and expects "640". In that order a carry is known before it is needed, which decides whether
+a tiny policy learns in minutes or not at all.
 
-The teacher, and why it errs. Reinforcement learning can only raise what the policy sometimes does. A policy warmed up on
-right answers fails where it lacks the ability, and no number of rollouts changes that quickly; one that is then warmed up
-by this teacher knows how to compute, but on some kinds it has learned to prefer a slip. There the right answer is a rarely
-chosen mode, which a few rewards make common. Right answers have to come first: with slips from the start the same policy
-had a third of the accuracy after 300 steps (.08 against .24). TEACHER is U-shaped over the kinds, so that success rates are
-as spread as in real data: many prompts are nearly hopeless, many are nearly solved, few lie between. Within a kind the
-accuracy moves with the first character of the text, so that prompts of one kind differ too.
+Why demonstrations contain errors: reinforcement learning can only raise the probability of what the policy sometimes does. A
+policy warmed up on right answers fails where it lacks the ability, and no number of rollouts changes that quickly. One that is
+then warmed up on noisy demonstrations can compute, but has learned to prefer an error on some kinds; there the right answer
+is a rarely chosen mode, which a few rewards make common. Right answers have to come first: with errors from the start the same
+policy had a third of the accuracy after 300 steps (.08 against .24). TEACHER_ACCURACY is U-shaped over the kinds, so that
+success rates are as spread as in real data: many prompts are nearly hopeless, many nearly solved, few in between. Within a
+kind the accuracy depends on the first character of the text, so that prompts of one kind differ, too.
 """
 
 from __future__ import annotations
@@ -28,16 +28,26 @@ import numpy as np
 
 from kray.records import derive_seed
 
-CHARACTERS = "0123456789+-*="  # every character of a prompt or an answer
+# All characters of prompts and answers.
+CHARACTERS = "0123456789+-*="
 SPLITS = ("train", "test")
+# Share of all texts that belong to the test split.
 _TEST_SHARE = 0.2
-_ENUMERATED = 20_000  # kinds with no more problems than this are listed whole
+# Kinds with at most this many problems are listed completely.
+_ENUMERATED = 20_000
+# Problems that are drawn at once for larger kinds.
 _BLOCK = 4096
 _OPERATORS = re.compile(r"[-+*=]")
 
 
 class Problem(NamedTuple):
-    """text ends in "="; answer: digits, least significant first, as wide as the kind's largest answer."""
+    """A problem.
+
+    Attributes:
+        text: The prompt, which ends in "=".
+        answer: Digits, least significant first, as wide as the kind's largest answer.
+        kind: One of KINDS.
+    """
 
     text: str
     answer: str
@@ -45,7 +55,7 @@ class Problem(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """digits of the operands; the operators between them; digits of the answer; value of the operands."""
+    """Digits of each operand, the operators between them, digits of the answer, and the function that computes it."""
 
     digits: tuple[int, ...]
     operators: str
@@ -65,8 +75,8 @@ def _kinds() -> dict[str, _Kind]:
 _KINDS = _kinds()
 KINDS: tuple[str, ...] = tuple(_KINDS)
 
-# Probability that the teacher is right, where the problem's first character is 4 or 5. See the module's docstring.
-TEACHER: dict[str, float] = {
+# Probability of a right demonstration by kind, between first characters 4 and 5. See the module's docstring.
+TEACHER_ACCURACY: dict[str, float] = {
     "add1": 0.97,
     "sub1": 0.95,
     "add2": 0.93,
@@ -81,17 +91,27 @@ TEACHER: dict[str, float] = {
     "chain": 0.08,
     "muladd": 0.50,
 }
-# Of a teacher with habits: share of the cells, least and largest probability of a right answer there.
-HABITS = ((0.14, 0.001, 0.003), (0.38, 0.003, 0.05), (0.10, 0.05, 0.3), (0.10, 0.3, 0.9), (0.28, 0.95, 0.995))
-_SPREAD = 0.35  # of the teacher's log-odds for each unit of the first character
+# Demonstrations with systematic errors: share of the (kind, first character) cells, least and largest probability of a right
+# answer in them.
+ACCURACY_RANGES = ((0.14, 0.001, 0.003), (0.38, 0.003, 0.05), (0.10, 0.05, 0.3), (0.10, 0.3, 0.9), (0.28, 0.95, 0.995))
+# Change in the log-odds of a right demonstration per unit of the first character.
+_SPREAD = 0.35
 
 
 def make_problems(kinds: Sequence[str], size: int, seed: int, split: str) -> list[Problem]:
-    """`size` problems, the kinds in turn; equal arguments give equal problems on every machine.
+    """Make problems; equal arguments give equal problems on every machine.
 
-    split: "train" or "test", disjoint by a hash of the text. A smaller size gives the head of a larger one. A kind repeats
-    a problem only after all (large kinds: nearly all) of its problems in the split. Raises ValueError for unknown kinds
-    and splits.
+    Args:
+        kinds: Names from KINDS, which alternate.
+        size: Number of problems. A smaller size gives the beginning of a larger one.
+        seed: Seed of the draws.
+        split: "train" or "test", disjoint by a hash of the text.
+
+    Returns:
+        `size` problems. A kind repeats a problem only after all (large kinds: nearly all) of its problems in the split.
+
+    Raises:
+        ValueError: A kind or the split is unknown.
     """
     if not kinds:
         raise ValueError("kinds: none given")
@@ -107,13 +127,18 @@ def make_problems(kinds: Sequence[str], size: int, seed: int, split: str) -> lis
 
 
 def in_test(text: str) -> bool:
-    """Whether a text belongs to the test split: a fifth of all do, by a hash, so the splits never share one."""
+    """Return whether a text belongs to the test split: a fifth of all do, by a hash, so that splits are disjoint."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).digest()
     return int.from_bytes(digest, "little") < _TEST_SHARE * 2**32
 
 
-def teacher_accuracy(problem: Problem, accuracies: Mapping[str, float] = TEACHER) -> float:
-    """Probability that the teacher is right on a problem: its kind's, moved by the first character of the text."""
+def teacher_accuracy(problem: Problem, accuracies: Mapping[str, float] = TEACHER_ACCURACY) -> float:
+    """Return the probability of a right demonstration: that of the kind, shifted by the first character of the text.
+
+    Args:
+        problem: The problem.
+        accuracies: Probability by kind.
+    """
     base = accuracies[problem.kind]
     if not 0.0 < base < 1.0:
         return base
@@ -121,25 +146,39 @@ def teacher_accuracy(problem: Problem, accuracies: Mapping[str, float] = TEACHER
     return 1.0 / (1.0 + math.exp(-log_odds))
 
 
-def noisy_answer(problem: Problem, rng: random.Random, accuracies: Mapping[str, float] = TEACHER) -> str:
-    """The teacher's answer: right with `teacher_accuracy`, else a plausible slip of the same width, never right.
+def noisy_answer(problem: Problem, rng: random.Random, accuracies: Mapping[str, float] = TEACHER_ACCURACY) -> str:
+    """Draw a noisy demonstration.
 
-    Reproducible given the state of rng.
+    Args:
+        problem: The problem.
+        rng: Source of randomness.
+        accuracies: Probability of a right answer by kind.
+
+    Returns:
+        The right answer with probability `teacher_accuracy`, else one of `wrong_answers`.
     """
     if rng.random() < teacher_accuracy(problem, accuracies):
         return problem.answer
-    return rng.choice(slips(problem))
+    return rng.choice(wrong_answers(problem))
 
 
-def habit(kind: str, mark: str) -> tuple[float, int]:
-    """(probability of a right answer, which of four slips is made else) for problems of this kind and first character.
+def systematic_error(kind: str, mark: str) -> tuple[float, int]:
+    """Return how demonstrations of a cell err.
 
-    Drawn by a hash: the probability from HABITS, so that success rates are U-shaped over prompts; the slip from those
-    that `slips` lists, so that a single token decides and cells teach little about each other.
+    Both values are drawn by a hash: the probability from ACCURACY_RANGES, so that success rates are U-shaped over prompts;
+    the error independently, so that one token decides and a cell reveals little about others.
+
+    Args:
+        kind: Kind or label of the problems.
+        mark: First character of the text.
+
+    Returns:
+        (probability of a right answer, index of the wrong answer that is given otherwise, below 4).
     """
+    # The name of the seed is part of what older policies were trained with.
     rng = random.Random(derive_seed("habit", kind, mark))
-    share, chosen = rng.random(), HABITS[-1]
-    for chosen in HABITS:
+    share, chosen = rng.random(), ACCURACY_RANGES[-1]
+    for chosen in ACCURACY_RANGES:
         share -= chosen[0]
         if share < 0:
             break
@@ -147,15 +186,15 @@ def habit(kind: str, mark: str) -> tuple[float, int]:
     return 1 / (1 + math.exp(-rng.uniform(low, high))), rng.randrange(4)
 
 
-def habitual_answer(problem: Problem, rng: random.Random) -> str:
-    """The answer of a teacher with habits. Reproducible given the state of rng."""
-    accuracy, way = habit(problem.kind, problem.text[0])
-    wrong = slips(problem)
-    return problem.answer if rng.random() < accuracy else wrong[way % len(wrong)]
+def systematic_answer(problem: Problem, rng: random.Random) -> str:
+    """Draw a demonstration with systematic errors; see `systematic_error`."""
+    accuracy, which = systematic_error(problem.kind, problem.text[0])
+    wrong = wrong_answers(problem)
+    return problem.answer if rng.random() < accuracy else wrong[which % len(wrong)]
 
 
-def slips(problem: Problem) -> list[str]:
-    """Wrong answers that a pupil would give, at least one: a forgotten carry or borrow, one off, the wrong operation."""
+def wrong_answers(problem: Problem) -> list[str]:
+    """Return plausible wrong answers of the right width, at least one: off by one, without carries, another operation."""
     kind = _KINDS[problem.kind]
     width, limit = kind.answer_digits, 10**kind.answer_digits
     operands = [int(part[::-1]) for part in _OPERATORS.split(problem.text)[:-1]]
@@ -169,12 +208,13 @@ def slips(problem: Problem) -> list[str]:
     elif kind.operators == "+-":
         wrong.append(first + second + operands[2])
     else:
-        wrong.append((first + second) * operands[2])  # from left to right
+        # Evaluated from left to right.
+        wrong.append((first + second) * operands[2])
     return [_reversed(value, width) for value in dict.fromkeys(wrong) if value != right and 0 <= value < limit]
 
 
 def noisy_text(problem: Problem, rng: random.Random) -> str:
-    """The problem with one digit of it read wrongly; its answer is of the same width and not negative."""
+    """Return the problem's text with one digit changed, whose answer has the same width and is not negative."""
     kind = _KINDS[problem.kind]
     digits = [place for place, character in enumerate(problem.text) if character.isdigit()]
     while True:
@@ -186,7 +226,7 @@ def noisy_text(problem: Problem, rng: random.Random) -> str:
 
 
 def _without_carries(operands: Sequence[int], operators: str) -> int:
-    """The value when every digit is computed by itself and no carry or borrow goes on."""
+    """Compute the value with every digit by itself, without carries and borrows."""
     value = operands[0]
     if operators == "+*":
         return _digitwise(value, _without_carries(operands[1:], "*"), 1)
@@ -212,9 +252,10 @@ def _digitwise(first: int, second: int, sign: int) -> int:
 
 
 def _stream(name: str, seed: int, split: str) -> Iterator[Problem]:
-    """Endless problems of one kind and split."""
+    """Yield problems of one kind and split, endlessly."""
     kind = _KINDS[name]
-    bits = np.random.PCG64(seed)  # its raw bits are the same in every version of numpy
+    # Its raw bits are the same in every version of numpy.
+    bits = np.random.PCG64(seed)
     test = split == "test"
     if 10 ** sum(kind.digits) <= _ENUMERATED:
         problems = [problem for problem in _listed(name) if in_test(problem.text) == test]
@@ -231,20 +272,22 @@ def _stream(name: str, seed: int, split: str) -> Iterator[Problem]:
             if problem.text not in seen and in_test(problem.text) == test:
                 seen.add(problem.text)
                 yield problem
-        if len(seen) == before:  # a whole block brought nothing new: begin again
+        # A whole block without a new problem: start over.
+        if len(seen) == before:
             seen.clear()
 
 
 @functools.cache
 def _listed(name: str) -> tuple[Problem, ...]:
-    """Every problem of a small kind."""
+    """Return all problems of a small kind."""
     kind = _KINDS[name]
     operands = itertools.product(*(range(10**digits) for digits in kind.digits))
     return tuple(dict.fromkeys(_problem(name, kind, each) for each in operands))
 
 
 def _problem(name: str, kind: _Kind, operands: Sequence[int]) -> Problem:
-    if kind.operators == "-":  # no answer is negative
+    # No answer is negative.
+    if kind.operators == "-":
         operands = (max(operands), min(operands))
     elif kind.operators == "+-":
         a, b, c = operands

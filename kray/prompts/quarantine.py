@@ -1,7 +1,7 @@
-"""Prompts that are left out because nothing comes back of them.
+"""Exclude prompts whose rollouts keep failing.
 
-Pure. A prompt that fails `after` times in a row goes into quarantine and stays there for the rest of the run; rollouts that
-come back and can be judged make earlier failures forgotten. `after` 0: nobody ever does.
+Pure. A prompt that fails `after` times in a row is quarantined for the rest of the run; a visit with rollouts that can be
+scored resets its failures.
 """
 
 from __future__ import annotations
@@ -13,38 +13,51 @@ from kray.metrics import PROMPTS_QUARANTINED
 
 
 class Quarantine:
-    """after: failures in a row. left_out: prompt id -> why, in the order in which they came."""
+    """The quarantined prompts and the failures of others.
+
+    Attributes:
+        after: Failures in a row that lead to quarantine; 0: never.
+        left_out: Prompt id -> reason, in order of quarantine.
+    """
 
     def __init__(self, after: int) -> None:
         self.after = after
         self.left_out: dict[str, str] = {}
-        self._failures: dict[str, int] = {}  # in a row, of prompts at large
+        # Consecutive failures of prompts that are not quarantined.
+        self._failures: dict[str, int] = {}
 
     def visited(self, fine: Iterable[str], failed: Mapping[str, tuple[int, str]]) -> list[str]:
-        """A step's visits: prompts of which something came back, and (failures, why) of those without anything.
+        """Record a step's visits.
 
-        Returns the prompts that are in quarantine from now on.
+        Args:
+            fine: Ids of prompts with at least one rollout that could be scored.
+            failed: Id -> (number of failures, reason) of prompts without any.
+
+        Returns:
+            Ids of the prompts that are newly quarantined.
         """
         for prompt_id in fine:
             self._failures.pop(prompt_id, None)
-        caught = []
+        quarantined = []
         for prompt_id, (times, why) in failed.items():
             self._failures[prompt_id] = self._failures.get(prompt_id, 0) + times
             if self.after and self._failures[prompt_id] >= self.after:
                 del self._failures[prompt_id]
                 self.left_out[prompt_id] = why
-                caught.append(prompt_id)
-        return caught
+                quarantined.append(prompt_id)
+        return quarantined
 
     def __contains__(self, prompt_id: object) -> bool:
         return prompt_id in self.left_out
 
     def metrics(self) -> dict[str, float]:
+        """Return the number of quarantined prompts."""
         return {PROMPTS_QUARANTINED: float(len(self.left_out))}
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
         return {"left_out": dict(self.left_out), "failures": dict(self._failures)}
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `to_dict` wrote; {} for a state without any."""
+        """Restore what `to_dict` returned; {} for a state without quarantined prompts."""
         self.left_out, self._failures = dict(state.get("left_out", {})), dict(state.get("failures", {}))

@@ -18,8 +18,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from kray.config.schema import TinyPolicyConfig
 from kray.errors import ConfigError
-from kray.prompts.arithmetic import CHARACTERS, HABITS, KINDS, TEACHER
-from kray.prompts.lessons import Lesson, make_lessons, phrases, recipe
+from kray.prompts.arithmetic import ACCURACY_RANGES, CHARACTERS, KINDS, TEACHER_ACCURACY
+from kray.prompts.demonstrations import Demonstration, cache_key, make_demonstrations, question_templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,7 +34,7 @@ TOOL_CHARACTERS = "[]?"
 # Characters of reasoning_gym's questions and answers; others become <unk>.
 LETTERS = "\n" + "".join(map(chr, range(32, 127)))
 # Number of reasoning_gym questions, used in turn: enough that none is memorized.
-LESSONS = 32_768
+DEMONSTRATIONS = 32_768
 # Tokens; far more than any prompt and response of the quickstart.
 MAX_POSITIONS = 4096
 
@@ -73,25 +73,25 @@ def digest(tiny: TinyPolicyConfig) -> str:
     if not tiny.tool_share:
         # Such policies were made before tool_share existed.
         del settings["tool_share"]
-    parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER, HABITS]
+    parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER_ACCURACY, ACCURACY_RANGES]
     if tasks:
-        parts = [VERSION, settings, tasks, LETTERS, LESSONS, recipe(tasks), HABITS]
+        parts = [VERSION, settings, tasks, LETTERS, DEMONSTRATIONS, cache_key(tasks), ACCURACY_RANGES]
     elif all(settings[key] == getattr(usual, key) for key in LATER):
         settings = {key: value for key, value in settings.items() if key not in LATER}
-        parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER]
+        parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER_ACCURACY]
     text = json.dumps(parts, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
-def lessons_of(tiny: TinyPolicyConfig) -> list[Lesson]:
+def demonstrations_of(tiny: TinyPolicyConfig) -> list[Demonstration]:
     """Return the reasoning_gym questions of the warm-up, none for arithmetic. Takes seconds."""
-    return make_lessons(tiny.tasks, LESSONS, tiny.seed) if tiny.tasks else []
+    return make_demonstrations(tiny.tasks, DEMONSTRATIONS, tiny.seed) if tiny.tasks else []
 
 
-def tokenizer_of(tiny: TinyPolicyConfig, lessons: Sequence[Lesson]) -> PreTrainedTokenizerFast:
-    """Return the policy's tokenizer, given the result of `lessons_of`."""
-    if lessons:
-        return make_tokenizer(LETTERS, phrases(lessons))
+def tokenizer_of(tiny: TinyPolicyConfig, demonstrations: Sequence[Demonstration]) -> PreTrainedTokenizerFast:
+    """Return the policy's tokenizer, given the result of `demonstrations_of`."""
+    if demonstrations:
+        return make_tokenizer(LETTERS, question_templates(demonstrations))
     return make_tokenizer(CHARACTERS + (TOOL_CHARACTERS if tiny.tool_share else ""))
 
 

@@ -29,9 +29,9 @@ from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import TinyPolicyConfig
 from kray.environments.calculator import Calculator
-from kray.prompts.arithmetic import KINDS, Problem, habitual_answer, make_problems, noisy_answer, noisy_text
-from kray.prompts.lessons import Lesson, teach
-from kray.train.tiny_files import MAX_POSITIONS, check_tiny, folder_of, lessons_of, tokenizer_of
+from kray.prompts.arithmetic import KINDS, Problem, make_problems, noisy_answer, noisy_text, systematic_answer
+from kray.prompts.demonstrations import Demonstration, flawed_answer
+from kray.train.tiny_files import MAX_POSITIONS, check_tiny, demonstrations_of, folder_of, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +115,8 @@ def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
 
 
 def _build(tiny: TinyPolicyConfig, folder: Path) -> None:
-    lessons = lessons_of(tiny)
-    tokenizer = tokenizer_of(tiny, lessons)
+    demonstrations = demonstrations_of(tiny)
+    tokenizer = tokenizer_of(tiny, demonstrations)
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Ray sets OMP_NUM_THREADS=1 in its workers, but the rest of the run is idle now. Half of the cores: threads that spin
@@ -126,7 +126,7 @@ def _build(tiny: TinyPolicyConfig, folder: Path) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tiny.seed)
             model = make_model(tiny, tokenizer)
-            _train(model, tokenizer, tiny, lessons)
+            _train(model, tokenizer, tiny, demonstrations)
     finally:
         torch.set_num_threads(threads)
     model.generation_config = GenerationConfig(
@@ -136,23 +136,24 @@ def _build(tiny: TinyPolicyConfig, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _texts(tiny: TinyPolicyConfig, lessons: Sequence[Lesson]) -> Iterator[tuple[str, str, str, str]]:
+def _texts(tiny: TinyPolicyConfig, demonstrations: Sequence[Demonstration]) -> Iterator[tuple[str, str, str, str]]:
     """Yield (question, call, result, answer) without end: right answers first, then noisy ones; see _response."""
     rng = random.Random(tiny.seed)
     clean_steps = tiny.clean_share * tiny.warmup_steps
-    if lessons:
-        for number, lesson in enumerate(itertools.cycle(lessons)):
-            yield lesson.text, "", "", lesson.answer if number // tiny.batch_size < clean_steps else teach(lesson, rng)
+    if demonstrations:
+        for number, demonstration in enumerate(itertools.cycle(demonstrations)):
+            clean = number // tiny.batch_size < clean_steps
+            yield demonstration.text, "", "", demonstration.answer if clean else flawed_answer(demonstration, rng)
     many = min(PROBLEMS, tiny.warmup_steps * tiny.batch_size)
     for number, problem in enumerate(itertools.cycle(make_problems(tiny.kinds or KINDS, many, tiny.seed, "train"))):
         yield problem.text, *_response(problem, number // tiny.batch_size < clean_steps, rng, tiny)
 
 
 def _batches(
-    tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig, lessons: Sequence[Lesson] = ()
+    tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig, demonstrations: Sequence[Demonstration] = ()
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED where the policy writes nothing."""
-    texts = _texts(tiny, lessons)
+    texts = _texts(tiny, demonstrations)
     for _ in range(tiny.warmup_steps):
         columns = zip(*itertools.islice(texts, tiny.batch_size), strict=True)
         examples = list(zip(*(tokenizer(list(column))["input_ids"] for column in columns), strict=True))
@@ -171,7 +172,7 @@ def _batches(
 def _response(problem: Problem, clean: bool, rng: random.Random, tiny: TinyPolicyConfig) -> tuple[str, str, str]:
     """Return (call, result of the calculator, answer); without a call the first two are empty."""
     if not (tiny.tool_share and rng.random() < tiny.tool_share):
-        noisy = habitual_answer if tiny.habits else noisy_answer
+        noisy = systematic_answer if tiny.habits else noisy_answer
         return "", "", problem.answer if clean else noisy(problem, rng)
     question = problem.text if clean or rng.random() < TOOL_ACCURACY else noisy_text(problem, rng)
     result = CALCULATOR.result(question[:-1])
@@ -182,13 +183,13 @@ def _train(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     tiny: TinyPolicyConfig,
-    lessons: Sequence[Lesson],
+    demonstrations: Sequence[Demonstration],
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=tiny.lr, weight_decay=0.01)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(f"tiny policy: warming up {parameters / 1e6:.2f} M parameters for {tiny.warmup_steps} steps, once")
     started, losses = time.monotonic(), []
-    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny, lessons)):
+    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny, demonstrations)):
         for group in optimizer.param_groups:
             group["lr"] = tiny.lr * _schedule(step, tiny.warmup_steps)
         logits = model(input_ids=input_ids[:, :-1], use_cache=False).logits

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from kray.prompts.arithmetic import (
     CHARACTERS,
     KINDS,
-    TEACHER,
+    TEACHER_ACCURACY,
     Problem,
     make_problems,
     noisy_answer,
-    slips,
     teacher_accuracy,
+    wrong_answers,
 )
 
 PROBLEMS = make_problems(KINDS, 6500, 0, "train") + make_problems(KINDS, 1300, 0, "test")
@@ -75,7 +75,7 @@ def test_a_kind_repeats_only_when_it_has_run_out():
 
 def test_slips_are_wrong_and_look_like_answers():
     for problem in PROBLEMS:
-        wrong = slips(problem)
+        wrong = wrong_answers(problem)
         assert wrong
         assert problem.answer not in wrong
         assert len(set(wrong)) == len(wrong)
@@ -93,7 +93,7 @@ def test_slips_are_wrong_and_look_like_answers():
     ],
 )
 def test_slips_are_those_a_pupil_makes(text, kind, answer, expected):
-    assert set(slips(Problem(text, answer, kind))) == expected
+    assert set(wrong_answers(Problem(text, answer, kind))) == expected
 
 
 def test_the_teacher_is_right_as_often_as_it_says():
@@ -108,10 +108,10 @@ def test_the_teacher_is_right_as_often_as_it_says():
 
 
 def test_the_teacher_is_u_shaped_over_kinds_and_spread_within_them():
-    assert set(TEACHER) == set(KINDS)
-    assert sum(accuracy <= 0.1 for accuracy in TEACHER.values()) >= 4
-    assert sum(accuracy >= 0.9 for accuracy in TEACHER.values()) >= 4
-    assert all(0.0 < accuracy < 1.0 for accuracy in TEACHER.values())
+    assert set(TEACHER_ACCURACY) == set(KINDS)
+    assert sum(accuracy <= 0.1 for accuracy in TEACHER_ACCURACY.values()) >= 4
+    assert sum(accuracy >= 0.9 for accuracy in TEACHER_ACCURACY.values()) >= 4
+    assert all(0.0 < accuracy < 1.0 for accuracy in TEACHER_ACCURACY.values())
     hard = [teacher_accuracy(problem) for problem in PROBLEMS if problem.kind == "add3"]
     assert min(hard) < 0.02
     assert max(hard) > 0.1

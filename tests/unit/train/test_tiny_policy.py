@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kray.config.schema import TinyPolicyConfig
 from kray.errors import ConfigError
-from kray.prompts import lessons
+from kray.prompts import demonstrations
 from kray.prompts.arithmetic import CHARACTERS
 from kray.train.tiny_files import TOOL_CHARACTERS, default_cache, digest, make_tokenizer
 from kray.train.tiny_policy import CALCULATOR, IGNORED, _batches, ensure_tiny_policy
@@ -64,7 +64,7 @@ def test_every_part_of_a_recipe_is_in_the_folders_name(monkeypatch):
         {"kinds": ["add1"]},
     )
     names = [digest(TinyPolicyConfig(**settings)) for settings in (usual, *others)]
-    monkeypatch.setattr(lessons, "version", lambda package: "0.0")
+    monkeypatch.setattr(demonstrations, "version", lambda package: "0.0")
     assert len({*names, digest(TinyPolicyConfig(**usual))}) == len(others) + 2
 
 
@@ -73,10 +73,10 @@ def test_a_policy_of_tasks_reads_their_questions(tmp_path):
     tiny = TinyPolicyConfig(**{**vars(TINY), "tasks": tasks})
     folder = ensure_tiny_policy(tiny, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    for lesson in lessons.make_lessons(tasks, 10, 0):
-        tokens = tokenizer(lesson.text).input_ids
+    for demonstration in demonstrations.make_demonstrations(tasks, 10, 0):
+        tokens = tokenizer(demonstration.text).input_ids
         assert len(tokens) < 12
-        assert tokenizer.decode(tokens) == lesson.text
+        assert tokenizer.decode(tokens) == demonstration.text
 
 
 def test_settings_determine_weights_and_folder(tmp_path):

@@ -15,43 +15,39 @@ from hypothesis import strategies as st
 from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.prompts import load_prompts
-from kray.prompts.arithmetic import habit
+from kray.prompts.arithmetic import systematic_error
+from kray.prompts.demonstrations import flawed_answer, make_demonstrations, question_templates, wrong_answers
 from kray.prompts.generated import entries_of, judge
-from kray.prompts.lessons import make_lessons, phrases, slips, teach
 from kray.rewards import score
 from kray.train.tiny_files import LETTERS, make_tokenizer
 
 STUDY = Path(__file__).parents[3] / "configs" / "compare-reasoning.yaml"
 TASKS = yaml.safe_load(STUDY.read_text())["config"]["model"]["tiny"]["tasks"]
-LESSONS = make_lessons(TASKS, 400, 0)
+DEMONSTRATIONS = make_demonstrations(TASKS, 400, 0)
 
 
 def test_lessons_are_of_the_train_split_and_the_labels_take_turns():
-    assert [lesson.kind for lesson in LESSONS] == list(TASKS) * (400 // len(TASKS))
-    assert make_lessons(TASKS, 400, 0) == LESSONS
+    assert [demo.kind for demo in DEMONSTRATIONS] == list(TASKS) * (400 // len(TASKS))
+    assert make_demonstrations(TASKS, 400, 0) == DEMONSTRATIONS
     source = SourceConfig(kind="reasoning_gym", tasks=TASKS, size=300, split="test", verifier="exact")
-    assert not {lesson.text for lesson in LESSONS} & {prompt.text for prompt in load_prompts(source, "exact")}
+    assert not {demo.text for demo in DEMONSTRATIONS} & {prompt.text for prompt in load_prompts(source, "exact")}
 
 
 def test_what_the_teacher_says_wrongly_is_never_right_for_the_tasks_own_verifier_nor_for_the_exact_one():
     source = SourceConfig(kind="reasoning_gym", tasks=TASKS)
-    for label, lessons in _by_label(LESSONS).items():
-        entries = entries_of(source, label, len(lessons))
-        for lesson, (task, entry) in zip(lessons, entries, strict=True):
-            assert (lesson.text, lesson.answer) == (entry["question"], entry["answer"])
-            assert (
-                judge(task, lesson.answer, entry)
-                == score("exact", lesson.answer, lesson.answer, strip=False).value
-                == 1
-            )
-            for wrong in lesson.wrong:
+    for label, demonstrations in _by_label(DEMONSTRATIONS).items():
+        entries = entries_of(source, label, len(demonstrations))
+        for demo, (task, entry) in zip(demonstrations, entries, strict=True):
+            assert (demo.text, demo.answer) == (entry["question"], entry["answer"])
+            assert judge(task, demo.answer, entry) == score("exact", demo.answer, demo.answer, strip=False).value == 1
+            for wrong in demo.wrong:
                 assert judge(task, wrong, entry) < 1
-                assert score("exact", wrong, lesson.answer, strip=False).value == 0
+                assert score("exact", wrong, demo.answer, strip=False).value == 0
 
 
 @given(st.text(LETTERS, max_size=12))
 def test_a_slip_is_another_text(answer):
-    wrong = slips(answer)
+    wrong = wrong_answers(answer)
     assert wrong
     assert answer not in wrong
     assert len(set(wrong)) == len(wrong)
@@ -69,47 +65,52 @@ def test_a_slip_is_another_text(answer):
     ],
 )
 def test_slips_are_wrong_decisions(answer, expected):
-    assert slips(answer) == expected
+    assert wrong_answers(answer) == expected
 
 
 def test_the_teacher_has_one_slip_and_one_accuracy_for_each_label_and_first_character():
     rng, said = random.Random(1), defaultdict(list)
-    for lesson in LESSONS:
-        said[lesson.kind, lesson.answer[0]] += [(teach(lesson, rng), lesson) for _ in range(200)]
+    for demo in DEMONSTRATIONS:
+        said[demo.kind, demo.answer[0]] += [(flawed_answer(demo, rng), demo) for _ in range(200)]
     for (label, mark), pairs in said.items():
-        accuracy, way = habit(label, mark)
-        right = sum(answer == lesson.answer for answer, lesson in pairs) / len(pairs)
+        accuracy, way = systematic_error(label, mark)
+        right = sum(answer == demo.answer for answer, demo in pairs) / len(pairs)
         assert right == pytest.approx(accuracy, abs=0.15)
-        assert {answer for answer, lesson in pairs if answer != lesson.answer} <= {
-            lesson.wrong[way % len(lesson.wrong)] for _, lesson in pairs
+        assert {answer for answer, demo in pairs if answer != demo.answer} <= {
+            demo.wrong[way % len(demo.wrong)] for _, demo in pairs
         }
-    first, second = ([teach(lesson, random.Random(5)) for lesson in LESSONS] for _ in range(2))
+    first, second = ([flawed_answer(demo, random.Random(5)) for demo in DEMONSTRATIONS] for _ in range(2))
     assert first == second
 
 
 def test_the_studys_teacher_is_u_shaped_over_its_prompts():
-    accuracies = [habit(lesson.kind, lesson.answer[0])[0] for lesson in LESSONS]
+    accuracies = [systematic_error(demo.kind, demo.answer[0])[0] for demo in DEMONSTRATIONS]
     shares = np.histogram(accuracies, (0, 0.003, 0.05, 0.3, 0.9, 1))[0] / len(accuracies)
     assert shares == pytest.approx([0.12, 0.38, 0.1, 0.11, 0.29], abs=0.07)
 
 
 def test_the_tokenizer_loses_nothing_and_templates_are_single_tokens():
-    found = phrases(LESSONS)
+    found = question_templates(DEMONSTRATIONS)
     tokenizer = make_tokenizer(LETTERS, found)
-    for lesson in LESSONS:
-        for text in (lesson.text, lesson.answer, *lesson.wrong, lesson.text + lesson.answer):
+    for demo in DEMONSTRATIONS:
+        for text in (
+            demo.text,
+            demo.answer,
+            *demo.wrong,
+            demo.text + demo.answer,
+        ):
             tokens = tokenizer(text)["input_ids"]
             assert tokenizer.decode(tokens, skip_special_tokens=True) == text
             assert tokenizer.unk_token_id not in tokens
-        assert len(tokenizer(lesson.text)["input_ids"]) <= 24
-        assert len(tokenizer(lesson.answer)["input_ids"]) == len(lesson.answer)  # one way to write it
+        assert len(tokenizer(demo.text)["input_ids"]) <= 24
+        assert len(tokenizer(demo.answer)["input_ids"]) == len(demo.answer)  # one way to write it
     assert "Spell this word backward (example: sun -> nus): " in found
 
 
 def test_what_cannot_be_taught_is_named():
     with pytest.raises(DataError, match=r"tasks\.mine: reasoning_gym cannot make it"):
-        make_lessons({"mine": {"task": "no_such_task"}}, 10, 0)
+        make_demonstrations({"mine": {"task": "no_such_task"}}, 10, 0)
 
 
-def _by_label(lessons):
-    return {label: [lesson for lesson in lessons if lesson.kind == label] for label in TASKS}
+def _by_label(demonstrations):
+    return {label: [demo for demo in demonstrations if demo.kind == label] for label in TASKS}
