@@ -1,6 +1,7 @@
-"""Prompts: where they come from, how they become tokens, and in which order they are visited.
+"""Load prompts, encode them as tokens, and choose the order in which they are visited.
 
-Importing this room loads none of pyarrow, datasets, reasoning_gym and transformers: each is imported when a source needs it.
+Importing this package loads none of pyarrow, datasets, reasoning_gym and transformers: each is imported when a source needs
+it.
 """
 
 from kray.prompts.sampler import PromptSampler

@@ -1,4 +1,4 @@
-"""What a chat template reads: its variables, and the messages that it passes on."""
+"""Check a tokenizer's chat template: the variables that it reads, and the messages that it renders."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ from kray.errors import ConfigError
 from kray.prompts.tokenize import messages_of, render_chat
 from kray.records import Prompt
 
-# What transformers gives every template besides the special tokens of the tokenizer.
+# Variables that transformers passes to every template, besides the tokenizer's special tokens.
 SUPPLIED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"})
-LOOKED_AT = 1000  # prompts of a source whose messages are searched for in what the template makes of them
-ASKING = (
-    "system",
-    "developer",
-    "user",
-)  # roles whose messages a template may not leave out; old answers it may shorten
+# Prompts of a source that are rendered to check that their messages are not lost.
+SAMPLE = 1000
+# Roles whose messages a template must render; it may shorten old answers.
+REQUIRED_ROLES = ("system", "developer", "user")
 
 
 def check_template(source: SourceConfig, tokenizer: Any, key: str) -> None:
     """Refuse names in chat_template_kwargs that have no effect, or that transformers sets itself.
 
     Args:
-        source: Whose chat_template_kwargs are looked at.
-        tokenizer: With the template.
-        key: Of the source in the configuration, for messages.
+        source: The source with the chat_template_kwargs.
+        tokenizer: The tokenizer with the template.
+        key: Configuration key of the source, for messages.
 
     Raises:
-        ConfigError: Names the variable.
+        ConfigError: A variable has no effect or is reserved; the message names it.
     """
     if not source.chat_template_kwargs:
         return
@@ -47,7 +45,11 @@ def check_template(source: SourceConfig, tokenizer: Any, key: str) -> None:
 
 
 def template_variables(tokenizer: Any, where: str) -> set[str]:
-    """The variables that the tokenizer's chat template reads and does not set before. where: the key, for messages.
+    """Return the variables that the tokenizer's chat template reads without setting them.
+
+    Args:
+        tokenizer: The tokenizer with the template.
+        where: Configuration key, for messages.
 
     Raises:
         ConfigError: The template cannot be parsed.
@@ -56,9 +58,10 @@ def template_variables(tokenizer: Any, where: str) -> set[str]:
     from jinja2.ext import Extension
 
     class Generation(Extension):
-        """{% generation %} ... {% endgeneration %}, as transformers knows it; what is inside counts."""
+        """The tag {% generation %} ... {% endgeneration %} of transformers; its content is parsed like other text."""
 
-        tags = {"generation"}  # noqa: RUF012 -- as jinja declares it
+        # Declared as jinja declares it.
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> nodes.Node:
             line = next(parser.stream).lineno
@@ -72,20 +75,28 @@ def template_variables(tokenizer: Any, where: str) -> set[str]:
 
 
 def lost_messages(prompts: Sequence[Prompt], tokenizer: Any, source: SourceConfig) -> dict[str, tuple[int, int, str]]:
-    """Which messages the chat template leaves out or cuts.
+    """Find messages that the chat template leaves out or cuts, in at most about SAMPLE prompts.
+
+    Args:
+        prompts: The prompts of a source; the longest is always checked.
+        tokenizer: The tokenizer with the template.
+        source: Their source.
 
     Returns:
-        For each role whose text is not found whole: (in how many prompts, of how many looked at, the first one's id). The
-        longest prompt is among those looked at.
+        Role -> (number of prompts in which its text is incomplete, number of prompts checked, id of the first) for each role
+        with incomplete text.
+
+    Raises:
+        DataError: The template refuses a prompt's messages.
     """
-    step = -(-len(prompts) // LOOKED_AT) if prompts else 1
+    step = -(-len(prompts) // SAMPLE) if prompts else 1
     longest = max(prompts, key=lambda prompt: sum(len(m["content"]) for m in messages_of(prompt, source)), default=None)
     chosen = [p for i, p in enumerate(prompts) if i % step == 0 or p is longest]
     lost: dict[str, list[str]] = {}
     for prompt in chosen:
         messages = messages_of(prompt, source)
         rendered = render_chat(messages, tokenizer, prompt.id, source.chat_template_kwargs)
-        missing = {m["role"] for m in messages if m["role"] in ASKING and m["content"].strip() not in rendered}
+        missing = {m["role"] for m in messages if m["role"] in REQUIRED_ROLES and m["content"].strip() not in rendered}
         for role in missing:
             lost.setdefault(role, []).append(prompt.id)
     return {role: (len(ids), len(chosen), ids[0]) for role, ids in sorted(lost.items())}

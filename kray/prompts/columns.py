@@ -1,7 +1,7 @@
-"""Arrow columns as plain values: numbers of their own type, and JSON as what it holds.
+"""Convert values of Arrow columns to plain ones: numbers with their own precision, and decoded JSON.
 
-Arrow gives a 32-bit float as the 64-bit float that equals it (0.1 becomes 0.10000000149011612) and JSON columns, which datasets
-writes since version 5, as JSON text, in which a text has quotes around it.
+Arrow returns a 32-bit float as the equal 64-bit float (0.1 becomes 0.10000000149011612), and JSON columns, which datasets
+writes since version 5, as JSON text, in which strings have quotes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ Read = Callable[[Any], Any]
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON whose fractions and exponents stay as exact as they are written: they become Decimals.
+    """Parse JSON and keep fractions and exponents exact, as Decimals.
 
     Raises:
-        ValueError: for what is not JSON, or has a key twice in one object: the last would silently hide the others.
+        ValueError: The text is not JSON, or an object has a key twice, of which the last would silently hide the others.
     """
     return json.loads(text, parse_float=_decimal, object_pairs_hook=_object)
 
 
 class Written(Decimal):
-    """A number in JSON, with its text."""
+    """A number of a JSON document.
+
+    Attributes:
+        text: The number as written.
+    """
 
     text: str
 
@@ -50,15 +54,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def reader(kind: Any) -> Read | None:
-    """What makes a plain value of what `to_pylist` gives for an Arrow type; None where there is nothing to do.
+    """Return the function that converts values of an Arrow type, as `to_pylist` returns them, to plain values.
 
-    The function raises ValueError for text of a JSON column that is not JSON.
+    Args:
+        kind: The Arrow type.
+
+    Returns:
+        The function, which raises ValueError for invalid text of a JSON column; None where no conversion is needed.
     """
     from pyarrow import types
 
     if getattr(kind, "extension_name", "") == "arrow.json":
         return _where_present(parse_json)
-    if hasattr(kind, "storage_type"):  # any other extension type
+    # Any other extension type.
+    if hasattr(kind, "storage_type"):
         return reader(kind.storage_type)
     if types.is_float16(kind) or types.is_float32(kind):
         return _where_present(np.float16 if types.is_float16(kind) else np.float32)
@@ -74,7 +83,15 @@ def reader(kind: Any) -> Read | None:
 
 
 def read_fields(fields: Mapping[str, Any], readers: Mapping[str, Read]) -> dict[str, Any]:
-    """The mapping with the values of the readers' names read. Raises ValueError that names the field."""
+    """Convert the fields of a row.
+
+    Args:
+        fields: Values by name.
+        readers: Functions that convert some of them.
+
+    Raises:
+        ValueError: A value cannot be converted; the message names the field.
+    """
     found = dict(fields)
     for name, read in readers.items():
         try:
@@ -96,14 +113,14 @@ def _where_present(read: Read) -> Read:
 
 
 def exact_number(number: np.floating) -> Decimal:
-    """What a finite float of a column stands for: a whole one for the integer that it is, another for its shortest decimal.
+    """Return the number that a finite float of a column stands for: an integer as such, else its shortest decimal.
 
-    From some size on a whole float is no longer the only integer near it. Where its shortest decimal is a round number of so
-    few digits that its type can hold any such number apart from the next (6 of 32 bits, 15 of 64), and it is another integer
-    (1e23 is 99999999999999991611392), both may be meant.
+    Large floats stand for several integers. Where the shortest decimal has so few digits that its type can distinguish all
+    such numbers (6 digits of 32 bits, 15 of 64) and differs from the float's integer (1e23 is 99999999999999991611392), either
+    may be meant.
 
     Raises:
-        ValueError: which says so, to follow the name of the field.
+        ValueError: Either may be meant; the message is to follow the name of the field.
     """
     shortest = Decimal(np.format_float_positional(number, unique=True, trim="0"))
     if not float(number).is_integer():
@@ -112,7 +129,7 @@ def exact_number(number: np.floating) -> Decimal:
     if integer != shortest and len(shortest.normalize().as_tuple().digits) <= np.finfo(number.dtype).precision:
         kind = number.dtype.name
         raise ValueError(
-            f"is {shortest.normalize():e} rounded to {str(integer)[:40]}, as {kind} has it, or that integer itself: which is "
-            "meant cannot be told; make the column integers or text"
+            f"is either {shortest.normalize():e} rounded to {str(integer)[:40]}, as {kind} stores it, or that integer itself; "
+            "make the column integers or text"
         )
     return Decimal(integer)

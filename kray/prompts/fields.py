@@ -1,4 +1,7 @@
-"""From a row's fields to what a Prompt holds: text, chat messages, and scalars as text. What fits nowhere is a DataError."""
+"""Convert a row's fields to the parts of a Prompt: text, chat messages, and scalars as text.
+
+Every DataError names the file, the row and the field.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,24 @@ from kray.prompts.rows import Row
 
 Messages = tuple[Mapping[str, str], ...]
 
-# How text in a prompt field is read. auto: JSON of chat messages is read, and text that may or may not be meant as JSON is
-# refused; text: it is the prompt, as it stands; json: all of it is JSON, of a text or of chat messages.
+# How text in a prompt field is read. auto: chat messages as JSON are parsed, and text that may be meant as JSON is refused;
+# text: the text is the prompt; json: all of it is JSON, of a string or of chat messages.
 FORMATS = ("auto", "text", "json")
-_SMALLEST_EXPONENT = -324  # of a float
+# Smallest decimal exponent of a 64-bit float.
+_SMALLEST_EXPONENT = -324
 
 
 def field(row: Row, name: str) -> Any:
-    """The value of a field. A dot reaches into a mapping, or a list by position; a field with a dot in its name comes first."""
+    """Return the value of a field.
+
+    Args:
+        row: The row.
+        name: Name of the field. A dot selects an item of a mapping, or of a list by position; a field whose own name has the
+            dot takes precedence.
+
+    Raises:
+        DataError: There is no such field.
+    """
     if name in row.fields:
         return row.fields[name]
     value: Any = row.fields
@@ -41,10 +54,18 @@ def field(row: Row, name: str) -> Any:
 
 
 def scalar(row: Row, name: str) -> str:
-    """A field that must be text, a number or true/false, as text.
+    """Return a field that must be text, a number or true/false, as text.
 
-    Numbers are written without an exponent and as exactly as the data has them: JSON's 1e-05 is "0.00001", its 72.0 "72.0".
-    A whole float of a column is an integer: "72". Columns do not say which was meant, and one null makes integers floats.
+    Numbers are written without an exponent and as exactly as in the data: 1e-05 in JSON is "0.00001", 72.0 is "72.0". A whole
+    float of a column is written as an integer, "72": columns do not tell which was meant, and one null turns a column of
+    integers into floats.
+
+    Args:
+        row: The row.
+        name: Name of the field, as in `field`.
+
+    Raises:
+        DataError: The field is missing, blank or of another type, or a number cannot be written exactly.
     """
     value = field(row, name)
     if isinstance(value, bool):
@@ -63,7 +84,19 @@ def scalar(row: Row, name: str) -> str:
 
 
 def content(row: Row, name: str, form: str) -> tuple[str | None, Messages | None]:
-    """What the policy is asked, (text, None) or (None, messages). form: one of FORMATS."""
+    """Return the prompt that a field holds.
+
+    Args:
+        row: The row.
+        name: Name of the field, as in `field`.
+        form: One of FORMATS.
+
+    Returns:
+        (text, None) or (None, messages).
+
+    Raises:
+        DataError: The field is missing, blank, or not a prompt in this format.
+    """
     value = field(row, name)
     place = f'{row.place}: field "{name}"'
     if isinstance(value, str) and form == "json":
@@ -86,7 +119,7 @@ def content(row: Row, name: str, form: str) -> tuple[str | None, Messages | None
 
 
 def _number(value: float | Decimal | np.floating, place: str) -> str:
-    """A number without an exponent. Refuses what no float can hold: its exponent may stand for a billion digits."""
+    """Write a number without an exponent; refuse those beyond floats, whose exponent may stand for a billion digits."""
     near = float(value)
     written = f"{value.text if isinstance(value, Written) else value!s:.60}"
     if not math.isfinite(near):
@@ -98,18 +131,19 @@ def _number(value: float | Decimal | np.floating, place: str) -> str:
             raise DataError(f"{place} {error}") from None
     if value and not near:
         raise DataError(f"{place} is {written}, nearer to 0 than any number that can be compared")
-    if not value and not _SMALLEST_EXPONENT <= value.adjusted() <= 0:  # as many zeros as the exponent says
+    # A zero would be written with as many digits as its exponent has.
+    if not value and not _SMALLEST_EXPONENT <= value.adjusted() <= 0:
         return "-0" if value.is_signed() else "0"
     return format(value, "f")
 
 
 def _kind(value: Any) -> str:
-    """The type of a value that is there, as error messages name it."""
+    """Return the type of a value, as error messages name it."""
     return "float" if isinstance(value, (Decimal, np.floating)) else type(value).__name__
 
 
 def _check_text(text: str, row: Row, what: str) -> None:
-    """JSON can spell what no text is: half of a character ("\\ud800"), which no tokenizer takes."""
+    """Refuse unpaired surrogates ("\\ud800"), which JSON can hold and no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -117,7 +151,7 @@ def _check_text(text: str, row: Row, what: str) -> None:
 
 
 def _messages(found: list[Any], row: Row, name: str) -> Messages:
-    """Chat messages, checked: at least one, each with a known role and text, the last one not the assistant's."""
+    """Check chat messages: at least one, each with a known role and text, the last one not the assistant's."""
     if not found:
         raise DataError(f'{row.place}: field "{name}" is an empty list of messages')
     messages = []

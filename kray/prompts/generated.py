@@ -1,4 +1,4 @@
-"""Prompts that are made, not read: arithmetic and reasoning_gym's tasks. Equal seeds give equal prompts."""
+"""Generate prompts: arithmetic, and the tasks of reasoning_gym. Equal seeds give equal prompts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,25 @@ from kray.errors import DataError
 from kray.prompts.arithmetic import KINDS, SPLITS, in_test, make_problems
 from kray.records import Prompt, derive_seed
 
-_SEARCH_FACTOR = 40  # generated entries looked at for each prompt wanted; a fifth of them belong to the test split
-_BY_TEXT = ("exact", "math")  # verifiers that compare texts; any other gets the whole entry
+# Entries that are generated at most per prompt, of which a fifth belong to the test split.
+_SEARCH_FACTOR = 40
+# Verifiers that compare texts; any other gets the whole entry.
+_BY_TEXT = ("exact", "math")
 
 
 def arithmetic_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
-    """source.size problems of source.tasks (empty: all kinds) in turn, of the split named by source.split; metadata: kind."""
+    """Generate arithmetic problems as prompts.
+
+    Args:
+        source: size, seed, split, limit and tasks (kinds, which alternate; empty: all).
+        verifier: Verifier of the prompts.
+
+    Returns:
+        The prompts, with "kind" in their metadata.
+
+    Raises:
+        DataError: An option of the source is invalid.
+    """
     _check(source)
     if unknown := [kind for kind in source.tasks if kind not in KINDS]:
         raise DataError(f"tasks.{unknown[0]}: arithmetic has no such kind; it has {', '.join(KINDS)}")
@@ -36,10 +49,18 @@ def arithmetic_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
 
 
 def reasoning_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
-    """source.size prompts of source.tasks in turn; metadata: kind (the task's label), difficulty.
+    """Generate prompts of reasoning_gym tasks, which alternate.
 
-    Judged by the task's own verifier; source.verifier exact or math takes the answer's text instead.
-    The splits train and test hold different questions, as a hash of the question decides.
+    Args:
+        source: size, seed, split, limit and tasks. Answers are scored by the task's own rule unless its verifier is exact or
+            math, which compare with the answer's text. A hash of the question decides its split.
+        verifier: Not used: the default is the verifier reasoning_gym.
+
+    Returns:
+        The prompts, with "kind" (the task's label) and "difficulty" in their metadata.
+
+    Raises:
+        DataError: An option of the source is invalid, or a task cannot be generated.
     """
     _check(source)
     if not source.tasks:
@@ -72,22 +93,37 @@ def reasoning_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
 
 
 def judge(task: str, given: str, entry: Mapping[str, Any]) -> float:
-    """The task's own score of an answer, in [0, 1]."""
+    """Return the task's own score of an answer, in [0, 1].
+
+    Args:
+        task: reasoning_gym's name of the task.
+        given: The answer.
+        entry: The task's entry.
+    """
     return float(_scoring(task)(answer=given, entry=entry))
 
 
 @functools.cache
 def _scoring(task: str) -> Callable[..., float]:
-    """Making one reads the task's data: 50 ms."""
+    """Return the task's scoring function; creating one reads the task's data, which takes 50 ms."""
     import reasoning_gym
 
     return reasoning_gym.get_score_answer_fn(task)
 
 
 def entries_of(source: SourceConfig, label: str, count: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """`count` times (reasoning_gym's name of the task, an entry of the split).
+    """Yield entries of one task that belong to the source's split.
 
-    A label is the task's name unless its options name the task. Raises DataError for what cannot be had.
+    Args:
+        source: The source.
+        label: Key of the task in source.tasks: its name, unless its options name the task.
+        count: Number of entries.
+
+    Yields:
+        (reasoning_gym's name of the task, entry), `count` times.
+
+    Raises:
+        DataError: reasoning_gym cannot make the task, or has too few entries of the split.
     """
     if not count:
         return
@@ -98,7 +134,7 @@ def entries_of(source: SourceConfig, label: str, count: int) -> Iterator[tuple[s
     if reserved := {"seed", "size"} & set(options):
         raise DataError(f"tasks.{label}.{min(reserved)}: set it on the source, not on the task")
     most = count * _SEARCH_FACTOR + 200
-    # Below 2^31 with room for the index: tasks seed an entry with seed + index, some of them numpy's 32-bit generators.
+    # seed + index must stay below 2^31: tasks seed each entry with it, some of them numpy's 32-bit generators.
     seed = derive_seed("reasoning_gym", source.seed, source.split, label) % 2**30
     try:
         reasoning_gym.get_score_answer_fn(task)
@@ -117,7 +153,7 @@ def entries_of(source: SourceConfig, label: str, count: int) -> Iterator[tuple[s
 
 
 def _pack(task: str, entry: Mapping[str, Any]) -> str:
-    """The answer that the reasoning_gym verifier reads (see kray.rewards.reasoning)."""
+    """Return the right answer in the form that the reasoning_gym verifier reads (kray.rewards.reasoning)."""
     try:
         return json.dumps({"task": task, "entry": _plain(entry)}, ensure_ascii=False)
     except TypeError as error:
@@ -125,7 +161,7 @@ def _pack(task: str, entry: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON that keeps tuples and keys that are not text."""
+    """Return JSON values that preserve tuples and keys that are not text."""
     if isinstance(value, tuple):
         return {"__tuple__": [_plain(item) for item in value]}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Text of a prompt field that may be meant as JSON: chat messages are read, prose stays text, the rest is refused."""
+"""Interpret text in a prompt field that may be JSON: chat messages are parsed, prose stays text, the rest is refused."""
 
 from __future__ import annotations
 
@@ -12,23 +12,11 @@ from kray.prompts.columns import parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 AS_TEXT = "set prompt_format: text where it is the prompt itself"
-# Usual names, in an object, of a prompt or of what holds one.
-_PROMPT_KEYS = frozenset(
-    {
-        "role",
-        "content",
-        "messages",
-        "conversation",
-        "conversations",
-        "prompt",
-        "question",
-        "query",
-        "instruction",
-        "text",
-    }
-)
+# Usual keys, in an object, of a prompt or of what holds one.
+_PROMPT_WORDS = "role content messages conversation conversations prompt question query instruction text"
+_PROMPT_KEYS = frozenset(_PROMPT_WORDS.split())
 _BOM = "\ufeff"
-# The first key of an object, perhaps in a list, in JSON or in what Python and numpy print.
+# The first key of an object, possibly in a list, in JSON or as Python and numpy print it.
 _OBJECT_START = re.compile(r"""(?:array\()?[\[(\s]*\{\s*(?:"[^"\n]*"|'[^'\n]*')\s*:""")
 _PROMPT_KEY = re.compile(rf"""["'](?:from|{"|".join(sorted(_PROMPT_KEYS))})["']\s*:""", re.IGNORECASE)
 # A string, closed or not, or a bracket, or a word.
@@ -36,7 +24,15 @@ _TOKEN = re.compile(r""""(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?|[\[({]|[\])}]|\w
 
 
 def read_json(text: str, place: str) -> Any:
-    """The value of text that must be JSON, for prompt_format: json. Raises DataError."""
+    """Parse text that must be JSON, for prompt_format: json.
+
+    Args:
+        text: The field's text.
+        place: File, row and field, for messages.
+
+    Raises:
+        DataError: The text is not JSON.
+    """
     try:
         return parse_json(text.removeprefix(_BOM))
     except (ValueError, RecursionError) as error:
@@ -44,9 +40,17 @@ def read_json(text: str, place: str) -> Any:
 
 
 def chat_in_text(text: str, place: str) -> str | list[Any]:
-    """Text as it is, or the list of chat messages that it is the JSON of, for prompt_format: auto.
+    """Interpret text that may be JSON, for prompt_format: auto.
 
-    Raises DataError for other text that is JSON, or was before it was cut or printed by Python, and may hold a prompt.
+    Args:
+        text: The field's text.
+        place: File, row and field, for messages.
+
+    Returns:
+        The chat messages where the text is their JSON, else the text itself.
+
+    Raises:
+        DataError: The text is other JSON, or JSON that was truncated or printed by Python, and may hold a prompt.
     """
     bare = text.lstrip().removeprefix(_BOM).lstrip()
     if bare[:1] not in ("[", "{", "(", '"', "a"):
@@ -79,7 +83,7 @@ def chat_in_text(text: str, place: str) -> str | list[Any]:
 
 
 def _is_message(value: Any) -> bool:
-    """Whether it looks like a chat message, in OpenAI's form or in ShareGPT's."""
+    """Return whether a value looks like a chat message, in the form of OpenAI or ShareGPT."""
     if not isinstance(value, Mapping):
         return False
     keys = {key.lower() for key in value}
@@ -92,7 +96,7 @@ def _may_be_message(value: Any) -> bool:
 
 
 def _holds_message(value: Any) -> bool:
-    """Whether a chat message is anywhere in it."""
+    """Return whether a value contains a chat message at any depth."""
     left = [value]
     while left:
         item = left.pop()
@@ -103,7 +107,7 @@ def _holds_message(value: Any) -> bool:
 
 
 def _may_hold_prompt(value: Any) -> bool:
-    """Whether a prompt may be in it: a list of nothing but texts, or an object with the usual names of prompts."""
+    """Return whether a value may hold a prompt: a list of strings, or an object with usual keys of prompts."""
     while isinstance(value, list) and len(value) == 1:
         (value,) = value
     if isinstance(value, str):
@@ -123,7 +127,7 @@ def _names(value: Mapping[str, Any]) -> bool:
 
 
 def _has_words_outside(text: str) -> bool:
-    """Whether text goes on in words before or after its brackets: it is prose that shows something."""
+    """Return whether there are words before or after a text's brackets: then it is prose with an example."""
     depth = 0
     for token in _TOKEN.findall(text.removeprefix("array")):
         if token in ("[", "(", "{"):
@@ -136,7 +140,7 @@ def _has_words_outside(text: str) -> bool:
 
 
 def _is_list_of_texts(text: str) -> bool:
-    """Whether text that is not JSON has nothing but quoted texts in its brackets, as Python prints a list of them."""
+    """Return whether text that is not JSON has only quoted strings in its brackets, as Python prints a list of them."""
     tokens = _TOKEN.findall(text)
     texts = [token for token in tokens if token not in ("[", "]")]
     return bool(texts) and tokens[0] == "[" and all(len(t) > 1 and t[0] in "\"'" and t[-1] == t[0] for t in texts)

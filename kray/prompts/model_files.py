@@ -1,4 +1,4 @@
-"""What prompts need of a model's folder: its tokenizer, checked against the model, and its context length."""
+"""Read what prompts need from a model's folder: the tokenizer, checked against the model, and the context length."""
 
 from __future__ import annotations
 
@@ -8,22 +8,42 @@ from typing import Any
 
 from kray.errors import ConfigError
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
-_ANY_LENGTH = 10**9  # tokenizers without a limit say 10^30
+# Files of weights, in the order in which transformers looks for them.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# Context lengths from here on mean that there is no limit.
+_NO_LIMIT = 10**9
 
 
 def read_config(model_path: str) -> Any:
-    """Return the model's PretrainedConfig. Raises ConfigError where it cannot be read."""
+    """Return the model's PretrainedConfig.
+
+    Args:
+        model_path: Folder or hub id.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(model_path)
-    except Exception as error:  # broken JSON, unknown architectures, hubs that do not answer: dozens of kinds
+    # Broken JSON, unknown architectures, unreachable hubs: transformers raises dozens of kinds.
+    except Exception as error:
         raise ConfigError(f"model.path: {model_path} cannot be loaded: {_first_line(error)}") from error
 
 
 def load_tokenizer(model_path: str) -> tuple[Any, int]:
-    """(tokenizer, size of the model's vocabulary). Raises ConfigError that names what cannot be used."""
+    """Load the model's tokenizer.
+
+    Args:
+        model_path: Folder or hub id.
+
+    Returns:
+        (tokenizer, size of the model's vocabulary).
+
+    Raises:
+        ConfigError: There is no tokenizer, it is empty, or its tokens are not all in the model's vocabulary.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -38,7 +58,7 @@ def load_tokenizer(model_path: str) -> tuple[Any, int]:
         ) from error
     if not len(tokenizer):
         raise ConfigError(f"model.path: the tokenizer of {model_path} is empty")
-    # Special tokens beyond are often meant for other uses (images, padding); a prompt that has one is refused by itself.
+    # Special tokens beyond the vocabulary often have other uses (images, padding); a prompt with one is refused separately.
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     beyond = [index for index in tokenizer.get_vocab().values() if index >= vocabulary and index not in special]
     if beyond:
@@ -49,9 +69,16 @@ def load_tokenizer(model_path: str) -> tuple[Any, int]:
 
 
 def check_weights(model_path: str) -> None:
-    """Raises ConfigError for a folder without files of weights, or without some that its index names; reads no weights."""
+    """Check that the files of weights exist, without reading them.
+
+    Args:
+        model_path: Folder, or a hub id, which is not checked.
+
+    Raises:
+        ConfigError: There are none, or some that the index lists are missing.
+    """
     folder = Path(model_path)
-    if not folder.is_dir():  # a hub id
+    if not folder.is_dir():
         return
     for name in WEIGHTS:
         index = folder / f"{name}.index.json"
@@ -64,32 +91,48 @@ def check_weights(model_path: str) -> None:
                 raise ConfigError(f"model.path: {index} cannot be read: {_first_line(error)}") from error
             if missing := [file for file in files if not (folder / file).is_file()]:
                 raise ConfigError(
-                    f"model.path: {folder} lacks {missing[0]}, which {index.name} names ({len(missing)} missing)"
+                    f"model.path: {folder} lacks {missing[0]}, which {index.name} lists ({len(missing)} missing)"
                 )
             return
     raise ConfigError(f"model.path: {folder} holds no weights: neither {' nor '.join(WEIGHTS)}, nor an index of either")
 
 
 def check_context(model_path: str, needed: int) -> None:
-    """Raises ConfigError when prompt and response together (needed, tokens) are more than the model can read."""
+    """Check that prompt and response fit the model's context.
+
+    Args:
+        model_path: Folder or hub id.
+        needed: Tokens of the longest prompt and response together.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
     text = read_config(model_path).get_text_config()
     most = getattr(text, "max_position_embeddings", None)
-    if isinstance(most, int) and 0 < most < min(needed, _ANY_LENGTH):
+    if isinstance(most, int) and 0 < most < min(needed, _NO_LIMIT):
         keys = "prompts.max_tokens + rollout.max_response_tokens (or rollout.max_context_tokens)"
         raise ConfigError(f"{keys} = {needed} is above the {most} positions of model.path {model_path}")
 
 
 def stop_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
-    """The tokenizer's end of sequence, and those of the model's generation config. Raises ConfigError without any.
+    """Return the ids of tokens that end a response: the tokenizer's, and those of the model's generation config.
 
     A pad token is not needed: batches are packed or padded by length.
+
+    Args:
+        model_path: Folder or hub id.
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        ConfigError: There is none.
     """
     from transformers import GenerationConfig
 
     found = {tokenizer.eos_token_id}
     try:
         listed = GenerationConfig.from_pretrained(model_path).eos_token_id
-    except OSError:  # the model has none
+    # The model has no generation config.
+    except OSError:
         listed = None
     found |= set(listed) if isinstance(listed, list) else {listed}
     found.discard(None)

@@ -1,4 +1,4 @@
-"""Rows of files: one at a time, each with its place in a form that people can go to. Rows count from 1."""
+"""Read rows of data files one at a time, each with its file and line or row number. Rows count from 1."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.prompts.columns import parse_json, read_fields, reader
 
+# Rows of a columnar file that are converted at once.
 _BATCH_ROWS = 1024
+# Longest line, in bytes; a longer one is probably a file without line ends.
 _LINE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """fields of one row; place: "file:line" for people; source and number: "<source>:<number>" is the default id."""
+    """One row of a source.
+
+    Attributes:
+        place: "file:line" or "file: row number", for messages.
+        source: Short name of the file.
+        number: Line or row; "<source>:<number>" is the default id of a prompt.
+        fields: Values by name.
+    """
 
     place: str
     source: str
@@ -32,7 +41,14 @@ class Row:
 
 
 def jsonl_rows(source: SourceConfig) -> Iterator[Row]:
-    """The objects of JSON-lines files, also of gzipped ones. Blank lines are passed over; all else raises DataError."""
+    """Yield the objects of JSON-lines files, which may be gzipped. Blank lines are skipped.
+
+    Args:
+        source: path: a file, a folder or a glob.
+
+    Raises:
+        DataError: A file cannot be read or is empty, or a line is not a JSON object.
+    """
     for path, name in _files(source, ".jsonl", ".jsonl.gz"):
         found = False
         for number, raw in enumerate(_lines(path), start=1):
@@ -44,7 +60,7 @@ def jsonl_rows(source: SourceConfig) -> Iterator[Row]:
 
 
 def _lines(path: str) -> Iterator[bytes]:
-    """Lines of a bounded length: a huge file without line ends is refused, not held in memory."""
+    """Yield lines of bounded length, so that a huge file without line ends is refused rather than held in memory."""
     number = 0
     try:
         with _opened(path) as file:
@@ -60,7 +76,7 @@ def _lines(path: str) -> Iterator[bytes]:
 
 
 def _opened(path: str) -> io.BufferedIOBase:
-    """The file's bytes, unpacked if it is gzip, whatever its name."""
+    """Open a file for reading bytes, decompressed if it is gzip, whatever its name."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if packed else open(path, "rb")
@@ -75,7 +91,8 @@ def _object(raw: bytes, place: str, number: int) -> Mapping[str, Any]:
         raise DataError(f"{place}: the line is not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise DataError(f"{place}: the line is not JSON: it is nested too deeply") from None
-    except ValueError as error:  # an integer or an exponent of thousands of digits
+    # An integer or an exponent of thousands of digits, or a key that occurs twice.
+    except ValueError as error:
         raise DataError(f"{place}: the line cannot be read: {_first_line(error)}") from None
     if not isinstance(value, dict):
         raise DataError(f"{place}: the line is {type(value).__name__}, not an object with fields")
@@ -83,7 +100,14 @@ def _object(raw: bytes, place: str, number: int) -> Mapping[str, Any]:
 
 
 def parquet_rows(source: SourceConfig) -> Iterator[Row]:
-    """The rows of parquet files; only the columns that are asked for are read."""
+    """Yield the rows of parquet files. Only the columns that the source's fields name are read.
+
+    Args:
+        source: path: a file, a folder or a glob.
+
+    Raises:
+        DataError: A file cannot be read or is empty, or a field is missing.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -102,11 +126,12 @@ def parquet_rows(source: SourceConfig) -> Iterator[Row]:
 
 
 def _batch_rows(batch: Any, place: str, name: str, before: int) -> Iterator[Row]:
-    """The rows of an Arrow batch or table. before: how many rows came before it."""
+    """Yield the rows of an Arrow batch or table that is preceded by `before` rows."""
     readers = {field.name: read for field in batch.schema if (read := reader(field.type)) is not None}
     try:
         rows = batch.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is not UTF-8, dates that Python does not know
+    # Text that is not UTF-8, or dates that Python cannot represent.
+    except (ValueError, OverflowError) as error:
         at = f"{place}: rows {before + 1} to {before + batch.num_rows}"
         raise DataError(f"{at} cannot be read: {_first_line(error)}") from None
     for number, fields in enumerate(rows, start=before + 1):
@@ -118,7 +143,14 @@ def _batch_rows(batch: Any, place: str, name: str, before: int) -> Iterator[Row]
 
 
 def huggingface_rows(source: SourceConfig) -> Iterator[Row]:
-    """The rows of one split of a dataset: a folder written by save_to_disk, a folder of files, or a hub id."""
+    """Yield the rows of one split of a dataset of the datasets library.
+
+    Args:
+        source: path: a folder written by save_to_disk, a folder of files, or a hub id; subset and split.
+
+    Raises:
+        DataError: The dataset cannot be loaded or is empty, or the split or a field is missing.
+    """
     if not source.path:
         raise DataError("path is empty: a huggingface source needs a dataset id or a folder")
     import datasets
@@ -130,7 +162,8 @@ def huggingface_rows(source: SourceConfig) -> Iterator[Row]:
             dataset = datasets.load_from_disk(path)
         else:
             dataset = datasets.load_dataset(path, source.subset or None, split=source.split)
-    except Exception as error:  # the library has dozens of kinds
+    # The library raises dozens of kinds.
+    except Exception as error:
         raise DataError(
             f"{place}: the dataset cannot be loaded: {type(error).__name__}: {_first_line(error)}"
         ) from error
@@ -142,14 +175,14 @@ def huggingface_rows(source: SourceConfig) -> Iterator[Row]:
         raise DataError(f"{place}: it is empty")
     dataset = dataset.select_columns(_columns(source, dataset.column_names, f"{place}: row 1"))
     name, number = f"{Path(path).name}/{source.split}", 0
-    # As Arrow, whatever format it was saved with: numpy's and torch's would make numbers of a precision of their own.
+    # As Arrow, whatever format it was saved with: those of numpy and torch would change the precision of numbers.
     for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
         yield from _batch_rows(table, place, name, number)
         number += table.num_rows
 
 
 def _columns(source: SourceConfig, names: list[str], place: str) -> list[str]:
-    """The columns that hold the configured fields."""
+    """Return the columns that hold the configured fields."""
     columns = []
     for field in filter(None, (source.prompt_field, source.answer_field, source.id_field, source.kind_field)):
         column = field if field in names else field.split(".")[0]
@@ -161,7 +194,7 @@ def _columns(source: SourceConfig, names: list[str], place: str) -> list[str]:
 
 
 def _files(source: SourceConfig, *suffixes: str) -> list[tuple[str, str]]:
-    """(path, short name that tells it from the others) of the files that a path, folder or glob means, sorted."""
+    """Return (path, unique short name) of the files that a path, folder or glob selects, sorted."""
     if not source.path:
         raise DataError(f"path is empty: a {source.kind} source needs a file, a folder or a glob")
     path = os.path.expanduser(source.path)

@@ -1,6 +1,6 @@
-"""Where prompts come from: `load_prompts` turns a configured source into Prompts, or says what is wrong with the data.
+"""Load the prompts of a configured source.
 
-A bad line is an error, never skipped: a run on part of its data looks like a run on all of it.
+An invalid line is an error and is never skipped: a run on part of its data would look like a run on all of it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from kray.records import Prompt
 
 logger = logging.getLogger(__name__)
 
-TAKEN = ("se",)  # names of test sets whose accuracy would be recorded under the name of another metric
+# Names of test sets whose accuracy would have the name of another metric.
+TAKEN = ("se",)
 
 
 def load_prompts(source: SourceConfig, default_verifier: str) -> list[Prompt]:
     """Load all prompts of a source.
 
     Args:
-        source: Where they come from.
+        source: The source.
         default_verifier: Verifier of prompts whose source names none.
 
     Returns:
-        At least one prompt, with ids that differ, in the order of the rows. Rows that repeat the prompt and the answer of
-        an earlier one are left out unless source.keep_repeats is set, whatever their ids; ids of the others stay the same.
+        At least one prompt, with different ids, in the order of the rows. Rows that repeat the prompt and the answer of an
+        earlier one are left out unless source.keep_repeats is set, whatever their ids; the ids of others do not change.
 
     Raises:
-        DataError: Names the file, the line and the field.
+        DataError: The source or its data is invalid; the message names the file, the line and the field.
     """
     load = SOURCES.get(source.kind)
     if load is None:
@@ -54,7 +55,17 @@ def load_prompts(source: SourceConfig, default_verifier: str) -> list[Prompt]:
 
 
 def test_sources(config: PromptsConfig) -> dict[str, SourceConfig]:
-    """Name -> test set: prompts.test, named "test", and those of prompts.more_tests. ConfigError names a wrong key."""
+    """Return the configured test sets by name.
+
+    Args:
+        config: The section prompts of the configuration.
+
+    Returns:
+        Name -> source: prompts.test, named "test", and those of prompts.more_tests.
+
+    Raises:
+        ConfigError: A name or key of prompts.more_tests is invalid.
+    """
     known = {field.name for field in fields(SourceConfig)}
     found = {"test": config.test}
     for name, keys in config.more_tests.items():
@@ -75,7 +86,19 @@ def test_sources(config: PromptsConfig) -> dict[str, SourceConfig]:
 
 
 def load_tests(config: PromptsConfig, default_verifier: str) -> list[tuple[SourceConfig, list[Prompt]]]:
-    """Each test set with its prompts. Where there are several, ids begin with the set's name, which is metadata["set"]."""
+    """Load the prompts of all test sets.
+
+    Args:
+        config: The section prompts of the configuration.
+        default_verifier: Verifier of prompts whose source names none.
+
+    Returns:
+        (source, prompts) of each. With several sets, ids begin with the set's name, which is metadata["set"].
+
+    Raises:
+        ConfigError: A test set is configured wrongly.
+        DataError: A source or its data is invalid.
+    """
     sources = test_sources(config)
     if len(sources) == 1:
         return [(config.test, load_prompts(config.test, default_verifier))]
@@ -101,7 +124,7 @@ def _from_rows(read: Callable[[SourceConfig], Iterable[Row]]) -> Load:
         repeats = _Repeats()
         for row in read(source):
             prompt = _prompt(row, source, verifier)
-            if repeats.met(prompt, row.place) and not source.keep_repeats:
+            if repeats.add(prompt, row.place) and not source.keep_repeats:
                 continue
             if prompt.id in ids:
                 raise DataError(f'{row.place}: id "{prompt.id}" was already used at {ids[prompt.id]}')
@@ -111,41 +134,45 @@ def _from_rows(read: Callable[[SourceConfig], Iterable[Row]]) -> Load:
                 break
         cut = len(prompts) == source.limit
         repeats.report(source.path, len(prompts), source.keep_repeats, cut)
-        if (source.template or source.system) and (told := [prompt for prompt in prompts if prompt.messages]):
+        if (source.template or source.system) and (chats := [prompt for prompt in prompts if prompt.messages]):
             unused = " and ".join(key for key in ("system", "template") if getattr(source, key))
-            share = f"{len(told)} of {len(prompts)}"
+            share = f"{len(chats)} of {len(prompts)}"
             logger.warning(f"{source.path}: {unused}: not applied to prompts that are chat messages ({share})")
         return prompts
 
     return load
 
 
-def _generated(make: Callable[[SourceConfig, str], list[Prompt]]) -> Load:
-    return make
-
-
 @dataclass
 class _Repeats:
-    """Which rows repeat the prompt of an earlier one, with its answer or with another. Holds digests, not texts."""
+    """Rows that repeat the prompt of an earlier one, with the same answer or another. Holds digests, not texts.
 
-    places: dict[bytes, str] = field(default_factory=dict)  # of a prompt with its answer -> its first row
-    firsts: dict[bytes, str] = field(default_factory=dict)  # of a prompt -> its first row
-    disputed: dict[bytes, tuple[str, str]] = field(default_factory=dict)  # a prompt's first row, that of another answer
-    repeated: int = 0  # rows
-    example: tuple[str, str] = ("", "")  # such a row, and the one that it repeats
+    Attributes:
+        places: Digest of a prompt with its answer -> its first row.
+        firsts: Digest of a prompt -> its first row.
+        conflicting: Digest of a prompt -> its first row, and the first row with another answer.
+        repeated: Number of rows that repeat a prompt and its answer.
+        example: The first such row, and the one that it repeats.
+    """
 
-    def met(self, prompt: Prompt, place: str) -> bool:
-        """Whether an earlier row has the same prompt and answer; remembers this one."""
+    places: dict[bytes, str] = field(default_factory=dict)
+    firsts: dict[bytes, str] = field(default_factory=dict)
+    conflicting: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+    repeated: int = 0
+    example: tuple[str, str] = ("", "")
+
+    def add(self, prompt: Prompt, place: str) -> bool:
+        """Record a row and return whether an earlier row has the same prompt and answer."""
         text = prompt.text if prompt.messages is None else [dict(message) for message in prompt.messages]
-        asked = _digest(json.dumps(text, sort_keys=True).encode())
-        both = _digest(asked + prompt.answer.encode())
+        question = _digest(json.dumps(text, sort_keys=True).encode())
+        both = _digest(question + prompt.answer.encode())
         if both in self.places:
             self.repeated += 1
             self.example = self.example if self.example[0] else (place, self.places[both])
             return True
         self.places[both] = place
-        if self.firsts.setdefault(asked, place) != place:
-            self.disputed.setdefault(asked, (self.firsts[asked], place))
+        if self.firsts.setdefault(question, place) != place:
+            self.conflicting.setdefault(question, (self.firsts[question], place))
         return False
 
     def report(self, path: str, prompts: int, kept: bool, cut: bool) -> None:
@@ -153,9 +180,9 @@ class _Repeats:
 
         Args:
             path: The source's file.
-            prompts: How many prompts were made of its rows.
-            kept: Repeats are prompts of their own.
-            cut: The source's limit ended the reading, perhaps before the last row.
+            prompts: Number of prompts made of its rows.
+            kept: Whether repeats are prompts of their own.
+            cut: Whether the source's limit ended the reading, possibly before the last row.
         """
         if self.repeated and not kept:
             row, first = self.example
@@ -165,11 +192,11 @@ class _Repeats:
                 f"{self.repeated} row{'s repeat' if self.repeated > 1 else ' repeats'} the prompt and the answer of another, "
                 f"the first {row} that of {first} (keep_repeats: true keeps them)"
             )
-        if self.disputed:
-            first, other = next(iter(self.disputed.values()))
+        if self.conflicting:
+            first, other = next(iter(self.conflicting.values()))
             logger.warning(
-                f"{path}: prompts that stand in several rows with different answers, each a prompt of its own: "
-                f"{len(self.disputed)}; the first: {first} and {other}"
+                f"{path}: prompts that occur in several rows with different answers, each a prompt of its own: "
+                f"{len(self.conflicting)}; the first: {first} and {other}"
             )
 
 
@@ -178,11 +205,11 @@ def _digest(data: bytes) -> bytes:
 
 
 SOURCES: dict[str, Load] = {
-    "arithmetic": _generated(arithmetic_prompts),
+    "arithmetic": arithmetic_prompts,
     "jsonl": _from_rows(jsonl_rows),
     "parquet": _from_rows(parquet_rows),
     "huggingface": _from_rows(huggingface_rows),
-    "reasoning_gym": _generated(reasoning_prompts),
+    "reasoning_gym": reasoning_prompts,
 }
 
 

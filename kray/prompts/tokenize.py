@@ -1,4 +1,4 @@
-"""From a prompt to the tokens that the policy reads."""
+"""Encode prompts, and the turns of an environment, as the tokens that the policy reads."""
 
 from __future__ import annotations
 
@@ -13,18 +13,29 @@ from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.records import EncodedPrompt, Prompt
 
-_MARK, _MARK_END = "\ue000", "\ue001"  # around the number of a message, in place of its content
+# Private-use characters around the number of a message, which stand for its content while a template is rendered.
+_MARK, _MARK_END = "\ue000", "\ue001"
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple[int, ...]:
-    """The prompt's token ids, (P,) with P >= 1.
+    """Encode a prompt.
 
-    source.template wraps a text prompt. With source.chat and a tokenizer that has a chat template, a text prompt becomes
-    a user message (after source.system), the template is applied with source.chat_template_kwargs and the assistant's turn
-    is opened. Otherwise the text is encoded with the tokenizer's own leading special tokens, and never an end of sequence.
-    Special tokens written inside a prompt's text stay text, unless source.special_tokens: they give no control over the
-    conversation. Special is what the tokenizer says is; other added tokens (some models' <think>) are tokens anywhere.
-    Raises DataError that names the prompt.
+    With source.chat and a tokenizer that has a chat template, a text prompt becomes a user message (after source.system), the
+    template is rendered with source.chat_template_kwargs, and the assistant's turn is opened. Otherwise the text is encoded
+    with the tokenizer's own leading special tokens, and never with an end of sequence. Special tokens spelled out in a
+    prompt's text are encoded as text unless source.special_tokens is set, so that data cannot control the conversation. Other
+    added tokens of the tokenizer (some models' <think>) are tokens anywhere.
+
+    Args:
+        prompt: The prompt.
+        tokenizer: The model's tokenizer.
+        source: The prompt's source; its template wraps a text prompt.
+
+    Returns:
+        (P,) token ids with P >= 1.
+
+    Raises:
+        DataError: The prompt cannot be encoded; the message names it.
     """
     if reads_chat(tokenizer, source):
         tokens = _encode_chat(messages_of(prompt, source), tokenizer, prompt.id, source)
@@ -34,9 +45,11 @@ def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple
     else:
         text = _wrap(prompt, source)
         if not source.special_tokens and any(token in text for token in _special(tokenizer)):
-            _encode_text(text, tokenizer, prompt.id)  # raises where they cannot be kept as text
+            # Raises where the tokenizer cannot encode special tokens as text.
+            _encode_text(text, tokenizer, prompt.id)
         tokens = list(tokenizer(text, split_special_tokens=not source.special_tokens)["input_ids"])
-        while tokens and tokens[-1] == tokenizer.eos_token_id:  # some tokenizers close every text
+        # Some tokenizers end every text.
+        while tokens and tokens[-1] == tokenizer.eos_token_id:
             tokens.pop()
     if not tokens:
         raise DataError(f"prompt {prompt.id}: it has no tokens")
@@ -44,34 +57,40 @@ def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple
 
 
 def as_read(tokens: Sequence[int], tokenizer: Any) -> str:
-    """The text of token ids as a policy reads them, every special token between « and »: «<|im_end|>».
+    """Decode token ids with every special token between « and »: «<|im_end|>».
 
-    The same characters as text stay as they are; where text has the marks, too, a backslash tells it: «\\<|im_end|>».
+    The same characters as text stay as they are; where text has these marks, too, a backslash is added: «\\<|im_end|>».
+
+    Args:
+        tokens: Token ids.
+        tokenizer: The model's tokenizer.
     """
     special = sorted(_special(tokenizer), key=len, reverse=True)
     whole = _decode(tokens, tokenizer)
     if not any(token in whole for token in special):
         return whole
     control = {tokenizer.convert_tokens_to_ids(token): token for token in special}
-    spelt = re.compile("|".join(map(re.escape, special)))
-    pieces: list[tuple[str, str]] = []  # (special token or "" at the beginning, the text up to the next)
-    order: list[str] = []  # of what is found in the whole: a special token, "" for characters that are text
+    spelled = re.compile("|".join(map(re.escape, special)))
+    # Each special token ("" at the beginning) with the text up to the next.
+    pieces: list[tuple[str, str]] = []
+    # What each match in the whole text is: a special token, or "" for the same characters as text.
+    order: list[str] = []
     ends = [-1, *(place for place, token in enumerate(tokens) if token in control), len(tokens)]
     for start, end in pairwise(ends):
         token, text = control[tokens[start]] if start >= 0 else "", _decode(tokens[start + 1 : end], tokenizer)
         pieces.append((token, text))
-        order += [token] * bool(token) + [""] * len(spelt.findall(text))
-    found = list(spelt.finditer(whole))
+        order += [token] * bool(token) + [""] * len(spelled.findall(text))
+    found = list(spelled.finditer(whole))
     if len(found) == len(order) and all(kind in ("", match.group()) for match, kind in zip(found, order, strict=True)):
-        # Taken from the whole: some tokenizers drop the first space of what is decoded alone.
+        # Taken from the whole text: some tokenizers drop the first space of a part decoded by itself.
         starts = [("", 0, 0), *((kind, *match.span()) for match, kind in zip(found, order, strict=True) if kind)]
         stops = [*(start for _, start, _ in starts[1:]), len(whole)]
         pieces = [(token, whole[end:stop]) for (token, _, end), stop in zip(starts, stops, strict=True)]
-    return "".join((f"«{token}»" if token else "") + _as_text(text, spelt) for token, text in pieces)
+    return "".join((f"«{token}»" if token else "") + _escaped(text, spelled) for token, text in pieces)
 
 
-def _as_text(text: str, spelt: re.Pattern[str]) -> str:
-    return re.sub(f"«(?=(?:{spelt.pattern})»)", r"«\\", text)
+def _escaped(text: str, spelled: re.Pattern[str]) -> str:
+    return re.sub(f"«(?=(?:{spelled.pattern})»)", r"«\\", text)
 
 
 def _decode(tokens: Sequence[int], tokenizer: Any) -> str:
@@ -79,27 +98,38 @@ def _decode(tokens: Sequence[int], tokenizer: Any) -> str:
 
 
 def special_in(text: str, tokenizer: Any) -> str | None:
-    """The first special token of the tokenizer that a text spells out, None where it spells none."""
+    """Return the first special token that a text spells out; None without one."""
     return min((token for token in _special(tokenizer) if token in text), key=text.index, default=None)
 
 
 def special_text(prompt: Prompt, tokenizer: Any) -> str | None:
-    """The first special token that a prompt's own text spells out, None where it spells none."""
+    """Return the first special token that a prompt's own text spells out; None without one."""
     texts = [prompt.text or ""] if prompt.messages is None else [message["content"] for message in prompt.messages]
     return next((token for text in texts if (token := special_in(text, tokenizer))), None)
 
 
 def reads_chat(tokenizer: Any, source: SourceConfig) -> bool:
-    """Whether the source's prompts go through the tokenizer's chat template."""
+    """Return whether the source's prompts are rendered by the tokenizer's chat template."""
     return source.chat and bool(getattr(tokenizer, "chat_template", None))
 
 
 def encode_all(
     prompts: Sequence[Prompt], tokenizer: Any, source: SourceConfig, max_tokens: int, vocabulary: int
 ) -> tuple[list[EncodedPrompt], list[str]]:
-    """(prompts that fit with their tokens, ids of those longer than max_tokens).
+    """Encode the prompts of a source.
 
-    vocabulary: the model's; a token that is not in it raises DataError, before an engine or the learner meets it.
+    Args:
+        prompts: The prompts.
+        tokenizer: The model's tokenizer.
+        source: Their source.
+        max_tokens: Longest prompt that is kept, in tokens.
+        vocabulary: Size of the model's vocabulary.
+
+    Returns:
+        (encoded prompts, ids of those that are too long).
+
+    Raises:
+        DataError: A prompt cannot be encoded, or a token is not in the vocabulary, where engines or learner would fail.
     """
     kept, dropped = [], []
     for prompt in prompts:
@@ -117,9 +147,19 @@ def encode_all(
 def encode_opening(
     prompt: Prompt, opening: str | Sequence[Mapping[str, str]], tokenizer: Any, source: SourceConfig
 ) -> tuple[int, ...]:
-    """The prompt's token ids with what an environment says before the policy's first turn.
+    """Encode a prompt with what an environment adds before the policy's first turn.
 
-    Text goes on with the prompt's text or its last message, messages follow the prompt's. Raises DataError.
+    Args:
+        prompt: The prompt.
+        opening: Text, which continues the prompt's text or its last message, or messages, which follow the prompt's.
+        tokenizer: The model's tokenizer.
+        source: The prompt's source.
+
+    Returns:
+        (P,) token ids.
+
+    Raises:
+        DataError: They cannot be encoded; the message names the prompt.
     """
     if not isinstance(opening, str):
         messages = (*messages_of(prompt, source), *opening)
@@ -138,11 +178,21 @@ def encode_answer(
     prompt_id: str,
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """The tokens between two turns of the policy: what an environment says, all of it read as text.
+    """Encode an environment's turn between two turns of the policy; special tokens in it are text.
 
-    Text is encoded by itself. Messages go through the chat template, with what closes the policy's turn (but for an end of
-    turn that it has sampled itself: last_token) and opens its next. variables: of the template, as the prompt's source has
-    them. Raises DataError that names the prompt.
+    Args:
+        answer: Text, which is encoded by itself, or messages, which the chat template renders with the end of the policy's
+            turn and the beginning of its next.
+        last_token: The last token that the policy sampled; an end of turn is not repeated.
+        tokenizer: The model's tokenizer.
+        prompt_id: For messages.
+        variables: Variables of the chat template, as in the prompt's source.
+
+    Returns:
+        Token ids.
+
+    Raises:
+        DataError: The turn cannot be encoded; the message names the prompt.
     """
     if isinstance(answer, str):
         return _encode_text(answer, tokenizer, prompt_id)
@@ -176,7 +226,15 @@ def _wrap(prompt: Prompt, source: SourceConfig) -> str:
 
 
 def messages_of(prompt: Prompt, source: SourceConfig) -> list[dict[str, str]]:
-    """The messages that a chat template is given for a prompt. Raises DataError."""
+    """Return the messages that the chat template renders for a prompt.
+
+    Args:
+        prompt: The prompt.
+        source: Its source, whose system message and template apply to text prompts.
+
+    Raises:
+        DataError: The source's template is invalid.
+    """
     if prompt.messages is not None:
         return [dict(message) for message in prompt.messages]
     system = [{"role": "system", "content": source.system}] if source.system else []
@@ -193,8 +251,8 @@ def _encode_chat(
         return _encode(render_chat(messages, tokenizer, prompt_id, variables), tokenizer)
     if other := set(suspects) - {"content"}:
         raise DataError(f'prompt {prompt_id}: "{min(other)}" of a message holds a special token')
-    # Rare: render with placeholders, so that what the template wrote and what the prompt wrote are told apart. The spaces
-    # around a content stay outside: templates may take them off.
+    # Rare: render with placeholders to separate the template's text from the prompt's. Spaces around a content stay outside
+    # of them, as templates may strip it.
     contents = [message["content"] for message in messages]
     marks = [f"{_MARK}{index}{_MARK_END}" if text.strip() else "" for index, text in enumerate(contents)]
     marked = [
@@ -208,7 +266,7 @@ def _encode_chat(
 def _fill(
     rest: str, marks: Sequence[str], contents: Sequence[str], tokenizer: Any, prompt_id: str, rewritten: DataError
 ) -> list[int]:
-    """Tokens of a rendered conversation with the contents, as text, in the places of their marks. Raises `rewritten`."""
+    """Encode a rendered conversation with the contents, as text, in place of their marks; raise `rewritten` if one is lost."""
     tokens: list[int] = []
     for mark, content in zip(marks, contents, strict=True):
         if not mark:
@@ -228,7 +286,7 @@ def _rewritten(prompt_id: str, what: str) -> DataError:
 
 @functools.lru_cache(maxsize=4)
 def _special(tokenizer: Any) -> tuple[str, ...]:
-    """The texts of all special tokens: also of those that no attribute of the tokenizer names (Llama 3's headers)."""
+    """Return the texts of all special tokens, including those that no attribute of the tokenizer lists (Llama 3's headers)."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return tuple(token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token)
 
@@ -236,10 +294,21 @@ def _special(tokenizer: Any) -> tuple[str, ...]:
 def render_chat(
     messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt_id: str, variables: Mapping[str, Any]
 ) -> str:
-    """What the chat template makes of messages, the assistant's turn opened. Raises DataError."""
+    """Render messages with the chat template, up to the beginning of the assistant's turn.
+
+    Args:
+        messages: The messages.
+        tokenizer: The model's tokenizer.
+        prompt_id: For messages.
+        variables: Variables of the template.
+
+    Raises:
+        DataError: The template refuses the messages.
+    """
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
-    except Exception as error:  # templates refuse roles and orders in ways of their own
+    # Templates refuse roles and orders of messages with errors of their own.
+    except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"prompt {prompt_id}: the chat template refuses its messages: {why}") from error
 
@@ -249,11 +318,12 @@ def _encode(text: str, tokenizer: Any, **options: Any) -> list[int]:
 
 
 def _encode_text(text: str, tokenizer: Any, prompt_id: str) -> list[int]:
-    """Tokens of text in which nothing is special. Raises DataError where the tokenizer cannot do that."""
+    """Encode text without special tokens; raise DataError where the tokenizer cannot do that."""
     tokens = _encode(text, tokenizer, split_special_tokens=True)
     control = {tokenizer.convert_tokens_to_ids(token) for token in _special(tokenizer)}
     if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        control.discard(tokenizer.unk_token_id)  # what stands for strange characters gives no control
+        # The token for unknown characters gives no control.
+        control.discard(tokenizer.unk_token_id)
     if control & set(tokens):
         raise DataError(f"prompt {prompt_id}: it holds a special token that this tokenizer cannot read as text")
     return tokens

@@ -68,7 +68,7 @@ def test_a_folder_that_lacks_a_part_of_its_weights_is_refused(copied):
     (copied / "model.safetensors").rename(copied / "model-1.safetensors")
     index = copied / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
-    assert f"{copied} lacks model-2.safetensors, which {index.name} names (1 missing)" in refused(*arguments(copied))
+    assert f"{copied} lacks model-2.safetensors, which {index.name} lists (1 missing)" in refused(*arguments(copied))
     index.write_text("[]")
     assert f"model.path: {index} cannot be read" in refused(*arguments(copied))
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))

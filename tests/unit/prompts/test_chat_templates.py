@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kray.config.prompts_schema import SourceConfig
 from kray.errors import ConfigError
 from kray.prompts import encode_prompt
-from kray.prompts.chat_templates import LOOKED_AT, check_template, lost_messages
+from kray.prompts.chat_templates import SAMPLE, check_template, lost_messages
 from kray.prompts.tokenize import as_read, encode_answer, encode_opening
 from kray.records import Prompt
 
@@ -133,10 +133,10 @@ def test_a_question_that_the_template_cuts_is_found():
 
 
 def test_the_longest_of_many_prompts_is_looked_at():
-    texts = ["2+2?"] * (3 * LOOKED_AT)
+    texts = ["2+2?"] * (3 * SAMPLE)
     texts[1] = "a longer question"
     ((number, of, first),) = lost("m.content[:6]", *texts).values()
-    assert (number, of, first) == (1, LOOKED_AT + 1, "p:1")
+    assert (number, of, first) == (1, SAMPLE + 1, "p:1")
 
 
 # -- how special tokens are shown --------------------------------------------------------------------------------------

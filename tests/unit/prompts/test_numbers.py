@@ -154,7 +154,8 @@ def test_refused_floats_are_named_with_their_row(tmp_path):
     assert load_prompts(source, "exact")[0].answer == "1"
     source.limit = 0
     with pytest.raises(
-        DataError, match=r'p\.parquet: row 2: field "gold\.value" is 1e\+11 rounded to 99999997952, .*integers or text'
+        DataError,
+        match=r'p\.parquet: row 2: field "gold\.value" is either 1e\+11 rounded to 99999997952, .*integers or text',
     ):
         load_prompts(source, "exact")
 
