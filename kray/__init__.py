@@ -1,3 +1,3 @@
-"""kray: reinforcement learning for language models that spends its rollouts where they teach most."""
+"""kray: reinforcement learning for language models, with a planner that decides how many rollouts each prompt gets."""
 
 __version__ = "0.1.0"
