@@ -24,9 +24,9 @@ from kray.cluster.address import require_cluster
 from kray.cluster.session import connect
 from kray.compare.study import Study, load_study
 from kray.driver.provenance import tags
-from kray.driver.remote import driver_actor, follow
+from kray.driver.remote import driver_actor, follow_driver, share_prompts
 from kray.launch.main import guarded
-from kray.launch.preflight import load_both
+from kray.launch.preflight import load_checked_prompts
 from kray.train.start_model import find_model
 
 
@@ -69,14 +69,17 @@ def main() -> int:
 def run(study: Study) -> tuple[str, str]:
     """(the report's page, why it ended early)."""
     require_cluster()
-    load_both(study.base)
+    prompts = load_checked_prompts(study.widest)
     model = find_model(study.base)
     connect(study.base)
+    shared = share_prompts(prompts)
+    # The job keeps no copy while the driver runs.
+    del prompts
     from kray.compare.run import Comparison
 
     study.folder.mkdir(parents=True, exist_ok=True)
-    actor = driver_actor(Comparison, study.folder).remote(study, model, tags())
-    ended = follow(actor, "compare", study.folder)
+    actor = driver_actor(Comparison, study.folder).remote(study, model, tags(), shared)
+    ended = follow_driver(actor, "compare", study.folder)
     print_verdicts(ended.verdicts)
     stopped = f", stopped {ended.stopped}: the same command goes on" if ended.stopped else ""
     print(f"\n{ended.done} of {ended.of} runs done{stopped}\nMLflow  {ended.open_command}")

@@ -24,10 +24,10 @@ from kray.config import kept_config, load_checked, to_yaml
 from kray.config.resume import as_begun
 from kray.driver.evaluation_record import EvaluationRecord, table
 from kray.driver.provenance import tags
-from kray.driver.remote import drive
+from kray.driver.remote import run_on_cluster, share_prompts
 from kray.errors import ConfigError
 from kray.launch.main import guarded
-from kray.launch.preflight import load_both
+from kray.launch.preflight import load_checked_prompts
 from kray.train.checkpoints import find_checkpoint
 from kray.train.start_model import find_model
 
@@ -57,13 +57,16 @@ def main() -> int:
     config = load_checked(file, overrides)
     if checkpoint is not None:
         config = as_begun(config, checkpoint.parent.parent)
-    load_both(config)
+    prompts = load_checked_prompts(config)
     require_gpus(config)
     model = find_model(config)
     record = None if arguments.no_mlflow else EvaluationRecord.of(config, checkpoint, arguments.policy)
     connect(config)
+    shared = share_prompts(prompts)
+    # The job keeps no copy while the driver runs.
+    del prompts
     with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
-        evaluation = drive(config, model, Path(folder), checkpoint, "judge")
+        evaluation = run_on_cluster(config, model, Path(folder), checkpoint, "judge", prompts=shared)
     found = dataclasses.asdict(evaluation) | {"policy": str(checkpoint or model)}
     origin = tags() | {"model": model}
     if arguments.json:

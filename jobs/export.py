@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from kray.cluster.address import require_cluster
-from kray.cluster.session import as_task, connect
+from kray.cluster.session import connect, run_as_task
 from kray.config import kept_config, load_checked
 from kray.driver.restore import reading
 from kray.driver.state import RunState
@@ -52,7 +52,7 @@ def main() -> int:
     model = find_model(config)
     connect(config)
     work = (checkpoint, model, config.model, arguments.out, arguments.adapters or "")
-    parameters = as_task(config.train.timeout_s, export_checkpoint, *work)
+    parameters = run_as_task(config.train.timeout_s, export_checkpoint, *work)
     print(f"exported {checkpoint} ({parameters:,} parameters, {config.model.dtype}) to {arguments.out}", flush=True)
     if arguments.register:
         store = locate(config.track.uri, run)

@@ -14,19 +14,12 @@ from __future__ import annotations
 import argparse
 
 from kray.cluster.address import require_cluster
-from kray.cluster.resources import require_gpus
-from kray.cluster.session import connect
-from kray.config import load_checked, warnings
-from kray.config.resume import as_begun, note_changes
-from kray.driver.console import end_report
-from kray.driver.remote import drive
-from kray.driver.run_folder import run_folder
-from kray.errors import ConfigError
+from kray.config import load_checked
+from kray.config.resume import as_begun
 from kray.launch.check import check
 from kray.launch.main import guarded
-from kray.launch.preflight import load_both
-from kray.train.checkpoints import find_checkpoint, newest_intact
-from kray.train.start_model import find_model
+from kray.launch.train import intact, train
+from kray.train.checkpoints import find_checkpoint
 
 
 def main() -> int:
@@ -46,24 +39,10 @@ def main() -> int:
     checkpoint = find_checkpoint(config.resume, config.run.dir, config.run.name)
     if checkpoint is not None:
         config = as_begun(config, checkpoint.parent.parent)
-    if not arguments.check:
-        load_both(config)
-    if checkpoint is not None:
-        checkpoint = newest_intact(checkpoint, set_aside=not arguments.check)
-        if checkpoint is None:
-            raise ConfigError("resume: no checkpoint is left; start a new run")
     if arguments.check:
-        print(check(config, checkpoint, arguments.cluster))
-        return 0
-    for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
-        print(line)
-    for line in warnings(config):
-        print(f"warning: {line}", flush=True)
-    require_gpus(config)
-    model = find_model(config)
-    folder = checkpoint.parent.parent.absolute() if checkpoint else run_folder(config)
-    connect(config)
-    print(end_report(drive(config, model, folder, checkpoint, "run")), flush=True)
+        print(check(config, intact(checkpoint, set_aside=False), arguments.cluster))
+    else:
+        print(train(config, checkpoint), flush=True)
     return 0
 
 

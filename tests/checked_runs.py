@@ -30,7 +30,7 @@ def checkpoint(folder: Path, config: KrayConfig, digest: str) -> Path:
 
 
 def load_parts_of(config: KrayConfig):
-    from kray.driver.prepare import encode, load_sources, read_tiny
+    from kray.driver.prepare import encode, load_prompts, read_tiny
 
     reader = read_tiny(config, config.model.tiny)
-    return [pair for one in load_sources(config, "train") for pair in encode(config, one, reader).encoded]
+    return [pair for one in load_prompts(config).train for pair in encode(config, one, reader).encoded]

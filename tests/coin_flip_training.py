@@ -183,6 +183,7 @@ class Record:
     steps: dict[int, dict[str, float]] = field(default_factory=dict)
     tables: dict[tuple[str, int], Any] = field(default_factory=dict)
     open_command: str = ""
+    charts_url: str = ""
 
     def log_step(self, step: int, metrics: dict[str, float]) -> None:
         self.steps.setdefault(step, {}).update(metrics)

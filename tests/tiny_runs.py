@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kray.config import load_config
-from kray.driver.remote import drive
+from kray.driver.remote import run_on_cluster
 
 CONFIG = """
 run: {name: tiny, steps: 4, checkpoint_every: 2, keep_checkpoints: 4}
@@ -35,7 +35,7 @@ def run_tiny(ray_local, warm_policy, tmp_path):
         file = tmp_path / "tiny.yaml"
         file.write_text(CONFIG)
         config = load_config(str(file), [f"model.path={warm_policy}", f"run.dir={tmp_path}", *overrides])
-        return drive(config, str(warm_policy), tmp_path / folder, checkpoint, method)
+        return run_on_cluster(config, str(warm_policy), tmp_path / folder, checkpoint, method)
 
     return run
 

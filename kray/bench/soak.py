@@ -20,7 +20,7 @@ import psutil
 from scipy.stats import theilslopes
 
 from kray.config import KrayConfig, load_checked
-from kray.driver.remote import drive
+from kray.driver.remote import run_on_cluster
 from kray.driver.run_folder import run_folder
 from kray.metrics import TIMING_S_STEP
 
@@ -70,7 +70,7 @@ def run_soak(config: KrayConfig, model: str, every_s: float) -> dict[str, Any]:
     watch.start()
     started = time.monotonic()
     try:
-        drive(config, model, folder, None, "run")
+        run_on_cluster(config, model, folder, None, "run")
     finally:
         watch.end()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

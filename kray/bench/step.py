@@ -15,7 +15,7 @@ import psutil
 
 from kray.cluster.session import connect
 from kray.config import KrayConfig, load_checked
-from kray.driver.remote import drive
+from kray.driver.remote import run_on_cluster
 from kray.driver.run_folder import run_folder
 from kray.metrics import (
     GROUP_EFFECTIVE_RATIO_PROMPTS,
@@ -60,7 +60,7 @@ def run_kray(config: KrayConfig, model: str, warm: int) -> dict[str, Any]:
     """Train through the real driver; return medians over the steps after the first `warm`. Needs a Ray cluster."""
     folder = run_folder(config)
     started = time.monotonic()
-    drive(config, model, folder, None, "run")
+    run_on_cluster(config, model, folder, None, "run")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return step_times(rows, warm) | {"run_s": time.monotonic() - started, "folder": str(folder)}
 

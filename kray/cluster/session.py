@@ -54,7 +54,7 @@ def join(cpus: int) -> bool:
     return False
 
 
-def as_task(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
+def run_as_task(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
     """The function's result, computed by a Ray task on one CPU of any node; raises its KrayError, or one at the deadline."""
     import ray
     from ray.exceptions import GetTimeoutError, RayTaskError

@@ -24,9 +24,10 @@ from kray.compare.report import write_report
 from kray.compare.study import Child, Study, keep
 from kray.config import flat, to_yaml
 from kray.driver.actor import Driver
-from kray.driver.components import Components, load_components
+from kray.driver.components import Components, load_components, unlearned
 from kray.driver.console import Summary
-from kray.driver.output import Console, SilentConsole, logged_to
+from kray.driver.output import Console, logged_to
+from kray.driver.prepare import LoadedPrompts
 from kray.driver.state import RunState
 from kray.driver.stop import Stopped
 from kray.driver.workers import Workers
@@ -68,8 +69,8 @@ class Outcome:
 class Comparison(Driver):
     """The actor of a comparison; jobs/compare.py calls `compare` once."""
 
-    def __init__(self, study: Study, model_path: str, tags: dict[str, str]):
-        super().__init__(study.base, model_path, str(study.folder), "", tags)
+    def __init__(self, study: Study, model_path: str, tags: dict[str, str], prompts: LoadedPrompts | None = None):
+        super().__init__(study.base, model_path, str(study.folder), "", tags, prompts=prompts)
         self.study = study
         self._version = 0
         self._took: list[float] = []
@@ -130,7 +131,8 @@ class Comparison(Driver):
         start = study.folder / f".start-{os.getpid()}"  # another command may be at other children of the same folder
         workers = self._workers()
         try:
-            components = load_components(study.base, self.model_path)
+            loaded, self._prompts = self._prompts, None
+            components = load_components(study.widest, self.model_path, loaded)
             await workers.start(None, self._next_versions(0), components.probe)
             assert workers.pool.published is not None
             variables = [source.chat_template_kwargs for source in (study.base.prompts.train, study.base.prompts.test)]
@@ -144,7 +146,7 @@ class Comparison(Driver):
             shutil.rmtree(start, ignore_errors=True)
             await workers.learners.save(start)
             for number, child in enumerate(todo, 1):
-                await self._run_child(child, workers, start, parent.mlflow_run_id, f"{number}/{len(todo)}")
+                await self._run_child(child, workers, components, start, parent.mlflow_run_id, f"{number}/{len(todo)}")
                 left_s = sorted(self._took)[len(self._took) // 2] * (len(todo) - number)
                 if number < len(todo):
                     logger.info(f"  {len(todo) - number} to run, about {format_duration(left_s)}")
@@ -157,14 +159,16 @@ class Comparison(Driver):
         first, self._version = self._version, self._version + count + 1
         return first
 
-    async def _run_child(self, child: Child, workers: Workers, start: Path, parent_id: str, place: str) -> None:
+    async def _run_child(
+        self, child: Child, workers: Workers, shared: Components, start: Path, parent_id: str, place: str
+    ) -> None:
         """Train one child from the start model on and mark it as done."""
         started = time.monotonic()
         shutil.rmtree(child.folder, ignore_errors=True)
         child.folder.mkdir(parents=True)
         console = ChildConsole(self.console, f"[{place}] {child.name}: ", child.folder / "log.txt")
         with logged_to(console):
-            summary, run_id = await self._train_child(child, workers, start, parent_id, place, console)
+            summary, run_id = await self._train_child(child, workers, shared, start, parent_id, place, console)
         # The figures are what is asked of a comparison.
         shutil.rmtree(child.folder / "checkpoints", ignore_errors=True)
         took_s = time.monotonic() - started
@@ -174,13 +178,18 @@ class Comparison(Driver):
         logger.info(f"[{place}] {child.name}: sampled accuracy {before:.3f} -> {after:.3f}, {format_duration(took_s)}")
 
     async def _train_child(
-        self, child: Child, workers: Workers, start: Path, parent_id: str, place: str, console: ChildConsole
+        self,
+        child: Child,
+        workers: Workers,
+        shared: Components,
+        start: Path,
+        parent_id: str,
+        place: str,
+        console: ChildConsole,
     ) -> tuple[Summary, str]:
         """Return how the child's training ended, and its MLflow run."""
         config = child.config
-        # What is to be known about prompts has been reported once, for all children.
-        with logged_to(ChildConsole(SilentConsole(), "", console.file)):
-            components = load_components(config, self.model_path)
+        components = unlearned(shared, config)
         if child.oracle:
             components = replace(components, planner=OraclePlanner.of(config.plan))
         variables = config.prompts.train.chat_template_kwargs

@@ -133,6 +133,11 @@ class Study:
     tried: tuple[str, ...] = ()
     overrides: tuple[str, ...] = field(default=())
 
+    @property
+    def widest(self) -> KrayConfig:
+        """The configuration of a child with the most prompts a step: prompts that suffice for it suffice for all."""
+        return max((child.config for child in self.children), key=lambda config: config.prompts.per_step)
+
     def todo(self) -> list[Child]:
         """Return the children that are not done.
 

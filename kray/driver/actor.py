@@ -24,6 +24,7 @@ from kray.driver.evaluation import Evaluation, judge
 from kray.driver.loop import Training
 from kray.driver.model_registry import log_trained
 from kray.driver.output import Console, logged_to
+from kray.driver.prepare import LoadedPrompts
 from kray.driver.recovery import Begin, Recovery
 from kray.driver.restore import reading
 from kray.driver.state import RunState, check_same_prompts
@@ -94,6 +95,7 @@ class Driver:
         checkpoint: str,
         tags: dict[str, str],
         restarts: int = 0,
+        prompts: LoadedPrompts | None = None,
     ):
         """Start nothing.
 
@@ -104,11 +106,13 @@ class Driver:
             checkpoint: The checkpoint to resume from, "" for none.
             tags: Tags of the MLflow run.
             restarts: How many drivers of this run were lost before.
+            prompts: The prompts as the job has loaded them; None: they are read from their sources.
         """
         # Not in the runtime_env, which engines and ranks would inherit.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.config, self.model_path, self.folder = config, model_path, Path(run_folder)
         self.checkpoint, self.tags, self.restarts = Path(checkpoint) if checkpoint else None, tags, restarts
+        self._prompts = prompts
         self._stop = Stop()
         self.live_status = LiveStatus(config, self.folder)
         self.console = RunConsole(self.live_status)
@@ -234,8 +238,9 @@ class Driver:
         return workers
 
     def _load(self) -> tuple[Components, RunState]:
-        """Load prompts, tokenizer, planner and, on resume, the state; nothing is started."""
-        return self._restore(load_components(self.config, self.model_path), "")
+        """Load tokenizer, prompts, planner and, on resume, the state; nothing is started."""
+        prompts, self._prompts = self._prompts, None
+        return self._restore(load_components(self.config, self.model_path, prompts), "")
 
     def _restore(self, components: Components, mlflow_run_id: str) -> tuple[Components, RunState]:
         """Return components and state as the checkpoint holds them, or those of a new run where there is none."""

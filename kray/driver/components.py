@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
-from kray.driver.prepare import context_tokens, encode, load_sources, read_policy, turn_stops
+from kray.driver.prepare import LoadedPrompts, context_tokens, encode, load_prompts, read_policy, turn_stops
 from kray.driver.restore import make_admission, prior_labels, restore
 from kray.driver.state import RunState
 from kray.planner import KnapsackPlanner
@@ -76,43 +76,52 @@ class Components:
         restore(state, self.planner, self.admission, self.labels, self.sampler.per_step)
 
 
-def load_components(config: KrayConfig, model_path: str) -> Components:
-    """Read tokenizer and prompts and make what depends on them.
+def load_components(config: KrayConfig, model_path: str, prompts: LoadedPrompts | None = None) -> Components:
+    """Read the policy's tokenizer and encode the prompts.
 
     Args:
-        config: The run's configuration.
-        model_path: The start model's folder or hub id.
+        config: The configuration of the run.
+        model_path: A Hugging Face folder or hub id.
+        prompts: The prompts as they were loaded before; None: they are read from their sources.
 
     Raises:
         DataError: A prompt cannot be read or encoded.
-        ConfigError: The model or the configuration cannot be used.
+        ConfigError: The tokenizer cannot be used with the configuration.
     """
     reader = read_policy(config, model_path)
+    prompts = prompts or load_prompts(config)
     train, test = (
-        [pair for one in load_sources(config, part) for pair in encode(config, one, reader).encoded]
-        for part in ("train", "test")
+        [pair for source in sources for pair in encode(config, source, reader).encoded]
+        for sources in (prompts.train, prompts.test)
     )
-    ids = [prompt.id for prompt, _ in train]
-    plan, prompts = config.plan, config.prompts
     return Components(
         tokenizer=reader.tokenizer,
         stop_ids=reader.stop_ids,
         stops=turn_stops(config),
         train=train,
         test=test,
-        sampler=PromptSampler(ids, prompts.per_step, config.run.seed, prompts.shuffle),
-        admission=make_admission(config, ids),
-        planner=KnapsackPlanner.of(plan),
-        labels=prior_labels([prompt for prompt, _ in train], plan.prior_by),
-        features=make_features(train) if plan.prior_features else None,
+        **_planning_parts(config, train),
         probe=_probe(test[0][1], reader.vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
     )
 
 
 def unlearned(components: Components, config: KrayConfig) -> Components:
-    """Return the components as `load_components` made them, without what labels have taught since."""
-    ids = [prompt.id for prompt, _ in components.train]
-    return replace(components, planner=KnapsackPlanner.of(config.plan), admission=make_admission(config, ids))
+    """Return the same prompts with a sampler, a planner and priors as a configuration begins with them.
+
+    The configuration must have the prompts and the model of the one that `load_components` was called with.
+    """
+    return replace(components, **_planning_parts(config, components.train))
+
+
+def _planning_parts(config: KrayConfig, train: list[EncodedPrompt]) -> dict[str, Any]:
+    ids = [prompt.id for prompt, _ in train]
+    return {
+        "sampler": PromptSampler(ids, config.prompts.per_step, config.run.seed, config.prompts.shuffle),
+        "admission": make_admission(config, ids),
+        "planner": KnapsackPlanner.of(config.plan),
+        "labels": prior_labels([prompt for prompt, _ in train], config.plan.prior_by),
+        "features": make_features(train) if config.plan.prior_features else None,
+    }
 
 
 def sampling(config: KrayConfig, components: Components, temperature: float | None = None) -> Sampling:

@@ -53,6 +53,7 @@ class Summary:
     restarts: dict[str, int]  # of the learner and of the driver
     left_out: dict[str, str]  # prompts in quarantine -> why
     open_command: str
+    charts_url: str
 
 
 def start_line(folder: Path, config: KrayConfig, train: int, test: int, resumed: int | None) -> str:
@@ -129,6 +130,7 @@ def end_report(summary: Summary) -> str:
         f"{left_out}"
         f"  results               {summary.folder}\n"
         f"  open them             {bin if summary.open_command.startswith('mlflow') else ''}{summary.open_command}\n"
+        f"  charts                {summary.charts_url}\n"
         f"  resume                {bin}python jobs/train.py --config {kept} resume={summary.folder}\n"
         f"  evaluate              {bin}python jobs/evaluate.py {summary.folder}"
     )

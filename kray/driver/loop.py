@@ -262,6 +262,7 @@ class Training:
             restarts=dict(self.workers.restarts),
             left_out=dict(self.steps.quarantine.left_out),
             open_command=self.tracker.open_command,
+            charts_url=self.tracker.charts_url,
         )
 
     # -- hooks --------------------------------------------------------------------------------------------------------

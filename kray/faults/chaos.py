@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from kray.config import KrayConfig, load_config
-from kray.driver.remote import drive
+from kray.driver.remote import run_on_cluster
 from kray.errors import KrayError
 from kray.faults.audit import audit, regenerated, surviving
 from kray.faults.cluster import Nodes, Server
@@ -66,7 +66,7 @@ def study(faults: int, seed: int, steps: int, calm: int, folder: Path) -> dict[s
         if calm:
             run = folder / "calm"
             short = load_config(str(folder / "chaos.yaml"), [*settings, f"run.steps={calm}"])
-            calmed = drive(short, model, run, None, "run", InstrumentedDriver)
+            calmed = run_on_cluster(short, model, run, None, "run", InstrumentedDriver)
             if calmed.stopped:
                 raise KrayError(f"the calm run was stopped {calmed.stopped}")
             calm_rate = rate(read(run))
@@ -85,7 +85,7 @@ def hit(config: KrayConfig, model: str, run: Path, planned: list[Fault], injecto
     started = time.monotonic()
     hitting.start()
     try:
-        summary = drive(config, model, run, None, "run", InstrumentedDriver)
+        summary = run_on_cluster(config, model, run, None, "run", InstrumentedDriver)
     finally:
         injector.stop = True
         hitting.join(60)

@@ -14,7 +14,16 @@ from kray.cluster.resources import shortages_here
 from kray.config import KrayConfig, preview
 from kray.config.resume import note_changes
 from kray.config.schema import ModelConfig
-from kray.driver.prepare import Prepared, Reader, counted, encode, load_sources, read_policy, read_tiny, turn_stops
+from kray.driver.prepare import (
+    EncodedSource,
+    PolicyTokenizer,
+    counted,
+    encode,
+    load_prompts,
+    read_policy,
+    read_tiny,
+    turn_stops,
+)
 from kray.driver.restore import check_learned, reading
 from kray.driver.state import RunState, check_same_prompts
 from kray.errors import ConfigError
@@ -72,21 +81,21 @@ class Inspected:
 
 def inspect(config: KrayConfig) -> Inspected:
     """Load the prompts and read them as the policy will. Raises ConfigError, DataError: what a run would refuse."""
-    sources = {part: load_sources(config, part) for part in ("train", "test")}
-    train, test = ([prompt for one in sources[part] for prompt in one.prompts] for part in ("train", "test"))
+    loaded = load_prompts(config)
+    train, test = loaded.of("train"), loaded.of("test")
     check_prompts(config, train, test)
     turn_stops(config)
     reader = _reader(config)
     if reader is None:
         return Inspected(train, test, None)
-    prepared = {part: [encode(config, one, reader) for one in sources[part]] for part in sources}
-    train, test = ([prompt for one in prepared[p] for prompt, _ in one.encoded] for p in ("train", "test"))
+    encoded = [[encode(config, source, reader) for source in sources] for sources in (loaded.train, loaded.test)]
+    train, test = ([prompt for source in part for prompt, _ in source.encoded] for part in encoded)
     if config.model.tiny is None:
         _check_model_builds(model_path(config), config.model)
-    return Inspected(train, test, [line for part in prepared.values() for one in part for line in _shown(one, reader)])
+    return Inspected(train, test, [line for part in encoded for source in part for line in _shown(source, reader)])
 
 
-def _reader(config: KrayConfig) -> Reader | None:
+def _reader(config: KrayConfig) -> PolicyTokenizer | None:
     """None where the model lies on a hub that cannot be asked from here."""
     if config.model.tiny is not None:
         return read_tiny(config, config.model.tiny)
@@ -126,7 +135,7 @@ def _unreachable(error: BaseException | None) -> bool:
     return False
 
 
-def _shown(prepared: Prepared, reader: Reader) -> list[str]:
+def _shown(prepared: EncodedSource, reader: PolicyTokenizer) -> list[str]:
     """Format the first prompts of a source exactly as the policy reads them."""
     lengths = [len(tokens) for _, tokens in prepared.encoded]
     loaded = prepared.loaded

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kray.config import KrayConfig
-from kray.driver.output import SilentConsole, logged_to
 from kray.errors import ConfigError, DataError
 from kray.records import Prompt
 
+if TYPE_CHECKING:
+    from kray.driver.prepare import LoadedPrompts
 
-def load_both(config: KrayConfig) -> tuple[list[Prompt], list[Prompt]]:
-    """(train, test) prompts, so that bad data shows before anything is started. Raises DataError, ConfigError."""
-    from kray.driver.prepare import load_sources
 
-    # The driver loads them again and reports what is to be known about them.
-    with logged_to(SilentConsole()):
-        train, test = (
-            [prompt for loaded in load_sources(config, part) for prompt in loaded.prompts] for part in ("train", "test")
-        )
-    check_prompts(config, train, test)
-    return train, test
+def load_checked_prompts(config: KrayConfig) -> LoadedPrompts:
+    """Load the prompts of a run and check them, so that bad data is reported before anything is started.
+
+    Raises:
+        DataError: A source cannot be read, or its verifier cannot use an answer.
+        ConfigError: A verifier or the environment cannot be used, or a step needs more prompts than there are.
+    """
+    from kray.driver.prepare import load_prompts
+
+    prompts = load_prompts(config)
+    check_prompts(config, prompts.of("train"), prompts.of("test"))
+    return prompts
 
 
 def check_prompts(config: KrayConfig, train: list[Prompt], test: list[Prompt]) -> None:
-    """Refuse verifiers, an environment and answers that cannot be used. Raises DataError, ConfigError."""
+    """Refuse verifiers, an environment and answers that cannot be used.
+
+    Raises:
+        DataError: A verifier cannot use an answer.
+        ConfigError: A verifier or the environment cannot be used, or a step needs more prompts than there are.
+    """
     from kray.environments import check_environment
     from kray.rewards import check_answer, check_verifier
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kray.cluster.session import as_task
+from kray.cluster.session import run_as_task
 from kray.errors import ConfigError
 from kray.rewards import VERIFIERS, check_verifier
 from kray.serve.access import Access, cache_folder, key_digest
@@ -83,7 +83,7 @@ def serve_policy(arguments: Any) -> int:
             assert checkpoint is not None
             assert config is not None
             logger.info(f"export     {checkpoint} to {folder}")
-            as_task(EXPORT_TIMEOUT_S, export_checkpoint, checkpoint, find_model(config), config.model, folder)
+            run_as_task(EXPORT_TIMEOUT_S, export_checkpoint, checkpoint, find_model(config), config.model, folder)
         spec = policy_spec(folder, arguments)
         if config is not None:
             # Chats are rendered as in training.

@@ -34,6 +34,8 @@ ENVIRONMENT = {  # MLflow's own defaults block for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+# Where `mlflow ui` shows a local store.
+UI_HOST, UI_PORT = "127.0.0.1", 5000
 TABLES_TAG = "mlflow.loggedArtifacts"  # tells the UI which JSON artifacts are tables
 UPLOAD_TIMEOUT = ("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # seconds, for one file of a model
 TABLES_IN_TAG = 60  # a tag holds 8,000 characters
@@ -220,10 +222,23 @@ class MlflowRun:
 
     @property
     def open_command(self) -> str:
-        """What to type, or where to look, to see the run."""
+        """The shell command that opens the store, or the address of the run on a server."""
         if self.store.remote:
-            return f"{self.store.shown.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
-        return f"mlflow ui --backend-store-uri {shlex.quote(self.store.shown)} --host 127.0.0.1 --port 5000"
+            return self._page
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.store.shown)} --host {UI_HOST} --port {UI_PORT}"
+
+    @property
+    def charts_url(self) -> str:
+        """The address of the run's charts, on its server or on the one that `open_command` starts.
+
+        Without the parameter MLflow 3 opens an experiment in its view for GenAI, which shows no charts.
+        """
+        return f"{self._page}/model-metrics?workflowType=machine_learning"
+
+    @property
+    def _page(self) -> str:
+        server = self.store.shown.rstrip("/") if self.store.remote else f"http://{UI_HOST}:{UI_PORT}"
+        return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     def _reopened(self) -> Any:
         from mlflow.exceptions import MlflowException

@@ -117,9 +117,9 @@ class Tracker:
         return self._run.open_command
 
     @property
-    def metrics_file(self) -> Path:
-        """metrics.jsonl: a JSON object a line with step, time (seconds since 1970) and every metric of the step."""
-        return self._journal.path
+    def charts_url(self) -> str:
+        """The address of the run's charts in MLflow."""
+        return self._run.charts_url
 
     @property
     def waiting(self) -> list[str]:

@@ -11,7 +11,7 @@ from old_files import unpack
 from tiny_runs import steps_of
 
 from kray.config import load_config
-from kray.driver.remote import drive
+from kray.driver.remote import run_on_cluster
 from kray.driver.state import RunState
 from kray.train.checkpoints import checkpoint_at_step, read_state
 from kray.train.export import export_checkpoint
@@ -33,7 +33,7 @@ def test_an_old_run_is_resumed_to_the_same_digits(ray_local, old_run):
     folder, config, checkpoint, model = old_run
     expected = json.loads((folder / "expected.json").read_text())
     before = steps_of(folder)
-    summary = drive(config, model, folder, checkpoint, "run")
+    summary = run_on_cluster(config, model, folder, checkpoint, "run")
     after = steps_of(folder)
     assert (summary.steps, summary.rollouts) == (4, 4 * 48)
     assert [line["step"] for line in after] == [0, 1, 2, 3, 4]
@@ -48,7 +48,7 @@ def test_an_old_run_is_resumed_to_the_same_digits(ray_local, old_run):
 
 def test_an_old_checkpoint_is_evaluated(ray_local, old_run, tmp_path):
     folder, config, checkpoint, model = old_run
-    evaluation = drive(config, model, tmp_path / "evaluation", checkpoint, "judge")
+    evaluation = run_on_cluster(config, model, tmp_path / "evaluation", checkpoint, "judge")
     assert evaluation.accuracy == pytest.approx(steps_of(folder)[2]["eval/accuracy"], abs=0.2)
     if torch.__version__ == json.loads((folder / "expected.json").read_text())["torch"]:
         assert evaluation.accuracy == steps_of(folder)[2]["eval/accuracy"]

@@ -14,7 +14,7 @@ from chat_models import chat_model
 from tiny_runs import steps_of, wait_for_line
 
 from kray.config import load_config
-from kray.driver.remote import drive
+from kray.driver.remote import run_on_cluster
 from kray.errors import KrayError
 from kray.planner import Beliefs
 from kray.train.checkpoints import newest_checkpoint, read_state
@@ -169,7 +169,7 @@ def test_chat_model_trains_on_gsm8k(ray_local, tmp_path):
             "track.every=1",
         ],
     )
-    summary = drive(config, str(model), tmp_path / "gsm8k", None, "run")
+    summary = run_on_cluster(config, str(model), tmp_path / "gsm8k", None, "run")
     assert summary.steps == 1
     assert summary.accuracy_after == 0.0
     rows = json.loads((tmp_path / "gsm8k/metrics.jsonl").read_text().splitlines()[-1])

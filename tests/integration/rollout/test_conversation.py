@@ -16,7 +16,7 @@ from kray.config import load_config
 from kray.config.prompts_schema import SourceConfig
 from kray.config.schema import EnvironmentConfig, RolloutConfig
 from kray.config.train_schema import TrainConfig
-from kray.driver.remote import drive
+from kray.driver.remote import run_on_cluster
 from kray.environments.workers import EnvironmentWorkers
 from kray.metrics import documented
 from kray.prompts import load_prompts
@@ -160,7 +160,7 @@ def test_calculator_run_learns_from_conversations(ray_local, tool_policy, tmp_pa
         "track.system_metrics=false",
     ]
     config = load_config("configs/calculator.yaml", small)
-    summary = drive(config, str(tool_policy), tmp_path / "run", None, "run")
+    summary = run_on_cluster(config, str(tool_policy), tmp_path / "run", None, "run")
     assert (summary.steps, summary.rollouts) == (2, 2 * 48)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "environment/turns_mean" in line]
@@ -216,7 +216,7 @@ def test_chat_model_trains_in_conversations(ray_local, tmp_path):
             "track.system_metrics=false",
         ],
     )
-    summary = drive(config, str(model), tmp_path / "code", None, "run")
+    summary = run_on_cluster(config, str(model), tmp_path / "code", None, "run")
     assert (summary.steps, summary.rollouts) == (2, 16)
     assert summary.accuracy_after is not None
     lines = [json.loads(line) for line in (tmp_path / "code/metrics.jsonl").read_text().splitlines()]

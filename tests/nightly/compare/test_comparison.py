@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from kray.compare.study import RATES, VISITS, load_study
-from kray.driver.remote import driver_actor, follow
+from kray.driver.remote import driver_actor, follow_driver
 from kray.train.start_model import find_model
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +31,7 @@ def compare(ray_local, tmp_path, monkeypatch):
         study = load_study(QUICK, methods, seeds, str(tmp_path / folder))
         study.folder.mkdir(exist_ok=True)
         actor = driver_actor(Comparison, study.folder)
-        return follow(actor.remote(study, find_model(study.base), {}), "compare", study.folder)
+        return follow_driver(actor.remote(study, find_model(study.base), {}), "compare", study.folder)
 
     return run
 

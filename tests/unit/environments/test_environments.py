@@ -16,7 +16,7 @@ from kray.environments.calculator import Calculator, calculate
 from kray.environments.tools import Tools
 from kray.environments.workers import EnvironmentWorkers
 from kray.errors import ConfigError
-from kray.launch.preflight import load_both
+from kray.launch.preflight import load_checked_prompts
 from kray.prompts.arithmetic import KINDS, make_problems
 from kray.records import Prompt
 
@@ -64,7 +64,7 @@ def test_invalid_environment_is_a_config_error():
         ("environment.options.x=1", "environment: .*unexpected keyword argument 'x'"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            load_both(load_config("configs/calculator.yaml", [override]))
+            load_checked_prompts(load_config("configs/calculator.yaml", [override]))
 
 
 # -- calculator -------------------------------------------------------------------------------------------------------

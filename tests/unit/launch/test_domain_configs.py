@@ -7,7 +7,7 @@ import json
 from chat_models import programs
 
 from kray.config import load_config, preview
-from kray.launch.preflight import load_both
+from kray.launch.preflight import load_checked_prompts
 from kray.rewards import score
 
 FEW = ["prompts.train.size=100", "prompts.test.size=12", "prompts.train.limit=100"]
@@ -15,7 +15,8 @@ FEW = ["prompts.train.size=100", "prompts.test.size=12", "prompts.train.limit=10
 
 def test_the_logic_configuration_is_checked_and_its_own_answers_are_right():
     config = load_config("configs/logic.yaml", FEW)
-    train, test = load_both(config)
+    prompts = load_checked_prompts(config)
+    train, test = prompts.of("train"), prompts.of("test")
     said = preview(config, train, test, "cluster/aws.yaml")
     assert "learner ranks on" in said
     assert {prompt.metadata["kind"] for prompt in train} == set(config.prompts.train.tasks)
@@ -30,7 +31,8 @@ def test_the_logic_configuration_is_checked_and_its_own_answers_are_right():
 
 def test_the_code_configuration_is_checked_on_data_of_its_form(tmp_path):
     config = load_config("configs/code.yaml", programs(tmp_path))
-    train, test = load_both(config)
+    prompts = load_checked_prompts(config)
+    train, test = prompts.of("train"), prompts.of("test")
     assert "70" in preview(config, train, test, "cluster/aws.yaml")
     right = "```python\ndef add(a, b):\n    return a + b\n```"
     assert score("code", right, train[5].answer, **config.reward.options).value == 1

@@ -10,7 +10,7 @@ from kray.config import KrayConfig, ModelConfig, RewardConfig, SourceConfig, to_
 from kray.config.resume import note_changes
 from kray.driver.run_folder import run_folder
 from kray.errors import ConfigError, DataError
-from kray.launch.preflight import load_both
+from kray.launch.preflight import load_checked_prompts
 from kray.train.start_model import check_model
 
 
@@ -61,7 +61,7 @@ def test_answers_and_options_that_a_verifier_cannot_use_are_named_before_the_run
     config = KrayConfig(reward=reward)
     config.prompts.train = config.prompts.test = SourceConfig(kind="jsonl", path=str(file))
     with pytest.raises(error) as caught:
-        load_both(config)
+        load_checked_prompts(config)
     assert str(caught.value).startswith(message)
 
 
