@@ -41,9 +41,12 @@ def opening(config: KrayConfig, prompts: LoadedPrompts, folder: Path | None, ste
         f"{begin} {policy} on {trained:,} prompts ({source}): {run.steps - step:,} steps of {per_step} "
         f"prompts and {plan.budget:,} rollouts (plan.mode {plan.mode})"
     )
-    every = f", every {config.evaluate.every} steps" if config.evaluate.every else ""
-    before = "" if step else "before training"
-    evaluated = f"evaluation on {tested:,} held-out prompts {before}{every if before else every[2:]} and after training"
+    times = [] if step else ["before training"]
+    times += [f"every {config.evaluate.every} steps"] if 0 < config.evaluate.every < run.steps - step else []
+    times += ["after training"]
+    evaluated = (
+        f"evaluation on {tested:,} held-out prompts {', '.join(times[:-1])}{' and ' if times[:-1] else ''}{times[-1]}"
+    )
     warmup = f"the tiny policy is made first, once: {_warmup(tiny)}; " if tiny and not _is_made(tiny) else ""
     seconds = _estimate_s(config, tested, step)
     if seconds is None:
