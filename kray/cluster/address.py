@@ -1,8 +1,8 @@
-"""Addresses of a Ray, read and tried before Ray's own code waits for them: that takes minutes where nobody answers.
+"""Ray addresses, parsed and probed before Ray's own code connects to them, which takes minutes where no server answers.
 
 RAY_ADDRESS names a cluster to join: host:port of its GCS, or auto for the one of this machine. RAY_API_SERVER_ADDRESS names
 the API that jobs are submitted to: http://host:port of the dashboard. `reach` is the only way to either: it resolves the
-name, connects, and has what listens there say what it is, all within REACH_S. What is wrong is a ConfigError.
+name, connects, and identifies the server, all within REACH_S. Whatever is wrong is a ConfigError.
 """
 
 from __future__ import annotations
@@ -21,20 +21,30 @@ from urllib.parse import urlsplit
 from kray.errors import ConfigError
 
 CLUSTER, API = "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"
-REACH_S = 6.0  # for a name's resolution, a connection and an answer together
-GCS_PORT, API_PORT = 6379, 8265  # Ray's defaults
-STRANGE = "is something else than the GCS of a Ray"
+# Seconds for the name's resolution, the connection and the answer together.
+REACH_S = 6.0
+# Ray's defaults.
+GCS_PORT, API_PORT = 6379, 8265
+NOT_A_GCS = "is something else than the GCS of a Ray"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-# HTTP/2, which gRPC speaks: what a client says first, with an empty SETTINGS frame. A server answers with SETTINGS, whoever
-# asks: tokens come later.
+# The first bytes of an HTTP/2 client, as gRPC uses it, with an empty SETTINGS frame. A server answers with SETTINGS before it
+# checks any token.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-FRAME, SETTINGS = 9, 4  # bytes of a frame's head; the type of SETTINGS, its fourth byte
+# Bytes of a frame's header, and the type of SETTINGS in its fourth byte.
+FRAME, SETTINGS = 9, 4
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where something listens. scheme: http or https for the job API, "" for a GCS; path: before the API's own."""
+    """The address of a server.
+
+    Attributes:
+        host: a name or an IP address, IPv6 without brackets.
+        port: its TCP port.
+        scheme: http or https for the job API, "" for a GCS.
+        path: the prefix of the API's own paths.
+    """
 
     host: str
     port: int
@@ -43,6 +53,7 @@ class Endpoint:
 
     @property
     def loopback(self) -> bool:
+        """Whether the host is this machine's loopback address."""
         return self.host in LOOPBACK
 
     def __str__(self) -> str:
@@ -51,15 +62,20 @@ class Endpoint:
 
 
 def given_cluster() -> str:
-    """RAY_ADDRESS; "" where it is not set, or says that no cluster is to be joined."""
+    """Return RAY_ADDRESS, or "" where it is not set or is `local`: then no cluster is joined."""
     address = os.environ.get(CLUSTER, "").strip()
     return "" if address == "local" else address
 
 
 def require_cluster() -> str:
-    """RAY_ADDRESS as `given_cluster` has it. Raises ConfigError unless the GCS of a Ray answers there."""
+    """Return what `given_cluster` does, once a GCS has answered there.
+
+    Raises:
+        ConfigError: no GCS of a Ray answers at the address.
+    """
     if CLUSTER in os.environ:
-        os.environ[CLUSTER] = os.environ[CLUSTER].strip()  # Ray takes it as it is, spaces included
+        # Ray does not strip it.
+        os.environ[CLUSTER] = os.environ[CLUSTER].strip()
     address = given_cluster()
     if address == "auto":
         reach(read_cluster(_running_here(), address), f"{CLUSTER}={address}", hint=False)
@@ -69,7 +85,15 @@ def require_cluster() -> str:
 
 
 def read_cluster(address: str, given: str = "") -> Endpoint:
-    """host:port of a GCS. given: what the user wrote, where it is something else. Raises ConfigError."""
+    """Parse host:port of a GCS.
+
+    Args:
+        address: host:port.
+        given: what the user wrote, for messages, where it differs from `address`.
+
+    Raises:
+        ConfigError: it is no such address; the message gives the right form.
+    """
     told = f"{CLUSTER}={given or address}"
     scheme, split, _ = address.partition("://")
     scheme = scheme.lower()
@@ -97,7 +121,11 @@ def read_cluster(address: str, given: str = "") -> Endpoint:
 
 
 def read_api(address: str) -> Endpoint:
-    """Of the job API, http(s)://host:port, perhaps with a path. Raises ConfigError."""
+    """Parse the address of the job API: http(s)://host:port, perhaps with a path.
+
+    Raises:
+        ConfigError: it is no such address; the message gives the right form.
+    """
     hint = f"it must be http://host:port or https://host:port of the dashboard, as in {API}=http://head:{API_PORT}"
     try:
         parts = urlsplit(address.strip())
@@ -116,32 +144,35 @@ def read_api(address: str) -> Endpoint:
 
 
 def reach(there: Endpoint, told: str, seconds: float = REACH_S, *, hint: bool = True) -> None:
-    """Returns when a Ray answers: a GCS, or where the endpoint has a scheme the job API.
+    """Wait until Ray answers at an endpoint: a GCS, or the job API where the endpoint has a scheme.
 
     Args:
+        there: the endpoint to probe.
         told: how the address was given, for messages.
-        hint: messages name the usual port.
+        seconds: the deadline of all steps together.
+        hint: whether messages name the usual port.
 
     Raises:
-        Unreachable: where nothing listens.
-        ConfigError: for what is no Ray; both of them in time.
+        Unreachable: nothing listens there.
+        ConfigError: the name cannot be resolved, the server does not answer in time, or it is not Ray.
     """
     usual = _usual(there) if hint else ""
     work: Future[str] = Future()
     stage = ["while its name was resolved"]
 
-    def look() -> None:  # a name's resolution cannot be interrupted, so that it has a thread of its own
+    def probe() -> None:
         try:
             socket.getaddrinfo(there.host, there.port, type=socket.SOCK_STREAM)
             stage.append("to a connection")
             with socket.create_connection((there.host, there.port), timeout=seconds) as connection:
                 stage.append("to a question")
-                wrong = _ask_api(there, connection) if there.scheme else _ask_gcs(there, connection)
-            work.set_result(wrong or ("" if there.scheme else _ask_cluster_id(there, seconds)))
+                wrong = _check_api(there, connection) if there.scheme else _check_gcs(there, connection)
+            work.set_result(wrong or ("" if there.scheme else _check_cluster_id(there, seconds)))
         except BaseException as error:
             work.set_exception(error)
 
-    threading.Thread(target=look, daemon=True, name=f"reach {there}").start()
+    # A name's resolution cannot be interrupted, so it gets its own thread.
+    threading.Thread(target=probe, daemon=True, name=f"reach {there}").start()
     try:
         wrong = work.result(seconds)
     except socket.gaierror as error:
@@ -163,7 +194,7 @@ class Unreachable(ConfigError):
 
 
 def answers(address: str, seconds: float) -> bool:
-    """Whether the GCS of a Ray answers at host:port."""
+    """Return whether a GCS answers at host:port within so many seconds."""
     try:
         reach(read_cluster(address), address, seconds)
     except ConfigError:
@@ -175,32 +206,33 @@ def _usual(there: Endpoint) -> str:
     return f"; a dashboard's port is usually {API_PORT}" if there.scheme else f"; a GCS's port is usually {GCS_PORT}"
 
 
-def _ask_gcs(there: Endpoint, connection: socket.socket) -> str:
-    """What is wrong with what listens there; "" for a server that speaks gRPC."""
+def _check_gcs(there: Endpoint, connection: socket.socket) -> str:
+    """Return what is wrong with the server, "" where it speaks gRPC."""
     if _with_tls():
         connection = _secured(connection)
     connection.sendall(PREFACE)
-    heard = b""
-    while len(heard) < FRAME and (part := connection.recv(FRAME - len(heard))):
-        heard += part
-    if heard.startswith(b"HTTP/"):
+    received = b""
+    while len(received) < FRAME and (part := connection.recv(FRAME - len(received))):
+        received += part
+    if received.startswith(b"HTTP/"):
         return (
             f"speaks HTTP, as a dashboard does, and is no GCS. Jobs are submitted to a dashboard: {API}=http://{there}"
         )
-    return "" if len(heard) == FRAME and heard[3] == SETTINGS else STRANGE
+    return "" if len(received) == FRAME and received[3] == SETTINGS else NOT_A_GCS
 
 
-def _ask_cluster_id(there: Endpoint, seconds: float) -> str:
-    """What is wrong with a server that speaks gRPC; "" for a GCS, also one that wants a token, which Ray gives later."""
+def _check_cluster_id(there: Endpoint, seconds: float) -> str:
+    """Return what is wrong with a gRPC server, "" for a GCS, including one that requires a token, which Ray sends later."""
     if _with_tls():
-        return ""  # whose certificates Ray checks
+        # Ray itself verifies the certificates.
+        return ""
     import grpc
 
     with grpc.insecure_channel(str(there), options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=seconds)
         except grpc.RpcError as error:
-            return "" if error.code() is grpc.StatusCode.UNAUTHENTICATED else STRANGE
+            return "" if error.code() is grpc.StatusCode.UNAUTHENTICATED else NOT_A_GCS
     return ""
 
 
@@ -209,7 +241,7 @@ def _with_tls() -> bool:
 
 
 def _secured(plain: socket.socket) -> socket.socket:
-    """The connection with TLS, as Ray is told to use it. Who answers is not verified here; Ray does that."""
+    """Wrap the connection in TLS as Ray's variables configure it; the server's identity is verified by Ray, not here."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -219,15 +251,15 @@ def _secured(plain: socket.socket) -> socket.socket:
     return context.wrap_socket(plain)
 
 
-def _ask_api(there: Endpoint, connection: socket.socket) -> str:
-    """What is wrong with what listens there; "" for Ray's dashboard, or a proxy or a guard before it."""
-    asking = http.client.HTTPConnection(there.host, there.port)
-    asking.sock = connection
+def _check_api(there: Endpoint, connection: socket.socket) -> str:
+    """Return what is wrong with the server, "" for Ray's dashboard or a proxy or login page in front of it."""
+    client = http.client.HTTPConnection(there.host, there.port)
+    client.sock = connection
     if there.scheme == "https":
-        asking.sock = ssl.create_default_context().wrap_socket(connection, server_hostname=there.host)
+        client.sock = ssl.create_default_context().wrap_socket(connection, server_hostname=there.host)
     try:
-        asking.request("GET", f"{there.path}/api/version", headers={"Accept": "application/json"})
-        answer = asking.getresponse()
+        client.request("GET", f"{there.path}/api/version", headers={"Accept": "application/json"})
+        answer = client.getresponse()
         body = answer.read(65536) if answer.status == 200 else b""
     except http.client.HTTPException:
         return "does not speak HTTP, so it is no Ray dashboard"
@@ -243,7 +275,11 @@ def _ask_api(there: Endpoint, connection: socket.socket) -> str:
 
 
 def _running_here() -> str:
-    """host:port of the Ray that `auto` stands for. Raises ConfigError."""
+    """Return host:port of the Ray that `auto` stands for.
+
+    Raises:
+        ConfigError: no Ray runs on this machine.
+    """
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
     try:

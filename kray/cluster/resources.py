@@ -1,4 +1,4 @@
-"""What this machine has, for a run that starts a Ray of its own: on a cluster Ray and --check --cluster tell."""
+"""Whether this machine has the CPUs and GPUs of a run that starts Ray here; on a cluster `--check --cluster` answers that."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from kray.errors import ConfigError
 
 
 def joins_cluster() -> bool:
-    """Whether a run goes into a cluster that is there: that of its Ray job, or of RAY_ADDRESS."""
+    """Return whether a run joins an existing cluster: that of its Ray job, or of RAY_ADDRESS."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or bool(given_cluster())
 
 
-def gpus_asked(config: KrayConfig) -> int:
-    """That must be there for a run to begin: those of the ranks and of the fewest engines, at least one."""
+def required_gpus(config: KrayConfig) -> int:
+    """Count the GPUs that a run needs to begin: those of its ranks and of its fewest engines, at least one."""
     rollout, train = config.rollout, config.train
     fewest = rollout.engines if rollout.min_engines is None else max(1, rollout.min_engines)
     return fewest * rollout.gpus_per_engine + train.ranks * train.gpus_per_rank
 
 
-def gpus_lacking(config: KrayConfig, gpus: int) -> str:
-    """What to say where a run asks for more GPUs than there are; else ""."""
+def missing_gpus(config: KrayConfig, gpus: int) -> str:
+    """Return the message for a run that needs more GPUs than there are, else ""."""
     rollout, train = config.rollout, config.train
-    if gpus_asked(config) <= gpus:
+    if required_gpus(config) <= gpus:
         return ""
     parts = f"train.ranks {train.ranks} x train.gpus_per_rank {train.gpus_per_rank} + engines x rollout.gpus_per_engine"
     return (
-        f"train.gpus_per_rank, rollout.gpus_per_engine: {parts} {rollout.gpus_per_engine} = {gpus_asked(config)} GPUs, and "
+        f"train.gpus_per_rank, rollout.gpus_per_engine: {parts} {rollout.gpus_per_engine} = {required_gpus(config)} GPUs, and "
         f"this machine has {gpus}: set both to 0, or submit to a cluster (jobs/submit.py)"
     )
 
 
 def shortages(config: KrayConfig, cpus: int, gpus: int) -> list[str]:
-    """What a run would lack on a machine with so many cores and GPUs, a sentence each, GPUs first."""
-    found, wanted = [gpus_lacking(config, gpus)], requested(config)[0]
+    """List what a run would lack on a machine with so many cores and GPUs, one sentence each, GPUs first."""
+    found, wanted = [missing_gpus(config, gpus)], requested(config)[0]
     if wanted > cpus:
         found.append(
             f"train.ranks {config.train.ranks} and rollout.engines {config.rollout.engines} ask for {wanted} CPUs, and this "
@@ -46,20 +46,24 @@ def shortages(config: KrayConfig, cpus: int, gpus: int) -> list[str]:
 
 
 def shortages_here(config: KrayConfig) -> list[str]:
-    """Of this machine; nothing to say where the run goes into a cluster."""
+    """List the shortages of this machine; none where the run joins a cluster."""
     return [] if joins_cluster() else shortages(config, os.cpu_count() or 1, _gpus_here(config))
 
 
 def require_gpus(config: KrayConfig) -> None:
-    """Raises ConfigError rather than let Ray wait for GPUs that never come."""
-    lacking = "" if joins_cluster() else gpus_lacking(config, _gpus_here(config))
+    """Refuse a run whose GPUs this machine lacks; Ray would wait for them without end.
+
+    Raises:
+        ConfigError: GPUs are missing; the message names the keys and the counts.
+    """
+    lacking = "" if joins_cluster() else missing_gpus(config, _gpus_here(config))
     if lacking:
         raise ConfigError(lacking)
 
 
 def _gpus_here(config: KrayConfig) -> int:
-    """GPUs of this machine; not looked for where none is asked for, since importing torch takes seconds."""
-    if not gpus_asked(config):
+    """Count the GPUs of this machine; 0 without counting where the run needs none, since importing torch takes seconds."""
+    if not required_gpus(config):
         return 0
     import torch
 

@@ -18,23 +18,34 @@ from kray.errors import ConfigError, KrayError
 LOCAL_RAY = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_task_events_max_num_task_in_gcs": "2000",  # the newest tasks it can show: 3 KiB each, and 100,000 by default
+    # Tasks that Ray can show, the newest ones; 3 KiB each, and 100,000 by default.
+    "RAY_task_events_max_num_task_in_gcs": "2000",
 }
 
 
 def connect(config: KrayConfig) -> None:
-    """`join`, with the CPUs that a run needs."""
+    """Join or start Ray with the CPUs that a run needs; see `join`."""
     join(requested(config)[0])
 
 
 def join(cpus: int) -> bool:
-    """Joins the cluster of this job or of RAY_ADDRESS and returns True; without either, starts a Ray of its own that only
-    this machine sees, with at least so many CPUs. Raises ConfigError where the cluster cannot be joined."""
+    """Join the cluster of this job or of RAY_ADDRESS; without either, start Ray on this machine's loopback address.
+
+    Args:
+        cpus: the least number of CPUs that a Ray started here offers; it offers as many as the machine has cores.
+
+    Returns:
+        Whether a cluster was joined.
+
+    Raises:
+        ConfigError: the cluster cannot be joined.
+    """
     joins = joins_cluster()
     address = require_cluster()
     if not joins:
         path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
-        os.environ.update(LOCAL_RAY | {"PYTHONPATH": path})  # what `guarded` allows, in Ray's processes too
+        # Ray's processes can import from the current folder, as the job itself can.
+        os.environ.update(LOCAL_RAY | {"PYTHONPATH": path})
     import ray
 
     if joins:
@@ -55,7 +66,11 @@ def join(cpus: int) -> bool:
 
 
 def run_as_task(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, computed by a Ray task on one CPU of any node; raises its KrayError, or one at the deadline."""
+    """Run a function as a Ray task on one CPU of any node and return its result.
+
+    Raises:
+        KrayError: the function's own, or one after `timeout_s` seconds.
+    """
     import ray
     from ray.exceptions import GetTimeoutError, RayTaskError
 

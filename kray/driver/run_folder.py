@@ -10,7 +10,11 @@ from kray.errors import ConfigError
 
 
 def run_folder(config: KrayConfig) -> Path:
-    """A new, absolute folder for a run's results."""
+    """Make a new folder, <run.dir>/<run.name>-<time>, for a run's results and return its absolute path.
+
+    Raises:
+        ConfigError: run.dir cannot be written.
+    """
     base = Path(config.run.dir).expanduser().absolute()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import kray
 from kray.config import load_config
 from kray.config.cluster_file import load_cluster
 from kray.config.placement import place
@@ -216,7 +217,7 @@ def test_kuberay_groups_are_the_promised_ones(name):
         claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
         assert claims == [read("kuberay-storage.yaml")["metadata"]["name"]]
     build = "cpu" if name == "kuberay-cpu.yaml" else "gpu"
-    assert images == {f"REGISTRY/kray:{PROJECT['version']}-{build}"}
+    assert images == {f"REGISTRY/kray:{kray.__version__}-{build}"}
 
 
 @pytest.mark.parametrize("name", KUBERAY)
