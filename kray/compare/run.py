@@ -220,7 +220,7 @@ class Comparison(Driver):
         config = child.config
         return Tracker(
             config.track, child.folder, child.name, flat(config), self.tags | tags | {"model": self.model_path},
-            to_yaml(config), heard=self.live_status.record,
+            to_yaml(config), on_step=self.live_status.record,
         )  # fmt: skip
 
 

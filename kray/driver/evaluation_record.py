@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kray.config import KrayConfig, flat
 from kray.errors import KrayError
 from kray.tracking.evaluations import log_evaluation
-from kray.tracking.mlflow_store import Store, locate, reach
+from kray.tracking.store import Store, locate, reach
 from kray.train.checkpoints import read_state
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""An evaluation that was made outside a training run, as an MLflow run of its own, nested under the run it judges."""
+"""Records an evaluation outside a training as an MLflow run of its own, nested under the training run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import Any
 
 from kray.config.redaction import redact, redact_value
 from kray.errors import KrayError
-from kray.tracking.mlflow_store import MlflowRun, Store, unreachable
+from kray.tracking.mlflow_store import MlflowRun
 from kray.tracking.refusals import deliver_rows
+from kray.tracking.store import Store, unreachable
 
-log = logging.getLogger(__name__)
-PARENT_TAG = "mlflow.parentRunId"  # what MLflow's page nests runs by
+logger = logging.getLogger(__name__)
+# The tag by which MLflow nests runs.
+PARENT_TAG = "mlflow.parentRunId"
 
 
 def log_evaluation(
@@ -30,10 +32,24 @@ def log_evaluation(
     metrics: Mapping[str, float],
     rows: Sequence[Mapping[str, Any]],
 ) -> str:
-    """Makes the run; returns the command or address that opens it. Raises KrayError whatever goes wrong.
+    """Record an evaluation.
 
-    parent_id: MLflow's id of the training run, "" for a policy that has none. step: of the policy. rows: what was asked,
-    answered and earned, which becomes the table evaluation/step-<step>.json.
+    Args:
+        store: Where to record it.
+        experiment: The MLflow experiment.
+        name: The name of the new MLflow run.
+        parent_id: The MLflow id of the training run, "" for a policy without one.
+        params: The configuration, by dotted keys.
+        tags: Tags of the run.
+        step: The training step of the policy.
+        metrics: Metric -> value.
+        rows: Prompts, responses and rewards, which become the table evaluation/step-<step>.json.
+
+    Returns:
+        The shell command or the address that opens the run.
+
+    Raises:
+        KrayError: It could not be recorded.
     """
     run = MlflowRun(store, experiment, name)
     named = {key: redact(str(value)) for key, value in tags.items()} | {"kray.kind": "evaluation"}
@@ -47,11 +63,12 @@ def log_evaluation(
             table.write_text(json.dumps({"columns": columns, "data": data}, ensure_ascii=False), encoding="utf-8")
             run.open({key: redact_value(key, value) for key, value in params.items()}, named, [])
             for key, why in deliver_rows([{"step": step, "time": time.time(), **metrics}], run.metrics):
-                log.warning("MLflow refuses %s of the evaluation: %s", key, redact(why))
+                logger.warning("MLflow refuses %s of the evaluation: %s", key, redact(why))
             run.table(table, "evaluation")
         run.end("FINISHED")
     except KrayError:
         raise
-    except Exception as error:  # MLflow's, requests', sqlalchemy's
+    except Exception as error:
+        # Errors of MLflow, requests or SQLAlchemy.
         raise unreachable(store, f"the evaluation could not be recorded: {error}") from error
     return run.open_command

@@ -1,4 +1,4 @@
-"""Figures of a run, as matplotlib Figure objects without pyplot's global state: nothing to close, safe in a thread."""
+"""Figures of a run, as matplotlib Figure objects without pyplot's global state: they need no closing and are thread-safe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CURVES = {  # metric -> (label, colour, marker): colours that colour-blind readers can tell apart
+# Metric -> (label, colour, marker); colour-blind readers can tell these colours apart.
+CURVES = {
     EVAL_ACCURACY: ("held-out accuracy", "#0072B2", "o"),
     REWARD_MEAN: ("train reward, mean", "#E69F00", ""),
     GROUP_EFFECTIVE_RATIO_ROLLOUTS: ("rollouts in mixed groups", "#009E73", ""),
@@ -25,10 +26,16 @@ CURVES = {  # metric -> (label, colour, marker): colours that colour-blind reade
 def budgets_against_beliefs(
     expected_success: np.ndarray, budgets: np.ndarray, observed_success: np.ndarray, title: str = ""
 ) -> Figure:
-    """Each prompt's budget against its belief, coloured by what the step then showed.
+    """Plot each prompt's budget against its belief, coloured by the success rate that the step observed.
 
-    expected_success (M,) in [0, 1], NaN: new, drawn left of 0; budgets (M,) rollouts; observed_success (M,) in [0, 1],
-    NaN: hollow. Raises ValueError on unequal lengths.
+    Args:
+        expected_success: (M,) in [0, 1]; NaN for new prompts, which are drawn left of 0.
+        budgets: (M,) rollouts.
+        observed_success: (M,) in [0, 1]; NaN for prompts without rollouts, which are drawn hollow.
+        title: "" for the usual one.
+
+    Raises:
+        ValueError: The lengths differ.
     """
     expected, budget, observed = (np.asarray(part, float) for part in (expected_success, budgets, observed_success))
     if not len(expected) == len(budget) == len(observed):
@@ -55,11 +62,18 @@ def budgets_against_beliefs(
 
 
 def budget_histogram(budgets: np.ndarray, upper: int, title: str = "") -> Figure:
-    """How many prompts got how many rollouts. budgets (M,) rollouts; upper: the most that a prompt may get."""
+    """Plot how many prompts got how many rollouts.
+
+    Args:
+        budgets: (M,) rollouts.
+        upper: The most that a prompt may get.
+        title: "" for the usual one.
+    """
     budgets = np.asarray(budgets, dtype=int)
     figure, axes = new_figure(title or "Rollouts given to each prompt")
     top = max(int(budgets.max(initial=1)), 1)
-    width = max(1, -(-top // 40))  # at most about 40 bars, of whole rollouts
+    # At most about 40 bars, of whole rollouts.
+    width = max(1, -(-top // 40))
     edges = [edge - 0.5 for edge in range(0, top + 2 * width, width)]
     axes.hist(budgets, bins=edges, color="#0072B2", rwidth=0.92)
     if len(budgets):
@@ -75,7 +89,12 @@ def budget_histogram(budgets: np.ndarray, upper: int, title: str = "") -> Figure
 
 
 def learning_curve(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Accuracy, reward and effective ratios over the run. rows: as in metrics.jsonl, any metric may be absent."""
+    """Plot accuracy, reward and the shares of mixed groups over the run.
+
+    Args:
+        rows: As in metrics.jsonl; any metric may be absent.
+        title: "" for the usual one.
+    """
     figure, axes = new_figure(title or "Learning curve")
     top, bottom = 1.0, 0.0
     for name, (label, colour, marker) in CURVES.items():
@@ -88,7 +107,8 @@ def learning_curve(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure
             axes.plot(steps, values, color=colour, marker=marker, markersize=5, linewidth=2.2, label=label, zorder=3)
             continue
         window = max(1, len(values) // 40)
-        if window > 1:  # the raw line pale, its moving average on top
+        # The raw line pale, its moving average on top.
+        if window > 1:
             axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.25)
             label = f"{label} ({window}-step average)"
         axes.plot(steps, _smooth(values, window), color=colour, linewidth=1.6, label=label)
@@ -101,7 +121,7 @@ def learning_curve(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Trailing mean over up to `window` values; the same length."""
+    """Return the trailing mean over up to `window` values; the same length."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
@@ -109,7 +129,7 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def new_figure(title: str, width: float = 7.5, height: float = 4.6) -> tuple[Figure, Axes]:
-    """An empty figure in kray's style. width, height: inches."""
+    """Return an empty figure of width x height inches, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
-"""The local truth about a run: metrics.jsonl, one line a step, and how much of it a reader has carried elsewhere.
+"""The local record of a run: metrics.jsonl, one line a step, and how much of it has been delivered to MLflow.
 
-Every step stands in the file exactly once and steps increase. A line is on disk when `append` returns. The reader's
-place is kept in metrics.delivered beside it, so that a later process carries on where this one stopped.
-Safe to use from two threads: one that appends, one that reads and delivers.
+Every step is in the file exactly once, and steps increase. A line is on disk when `append` returns. metrics.delivered beside
+it holds the last delivered step, so that a later process continues there. Safe to use from two threads: one that appends,
+one that reads and delivers.
 """
 
 from __future__ import annotations
@@ -16,26 +16,34 @@ from typing import Any
 
 from kray.errors import KrayError
 
-Mark = tuple[int, int]  # lines read so far, merges seen so far
+# A position of the reader: lines read so far, and changes of earlier lines that it has seen.
+Mark = tuple[int, int]
 
 
 class Journal:
-    """Open metrics.jsonl in `folder`.
-
-    resume_step: keep the lines up to this step and drop the rest, which belong to a future that was given up (-1: drop
-    all); None: a fresh run, and KrayError when there are lines already.
-    reader: who receives the lines; another reader than the last one starts at the beginning.
-    """
+    """Appends steps to metrics.jsonl, and hands out those that a reader has not received."""
 
     def __init__(self, folder: Path, resume_step: int | None = None, reader: str = ""):
+        """Open metrics.jsonl.
+
+        Args:
+            folder: The run folder.
+            resume_step: Later lines are dropped, because those steps are done again (-1: all lines); None: a new run.
+            reader: Who receives the lines; another reader than the last one starts at the beginning.
+
+        Raises:
+            KrayError: A new run finds lines of another one, or a line is damaged.
+        """
         self.path = folder / "metrics.jsonl"
         self._cursor = folder / "metrics.delivered"
         self._lock = threading.Lock()
         self._steps: list[int] = []
-        self._starts: list[int] = []  # byte offset of each line
+        # Byte offset of each line.
+        self._starts: list[int] = []
         self._end = 0
+        # How often a line was changed, and the first line that has changed since the reader read.
         self._merges = 0
-        self._merged_line = sys.maxsize  # the first line that has changed since the reader read
+        self._merged_line = sys.maxsize
         self._open(resume_step)
         self._file = self.path.open("r+b")
         self._reader = ""
@@ -43,19 +51,20 @@ class Journal:
         self.read_for(reader)
 
     def read_for(self, reader: str) -> None:
-        """Set who receives the lines, and find how far they had come."""
+        """Set who receives the lines, and continue after the last one that this reader has received."""
         step = None
         try:
             saved = json.loads(self._cursor.read_text())
             step = int(saved["step"]) if saved["reader"] == reader else None
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing delivered yet, or unreadable: deliver all again, which changes nothing at the receiver
+            # Nothing was delivered, or the file is damaged: all lines are delivered again, which changes nothing.
+            pass
         with self._lock:
             self._reader = reader
             self._sent = 0 if step is None else sum(known <= step for known in self._steps)
 
     def rewind(self, step: int) -> None:
-        """Drops the lines after `step`, which belong to a future that was given up (-1: all lines)."""
+        """Drop the lines after `step` (-1: all lines), because those steps are done again."""
         with self._lock:
             kept = sum(known <= step for known in self._steps)
             if kept == len(self._steps):
@@ -68,24 +77,30 @@ class Journal:
             self._changed_from(kept)
 
     def _changed_from(self, line: int) -> None:
-        """Lines from here on are not what the reader may have read."""
+        """Note that lines from here on may differ from what the reader has read."""
         self._merges, self._merged_line = self._merges + 1, min(self._merged_line, line)
 
     @property
     def last_step(self) -> int | None:
-        """The newest step in the file."""
+        """The newest step in the file, None when it is empty."""
         return self._steps[-1] if self._steps else None
 
     @property
     def undelivered(self) -> list[int]:
-        """Steps that the reader has not got yet."""
+        """Steps that the reader has not received yet."""
         with self._lock:
             return self._steps[self._sent :]
 
     def append(self, step: int, metrics: dict[str, float], time_s: float) -> None:
-        """Write a step's metrics (finite floats); a second call for the newest step adds to its line.
+        """Write the metrics of a step; a second call for the newest step adds to its line.
 
-        time_s: seconds since 1970. Raises ValueError for a step before the newest one.
+        Args:
+            step: At least the newest step.
+            metrics: Metric -> finite value.
+            time_s: Seconds since 1970.
+
+        Raises:
+            ValueError: The step is before the newest one.
         """
         with self._lock:
             last = self.last_step
@@ -104,7 +119,8 @@ class Journal:
             line = json.dumps(row, allow_nan=False).encode() + b"\n"
             self._file.seek(start)
             self._file.write(line)
-            self._file.truncate()  # a line that was added to may have become shorter
+            # A line that was added to may have become shorter.
+            self._file.truncate()
             self._file.flush()
             os.fsync(self._file.fileno())
             self._steps.append(step)
@@ -112,7 +128,11 @@ class Journal:
             self._end = start + len(line)
 
     def pending(self, limit: int) -> tuple[list[dict[str, Any]], Mark]:
-        """The next undelivered rows, one at least and at most about `limit` values, and the mark to confirm them."""
+        """Return the next undelivered rows and the mark that confirms them.
+
+        Args:
+            limit: Values in all rows together; the first row is returned in any case.
+        """
         with self._lock:
             self._merged_line = sys.maxsize
             rows: list[dict[str, Any]] = []
@@ -127,7 +147,7 @@ class Journal:
             return rows, (self._sent + len(rows), self._merges)
 
     def delivered(self, mark: Mark) -> None:
-        """The rows up to the mark have arrived. A line that was added to since it was read stays pending."""
+        """Record that the rows up to the mark have arrived; a line that has changed since it was read stays pending."""
         line, merges = mark
         with self._lock:
             self._sent = line if merges == self._merges else min(line, self._merged_line)
@@ -138,17 +158,19 @@ class Journal:
                 os.replace(draft, self._cursor)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def _open(self, resume_step: int | None) -> None:
         content = self.path.read_bytes() if self.path.exists() else b""
         kept: list[bytes] = []
-        lines = content.split(b"\n")[:-1]  # a last line without its end was being written when its process died
+        # A last line without an end was being written when its process died.
+        lines = content.split(b"\n")[:-1]
         for number, line in enumerate(lines, 1):
             try:
                 step = int(json.loads(line)["step"])
             except (ValueError, KeyError, TypeError):
-                raise KrayError(f"{self.path}:{number}: not a step's metrics; repair or remove the line") from None
+                raise KrayError(f"{self.path}:{number}: the line is damaged; repair or remove it") from None
             if resume_step is not None and step > resume_step:
                 break
             self._steps.append(step)
@@ -156,7 +178,7 @@ class Journal:
             self._end += len(line) + 1
             kept.append(line + b"\n")
         if kept and resume_step is None:
-            raise KrayError(f"{self.path} already holds steps of another run; resume that run or take a new folder")
+            raise KrayError(f"{self.path} already holds steps of another run; resume that run or use a new folder")
         if not self.path.exists() or len(content) != self._end:
             draft = self.path.with_suffix(".draft")
             draft.write_bytes(b"".join(kept))

@@ -1,7 +1,7 @@
-"""Names under which MLflow takes metrics, parameters and tags. Standard library only.
+"""Names under which MLflow accepts metrics, parameters and tags. Standard library only.
 
-Promises: a name that MLflow takes stays as it is; any other becomes one that it takes, always the same, legible as far as it
-can be, and another one for every text.
+A name that MLflow accepts is kept. Any other text becomes a legible name that it accepts: the same text always the same
+name, different texts different names.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from collections.abc import Iterable
 
 from kray.errors import KrayError
 
-LONGEST = 250  # characters
-DIGITS = 8  # hexadecimal, of the digest that tells replaced names apart
+# Characters that MLflow accepts in a name.
+LONGEST = 250
+# Hexadecimal digits of the digest that distinguishes replaced names.
+DIGITS = 8
 
 
-def ordinary(text: str) -> bool:
-    """Whether MLflow takes it: letters, digits, _ - . : / and spaces, and a relative path in its shortest form."""
+def is_valid(text: str) -> bool:
+    """Return whether MLflow accepts the text: letters, digits, _ - . : / and spaces, as a normalised relative path."""
     if not re.fullmatch(r"[/\w.\- :]+", text) or len(text) > LONGEST:
         return False
     return posixpath.normpath(text) == text and text != "." and not text.startswith(("..", "/"))
 
 
 def name_of(text: str) -> str:
-    """The text where it is ordinary; else what of it is, other characters as _, and a digest of the whole text."""
-    if ordinary(text):
+    """Return the text if it is valid; else with other characters as _ and a digest of the whole text."""
+    if is_valid(text):
         return text
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGITS // 2).hexdigest()
     parts = re.sub(r"[^/\w.\- :]", "_", text).split("/")
@@ -35,7 +37,11 @@ def name_of(text: str) -> str:
 
 
 def named(texts: Iterable[str]) -> dict[str, str]:
-    """text -> its name. Raises KrayError that names both where two have the same."""
+    """Return text -> its name.
+
+    Raises:
+        KrayError: Two texts would have one name; names both.
+    """
     names: dict[str, str] = {}
     taken: dict[str, str] = {}
     for text in texts:

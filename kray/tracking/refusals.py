@@ -1,7 +1,7 @@
-"""What MLflow refuses for good, told apart from what it may take later.
+"""Tells what MLflow refuses for good from what it may accept later.
 
-A store that does not answer, or answers that it cannot just now, is an outage: what was to be delivered waits. An answer that
-the request itself is wrong (HTTP 4xx, INVALID_PARAMETER_VALUE) is final: the same request would be refused for ever.
+A store that does not answer, or answers that it is unavailable, has an outage: deliveries wait. An answer that the request
+itself is wrong (HTTP 4xx, INVALID_PARAMETER_VALUE) is final: the same request would be refused again.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-LATER = (408, 409, 425, 429, 499)  # of the statuses 4xx those that a later attempt may not meet
-WHOLE = (401, 403, 404)  # about the run or the caller, not about what was sent
+# HTTP statuses 4xx after which a later attempt may succeed.
+TRANSIENT = (408, 409, 425, 429, 499)
+# HTTP statuses about the run or the caller, not about what was sent.
+ABOUT_RUN = (401, 403, 404)
 Entry = TypeVar("Entry")
-Row = Mapping[str, Any]  # {step, time, name: value, ...}
-KEPT = ("step", "time")  # of a row, beside its metrics
+# {step, time, metric: value, ...}
+Row = Mapping[str, Any]
+# Keys of a row that are no metrics.
+KEPT = ("step", "time")
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status that an error of MLflow or requests stands for, 0 where it stands for none."""
-    told = re.search(r"failed with error code (\d{3}) ", str(error))  # what MLflow has no code of its own for
-    if told:
-        return int(told[1])
+    """Return the HTTP status of an error of MLflow or requests, 0 where it has none."""
+    # Statuses for which MLflow has no error code of its own.
+    found = re.search(r"failed with error code (\d{3}) ", str(error))
+    if found:
+        return int(found[1])
     code = getattr(error, "get_http_status_code", None)
     if callable(code):
         return int(code())
@@ -29,24 +34,31 @@ def status_of(error: BaseException) -> int:
 
 
 def refusal(error: BaseException) -> str:
-    """Why the store will never take what was sent, on one line; "" where it may take it later."""
+    """Return in one line why the store will never accept what was sent; "" where it may accept it later."""
     status = status_of(error)
-    if not 400 <= status < 500 or status in LATER:
+    if not 400 <= status < 500 or status in TRANSIENT:
         return ""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def deliver(entries: Sequence[Entry], send: Callable[[Sequence[Entry]], None]) -> list[tuple[Entry, str]]:
-    """Sends the entries together, and in ever smaller parts where they are refused, so that one costs no other.
+    """Send entries together; where they are refused, send halves of them, so that a bad entry does not hold back others.
 
-    Returns the entries that are refused for good, with the reason. Raises what `send` raises where that is an outage, or a
-    refusal of the whole run.
+    Args:
+        entries: What to send.
+        send: Sends some of them, and raises where the store does not accept them.
+
+    Returns:
+        Each entry that is refused for good, with the reason.
+
+    Raises:
+        Exception: What `send` raises for an outage, or for a refusal of the whole run.
     """
     try:
         send(entries)
     except Exception as error:
         reason = refusal(error)
-        if not reason or status_of(error) in WHOLE or not entries:
+        if not reason or status_of(error) in ABOUT_RUN or not entries:
             raise
         if len(entries) == 1:
             return [(entries[0], reason)]
@@ -58,7 +70,16 @@ def deliver(entries: Sequence[Entry], send: Callable[[Sequence[Entry]], None]) -
 def deliver_rows(
     rows: Sequence[Row], send: Callable[[list[dict[str, Any]]], None], without: Sequence[str] = ()
 ) -> list[tuple[str, str]]:
-    """`deliver` for rows of metrics, without some names: (name, reason) of each value that is refused."""
+    """Send the metrics of rows as `deliver` does.
+
+    Args:
+        rows: The rows.
+        send: Sends some rows with some of their metrics.
+        without: Metrics that are left out.
+
+    Returns:
+        (metric, reason) of each value that is refused for good.
+    """
     points = [(name, number) for number, row in enumerate(rows) for name in row if name not in (*KEPT, *without)]
 
     def send_points(some: Sequence[tuple[str, int]]) -> None:

@@ -1,8 +1,8 @@
-"""Rollouts as MLflow traces: what was asked, what the policy answered, how it was judged, with the reward as feedback.
+"""Records rollouts as MLflow traces: prompt, response and scoring, with the reward as feedback.
 
-A trace belongs to its training run (the run's page lists it under Traces). Its id is derived from run, step and number, so
-that one which is delivered twice is there once. Its times are those of the step's generation and judging: nobody clocks
-single rollouts. Built by hand, since MLflow's own tracing keeps one address for the whole process and hides its failures.
+A trace belongs to its training run, whose page lists it under Traces. Its id is derived from run, step and number, so that a
+second delivery replaces the first. Its times are those of the step's generation and scoring, because single rollouts are not
+timed. Traces are built by hand: MLflow's own tracing keeps one address for the whole process and hides its failures.
 """
 
 from __future__ import annotations
@@ -16,27 +16,43 @@ from typing import Any
 ATTRIBUTES = ("prompt_id", "budget", "belief", "group_success", "meaning", "tokens", "finish")
 
 
-def log_trace(uri: str, experiment_id: str, run_id: str, step: int, number: int, row: Mapping[str, Any],
-              times: tuple[float, float, float]) -> None:  # fmt: skip
-    """Hands over one rollout, a row of the step's table of samples; may raise whatever MLflow raises.
+def log_trace(
+    uri: str,
+    experiment_id: str,
+    run_id: str,
+    step: int,
+    number: int,
+    row: Mapping[str, Any],
+    times: tuple[float, float, float],
+) -> None:
+    """Record one rollout; may raise whatever MLflow raises.
 
-    The span `generate` has the prompt as the policy reads it, where the row has it. number: of the trace in its step. times:
-    seconds since 1970 at which generation began, it ended, judging ended.
+    Args:
+        uri: The tracking URI.
+        experiment_id: The run's experiment.
+        run_id: The training run.
+        step: The training step.
+        number: Of the trace in its step.
+        row: A row of the step's table of samples. The span `generate` has the prompt as the policy reads it, where the row
+            has rendered_prompt.
+        times: Seconds since 1970 at which generation began, generation ended, and scoring ended.
     """
     from mlflow.entities import TraceInfo, TraceLocation, TraceState
     from mlflow.tracing.client import TracingClient
 
     digest = hashlib.blake2b(f"{run_id}/{step}/{number}".encode(), digest_size=16).hexdigest()
     begun, generated, judged = (int(1e9 * at) for at in times)
+    prompt, response = row["prompt"], row["response"]
+    attributes = {"step": step} | {name: row.get(name) for name in ATTRIBUTES}
+    sampled = {"tokens": row.get("tokens"), "finish": row.get("finish")}
+    scored = {"response": response, "answer": row.get("answer")}
+    reward = {"reward": row.get("reward"), "detail": row.get("detail")}
+    read = row.get("rendered_prompt", prompt)
     spans = [
-        _span(digest, 0, "rollout", "CHAIN", (begun, judged), row["prompt"], row["response"],
-              {"step": step} | {name: row.get(name) for name in ATTRIBUTES}),
-        _span(digest, 1, "generate", "LLM", (begun, generated), row.get("rendered_prompt", row["prompt"]), row["response"],
-              {"tokens": row.get("tokens"), "finish": row.get("finish")}),
-        _span(digest, 2, "judge", "EVALUATOR", (generated, judged),
-              {"response": row["response"], "answer": row.get("answer")},
-              {"reward": row.get("reward"), "detail": row.get("detail")}, {}),
-    ]  # fmt: skip
+        _span(digest, 0, "rollout", "CHAIN", (begun, judged), prompt, response, attributes),
+        _span(digest, 1, "generate", "LLM", (begun, generated), read, response, sampled),
+        _span(digest, 2, "judge", "EVALUATOR", (generated, judged), scored, reward, {}),
+    ]
     info = TraceInfo(
         trace_id=f"tr-{digest}",
         trace_location=TraceLocation.from_experiment_id(experiment_id),
@@ -59,13 +75,22 @@ def _feedback(trace_id: str, row: Mapping[str, Any]) -> Any:
 
     source = AssessmentSource("CODE", "kray.rewards")
     found = Feedback("reward", row.get("reward"), source=source, trace_id=trace_id, rationale=row.get("detail") or None)
-    found.assessment_id = trace_id.replace("tr-", "a-")  # a second delivery replaces it
+    # Derived from the trace, so that a second delivery replaces it.
+    found.assessment_id = trace_id.replace("tr-", "a-")
     return found
 
 
-def _span(digest: str, number: int, name: str, kind: str, times: tuple[int, int], inputs: Any, outputs: Any,
-          more: Mapping[str, Any]) -> Any:  # fmt: skip
-    """One of the trace's spans; number 0 is the root. times: nanoseconds since 1970."""
+def _span(
+    digest: str,
+    number: int,
+    name: str,
+    kind: str,
+    times: tuple[int, int],
+    inputs: Any,
+    outputs: Any,
+    more: Mapping[str, Any],
+) -> Any:
+    """Make a span of the trace; number 0 is the root, times are nanoseconds since 1970, `more` are attributes."""
     from mlflow.entities import Span
 
     attributes = {

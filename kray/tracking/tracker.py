@@ -1,10 +1,10 @@
-"""What a run leaves behind: metrics, tables of rollouts, figures, datasets, parameters, tags.
+"""Records a run: metrics, tables of rollouts, figures, datasets, parameters, tags.
 
-Local files come first and are the truth: <run folder>/metrics.jsonl (one line a step), samples/, figures/, config.yaml.
-MLflow gets the same from one writer thread; training never waits for it. A server that dies while the run goes on gets
-the rest when it comes back; `finish` tells what it could not get. A server that is set but does not answer at the start
-is a KrayError. On resume the same MLflow run goes on; where steps are done again, MLflow shows both points of a step
-while metrics.jsonl holds the newer one only.
+Local files are written first and are authoritative: <run folder>/metrics.jsonl (one line a step), samples/, figures/,
+config.yaml. One writer thread delivers the same to MLflow; training never waits for it. A server that is lost during the run
+receives the rest when it answers again; `finish` reports what it did not receive. A server that is configured but does not
+answer at the start is a KrayError. A resumed run is recorded in the same MLflow run; where steps are done again, MLflow shows
+both points of a step while metrics.jsonl holds only the newer one.
 """
 
 from __future__ import annotations
@@ -27,18 +27,24 @@ from kray.errors import KrayError
 from kray.metrics import TRACKING_NONFINITE
 from kray.records import Prompt
 from kray.tracking.journal import Journal
-from kray.tracking.mlflow_store import MlflowRun, SystemSamples, bound_waits, locate, reach, unreachable
+from kray.tracking.mlflow_store import MlflowRun
 from kray.tracking.names import name_of, named
+from kray.tracking.store import Store, bound_waits, locate, reach, unreachable
+from kray.tracking.system_metrics import SystemSamples
 from kray.tracking.writer import Writer
 
-log = logging.getLogger(__name__)
-START_TIMEOUT_S = {True: 20.0, False: 300.0}  # by "is a server": a new sqlite store takes its time on a busy machine
+logger = logging.getLogger(__name__)
+# Seconds for a server to open the run, and for a local store: a new SQLite database takes long on a busy machine.
+SERVER_START_S = 20.0
+LOCAL_START_S = 300.0
+# Seconds between two samples of system metrics.
 SYSTEM_EVERY_S = 5.0
+# The most prompts of a dataset that MLflow shows.
 DATASET_ROWS = 10_000
 
 
 class Tracker:
-    """One run's record, owned by the driver. `mlflow_run_id` is what a checkpoint keeps."""
+    """The record of one run, owned by the driver."""
 
     def __init__(
         self,
@@ -50,60 +56,74 @@ class Tracker:
         config_yaml: str,
         mlflow_run_id: str | None = None,
         resume_step: int | None = None,
-        heard: Callable[[int, Mapping[str, float]], None] | None = None,
+        on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     ):
-        """Open the record; a server answers within about 20 s or KrayError names it.
+        """Open the record.
 
-        No secret of the environment and no password in an address leaves through params, tags, config_yaml or an error.
-        params: scalars by dotted key, logged once. config_yaml: kept as config.yaml, on resume as
-        config-resumed-<step>.yaml. mlflow_run_id: the MLflow run to go on with. resume_step: the last step of the
-        checkpoint that is resumed (-1: none yet); later lines of metrics.jsonl are dropped. Both None: a fresh run.
-        heard: is told every step's metrics too, as soon as they are on disk.
+        Secrets of the environment and passwords in addresses are removed from params, tags, config_yaml and errors.
+
+        Args:
+            track: The configuration of tracking.
+            run_folder: Where local files are written.
+            run_name: The name of the MLflow run.
+            params: Scalars by dotted key, recorded once.
+            tags: Tags of the MLflow run.
+            config_yaml: Kept as config.yaml, on resume as config-resumed-<step>.yaml.
+            mlflow_run_id: The MLflow run to continue, None for a new one.
+            resume_step: The step of the checkpoint that is resumed (-1: none yet), after which lines of metrics.jsonl are
+                dropped; None for a new run.
+            on_step: Called with the metrics of every step as soon as they are on disk.
+
+        Raises:
+            KrayError: The store cannot be used, or does not answer in time.
         """
         bound_waits()
-        for name in ("alembic", "mlflow.store.db.utils"):  # else a new sqlite store tells its whole history
+        # A new SQLite store logs every migration of its tables.
+        for name in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._folder = Path(run_folder).absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._nonfinite: set[str] = set()
-        self._heard = heard
+        self._on_step = on_step
         store = locate(track.uri, self._folder)
         reach(store)
-        resumed = resume_step is not None
-        name = f"config-resumed-{max(resume_step, 0):06d}.yaml" if resume_step is not None else "config.yaml"
-        import mlflow  # noqa: F401  # seconds of importing must not count as the server's
+        name = "config.yaml" if resume_step is None else f"config-resumed-{max(resume_step, 0):06d}.yaml"
+        # Imported here, so that the seconds it takes do not count as the server's.
+        import mlflow  # noqa: F401
 
         (self._folder / name).write_text(redact(config_yaml), encoding="utf-8")
         self._journal = Journal(self._folder, resume_step)
         self._run = MlflowRun(store, track.experiment, run_name, mlflow_run_id)
         params = {name: redact_value(name, value) for name, value in params.items()}
-        all_tags = {
-            **_redacted(tags),
-            "kray.run_folder": self._folder,
-            **({"kray.resumed_at": resume_step} if resumed else {}),
-        }
+        all_tags = _redacted(tags) | {"kray.run_folder": str(self._folder)}
+        all_tags |= {} if resume_step is None else {"kray.resumed_at": str(resume_step)}
+        self._artist = ThreadPoolExecutor(1, "figures")
 
         def open_run() -> None:
             self._run.open(params, all_tags, [(self._folder / name, "")])
             self._journal.read_for(self._run.run_id)
 
+        self._writer = self._started_writer(store, open_run, track.system_metrics)
+
+    def _started_writer(self, store: Store, open_run: Callable[[], None], system_metrics: bool) -> Writer:
+        """Start the writer and wait until it has opened the run."""
+
         def sample() -> Any:
             return SystemSamples(self._run.started_s, SYSTEM_EVERY_S).take
 
-        self._artist = ThreadPoolExecutor(1, "figures")
-        self._writer = Writer(
-            self._journal, self._run, open_run, sample if track.system_metrics else None, SYSTEM_EVERY_S
-        )
-        if not self._writer.opened.wait(START_TIMEOUT_S[store.remote]):
-            self._writer.abandon()
-            raise unreachable(store, f"no answer after {START_TIMEOUT_S[store.remote]:.0f} s")
-        failure = self._writer.failure
+        writer = Writer(self._journal, self._run, open_run, sample if system_metrics else None, SYSTEM_EVERY_S)
+        start_s = SERVER_START_S if store.remote else LOCAL_START_S
+        if not writer.opened.wait(start_s):
+            writer.abandon()
+            raise unreachable(store, f"no answer after {start_s:.0f} s")
+        failure = writer.failure
         if failure is not None:
             raise failure if isinstance(failure, KrayError) else unreachable(store, failure) from failure
+        return writer
 
     @property
     def mlflow_run_id(self) -> str:
-        """Which MLflow run this is."""
+        """The id of the MLflow run, which checkpoints keep."""
         return self._run.run_id
 
     @property
@@ -113,7 +133,7 @@ class Tracker:
 
     @property
     def open_command(self) -> str:
-        """The shell command that opens the results, or the run's address on a server."""
+        """The shell command that opens the store, or the address of the run on a server."""
         return self._run.open_command
 
     @property
@@ -123,49 +143,57 @@ class Tracker:
 
     @property
     def waiting(self) -> list[str]:
-        """What MLflow has not got yet besides metrics: names of tables, figures, datasets, tags."""
+        """The tables, figures, datasets and tags that MLflow has not received yet."""
         return self._writer.waiting
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record a step's metrics; a second call for the same step adds to it.
+        """Record the metrics of a step; a second call for the same step adds to it.
 
-        Values that are not finite are left out and counted in tracking/nonfinite. Raises ValueError for an older step,
-        KrayError where two metrics would have one name (kray/names.py).
+        Values that are not finite are left out and counted in tracking/nonfinite.
+
+        Raises:
+            ValueError: The step is before the newest one.
+            KrayError: Two metrics would have one name in MLflow; see kray.tracking.names.
         """
         names = named(metrics)
         finite = {names[name]: float(value) for name, value in metrics.items() if math.isfinite(value)}
         dropped = [name for name, value in metrics.items() if not math.isfinite(value)]
         if dropped:
             finite[TRACKING_NONFINITE] = float(len(dropped))
-        if new := set(dropped) - self._nonfinite:  # each name once, not every step
+        # Each metric is reported once, not in every step.
+        if new := set(dropped) - self._nonfinite:
             self._nonfinite |= new
-            log.warning("step %d: not finite and left out: %s", step, ", ".join(sorted(new)))
+            logger.warning("step %d: not finite and left out: %s", step, ", ".join(sorted(new)))
         self._journal.append(step, finite, time.time())
         self._writer.wake()
-        if self._heard is not None:
-            self._heard(step, finite)
+        if self._on_step is not None:
+            self._on_step(step, finite)
 
     def rewind(self, step: int) -> None:
-        """Goes on from `step` (-1: before the first one) in the same run: later lines of metrics.jsonl are dropped."""
+        """Go back to `step` (-1: before the first one) in the same run: later lines of metrics.jsonl are dropped."""
         self._journal.rewind(step)
         self.set_tags({"kray.resumed_at": step})
 
     def log_table(self, step: int, rows: Sequence[Mapping[str, Any]], name: str = "samples") -> None:
-        """Record rows as the table <name>/step-<step>.json; columns are all keys, in order of appearance."""
+        """Record rows as the table <name>/step-<step>.json; its columns are all keys, in order of appearance."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         table = {"columns": columns, "data": [[_plain(row.get(key)) for key in columns] for row in rows]}
         try:
             path = self._path(name, f"step-{step:06d}.json")
             path.write_text(json.dumps(table, ensure_ascii=False, default=str), encoding="utf-8")
-        except OSError as error:  # a table less must not end a run
-            log.warning("table %s of step %d could not be written: %s", name, step, error)
+        except OSError as error:
+            # A missing table must not end a run.
+            logger.warning("table %s of step %d could not be written: %s", name, step, error)
             return
         self._writer.put(f"{name}/{path.name}", lambda: self._run.table(path, name))
 
     def log_figure(self, step: int, name: str, draw: Callable[[], Any]) -> None:
         """Record a matplotlib figure as figures/<name>-<step>.png and in MLflow's slider of images under `name`.
 
-        draw: makes the figure, in a thread of its own, since that takes longer than a small step.
+        Args:
+            step: The training step.
+            name: The figure's name.
+            draw: Makes the figure, in a thread of its own, because that takes longer than a small step.
         """
         name = name_of(name).replace("/", "-").replace(":", "-")
         path = self._path("figures", f"{name}-{step:06d}.png")
@@ -173,8 +201,9 @@ class Tracker:
         def work() -> None:
             try:
                 draw().savefig(path, dpi=120)
-            except Exception as error:  # a picture less must not end a run
-                log.warning("figure %s could not be drawn: %s", path.name, error)
+            except Exception as error:
+                # A missing figure must not end a run.
+                logger.warning("figure %s could not be drawn: %s", path.name, error)
             else:
                 self._writer.put(f"figures/{path.name}", lambda: self._run.image(path, "figures", name, step))
 
@@ -183,9 +212,14 @@ class Tracker:
     def log_traces(
         self, step: int, rows: Sequence[Mapping[str, Any]], generate_s: float, judge_s: float, ago_s: float
     ) -> None:
-        """Record rollouts (rows of the step's table of samples) as MLflow traces, each with its reward.
+        """Record rollouts as MLflow traces, each with its reward.
 
-        generate_s, judge_s: how long the step took to generate and then to judge, which ended ago_s ago.
+        Args:
+            step: The training step.
+            rows: Rows of the step's table of samples.
+            generate_s: Seconds for which the step generated.
+            judge_s: Seconds for which it then waited for rewards.
+            ago_s: Seconds since then.
         """
         judged = time.time() - ago_s
         times = (judged - judge_s - generate_s, judged - judge_s, judged)
@@ -195,11 +229,17 @@ class Tracker:
             self._writer.put(f"trace {number} of step {step}", send)
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Record a file that is there already, in MLflow under `folder`."""
+        """Record an existing file in an artifact folder of MLflow."""
         self._writer.put(f"{folder}/{path.name}".strip("/"), lambda: self._run.file(path, folder))
 
     def log_dataset(self, name: str, prompts: Sequence[Prompt], context: str) -> None:
-        """Record which prompts a run uses: columns, count and a digest over all of them. context: train | test."""
+        """Record which prompts a run uses: some of them, their count and a digest over all.
+
+        Args:
+            name: The dataset's name.
+            prompts: All prompts of a part.
+            context: train or test.
+        """
         digest = prompts_digest(prompts)
         rows = [
             {"id": prompt.id, "prompt": _text(prompt), "answer": prompt.answer, "source": prompt.source}
@@ -209,19 +249,25 @@ class Tracker:
         self._writer.put(f"dataset {name}", lambda: self._run.dataset(name, digest, rows, count, context))
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Record facts about the run; a tag that is there already is replaced."""
+        """Set tags of the run; existing ones are replaced."""
         tags = _redacted(tags)
         self._writer.put(f"tags {', '.join(tags)}", lambda: self._run.tags(tags))
 
     def finish(self, status: str = "FINISHED", deadline_s: float = 30.0) -> list[str]:
-        """End the run as FINISHED, KILLED or FAILED; returns a sentence for each thing that MLflow did not get.
+        """End the run; takes at most about deadline_s + 10 seconds.
 
-        Takes at most about deadline_s + 10 seconds.
+        Args:
+            status: FINISHED, KILLED or FAILED.
+            deadline_s: Seconds for what MLflow has not received yet.
+
+        Returns:
+            A sentence for each thing that MLflow did not receive.
         """
         if status not in ("FINISHED", "KILLED", "FAILED"):
             raise ValueError(f"status must be FINISHED, KILLED or FAILED, not {status!r}")
         with contextlib.suppress(TimeoutError):
-            self._artist.submit(int).result(deadline_s)  # the last in the queue
+            # The last one in the queue.
+            self._artist.submit(int).result(deadline_s)
         self._artist.shutdown(wait=False, cancel_futures=True)
         ended = self._writer.finish(status, deadline_s)
         shown = self._run.store.shown
@@ -236,9 +282,9 @@ class Tracker:
             few = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
             missing.append(f"MLflow at {shown} lacks {few}; all of it is in {self._folder}")
         if not ended:
-            missing.append(f"MLflow at {shown} does not know that run {self._run.run_id} ended as {status}")
+            missing.append(f"MLflow at {shown} has not recorded that run {self._run.run_id} ended as {status}")
         for sentence in missing:
-            log.warning(sentence)
+            logger.warning(sentence)
         return missing
 
     def _path(self, folder: str, name: str) -> Path:
@@ -247,9 +293,11 @@ class Tracker:
 
 
 def prompts_digest(prompts: Sequence[Prompt], *variables: Mapping[str, Any]) -> str:
-    """32 hex digits over ids, texts, answers, verifiers and sources of all prompts, in order.
+    """Return 32 hex digits over ids, texts, answers, verifiers and sources of all prompts, in order.
 
-    variables: of the chat template, of each source that has some; without any the digest is that of the prompts alone.
+    Args:
+        prompts: The prompts.
+        variables: Variables of the chat template, of each source; those that are empty do not change the digest.
     """
     total = hashlib.blake2b(digest_size=16)
     for prompt in prompts:
@@ -271,6 +319,6 @@ def _redacted(tags: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """A table's cell as JSON can hold it: numpy scalars as numbers, NaN as nothing."""
+    """Return a cell of a table as JSON can hold it: NumPy scalars as numbers, NaN as null."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value

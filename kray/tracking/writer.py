@@ -1,9 +1,9 @@
-"""The one thread that talks to MLflow.
+"""Delivers metrics and other items to MLflow from one thread.
 
-Nothing that it does can block or stop a run: metrics wait in the journal on disk, other things in a bounded queue, and
-both are delivered in order, metrics first. When the store does not answer, the breaker opens and the writer tries again
-ever more rarely; what fails three times although the store answers is given up and reported. What the store refuses for good
-(refusals.py) is reported once and not tried again, and costs nothing that was to be delivered with it.
+The thread can neither block nor stop a run: metrics wait in the journal on disk, other items in a bounded queue, and both are
+delivered in order, metrics first. While the store does not answer, the waits between attempts double; what fails three times
+although the store answers is dropped and reported. What the store refuses for good (refusals.py) is reported once and not
+tried again, and does not hold back what is delivered with it.
 Every item that is put ends exactly once, delivered or lost; until then it waits.
 """
 
@@ -21,22 +21,35 @@ from kray.config.redaction import redact
 from kray.tracking.journal import Journal
 from kray.tracking.refusals import deliver_rows, refusal
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+# Values of metrics that are sent together.
 BATCH_VALUES = 1000
+# Attempts at an item while the store answers.
 MAX_ATTEMPTS = 3
+# Rows of system metrics that are kept while the store does not answer, and those that are sent together.
+MAX_SAMPLES = 2000
+BATCH_SAMPLES = 50
 
 
 class Destination(Protocol):
-    """What the writer needs of a run."""
+    """What the writer needs of an MLflow run."""
 
-    def alive(self) -> bool: ...
-    def metrics(self, rows: list[dict[str, Any]]) -> None: ...
-    def end(self, status: str) -> None: ...
+    def answers(self) -> bool:
+        """Return whether the store answers at all."""
+
+    def metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Record rows of {step, time, metric: value, ...}."""
+
+    def end(self, status: str) -> None:
+        """End the run."""
 
 
 @dataclass
 class Breaker:
-    """When to try again. Pure: `now` in seconds, monotonic. Waits double from first_s to longest_s."""
+    """Decides when to try again: waits double from first_s to longest_s.
+
+    Pure: `now`, in monotonic seconds, is passed to every call.
+    """
 
     first_s: float = 1.0
     longest_s: float = 30.0
@@ -44,19 +57,22 @@ class Breaker:
     until: float = 0.0
 
     def failed(self, now: float) -> None:
+        """Record a failed attempt."""
         self.wait_s = min(max(2 * self.wait_s, self.first_s), self.longest_s)
         self.until = now + self.wait_s
 
     def worked(self) -> None:
+        """Record that the store has answered."""
         self.wait_s = self.until = 0.0
 
     def ready(self, now: float) -> bool:
+        """Return whether the next attempt is due."""
         return now >= self.until
 
 
 @dataclass
 class Item:
-    """Something to deliver: what to call it in a report, and the call that delivers it."""
+    """Something to deliver: its name in a report, and the call that delivers it."""
 
     label: str
     send: Callable[[], None]
@@ -64,7 +80,16 @@ class Item:
 
 
 class Writer:
-    """Starts a daemon thread that calls `open_run` once and then delivers until `finish`."""
+    """Starts a daemon thread that calls `open_run` once and then delivers until `finish`.
+
+    Attributes:
+        opened: Set when `open_run` has ended.
+        failure: Why `open_run` failed; valid once `opened` is set.
+        put_items: Items that were put.
+        delivered_items: Items that were delivered.
+        lost: Labels of the items that were not delivered and will not be.
+        refusal: Why the store accepts no metrics of this run any more, "" while it does.
+    """
 
     def __init__(
         self,
@@ -75,30 +100,41 @@ class Writer:
         sample_every_s: float = 5.0,
         capacity: int = 10_000,
     ):
-        """sample: called once after opening; gives a function that takes one row of system metrics."""
+        """Start the thread.
+
+        Args:
+            journal: Holds the metrics.
+            run: Receives what is delivered.
+            open_run: Opens the run.
+            sample: Called once after opening; returns a function that measures one row of system metrics.
+            sample_every_s: Seconds between two rows.
+            capacity: Items that may wait.
+        """
         self.opened = threading.Event()
-        self.failure: BaseException | None = None  # why opening failed; valid once opened is set
+        self.failure: BaseException | None = None
         self.put_items = self.delivered_items = 0
         self.lost: list[str] = []
-        self.refusal = ""  # why the store takes no metrics of this run any more
+        self.refusal = ""
         self._journal, self._run, self._open_run = journal, run, open_run
         self._sample, self._sample_every_s = sample, sample_every_s
         self._take: Callable[[], dict[str, Any]] | None = None
-        self._samples: deque[dict[str, Any]] = deque(maxlen=2000)
+        self._samples: deque[dict[str, Any]] = deque(maxlen=MAX_SAMPLES)
         self._queue: deque[Item] = deque()
         self._capacity = capacity
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._breaker = Breaker()
         self._rows_attempts = 0
-        self._refused: dict[str, int] = {}  # name of a metric -> values of it that the store refused
-        self._closing: tuple[str, float] | None = None  # status, deadline
+        # Metric -> values of it that the store refused.
+        self._refused: dict[str, int] = {}
+        # The status to end with, and the deadline in monotonic seconds.
+        self._closing: tuple[str, float] | None = None
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._thread.start()
 
     def put(self, label: str, send: Callable[[], None]) -> None:
-        """Deliver `send` when its turn comes; when the queue is full it is lost and reported, never waited for."""
+        """Add an item to the queue; when the queue is full it is lost and reported."""
         with self._lock:
             self.put_items += 1
             if len(self._queue) >= self._capacity:
@@ -108,19 +144,26 @@ class Writer:
         self._wake.set()
 
     def wake(self) -> None:
-        """There are new rows in the journal."""
+        """Note that there are new rows in the journal."""
         self._wake.set()
 
     @property
     def waiting(self) -> list[str]:
-        """Labels of what is still in the queue."""
+        """The labels of the items in the queue."""
         with self._lock:
             return [item.label for item in self._queue]
 
     def finish(self, status: str, deadline_s: float) -> bool:
-        """Deliver what waits, end the run, stop; True when the store knows that the run has ended.
+        """Deliver what waits, end the run and stop the thread.
 
-        Returns after about deadline_s seconds at the latest, plus one MLflow time-out, whatever the store does.
+        Takes at most about deadline_s seconds plus one MLflow time-out, whatever the store does.
+
+        Args:
+            status: The status to end with.
+            deadline_s: Seconds for deliveries.
+
+        Returns:
+            Whether the store has recorded the end of the run.
         """
         self._closing = (status, time.monotonic() + deadline_s)
         self._wake.set()
@@ -128,7 +171,7 @@ class Writer:
         return self._ended
 
     def abandon(self) -> None:
-        """Give up on a run that does not open: should it open after all, it ends at once as FAILED."""
+        """Give up a run that does not open: if it opens later, it ends at once as FAILED."""
         self._closing = ("FAILED", time.monotonic())
 
     def _work(self) -> None:
@@ -166,7 +209,7 @@ class Writer:
                 self._run.end(status)
                 self._ended = True
             except Exception as error:
-                log.warning("MLflow run not ended: %s", redact(str(error)))
+                logger.warning("the end of the MLflow run could not be recorded: %s", redact(str(error)))
                 if refusal(error) or time.monotonic() >= deadline:
                     break
                 time.sleep(0.5)
@@ -175,16 +218,17 @@ class Writer:
         try:
             self._samples.append(self._take())  # type: ignore[misc]
         except Exception as error:
-            log.warning("system metrics stop: %s", error)
+            logger.warning("system metrics are no longer recorded: %s", error)
             self._take = None
 
     def _deliver(self, deadline: float) -> bool:
         """Send until nothing waits (True), something fails, or the deadline (monotonic seconds) has passed."""
         try:
             return self._send_all(deadline)
-        except Exception as error:  # the journal cannot be read: the thread must live on for the rest
+        except Exception as error:
+            # The journal cannot be read; the thread goes on for the other items.
             self._breaker.failed(time.monotonic())
-            log.warning("metrics cannot be delivered: %s", error)
+            logger.warning("metrics cannot be delivered: %s", error)
             return False
 
     def _send_all(self, deadline: float) -> bool:
@@ -206,13 +250,14 @@ class Writer:
     def _send_rows(self, rows: list[dict[str, Any]], mark: tuple[int, int]) -> bool:
         label = f"metrics of steps {rows[0]['step']} to {rows[-1]['step']}"
         sent, why = self._attempt(label, lambda: self._send_values(rows))
-        if why:  # the run as a whole is refused: its metrics wait in the journal for a resume
+        # The run as a whole is refused; its metrics wait in the journal for a resume.
+        if why:
             self.refusal = why
             return True
         if sent:
             self._rows_attempts = 0
         else:
-            self._rows_attempts += self._run.alive()
+            self._rows_attempts += self._run.answers()
             if self._rows_attempts < MAX_ATTEMPTS:
                 return False
             self._rows_attempts = 0
@@ -221,27 +266,28 @@ class Writer:
         return True
 
     def _send_values(self, rows: list[dict[str, Any]]) -> None:
-        """All values that the store takes; a name that it refuses again and again is not sent any more."""
-        hopeless = [name for name, times in self._refused.items() if times >= MAX_ATTEMPTS]
-        for name, why in deliver_rows(rows, self._run.metrics, hopeless):
+        """Send all values that the store accepts; a metric that it has refused MAX_ATTEMPTS times is left out."""
+        left_out = [name for name, times in self._refused.items() if times >= MAX_ATTEMPTS]
+        for name, why in deliver_rows(rows, self._run.metrics, left_out):
             if name not in self._refused:
                 self.lost.append(f"metric {name} ({redact(why)})")
-                log.warning("MLflow refuses %s", self.lost[-1])
+                logger.warning("MLflow refuses %s", self.lost[-1])
             self._refused[name] = self._refused.get(name, 0) + 1
 
     def _send_samples(self) -> bool:
-        batch = list(self._samples)[:50]
+        batch = list(self._samples)[:BATCH_SAMPLES]
         sent, why = self._attempt("system metrics", lambda: self._run.metrics(batch))
-        if not sent and not why and not self._run.alive():
+        if not sent and not why and not self._run.answers():
             return False
-        for _ in batch:  # refused by a store that answers: not worth a second attempt
+        # What a store refuses that answers is not sent again.
+        for _ in batch:
             self._samples.popleft()
         return sent or bool(why)
 
     def _send_item(self, item: Item) -> bool:
         sent, why = self._attempt(item.label, item.send)
         if not sent and not why:
-            item.attempts += self._run.alive()
+            item.attempts += self._run.answers()
             if item.attempts < MAX_ATTEMPTS:
                 return False
         with self._lock:
@@ -253,18 +299,18 @@ class Writer:
         return True
 
     def _attempt(self, label: str, send: Callable[[], None]) -> tuple[bool, str]:
-        """(whether it was taken, why it never will be)."""
+        """Return whether it was accepted, and why it never will be."""
         try:
             send()
         except Exception as error:
             if why := redact(refusal(error)):
-                self._breaker.worked()  # the store has answered
-                log.warning("MLflow refuses %s: %s", label, why)
+                self._breaker.worked()
+                logger.warning("MLflow refuses %s: %s", label, why)
                 return False, why
             self._breaker.failed(time.monotonic())
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            log.warning(
-                "MLflow did not take %s: %s; next attempt in %.0f s", label, redact(reason), self._breaker.wait_s
+            logger.warning(
+                "MLflow did not accept %s: %s; next attempt in %.0f s", label, redact(reason), self._breaker.wait_s
             )
             return False, ""
         self._breaker.worked()

@@ -99,7 +99,7 @@ def test_a_server_that_is_not_there_is_named_at_once(tmp_path):
 
 
 def test_a_server_that_never_answers_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("kray.tracking.tracker.START_TIMEOUT_S", {True: 1.0})
+    monkeypatch.setattr("kray.tracking.tracker.SERVER_START_S", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"

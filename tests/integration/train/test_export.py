@@ -238,7 +238,7 @@ def test_failed_model_logging_is_a_warning(tracked, tied_policy, tmp_path):
     assert not (tmp_path / "nowhere.db").exists()
     (line,) = asked("register", folder, tracker, Learners(tied_policy), uri="http://127.0.0.1:9")
     assert line.startswith("warning: track.log_model: MLflow at http://127.0.0.1:9")
-    with pytest.raises(KrayError, match=r"could not be handed over: .*0123"):
+    with pytest.raises(KrayError, match=r"could not be recorded: .*0123"):
         log_model(locate("", folder), "0123", tied_policy, "x", 1, True)
 
 

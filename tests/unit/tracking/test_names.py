@@ -1,4 +1,4 @@
-"""Names that MLflow takes: the same for equal texts, others for others, and ordinary ones as they are."""
+"""Names that MLflow accepts: the same for equal texts, others for others, and valid ones as they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kray.config.validation import problems
 from kray.errors import ConfigError, KrayError
 from kray.prompts import sources
 from kray.tracking import METRICS, names
-from kray.tracking.names import LONGEST, name_of, named, ordinary
+from kray.tracking.names import LONGEST, is_valid, name_of, named
 
 ANY = st.text(max_size=12) | st.text("ab/.é数 ?!@", max_size=8) | st.text("a/", min_size=240, max_size=300)
 
@@ -31,10 +31,10 @@ def mlflow_takes(name: str) -> bool:
 @settings(deadline=None)
 def test_mlflow_takes_every_name(text):
     name = name_of(text)
-    assert ordinary(name)
+    assert is_valid(name)
     assert mlflow_takes(name)
     assert name_of(name) == name
-    assert (name == text) == ordinary(text)
+    assert (name == text) == is_valid(text)
 
 
 @settings(deadline=None)

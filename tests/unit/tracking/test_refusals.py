@@ -24,8 +24,9 @@ from kray.errors import ConfigError, InfrastructureError
 from kray.tracking import Tracker
 from kray.tracking.evaluations import log_evaluation
 from kray.tracking.journal import Journal
-from kray.tracking.mlflow_store import MlflowRun, Store, unreachable
+from kray.tracking.mlflow_store import MlflowRun
 from kray.tracking.refusals import deliver, refusal
+from kray.tracking.store import Store, unreachable
 from kray.tracking.writer import Writer
 
 PLAIN = TrackConfig(system_metrics=False)
@@ -83,7 +84,7 @@ class Picky:
     def __init__(self, *names: str, code: int = INVALID_PARAMETER_VALUE):
         self.names, self.code, self.got, self.calls, self.ended = names, code, [], 0, None
 
-    def alive(self) -> bool:
+    def answers(self) -> bool:
         return True
 
     def metrics(self, rows) -> None:

@@ -9,7 +9,7 @@ from kray.config import TrackConfig, flat, load_config, to_yaml
 from kray.errors import KrayError
 from kray.launch.main import guarded
 from kray.tracking import Tracker
-from kray.tracking.mlflow_store import locate
+from kray.tracking.store import locate
 
 PLANTED = {
     "HF_TOKEN": "hf_PlantedPlantedPlanted",

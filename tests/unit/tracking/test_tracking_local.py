@@ -11,8 +11,8 @@ import pytest
 from kray.errors import KrayError
 from kray.tracking import METRICS, budget_histogram, budgets_against_beliefs, learning_curve
 from kray.tracking.journal import Journal
-from kray.tracking.mlflow_store import locate
 from kray.tracking.names import name_of
+from kray.tracking.store import locate
 from kray.tracking.writer import Breaker, Writer
 
 
@@ -101,7 +101,7 @@ class Flaky:
     def __init__(self):
         self.up, self.refuses, self.got, self.ended, self.hang = True, False, [], None, threading.Event()
 
-    def alive(self):
+    def answers(self):
         return self.up
 
     def metrics(self, rows):
