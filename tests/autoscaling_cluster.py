@@ -52,7 +52,7 @@ def autoscaling_cluster(groups: dict[str, dict[str, Any]], head_cpus: int = 0, i
     }
     head = {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0}
     config = {
-        "cluster_name": "autoscaling-story",
+        "cluster_name": "autoscaling-test",
         "provider": provider,
         "max_workers": sum(group["max_workers"] for group in groups.values()),
         "idle_timeout_minutes": idle_s / 60,
@@ -109,7 +109,7 @@ async def preempt(ray: Any, node_id: str, notice_s: float = 1.0) -> None:
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline_ms = int((time.time() + notice_s) * 1000)
     address = ray.get_runtime_context().gcs_address
-    accepted, why = GcsClient(address).drain_node(node_id, reason, "the story wants it", deadline_ms)
+    accepted, why = GcsClient(address).drain_node(node_id, reason, "requested by a test", deadline_ms)
     assert accepted, why
     await asyncio.sleep(notice_s)
     for process in psutil.process_iter(["name"]):

@@ -210,13 +210,13 @@ def begin(
     folder: Path, config: KrayConfig, record: Record | None = None, kind: type[Training] = CoinFlipTraining
 ) -> Training:
     """Make a training from the newest checkpoint in the folder, or from the start where there is none, as the driver does."""
-    checkpoint, parts, state, fleet = newest_checkpoint(folder), make_parts(config), RunState(), CoinFlipWorkers()
+    checkpoint, parts, state, workers = newest_checkpoint(folder), make_parts(config), RunState(), CoinFlipWorkers()
     if checkpoint is not None:
         state = RunState.from_dict(read_state(checkpoint))
         parts.load(state)
-        fleet.learners.load(checkpoint / "learner")
+        workers.learners.load(checkpoint / "learner")
     store = CheckpointStore(folder, config.run.keep_checkpoints)
-    return kind(config, parts, state, fleet, record or Record(), store, Stop(), SilentConsole())
+    return kind(config, parts, state, workers, record or Record(), store, Stop(), SilentConsole())
 
 
 def train(training: Training) -> Exception | None:

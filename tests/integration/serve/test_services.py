@@ -1,4 +1,4 @@
-"""What clients of the three services see, over HTTP and through the official client: one story for each."""
+"""What clients of the three services see, over HTTP and through the official client."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_trainer_plans_through_the_service(services, tmp_path):
 
 
 def test_training_uses_the_reward_service(services):
-    async def story():
+    async def score():
         scorer = RemoteScorer(services.rewards.address, services.key, "math", {}, 30.0)
         items = [("", "so it is \\boxed{42}", "42"), ("exact", "4", "5"), ("", "\\boxed{41}", "42")]
         items.append(("code", "while True: pass", '{"cases": [{"input": "", "output": "3"}]}'))
@@ -84,7 +84,7 @@ def test_training_uses_the_reward_service(services):
         finally:
             scorer.close()
 
-    few, many, scorer = asyncio.run(story())
+    few, many, scorer = asyncio.run(score())
     assert [outcome.reward for outcome in few] == [1.0, 0.0, 0.0, 0.0]
     assert few[3].timed_out
     assert (scorer.timeouts, scorer.failures) == (1, 0)

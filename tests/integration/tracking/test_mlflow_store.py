@@ -1,4 +1,4 @@
-"""Stories with a real MLflow: what is written can be read back, and a server's death loses nothing."""
+"""A real MLflow store: what is written can be read back, and servers that do not answer are named."""
 
 import json
 import socket

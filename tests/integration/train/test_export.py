@@ -243,7 +243,7 @@ def test_failed_model_logging_is_a_warning(tracked, tied_policy, tmp_path):
 
 
 def job(ray, *arguments: str) -> subprocess.CompletedProcess:
-    """The door as a process of its own, in the cluster of this test run."""
+    """Run jobs/export.py in the cluster of this test run."""
     environment = os.environ | {"MLFLOW_TRACKING_URI": "", "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     command = [sys.executable, "jobs/export.py", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)

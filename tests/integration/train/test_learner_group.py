@@ -34,7 +34,7 @@ def mixed_groups() -> list[RolloutGroup]:
 
 @pytest.mark.smoke
 def test_two_ranks_update_and_a_dead_rank_is_named(ray_local, tied_policy, tmp_path):
-    async def story():
+    async def train_and_lose_a_rank():
         group = LearnerGroup(TRAIN, "float32", str(tied_policy), 10, 0)
         try:
             ranks = await group.start()
@@ -64,7 +64,7 @@ def test_two_ranks_update_and_a_dead_rank_is_named(ray_local, tied_policy, tmp_p
         finally:
             group.close()
 
-    weights, logprobs = asyncio.run(story())
+    weights, logprobs = asyncio.run(train_and_lose_a_rank())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     named = dict(model.named_parameters())
     assert all(torch.equal(tensor, named[name]) for name, tensor in weights.tensors())
@@ -73,7 +73,7 @@ def test_two_ranks_update_and_a_dead_rank_is_named(ray_local, tied_policy, tmp_p
 
 
 def test_what_cannot_start_says_why_and_leaves_nothing(ray_local, tied_policy, tmp_path):
-    async def story():
+    async def start_twice():
         huge = LearnerGroup(
             TrainConfig(cpus_per_rank=1000), "float32", str(tied_policy), 10, 0, placement_timeout_s=1.0
         )
@@ -85,4 +85,4 @@ def test_what_cannot_start_says_why_and_leaves_nothing(ray_local, tied_policy, t
         with pytest.raises(KrayError, match="not running"):
             await lost.update([])
 
-    asyncio.run(story())
+    asyncio.run(start_twice())

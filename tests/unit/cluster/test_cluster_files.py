@@ -78,7 +78,7 @@ def unknown_keys(value: Any, allowed: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("name", RAY_UP)
-def test_ray_accepts_the_file_and_its_groups_are_the_promised_ones(name):
+def test_ray_accepts_cluster_files_with_the_expected_groups(name):
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = read(name)
@@ -108,7 +108,7 @@ def test_node_configs_hold_no_key_that_the_cloud_does_not_know(name):
 
 
 @pytest.mark.parametrize("name", RAY_UP)
-def test_all_of_a_cluster_run_the_pinned_ray_with_token_authentication(name):
+def test_clusters_run_the_pinned_ray_with_tokens(name):
     config = read(name)
     assert RAY in next(r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "ray").specifier
     assert re.fullmatch(rf"rayproject/ray:{re.escape(RAY)}-py311-cu\d+", config["docker"]["image"])
@@ -122,7 +122,7 @@ def test_all_of_a_cluster_run_the_pinned_ray_with_token_authentication(name):
 
 
 @pytest.mark.parametrize("name", RAY_UP)
-def test_what_a_node_is_given_exists_and_all_nodes_share_one_folder(name):
+def test_node_files_exist_and_nodes_share_one_folder(name):
     config = read(name)
     for remote, local in config["file_mounts"].items():
         assert local.startswith("~") or (ROOT / local).exists(), f"{remote}: {local}"
@@ -185,7 +185,7 @@ def crd_errors(document: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_kuberay_files_hold_to_the_crds_and_a_typo_anywhere_is_found(name):
+def test_kuberay_files_follow_the_crds_and_typos_are_found(name):
     document = read(name)
     assert crd_errors(document) == []
     spec = document["spec"].get("rayClusterSpec", document["spec"])
@@ -196,7 +196,7 @@ def test_kuberay_files_hold_to_the_crds_and_a_typo_anywhere_is_found(name):
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_kuberay_groups_are_the_promised_ones(name):
+def test_kuberay_groups_are_the_expected_ones(name):
     spec = ray_cluster(name)["spec"]
     assert spec["rayVersion"] == RAY
     assert spec["enableInTreeAutoscaling"]
@@ -221,7 +221,7 @@ def test_kuberay_groups_are_the_promised_ones(name):
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_our_reading_of_a_kuberay_file_is_that_of_rays_autoscaler(name):
+def test_kuberay_files_are_read_as_rays_autoscaler_does(name):
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
     from ray.autoscaler._private.util import validate_config
 
@@ -237,7 +237,7 @@ def test_our_reading_of_a_kuberay_file_is_that_of_rays_autoscaler(name):
     assert cluster.head.cpus == head["resources"]["CPU"] == 0
 
 
-def test_the_job_ends_after_one_try_and_its_command_is_one_that_the_image_has():
+def test_kuberay_job_runs_once_with_a_command_of_the_image():
     spec = read("kuberay-job.yaml")["spec"]
     assert spec["backoffLimit"] == 0
     assert spec["shutdownAfterJobFinishes"]
@@ -256,7 +256,7 @@ def test_the_job_ends_after_one_try_and_its_command_is_one_that_the_image_has():
 
 
 @pytest.mark.parametrize("build", ["gpu", "cpu"])
-def test_dockerfiles_start_from_the_pinned_ray_and_copy_what_exists(build):
+def test_dockerfiles_use_the_pinned_ray_and_existing_files(build):
     lines = (FOLDER / f"Dockerfile.{build}").read_text().splitlines()
     base = next(line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
     platform = "cpu" if build == "cpu" else r"cu\d+"
@@ -270,7 +270,7 @@ def test_dockerfiles_start_from_the_pinned_ray_and_copy_what_exists(build):
 
 
 @pytest.mark.parametrize("build", ["gpu", "cpu"])
-def test_the_install_recipe_puts_the_pinned_torch_first_and_removes_torchvision_that_does_not_fit(build, tmp_path):
+def test_install_script_pins_torch_and_removes_torchvision(build, tmp_path):
     log = tmp_path / "log"
     fake = tmp_path / "python"  # notes what it is asked to do; torchvision does not import
     fake.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *"import torchvision"*) exit 1;; esac\n')
@@ -293,7 +293,7 @@ def test_the_install_recipe_puts_the_pinned_torch_first_and_removes_torchvision_
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_configuration_fits_a_shipped_cluster_without_a_reserve(config):
+def test_every_config_fits_a_shipped_cluster(config):
     fitting = []
     for name in RAY_UP + KUBERAY:
         try:

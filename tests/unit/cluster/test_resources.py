@@ -29,7 +29,7 @@ def test_what_is_asked_for_is_counted_against_what_is_there(train, rollout, said
     assert all(part in line for part, line in zip(said, found, strict=True))
 
 
-def test_a_run_of_its_own_is_refused_without_its_gpus_and_one_on_a_cluster_is_not(monkeypatch):
+def test_missing_gpus_are_refused_outside_clusters(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     config = KrayConfig(train=TrainConfig(ranks=1000, gpus_per_rank=1))

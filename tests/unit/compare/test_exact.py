@@ -44,7 +44,7 @@ def rates(policy, *answers, max_tokens=3):
     return asyncio.run(ExactRates(policy, Characters(), STOPS, max_tokens).of(prompts(*answers), 1.0))
 
 
-def test_every_end_counts_and_an_answer_that_fills_the_response_needs_none():
+def test_exact_rate_counts_every_way_to_end():
     found = rates(Policy(), "1", "12", "123", "1234")
     assert found == pytest.approx([0.1 * 0.5, 0.01 * 0.5, 0.001, 0.0], rel=1e-5)
 

@@ -56,7 +56,7 @@ def test_times_scales_budgets_of_tokens_too(write, tmp_path):
     assert [child.config.plan.token_budget for child in study.children] == [900, 1800]
 
 
-def test_children_with_exact_accuracies_are_not_those_with_sampled_ones(write, tmp_path):
+def test_exact_and_sampled_runs_have_different_settings(write, tmp_path):
     file, out = write(), str(tmp_path / "out")
     (child,) = load_study(file, "uniform", "0", out).children
     child.folder.mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_what_would_run_names_every_number_of_prompts(write, tmp_path):
     assert study.describe() == "3 methods x 2 seeds, 5 steps of 64 or 128 prompts and 512 rollouts"
 
 
-def test_done_children_are_not_run_again_and_only_under_equal_settings(write, tmp_path):
+def test_done_runs_of_equal_settings_are_not_repeated(write, tmp_path):
     file, out = write(), str(tmp_path / "out")
     study = load_study(file, folder=out)
     first, half = study.children[0], study.children[1]

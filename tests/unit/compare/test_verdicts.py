@@ -53,7 +53,7 @@ def test_an_outcome_is_where_the_whole_interval_lies(low, high, expected):
     assert outcome(Interval((low + high) / 2, low, high, 6), 0.0) == expected
 
 
-def test_a_claim_that_fails_is_printed_as_failed_and_one_that_holds_as_held():
+def test_failed_and_held_claims_are_printed_as_such():
     made = results(
         uniform=[0.40, 0.41, 0.42], uniform_half=[0.38, 0.392, 0.40], uniform_twice=[0.45, 0.4605, 0.47],
         paper=[0.41, 0.419, 0.43], kray=[0.43, 0.441, 0.45], exact_p=[0.44, 0.449, 0.46],
@@ -146,6 +146,6 @@ def test_one_seed_decides_nothing():
     assert not separates(verdicts(made))
 
 
-def test_a_setting_in_which_more_rollouts_do_not_help_is_said_not_to_separate():
+def test_setting_without_effect_does_not_separate():
     made = results(uniform=[0.40, 0.41], uniform_half=[0.42, 0.431], uniform_twice=[0.40, 0.409])
     assert not separates(verdicts(made))

@@ -10,7 +10,7 @@ from kray.driver.evaluation import pass_at_k
 
 
 @given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n), st.integers(1, n))))
-def test_pass_at_k_is_the_share_of_draws_that_hold_a_solved_response(case):
+def test_pass_at_k_is_the_share_of_draws_with_a_success(case):
     solved, samples, k = case
     draws = list(combinations([i < solved for i in range(samples)], k))
     assert pass_at_k(solved, samples, k) == pytest.approx(sum(map(any, draws)) / len(draws))

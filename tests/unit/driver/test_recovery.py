@@ -5,7 +5,7 @@ from __future__ import annotations
 from kray.driver.recovery import Restarts
 
 
-def test_restarts_come_at_once_after_progress_and_end_with_the_budget_of_the_window():
+def test_restart_delays_and_budget():
     restarts = Restarts(3, 100.0)
     assert restarts.lost(0.0, True) == 0.0
     assert restarts.lost(1.0, False) == 2.0

@@ -49,15 +49,15 @@ FORGOTTEN = {
 def remembered(training: CoinFlipTraining) -> dict[str, Any]:
     """Everything that a training carries from step to step, walked attribute by attribute."""
     state = {k: v for k, v in vars(training.state).items() if k != "elapsed_s"}
-    parts, ledger = training.components, training.recorder
+    parts, recorder = training.components, training.recorder
     roots = {
         "state": state | {"planner": None, "waiting": None, "calibration": None, "transitions": None},
         "planner": training.components.planner,
         "waiting": parts.admission,
         "quarantine": training.steps.quarantine,
         "lengths": list(training.steps.collector.lengths.items()),
-        "calibration": ledger.calibration,
-        "transitions": ledger.transitions,
+        "calibration": recorder.calibration,
+        "transitions": recorder.transitions,
         "learner": (training.workers.learners.weight, training.workers.learners.nonfinite_steps),
     }
     return {name: walked(value, name) for name, value in roots.items()}
@@ -364,12 +364,12 @@ def test_a_checkpoint_counts_though_older_ones_stay(tmp_path, monkeypatch):
 def test_one_bad_number_does_not_hide_the_others(tmp_path, bad):
     training = begin(tmp_path, configured(tmp_path, HALF))
     assert train(training) is None
-    ledger = training.recorder
-    before, left = ledger.mean("reward/mean"), ledger.left_s(10)
+    recorder = training.recorder
+    before, left = recorder.mean("reward/mean"), recorder.left_s(10)
     assert np.isfinite([before, left]).all()
     for name in ("reward/mean", "never/heard_of"):
-        ledger.note({name: bad})
-    assert ledger.mean("reward/mean") == before
-    assert np.isnan(ledger.mean("never/heard_of"))
-    ledger.steps.append({"timing_s/step": bad})
-    assert np.isfinite(ledger.left_s(10))
+        recorder.note({name: bad})
+    assert recorder.mean("reward/mean") == before
+    assert np.isnan(recorder.mean("never/heard_of"))
+    recorder.steps.append({"timing_s/step": bad})
+    assert np.isfinite(recorder.left_s(10))

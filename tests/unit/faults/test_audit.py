@@ -46,7 +46,7 @@ def check(lines: list[dict], final: dict, steps: int = 4) -> list[str]:
     return audit(lines, steps, IDS, PromptSampler(IDS, 3, 0), PLAN, final)
 
 
-def test_a_run_that_went_back_is_sound_and_what_it_did_again_is_counted():
+def test_rewound_run_is_sound_and_repeated_steps_are_counted():
     lines, final = a_run(ORDER)
     assert check(lines, final) == []
     assert regenerated(lines, surviving(lines)[0]) == 3 * 12
@@ -72,7 +72,7 @@ def test_what_must_not_be_is_found(line, harm, found):
     assert any(found in problem for problem in check(lines, final))
 
 
-def test_faults_are_planned_by_their_shares_and_by_the_seed_alone():
+def test_fault_plan_depends_on_shares_and_seed_alone():
     planned = plan_faults(54, 80, 3)
     assert planned == plan_faults(54, 80, 3) != plan_faults(54, 80, 4)
     assert len(planned) == 54

@@ -237,7 +237,7 @@ def test_check_refuses_resumes_that_the_run_refuses(tmp_path):
     assert "run.seed was 0 when run began and cannot become 5" in done.stderr
 
 
-def test_a_run_that_began_before_repeats_were_left_out_keeps_them(tmp_path):
+def test_old_run_keeps_its_repeated_rows(tmp_path):
     config, paths = repeated(tmp_path)
     config.prompts.train.keep_repeats = True
     parts = [prompt for prompt, _ in load_parts_of(config)]
@@ -259,7 +259,7 @@ def test_a_run_that_began_before_repeats_were_left_out_keeps_them(tmp_path):
     assert check(*paths, f"resume={run}").returncode == 2
 
 
-def test_variables_of_the_template_are_part_of_the_prompts_fingerprint():
+def test_template_variables_change_the_prompts_digest():
     prompts = [prompt for prompt, _ in load_parts_of(load_config(QUICK, ["prompts.train.size=70"]))]
     plain = prompts_digest(prompts)
     assert prompts_digest(prompts, {}) == plain

@@ -13,7 +13,7 @@ from kray.rewards import score
 FEW = ["prompts.train.size=100", "prompts.test.size=12", "prompts.train.limit=100"]
 
 
-def test_the_logic_configuration_is_checked_and_its_own_answers_are_right():
+def test_logic_config_is_checked_and_its_answers_are_right():
     config = load_config("configs/logic.yaml", FEW)
     prompts = load_checked_prompts(config)
     train, test = prompts.of("train"), prompts.of("test")

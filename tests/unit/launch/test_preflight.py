@@ -53,9 +53,7 @@ def test_a_folder_without_a_model_is_refused_and_a_hub_id_is_not(tmp_path):
         (RewardConfig("code", {"timeout": 3}), "3", ConfigError, 'reward.verifier: verifier "code" takes '),
     ],
 )
-def test_answers_and_options_that_a_verifier_cannot_use_are_named_before_the_run(
-    tmp_path, reward, answer, error, message
-):
+def test_unusable_answers_and_options_are_refused(tmp_path, reward, answer, error, message):
     file = tmp_path / "p.jsonl"
     file.write_text(f'{{"prompt": "x", "answer": "{answer}"}}\n')
     config = KrayConfig(reward=reward)
@@ -65,7 +63,7 @@ def test_answers_and_options_that_a_verifier_cannot_use_are_named_before_the_run
     assert str(caught.value).startswith(message)
 
 
-def test_changes_since_a_run_began_are_told_without_secrets_and_some_are_refused(tmp_path):
+def test_configuration_changes_are_logged_without_secrets(tmp_path):
     old, new = KrayConfig(), KrayConfig()
     old.model.path = new.model.path = "x"
     old.track.uri, new.track.uri = "http://me:old-password@a", "http://me:new-password@b"

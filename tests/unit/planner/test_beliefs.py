@@ -13,7 +13,7 @@ from kray.planner.metrics import CalibrationTally, calibration
 from kray.planner.priors import fit_beta_binomial, fit_persistence
 
 
-def test_old_labels_are_discounted_once_a_visit_and_new_ones_count_in_full():
+def test_old_labels_are_discounted_once_per_visit():
     beliefs = Beliefs(discount=0.5)
     beliefs.begin_visit(["a", "b"])
     beliefs.observe("a", [1, 0, 0, 1])
@@ -298,7 +298,7 @@ def test_a_label_with_enough_prompts_has_its_own_prior():
         beliefs.begin_visit(["a"], [])
 
 
-def test_a_tally_of_steps_is_the_calibration_of_all_their_rollouts():
+def test_calibration_adds_up_over_steps():
     rng = np.random.default_rng(1)
     p, n = rng.random((3, 50)), rng.integers(0, 9, (3, 50))
     s = rng.binomial(n, p)

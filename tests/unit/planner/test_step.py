@@ -301,7 +301,7 @@ def test_no_rollout_fits_in_what_a_plan_leaves(mode, unit, candidates, costs, lo
         assert n + smallest > upper or price * smallest > left - 1e-6, (taken, left)
 
 
-def test_dynamic_sampling_counts_all_and_trains_on_the_first_mixed():
+def test_dynamic_sampling_trains_on_the_first_mixed_groups():
     planner = KnapsackPlanner("dynamic_sampling", 16, candidates=3, target_groups=4, lower=2)
     ids = [f"p{i}" for i in range(12)]
     step = planner.begin(ids)

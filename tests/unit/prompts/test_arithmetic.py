@@ -107,7 +107,7 @@ def test_the_teacher_is_right_as_often_as_it_says():
         assert right[kind] / tried[kind] == pytest.approx(said[kind] / tried[kind], abs=0.04)
 
 
-def test_the_teacher_is_u_shaped_over_kinds_and_spread_within_them():
+def test_demonstrated_success_rates_are_u_shaped_over_kinds():
     assert set(TEACHER_ACCURACY) == set(KINDS)
     assert sum(accuracy <= 0.1 for accuracy in TEACHER_ACCURACY.values()) >= 4
     assert sum(accuracy >= 0.9 for accuracy in TEACHER_ACCURACY.values()) >= 4

@@ -26,14 +26,14 @@ TASKS = yaml.safe_load(STUDY.read_text())["config"]["model"]["tiny"]["tasks"]
 DEMONSTRATIONS = make_demonstrations(TASKS, 400, 0)
 
 
-def test_lessons_are_of_the_train_split_and_the_labels_take_turns():
+def test_demonstrations_use_the_train_split_and_rotate_labels():
     assert [demo.kind for demo in DEMONSTRATIONS] == list(TASKS) * (400 // len(TASKS))
     assert make_demonstrations(TASKS, 400, 0) == DEMONSTRATIONS
     source = SourceConfig(kind="reasoning_gym", tasks=TASKS, size=300, split="test", verifier="exact")
     assert not {demo.text for demo in DEMONSTRATIONS} & {prompt.text for prompt in load_prompts(source, "exact")}
 
 
-def test_what_the_teacher_says_wrongly_is_never_right_for_the_tasks_own_verifier_nor_for_the_exact_one():
+def test_wrong_demonstrations_fail_every_verifier():
     source = SourceConfig(kind="reasoning_gym", tasks=TASKS)
     for label, demonstrations in _by_label(DEMONSTRATIONS).items():
         entries = entries_of(source, label, len(demonstrations))
@@ -68,7 +68,7 @@ def test_slips_are_wrong_decisions(answer, expected):
     assert wrong_answers(answer) == expected
 
 
-def test_the_teacher_has_one_slip_and_one_accuracy_for_each_label_and_first_character():
+def test_errors_depend_on_label_and_first_character():
     rng, said = random.Random(1), defaultdict(list)
     for demo in DEMONSTRATIONS:
         said[demo.kind, demo.answer[0]] += [(flawed_answer(demo, rng), demo) for _ in range(200)]
@@ -89,7 +89,7 @@ def test_the_studys_teacher_is_u_shaped_over_its_prompts():
     assert shares == pytest.approx([0.12, 0.38, 0.1, 0.11, 0.29], abs=0.07)
 
 
-def test_the_tokenizer_loses_nothing_and_templates_are_single_tokens():
+def test_tokenizer_round_trips_and_templates_are_one_token():
     found = question_templates(DEMONSTRATIONS)
     tokenizer = make_tokenizer(LETTERS, found)
     for demo in DEMONSTRATIONS:

@@ -87,7 +87,7 @@ def test_prompts_and_responses_must_fit_into_the_models_context(model):
     assert "= 65 is above the 64 positions" in refused(check_context, path, 65)
 
 
-def test_prompts_longer_than_the_limit_are_counted_and_foreign_tokens_are_refused(model):
+def test_long_prompts_are_counted_and_unknown_tokens_refused(model):
     tokenizer, vocabulary = load_tokenizer(model(eos_token="<end>"))
     prompts = [Prompt(id=f"p:{n}", answer="1", verifier="exact", source="p", text="x" * n) for n in (3, 9, 4)]
     kept, dropped = encode_all(prompts, tokenizer, SourceConfig(), 8, vocabulary)

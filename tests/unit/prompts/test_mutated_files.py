@@ -40,7 +40,7 @@ def mutated_row(row: dict, rng: random.Random) -> dict:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_mutated_data_is_loaded_or_refused_with_its_file_and_line(seed, tmp_path):
+def test_mutated_data_is_loaded_or_refused_with_its_line(seed, tmp_path):
     rng = random.Random(seed)
     file = tmp_path / "p.jsonl"
     refused = 0
@@ -70,7 +70,7 @@ def test_mutated_data_is_loaded_or_refused_with_its_file_and_line(seed, tmp_path
     assert 300 < refused < 1000
 
 
-def test_mutated_parquet_files_are_loaded_or_refused_with_their_name(tmp_path):
+def test_mutated_parquet_is_loaded_or_refused_by_name(tmp_path):
     """Each in a process of its own would be safer: the library reads them in C++, and a crash would end this test."""
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet

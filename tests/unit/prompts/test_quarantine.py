@@ -13,7 +13,7 @@ STEPS = st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(0, 3)), max
 
 
 @given(steps=STEPS, after=st.integers(0, 4), cut=st.integers(0, 20))
-def test_who_fails_so_often_in_a_row_is_left_out_for_good_also_over_a_checkpoint(steps, after, cut):
+def test_quarantine_is_permanent_and_survives_checkpoints(steps, after, cut):
     quarantine, in_a_row, gone = Quarantine(after), dict.fromkeys("abc", 0), set()
     for number, step in enumerate(steps):
         if number == cut:

@@ -43,7 +43,7 @@ def test_a_row_keeps_its_id_whatever_is_left_out_before_it(tmp_path):
     assert [prompt.id for prompt in prompts] == ["p.jsonl:1", "p.jsonl:3"]
 
 
-def test_different_answers_to_a_prompt_are_prompts_with_a_warning(tmp_path):
+def test_prompts_with_different_answers_stay_with_a_warning(tmp_path):
     source = write(tmp_path, [row("a", 1), row("b", 1), row("a", 2), row("a", 1), row("a", 3)])
     prompts, said = load(source)
     assert [(prompt.text, prompt.answer) for prompt in prompts] == [("a", "1"), ("b", "1"), ("a", "2"), ("a", "3")]

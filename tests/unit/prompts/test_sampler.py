@@ -23,7 +23,7 @@ def like(sampler: PromptSampler) -> PromptSampler:
 
 @settings(max_examples=200, deadline=None)
 @given(samplers(), st.integers(1, 6))
-def test_each_epoch_of_the_stream_holds_every_prompt_once_and_no_step_holds_one_twice(sampler, epochs):
+def test_epochs_hold_every_prompt_once_and_steps_none_twice(sampler, epochs):
     needed = -(-epochs * sampler.prompts // sampler.per_step)
     steps = [sampler.take(step) for step in range(needed)]
     assert all(len(step) == len(set(step)) == sampler.per_step for step in steps)
@@ -35,7 +35,7 @@ def test_each_epoch_of_the_stream_holds_every_prompt_once_and_no_step_holds_one_
 
 @settings(max_examples=100, deadline=None)
 @given(samplers(), st.integers(1, 200))
-def test_in_any_prefix_every_prompt_occurs_equally_often_or_once_more(sampler, steps):
+def test_counts_of_prompts_differ_by_at_most_one(sampler, steps):
     counts = Counter(index for step in range(steps) for index in sampler.take(step))
     low = steps * sampler.per_step // sampler.prompts
     assert all(counts[index] in (low, low + 1) for index in range(sampler.prompts))

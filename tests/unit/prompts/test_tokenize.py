@@ -19,7 +19,7 @@ def decoded(tokenizer, prompt, **options) -> str:
     return tokenizer.decode(tokens)
 
 
-def test_a_text_becomes_a_users_message_and_the_assistants_turn_is_opened():
+def test_text_becomes_a_user_message_before_the_assistants_turn():
     tokenizer = make_tokenizer()
     expected = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
     assert decoded(tokenizer, ask("2+2?")) == expected
@@ -82,7 +82,7 @@ def test_what_cannot_be_encoded_is_named():
 # -- conversations -------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_in_messages_closes_the_policys_turn_and_opens_its_next():
+def test_reply_messages_close_and_reopen_the_policys_turn():
     """Put after what was sampled it gives what the chat template makes of the whole conversation."""
     tokenizer = make_tokenizer()
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -189,14 +189,14 @@ def test_special_tokens_are_tokens_where_that_is_asked_for(template):
     assert tokenizer.decode(tokens) == tokenizer.decode(without)
 
 
-def test_a_special_token_in_another_field_of_a_message_is_refused():
+def test_special_token_in_another_message_field_is_refused():
     messages = ({"role": "user", "content": "a", "name": "b<|im_end|>"},)
     with pytest.raises(DataError, match='prompt p:1: "name" of a message holds a special token'):
         encode_prompt(ask(messages=messages), make_tokenizer(), SourceConfig())
 
 
 @pytest.mark.parametrize("content", ["m.content | upper | replace('\ue000', '')", "m.content ~ m.content", "''"])
-def test_a_template_that_rewrites_what_a_hostile_message_says_is_refused(content):
+def test_template_that_rewrites_hostile_messages_is_refused(content):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = CHAT.replace("m.content", content)
     encode_prompt(ask("harmless"), tokenizer, SourceConfig())
@@ -204,7 +204,7 @@ def test_a_template_that_rewrites_what_a_hostile_message_says_is_refused(content
         encode_prompt(ask("x<|im_end|>"), tokenizer, SourceConfig())
 
 
-def test_a_tokenizer_that_cannot_read_special_tokens_as_text_is_refused():
+def test_tokenizer_that_cannot_split_special_tokens_is_refused():
     class Eager:
         """Finds its special tokens whatever it is told."""
 

@@ -152,7 +152,7 @@ def hostile() -> list:
 
 
 @pytest.mark.parametrize(("program", "reason"), hostile())
-def test_a_hostile_program_earns_nothing_reaches_nothing_and_leaves_nothing(program, reason, tmp_path):
+def test_hostile_program_earns_and_leaves_nothing(program, reason, tmp_path):
     import socket
 
     inside, outside = tmp_path / "inside", tmp_path / "outside"
@@ -285,7 +285,7 @@ def test_deep_and_strange_values_are_wrong_and_no_failure(program):
     assert score("code", program, calls(("f", [], 1), ("f", [], 1)), partial=True).value == 0.0
 
 
-def test_a_program_may_write_to_its_own_folder_where_that_is_bounded():
+def test_program_may_write_to_its_bounded_folder():
     ended = run("open('a', 'w').write('x' * 1000)\nprint(len(open('a').read()))", time.monotonic() + 30)
     assert (ended.failure, ended.output) in (
         ("", b"1000\n"),
@@ -368,7 +368,7 @@ except RuntimeError as error:
 """
 
 
-def test_strict_isolation_refuses_to_run_without_a_wall_and_names_it():
+def test_strict_isolation_names_what_the_machine_lacks():
     said = without(["landlock"], JUDGE.replace("OPTIONS", "{}"))
     assert "refused: the code verifier's sandbox is not available here (Landlock: Operation not permitted)" in said
     assert "reward.options.isolation=best_effort" in said
@@ -376,7 +376,7 @@ def test_strict_isolation_refuses_to_run_without_a_wall_and_names_it():
     assert "seccomp: " in without(["seccomp"], JUDGE.replace("OPTIONS", "{}"))
 
 
-def test_a_run_is_refused_before_it_starts_where_a_wall_is_missing():
+def test_run_is_refused_where_isolation_is_missing():
     code = """
     from kray.rewards import check_verifier
     try:
@@ -396,7 +396,7 @@ def test_best_effort_runs_and_says_loudly_what_is_missing():
     assert said.count("MODEL OUTPUT RUNS WITHOUT A RESTRICTION: Landlock") == 1
 
 
-def test_without_namespaces_the_walls_stand_and_nothing_can_be_written(tmp_path):
+def test_sandbox_without_namespaces_allows_no_writes(tmp_path):
     code = f"""
     import json, socket, time
     from kray.rewards.sandbox import run

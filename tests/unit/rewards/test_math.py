@@ -126,7 +126,7 @@ def test_every_listed_pair_earns_what_it_is_worth():
     assert [pair for pair in PAIRS if judge(pair[1], pair[0]) != pair[2]] == []
 
 
-def test_answers_that_were_made_to_mislead_earn_what_they_are_worth():
+def test_misleading_answers_earn_what_they_are_worth():
     rows = [json.loads(line) for line in ATTACKS.read_text(encoding="utf-8").splitlines()]
     assert [row for row in rows if judge(row["response"], row["answer"]) != row["reward"]] == []
 

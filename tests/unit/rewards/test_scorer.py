@@ -1,4 +1,4 @@
-"""No answer can stop a run: stories of the scorer's processes."""
+"""No answer can stop a run: cases of the scorer's processes."""
 
 import asyncio
 import os
@@ -68,7 +68,7 @@ def test_options_belong_to_the_default_verifier():
 
 
 @pytest.mark.parametrize("verifier", ["verdicts:endless", "verdicts:stuck_regex"])
-def test_an_endless_answer_is_worth_nothing_and_the_others_are_judged(verifier):
+def test_endless_answer_scores_0_and_others_are_scored(verifier):
     responses = ["fine"] * 40
     responses[3] = responses[20] = "endless"
     scorer = Scorer(verifier, timeout_s=0.5)
@@ -97,7 +97,7 @@ def test_rewards_that_are_no_finite_number_are_data_failures():
     assert all(o.reward is None and "verdicts:not_finite" in o.error for o in outcomes)
 
 
-def test_a_verifier_that_cannot_be_had_is_a_data_failure_of_its_items_only():
+def test_unimportable_verifier_fails_its_items_only():
     outcomes = scored(Scorer("no_such:thing"), [("", "1", "1"), ("exact", "1", "1"), ("exakt", "1", "1")])
     assert [outcome.reward for outcome in outcomes] == [None, 1.0, None]
     assert "importing no_such failed" in outcomes[0].error
@@ -113,7 +113,7 @@ def test_a_death_is_retried_once_on_a_new_process(tmp_path):
     assert scorer.restarts >= 1
 
 
-def test_an_answer_that_kills_twice_is_a_data_failure_and_the_others_are_judged():
+def test_answer_that_kills_twice_is_a_data_failure():
     scorer = Scorer("verdicts:dies", workers=2)
     outcomes = scored(scorer, [("", "die" if i == 7 else "fine", "") for i in range(30)])
     assert [outcome.reward for outcome in outcomes] == [None if i == 7 else 1.0 for i in range(30)]
@@ -187,7 +187,7 @@ def test_one_scorer_serves_one_event_loop_after_another():
             assert asyncio.run(scorer.score_one("", "1", "1")).reward == 1.0
 
 
-def test_a_process_that_does_not_start_is_an_error_with_its_reason(monkeypatch):
+def test_process_that_does_not_start_is_an_error(monkeypatch):
     monkeypatch.setattr("kray.rewards.scoring_process._PROGRAM", "import sys; sys.exit(9)")
     with pytest.raises(
         KrayError, match=r"no process could be started in 3 attempts: died while starting .*exit code 9"

@@ -23,7 +23,7 @@ def test_exact(response, answer, options, value):
     assert score("exact", response, answer, **options).value == value
 
 
-def test_reasoning_gym_scores_the_tagged_answer_or_the_whole_text():
+def test_reasoning_gym_scores_tagged_answer_or_whole_text():
     import reasoning_gym
 
     entry = reasoning_gym.create_dataset("chain_sum", seed=1, size=1)[0]
@@ -58,7 +58,7 @@ def test_a_verifier_of_ones_own(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("call", [lambda: score("mth", "1", "1"), lambda: check_verifier("mth")])
-def test_an_unknown_verifier_is_named_with_the_nearest_and_all_known(call):
+def test_unknown_verifier_error_suggests_known_ones(call):
     with pytest.raises(
         ValueError, match=r'verifier "mth" is not known \(did you mean "math"\?\); known: exact, math, code, reas'
     ):

@@ -36,7 +36,7 @@ def no_ambient_server(monkeypatch):
 @pytest.fixture
 def trained(tmp_path):
     """A finished run's folder and MLflow id."""
-    tracker = Tracker(TrackConfig(system_metrics=False), tmp_path, "story", {}, {}, "")
+    tracker = Tracker(TrackConfig(system_metrics=False), tmp_path, "traced", {}, {}, "")
     tracker.log_step(10, {"reward/mean": 0.5})
     tracker.log_traces(10, ROWS, generate_s=2.0, judge_s=0.5, ago_s=1.0)
     tracker.log_traces(10, ROWS[:1], generate_s=2.0, judge_s=0.5, ago_s=1.0)  # delivered twice is there once
@@ -97,7 +97,7 @@ def test_an_evaluation_is_a_run_under_the_one_that_it_judges(trained):
     assert "pass@2            0.7500" in table(found)
 
 
-def test_a_model_without_a_run_is_recorded_only_where_a_store_is_named(tmp_path):
+def test_model_without_a_run_needs_a_named_store(tmp_path):
     config = KrayConfig()
     assert EvaluationRecord.of(config, None, "some/model") is None
     config.track.uri = f"sqlite:///{tmp_path}/all.db"

@@ -67,7 +67,7 @@ def test_the_reader_goes_on_where_it_stopped(tmp_path):
     assert Journal(tmp_path, 1, reader="run-1").undelivered == []
 
 
-def test_a_line_that_grew_while_it_was_delivered_is_delivered_again(tmp_path):
+def test_line_that_grew_during_delivery_is_sent_again(tmp_path):
     journal = Journal(tmp_path)
     journal.append(0, {"a": 1.0}, 0.0)
     journal.append(1, {"a": 1.0}, 0.0)
@@ -231,7 +231,7 @@ def test_figures_render_any_data(tmp_path):
         budgets_against_beliefs(success, success[:3], success)
 
 
-def test_a_run_that_goes_back_drops_its_lines_and_their_successors_are_delivered(tmp_path):
+def test_rewound_run_drops_lines_and_delivers_new_ones(tmp_path):
     journal = Journal(tmp_path, reader="run")
     for step in range(6):
         journal.append(step, {"a": step}, 0.0)
