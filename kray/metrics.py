@@ -365,15 +365,16 @@ TRACKING_NONFINITE = _metric("tracking/nonfinite", "count", "metrics of the step
 STEP_PARTS = ("plan", "generate", "reward", "update", "sync")
 
 
-def timing(part: str) -> Metric:
-    """Return the metric of a part's seconds, such as timing_s/generate.
-
-    Raises:
-        KeyError: no such metric is declared.
-    """
-    found = METRICS[f"timing_s/{part}"]
+def declared(group: str, name: str) -> Metric:
+    """Return the metric <group>/<name>; KeyError where none is declared."""
+    found = METRICS[f"{group}/{name}"]
     assert isinstance(found, Metric)
     return found
+
+
+def timing(part: str) -> Metric:
+    """Return the metric of a part's seconds, such as timing_s/generate."""
+    return declared("timing_s", part)
 
 
 # Metrics that the console's line of a step shows.

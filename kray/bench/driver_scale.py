@@ -89,7 +89,7 @@ class Stopwatch:
 def beliefs(prompts: int, folder: Path) -> tuple[dict[str, float], KnapsackPlanner]:
     """Make a planner that has visited so many prompts, and measure its memory, refit and checkpoint."""
     rng, clock, before = np.random.default_rng(0), Stopwatch(), memory_gib()
-    ids = [f"train/{i}" for i in range(prompts)]
+    ids = [f"prompt-{i}" for i in range(prompts)]
     planner = KnapsackPlanner("static", 8 * prompts)
     held = planner.beliefs
     rows = held.rows(ids)
@@ -229,7 +229,7 @@ def step(
     config = KrayConfig()
     config.rollout.engines, config.plan.budget = engines, prompts * rollouts
     planner.settings = type(planner.settings)("static", prompts * rollouts, 2, 128, candidates=1.0)
-    ids = [f"train/{i}" for i in range(first, first + prompts)]
+    ids = [f"prompt-{i}" for i in range(first, first + prompts)]
     words = tuple(range(PROMPT_TOKENS))
     made = [Prompt(i, "42", "exact", "scale", text="What is six times seven?") for i in ids]
     chosen = [EncodedPrompt(prompt, words) for prompt in made]

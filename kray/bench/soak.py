@@ -22,7 +22,7 @@ from scipy.stats import theilslopes
 from kray.config import KrayConfig, load_checked
 from kray.driver.remote import run_on_cluster
 from kray.driver.run_folder import run_folder
-from kray.metrics import TIMING_S_STEP
+from kray.metrics import TIMING_S_STEP, timing
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def check_series(samples: list[dict[str, float]], rows: list[dict[str, Any]]) ->
     times = np.diff([rows[0]["time"], *(row["time"] for row in steps)])
     series["step s"] = [(row["step"], float(seconds)) for row, seconds in zip(steps, times, strict=True)]
     for part in ("generate", "update", "sync"):
-        series[f"{part} s"] = [(row["step"], row[f"timing_s/{part}"]) for row in steps]
+        series[f"{part} s"] = [(row["step"], row[timing(part)]) for row in steps]
     last = steps[-1]["step"]
     return {name: _check(name, points, last) for name, points in sorted(series.items()) if len(points) >= 9}
 

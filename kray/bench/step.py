@@ -24,6 +24,7 @@ from kray.metrics import (
     TIMING_S_IDLE,
     TIMING_S_STEP,
     TRAIN_UPDATE_S,
+    timing,
 )
 from kray.train.start_model import find_model
 
@@ -73,9 +74,9 @@ def step_times(rows: list[dict[str, Any]], warm: int) -> dict[str, Any]:
     kept = steps[warm:]
     rollouts = np.diff([0.0, *(row[PROGRESS_ROLLOUTS] for row in steps)])
     tokens = np.diff([0.0, *(row[PROGRESS_TOKENS] for row in steps)])
-    split = {part: float(np.median([row[f"timing_s/{part}"] for row in kept])) for part in PARTS}
+    split = {part: float(np.median([row[timing(part)] for row in kept])) for part in PARTS}
     inside = np.array([row[TIMING_S_STEP] for row in kept])
-    split["between parts"] = float(np.median(inside - [sum(row[f"timing_s/{p}"] for p in PARTS) for row in kept]))
+    split["between parts"] = float(np.median(inside - [sum(row[timing(p)] for p in PARTS) for row in kept]))
     split["between steps"] = float(np.median(whole_s - inside))
     return {
         "step_s": float(np.median(whole_s)),

@@ -20,6 +20,7 @@ from kray.metrics import (
     PROGRESS_EPOCH,
     TIMING_S_EXACT,
     TIMING_S_STEP,
+    declared,
 )
 from kray.planner.metrics import STATUSES, status, transition_matrix
 
@@ -181,7 +182,8 @@ def read_run(folder: Path, method: str, seed: int) -> Run:
     evaluated = [line for line in lines if EVAL_ACCURACY in line]
     at = np.array([line["step"] for line in evaluated])
     spent = {
-        name: np.array([0.0, *(line[f"progress/{name}"] for line in steps)])[at] for name in ("rollouts", "tokens")
+        name: np.array([0.0, *(line[declared("progress", name)] for line in steps)])[at]
+        for name in ("rollouts", "tokens")
     }
     rates = list(_lines(folder / RATES)) if (folder / RATES).is_file() else []
     sampled = np.array([line[EVAL_ACCURACY] for line in evaluated])

@@ -23,6 +23,7 @@ from kray.metrics import (
     EVAL_MEAN_LENGTH,
     EVAL_PASS_AT,
     EVAL_SET_MEAN_ACCURACY,
+    declared,
 )
 from kray.prompts.arithmetic_meaning import response_meaning
 from kray.prompts.tokenize import as_read
@@ -81,7 +82,9 @@ class Evaluation:
         named |= {EVAL_ACCURACY_OF_SET.of(name): accuracy for name, (_, accuracy) in self.by_set.items()}
         if self.by_set:
             named[EVAL_SET_MEAN_ACCURACY] = _mean([accuracy for _, accuracy in self.by_set.values()])
-        named |= {f"eval/{name}": self.conversations[name] for name in CONVERSATION if name in self.conversations}
+        named |= {
+            declared("eval", name): self.conversations[name] for name in CONVERSATION if name in self.conversations
+        }
         return named | ({} if self.greedy is None else {EVAL_GREEDY_ACCURACY: self.greedy})
 
 

@@ -16,7 +16,13 @@ from kray.driver.state import RunState
 from kray.driver.step_metrics import step_record
 from kray.driver.tables import sample_rows, transition_rows
 from kray.environments.workers import ENVIRONMENT
-from kray.metrics import ENVIRONMENT_FAILED, THROUGHPUT_ROLLOUTS_PER_S, THROUGHPUT_TOKENS_PER_S, TIMING_S_STEP
+from kray.metrics import (
+    ENVIRONMENT_FAILED,
+    THROUGHPUT_ROLLOUTS_PER_S,
+    THROUGHPUT_TOKENS_PER_S,
+    TIMING_S_STEP,
+    timing,
+)
 from kray.monitor.status import RECENT_STEPS
 from kray.planner.metrics import STATUSES, CalibrationTally, status, step_metrics, transition_matrix
 from kray.prompts.tokenize import as_read
@@ -90,7 +96,7 @@ class StepRecorder:
             metrics[ENVIRONMENT_FAILED] = float(sum(lost))
         metrics |= collected.plan_metrics | self._calibrate(number, allocation, successes, trials)
         times = times | {"plan": collected.plan_s, "generate": collected.generate_s, "reward": collected.reward_s}
-        metrics |= {f"timing_s/{name}": value for name, value in times.items()}
+        metrics |= {timing(name): value for name, value in times.items()}
         metrics |= {
             THROUGHPUT_ROLLOUTS_PER_S: float(trials.sum()) / times["step"],
             THROUGHPUT_TOKENS_PER_S: collected.tokens / times["step"],

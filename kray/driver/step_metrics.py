@@ -14,6 +14,7 @@ from kray.metrics import (
     REWARD_FAILED,
     REWARD_MEAN,
     REWARD_STD,
+    declared,
 )
 from kray.records import Rollout
 from kray.rollout.collected import CollectedStep
@@ -36,7 +37,7 @@ def step_record(collected: CollectedStep, update: dict[str, float]) -> dict[str,
         COMPLETIONS_MEAN_LENGTH: float(lengths.mean()) if some else nan,
         COMPLETIONS_MAX_LENGTH: float(lengths.max()) if some else nan,
         COMPLETIONS_CLIPPED_RATIO: float(cut.mean()) if some else nan,
-        **{f"environment/{name}": value for name, value in conversation_record(rollouts).items()},
+        **{declared("environment", name): value for name, value in conversation_record(rollouts).items()},
     }
 
 

@@ -40,12 +40,12 @@ class Exported(NamedTuple):
 # What is exported besides the metrics of kray/metrics.py.
 OTHERS = {
     "kray_step": Exported("gauge", "", "steps completed"),
-    "kray_part_seconds": Exported("gauge", "part", "timing_s/<part> of the newest step"),
+    "kray_part_seconds": Exported("gauge", "part", "seconds of a part of the newest step"),
     "kray_engine_idle_ratio": Exported(
-        "gauge", "", "timing_s/idle / timing_s/step: share of the step without generation"
+        "gauge", "", "share of the newest step in which an engine did not generate, mean over engines"
     ),
     "kray_budget_rollouts": Exported("histogram", "", f"budgets of the step's prompts, at most {BUDGETS} of them"),
-    "kray_step_seconds": Exported("histogram", "", "timing_s/step"),
+    "kray_step_seconds": Exported("histogram", "", TIMING_S_STEP.described),
     "kray_engine_up": Exported("gauge", "engine", "1 while the engine serves verified weights"),
     "kray_engine_rollouts_in_hand": Exported("gauge", "engine", "unfinished rollouts assigned to the engine"),
     "kray_engine_tokens_total": Exported("counter", "engine", "response tokens that the engine has delivered"),

@@ -17,6 +17,7 @@ from kray.metrics import (
     BUDGET_MIN,
     BUDGET_P50,
     BUDGET_P99,
+    BUDGET_SHARE,
     GROUP_EFFECTIVE_RATIO_PROMPTS,
     GROUP_EFFECTIVE_RATIO_ROLLOUTS,
     PLANNER_BRIER,
@@ -85,7 +86,7 @@ def step_metrics(
     names = (BUDGET_MIN, BUDGET_P50, BUDGET_P99, BUDGET_MAX)
     out = dict(zip(names, quantiles.tolist(), strict=True))
     for name, rollouts in zip(("unlabelled", *STATUSES), spent, strict=True):
-        out[f"budget/share_{name}"] = _ratio(rollouts, budgets.sum())
+        out[BUDGET_SHARE.of(name)] = _ratio(rollouts, budgets.sum())
     out[GROUP_EFFECTIVE_RATIO_ROLLOUTS] = _ratio(n[mixed].sum(), n.sum())
     out[GROUP_EFFECTIVE_RATIO_PROMPTS] = _ratio(mixed.sum(), len(budgets))
     out[PLANNER_VALUE_PLANNED] = float(np.sum(allocation.expected_value))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from kray.config.prompts_schema import PromptsConfig, SourceConfig
 from kray.errors import ConfigError, DataError
+from kray.metrics import EVAL_ACCURACY_OF_SET
 from kray.prompts.fields import FORMATS, content, scalar
 from kray.prompts.generated import arithmetic_prompts, reasoning_prompts
 from kray.prompts.rows import Row, huggingface_rows, jsonl_rows, parquet_rows
@@ -74,7 +75,7 @@ def test_sources(config: PromptsConfig) -> dict[str, SourceConfig]:
             raise ConfigError(f"{place}: a name of letters, digits, - and _ with keys of a source is needed")
         if name in TAKEN:
             raise ConfigError(
-                f"{place}: eval/accuracy_{name} is the name of another metric; call the set something else"
+                f"{place}: {EVAL_ACCURACY_OF_SET.of(name)} is the name of another metric; call the set something else"
             )
         for key, value in keys.items():
             if key not in known or type(value) is not type(getattr(config.test, key)):
