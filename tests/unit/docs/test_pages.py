@@ -15,6 +15,7 @@ from doc_pages import ROOT, anchors, blocks, code_spans, page_names, prose, read
 
 import kray
 from kray.config import KrayConfig, load_config
+from kray.driver.console import step_line
 from kray.environments.registry import check_environment
 from kray.metrics import METRICS, documented
 from kray.rewards import score
@@ -180,6 +181,18 @@ def test_the_path_of_getting_started_passes_the_check(tmp_path):
         assert re.search(r"^train prompts +130$", done.stdout, re.M)
         # The tiny policy's tokenizer has no letters, so the prompts themselves are not legible.
         assert "answer '36'" in done.stdout
+
+
+def test_the_step_lines_that_readme_shows_are_the_consoles():
+    """The words are compared; figures, and parts too short to be shown, differ."""
+    metrics = {name: 1.0 for name in METRICS}
+    words = set(re.findall(r"[a-z][a-z/-]+", step_line(1, 80, metrics, 60.0)))
+    lines = re.findall(r"^step .*$", read("README.md"), re.M)
+    assert lines
+    for line in lines:
+        assert set(re.findall(r"[a-z][a-z/-]+", line)) <= words
+        assert "reward" in line
+        assert line.endswith(" left")
 
 
 def test_the_changelog_has_the_version():
