@@ -13,18 +13,17 @@ from what is done and runs nothing.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kray.cluster.address import require_cluster
 from kray.cluster.session import connect
+from kray.compare.report import write_figures, write_report
 from kray.compare.study import Study, load_study
+from kray.compare.verdicts import Verdict, line
 from kray.driver.provenance import tags
 from kray.driver.remote import driver_actor, follow_driver, share_prompts
+from kray.launch.check import inspect
 from kray.launch.main import guarded
 from kray.launch.preflight import load_checked_prompts
 from kray.train.start_model import find_model
@@ -44,64 +43,36 @@ def main() -> int:
     study = load_study(arguments.study, arguments.methods, arguments.seeds, arguments.dir, arguments.overrides)
     todo = study.todo()
     if arguments.check:
-        from kray.launch.check import inspect
-
+        print(f"{study.describe()}\nmethods  {', '.join(study.methods)}\nfolder   {study.folder}")
+        print(f"done     {len(study.children) - len(todo)}\nto run   {len(todo)}")
         samples = inspect(study.base).samples
-        done = len(study.children) - len(todo)
-        print(f"{study.describe()}\nmethods  {', '.join(study.methods)}\nfolder   {study.folder}\ndone     {done}\n"
-              f"to run   {len(todo)}")  # fmt: skip
         print("\n".join(["", "first prompts, as the policy reads them", *samples] if samples else []))
         return 0
-    if arguments.report:
-        from kray.compare.report import write_report
-
-        report = write_report(study)
-        print_verdicts(report.verdicts)
-        page, stopped = report.page, ""
-    else:
-        page, stopped = run(study)
-    print(f"report  {page or 'none: no run is done'}", flush=True)
-    if arguments.json and page:
-        write(study, Path(page), Path(arguments.json))
-    return 1 if stopped else 0
+    ended = None if arguments.report else run(study)
+    report = ended or write_report(study)
+    print("\n".join(line(Verdict(**verdict)) for verdict in report.verdicts))
+    if ended is not None:
+        stopped = f", stopped {ended.stopped}: the same command goes on" if ended.stopped else ""
+        print(f"\n{ended.done} of {ended.of} runs done{stopped}\nMLflow  {ended.open_command}")
+    print(f"report  {report.page or 'none: no run is done'}", flush=True)
+    if arguments.json and report.page:
+        write_figures(study, Path(report.page), Path(arguments.json))
+    return 1 if ended is not None and ended.stopped else 0
 
 
-def run(study: Study) -> tuple[str, str]:
-    """(the report's page, why it ended early)."""
+def run(study: Study) -> Any:
+    """Run what is not done on the cluster; return its Outcome."""
     require_cluster()
     prompts = load_checked_prompts(study.widest)
     model = find_model(study.base)
     connect(study.base)
     shared = share_prompts(prompts)
-    # The job keeps no copy while the driver runs.
     del prompts
     from kray.compare.run import Comparison
 
     study.folder.mkdir(parents=True, exist_ok=True)
     actor = driver_actor(Comparison, study.folder).remote(study, model, tags(), shared)
-    ended = follow_driver(actor, "compare", study.folder)
-    print_verdicts(ended.verdicts)
-    stopped = f", stopped {ended.stopped}: the same command goes on" if ended.stopped else ""
-    print(f"\n{ended.done} of {ended.of} runs done{stopped}\nMLflow  {ended.open_command}")
-    return ended.page, ended.stopped
-
-
-def print_verdicts(verdicts: list[dict[str, Any]]) -> None:
-    from kray.compare.verdicts import Verdict, line
-
-    for verdict in verdicts:
-        print(line(Verdict(**verdict)))
-
-
-def write(study: Study, page: Path, file: Path) -> None:
-    """The report's numbers with what they hold for."""
-    names = ("torch", "ray", "transformers", "numpy")
-    versions = {"python": platform.python_version()} | {name: version(name) for name in names}
-    from kray.config import flat
-
-    settings = {"study": study.path, "seeds": study.seeds, "overrides": study.overrides, "config": flat(study.base)}
-    held = {"versions": versions, "cores": os.cpu_count(), "origins": study.origins(), "settings": settings}
-    file.write_text(json.dumps(held | json.loads((page.parent / "results.json").read_text()), indent=1) + "\n")
+    return follow_driver(actor, "compare", study.folder)
 
 
 if __name__ == "__main__":

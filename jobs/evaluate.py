@@ -40,12 +40,10 @@ def main() -> int:
     parser.add_argument("--no-mlflow", action="store_true", help="leave MLflow alone")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys")
     arguments = parser.parse_intermixed_args()
-    path = Path(arguments.policy).expanduser()
-    checkpoint = None
-    overrides = list(arguments.overrides)
+    path, checkpoint, overrides = Path(arguments.policy).expanduser(), None, list(arguments.overrides)
     if path.is_dir() and not (path / "config.json").is_file():
         checkpoint = find_checkpoint(str(path))
-        assert checkpoint is not None  # a folder was named: there is one, or it raised
+        assert checkpoint is not None
         file = arguments.config or str(kept_config(checkpoint.parent.parent))
         overrides.append("resume=")
     elif arguments.config:
@@ -63,16 +61,14 @@ def main() -> int:
     record = None if arguments.no_mlflow else EvaluationRecord.of(config, checkpoint, arguments.policy)
     connect(config)
     shared = share_prompts(prompts)
-    # The job keeps no copy while the driver runs.
     del prompts
     with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
         evaluation = run_on_cluster(config, model, Path(folder), checkpoint, "judge", prompts=shared)
     found = dataclasses.asdict(evaluation) | {"policy": str(checkpoint or model)}
     origin = tags() | {"model": model}
     if arguments.json:
-        Path(arguments.json).write_text(
-            json.dumps(found | {"tags": origin, "config": to_yaml(config)}, indent=2) + "\n"
-        )
+        content = found | {"tags": origin, "config": to_yaml(config)}
+        Path(arguments.json).write_text(json.dumps(content, indent=2) + "\n")
     print(f"\npolicy            {found['policy']}\n{table(evaluation)}")
     if record is not None:
         print(f"MLflow            {record.record(evaluation, origin)}")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from kray.compare.results import BIN_NAMES, Results, read_results
 from kray.compare.stats import Interval, cost_to, interval, paired, share
 from kray.compare.study import Study
 from kray.compare.verdicts import Verdict, late_prompts, late_rollouts, separates, verdicts
+from kray.config import flat
 from kray.monitor.durations import format_duration
 
 
@@ -216,3 +220,18 @@ def _pm(span: Interval, form: str = ".4f") -> str:
 
 def _plain(x: float, form: str) -> str:
     return format(x, form) if math.isfinite(x) else "never"
+
+
+def write_figures(study: Study, page: Path, file: Path) -> None:
+    """Write the figures of a report with the versions, cores and settings that they hold for.
+
+    Args:
+        study: The comparison.
+        page: The report's page, beside which its results.json is.
+        file: Where to write.
+    """
+    names = ("torch", "ray", "transformers", "numpy")
+    versions = {"python": platform.python_version()} | {name: version(name) for name in names}
+    settings = {"study": study.path, "seeds": study.seeds, "overrides": study.overrides, "config": flat(study.base)}
+    held = {"versions": versions, "cores": os.cpu_count(), "origins": study.origins(), "settings": settings}
+    file.write_text(json.dumps(held | json.loads((page.parent / "results.json").read_text()), indent=1) + "\n")
