@@ -1,5 +1,5 @@
 # make train   installs what is missing, starts a local Ray head when none runs, trains configs/quickstart.yaml
-# make test    installs what is missing, runs the unit tests and one small run of each real part; with ARGS, what they say
+# make test    installs what is missing, runs the unit tests and one small run of each real part; with ARGS, those tests
 # make test-all   runs everything, as CI does
 # Overrides: make train ARGS="plan.mode=uniform run.steps=40"   CONFIG=configs/gsm8k.yaml   PYTHON=python3.12
 

@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="", help="such as 0-5 or 0,3 (default: the file's)")
     parser.add_argument("--dir", default="", help="where results go and are looked for (default: <run.dir>/<run.name>)")
     parser.add_argument("--json", metavar="FILE", help="where the figures go, with versions, cores and settings")
-    parser.add_argument("--check", action="store_true", help="say what would run; start nothing")
+    parser.add_argument("--check", action="store_true", help="print what would run; start nothing")
     parser.add_argument("--report", action="store_true", help="write the report from what is done; start nothing")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys, for all methods")
     arguments = parser.parse_intermixed_args()

