@@ -94,7 +94,11 @@ def make_warm(cache: Path, **settings) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with the folder of tests/ that it lies in."""
+    """Mark each test with the folder of tests/ that it lies in, and run the fast ones first."""
     tests = Path(__file__).parent
-    for item in items:
-        item.add_marker(item.path.relative_to(tests).parts[0])
+    folders = [item.path.relative_to(tests).parts[0] for item in items]
+    for item, folder in zip(items, folders, strict=True):
+        item.add_marker(folder)
+    order = ("unit", "integration", "nightly")
+    ranked = sorted(zip(items, folders, strict=True), key=lambda pair: order.index(pair[1]))
+    items[:] = [item for item, _ in ranked]
