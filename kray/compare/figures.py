@@ -64,8 +64,14 @@ def curves(results: Results, cost: Callable[[Run], np.ndarray], label: str, titl
         spans = [interval(column) for column in np.array([run.accuracy for run in shown]).T]
         axes.plot(x, [span.mean for span in spans], marker="o", markersize=3.5, **line(results, method))
         if len(results.runs) <= BANDS and len(shown) > 2:
-            axes.fill_between(x, [s.low for s in spans], [s.high for s in spans], color=colour(results, method), alpha=0.13,
-                              linewidth=0)  # fmt: skip
+            axes.fill_between(
+                x,
+                [s.low for s in spans],
+                [s.high for s in spans],
+                color=colour(results, method),
+                alpha=0.13,
+                linewidth=0,
+            )
     axes.set_xlabel(label)
     axes.set_ylabel("held-out accuracy")
     _legend(figure, axes)
@@ -135,8 +141,7 @@ def budgets(results: Results) -> Figure | None:
             continue
         where = np.clip(np.searchsorted(edges, rates, side="right") - 1, 0, len(edges) - 2)
         known = [b for b in range(len(edges) - 1) if (where == b).sum() >= 3]
-        axes.plot(known, [spent[where == b].mean() for b in known], marker="o", markersize=3.5,
-                  **line(results, method))  # fmt: skip
+        axes.plot(known, [spent[where == b].mean() for b in known], marker="o", markersize=3.5, **line(results, method))
         drawn = True
     names = [f"{low:g}–{high:g}" for low, high in pairwise(edges)]
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
@@ -167,13 +172,21 @@ def transitions(results: Results) -> Figure | None:
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for i, j in np.ndindex(counts.shape):
             if counts[i].sum():
-                axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=8.5,
-                          color="white" if shares[i, j] > 0.55 else "#222")  # fmt: skip
+                axes.text(
+                    j,
+                    i,
+                    f"{100 * shares[i, j]:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                    color="white" if shares[i, j] > 0.55 else "#222",
+                )
         axes.set_xticks(range(5), names, fontsize=7)
         axes.set_yticks(range(5), [f"{n}\n(n={c})" for n, c in zip(names, counts.sum(axis=1), strict=True)], fontsize=7)
         axes.set_title(method, loc="left", fontsize=10)
-    figure.suptitle("Status at a prompt's first visit (rows) and last (columns), % of the row", x=0.01, ha="left",
-                    fontsize=11)  # fmt: skip
+    figure.suptitle(
+        "Status at a prompt's first visit (rows) and last (columns), % of the row", x=0.01, ha="left", fontsize=11
+    )
     return figure
 
 
@@ -206,9 +219,15 @@ def difficulty(results: Results) -> Figure | None:
         spans = [interval(column) for column in gains.T]
         x = np.arange(len(BIN_NAMES)) + (k - (len(known) - 1) / 2) * 0.8 / len(known)
         half = [max(0.0, s.high - s.mean) if np.isfinite(s.high) else 0.0 for s in spans]
-        axes.bar(x, [s.mean for s in spans], 0.76 / len(known), yerr=half if any(half) else None, label=method,
-                 color=colour(results, method),
-                 error_kw={"lw": 0.8})  # fmt: skip
+        axes.bar(
+            x,
+            [s.mean for s in spans],
+            0.76 / len(known),
+            yerr=half if any(half) else None,
+            label=method,
+            color=colour(results, method),
+            error_kw={"lw": 0.8},
+        )
     first = next(iter(results.runs[known[0]].values())).test_rates
     assert first is not None
     counts = np.histogram(first[0], BINS)[0]

@@ -118,11 +118,15 @@ def _head(results: Results, found: Sequence[Verdict]) -> tuple[str, str]:
     if separates(list(found)):
         lines.append("More rollouts help here (n/2 &lt; n &lt; 2n), so the setting can tell allocations of them apart.")
     elif all(verdict.outcome in ("held", "failed") for verdict in setting[:2]):
-        lines.append("<b>This setting does not separate.</b> More rollouts do not help: uniform is not n/2 &lt; n &lt; 2n, "
-                     "so no difference between allocations should be expected, and none below means much.")  # fmt: skip
+        lines.append(
+            "<b>This setting does not separate.</b> More rollouts do not help: uniform is not n/2 &lt; n &lt; 2n, "
+            "so no difference between allocations should be expected, and none below means much."
+        )
     else:
-        lines.append("<b>Not shown: that this setting separates.</b> Whether uniform is n/2 &lt; n &lt; 2n is undecided "
-                     "or was not measured, so differences between methods must be read with care.")  # fmt: skip
+        lines.append(
+            "<b>Not shown: that this setting separates.</b> Whether uniform is n/2 &lt; n &lt; 2n is undecided "
+            "or was not measured, so differences between methods must be read with care."
+        )
     if len(study.origins().get("policy", [])) > 1:
         lines.append("<b>The runs began from different policies</b>, so that differences between them mean little.")
     if max(map(len, results.runs.values())) < 2:
@@ -136,9 +140,15 @@ def _methods(results: Results, numbers: dict[str, dict[str, Any]]) -> str:
     for method, row in numbers.items():
         difference, itself = Interval(**row["difference"]), method == "uniform"
         part = row["ceiling_share"]
-        own = ["", "", ""] if itself else [
-            _pm(difference), f"{difference.up} of {difference.seeds}", f"{part:.0%}" if math.isfinite(part) else "",
-        ]  # fmt: skip
+        own = (
+            ["", "", ""]
+            if itself
+            else [
+                _pm(difference),
+                f"{difference.up} of {difference.seeds}",
+                f"{part:.0%}" if math.isfinite(part) else "",
+            ]
+        )
         sampled, greedy = row["sampled"]["mean"], row["greedy"]["mean"]
         rows.append([method, f"{row['accuracy']['mean']:.4f}", *own, f"{sampled:.3f}", _plain(greedy, ".3f")])
     start = next(iter(numbers.values()))["start"]
@@ -151,8 +161,16 @@ def _methods(results: Results, numbers: dict[str, dict[str, Any]]) -> str:
 
 
 def _costs(numbers: dict[str, dict[str, Any]]) -> str:
-    head = ["method", "rollouts to uniform's end", "mixed: rollouts", "mixed: prompts", "largest budget", "rollouts",
-            "tokens", "seconds"]  # fmt: skip
+    head = [
+        "method",
+        "rollouts to uniform's end",
+        "mixed: rollouts",
+        "mixed: prompts",
+        "largest budget",
+        "rollouts",
+        "tokens",
+        "seconds",
+    ]
     rows = []
     for method, row in numbers.items():
         reach, some = row["rollouts_to_uniform"]["mean"], row["reached_uniform"] < len(row["seeds"])

@@ -102,8 +102,15 @@ class Comparison(Driver):
                 parent.log_file(file, "report")
             ending = "KILLED" if self._stop.reason else "FINISHED"
             done = len(study.children) - len(study.todo())
-            return Outcome(str(study.folder), done, len(study.children), self._stop.reason, report.page,
-                           parent.open_command, report.verdicts)  # fmt: skip
+            return Outcome(
+                str(study.folder),
+                done,
+                len(study.children),
+                self._stop.reason,
+                report.page,
+                parent.open_command,
+                report.verdicts,
+            )
         finally:
             await asyncio.to_thread(parent.finish, ending)
 
@@ -219,9 +226,14 @@ class Comparison(Driver):
         tags = {"mlflow.parentRunId": parent_id, "kray.method": child.method, "kray.seed": child.seed}
         config = child.config
         return Tracker(
-            config.track, child.folder, child.name, flat(config), self.tags | tags | {"model": self.model_path},
-            to_yaml(config), on_step=self.live_status.record,
-        )  # fmt: skip
+            config.track,
+            child.folder,
+            child.name,
+            flat(config),
+            self.tags | tags | {"model": self.model_path},
+            to_yaml(config),
+            on_step=self.live_status.record,
+        )
 
 
 async def begin(workers: Workers, child: Child, start: Path, version: int, components: Components) -> None:
@@ -233,8 +245,19 @@ async def begin(workers: Workers, child: Child, start: Path, version: int, compo
 
 def shown(summary: Summary) -> dict[str, Any]:
     """Return what done.json holds of a child's summary."""
-    return {key: getattr(summary, key) for key in ("steps", "accuracy_before", "accuracy_after", "greedy_after",
-                                                   "rollouts", "tokens", "elapsed_s", "engine_deaths")}  # fmt: skip
+    return {
+        key: getattr(summary, key)
+        for key in (
+            "steps",
+            "accuracy_before",
+            "accuracy_after",
+            "greedy_after",
+            "rollouts",
+            "tokens",
+            "elapsed_s",
+            "engine_deaths",
+        )
+    }
 
 
 class ChildConsole(Console):

@@ -226,8 +226,9 @@ def load_study(path: str, methods: str = "", seeds: str = "", folder: str = "", 
     tried = document.get("tried") or []
     if not (isinstance(tried, list) and all(isinstance(line, str) for line in tried)):
         raise ConfigError(f"{path}: tried must be a list of sentences")
-    return Study(path, root, _placed(base, root), exact, tuple(table), numbers, tuple(children), tuple(tried),
-                 tuple(overrides))  # fmt: skip
+    return Study(
+        path, root, _placed(base, root), exact, tuple(table), numbers, tuple(children), tuple(tried), tuple(overrides)
+    )
 
 
 def parse_seeds(text: str, where: str) -> tuple[int, ...]:

@@ -74,8 +74,17 @@ class EvaluationRecord:
         name = f"evaluation of {Path(self.policy).name} after step {self.step} at {time.strftime('%Y%m%d-%H%M%S')}"
         more = {"kray.policy": self.policy, "kray.step": str(self.step)}
         try:
-            return log_evaluation(self.store, self.config.track.experiment, name, self.parent, flat(self.config),
-                                  {**tags, **more}, self.step, evaluation.metrics(), evaluation.rows)  # fmt: skip
+            return log_evaluation(
+                self.store,
+                self.config.track.experiment,
+                name,
+                self.parent,
+                flat(self.config),
+                {**tags, **more},
+                self.step,
+                evaluation.metrics(),
+                evaluation.rows,
+            )
         except KrayError as error:
             return f"not recorded: {error}"
 

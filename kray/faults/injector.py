@@ -33,11 +33,21 @@ RECOVERY_WAIT_S = 240.0
 BALLAST = "ballast"
 # Kind -> its share among the faults: those that cost the run most come least.
 KINDS = {
-    "engine killed, idle": 2, "engine killed, generating": 3, "engine killed, syncing": 2, "engine stopped": 1,
-    "learner rank killed": 4, "scorer process killed": 7, "driver killed": 2, "node removed": 1, "node preempted": 1,
-    "MLflow server killed": 2, "checkpoint disk full": 5, "newest checkpoint corrupt": 2, "reward raises": 10,
+    "engine killed, idle": 2,
+    "engine killed, generating": 3,
+    "engine killed, syncing": 2,
+    "engine stopped": 1,
+    "learner rank killed": 4,
+    "scorer process killed": 7,
+    "driver killed": 2,
+    "node removed": 1,
+    "node preempted": 1,
+    "MLflow server killed": 2,
+    "checkpoint disk full": 5,
+    "newest checkpoint corrupt": 2,
+    "reward raises": 10,
     "reward hangs": 8,
-}  # fmt: skip
+}
 PHASES = {"engine killed, generating": "collect", "engine killed, syncing": "sync", "learner rank killed": "update"}
 
 
