@@ -92,7 +92,7 @@ def test_restarted_mlflow_server_gets_everything(tmp_path):
         missing = tracker.finish("KILLED", deadline_s=2.0)
         assert "lacks the metrics of steps 12 to 13" in missing[0]
         assert uri in missing[0]
-        assert "does not know" in missing[-1]
+        assert "has not recorded" in missing[-1]
 
         server = start_server(tmp_path, port)  # what is missing comes with the next resume
         again = Tracker(*arguments, tracker.mlflow_run_id, resume_step=12)
