@@ -137,7 +137,7 @@ def load_comparison(file: str, methods: str) -> None:
 
 def check_make(words: list[str]) -> None:
     """Check with make -n that the targets exist and the overrides reach the program that is called."""
-    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["make", "--always-make", "-n", *words], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     given = dict(word.split("=", 1) for word in words if "=" in word)
     assert all(value in done.stdout for value in given.values()), done.stdout
