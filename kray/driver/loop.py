@@ -30,8 +30,10 @@ from kray.driver.workers import Workers
 from kray.errors import InfrastructureError
 from kray.metrics import (
     CHECKPOINT_FAILED,
+    DRIVER_RESTARTS,
     GROUP_EFFECTIVE_RATIO_PROMPTS,
     GROUP_EFFECTIVE_RATIO_ROLLOUTS,
+    LEARNER_RESTARTS,
     MEMORY_DRIVER_GIB,
     POOL_ENGINES,
     POOL_PREEMPTIONS,
@@ -303,7 +305,8 @@ class Training:
             POOL_RESTARTS: sum(engine.health.restarts for engine in pool.engines),
             POOL_RETRIES: pool.schedule.retried,
             POOL_PREEMPTIONS: pool.preemptions,
-            **{f"{role}/restarts": times for role, times in self.workers.restarts.items()},
+            LEARNER_RESTARTS: self.workers.restarts["learner"],
+            DRIVER_RESTARTS: self.workers.restarts["driver"],
             CHECKPOINT_FAILED: self.checkpoints.failed,
             PROGRESS_ROLLOUTS: self.state.rollouts,
             PROGRESS_TOKENS: self.state.tokens,

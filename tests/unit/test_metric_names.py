@@ -9,6 +9,7 @@ from kray.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 GROUPS = tuple(sorted({f"{name.partition('/')[0]}/" for name in METRICS if "/" in name}))
+TAILS = {f"/{name.partition('/')[2]}" for name in METRICS if "/" in name}
 SINGLE = {name for name in METRICS if "/" not in name}
 
 
@@ -25,6 +26,10 @@ def test_only_the_metrics_module_spells_metrics():
         tree = ast.parse(file.read_text())
         bare = docstrings(tree)
         for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.FormattedValue):
+                rest = [part.value for part in node.values[1:] if isinstance(part, ast.Constant)]
+                if len(node.values) == 2 and rest and rest[0] in TAILS:
+                    found.append(f"{file.relative_to(ROOT)}:{node.lineno}: group of {rest[0]!r} is put together")
             if not (isinstance(node, ast.Constant) and isinstance(node.value, str)) or id(node) in bare:
                 continue
             if node.value in SINGLE or node.value.startswith(GROUPS):
