@@ -105,13 +105,23 @@ class Rollout:
 
 @dataclass(slots=True)
 class RolloutGroup:
-    """All rollouts of one prompt in one step, ordered by index. weight: the planner's weight of the prompt in the loss; with
-    0 the group is left out of the loss and of its denominator."""
+    """All rollouts of one prompt in one step, ordered by index.
+
+    Attributes:
+        prompt: What was asked.
+        prompt_tokens: The prompt as the policy reads it.
+        rollouts: Its rollouts.
+        weight: The planner's weight of the prompt in the loss; with 0 the group is left out of the loss and of its
+            denominator.
+        belief: (alpha, beta) of the Beta distribution of the prompt's success rate before the labels of this step, the
+            baseline of train.baseline belief; (0, 0): nothing is known.
+    """
 
     prompt: Prompt
     prompt_tokens: tuple[int, ...]
     rollouts: list[Rollout]
     weight: float
+    belief: tuple[float, float] = (0.0, 0.0)
 
     @property
     def rewards(self) -> np.ndarray:
@@ -120,7 +130,7 @@ class RolloutGroup:
 
     @property
     def mixed(self) -> bool:
-        """Whether the rewards differ: only then does the group carry a gradient."""
+        """Whether the rewards differ: with train.baseline group only then does the group carry a gradient."""
         rewards = self.rewards
         return len(rewards) > 1 and bool((rewards != rewards[0]).any())
 
@@ -134,8 +144,14 @@ class RolloutGroup:
 class Allocation:
     """A plan for one step, aligned by position over M prompts.
 
-    budgets (M,) int64 rollouts; weights (M,) float64 in the loss (default: the budgets, what token_mean does by itself);
-    expected_success (M,) float64 in [0, 1], NaN where nothing is known; expected_value (M,) float64 of the budget.
+    Attributes:
+        prompt_ids: M of them.
+        budgets: (M,) int64 rollouts.
+        weights: (M,) float64 in the loss (default: the budgets, what token_mean does by itself).
+        expected_success: (M,) float64 in [0, 1], NaN where nothing is known.
+        expected_value: (M,) float64 of the budget.
+        beliefs: (M, 2) float64 alpha and beta of each prompt's success rate before the labels of the step; 0 where nothing
+            is known.
     """
 
     prompt_ids: list[str]
@@ -143,6 +159,11 @@ class Allocation:
     weights: np.ndarray
     expected_success: np.ndarray
     expected_value: np.ndarray
+    beliefs: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+
+    def __post_init__(self) -> None:
+        if not len(self.beliefs):
+            self.beliefs = np.zeros((len(self.prompt_ids), 2))
 
     def admitted(self) -> Allocation:
         """Return the plan without the candidates that got no rollouts."""
@@ -155,4 +176,5 @@ class Allocation:
             weights=self.weights[on],
             expected_success=self.expected_success[on],
             expected_value=self.expected_value[on],
+            beliefs=self.beliefs[on],
         )

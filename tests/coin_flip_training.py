@@ -121,9 +121,10 @@ class CoinFlipCollector(Collector):
         if self.failing:
             failures.append(Failure("p1", 10**6, "it is lost", 1))
         allocation = plan.allocation().admitted()
-        weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
+        given = zip(allocation.weights.tolist(), map(tuple, allocation.beliefs.tolist()), strict=True)
+        planned = dict(zip(allocation.prompt_ids, given, strict=True))
         known = [pair for pair in prompts if pair.prompt.id in rollouts]
-        groups = [RolloutGroup(*pair, rollouts[pair.prompt.id], weights[pair.prompt.id]) for pair in known]
+        groups = [RolloutGroup(*pair, rollouts[pair.prompt.id], *planned[pair.prompt.id]) for pair in known]
         return CollectedStep(allocation, groups, failures, generate_s=1.0, reward_s=0.1)
 
 

@@ -1,7 +1,7 @@
 """Exports the state of a run to Ray's Prometheus endpoints.
 
 Ray puts `ray_` before every name: `kray_step` is queried as `ray_kray_step`. A metric that names a Prometheus metric
-(kray/metrics.py) is set once a step; the state of pool and scorer every few seconds. Every series carries the tag `run`, and
+(kray/metrics/) is set once a step; the state of pool and scorer every few seconds. Every series carries the tag `run`, and
 engine, part or state where there are several; never a prompt id, because series must stay few. cluster/grafana-kray.json
 shows them. Ray is loaded when the first value is set.
 """
@@ -37,7 +37,7 @@ class Exported(NamedTuple):
     meaning: str
 
 
-# What is exported besides the metrics of kray/metrics.py.
+# What is exported besides the metrics of kray/metrics/.
 OTHERS = {
     "kray_step": Exported("gauge", "", "steps completed"),
     "kray_part_seconds": Exported("gauge", "part", "seconds of a part of the newest step"),

@@ -72,7 +72,7 @@ def step_metrics(
             budget/share_<status> is by this step's own labels.
 
     Returns:
-        Metric name -> number (kray/metrics.py has their meanings); NaN where there is nothing to measure.
+        Metric name -> number (kray/metrics/ has their meanings); NaN where there is nothing to measure.
     """
     s, n = np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64)
     budgets = np.asarray(allocation.budgets, dtype=np.float64)

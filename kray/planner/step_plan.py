@@ -249,6 +249,7 @@ class StepPlan:
             ),
             expected_success=start.alpha / (start.alpha + start.beta),
             expected_value=BetaValue(start.alpha, start.beta).total(budgets),
+            beliefs=np.stack([start.alpha, start.beta], axis=1),
         )
 
     def metrics(self) -> dict[str, float]:

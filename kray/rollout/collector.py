@@ -15,7 +15,7 @@ from typing import Any
 
 from kray.config.schema import RolloutConfig
 from kray.errors import KrayError
-from kray.records import EncodedPrompt, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
+from kray.records import Allocation, EncodedPrompt, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.collected import CollectedStep
@@ -94,8 +94,7 @@ class Collector:
         finally:
             work.cancel()
         allocation = plan.allocation().admitted()
-        weights = dict(zip(allocation.prompt_ids, allocation.weights.tolist(), strict=True))
-        groups = work.groups(weights)
+        groups = work.groups(allocation)
         generate_s, reward_s = work.generated - started, time.monotonic() - work.generated
         collected = CollectedStep(allocation, groups, work.failures, generate_s, reward_s)
         assert collected.rollouts + collected.failed == sum(work.drawn.values())
@@ -229,10 +228,17 @@ class _Collection:
                     self.pending.discard(task)
                     self._take_in(session, task.result())
 
-    def groups(self, weights: Mapping[str, float]) -> list[RolloutGroup]:
-        """Return the scored rollouts in groups, with the plan's weight of each prompt."""
+    def groups(self, allocation: Allocation) -> list[RolloutGroup]:
+        """Return the scored rollouts in groups, with the plan's weight of each prompt and what was believed about it."""
+        row = {prompt_id: i for i, prompt_id in enumerate(allocation.prompt_ids)}
+        weights, beliefs = allocation.weights.tolist(), allocation.beliefs.tolist()
         return [
-            RolloutGroup(*self.known[prompt_id], sorted(found, key=lambda rollout: rollout.index), weights[prompt_id])
+            RolloutGroup(
+                *self.known[prompt_id],
+                rollouts=sorted(found, key=lambda rollout: rollout.index),
+                weight=weights[row[prompt_id]],
+                belief=(beliefs[row[prompt_id]][0], beliefs[row[prompt_id]][1]),
+            )
             for prompt_id, found in self.rollouts.items()
             if found
         ]

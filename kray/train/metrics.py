@@ -1,4 +1,4 @@
-"""The metrics of one update (kray/metrics.py says what each means) and the count of steps without a finite gradient."""
+"""The metrics of one update (kray/metrics/ says what each means) and the count of steps without a finite gradient."""
 
 from __future__ import annotations
 
