@@ -1,6 +1,6 @@
 """Exact success rates, where an answer can be given in one way only: the probability of its tokens and of the end.
 
-No sampling noise, at the price of one forward pass; and the ceiling of all planning, a knapsack that knows them.
+No sampling noise, at the price of one forward pass.
 """
 
 from __future__ import annotations
@@ -11,11 +11,6 @@ from typing import Any
 import numpy as np
 
 from kray.errors import ConfigError
-from kray.planner import KnapsackPlanner, PointValue
-from kray.planner.greedy import RolloutBudget
-from kray.planner.modes import Even, Rule
-from kray.planner.step_plan import StepPlan
-from kray.planner.values import Value
 from kray.records import EncodedPrompt
 from kray.train.learner_group import LearnerGroup
 
@@ -67,20 +62,3 @@ class ExactRates:
         if len(tokens) > self.max_tokens:
             return []
         return [tokens] if len(tokens) == self.max_tokens else [(*tokens, stop) for stop in self.stop_ids]
-
-
-class OraclePlanner(KnapsackPlanner):
-    """The static knapsack on known success rates.
-
-    Lost rollouts stay lost: giving them to others would need a marginal that knows rates. In budgets of tokens what comes
-    back goes evenly to all prompts.
-    """
-
-    # Prompt id -> exact success rate; set before each step.
-    rates: dict[str, float]
-
-    def _value(self, ids: list[str], alpha: np.ndarray, beta: np.ndarray) -> Value:
-        return PointValue(np.array([self.rates[i] for i in ids]))
-
-    def _respend(self, budget: RolloutBudget, value: Value, step: StepPlan) -> Rule:
-        return Even(budget) if self.settings.unit == "tokens" else Rule()

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from kray.compare.exact import ExactRates, OraclePlanner
+import numpy as np
+
+from kray.compare.controlled import ControlledPlanner, NoisyCollector, known_beliefs
+from kray.compare.controls import Controls
+from kray.compare.exact import ExactRates
 from kray.compare.study import RATES, VISITS
 from kray.driver.components import OfferedPrompts
 from kray.driver.loop import Training
@@ -30,22 +35,36 @@ class ComparedTraining(Training):
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.exact: ExactRates | None = None
+        self._controls = Controls()
         # Of the step that is being collected: prompt id -> exact success rate, and the seconds that they took.
         self._rates: dict[str, float] = {}
         self._rates_s = 0.0
 
+    def control(self, controls: Controls) -> None:
+        """Apply the controls of the method that are not the planner's."""
+        self._controls = controls
+        if controls.label_noise:
+            self.steps.collector = NoisyCollector(self.steps.collector, controls.label_noise)
+
     async def before_plan(self, step: int, offered: OfferedPrompts) -> None:
-        """Compute the exact success rates of the step's prompts, which the oracle plans with."""
-        if self.exact is not None:
-            temperature = self.config.rollout.temperature
-            self._rates, self._rates_s = await self._exact_rates(offered.prompts, temperature)
-            if isinstance(self.components.planner, OraclePlanner):
-                self.components.planner.rates = self._rates
+        """Compute the exact success rates of the step's candidates where the plan knows them."""
+        self._rates, self._rates_s = {}, 0.0
+        if self.exact is not None and self._controls.knows_plan:
+            self._rates, self._rates_s = await self._exact_rates(offered.prompts, self.config.rollout.temperature)
+            assert isinstance(self.components.planner, ControlledPlanner)
+            self.components.planner.rates = self._rates
 
     async def after_collect(self, step: int, collected: CollectedStep) -> None:
-        """Write the step's line of visits.jsonl."""
+        """Write the step's line of visits.jsonl; give the groups their exact success rates where the baseline knows them."""
         if self.exact is not None:
+            if not self._rates:
+                # The learner has not yet updated: these are the rates that the step was planned with.
+                visited = set(collected.allocation.prompt_ids)
+                prompts = [pair for pair in self.components.train if pair.prompt.id in visited]
+                self._rates, self._rates_s = await self._exact_rates(prompts, self.config.rollout.temperature)
             collected.plan_metrics[TIMING_S_EXACT] = self._rates_s
+        if self._controls.knows_baseline:
+            tell_baseline(collected, self._rates)
         self._append(VISITS, visit(step + 1, collected, self._rates))
 
     async def after_evaluation(self) -> None:
@@ -72,3 +91,18 @@ class ComparedTraining(Training):
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with (self.store.run_folder / name).open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def tell_baseline(collected: CollectedStep, rates: Mapping[str, float]) -> None:
+    """Replace the beliefs that travel with a step's groups by ones that are as good as certain.
+
+    Args:
+        collected: The step.
+        rates: Prompt id -> exact success rate.
+    """
+    allocation = collected.allocation
+    allocation.beliefs = known_beliefs(np.array([rates[i] for i in allocation.prompt_ids]))
+    known = dict(zip(allocation.prompt_ids, allocation.beliefs.tolist(), strict=True))
+    for group in collected.groups:
+        alpha, beta = known[group.prompt.id]
+        group.belief = alpha, beta

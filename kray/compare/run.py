@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kray.compare.exact import ExactRates, OraclePlanner
+from kray.compare.controlled import ControlledPlanner
+from kray.compare.exact import ExactRates
 from kray.compare.method_run import ComparedTraining
 from kray.compare.report import write_report
 from kray.compare.study import Child, Study, keep
@@ -197,8 +198,8 @@ class Comparison(Driver):
         """Return how the child's training ended, and its MLflow run."""
         config = child.config
         components = unlearned(shared, config)
-        if child.oracle:
-            components = replace(components, planner=OraclePlanner.of(config.plan))
+        if child.controls.knows_plan or child.controls.shuffle_budgets:
+            components = replace(components, planner=ControlledPlanner.under(child.controls, config))
         variables = config.prompts.train.chat_template_kwargs
         state = RunState(prompts=prompts_digest([prompt for prompt, _ in components.train], variables))
         tracker = await asyncio.to_thread(self._open_child, child, parent_id)
@@ -209,6 +210,7 @@ class Comparison(Driver):
             await self._stop.unless(begin(workers, child, start, base, components))
             store = CheckpointStore(child.folder, 1)
             training = ComparedTraining(config, components, state, workers, tracker, store, self._stop, console, base)
+            training.control(child.controls)
             if self.study.exact:
                 tokens = config.rollout.max_response_tokens
                 training.exact = ExactRates(workers.learners, components.tokenizer, components.stop_ids, tokens)

@@ -10,7 +10,7 @@ A comparison is a YAML file:
     methods:                         # name -> keys put on top; what kray/compare/verdicts.py judges goes by these names
       uniform: {plan.mode: uniform}
       uniform_half: {plan.mode: uniform, times: 0.5}   # times: of the budget that all have
-      exact_p: {plan.mode: static, oracle: true}       # oracle: the knapsack knows each prompt's exact success rate
+      exact_p: {plan.mode: static, oracle: true}       # oracle, shuffle_budgets, label_noise: kray/compare/controls.py
     tried: [...]                     # settings that were tried and did not separate, a sentence each, for the report
 
 Every child (method, seed) has a folder of its own, <folder>/<method>/seed-<seed>. It is done when the folder holds done.json,
@@ -20,7 +20,6 @@ which is written last and whole; done children are not run again, and only child
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,9 @@ from typing import Any
 
 import yaml
 
-from kray.config import KrayConfig, changed_keys, flat, load_config, to_yaml
+from kray.compare.controls import NAMES, Controls, check_controls, read_controls
+from kray.compare.settings import OWN, same_settings, settings_digest
+from kray.config import KrayConfig, changed_keys, load_config, to_yaml
 from kray.config.reading import Loader
 from kray.config.train_schema import BUILT_WITH
 from kray.errors import ConfigError
@@ -41,8 +42,6 @@ KEYS = ("base", "config", "exact", "seeds", "methods", "tried")
 DONE, VISITS, RATES = "done.json", "visits.jsonl", "rates.jsonl"
 # Keys in which the runs on the same workers may differ; all others belong to engines, ranks, scorers or the prompts.
 FREE = ("prompts.per_step", "plan.", "run.name", "run.seed", "train.")
-# Keys that tell where results go and what is shown, not what the results are.
-OWN = ("run.name", "run.dir", "track.", "resume")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Child:
         seed: Of the run.
         config: Its configuration.
         folder: Of its results.
-        oracle: Its planner knows exact success rates.
+        controls: What is done to it beside its configuration.
         exact: Its accuracies are exact success rates, too.
     """
 
@@ -62,7 +61,7 @@ class Child:
     seed: int
     config: KrayConfig
     folder: Path
-    oracle: bool = False
+    controls: Controls = field(default_factory=Controls)
     exact: bool = False
 
     @property
@@ -73,9 +72,12 @@ class Child:
     @property
     def settings(self) -> str:
         """A digest that is equal for children that compute the same."""
-        own = {key: value for key, value in flat(self.config).items() if not key.startswith(OWN)}
-        text = json.dumps([own, self.oracle] if self.exact else [own, self.oracle, "sampled"], sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return settings_digest(self.config, self._others)
+
+    @property
+    def _others(self) -> list[Any]:
+        """What the digest holds beside the configuration."""
+        return [*self.controls.told, *([] if self.exact else ["sampled"])]
 
     def result(self) -> dict[str, Any] | None:
         """Return what done.json holds, None while the child is not done.
@@ -89,7 +91,7 @@ class Child:
             return None
         except ValueError as error:
             raise ConfigError(f"{self.folder / DONE} is not JSON: {error}; remove {self.folder}") from None
-        if found["settings"] != self.settings:
+        if not same_settings(found["settings"], self.config, self._others, self.folder):
             raise ConfigError(f"{self.folder} was done with other settings{self._difference()}; take another --dir")
         return found
 
@@ -215,14 +217,13 @@ def load_study(path: str, methods: str = "", seeds: str = "", folder: str = "", 
     table = {name: _method(path, known, name, exact, base) for name in chosen}
     children = []
     for seed in numbers:
-        for name, (keys, oracle) in table.items():
+        for name, (keys, controls) in table.items():
             place = root / name / f"seed-{seed}"
             own = {"run.seed": seed, "run.name": f"{root.name}-{name}-{seed}", "run.checkpoint_every": 0}
             config = _configure(path, f"method {name}", base_path, given, [*overrides, *_overrides(keys | own)])
             _share(config, base, path, name)
-            if oracle:
-                _check_oracle(config, path, name)
-            children.append(Child(name, seed, _placed(config, root), place, oracle, exact))
+            check_controls(controls, config, f"{path}: method {name}")
+            children.append(Child(name, seed, _placed(config, root), place, controls, exact))
     tried = document.get("tried") or []
     if not (isinstance(tried, list) and all(isinstance(line, str) for line in tried)):
         raise ConfigError(f"{path}: tried must be a list of sentences")
@@ -270,8 +271,8 @@ def _section(document: Mapping[str, Any], key: str, path: str) -> dict[str, Any]
 
 def _method(
     path: str, known: Mapping[str, Any], name: str, exact: bool, base: KrayConfig
-) -> tuple[dict[str, Any], bool]:
-    """(dotted keys, oracle) of a method."""
+) -> tuple[dict[str, Any], Controls]:
+    """(dotted keys, controls) of a method."""
     if name not in known:
         raise ConfigError(f"{path}: no method {name!r}: {', '.join(known)}")
     if not name.replace("_", "").replace("-", "").isalnum():
@@ -279,22 +280,13 @@ def _method(
     keys = known[name] or {}
     if not isinstance(keys, dict):
         raise ConfigError(f"{path}: method {name} must be a mapping of keys")
-    oracle = bool(keys.get("oracle", False))
-    if oracle and not exact:
-        raise ConfigError(f"{path}: method {name}: oracle needs exact: true")
+    controls = read_controls(keys, exact, f"{path}: method {name}")
     times = keys.get("times", 1)
     if not (isinstance(times, int | float) and times > 0 and float(times * base.plan.budget).is_integer()):
         raise ConfigError(f"{path}: method {name}: times must give a whole number of rollouts, not {times!r} of them")
-    given = _dotted({key: value for key, value in keys.items() if key not in ("oracle", "times")})
+    given = _dotted({key: value for key, value in keys.items() if key not in (*NAMES, "times")})
     scaled = {"plan.budget": int(times * base.plan.budget), "plan.token_budget": round(times * base.plan.token_budget)}
-    return (scaled if times != 1 else {}) | given, oracle
-
-
-def _check_oracle(config: KrayConfig, path: str, name: str) -> None:
-    for key, wanted in (("mode", "static"), ("value", "paper"), ("candidates", 1)):
-        if (found := getattr(config.plan, key)) != wanted:
-            text = f"an oracle plans all at once, for the prompts that it is offered: plan.{key} must be {wanted}, not {found}"
-            raise ConfigError(f"{path}: method {name}: {text}")
+    return (scaled if times != 1 else {}) | given, controls
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

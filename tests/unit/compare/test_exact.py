@@ -1,4 +1,4 @@
-"""Exact success rates from log-probabilities, and the knapsack that is told them."""
+"""Exact success rates from log-probabilities."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from kray.compare.exact import ExactRates, OraclePlanner
+from kray.compare.exact import ExactRates
 from kray.errors import ConfigError
-from kray.plan_modes import PlanConfig
-from kray.planner import PointValue, solve
 from kray.records import Prompt
 
 STOPS = (7, 8)
@@ -58,28 +56,3 @@ def test_many_prompts_are_asked_in_parts():
 def test_an_answer_of_several_spellings_is_refused():
     with pytest.raises(ConfigError, match="needs a tokenizer of characters"):
         rates(Policy(), "00")
-
-
-def test_the_oracle_solves_the_knapsack_on_the_rates_it_is_told():
-    plan = PlanConfig(mode="static", budget=40, lower=2, upper=16, candidates=1.0, refit_every=1, fit_discount=False)
-    planner = OraclePlanner.of(plan)
-    known = np.array([0.0, 0.01, 0.3, 0.6, 1.0])
-    planner.rates = {str(i): p for i, p in enumerate(known)}
-    for _ in range(2):  # labels of the first step change nothing
-        step = planner.begin(list("01234"))
-        for prompt_id, rollouts in step.take():
-            step.observe(prompt_id, [1.0] * rollouts)
-        assert step.done
-        assert step.allocation().budgets.tolist() == solve(PointValue(known), 40, 2, 16).tolist()
-
-
-def test_the_oracle_spends_tokens_that_come_back():
-    planner = OraclePlanner("static", unit="tokens", token_budget=200, candidates=1, upper=20)
-    planner.rates = {"solved": 1.0, "half": 0.5}
-    step = planner.begin(["solved", "half"], cost=[10.0, 10.0])
-    spent = 0
-    while not step.done:
-        for prompt_id, rollouts in step.take():
-            step.observe(prompt_id, [1.0] * rollouts, tokens=6 * rollouts)  # for 10 that were expected
-            spent += 6 * rollouts
-    assert 190 < spent <= 200

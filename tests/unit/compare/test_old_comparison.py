@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from old_files import FIXTURES, unpack
 
+from kray.compare import settings
 from kray.compare.report import write_report
-from kray.compare.study import Study, load_study
+from kray.compare.study import DONE, Study, load_study
+from kray.errors import ConfigError
 
 
 @pytest.fixture
@@ -35,3 +38,42 @@ def test_an_old_comparison_is_reported_with_the_same_figures(study):
     assert [verdict["outcome"] for verdict in after["verdicts"]] == [
         verdict["outcome"] for verdict in before["verdicts"]
     ]
+
+
+# A key that any configuration has, in the part of an earlier version's newest key.
+KEY = "updates"
+
+
+@pytest.fixture
+def older(study) -> Study:
+    """A study whose done children were written before kray had the key train.updates."""
+    for child in study.children:
+        file = child.folder / "config.yaml"
+        if file.is_file():
+            tree = yaml.safe_load(file.read_text())
+            del tree["train"][KEY]
+            file.write_text(yaml.safe_dump(tree))
+            own = {key: value for key, value in settings._own(child.config).items() if key != f"train.{KEY}"}
+            done = json.loads((child.folder / DONE).read_text())
+            done["settings"] = settings._digest(own, [False, "sampled"])
+            (child.folder / DONE).write_text(json.dumps(done))
+    return study
+
+
+@pytest.mark.parametrize(("before", "now", "accepted"), [(1, 1, True), (1, 2, False), (2, 2, True), (2, 1, False)])
+def test_a_newer_key_changes_old_results_unless_it_does_what_was_done_before(older, monkeypatch, before, now, accepted):
+    monkeypatch.setitem(settings.BEFORE, f"train.{KEY}", before)
+    study = load_study(
+        str(FIXTURES / "tiny-comparison.yaml"), folder=str(older.folder), overrides=[f"train.{KEY}={now}"]
+    )
+    if accepted:
+        assert len(study.todo()) == 2
+    else:
+        with pytest.raises(ConfigError, match="other settings"):
+            study.todo()
+
+
+def test_an_old_child_with_another_value_of_an_old_key_is_not_taken(older):
+    study = load_study(str(FIXTURES / "tiny-comparison.yaml"), folder=str(older.folder), overrides=["train.lr=0.1"])
+    with pytest.raises(ConfigError, match=r"train.lr was .* and is 0.1"):
+        study.todo()

@@ -46,7 +46,7 @@ def test_children_are_methods_times_seeds_on_one_base(write, tmp_path):
     assert [by_name[name].config.plan.budget for name in ("uniform", "twice", "oracle")] == [256, 512, 256]
     assert [by_name[name].config.train.lr for name in ("uniform", "twice", "oracle")] == [5e-5, 5e-5, 3e-4]
     assert [child.config.run.seed for child in study.children] == [0, 0, 0, 1, 1, 1]
-    assert by_name["oracle"].oracle
+    assert [child.controls.oracle for child in study.children[:3]] == ["", "", "plan"]
     assert {child.config.track.uri for child in study.children} == {f"sqlite:///{tmp_path}/out/mlflow.db"}
 
 
@@ -116,6 +116,16 @@ def test_a_moved_folder_is_still_done(write, tmp_path):
     assert len(load_study(file, folder=str(tmp_path / "moved")).todo()) == len(study.children) - 1
 
 
+def test_controls_are_part_of_the_settings(write, tmp_path):
+    out, found = str(tmp_path / "out"), {}
+    for number, flags in enumerate(["times: 1", "oracle: true", "oracle: plan", "oracle: both", "oracle: baseline",
+                                    "shuffle_budgets: true", "label_noise: 0.05", "label_noise: 0.1"]):  # fmt: skip
+        changed = TEXT.replace("plan.mode: uniform, times: 2", f"plan.mode: static, {flags}")
+        found[number] = load_study(write(changed), "twice", "0", out).children[0].settings
+    assert found.pop(1) == found[2]
+    assert len(set(found.values())) == len(found)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -125,8 +135,14 @@ def test_a_moved_folder_is_still_done(write, tmp_path):
         ({"times: 2": "times: 0.001"}, "times must give a whole number"),
         ({"exact: true": "exact: false"}, "method oracle: oracle needs exact"),
         ({"mode: static, candidates: 1": "mode: online, candidates: 1"}, "method oracle: .*plan.mode must be static"),
-        ({"candidates: 1": "candidates: 1, value: grpo"}, "method oracle: .*plan.value must be paper"),
-        ({"candidates: 1": "candidates: 2"}, "method oracle: .*plan.candidates must be 1"),
+        (
+            {"candidates: 1": "candidates: 1, value: grpo"},
+            "method oracle: .*plan.value must be paper or baseline, not grpo",
+        ),
+        ({"oracle: true": "oracle: beliefs"}, "method oracle: oracle must be true or one of plan, baseline, both"),
+        ({"times: 2": "shuffle_budgets: true"}, "method twice: .*plan.mode must be static, not uniform"),
+        ({"times: 2": "shuffle_budgets: 1"}, "method twice: shuffle_budgets must be true or false"),
+        ({"times: 2": "label_noise: 5"}, "method twice: label_noise must be a probability, not 5"),
         ({"run: {{name": f"prompts: {LOOSE}, run: {{{{name"}, "answers that can be given in one way"),
         ({"exact: true": "exactly: true"}, "exactly is not a key of a comparison"),
         ({"run: {{name": "reward: {{verifier: math}}, run: {{name"}, "answers that can be given in one way"),

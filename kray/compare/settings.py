@@ -1,0 +1,88 @@
+"""The digest of a child's settings, by which its results are recognised, also those that an earlier version wrote.
+
+A digest is over all keys that kray had when it was made; config.yaml in the child's folder names them. A key that kray got
+later changes no result while it has the value by which kray does what it did before: such results remain valid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kray.config import KrayConfig, flat
+from kray.config.reading import Loader
+
+# Keys that tell where results go and what is shown, not what the results are.
+OWN = ("run.name", "run.dir", "track.", "resume")
+# Newer keys whose default is not what kray did before it had them -> what it did.
+BEFORE: dict[str, Any] = {
+    "train.baseline": "group",
+    "train.epochs": 1,
+    "train.lr_schedule": "constant",
+    "train.max_kl": 0.0,
+    "train.thin": 1.0,
+}
+
+
+def settings_digest(config: KrayConfig, others: Sequence[Any]) -> str:
+    """Return 16 hexadecimal digits that are equal for children that compute the same.
+
+    Args:
+        config: Of the child.
+        others: JSON values beside the configuration.
+    """
+    return _digest(_own(config), others)
+
+
+def same_settings(digest: str, config: KrayConfig, others: Sequence[Any], folder: Path) -> bool:
+    """Return whether a child was done with these settings, by this version of kray or an earlier one.
+
+    Args:
+        digest: That was written when it was done.
+        config: As in `settings_digest`.
+        others: As in `settings_digest`.
+        folder: Of the child, with the configuration that it was done with.
+    """
+    now = _own(config)
+    if digest == _digest(now, others):
+        return True
+    kept = _tree(folder / "config.yaml")
+    newer = {key for key in now if _is_newer(key.split("."), kept)}
+    before = flat(KrayConfig()) | BEFORE
+    if any(key not in before or now[key] != before[key] for key in newer):
+        return False
+    return digest == _digest({key: value for key, value in now.items() if key not in newer}, others)
+
+
+def _own(config: KrayConfig) -> dict[str, Any]:
+    return {key: value for key, value in flat(config).items() if not key.startswith(OWN)}
+
+
+def _digest(own: Mapping[str, Any], others: Sequence[Any]) -> str:
+    text = json.dumps([own, *others], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _tree(file: Path) -> Mapping[str, Any]:
+    """Return a configuration as it was written; empty where there is none."""
+    if not file.is_file():
+        return {}
+    tree = yaml.load(file.read_text(encoding="utf-8"), Loader)  # a SafeLoader
+    return tree if isinstance(tree, Mapping) else {}
+
+
+def _is_newer(path: Sequence[str], tree: Mapping[str, Any]) -> bool:
+    """Return whether a written configuration has the section of a key, but not the key."""
+    for depth, name in enumerate(path):
+        if name not in tree:
+            return depth > 0
+        inner = tree[name]
+        if not isinstance(inner, Mapping):
+            return False
+        tree = inner
+    return False
