@@ -58,18 +58,19 @@ def _advantage_clip(config: KrayConfig) -> Iterator[str]:
 def _clips(train: TrainConfig) -> Iterator[str]:
     defaults = TrainConfig()
     low, high = train.clip_low, train.clip_high
-    if train.updates == 1 and (low, high) != (defaults.clip_low, defaults.clip_high):
+    once = train.updates == train.epochs == 1
+    if once and (low, high) != (defaults.clip_low, defaults.clip_high):
         yield (
-            f"train.clip_low {low:g} and train.clip_high {high:g} do nothing: with train.updates 1 every probability ratio "
-            "is 1, since the policy is updated only once"
+            f"train.clip_low {low:g} and train.clip_high {high:g} do nothing: with train.updates 1 and train.epochs 1 every "
+            "probability ratio is 1, since the policy is updated only once"
         )
-    if train.updates > 1 and train.loss == "gspo" and max(low, high) > GSPO_LARGE:
+    if not once and train.loss == "gspo" and max(low, high) > GSPO_LARGE:
         paper = " and ".join(f"{clip:g}" for clip in GSPO_CLIPS)
         yield (
             f"train.clip_low {low:g} and train.clip_high {high:g} are wide for train.loss gspo, which clips the mean ratio "
             f"of whole rollouts: its paper has {paper}"
         )
-    if train.updates > 1 and train.loss == "cispo" and low < 1:
+    if not once and train.loss == "cispo" and low < 1:
         yield (
             f"train.clip_low {low:g} bounds the weight of a token from below, which the paper of train.loss cispo does not do: "
             "there it is 1"

@@ -22,7 +22,14 @@ class TrainConfig:
     """Learning rate of AdamW."""
 
     lr_warmup_steps: int = 0
-    """Optimizer steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0, at each optimizer step."""
+
+    lr_schedule: str = "constant"
+    """Course of the learning rate after the warm-up, set anew for each optimizer step: constant, or linear or cosine down to
+    `lr_final` at run.steps. A run that is resumed with another number of steps follows the schedule of the new number."""
+
+    lr_final: float = 0.0
+    """Learning rate at the end of the schedules linear and cosine, as a share of `lr`."""
 
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""
@@ -50,8 +57,20 @@ class TrainConfig:
     clip_high: float = 0.28
     """Ratios above 1 + clip_high are clipped."""
 
+    baseline: str = "group"
+    """What a rollout's reward is compared with. group: the mean of its prompt's rollouts in this step (GRPO); a group whose
+    rewards are all equal has no gradient, so it takes at least two. belief: the success rate that the planner expected before
+    the step, corrected by the prompt's other rollouts of the step; every rollout has a gradient, and one for each prompt is
+    enough. batch: the mean of all rollouts of the step (REINFORCE). belief counts rewards as the planner does, cut to
+    [0, 1]."""
+
+    advantage_floor: float = 0.1
+    """Smallest standard deviation by which advantages are divided, where `baseline` is belief or batch and `advantage` is std:
+    with it a success that was expected with probability .001 has an advantage of 10 and not of 32."""
+
     advantage: str = "auto"
-    """std: divided by the standard deviation of the group. mean: not divided. auto: as in the paper of the loss."""
+    """std: divided by the standard deviation of the group's rewards (`baseline: group`), of a reward as the belief expects it
+    (belief) or of the step's rewards (batch). mean: not divided. auto: as in the paper of the loss."""
 
     aggregation: str = "auto"
     """How rollouts are averaged: token_mean, sequence_mean, prompt_mean, constant (Dr. GRPO: divided by `constant_tokens`) or
@@ -81,7 +100,20 @@ class TrainConfig:
     """Steps in a row whose gradient is not finite, each of them skipped, before the run stops. 0: no limit."""
 
     updates: int = 1
-    """Optimizer steps of one step. Groups are divided evenly among them."""
+    """Optimizer steps of one pass over a step's rollouts. Groups are divided evenly among them."""
+
+    epochs: int = 1
+    """Passes over the rollouts of a step. From the second optimizer step on, the policy is no longer the one that sampled, and
+    PPO's clip bounds the probability ratio between the two. With several `updates`, each pass takes them in another order."""
+
+    max_kl: float = 0.0
+    """KL divergence (k3 estimate, nats a token) from the policy before the step above which no further optimizer step is made
+    on the step's rollouts. 0: no such limit."""
+
+    thin: float = 1.0
+    """Share of the rollouts with an advantage that are trained on. Below 1 they are drawn with a probability in proportion to
+    the size of their advantage (at most 1) and weighted by its inverse: the gradient stays without bias, and an update costs
+    less. Rollouts whose reward was expected have small advantages and are the ones that are left out."""
 
     microbatch_tokens: int = 16384
     """Tokens of one forward pass on one rank, padding included."""

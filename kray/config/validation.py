@@ -41,7 +41,7 @@ LIMITS: dict[str, str] = {
         model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
         model.tiny.batch_size model.lora.rank plan.budget plan.lower plan.upper rollout.engines rollout.max_response_tokens
         rollout.max_sequences rollout.split rollout.max_attempts reward.workers environment.max_turns
-        environment.workers train.ranks train.updates
+        environment.workers train.ranks train.updates train.epochs
         train.microbatch_tokens track.every evaluate.samples plan.rounds plan.candidates plan.max_wait plan.refit_every
         """,
     "at least 0": """
@@ -50,7 +50,7 @@ LIMITS: dict[str, str] = {
         prompts.train.seed prompts.test.seed rollout.cpus_per_engine rollout.gpus_per_engine rollout.max_context_tokens
         rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps
         train.weight_decay train.grad_clip train.clip_high train.constant_tokens train.advantage_clip train.tis train.kl
-        evaluate.every track.samples track.traces reward.memory_gib train.max_nonfinite
+        evaluate.every track.samples track.traces reward.memory_gib train.max_nonfinite train.advantage_floor train.max_kl
         plan.token_budget plan.in_flight plan.pilot plan.target_groups rollout.min_engines async.max_staleness
         """,
     "at least 2": "plan.target_size",
@@ -60,9 +60,9 @@ LIMITS: dict[str, str] = {
         reward.deadline_s environment.step_timeout_s train.timeout_s evaluate.temperature
         """,
     "in [0, 1]": """
-        run.max_failed_share plan.discount train.clip_low model.tiny.clean_share model.tiny.tool_share
+        run.max_failed_share plan.discount train.clip_low train.lr_final model.tiny.clean_share model.tiny.tool_share
         """,
-    "in (0, 1]": "rollout.gpu_memory_share",
+    "in (0, 1]": "rollout.gpu_memory_share train.thin",
     "in [0, 1)": "train.beta1 train.beta2",
     "0 or 1": "train.gpus_per_rank",
 }
@@ -86,7 +86,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prompts.test.prompt_format": ("auto", "text", "json"),
     "model.dtype": ("float32", "bfloat16"),
     "train.loss": ("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
+    "train.baseline": ("group", "belief", "batch"),
     "train.advantage": ("auto", "std", "mean"),
+    "train.lr_schedule": ("constant", "linear", "cosine"),
     "train.aggregation": ("auto", "token_mean", "sequence_mean", "prompt_mean", "constant"),
     "train.lr_scaling": ("none", "sqrt", "linear"),
     "track.log_model": ("", "log", "register"),

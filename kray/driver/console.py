@@ -12,12 +12,12 @@ from kray.config import KrayConfig, kept_config
 from kray.metrics import (
     BUDGET_MAX,
     BUDGET_MIN,
-    GROUP_EFFECTIVE_RATIO_PROMPTS,
     REWARD_MEAN,
     STEP_PARTS,
     THROUGHPUT_ROLLOUTS_PER_S,
     THROUGHPUT_TOKENS_PER_S,
     TIMING_S_STEP,
+    TRAIN_EFFECTIVE_RATIO,
     timing,
 )
 from kray.monitor.durations import format_duration
@@ -43,8 +43,8 @@ class Summary:
     accuracy_after: float | None
     greedy_after: float | None
     test_prompts: int
-    effective_rollouts: float  # mean over the steps: rollouts in mixed groups / rollouts
-    effective_prompts: float  # mean over the steps: prompts with a mixed group / prompts
+    effective: float  # mean over the steps: train/effective_ratio
+    mixed: float  # mean over the steps: prompts whose rollouts got different rewards / prompts
     shares: dict[str, float]  # of the steps' time: generate, reward, update, sync; idle: of an engine's
     rollouts: int
     tokens: int
@@ -90,7 +90,7 @@ def step_line(step: int, steps: int, metrics: Mapping[str, float], left_s: float
     shown = f" ({', '.join(parts)})" if parts else ""
     return (
         f"step {step:>{len(str(steps))}}/{steps}  reward {m[REWARD_MEAN]:.3f}  "
-        f"mixed-reward groups {m[GROUP_EFFECTIVE_RATIO_PROMPTS]:.0%}  budget {m[BUDGET_MIN]:.0f}..{m[BUDGET_MAX]:.0f}  "
+        f"effective rollouts {m.get(TRAIN_EFFECTIVE_RATIO, 0.0):.0%}  budget {m[BUDGET_MIN]:.0f}..{m[BUDGET_MAX]:.0f}  "
         f"{m[THROUGHPUT_ROLLOUTS_PER_S]:,.0f} rollouts/s  {m[THROUGHPUT_TOKENS_PER_S]:,.0f} tokens/s  "
         f"{m[TIMING_S_STEP]:.1f} s{shown}  {format_duration(left_s)} left"
     )
@@ -124,7 +124,7 @@ def end_report(summary: Summary) -> str:
         f"\n{ending} after {summary.steps} of {summary.of_steps} steps, {format_duration(summary.elapsed_s)}, "
         f"{summary.rollouts:,} rollouts, {summary.tokens:,} tokens\n"
         f"  held-out accuracy     {before} before, {after} after{greedy}, on {summary.test_prompts} prompts\n"
-        f"  effective gradients   {summary.effective_prompts:.0%} of prompts, {summary.effective_rollouts:.0%} of rollouts\n"
+        f"  effective rollouts    {summary.effective:.0%} of all; {summary.mixed:.0%} of groups had different rewards\n"
         f"  time in steps         {shares} (an engine is idle for {summary.shares['idle']:.0%})\n"
         f"  engines lost          {summary.engine_deaths}; {restarts}\n"
         f"{left_out}"

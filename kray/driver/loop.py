@@ -32,7 +32,6 @@ from kray.metrics import (
     CHECKPOINT_FAILED,
     DRIVER_RESTARTS,
     GROUP_EFFECTIVE_RATIO_PROMPTS,
-    GROUP_EFFECTIVE_RATIO_ROLLOUTS,
     LEARNER_RESTARTS,
     MEMORY_DRIVER_GIB,
     POOL_ENGINES,
@@ -44,6 +43,7 @@ from kray.metrics import (
     PROGRESS_TOKENS,
     TIMING_S_EVALUATE,
     TIMING_S_STEP,
+    TRAIN_EFFECTIVE_RATIO,
     timing,
 )
 from kray.rollout.collected import CollectedStep
@@ -251,8 +251,8 @@ class Training:
             accuracy_after=last.accuracy if last else None,
             greedy_after=last.greedy if last else None,
             test_prompts=len(self.components.test),
-            effective_rollouts=mean(GROUP_EFFECTIVE_RATIO_ROLLOUTS),
-            effective_prompts=mean(GROUP_EFFECTIVE_RATIO_PROMPTS),
+            effective=mean(TRAIN_EFFECTIVE_RATIO),
+            mixed=mean(GROUP_EFFECTIVE_RATIO_PROMPTS),
             shares={
                 part: mean(timing(part)) / mean(TIMING_S_STEP)
                 for part in ("generate", "reward", "update", "sync", "idle")

@@ -122,7 +122,8 @@ class StepRunner:
         """
         groups, staleness = fresh(collected.groups, version, self.config.async_.max_staleness)
         wait_s = time.monotonic() - started
-        update, update_s = await timed(self.workers.learners.update(groups))
+        seed = derive_seed(self.config.run.seed, version - self.base, "update")
+        update, update_s = await timed(self.workers.learners.update(groups, seed))
         gap, sync_s = await timed(self.workers.serve(version + 1, self.components.probe))
         step_s = time.monotonic() - started
         times = {"wait": wait_s, "update": update_s, "sync": sync_s, "step": step_s}

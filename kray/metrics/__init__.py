@@ -47,6 +47,28 @@ TRAIN_TIS_RATIO = metric(
     "train/tis_ratio", "ratio", "response tokens whose importance weight was truncated, where train.tis is set"
 )
 TRAIN_ADVANTAGE_MAX = metric("train/advantage_max", "1", "largest advantage in the step")
+TRAIN_ADVANTAGE_MEAN = metric(
+    "train/advantage_mean",
+    "1",
+    "mean |advantage| over the step's rollouts: how much the rewards differed from what they were compared with",
+    prometheus="kray_advantage_mean",
+)
+TRAIN_EFFECTIVE_SAMPLE_SIZE = metric(
+    "train/effective_sample_size",
+    "rollouts",
+    "(sum |A|)^2 / sum A^2 over the step's rollouts: rollouts of equal |advantage| that give as precise a gradient",
+    prometheus="kray_effective_sample_size",
+)
+TRAIN_EFFECTIVE_RATIO = metric(
+    "train/effective_ratio",
+    "ratio",
+    "train/effective_sample_size over the step's rollouts: 0 where every group has equal rewards and the baseline is group",
+    prometheus="kray_effective_ratio",
+)
+TRAIN_EPOCHS = metric(
+    "train/epochs", "count", "passes over the step's rollouts; below train.epochs where train.max_kl ended them"
+)
+TRAIN_KEPT_RATIO = metric("train/kept_ratio", "ratio", "rollouts with an advantage that were trained on (train.thin)")
 TRAIN_ADVANTAGE_CUT_GROUPS = metric(
     "train/advantage_cut_groups", "groups", "groups in which train.advantage_clip cut an advantage"
 )
@@ -56,9 +78,11 @@ TRAIN_COMPUTED_TOKENS = metric(
 TRAIN_ATTENTION_PADDING_RATIO = metric(
     "train/attention_padding_ratio", "ratio", "places of the packed attention that hold no key"
 )
-TRAIN_TOKENS = metric("train/tokens", "tokens", "response tokens trained on: those of mixed groups")
-TRAIN_ROWS = metric("train/rows", "rollouts", "rollouts trained on")
-TRAIN_GROUPS_RATIO = metric("train/groups_ratio", "ratio", "groups that were trained on")
+TRAIN_TOKENS = metric("train/tokens", "tokens", "response tokens trained on, counted at each pass (train.epochs)")
+TRAIN_ROWS = metric("train/rows", "rollouts", "rollouts trained on, counted at each pass (train.epochs)")
+TRAIN_GROUPS_RATIO = metric(
+    "train/groups_ratio", "ratio", "groups that carry a gradient; all with train.baseline belief"
+)
 TRAIN_OPTIMIZER_STEPS = metric("train/optimizer_steps", "count", "optimizer steps done in the step")
 TRAIN_NONFINITE = metric(
     "train/nonfinite",
@@ -70,7 +94,7 @@ TRAIN_NONFINITE = metric(
 TRAIN_SKIPPED = metric(
     "train/skipped",
     "0 or 1",
-    "1 if the step did no optimizer step: no group was mixed, or no gradient finite",
+    "1 if the step did no optimizer step: no rollout had an advantage, or no gradient was finite",
     prometheus="kray_skipped_updates_total",
     prometheus_kind="sum",
 )
@@ -306,7 +330,7 @@ STEP_PARTS = ("plan", "generate", "reward", "update", "sync")
 
 
 # Metrics that the console's line of a step shows.
-STEP_LINE = {REWARD_MEAN, BUDGET_MIN, BUDGET_MAX, GROUP_EFFECTIVE_RATIO_PROMPTS}
+STEP_LINE = {REWARD_MEAN, BUDGET_MIN, BUDGET_MAX, TRAIN_EFFECTIVE_RATIO}
 STEP_LINE |= {THROUGHPUT_ROLLOUTS_PER_S, THROUGHPUT_TOKENS_PER_S}
 STEP_LINE |= {TIMING_S_STEP, *(timing(part) for part in STEP_PARTS)}
 
@@ -314,5 +338,5 @@ STEP_LINE |= {TIMING_S_STEP, *(timing(part) for part in STEP_PARTS)}
 STATUS_VIEW = {BUDGET_MIN, BUDGET_P50, BUDGET_P99, BUDGET_MAX, EVAL_ACCURACY, REWARD_MEAN, STALENESS_MEAN}
 STATUS_VIEW |= {GROUP_EFFECTIVE_RATIO_PROMPTS, GROUP_EFFECTIVE_RATIO_ROLLOUTS, POOL_PREEMPTIONS, POOL_RESTARTS}
 STATUS_VIEW |= {PROGRESS_ROLLOUTS, PROGRESS_TOKENS, THROUGHPUT_ROLLOUTS_PER_S, THROUGHPUT_TOKENS_PER_S}
-STATUS_VIEW |= {TIMING_S_IDLE, TIMING_S_STEP}
+STATUS_VIEW |= {TIMING_S_IDLE, TIMING_S_STEP, TRAIN_EFFECTIVE_RATIO}
 STATUS_VIEW |= {timing(part) for part in STEP_PARTS}

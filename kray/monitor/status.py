@@ -36,6 +36,7 @@ from kray.metrics import (
     THROUGHPUT_TOKENS_PER_S,
     TIMING_S_IDLE,
     TIMING_S_STEP,
+    TRAIN_EFFECTIVE_RATIO,
     timing,
 )
 
@@ -75,6 +76,7 @@ def summary(
         "rollouts_per_s": get(THROUGHPUT_ROLLOUTS_PER_S),
         "tokens_per_s": get(THROUGHPUT_TOKENS_PER_S),
         "reward": get(REWARD_MEAN),
+        "effective": get(TRAIN_EFFECTIVE_RATIO),
         "effective_prompts": get(GROUP_EFFECTIVE_RATIO_PROMPTS),
         "effective_rollouts": get(GROUP_EFFECTIVE_RATIO_ROLLOUTS),
         "idle": newest[TIMING_S_IDLE] / newest[TIMING_S_STEP] if TIMING_S_IDLE in newest else None,

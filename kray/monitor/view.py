@@ -60,6 +60,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     add("step time", f"{_number(get('step_s'))} s: {parts}", get("step_s"))
     add("so far", f"{found['rollouts']:,} rollouts, {found['tokens']:,} tokens", found["rollouts"] or None)
     add("reward", f"{_number(get('reward'))}", get("reward"))
+    add("effective", f"{get('effective') or 0:.0%} of rollouts", get("effective"))
     if get("effective_prompts") is not None:
         shares = (found["effective_prompts"], found["effective_rollouts"])
         add("mixed groups", "{:.0%} of prompts, {:.0%} of rollouts".format(*shares))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kray.metrics import EVAL_ACCURACY, GROUP_EFFECTIVE_RATIO_PROMPTS, GROUP_EFFECTIVE_RATIO_ROLLOUTS, REWARD_MEAN
+from kray.metrics import EVAL_ACCURACY, GROUP_EFFECTIVE_RATIO_PROMPTS, REWARD_MEAN, TRAIN_EFFECTIVE_RATIO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CURVES = {
     EVAL_ACCURACY: ("held-out accuracy", "#0072B2", "o"),
     REWARD_MEAN: ("train reward, mean", "#E69F00", ""),
-    GROUP_EFFECTIVE_RATIO_ROLLOUTS: ("rollouts in mixed groups", "#009E73", ""),
+    TRAIN_EFFECTIVE_RATIO: ("effective rollouts / rollouts", "#009E73", ""),
     GROUP_EFFECTIVE_RATIO_PROMPTS: ("prompts with mixed groups", "#CC79A7", ""),
 }
 
@@ -89,7 +89,7 @@ def budget_histogram(budgets: np.ndarray, upper: int, title: str = "") -> Figure
 
 
 def learning_curve(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Plot accuracy, reward and the shares of mixed groups over the run.
+    """Plot accuracy, reward and the shares of effective rollouts and of mixed groups over the run.
 
     Args:
         rows: As in metrics.jsonl; any metric may be absent.

@@ -4,7 +4,8 @@ Guarantees
 - Every public method except `describe`, `saved`, `lr` and `shutdown` is a collective: all ranks call it with the same
   arguments and in the same order.
 - An update does not depend on the number of ranks or micro-batches it is split over, up to float32 rounding.
-- A step without a mixed group, or whose gradient is not finite, leaves weights and optimizer as they were.
+- A step without a rollout that has an advantage, or whose gradient is not finite, leaves weights and optimizer as they were.
+- No optimizer step is made on rollouts whose sampling policy is further than train.max_kl from the policy.
 
 Shape suffixes: N sampled tokens of one micro-batch, R rollouts.
 """
@@ -31,11 +32,12 @@ from kray.metrics import TRAIN_LOGPROB_GAP_MAX, TRAIN_LR, TRAIN_UPDATE_S
 from kray.train import model as policy
 from kray.train.layout_choice import LearnerLayout, choose_layout
 from kray.train.lora import without_adapters
-from kray.train.loss import LossConfig, LossInputs, k3, policy_loss
-from kray.train.metrics import SUMS, update_metrics
+from kray.train.loss import LossConfig, LossInputs, policy_loss
+from kray.train.metrics import SUMS, batch_sums, update_metrics
 from kray.train.optimizer import ShardedAdamW
 from kray.train.packing import MicroBatch, collate, split_ranks
 from kray.train.process_group import join_process_group, run_on_rank_0
+from kray.train.schedule import schedule_share, update_order
 from kray.train.sharded_checkpoint import CheckpointWriter, read_checkpoint
 from kray.train.supported_models import check_length
 from kray.train.training_rows import TrainingRows, unscored_rows
@@ -73,7 +75,7 @@ class Learner:
             model_path: Hugging Face folder or hub id of the start model.
             train: The run's `train` section; joining takes at most train.timeout_s seconds.
             dtype: Compute dtype and dtype of the gathered weights, float32 or bfloat16; master weights are float32.
-            total_steps: Steps of the run, the upper bound of the learning rate's warm-up.
+            total_steps: Steps of the run, by which the learning rate's schedule ends.
             seed: Seed of torch's random numbers.
             device: "cpu" (gloo) or "cuda" (nccl, one device a rank).
             temperature: Sampling temperature of the rollouts; the trained policy is the policy at this temperature.
@@ -125,9 +127,9 @@ class Learner:
                 raise ConfigError(f"train.{key}: the learner was built with {old!r} and cannot go on with {new!r}")
         self.train = train
         self.loss = LossConfig.from_train(train)
-        self.warmup_updates = min(train.lr_warmup_steps, total_steps) * train.updates
-        # Number of optimizer steps.
-        self.updates_done = 0
+        self.total_steps = total_steps
+        # Numbers of steps that were learned from, and of optimizer steps.
+        self.steps_done = self.updates_done = 0
         self.optimizer = ShardedAdamW(self.model, train)
 
     def __repr__(self) -> str:
@@ -135,12 +137,7 @@ class Learner:
         return f"learner-{self.rank}"
 
     def describe(self) -> dict[str, Any]:
-        """Return what logs show of this rank.
-
-        Returns:
-            rank, host, pid, device, parameters and trained (numbers of parameters), layout, and rejected_layouts, the
-            reasons why faster layouts were not taken.
-        """
+        """Return what logs show of this rank: among other things the reasons why faster layouts were not taken."""
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
         return {
             "rank": self.rank,
@@ -153,20 +150,23 @@ class Learner:
             "rejected_layouts": self.rejected_layouts,
         }
 
-    def lr(self, mixed_share: float = 1.0) -> float:
-        """Return the learning rate of the next optimizer step: a linear warm-up, then constant.
+    def lr(self, done: float = 0.0, mixed_share: float = 1.0) -> float:
+        """Return the learning rate of the next optimizer step.
 
         Args:
+            done: Optimizer steps of this step that come before it, as a share of all that it may take.
             mixed_share: Share of the step's groups that carry a gradient; scales the rate as train.lr_scaling says.
         """
-        warmup = min(1.0, (self.updates_done + 1) / max(1, self.warmup_updates))
-        return self.train.lr * warmup * mixed_share ** LR_EXPONENTS[self.train.lr_scaling]
+        optimizer_steps = self.train.updates * self.train.epochs
+        position = self.steps_done + done
+        share = schedule_share(self.train, position, position + 1 / optimizer_steps, self.total_steps)
+        return self.train.lr * share * mixed_share ** LR_EXPONENTS[self.train.lr_scaling]
 
     def update(self, rows: TrainingRows) -> dict[str, float]:
-        """Take one GRPO step, which is rows.updates optimizer steps.
+        """Learn from one step by train.epochs passes of rows.updates optimizer steps each.
 
-        With one optimizer step the old log-probabilities are this pass's own, detached: the ratio is 1 and the clip
-        inactive. With several they are computed before the first one.
+        Ratios are taken to the log-probabilities of the policy before the first optimizer step. With one optimizer step a
+        pass they are the first pass's own; with several they are computed beforehand.
 
         Returns:
             The train/* metrics, the same on every rank; those that are unknown because nothing was trained on are absent.
@@ -175,29 +175,62 @@ class Learner:
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         gap_max = torch.zeros((), dtype=torch.float64, device=self.device)
         mixed_share = rows.effective_groups / max(1, rows.groups)
-        lr, norms = self.lr(mixed_share), []
+        norms: list[float] = []
         plan = [self._micro_batches(rows, update) for update in range(rows.updates)]
         old: list[list[Tensor | None]] = [[None] * len(batches) for batches in plan]
         if rows.updates > 1:
-            with torch.no_grad():
-                old = [[self._forward(batch)[0] for batch in batches] for batches in plan]
-            self.model.reshard()
-        for batches, old_logprobs in zip(plan, old, strict=True):
-            for k, (batch, old_N) in enumerate(zip(batches, old_logprobs, strict=True)):
-                last = k == len(batches) - 1
-                self.model.set_requires_gradient_sync(last or self.train.reduce_each_microbatch)
-                self.model.set_is_last_backward(last)
-                batch_sums, batch_gap = self._backward(batch, old_N)
-                sums += batch_sums
-                gap_max = torch.maximum(gap_max, batch_gap)
-            norms.append(self.optimizer.step(self.lr(mixed_share)))
+            old = self._old_logprobs(plan)
+        order = update_order(rows.updates, self.train.epochs, rows.seed)
+        lr = self.lr(0.0, mixed_share)
+        for k, update in enumerate(order):
+            pass_sums, pass_gap = self._accumulate(plan[update], old[update])
+            if self._too_far(pass_sums):
+                self.optimizer.clear()
+                break
+            sums += pass_sums
+            gap_max = torch.maximum(gap_max, pass_gap)
+            lr = self.lr(k / len(order), mixed_share)
+            norms.append(self.optimizer.step(lr))
             self.updates_done += bool(np.isfinite(norms[-1]))
+        self.steps_done += 1
         dist.all_reduce(sums)
         dist.all_reduce(gap_max, dist.ReduceOp.MAX)
         metrics = update_metrics(dict(zip(SUMS, sums.tolist(), strict=True)), norms, rows, self.train, self.device)
         metrics[TRAIN_LOGPROB_GAP_MAX] = gap_max.item() if plan else np.nan
         metrics |= {TRAIN_LR: lr, TRAIN_UPDATE_S: time.monotonic() - started}
         return {name: value for name, value in metrics.items() if np.isfinite(value)}
+
+    @torch.no_grad()
+    def _old_logprobs(self, plan: list[list[MicroBatch]]) -> list[list[Tensor | None]]:
+        old: list[list[Tensor | None]] = [[self._forward(batch)[0] for batch in batches] for batches in plan]
+        self.model.reshard()
+        return old
+
+    def _accumulate(self, batches: list[MicroBatch], old: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """Add up the gradient of one optimizer step, and fill in old log-probabilities that are not known yet.
+
+        Returns:
+            SUMS (S,) float64 and the largest gap to the engine's log-probabilities.
+        """
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        gap_max = torch.zeros((), dtype=torch.float64, device=self.device)
+        for k, batch in enumerate(batches):
+            last = k == len(batches) - 1
+            self.model.set_requires_gradient_sync(last or self.train.reduce_each_microbatch)
+            self.model.set_is_last_backward(last)
+            found, batch_gap, old[k] = self._backward(batch, old[k])
+            sums += found
+            gap_max = torch.maximum(gap_max, batch_gap)
+        return sums, gap_max
+
+    def _too_far(self, sums: Tensor) -> bool:
+        """Return whether the policy has moved further than train.max_kl allows. A collective where that is set."""
+        if not self.train.max_kl:
+            return False
+        both = torch.stack([sums[SUMS.index("kl")], sums[SUMS.index("tokens")]])
+        dist.all_reduce(both)
+        kl, tokens = both.tolist()
+        return kl > self.train.max_kl * tokens
 
     def _micro_batches(self, rows: TrainingRows, update: int) -> list[MicroBatch]:
         """Return this rank's micro-batches of one optimizer step."""
@@ -229,8 +262,12 @@ class Learner:
         self.reference.reshard()
         return logprobs_N
 
-    def _backward(self, batch: MicroBatch, old_N: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Add the batch's gradient; return SUMS (S,) float64 and the largest gap to the engine's log-probabilities."""
+    def _backward(self, batch: MicroBatch, old_N: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Add the batch's gradient.
+
+        Returns:
+            SUMS (S,) float64, the largest gap to the engine's log-probabilities, and the old log-probabilities (N,).
+        """
         reference_N = self._reference_logprobs(batch)
         logprobs_N, entropy_N = self._forward(batch)
         old_N = logprobs_N.detach() if old_N is None else old_N
@@ -241,26 +278,8 @@ class Learner:
         # FSDP averages gradients over the ranks; the loss is a sum.
         (result.loss * self.world_size).backward()
         gap_N = (old_N - batch.logprobs).abs().double()
-        keys, key_places = batch.key_counts
-        sums: dict[str, Tensor | float] = {
-            "loss": result.loss,
-            "clipped": result.clipped,
-            "kl": result.kl,
-            "truncated": result.truncated,
-            "reference_kl": result.reference_kl,
-            "entropy": entropy_N.sum(),
-            "gap": gap_N.sum(),
-            "engine_kl": k3(old_N, batch.logprobs).sum(),
-            "tokens": len(logprobs_N),
-            "computed_tokens": batch.input_ids.numel(),
-            "filled": batch.filled,
-            "rows": batch.rows,
-            "keys": keys,
-            "key_places": key_places,
-        }
-        values = [torch.as_tensor(sums[name], dtype=torch.float64, device=self.device).detach() for name in SUMS]
         gap_max = gap_N.max() if len(gap_N) else gap_N.new_zeros(())
-        return torch.stack(values), gap_max
+        return batch_sums(result, batch, entropy_N, gap_N, old_N), gap_max, old_N
 
     @torch.no_grad()
     def _row_logprobs(
@@ -281,9 +300,7 @@ class Learner:
     def logprobs(
         self, token_rows: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0
     ) -> list[np.ndarray]:
-        """Compute the log-probabilities of response tokens, for the probes that verify an engine's weights.
-
-        Every rank computes all rows.
+        """Compute log-probabilities of response tokens; every rank computes all rows.
 
         Args:
             token_rows: (prompt tokens, response tokens) pairs; a response may be empty.
@@ -309,8 +326,7 @@ class Learner:
     def weights(self) -> tuple[Gathered, FlatWeights]:
         """Gather the whole model in the compute dtype on rank 0; the other ranks return no weights.
 
-        Tensors that need neither gathering nor a cast are not copied but share the live parameters' memory, so the
-        caller must copy them (Ray does) before the next update.
+        Tensors may share the live parameters' memory: the caller must copy them (Ray does) before the next update.
 
         Returns:
             Size, checksum and timings, small enough for a caller on another node, and the weights.
@@ -345,7 +361,7 @@ class Learner:
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state()
-        own = {"updates_done": self.updates_done, "rng": rng}
+        own = {"updates_done": self.updates_done, "steps_done": self.steps_done, "rng": rng}
         self.writer.start(Path(folder), self._sharded_state(), own, background)
 
     def saved(self) -> bool:
@@ -365,6 +381,8 @@ class Learner:
         self.writer.wait()
         own, is_own = read_checkpoint(Path(folder), self._sharded_state(), self.rank)
         self.updates_done = own["updates_done"]
+        # Older checkpoints count optimizer steps only; they made one pass over each step.
+        self.steps_done = own.get("steps_done", -(-self.updates_done // self.train.updates))
         if is_own:
             torch.set_rng_state(own["rng"]["cpu"])
             if self.device.type == "cuda" and "cuda" in own["rng"]:

@@ -142,11 +142,12 @@ class LearnerGroup:
         await self._all("configure", "to begin another run", train, total_steps)
         self.train, self.nonfinite_steps = train, 0
 
-    async def update(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
-        """Take one GRPO step on all ranks.
+    async def update(self, groups: Sequence[RolloutGroup], seed: int = 0) -> dict[str, float]:
+        """Learn from one step on all ranks.
 
         Args:
             groups: The step's groups, every rollout with a reward.
+            seed: Of the step, for what the update draws.
 
         Returns:
             The train/* metrics.
@@ -155,7 +156,7 @@ class LearnerGroup:
             ValueError: A rollout has no reward.
             KrayError: The gradients of train.max_nonfinite steps in a row were not finite.
         """
-        rows = await asyncio.to_thread(step_rows, groups, self.train)
+        rows = await asyncio.to_thread(step_rows, groups, self.train, seed)
         metrics = (await self._all("update", "to update", ray.put(rows)))[0]
         self.nonfinite_steps = count_nonfinite_steps(self.nonfinite_steps, metrics, self.train.max_nonfinite)
         return metrics

@@ -7,18 +7,24 @@ import resource
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from kray.config.train_schema import TrainConfig
 from kray.errors import KrayError
 from kray.metrics import (
     TRAIN_ADVANTAGE_CUT_GROUPS,
     TRAIN_ADVANTAGE_MAX,
+    TRAIN_ADVANTAGE_MEAN,
     TRAIN_ATTENTION_PADDING_RATIO,
     TRAIN_CLIP_RATIO,
     TRAIN_COMPUTED_TOKENS,
+    TRAIN_EFFECTIVE_RATIO,
+    TRAIN_EFFECTIVE_SAMPLE_SIZE,
     TRAIN_ENTROPY,
+    TRAIN_EPOCHS,
     TRAIN_GRAD_NORM,
     TRAIN_GROUPS_RATIO,
+    TRAIN_KEPT_RATIO,
     TRAIN_KL,
     TRAIN_LOGPROB_GAP_MEAN,
     TRAIN_LOGPROB_KL,
@@ -33,6 +39,8 @@ from kray.metrics import (
     TRAIN_TIS_RATIO,
     TRAIN_TOKENS,
 )
+from kray.train.loss import LossResult, k3
+from kray.train.packing import MicroBatch
 from kray.train.training_rows import TrainingRows
 
 # What an update sums over its tokens, micro-batches and ranks. tokens: response tokens trained on; computed_tokens: places
@@ -54,6 +62,37 @@ SUMS = (
     "keys",
     "key_places",
 )
+
+
+def batch_sums(result: LossResult, batch: MicroBatch, entropy_N: Tensor, gap_N: Tensor, old_N: Tensor) -> Tensor:
+    """Return the SUMS (S,) float64 of one micro-batch of N targets.
+
+    Args:
+        result: Of the loss.
+        batch: The micro-batch.
+        entropy_N: (N,) entropies, nats.
+        gap_N: (N,) |learner - engine| log-probabilities, nats.
+        old_N: (N,) log-probabilities of the policy before the step, nats.
+    """
+    keys, key_places = batch.key_counts
+    sums: dict[str, Tensor | float] = {
+        "loss": result.loss,
+        "clipped": result.clipped,
+        "kl": result.kl,
+        "truncated": result.truncated,
+        "reference_kl": result.reference_kl,
+        "entropy": entropy_N.sum(),
+        "gap": gap_N.sum(),
+        "engine_kl": k3(old_N, batch.logprobs).sum(),
+        "tokens": len(old_N),
+        "computed_tokens": batch.input_ids.numel(),
+        "filled": batch.filled,
+        "rows": batch.rows,
+        "keys": keys,
+        "key_places": key_places,
+    }
+    values = [torch.as_tensor(sums[name], dtype=torch.float64, device=old_N.device).detach() for name in SUMS]
+    return torch.stack(values)
 
 
 def update_metrics(
@@ -90,7 +129,12 @@ def update_metrics(
         TRAIN_OPTIMIZER_STEPS: float(len(finite)),
         TRAIN_NONFINITE: float(len(norms) - len(finite)),
         TRAIN_SKIPPED: float(not finite),
+        TRAIN_EPOCHS: len(norms) / max(1, rows.updates),
+        TRAIN_KEPT_RATIO: len(rows) / rows.candidates if rows.candidates else np.nan,
         TRAIN_ADVANTAGE_MAX: rows.advantage_max,
+        TRAIN_ADVANTAGE_MEAN: rows.advantage_mean,
+        TRAIN_EFFECTIVE_SAMPLE_SIZE: rows.effective_size,
+        TRAIN_EFFECTIVE_RATIO: rows.effective_size / rows.rollouts if rows.rollouts else np.nan,
         TRAIN_ADVANTAGE_CUT_GROUPS: float(rows.cut_groups),
         TRAIN_PEAK_MEMORY_GIB: _peak_memory_gib(device),
     }
@@ -99,7 +143,7 @@ def update_metrics(
 def count_nonfinite_steps(before: int, metrics: dict[str, float], limit: int) -> int:
     """Return the number of steps in a row, this one included, without a finite gradient.
 
-    A step without a mixed group computes no gradient; it leaves the count as it was.
+    A step without an advantage computes no gradient; it leaves the count as it was.
 
     Args:
         before: The count before this step.

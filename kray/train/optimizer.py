@@ -69,10 +69,14 @@ class ShardedAdamW:
             for group in self.adamw.param_groups:
                 group["lr"] = lr
             self.adamw.step()
+        self.clear()
+        return norm
+
+    def clear(self) -> None:
+        """Forget the gradients."""
         self.adamw.zero_grad(set_to_none=True)
         for _, parameter in self.named:
             parameter.grad = None
-        return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live states as `<parameter>.<state>`, sharded as their parameters."""

@@ -4,7 +4,8 @@ Guarantees
 - A group of weight 0 is left out as if it had not been sampled: it gives no rows and counts in no denominator. So
   dynamic_sampling trains exactly as a run does that is given only the groups it keeps.
 - Of the other groups only rollouts whose advantage is not 0 become rows; every such rollout with at least one sampled
-  token becomes exactly one row, in exactly one optimizer step.
+  token becomes exactly one row, in exactly one optimizer step of a pass. With train.thin below 1 a part of them is drawn,
+  weighted by the inverse of the probability of being drawn.
 - Every rollout of these groups counts in the denominator of the loss, whether or not it became a row. The denominator is
   one number for the whole step, contained in the rows' weights: sums over ranks and micro-batches need no correction.
 - Tokens written by an environment are context: they have no loss, and no length counts them.
@@ -16,13 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from kray.config.train_schema import TrainConfig, advantage_of, aggregation_of
 from kray.records import Rollout, RolloutGroup
-from kray.train.advantages import advantages
+from kray.train.advantages import batch_advantages, belief_advantages, group_advantages
+from kray.train.thinning import draw, inclusion_probabilities
 
 
 @dataclass(slots=True)
@@ -43,7 +46,13 @@ class TrainingRows:
         groups: Number of the step's groups that are not left out.
         effective_groups: Number of groups that carry a gradient.
         advantage_max: Largest magnitude of an advantage before clipping.
+        advantage_mean: Mean magnitude of the advantages of all rollouts that are not left out.
+        effective_size: (sum |A|)^2 / sum A^2 over the same rollouts: as many rollouts of equal |A| would give as precise a
+            gradient.
         cut_groups: Number of groups in which the advantage clip changed a rollout.
+        rollouts: Number of rollouts that are not left out.
+        candidates: Number of rollouts with an advantage, of which R were drawn.
+        seed: Of the order of the optimizer steps in a second pass and later ones.
     """
 
     tokens: np.ndarray
@@ -59,7 +68,12 @@ class TrainingRows:
     groups: int
     effective_groups: int
     advantage_max: float = 0.0
+    advantage_mean: float = 0.0
+    effective_size: float = 0.0
     cut_groups: int = 0
+    rollouts: int = 0
+    candidates: int = 0
+    seed: int = 0
 
     @property
     def lengths(self) -> np.ndarray:
@@ -130,32 +144,56 @@ def token_weights(groups: Sequence[RolloutGroup], aggregation: str, constant_tok
     return [weights(group) for group in groups]
 
 
-def step_rows(groups: Sequence[RolloutGroup], train: TrainConfig) -> TrainingRows:
+def step_rows(groups: Sequence[RolloutGroup], train: TrainConfig, seed: int = 0) -> TrainingRows:
     """Return the rows that one update trains on.
 
     Args:
         groups: The step's groups, every rollout with a reward.
         train: The run's `train` section.
+        seed: Of what is drawn: rows where train.thin is below 1, and the order of optimizer steps.
 
     Raises:
         ValueError: A rollout is unusable; the message names it.
     """
+    beliefs = torch.tensor([group.belief for group in groups if group.weight], dtype=torch.float64).reshape(-1, 2)
+    scale = advantage_of(train) == "std"
 
-    def compute(rewards_R: np.ndarray, group_R: np.ndarray) -> np.ndarray:
-        scale = advantage_of(train) == "std"
-        return advantages(torch.from_numpy(rewards_R), torch.from_numpy(group_R), scale).numpy()
+    def compute(rewards: np.ndarray, group: np.ndarray) -> np.ndarray:
+        rewards_R, group_R = torch.from_numpy(rewards), torch.from_numpy(group)
+        if train.baseline == "belief":
+            return belief_advantages(rewards_R, group_R, beliefs, scale, train.advantage_floor).numpy()
+        if train.baseline == "batch":
+            return batch_advantages(rewards_R, scale, train.advantage_floor).numpy()
+        return group_advantages(rewards_R, group_R, scale).numpy()
 
-    constant, clip = train.constant_tokens, train.advantage_clip
-    return make_rows(groups, compute, aggregation_of(train), train.updates, constant, clip)
+    averaging = Averaging(aggregation_of(train), train.updates, train.constant_tokens, train.advantage_clip, train.thin)
+    return make_rows(groups, compute, averaging, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Averaging:
+    """How the rollouts of a step make up its loss.
+
+    Attributes:
+        aggregation: See `token_weights`.
+        updates: Largest number of optimizer steps of a pass.
+        constant_tokens: See `token_weights`.
+        advantage_clip: Largest magnitude of an advantage; 0 for no limit.
+        thin: Share of the rollouts with an advantage that become rows.
+    """
+
+    aggregation: str
+    updates: int = 1
+    constant_tokens: int = 0
+    advantage_clip: float = 0.0
+    thin: float = 1.0
 
 
 def make_rows(
     groups: Sequence[RolloutGroup],
     advantages: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    aggregation: str,
-    updates: int = 1,
-    constant_tokens: int = 0,
-    advantage_clip: float = 0.0,
+    averaging: Averaging,
+    seed: int = 0,
 ) -> TrainingRows:
     """Return the rows of one step.
 
@@ -165,10 +203,8 @@ def make_rows(
     Args:
         groups: The step's groups.
         advantages: (rewards (R,) float64, group (R,) int64) -> (R,) float32.
-        aggregation: See `token_weights`.
-        updates: Largest number of optimizer steps.
-        constant_tokens: See `token_weights`.
-        advantage_clip: Largest magnitude of an advantage; 0 for no limit.
+        averaging: How they make up the loss.
+        seed: Of what is drawn.
 
     Raises:
         ValueError: A rollout has no reward, or its tokens and log-probabilities differ in number.
@@ -177,37 +213,71 @@ def make_rows(
     groups = [group for group in groups if group.weight]
     sizes = [len(group.rollouts) for group in groups]
     rewards = np.concatenate([np.zeros(0), *(group.rewards for group in groups)])
-    all_advantages = advantages(rewards, np.repeat(np.arange(len(groups)), sizes))
-    advantage_of_group = np.split(all_advantages, np.cumsum(sizes)[:-1]) if groups else []
-    weight_of_group = token_weights(groups, aggregation, constant_tokens)
-    bound = advantage_clip or np.inf
-    kept = [
-        [i for i, rollout in enumerate(group.rollouts) if advantage_of_group[g][i] != 0 and rollout.sampled_tokens]
-        for g, group in enumerate(groups)
-    ]
-    steps = split_updates([g for g in range(len(groups)) if kept[g]], updates)
-    picked = [(u, g, i) for u, step in enumerate(steps) for g in step for i in kept[g]]
-    rollouts = [groups[g].rollouts[i] for _, g, i in picked]
-    parts = [
-        part for (_, g, _), r in zip(picked, rollouts, strict=True) for part in (groups[g].prompt_tokens, r.tokens)
-    ]
-    logprobs = np.concatenate([np.zeros(0, np.float32), *(rollout.logprobs for rollout in rollouts)])
+    group_of = np.repeat(np.arange(len(groups)), sizes)
+    all_advantages = advantages(rewards, group_of)
+    all_rollouts = [rollout for group in groups for rollout in group.rollouts]
+    all_weights = np.concatenate(
+        [np.zeros(0), *token_weights(groups, averaging.aggregation, averaging.constant_tokens)]
+    )
+    bound = averaging.advantage_clip or np.inf
+    trained = all_advantages != 0
+    trained &= np.array([rollout.sampled_tokens > 0 for rollout in all_rollouts], dtype=bool)
+    candidates = np.flatnonzero(trained)
+    effective = np.unique(group_of[candidates])
+    magnitude = np.abs(all_advantages).astype(np.float64)
+    probability = inclusion_probabilities((magnitude * all_weights)[candidates], averaging.thin)
+    kept = draw(probability, seed) if averaging.thin < 1 else np.ones(len(candidates), dtype=bool)
+    kept_rows, weight_of = candidates[kept], all_weights.copy()
+    weight_of[candidates] /= probability
+    steps = split_updates(np.unique(group_of[kept_rows]).tolist(), averaging.updates)
+    by_group = dict(zip(*_grouped(kept_rows, group_of[kept_rows]), strict=True))
+    picked = [(u, row) for u, step in enumerate(steps) for g in step for row in by_group[g]]
+    rows = np.array([row for _, row in picked], dtype=np.int64)
+    arrays = _arrays([groups[g].prompt_tokens for g in group_of[rows]], [all_rollouts[row] for row in rows])
     return TrainingRows(
-        tokens=np.concatenate([np.zeros(0, np.int32), *(np.asarray(part, np.int32) for part in parts)]),
-        prompt_lengths=np.array([len(groups[g].prompt_tokens) for _, g, _ in picked], dtype=np.int64),
-        response_lengths=np.array([len(rollout.tokens) for rollout in rollouts], dtype=np.int64),
-        logprobs=logprobs.astype(np.float32),
-        sampled=np.concatenate([np.zeros(0, bool), *map(_sampled_mask, rollouts)]),
-        advantages=np.array([advantage_of_group[g][i] for _, g, i in picked], dtype=np.float32).clip(-bound, bound),
-        weights=np.array([weight_of_group[g][i] * len(steps) for _, g, i in picked], dtype=np.float64),
-        group=np.array([g for _, g, _ in picked], dtype=np.int64),
-        update=np.array([u for u, _, _ in picked], dtype=np.int64),
+        **arrays,
+        advantages=all_advantages[rows].astype(np.float32).clip(-bound, bound),
+        weights=weight_of[rows] * len(steps),
+        group=group_of[rows],
+        update=np.array([u for u, _ in picked], dtype=np.int64),
         updates=len(steps),
         groups=len(groups),
-        effective_groups=sum(map(len, steps)),
-        advantage_max=float(np.abs(all_advantages).max(initial=0)),
-        cut_groups=sum(bool((np.abs(part) > bound).any()) for part in advantage_of_group),
+        effective_groups=len(effective),
+        **_figures(magnitude, group_of, bound),
+        rollouts=len(all_rollouts),
+        candidates=len(candidates),
+        seed=seed,
     )
+
+
+def _arrays(prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """Return what TrainingRows holds of the tokens of each row."""
+    parts = [part for prompt, rollout in zip(prompts, rollouts, strict=True) for part in (prompt, rollout.tokens)]
+    logprobs = np.concatenate([np.zeros(0, np.float32), *(rollout.logprobs for rollout in rollouts)])
+    return {
+        "tokens": np.concatenate([np.zeros(0, np.int32), *(np.asarray(part, np.int32) for part in parts)]),
+        "prompt_lengths": np.array([len(prompt) for prompt in prompts], dtype=np.int64),
+        "response_lengths": np.array([len(rollout.tokens) for rollout in rollouts], dtype=np.int64),
+        "logprobs": logprobs.astype(np.float32),
+        "sampled": np.concatenate([np.zeros(0, bool), *map(_sampled_mask, rollouts)]),
+    }
+
+
+def _figures(magnitude: np.ndarray, group_of: np.ndarray, bound: float) -> dict[str, Any]:
+    """Return what TrainingRows holds of the magnitudes (R,) of all advantages, of which those above `bound` are cut."""
+    some = bool(magnitude.any())
+    return {
+        "advantage_max": float(magnitude.max(initial=0)),
+        "advantage_mean": float(magnitude.mean()) if some else 0.0,
+        "effective_size": float(magnitude.sum() ** 2 / (magnitude**2).sum()) if some else 0.0,
+        "cut_groups": len(np.unique(group_of[magnitude > bound])),
+    }
+
+
+def _grouped(rows: np.ndarray, group: np.ndarray) -> tuple[list[int], list[list[int]]]:
+    """Return the groups, which must be sorted, and the rows of each."""
+    groups, starts = np.unique(group, return_index=True)
+    return groups.tolist(), [part.tolist() for part in np.split(rows, starts[1:])] if len(groups) else []
 
 
 def _sampled_mask(rollout: Rollout) -> np.ndarray:

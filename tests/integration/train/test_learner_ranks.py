@@ -71,6 +71,13 @@ def cases(models, train, probe, some_groups, ragged):
         (False, {"updates": 2, "loss": "gspo", "tis": 1.5}, None, two),
         (True, {"kl": 0.1, "loss": "cispo", "reduce_each_microbatch": True}, None, [single, [], two[0]]),
         (True, {"kl": 0.1, "packing": False}, LoraConfig(rank=2), two),
+        (
+            True,
+            {"baseline": "belief", "epochs": 3, "updates": 2, "thin": 0.7, "max_kl": 0.05, "lr_schedule": "linear"},
+            None,
+            two,
+        ),
+        (False, {"baseline": "belief", "epochs": 2, "tis": 2.0}, LoraConfig(rank=2), two),
     ]:
         setting = replace(train, **changes)
         rows = [step_rows(step, setting) for step in groups]

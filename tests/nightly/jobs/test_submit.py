@@ -74,7 +74,7 @@ def test_submit_trains_stops_on_ctrl_c_and_evaluates(tmp_path, warm_policy):
         assert more.returncode == 0, more.stdout + more.stderr
         assert "starting a head" not in more.stdout
         assert f"resumed after step {done_steps}" in more.stdout
-        for words in ("held-out accuracy", "effective gradients", "mlflow ui", "resume=", "jobs/evaluate.py"):
+        for words in ("held-out accuracy", "effective rollouts", "mlflow ui", "resume=", "jobs/evaluate.py"):
             assert words in more.stdout
 
         wrong = subprocess.run(

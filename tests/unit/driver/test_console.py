@@ -4,19 +4,19 @@ from kray.driver.console import step_line
 from kray.metrics import (
     BUDGET_MAX,
     BUDGET_MIN,
-    GROUP_EFFECTIVE_RATIO_PROMPTS,
     REWARD_MEAN,
     STEP_LINE,
     STEP_PARTS,
     THROUGHPUT_ROLLOUTS_PER_S,
     THROUGHPUT_TOKENS_PER_S,
     TIMING_S_STEP,
+    TRAIN_EFFECTIVE_RATIO,
     timing,
 )
 
 STEP = {
     REWARD_MEAN: 0.4123,
-    GROUP_EFFECTIVE_RATIO_PROMPTS: 0.6,
+    TRAIN_EFFECTIVE_RATIO: 0.6,
     BUDGET_MIN: 2.0,
     BUDGET_MAX: 32.0,
     THROUGHPUT_ROLLOUTS_PER_S: 1058.4,
@@ -29,7 +29,7 @@ STEP = {
 def test_a_step_is_one_line_with_rates_and_parts():
     line = step_line(7, 200, STEP, 71.0)
     assert line == (
-        "step   7/200  reward 0.412  mixed-reward groups 60%  budget 2..32  1,058 rollouts/s  14,299 tokens/s  "
+        "step   7/200  reward 0.412  effective rollouts 60%  budget 2..32  1,058 rollouts/s  14,299 tokens/s  "
         "2.1 s (generate 1.2, reward 0.1, update 0.6, sync 0.2)  71 s left"
     )
 

@@ -14,8 +14,8 @@ from kray.config import check
 from kray.config.schema import KrayConfig, LoraConfig, ModelConfig
 from kray.config.train_schema import TrainConfig
 from kray.records import Prompt, Rollout, RolloutGroup
-from kray.train.advantages import EPSILON, advantages
-from kray.train.training_rows import make_rows, split_updates, step_rows, token_weights
+from kray.train.advantages import EPSILON, group_advantages
+from kray.train.training_rows import Averaging, make_rows, split_updates, step_rows, token_weights
 
 REWARDS = st.lists(st.sampled_from([0.0, 1.0, 0.1, 0.3, -2.0]), max_size=7)
 
@@ -48,20 +48,20 @@ def test_advantages_equal_the_reference_in_any_order(groups, scale, random):
     ]
     random.shuffle(pairs)
     rewards, ids, expected = (torch.tensor([pair[i] for pair in pairs], dtype=torch.float64) for i in range(3))
-    got = advantages(rewards, ids.long(), scale)
+    got = group_advantages(rewards, ids.long(), scale)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected.float(), rtol=1e-5, atol=1e-7)
     assert ((got == 0) | (expected != 0)).all()
 
 
 def test_equal_rewards_give_exactly_zero():
-    assert (advantages(torch.full((3,), 0.1), torch.zeros(3, dtype=torch.int64), scale=True) == 0).all()
+    assert (group_advantages(torch.full((3,), 0.1), torch.zeros(3, dtype=torch.int64), scale=True) == 0).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_reward_that_is_not_finite_is_refused(bad):
     with pytest.raises(ValueError, match=r"rewards_R\[1\]"):
-        advantages(torch.tensor([0.0, bad]), torch.zeros(2, dtype=torch.int64), scale=False)
+        group_advantages(torch.tensor([0.0, bad]), torch.zeros(2, dtype=torch.int64), scale=False)
 
 
 @given(st.lists(st.integers(), max_size=30, unique=True), st.integers(1, 8))
@@ -133,7 +133,7 @@ def test_unusable_rollouts_are_named():
     with pytest.raises(ValueError, match="gsm8k:8, rollout 0"):
         step_rows([group], TrainConfig())
     with pytest.raises(ValueError, match="aggregation"):
-        make_rows([group_of("c", [0.0, 1.0], rng)], lambda rewards, _: rewards, "mean")
+        make_rows([group_of("c", [0.0, 1.0], rng)], lambda rewards, _: rewards, Averaging("mean"))
 
 
 def test_constant_aggregation_uses_one_length():

@@ -17,6 +17,7 @@ from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, KrayError
 from kray.train.metrics import count_nonfinite_steps
 from kray.train.model import decoder_layers
+from kray.train.schedule import update_order
 from kray.train.training_rows import step_rows
 
 
@@ -34,11 +35,11 @@ def reference_update(model, optimizer, rows, train: TrainConfig) -> None:
 
     with torch.no_grad():
         old = [logprobs(index) for index in range(len(rows))]
-    for update in range(rows.updates):
+    for update in update_order(rows.updates, train.epochs, rows.seed):
         optimizer.zero_grad()
         for index in np.flatnonzero(rows.update == update):
             new, advantage = logprobs(index), float(rows.advantages[index])
-            ratio = (new - (old[index] if rows.updates > 1 else new.detach())).exp()
+            ratio = (new - old[index]).exp()
             bounded = ratio.clamp(1 - train.clip_low, 1 + train.clip_high)
             objective = torch.minimum(ratio * advantage, bounded * advantage).sum()
             (-objective * float(rows.weights[index])).backward()
@@ -46,9 +47,18 @@ def reference_update(model, optimizer, rows, train: TrainConfig) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize(("tied", "updates"), [(True, 1), (False, 1), (True, 3)])
-def test_an_update_equals_the_slow_reference(models, make, tied, updates, train, some_groups, ragged):
-    train = replace(train, updates=updates)
+@pytest.mark.parametrize(
+    ("tied", "changes"),
+    [
+        (True, {}),
+        (False, {}),
+        (True, {"updates": 3}),
+        (True, {"epochs": 3}),
+        (False, {"updates": 2, "epochs": 2, "baseline": "belief", "thin": 0.6}),
+    ],
+)
+def test_an_update_equals_the_slow_reference(models, make, tied, changes, train, some_groups, ragged):
+    train = replace(train, **changes)
     learner = make(models[tied], train)
     model = AutoModelForCausalLM.from_pretrained(models[tied], dtype=torch.float64)
     decay = [p for p in model.parameters() if p.ndim > 1]
@@ -57,13 +67,14 @@ def test_an_update_equals_the_slow_reference(models, make, tied, updates, train,
         [{"params": decay}, *norms], lr=train.lr, eps=train.eps, weight_decay=train.weight_decay
     )
     for seed in range(2):
-        rows = step_rows(some_groups(seed, ragged), train)
+        rows = step_rows(some_groups(seed, ragged), train, seed)
         metrics = learner.update(rows)
         reference_update(model, optimizer, rows, train)
-    assert metrics["train/optimizer_steps"] == updates
-    assert metrics["train/tokens"] == rows.response_lengths.sum()
-    assert metrics["train/rows"] == len(rows)
-    assert (metrics["train/clip_ratio"] > 0) == (updates > 1)
+    assert metrics["train/optimizer_steps"] == train.updates * train.epochs
+    assert metrics["train/epochs"] == train.epochs
+    assert metrics["train/tokens"] == rows.response_lengths.sum() * train.epochs
+    assert metrics["train/rows"] == len(rows) * train.epochs
+    assert (metrics["train/clip_ratio"] > 0) == (train.updates * train.epochs > 1)
     named = dict(model.named_parameters())
     state = learner.state()
     assert [name for name, _ in state] == list(named)
@@ -84,6 +95,40 @@ def test_microbatches_and_checkpointing_do_not_change_the_update(models, make, c
     assert other.update(rows)["train/grad_norm"] == pytest.approx(metrics["train/grad_norm"], rel=1e-4)
     for name, tensor in other.state():
         torch.testing.assert_close(tensor, state[name], rtol=0, atol=2e-6)
+
+
+def test_no_step_is_made_beyond_the_largest_kl(models, make, train, some_groups, ragged):
+    rows = step_rows(some_groups(0, ragged), train)
+    steps = {}
+    for limit in (0.0, 1e-9, 1e9):
+        learner = make(models[True], replace(train, epochs=4, max_kl=limit))
+        steps[limit] = learner.update(rows)["train/optimizer_steps"]
+    # the first step's rows are of the policy itself: their KL is 0
+    assert steps == {0.0: 4, 1e-9: 1, 1e9: 4}
+    once = make(models[True])
+    once.update(rows)
+    state = state_digest(once.state())
+    stopped = make(models[True], replace(train, epochs=4, max_kl=1e-9))
+    assert stopped.update(rows)["train/epochs"] == 1
+    assert state_digest(stopped.state()) == state
+
+
+def test_a_schedule_goes_on_exactly_after_a_resume(models, make, train, some_groups, ragged, tmp_path):
+    train = replace(train, epochs=2, updates=2, lr_schedule="cosine", lr_warmup_steps=2, baseline="belief", thin=0.7)
+    rows = [step_rows(some_groups(seed, ragged), train, seed) for seed in range(4)]
+    whole = make(models[True], train)
+    rates = [whole.update(each)["train/lr"] for each in rows]
+    expected = state_digest(whole.state())
+    first = make(models[True], train)
+    for each in rows[:2]:
+        first.update(each)
+    first.save(tmp_path / "learner")
+    second = make(models[True], train)
+    second.load(tmp_path / "learner")
+    assert [second.update(each)["train/lr"] for each in rows[2:]] == rates[2:]
+    assert state_digest(second.state()) == expected
+    assert rates[1] > rates[0]
+    assert rates[3] < rates[2]
 
 
 def test_groups_of_equal_rewards_cost_nothing_and_change_nothing(models, make, train, some_groups):

@@ -13,6 +13,13 @@ from kray.train.training_rows import step_rows
 CHANGES = {
     "lr": 1e-3,
     "lr_warmup_steps": 7,
+    "lr_schedule": "cosine",
+    "lr_final": 0.5,
+    "baseline": "belief",
+    "advantage_floor": 0.3,
+    "epochs": 3,
+    "max_kl": 0.5,
+    "thin": 0.5,
     "weight_decay": 0.0,
     "beta1": 0.5,
     "beta2": 0.9,
@@ -61,4 +68,4 @@ def test_a_learner_goes_on_with_another(models, make, train, some_groups, ragged
     assert second.updates_done == 1
     metrics = second.update(step_rows(some_groups(1, ragged), other))
     assert np.isfinite(metrics["train/loss"])
-    assert metrics["train/optimizer_steps"] == other.updates
+    assert metrics["train/optimizer_steps"] == other.updates * other.epochs

@@ -11,7 +11,7 @@ import torch
 
 from kray.planner import KnapsackPlanner
 from kray.records import Prompt, Rollout, RolloutGroup
-from kray.train.advantages import advantages
+from kray.train.advantages import group_advantages
 from kray.train.training_rows import step_rows, token_weights
 
 AGGREGATIONS = ("token_mean", "sequence_mean", "prompt_mean", "constant")
@@ -103,7 +103,7 @@ def measured_weight(n: int, p: float, scale: bool, aggregation: str) -> float:
     rewards = np.concatenate([group.rewards for group in groups])
     of = torch.arange(len(groups)).repeat_interleave(n)
     weights = np.concatenate(token_weights(groups, aggregation))
-    return float((weights * advantages(torch.from_numpy(rewards), of, scale).numpy() * (rewards - p)).sum())
+    return float((weights * group_advantages(torch.from_numpy(rewards), of, scale).numpy() * (rewards - p)).sum())
 
 
 @pytest.mark.parametrize(("n", "std", "mean"), [(2, 0.25, 0.125), (8, 0.4639, 0.2188), (32, 0.4920, 0.2422)])
