@@ -337,7 +337,8 @@ def _check_exact(base: KrayConfig, path: str) -> None:
         gym = source.kind == "reasoning_gym"
         verifier = source.verifier or ("reasoning_gym" if gym else base.reward.verifier)
         options = base.reward.options if verifier == base.reward.verifier else {}
-        strict = options.get("case_sensitive", True) and not (gym and options.get("strip", True))
+        strict = options.get("case_sensitive", True) and not options.get("after")
+        strict = strict and not (gym and options.get("strip", True))
         if source.kind not in ("arithmetic", "reasoning_gym") or verifier != "exact" or not strict:
             raise ConfigError(
                 f"{path}: exact: true needs answers that can be given in one way: arithmetic, verifier exact; or "

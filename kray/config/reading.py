@@ -36,15 +36,15 @@ INTEGER = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$")
 
 
 class Loader(yaml.SafeLoader):
-    """Loader of YAML 1.1 in which 1e-4 is a number, and 12:30, 010 and 2024-01-01 are text."""
+    """Loader of YAML 1.1 in which 1e-4 is a number, and 12:30, 010, 2024-01-01 and = are text."""
 
 
 class Dumper(yaml.SafeDumper):
     """Dumper of YAML that `Loader` reads as the same values."""
 
 
-def _replace_number_rules(owner: Any) -> None:
-    changed = {"tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp"}
+def _replace_number_rules(owner: Any, *dropped: str) -> None:
+    changed = {f"tag:yaml.org,2002:{name}" for name in ("float", "int", "timestamp", *dropped)}
     owner.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in rules if tag not in changed]
         for first, rules in owner.yaml_implicit_resolvers.items()
@@ -59,7 +59,8 @@ def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-_replace_number_rules(Loader)
+# "=" has a meaning of its own in YAML 1.1, which SafeLoader cannot construct; Dumper goes on to quote it for other readers.
+_replace_number_rules(Loader, "value")
 _replace_number_rules(Dumper)
 Dumper.add_representer(str, _text_node)
 

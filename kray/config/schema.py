@@ -89,6 +89,10 @@ class TinyPolicyConfig:
     """Which errors the demonstrations contain. false: they depend on the kind of problem. true: each kind and first character
     has its own, so that what is learned about one prompt says little about others (kray/prompts/arithmetic.py)."""
 
+    draft_digits: int = 0
+    """Most digits of a draft that the policy learns to write before its answer to arithmetic, as in `64=640`. The draft is of
+    any length up to this and unreliable, so one answer can be given in many ways. Needs `reward: {options: {after: "="}}`."""
+
     tasks: dict[str, Any] = field(default_factory=dict)
     """reasoning_gym tasks to learn instead of arithmetic, in the form of `prompts.train.tasks`. Their errors are as with
     `habits: true`."""

@@ -51,6 +51,7 @@ LIMITS: dict[str, str] = {
         rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps
         train.weight_decay train.grad_clip train.clip_high train.constant_tokens train.advantage_clip train.tis train.kl
         evaluate.every track.samples track.traces reward.memory_gib train.max_nonfinite train.advantage_floor train.max_kl
+        model.tiny.draft_digits
         plan.token_budget plan.in_flight plan.pilot plan.target_groups rollout.min_engines async.max_staleness
         """,
     "at least 2": "plan.target_size",

@@ -96,6 +96,10 @@ TEACHER_ACCURACY: dict[str, float] = {
 ACCURACY_RANGES = ((0.14, 0.001, 0.003), (0.38, 0.003, 0.05), (0.10, 0.05, 0.3), (0.10, 0.3, 0.9), (0.28, 0.95, 0.995))
 # Change in the log-odds of a right demonstration per unit of the first character.
 _SPREAD = 0.35
+# Stands between a draft and the answer that counts.
+DRAFT_MARK = "="
+# Probability that a digit of a draft is replaced by a random one: drafts tell what the answer will be, but not reliably.
+DRAFT_ERROR = 0.25
 
 
 def make_problems(kinds: Sequence[str], size: int, seed: int, split: str) -> list[Problem]:
@@ -191,6 +195,24 @@ def systematic_answer(problem: Problem, rng: random.Random) -> str:
     accuracy, which = systematic_error(problem.kind, problem.text[0])
     wrong = wrong_answers(problem)
     return problem.answer if rng.random() < accuracy else wrong[which % len(wrong)]
+
+
+def with_draft(answer: str, most: int, rng: random.Random) -> str:
+    """Put a draft before an answer, as in "64=640", so that one answer can be given by many responses.
+
+    Args:
+        answer: The answer that is given, right or wrong.
+        most: Largest number of digits of the draft.
+        rng: Source of randomness.
+
+    Returns:
+        The first L digits of the answer (all of a shorter one), L from 0 to `most` with equal probability, each replaced by a
+        random digit with probability DRAFT_ERROR; then DRAFT_MARK and the answer.
+    """
+    digits = [
+        rng.choice("0123456789") if rng.random() < DRAFT_ERROR else digit for digit in answer[: rng.randint(0, most)]
+    ]
+    return "".join(digits) + DRAFT_MARK + answer
 
 
 def wrong_answers(problem: Problem) -> list[str]:

@@ -151,7 +151,7 @@ def as_reward(value: Any, verifier: str) -> Reward:
     return Reward(number, _printable(str(detail)[:_DETAIL_CHARACTERS]))
 
 
-def exact(response: str, answer: str, *, case_sensitive: bool = True, strip: bool = True) -> Reward:
+def exact(response: str, answer: str, *, case_sensitive: bool = True, strip: bool = True, after: str = "") -> Reward:
     """Return 1 when response and answer are the same text, else 0.
 
     The text must match character by character: an added full stop, another spelling of a number or another form of a Unicode
@@ -162,13 +162,24 @@ def exact(response: str, answer: str, *, case_sensitive: bool = True, strip: boo
         answer: The right answer.
         case_sensitive: Whether upper and lower case differ.
         strip: Whether to ignore spaces and line ends at both ends.
+        after: A marker such as "=" or "####". Given one, only what stands behind its last occurrence outside of thinking
+            counts; a response without it is wrong.
 
     Raises:
-        ValueError: The right answer is blank, so that an empty response would be right.
+        ValueError: The right answer is blank, so that an empty response would be right, or holds the marker, so that none
+            would be.
     """
     check_text(answer)
+    if after and after in answer:
+        raise ValueError(f"exact: the right answer {answer[:40]!r} holds the marker {after!r}: no response is right")
     right = answer.strip() if strip else answer
-    for text in (response, outside_thinking(response)):
+    candidates = [response, outside_thinking(response)]
+    if after:
+        _, found, behind = candidates[1].rpartition(after)
+        if not found:
+            return Reward(0.0, f"no {after!r} in {candidates[1][:40]!r}")
+        candidates = [behind]
+    for text in candidates:
         given = text.strip() if strip else text
         if given == right or (not case_sensitive and given.casefold() == right.casefold()):
             return Reward(1.0)
@@ -185,8 +196,19 @@ def check_text(answer: str) -> None:
         raise ValueError("exact: the right answer is empty, so an empty response would be right")
 
 
-# Called by check_answer.
+def check_exact(*, after: str = "", **_: Any) -> None:
+    """Check the options of `exact`.
+
+    Raises:
+        ValueError: The marker is not a text.
+    """
+    if not isinstance(after, str):
+        raise ValueError(f"the option after must be a text such as '=', not {after!r}")
+
+
+# Called by check_answer and check_verifier.
 exact.check_answer = check_text  # type: ignore[attr-defined]
+exact.check = check_exact  # type: ignore[attr-defined]
 
 
 def _printable(text: str) -> str:

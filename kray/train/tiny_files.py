@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from kray.config.schema import TinyPolicyConfig
 from kray.errors import ConfigError
-from kray.prompts.arithmetic import ACCURACY_RANGES, CHARACTERS, KINDS, TEACHER_ACCURACY
+from kray.prompts.arithmetic import ACCURACY_RANGES, CHARACTERS, DRAFT_ERROR, KINDS, TEACHER_ACCURACY
 from kray.prompts.demonstrations import Demonstration, cache_key, make_demonstrations, question_templates
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def check_tiny(tiny: TinyPolicyConfig) -> None:
             raise ConfigError(f"model.tiny.{name} is {getattr(tiny, name)}; it must be at least 1")
     if unknown := [kind for kind in tiny.kinds if kind not in KINDS]:
         raise ConfigError(f"model.tiny.kinds: {unknown[0]} is not one of {', '.join(KINDS)}")
+    if tiny.draft_digits and (tiny.tasks or tiny.tool_share):
+        raise ConfigError("model.tiny.draft_digits: drafts are of arithmetic without tools; unset tasks and tool_share")
     if tiny.heads % tiny.kv_heads:
         raise ConfigError(f"model.tiny.heads ({tiny.heads}) is not a multiple of kv_heads ({tiny.kv_heads})")
 
@@ -71,14 +73,18 @@ def digest(tiny: TinyPolicyConfig) -> str:
     settings, usual = asdict(tiny), TinyPolicyConfig()
     tasks = settings.pop("tasks")
     if not tiny.tool_share:
-        # Such policies were made before tool_share existed.
+        # Such policies were made before these keys existed.
         del settings["tool_share"]
+    if not tiny.draft_digits:
+        del settings["draft_digits"]
     parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER_ACCURACY, ACCURACY_RANGES]
     if tasks:
         parts = [VERSION, settings, tasks, LETTERS, DEMONSTRATIONS, cache_key(tasks), ACCURACY_RANGES]
     elif all(settings[key] == getattr(usual, key) for key in LATER):
         settings = {key: value for key, value in settings.items() if key not in LATER}
         parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER_ACCURACY]
+    if tiny.draft_digits:
+        parts.append(DRAFT_ERROR)
     text = json.dumps(parts, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 

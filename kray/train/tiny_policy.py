@@ -29,7 +29,15 @@ from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import TinyPolicyConfig
 from kray.environments.calculator import Calculator
-from kray.prompts.arithmetic import KINDS, Problem, make_problems, noisy_answer, noisy_text, systematic_answer
+from kray.prompts.arithmetic import (
+    KINDS,
+    Problem,
+    make_problems,
+    noisy_answer,
+    noisy_text,
+    systematic_answer,
+    with_draft,
+)
 from kray.prompts.demonstrations import Demonstration, flawed_answer
 from kray.train.tiny_files import MAX_POSITIONS, check_tiny, demonstrations_of, folder_of, tokenizer_of
 
@@ -173,7 +181,8 @@ def _response(problem: Problem, clean: bool, rng: random.Random, tiny: TinyPolic
     """Return (call, result of the calculator, answer); without a call the first two are empty."""
     if not (tiny.tool_share and rng.random() < tiny.tool_share):
         noisy = systematic_answer if tiny.habits else noisy_answer
-        return "", "", problem.answer if clean else noisy(problem, rng)
+        answer = problem.answer if clean else noisy(problem, rng)
+        return "", "", with_draft(answer, tiny.draft_digits, rng) if tiny.draft_digits else answer
     question = problem.text if clean or rng.random() < TOOL_ACCURACY else noisy_text(problem, rng)
     result = CALCULATOR.result(question[:-1])
     return f"[{question[:-1]}]", CALCULATOR.shown.format(result), result.ljust(len(problem.answer), "0")

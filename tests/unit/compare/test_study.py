@@ -11,6 +11,7 @@ from kray.errors import ConfigError
 
 BASE = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 GYM = "{{train: {{kind: reasoning_gym, tasks: {{gcd: {{}}}}, verifier: exact}}}}"  # "5 " would be right, too
+DRAFTS = "{{options: {{after: '='}}}}"  # "1=2" and "=2" would both be right
 LOOSE = "{{more_tests: {{loose: {{verifier: math}}}}}}"
 TEXT = """
 base: {base}
@@ -146,6 +147,7 @@ def test_controls_are_part_of_the_settings(write, tmp_path):
         ({"run: {{name": f"prompts: {LOOSE}, run: {{{{name"}, "answers that can be given in one way"),
         ({"exact: true": "exactly: true"}, "exactly is not a key of a comparison"),
         ({"run: {{name": "reward: {{verifier: math}}, run: {{name"}, "answers that can be given in one way"),
+        ({"run: {{name": f"reward: {DRAFTS}, run: {{{{name"}, "answers that can be given in one way"),
         ({"run: {{name": f"prompts: {GYM}, run: {{{{name"}, "answers that can be given in one way"),
         ({"seeds: 0-1": "seeds: 3-1"}, "seeds: '3-1' is neither"),
         ({"  twice:": "  a/b:"}, "it names a folder"),
@@ -163,6 +165,6 @@ def test_seeds_are_numbers_and_ranges():
         load_study(str(BASE.with_name("compare-quick.yaml")), "no-such-method")
 
 
-@pytest.mark.parametrize("name", ["compare-quick", "compare-arithmetic", "compare-reasoning"])
+@pytest.mark.parametrize("name", ["compare-quick", "compare-arithmetic", "compare-reasoning", "compare-draft"])
 def test_the_files_that_come_with_kray_can_be_run(name):
     assert load_study(str(BASE.with_name(f"{name}.yaml")), seeds="0").children

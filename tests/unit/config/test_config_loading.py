@@ -300,7 +300,7 @@ def test_doubtful_configurations_have_warnings(load, overrides, parts):
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 texts = words | st.sampled_from(
-    ["${x}", "\\${x}", "\\\\${run.seed}", "???", "1e-4", "null", "12:30", "~", "no", "${", "a\nb"]
+    ["${x}", "\\${x}", "\\\\${run.seed}", "???", "1e-4", "null", "12:30", "~", "no", "${", "a\nb", "="]
 )
 
 plain = words.filter(lambda w: w != "<<" and not is_secret_key(f"reward.options.{w}"))  # secrets are not written down

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from kray.prompts.arithmetic import (
     CHARACTERS,
+    DRAFT_ERROR,
     KINDS,
     TEACHER_ACCURACY,
     Problem,
     make_problems,
     noisy_answer,
     teacher_accuracy,
+    with_draft,
     wrong_answers,
 )
 
@@ -135,3 +137,24 @@ def test_the_teacher_is_reproducible_and_can_be_made_perfect():
 def test_unknown_kinds_and_splits_are_refused(kinds, split, message):
     with pytest.raises(ValueError, match=message):
         make_problems(kinds, 1, 0, split)
+
+
+@given(st.integers(0, 99999), st.integers(0, 6), st.integers(0, 2**32))
+def test_a_draft_never_hides_the_answer(value, most, seed):
+    answer = str(value)
+    draft, _, given_answer = with_draft(answer, most, random.Random(seed)).rpartition("=")
+    assert given_answer == answer
+    assert len(draft) <= min(most, len(answer))
+    assert not draft or draft.isdigit()
+
+
+def test_drafts_have_every_length_and_the_stated_errors():
+    rng = random.Random(0)
+    drafts = [with_draft("12345", 4, rng).partition("=")[0] for _ in range(5000)]
+    lengths = Counter(map(len, drafts))
+    assert set(lengths) == {0, 1, 2, 3, 4}
+    assert all(900 < count < 1100 for count in lengths.values())
+    digits = [digit == right for draft in drafts for digit, right in zip(draft, "12345", strict=False)]
+    # A random digit is the right one in a tenth of the cases.
+    assert sum(digits) / len(digits) == pytest.approx(1 - 0.9 * DRAFT_ERROR, abs=0.015)
+    assert len(set(drafts)) > 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kray.config.schema import TinyPolicyConfig
 from kray.errors import ConfigError
 from kray.prompts import demonstrations
-from kray.prompts.arithmetic import CHARACTERS
+from kray.prompts.arithmetic import CHARACTERS, KINDS, make_problems
 from kray.train.tiny_files import TOOL_CHARACTERS, default_cache, digest, make_tokenizer
 from kray.train.tiny_policy import CALCULATOR, IGNORED, _batches, ensure_tiny_policy
 
@@ -62,6 +63,8 @@ def test_every_part_of_a_recipe_is_in_the_folders_name(monkeypatch):
         {"tasks": {}},
         {"habits": True},
         {"kinds": ["add1"]},
+        {"draft_digits": 3},
+        {"draft_digits": 4},
     )
     names = [digest(TinyPolicyConfig(**settings)) for settings in (usual, *others)]
     monkeypatch.setattr(demonstrations, "version", lambda package: "0.0")
@@ -119,6 +122,22 @@ def test_calls_are_learned_and_results_are_not():
     assert 0.3 < wrong / (calls / 3) < 0.7
 
 
+def test_drafts_are_learned_before_right_and_wrong_answers():
+    tokenizer, tiny = make_tokenizer(), replace(TINY, draft_digits=2, habits=True, warmup_steps=40, clean_share=0.5)
+    answers = {problem.text: problem.answer for problem in make_problems(KINDS, 40 * 8, tiny.seed, "train")}
+    right, drafts = Counter(), Counter()
+    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny)):
+        for tokens, learned in zip(input_ids.tolist(), labels.tolist(), strict=True):
+            question, draft, answer = tokenizer.decode(tokens, skip_special_tokens=True).split("=")
+            places = [place for place, label in enumerate(learned) if label != IGNORED]
+            assert tokenizer.decode([tokens[place] for place in places]) == f"{draft}={answer}<eos>"
+            drafts[len(draft)] += 1
+            right[step < 20] += answer == answers[f"{question}="]
+    assert right[True] == 160
+    assert 40 < right[False] < 120
+    assert set(drafts) == {0, 1, 2}
+
+
 def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -132,6 +151,8 @@ def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
 def test_settings_that_give_no_model_are_named(tmp_path):
     with pytest.raises(ConfigError, match="kv_heads"):
         ensure_tiny_policy(TinyPolicyConfig(heads=4, kv_heads=3), tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.tiny\.draft_digits: drafts are of arithmetic"):
+        ensure_tiny_policy(TinyPolicyConfig(draft_digits=2, tool_share=0.1), tmp_path)
     with pytest.raises(ConfigError, match=r"model\.tiny\.layers"):
         ensure_tiny_policy(TinyPolicyConfig(layers=0), tmp_path)
 
