@@ -98,6 +98,10 @@ class PlanConfig:
     fit_discount: bool = True
     """Fit the discounts of successes and of failures to how well earlier visits predicted later ones."""
 
+    calibrate: bool = True
+    """Correct the beliefs that serve as baseline (`train.baseline: belief`) by how well those of the latest steps predicted
+    rewards: beliefs that predict nothing fall back to the mean of all prompts. Budgets are planned by uncorrected beliefs."""
+
     prior_alpha: float = 1.0
     """Alpha of the Beta prior of the success rate, until the prior has been fitted."""
 

@@ -7,6 +7,7 @@ no labels of this step.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from kray.plan_modes import MODES, NEED_LABELS, PlanConfig
 from kray.planner import baselines
 from kray.planner.baselines import PlanRequest
 from kray.planner.beliefs import Beliefs
+from kray.planner.calibration import Calibration
 from kray.planner.features import FeaturePrior
 from kray.planner.greedy import Greedy, RolloutBudget
 from kray.planner.limits import feasible_budget, first_block, least_rollouts, leaves_out_prompts, rollout_costs
@@ -99,6 +101,7 @@ class KnapsackPlanner:
         self.settings = checked_plan(plan)
         self.beliefs = Beliefs() if beliefs is None else beliefs
         self.features = FeaturePrior() if self.settings.prior_features else None
+        self.calibration = Calibration()
         self._last: StepPlan | None = None
         # state before the last step, to withdraw it
         self._features_before: dict[str, Any] = {}
@@ -142,11 +145,13 @@ class KnapsackPlanner:
             raise ValueError(f"labels must be one for each of {len(ids)} prompts; got {len(labels)}")
         prices, least = rollout_costs(plan, len(ids), cost), least_rollouts(plan, len(ids), due)
         request = _StepRequest(ids, feasible_budget(plan, budget, prices, least), prices, least, labels, features)
-        before = self.beliefs.snapshot(ids)
+        before, calibration = self.beliefs.snapshot(ids), self.calibration
         self._features_before = self.features.snapshot() if self.features is not None else {}
+        self.calibration = self._calibrated()
         try:
             self._last = self._open(request, before)
         except BaseException:
+            self.calibration = calibration
             self.beliefs.restore(before)
             self._restore_features()
             raise
@@ -178,7 +183,9 @@ class KnapsackPlanner:
         if plan.mode in AT_ONCE and plan.unit == "rollouts" and not leaves_out_prompts(plan):
             assert int(held.sum()) == request.budget, (plan.mode, held.sum(), request.budget)
         assert ((held >= request.least) & (held <= plan.upper)).all(), (plan.mode, held.min(), held.max())
-        start = StepStart(ids, plan, self.beliefs, before, alpha, beta, value, total)
+        corrected = self.calibration.apply(alpha, beta) if plan.calibrate else (alpha, beta)
+        baseline = np.stack(corrected, axis=1)
+        start = StepStart(ids, plan, self.beliefs, before, alpha, beta, baseline, value, total)
         return StepPlan(start, budget, partial(rule, budget, value))
 
     def least(self, prompts: int, cost: ArrayLike | None = None, due: ArrayLike | None = None) -> float:
@@ -223,13 +230,24 @@ class KnapsackPlanner:
             self._last = None
             self._steps -= 1
 
+    def _calibrated(self) -> Calibration:
+        """Return the calibration with the labels of the last step, which `begin` takes over."""
+        found = copy.deepcopy(self.calibration)
+        if self._last is not None:
+            self._last.calibrate(found)
+        return found
+
     def _restore_features(self) -> None:
         if self.features is not None:
             self.features.restore(self._features_before)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what has been learned, for a checkpoint. Mode and bounds are not in it: they come from the configuration."""
+        """Return what has been learned, for a checkpoint. Mode and bounds are not in it: they come from the configuration.
+
+        All labels of the last step must have come in.
+        """
         learned = {"version": 1, "steps": self._steps, "beliefs": self.beliefs.to_dict()}
+        learned["calibration"] = self._calibrated().to_dict()
         return learned | ({} if self.features is None else {"features": self.features.to_dict()})
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
@@ -249,6 +267,9 @@ class KnapsackPlanner:
             if state.get("features"):
                 self.features.load_dict(state["features"])
         self._steps = int(state.get("steps", 0))
+        self.calibration = Calibration()
+        if state.get("calibration"):
+            self.calibration.load_dict(state["calibration"])
         self._last = None
 
     def _groups(self, m: int) -> int:

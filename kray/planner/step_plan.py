@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from kray.metrics import PLANNER_ADMITTED, PLANNER_LOST, PLANNER_MIXED, PLANNER_UNSPENT_RATIO
 from kray.plan_modes import RESPEND, PlanConfig
 from kray.planner.beliefs import Beliefs
+from kray.planner.calibration import Calibration
 from kray.planner.greedy import RolloutBudget
 from kray.planner.loss_weights import loss_weights
 from kray.planner.marginals import log_rising
@@ -41,6 +42,7 @@ class StepStart:
         before: snapshot of the beliefs, to withdraw the step.
         alpha: (M,) of the beliefs at planning time.
         beta: (M,) of the beliefs at planning time.
+        baseline: (M, 2) alpha and beta of the same beliefs, corrected (plan.calibrate), that serve as baseline.
         value: of the M prompts, at these beliefs.
         budget: in rollouts or expected tokens.
     """
@@ -51,6 +53,7 @@ class StepStart:
     before: dict[str, Any]
     alpha: np.ndarray
     beta: np.ndarray
+    baseline: np.ndarray
     value: Value
     budget: float
 
@@ -80,6 +83,8 @@ class StepPlan:
         self._pending: deque[tuple[int, int]] = deque((row, k) for row, k in enumerate(budget.held) if k)
         self._drawn, self._labelled, self._lost = [0] * m, [0] * m, [0] * m
         self._passed, self._least, self._most = [0.0] * m, [2.0] * m, [-1.0] * m
+        # sums of the squares of rewards
+        self._squares = [0.0] * m
         self._binary = start.settings.mode in ("online", "rounds") and start.settings.marginal != "expected_gain"
         # only `expected_mixed` needs the probabilities of mixing
         self._track_mixing = start.settings.target_groups > 0 and start.settings.mode == "online"
@@ -158,6 +163,7 @@ class StepPlan:
         self.mixed += self._most[row] > self._least[row] and not was_mixed
         self._labelled[row] += n
         self._passed[row] += passed
+        self._squares[row] += float(sum(label * label for label in labels))
         self.in_flight -= n
         self._start.beliefs.add(self._belief_rows[row], passed, n)
         self._update_mixing(row)
@@ -249,7 +255,7 @@ class StepPlan:
             ),
             expected_success=start.alpha / (start.alpha + start.beta),
             expected_value=BetaValue(start.alpha, start.beta).total(budgets),
-            beliefs=np.stack([start.alpha, start.beta], axis=1),
+            beliefs=start.baseline,
         )
 
     def metrics(self) -> dict[str, float]:
@@ -277,6 +283,11 @@ class StepPlan:
     def labels(self) -> list[tuple[float, float]]:
         """Return (successes, failures) of this step's labels for each prompt."""
         return [(s, n - s) for s, n in zip(self._passed, self._labelled, strict=True)]
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Add the beliefs at planning time and the labels of this step."""
+        start = self._start
+        calibration.add(start.alpha, start.beta, *map(np.array, (self._passed, self._squares, self._labelled)))
 
     def expected_mixed(self) -> float:
         """Return the mixed groups, and the expected number of those that rollouts in flight will mix.
