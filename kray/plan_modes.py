@@ -27,7 +27,8 @@ NEED_LABELS = ("rounds", "dynamic_sampling", "pilot_commit")
 RESPEND = ("static", "online", "rounds")
 # Modes that may leave an offered prompt without rollouts.
 ADMITTING = ("static", "online", "dynamic_sampling")
-VALUES = ("paper", "grpo", "coba")
+VALUES = ("paper", "grpo", "coba", "baseline")
+GAINS = ("paper", "sqrt", "flat")
 MARGINALS = ("expected_gain", "stop_at_mixed", "hybrid", "target_size")
 WEIGHTS = ("rollouts", "uniform", "knapsack", "hindsight")
 UNITS = ("rollouts", "tokens")
@@ -58,8 +59,17 @@ class PlanConfig:
     """Expected response tokens of one step, where `unit` is tokens. It is raised where `lower` needs more."""
 
     value: str = "paper"
-    """What n rollouts at success rate p are worth: paper (p (1 - p)^2 if the group is mixed, arXiv 2509.25849), grpo or
-    coba."""
+    """What n rollouts at success rate p are worth: paper (p (1 - p)^2 if the group is mixed, arXiv 2509.25849), grpo, coba, or
+    baseline, for `train.baseline: belief`: `gain` times m / (m + `tau`), where m counts the rollouts as the belief's strength
+    lets them teach. One rollout alone then has a value."""
+
+    gain: str = "paper"
+    """What a prompt with success rate p is worth where `value` is baseline: paper (p (1 - p)^2), sqrt (sqrt(p) (1 - p)) or flat
+    (the same for every p)."""
+
+    tau: float = 1.0
+    """Effective rollouts of a prompt that give half of its `gain`, where `value` is baseline: the variance of one rollout's
+    gradient over the squared norm of the prompt's mean gradient. Larger: more rollouts of fewer prompts."""
 
     marginal: str = "expected_gain"
     """What the next rollout is worth in the modes online and rounds: expected_gain, stop_at_mixed, hybrid or target_size."""
@@ -127,6 +137,19 @@ def offered_share(plan: PlanConfig) -> float:
     It is 1 where the mode visits every prompt that it is offered.
     """
     return float(plan.candidates) if plan.mode in ADMITTING else 1.0
+
+
+def smallest_group(plan: Any) -> int:
+    """Return the rollouts of a prompt that teach something together: 2, but 1 where the belief is the baseline."""
+    return 1 if plan.value == "baseline" else 2
+
+
+def due_must_fit(plan: Any) -> bool:
+    """Return whether the budget of a step must pay for all its candidates at once, since all of them may fall due together.
+
+    Where it need not, the prompts that have waited longest are visited first.
+    """
+    return plan.mode != "dynamic_sampling" and plan.value != "baseline"
 
 
 def contradictions(plan: Any) -> list[tuple[tuple[str, ...], str]]:

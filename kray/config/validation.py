@@ -52,7 +52,7 @@ LIMITS: dict[str, str] = {
         train.weight_decay train.grad_clip train.clip_high train.constant_tokens train.advantage_clip train.tis train.kl
         evaluate.every track.samples track.traces reward.memory_gib train.max_nonfinite train.advantage_floor train.max_kl
         model.tiny.draft_digits
-        plan.token_budget plan.in_flight plan.pilot plan.target_groups rollout.min_engines async.max_staleness
+        plan.token_budget plan.in_flight plan.tau plan.pilot plan.target_groups rollout.min_engines async.max_staleness
         """,
     "at least 2": "plan.target_size",
     "above 0": """
@@ -78,6 +78,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "plan.mode": plan_rules.MODES,
     "plan.unit": plan_rules.UNITS,
     "plan.value": plan_rules.VALUES,
+    "plan.gain": plan_rules.GAINS,
     "plan.marginal": plan_rules.MARGINALS,
     "plan.weights": plan_rules.WEIGHTS,
     "plan.prior_by": ("kind", "source", "all"),
@@ -300,7 +301,7 @@ def _plan(config: KrayConfig) -> Iterator[Problem]:
     elif plan.budget < plan.lower * per_step:
         least = f"plan.lower {plan.lower} x prompts.per_step {per_step} = {plan.lower * per_step}"
         yield Problem((keys[0], keys[1], keys[3]), f"plan.budget {plan.budget} is below {least} rollouts")
-    elif share > 1 and plan.mode != "dynamic_sampling" and plan.budget < max(2, plan.lower) * offered:
+    elif share > 1 and plan_rules.due_must_fit(plan) and plan.budget < max(2, plan.lower) * offered:
         least = f"plan.lower {plan.lower} x plan.candidates {plan.candidates} x prompts.per_step {per_step}"
         text = f"plan.budget {plan.budget} is below {least}: all candidates of a step may fall due at once; lower one"
         yield Problem((*keys[:2], "plan.candidates", keys[3]), text)

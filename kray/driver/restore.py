@@ -9,8 +9,9 @@ from pathlib import Path
 from kray.config import KrayConfig
 from kray.driver.state import RunState
 from kray.errors import ConfigError
-from kray.plan_modes import offered_share
+from kray.plan_modes import PlanConfig, due_must_fit, offered_share
 from kray.planner import KnapsackPlanner
+from kray.planner.limits import first_block
 from kray.planner.metrics import CalibrationTally
 from kray.prompts import PromptSampler
 from kray.prompts.admission import Admission
@@ -73,7 +74,17 @@ def make_admission(config: KrayConfig, ids: list[str]) -> Admission | None:
         return None
     offered = min(len(ids), round(share * config.prompts.per_step))
     stream = PromptSampler(ids, 1, config.run.seed, config.prompts.shuffle)
-    return Admission(stream, offered, config.plan.max_wait)
+    return Admission(stream, offered, config.plan.max_wait, most_due(config.plan))
+
+
+def most_due(plan: PlanConfig) -> int | None:
+    """Return how many prompts may be due in a step, so that the budget pays for them; None: any number.
+
+    A budget of tokens is raised where prompts that are due need more (kray/driver/step.py).
+    """
+    if due_must_fit(plan) or plan.mode == "dynamic_sampling" or plan.unit == "tokens":
+        return None
+    return max(1, plan.budget // max(1, first_block(plan)))
 
 
 def prior_labels(prompts: Sequence[Prompt], by: str) -> dict[str, str] | None:

@@ -3,6 +3,7 @@
 Pure numpy and scipy: importing this package loads neither Ray nor torch.
 """
 
+from kray.planner.baseline_value import BaselineValue
 from kray.planner.beliefs import Beliefs
 from kray.planner.planner import MODES, KnapsackPlanner
 from kray.planner.quadrature import CobaValue, GrpoValue
@@ -12,6 +13,7 @@ from kray.planner.values import BetaValue, PointValue
 
 __all__ = [
     "MODES",
+    "BaselineValue",
     "Beliefs",
     "BetaValue",
     "CobaValue",

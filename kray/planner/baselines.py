@@ -149,6 +149,8 @@ def coba(request: PlanRequest) -> np.ndarray:
 class _CobaPoint:
     """CoBA-RL's value at known success rates (M,), given the failure rate of recent batches."""
 
+    smallest_group = 2
+
     def __init__(self, success_rate: np.ndarray, failure_rate: float):
         p = np.clip(success_rate, 0.01, 0.99)
         shape = coba_shape(failure_rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kray.plan_modes import PlanConfig, offered_share
+from kray.plan_modes import PlanConfig, offered_share, smallest_group
 
 
 def leaves_out_prompts(plan: PlanConfig) -> bool:
@@ -14,8 +14,8 @@ def leaves_out_prompts(plan: PlanConfig) -> bool:
 
 
 def first_block(plan: PlanConfig) -> int:
-    """Return the rollouts that open a prompt: at least two where plan.upper allows, since one alone teaches nothing."""
-    return min(max(plan.lower, 2), plan.upper)
+    """Return the rollouts that open a prompt: at least as many as teach something together, where plan.upper allows."""
+    return min(max(plan.lower, smallest_group(plan)), plan.upper)
 
 
 def rollout_costs(plan: PlanConfig, m: int, cost: ArrayLike | None) -> np.ndarray:

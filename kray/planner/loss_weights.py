@@ -45,6 +45,7 @@ class _Subset:
 
     def __init__(self, value: Value, rows: np.ndarray):
         self._value, self._rows = value, rows
+        self.smallest_group = value.smallest_group
 
     def __len__(self) -> int:
         return len(self._rows)

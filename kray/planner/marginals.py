@@ -22,6 +22,7 @@ import numpy as np
 from scipy.special import betaln
 
 from kray.plan_modes import MARGINALS
+from kray.planner.baseline_value import BaselineValue, expected_gain_of, first_blocks, saturation, saturation_gain
 from kray.planner.quadrature import MOST_ROLLOUTS, NodeValue, nodes
 from kray.planner.values import BetaValue, Value
 
@@ -200,6 +201,41 @@ class NodeGain:
         return None
 
 
+class BaselineGain:
+    """Gain of BaselineValue: E[g(p)] under the belief with this step's labels, times the saturation's gain.
+
+    The baseline's strength k stays that of the belief before the step: the group's own labels are already in n_eff.
+    """
+
+    def __init__(self, value: BaselineValue, held: np.ndarray):
+        """Take the value of M prompts and the rollouts already allocated, held (M,) int."""
+        self._start, self._tau, self.n = value, value.tau, held.tolist()
+        self.a, self.b, self._k = value.alpha.tolist(), value.beta.tolist(), value.strength.tolist()
+        self._worth = expected_gain_of(value.gain_kind, value.alpha, value.beta).tolist()
+        self._block = first_blocks(value.strength, value.tau).tolist()
+
+    def next_gain(self, row: int) -> float:
+        """Return the gain of one more rollout of the prompt."""
+        k, n, block = self._k[row], self.n[row], self._block[row]
+        slope = saturation(k, block, self._tau) / block
+        return float(self._worth[row] * (slope if n < block else min(slope, saturation_gain(k, n, self._tau))))
+
+    def allocate(self, row: int, rollouts: int) -> None:
+        """Count so many more rollouts of the prompt as drawn."""
+        self.n[row] += rollouts
+
+    def observe(self, row: int, passed: float, failed: float) -> None:
+        """Update the prompt's belief by labels."""
+        self.a[row] += passed
+        self.b[row] += failed
+        shape = np.array([self.a[row]]), np.array([self.b[row]])
+        self._worth[row] = float(expected_gain_of(self._start.gain_kind, *shape)[0])
+
+    def value(self) -> Value | None:
+        """Return the value at the current beliefs."""
+        return self._start.updated(self.a, self.b)
+
+
 def make_marginal(name: str, value: Value, held: np.ndarray, target_size: int) -> Marginal:
     """Make a marginal.
 
@@ -212,10 +248,10 @@ def make_marginal(name: str, value: Value, held: np.ndarray, target_size: int) -
     Raises:
         ValueError: the name is unknown, or the marginal is not defined for this value.
     """
-    if isinstance(value, NodeValue):
+    if isinstance(value, NodeValue | BaselineValue):
         if name != "expected_gain":
             raise ValueError(f"plan.marginal={name} is about the paper's p (1 - p)^2: it needs plan.value=paper")
-        return NodeGain(value, held)
+        return NodeGain(value, held) if isinstance(value, NodeValue) else BaselineGain(value, held)
     assert isinstance(value, BetaValue)
     if name == "expected_gain":
         return ExpectedGain(value.alpha, value.beta, held)

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from kray.plan_modes import MODES, NEED_LABELS, PlanConfig
 from kray.planner import baselines
+from kray.planner.baseline_value import BaselineValue
 from kray.planner.baselines import PlanRequest
 from kray.planner.beliefs import Beliefs
 from kray.planner.calibration import Calibration
@@ -276,6 +277,8 @@ class KnapsackPlanner:
         return self.settings.target_groups or max(1, round(m / self.settings.candidates))
 
     def _value(self, ids: list[str], alpha: np.ndarray, beta: np.ndarray) -> Value:
+        if self.settings.value == "baseline":
+            return BaselineValue(alpha, beta, self.settings.gain, self.settings.tau)
         if self.settings.value == "grpo":
             return GrpoValue(alpha, beta)
         if self.settings.value == "coba":

@@ -62,6 +62,8 @@ def spread_totals(k: int, most: int) -> np.ndarray:
 class NodeValue:
     """Expectation of p q f_n(p) under Beta(alpha, beta); a subclass defines f."""
 
+    smallest_group = 2
+
     def __init__(self, alpha: ArrayLike, beta: ArrayLike):
         """Take the beliefs.
 

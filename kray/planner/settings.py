@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from kray.plan_modes import MARGINALS, MODES, UNITS, VALUES, WEIGHTS, PlanConfig, contradictions
+from kray.plan_modes import GAINS, MARGINALS, MODES, UNITS, VALUES, WEIGHTS, PlanConfig, contradictions
 from kray.planner.beliefs import Beliefs
 
 # Keys that hold whole numbers, with the least value of each.
@@ -21,7 +21,7 @@ LEAST = {
     "rounds": 1,
     "refit_every": 1,
 }
-CHOICES = {"mode": MODES, "value": VALUES, "marginal": MARGINALS, "weights": WEIGHTS, "unit": UNITS}
+CHOICES = {"mode": MODES, "value": VALUES, "gain": GAINS, "marginal": MARGINALS, "weights": WEIGHTS, "unit": UNITS}
 
 
 def checked_plan(plan: Any) -> PlanConfig:
@@ -41,6 +41,8 @@ def checked_plan(plan: Any) -> PlanConfig:
         x = getattr(copy, key)
         if x != int(x) or x < least:
             raise ValueError(f"plan.{key}={x} must be a whole number of rollouts >= {least}")
+    if not 0 <= copy.tau < float("inf"):
+        raise ValueError(f"plan.tau={copy.tau} must be finite and not negative")
     if not copy.candidates >= 1:
         raise ValueError(f"plan.candidates={copy.candidates} must be at least 1")
     for _, message in contradictions(copy):

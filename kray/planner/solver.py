@@ -48,9 +48,10 @@ def solve(
 ) -> np.ndarray:
     """Return the rollouts per prompt that maximise sum_i value_i(n_i).
 
-    Exact for unit costs where lower >= 1. A prompt with lower = 0 may be skipped: one rollout alone is worth nothing, so its
-    first two are bought together (the concave envelope) and the plan is within one such block of the optimum. With costs it
-    is within one increment of it (the greedy solution of the relaxed problem).
+    Exact for unit costs where lower >= 1, and for lower = 0 where one rollout alone has a value. Where it has none (the value's
+    `smallest_group` is 2), the first two rollouts of a prompt with lower = 0 are bought together (the concave envelope), and
+    the plan is within one such block of the optimum. With costs it is within one increment of it (the greedy solution of the
+    relaxed problem).
 
     Args:
         value: of the M prompts.
@@ -75,7 +76,9 @@ def solve(
     left = amount - weight @ low
     # no prompt can get more than the whole rest
     high = low + np.minimum(high - low, left // weight).astype(np.int64)
-    skippable = (low == 0) & (high >= 2)
+    block = value.smallest_group
+    # prompts whose first rollouts are bought together or not at all
+    skippable = (low == 0) & (high >= block) & (block > 1)
     marginal = _marginal(value, skippable, price)
     top = high if price is None else _cut(marginal, low, high, 0.0)
     n, tied, left = _threshold(marginal, low, top, weight, left, table_limit)
@@ -313,9 +316,10 @@ def _spend(
 ) -> np.ndarray:
     """Spend what the threshold left, ties first, then whatever still fits, never over the budget; return (M,) int64."""
     rows, k = _ragged(n, tied)
-    block = np.where((k == 0) & (upper[rows] >= 2), 2, 1)
+    together = value.smallest_group > 1
+    block = np.where((k == 0) & (upper[rows] >= 2) & together, 2, 1)
     # without the second half of a block
-    entry = np.flatnonzero((k != 1) | (lower[rows] > 0))
+    entry = np.flatnonzero((k != 1) | (lower[rows] > 0) | (not together))
     entry = entry[np.lexsort((rows[entry], k[entry]))]
     paid = entry[np.cumsum(cost[rows[entry]] * block[entry]) <= budget - cost @ n]
     n = n + np.bincount(rows[paid], block[paid], len(n)).astype(np.int64)
@@ -332,7 +336,7 @@ def _spend(
 
 def _polish(value: Value, n: np.ndarray, upper: np.ndarray, cost: np.ndarray, left: float) -> None:
     """Add to n, in place, what `left` pays for although it is too little for the best rollout: best rate first."""
-    block = np.where((n == 0) & (upper >= 2), 2, 1)
+    block = np.where((n == 0) & (upper >= 2) & (value.smallest_group > 1), 2, 1)
     rows = np.flatnonzero((n + block <= upper) & (cost * block <= left))
     rate = value.gain_at(rows, n[rows] + block[rows] - 1) / (cost[rows] * block[rows])
     best = np.argsort(-rate, kind="stable")[:POLISH_PROMPTS]

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from kray.metrics import PLANNER_ADMITTED, PLANNER_LOST, PLANNER_MIXED, PLANNER_UNSPENT_RATIO
 from kray.plan_modes import RESPEND, PlanConfig
+from kray.planner.baseline_value import BaselineValue
 from kray.planner.beliefs import Beliefs
 from kray.planner.calibration import Calibration
 from kray.planner.greedy import RolloutBudget
@@ -241,12 +242,14 @@ class StepPlan:
         """Return the budgets dispatched (less lost ones), the loss weights, and what was expected at planning time.
 
         expected_success is the posterior mean and expected_value that of BetaValue at the posterior, in every mode, so that
-        plans of different modes can be compared. Weights (`loss_weights`) sum to the sum of the budgets of the prompts that
-        are trained on; prompts that the mode leaves out of the loss (dynamic_sampling, pilot_commit) have weight 0.
+        plans of different modes can be compared; with plan.value baseline it is the plan's own value, since BetaValue is 0 for
+        a group of one. Weights (`loss_weights`) sum to the sum of the budgets of the prompts that are trained on; prompts that
+        the mode leaves out of the loss (dynamic_sampling, pilot_commit) have weight 0.
         """
         start = self._start
         mixed = np.array([self._is_mixed(row) for row in range(len(start.prompt_ids))], dtype=bool)
         budgets = np.array(self._drawn, dtype=np.int64)
+        own = start.value if isinstance(start.value, BaselineValue) else None
         return Allocation(
             prompt_ids=start.prompt_ids,
             budgets=budgets,
@@ -254,7 +257,7 @@ class StepPlan:
                 start.settings, budgets, self._rule.trained(budgets > 0, mixed), self._weighing_value()
             ),
             expected_success=start.alpha / (start.alpha + start.beta),
-            expected_value=BetaValue(start.alpha, start.beta).total(budgets),
+            expected_value=(own if own is not None else BetaValue(start.alpha, start.beta)).total(budgets),
             beliefs=start.baseline,
         )
 
@@ -307,7 +310,8 @@ class StepPlan:
         if start.settings.weights != "hindsight" or start.settings.mode == "weight_only":
             return start.value
         passed = np.array(self._passed)
-        return BetaValue(start.alpha + passed, start.beta + np.array(self._labelled) - passed)
+        alpha, beta = start.alpha + passed, start.beta + np.array(self._labelled) - passed
+        return start.value.updated(alpha, beta) if isinstance(start.value, BaselineValue) else BetaValue(alpha, beta)
 
     def _update_mixing(self, row: int) -> None:
         """Keep the sum of the probabilities of mixing up to date after an event of the prompt."""

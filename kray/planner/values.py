@@ -1,8 +1,9 @@
 """Value of n rollouts of a prompt: the objective of Knapsack RL (arXiv 2509.25849) and its Bayesian expectation.
 
-A value is separable over M prompts and guarantees what `solve` relies on: V(0) = V(1) = 0; gains are never negative and
-never rise with n from n = 1 on. Gains are sums of positive terms, never differences of totals, so a gain of 1e-30 is as
-accurate as one of 0.1. The unit is that of p (1 - p)^2, the paper's InfoGain: a pure number.
+A value is separable over M prompts and guarantees what `solve` relies on: V(0) = 0, and V(1) = 0 where its `smallest_group` is
+2; gains are never negative and never rise with n from n = smallest_group - 1 on. Gains are sums of positive terms, never
+differences of totals, so a gain of 1e-30 is as accurate as one of 0.1. The unit is that of p (1 - p)^2, the paper's InfoGain:
+a pure number.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ _STIRLING_FROM = 64.0
 
 
 class Value(Protocol):
-    """Value of rollouts of M prompts, as `solve` needs it."""
+    """Value of rollouts of M prompts, as `solve` needs it.
+
+    Attributes:
+        smallest_group: rollouts of a prompt that are worth something together: 2 where the baseline is the mean of the group,
+            for which one rollout alone has the advantage 0, else 1.
+    """
+
+    smallest_group: int
 
     def __len__(self) -> int:
         """Return M."""
@@ -50,6 +58,8 @@ class PointValue:
 
     Value(N, p) = (1 - p^N - q^N) p q^2 with q = 1 - p (arXiv 2509.25849, definitions of Value and InfoGain).
     """
+
+    smallest_group = 2
 
     def __init__(self, success_rate: ArrayLike):
         """Take the success rates.
@@ -125,6 +135,8 @@ class BetaValue:
     A mixture of concave functions is concave, so the same solver stays exact. The relative accuracy is about 1e-12, also
     where alpha + beta is so large that log-gammas cancel.
     """
+
+    smallest_group = 2
 
     def __init__(self, alpha: ArrayLike, beta: ArrayLike):
         """Take the beliefs.
@@ -216,6 +228,11 @@ def _log_rising(x: np.ndarray, log_gamma_x: np.ndarray, k: np.ndarray) -> np.nda
     y, j = x[large], k[large]
     out[large] = (y + j - 0.5) * np.log1p(j / y) - j + j * np.log(y) + (_stirling_tail(y + j) - _stirling_tail(y))
     return out
+
+
+def log_rising_of(x: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """Return log of Gamma(x + k) / Gamma(x), (K,), for x (K,) > 0 and k (K,) >= 0, without cancellation where x is large."""
+    return _log_rising(x, gammaln(x), k)
 
 
 def _stirling_tail(x: np.ndarray) -> np.ndarray:

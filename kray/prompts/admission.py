@@ -3,7 +3,9 @@
 Where the planner admits prompts (plan.candidates > 1), a step offers more prompts than it visits. Skipped prompts wait and
 are offered again before new ones. Guarantees:
 
-- a prompt first offered in step s is visited by step s + max_wait, when it is `due`;
+- a prompt first offered in step s is visited by step s + max_wait, when it is `due`; where a step pays for most_due prompts
+  only and more have waited so long, those that have waited longest are due first, and each is visited by step
+  s + max_wait + (candidates - 1) // most_due;
 - after a resume with fewer candidates more prompts may wait than a step offers: they are offered oldest first, and one
   whose time has passed is due in the first step that offers it;
 - new prompts come in the order of the stream (sampler.py), each epoch once, so a prompt is visited as often as it is offered:
@@ -30,17 +32,19 @@ class Admission:
         stream: Source of new prompts.
         candidates: Prompts offered per step.
         max_wait: Steps, see the module.
+        most_due: Prompts that are due in a step at most.
         longest_wait: Steps from a prompt's first offer to its visit, so far.
         longest_gap: Steps between two visits of a prompt, so far.
     """
 
-    def __init__(self, stream: PromptSampler, candidates: int, max_wait: int) -> None:
+    def __init__(self, stream: PromptSampler, candidates: int, max_wait: int, most_due: int | None = None) -> None:
         """Start at the beginning of the stream.
 
         Args:
             stream: A PromptSampler with per_step 1.
             candidates: Prompts offered per step.
             max_wait: Steps, see the module.
+            most_due: Prompts that are due in a step at most; None: any number.
 
         Raises:
             ValueError: An argument is out of range.
@@ -52,6 +56,7 @@ class Admission:
         if max_wait < 0:
             raise ValueError(f"max_wait must not be negative, not {max_wait}")
         self.stream, self.candidates, self.max_wait = stream, candidates, max_wait
+        self.most_due = candidates if most_due is None else most_due
         # Position in the stream.
         self._position = 0
         # Index of a waiting prompt -> the step that first offered it, oldest first.
@@ -74,7 +79,8 @@ class Admission:
             self._position += 1
             self._since.setdefault(index, step)
         offered = list(self._since)[: self.candidates]
-        return offered, [step - self._since[index] >= self.max_wait for index in offered]
+        late = [step - self._since[index] >= self.max_wait for index in offered[: self.most_due]]
+        return offered, late + [False] * (len(offered) - len(late))
 
     def visited(self, step: int, indices: Iterable[int]) -> None:
         """Record which candidates got rollouts; the others wait.
@@ -90,7 +96,7 @@ class Admission:
         unknown = done - self._since.keys()
         if unknown:
             raise ValueError(f"indices: {sorted(unknown)[:5]} have not been offered")
-        offered = islice(self._since.items(), self.candidates)
+        offered = islice(self._since.items(), min(self.candidates, self.most_due))
         late = [i for i, since in offered if step - since >= self.max_wait and i not in done]
         if late:
             raise ValueError(f"indices: {late[:5]} are due in step {step} and have not been visited")

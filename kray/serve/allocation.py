@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kray.plan_modes import PlanConfig
-from kray.planner import BetaValue, CobaValue, GrpoValue, PointValue, solve
+from kray.planner import BaselineValue, BetaValue, CobaValue, GrpoValue, PointValue, solve
 from kray.planner.beliefs import PRIOR_PROMPTS
 from kray.planner.priors import fit_beta_binomial
 from kray.planner.values import Value
@@ -28,6 +28,8 @@ class AllocationRequest:
         upper: Most rollouts of a prompt, or (M,).
         cost: (M,) cost of one rollout; None: 1 each.
         value: What the allocation maximises, one of kray.plan_modes.VALUES.
+        gain: plan.gain, for the value baseline.
+        tau: plan.tau, for the same.
         success_rate: (M,) in [0, 1].
         alpha: (M,) successes of the beliefs.
         beta: (M,) failures of the beliefs.
@@ -41,6 +43,8 @@ class AllocationRequest:
     upper: int | Sequence[int] = PlanConfig.upper
     cost: Sequence[float] | None = None
     value: str = PlanConfig.value
+    gain: str = PlanConfig.gain
+    tau: float = PlanConfig.tau
     success_rate: Sequence[float] | None = None
     alpha: Sequence[float] | None = None
     beta: Sequence[float] | None = None
@@ -70,7 +74,7 @@ def allocate(request: AllocationRequest) -> dict[str, Any]:
             expected = np.asarray(request.success_rate, dtype=np.float64)
         else:
             alpha, beta, prior = _beliefs(request)
-            value = _value(request.value, alpha, beta)
+            value = _value(request, alpha, beta)
             expected = alpha / (alpha + beta)
         cost = None if request.cost is None else np.asarray(request.cost)
         budgets = solve(value, request.budget, np.asarray(request.lower), np.asarray(request.upper), cost)
@@ -95,10 +99,12 @@ def _fitted_prior(successes: np.ndarray, trials: np.ndarray) -> tuple[float, flo
     return fitted or (1.0, 1.0)
 
 
-def _value(name: str, alpha: np.ndarray, beta: np.ndarray) -> Value:
-    if name == "grpo":
+def _value(request: AllocationRequest, alpha: np.ndarray, beta: np.ndarray) -> Value:
+    if request.value == "baseline":
+        return BaselineValue(alpha, beta, request.gain, request.tau)
+    if request.value == "grpo":
         return GrpoValue(alpha, beta)
-    if name == "coba":
+    if request.value == "coba":
         return CobaValue(alpha, beta, float(np.mean(beta / (alpha + beta))))
     return BetaValue(alpha, beta)
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, StringConstraints, model_validator
 
-from kray.plan_modes import MARGINALS, MODES, UNITS, VALUES, WEIGHTS, PlanConfig
+from kray.plan_modes import GAINS, MARGINALS, MODES, UNITS, VALUES, WEIGHTS, PlanConfig
 from kray.serve.allocation import AllocationRequest, allocate
 from kray.serve.gate import Gate, Limits, Refusal, health
 from kray.serve.messages import Message, refuse_invalid_requests
@@ -61,6 +61,8 @@ class Allocate(Message):
     upper: Bound | list[Bound] = PlanConfig.upper
     cost: list[Positive] | None = None
     value: Literal[VALUES] = PlanConfig.value  # type: ignore[valid-type]
+    gain: Literal[GAINS] = PlanConfig.gain  # type: ignore[valid-type]
+    tau: NotNegative = PlanConfig.tau
 
     @model_validator(mode="after")
     def _whole(self) -> Allocate:
@@ -105,6 +107,8 @@ class Open(Message):
     upper: Bound = PlanConfig.upper
     unit: Literal[UNITS] = PlanConfig.unit  # type: ignore[valid-type]
     value: Literal[VALUES] = PlanConfig.value  # type: ignore[valid-type]
+    gain: Literal[GAINS] = PlanConfig.gain  # type: ignore[valid-type]
+    tau: NotNegative = PlanConfig.tau
     marginal: Literal[MARGINALS] = PlanConfig.marginal  # type: ignore[valid-type]
     target_size: Count = PlanConfig.target_size
     in_flight: Count = PlanConfig.in_flight
@@ -126,8 +130,20 @@ class Open(Message):
         Raises:
             Refusal: A budget of rollouts is fractional or too large.
         """
-        keys = ("mode", "lower", "upper", "unit", "value", "marginal", "target_size", "in_flight", "pilot", "rounds")
-        found = {key: getattr(self, key) for key in (*keys, "weights", "candidates", "target_groups")}
+        keys = (
+            "mode",
+            "lower",
+            "upper",
+            "unit",
+            "value",
+            "gain",
+            "tau",
+            "marginal",
+            "target_size",
+            "in_flight",
+            "pilot",
+        )
+        found = {key: getattr(self, key) for key in (*keys, "rounds", "weights", "candidates", "target_groups")}
         if self.unit == "tokens":
             return found | {"budget": 0, "token_budget": int(self.budget)}
         if self.budget != int(self.budget) or self.budget > MAX_ROLLOUTS:

@@ -39,6 +39,27 @@ def test_nobody_waits_beyond_the_bound(prompts, data, max_wait, seed):
     assert one.metrics()["prompts/longest_wait"] <= max_wait
 
 
+@given(st.integers(1, 40), st.data(), st.integers(0, 6), st.integers(1, 5), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_where_few_can_be_due_those_that_waited_longest_come_first(prompts, data, max_wait, most_due, new_ones_first):
+    candidates = data.draw(st.integers(1, prompts))
+    stream = PromptSampler([str(i) for i in range(prompts)], 1, 0)
+    one = Admission(stream, candidates, max_wait, most_due)
+    first: dict[int, int] = {}
+    for step in range(60):
+        offered, due = one.offer(step)
+        for index in offered:
+            first.setdefault(index, step)
+        chosen = [index for index, must in zip(offered, due, strict=True) if must]
+        assert chosen == [i for i in offered[:most_due] if step - first[i] >= max_wait]
+        # what the budget pays for besides, at the worst the newest
+        free = [i for i in offered if i not in chosen]
+        chosen += free[::-1][: most_due - len(chosen)] if new_ones_first else free[: most_due - len(chosen)]
+        one.visited(step, chosen)
+        for index in chosen:
+            assert step - first.pop(index) <= max_wait + (candidates - 1) // most_due
+
+
 def test_all_visited_is_the_plain_stream():
     one, stream = waiting(10, 4, 3), PromptSampler([str(i) for i in range(10)], 1, 0)
     seen = []
