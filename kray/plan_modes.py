@@ -7,6 +7,7 @@ OmegaConf, because the configuration loads no numpy and the planner no OmegaConf
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 MODES = (
@@ -91,15 +92,16 @@ class PlanConfig:
     have given) or hindsight (the budget that static would have given had it known the labels of the step)."""
 
     candidates: float = 2.0
-    """Prompts offered to the planner, as a multiple of `prompts.per_step`. Above 1 the planner leaves some of them for a
-    later step; only in the modes static, online and dynamic_sampling (the others visit all prompts they are offered, and are
-    offered `prompts.per_step`)."""
+    """Prompts offered to the planner, as a multiple of `prompts.per_step`; 0: all training prompts, in the modes static and
+    online. Above 1, and with 0, the planner leaves some of them for a later step; only in the modes static, online and
+    dynamic_sampling (the others visit all prompts they are offered, and are offered `prompts.per_step`)."""
 
     target_groups: int = 0
     """Mixed groups at which a step ends early, in the modes online and dynamic_sampling. 0: the whole budget is spent."""
 
     max_wait: int = 8
-    """Steps for which an offered prompt may be passed over before it must be visited."""
+    """Steps for which an offered prompt may be passed over before it must be visited. With `candidates` 0 at most half of
+    `prompts.per_step` must be visited in a step, those first that have waited longest."""
 
     discount: float = 0.5
     """Factor on a prompt's old labels at each visit, because the policy has changed since. The start value if
@@ -134,9 +136,25 @@ class PlanConfig:
 def offered_share(plan: PlanConfig) -> float:
     """Return the number of prompts offered to the planner in a step, as a multiple of prompts.per_step.
 
-    It is 1 where the mode visits every prompt that it is offered.
+    It is 1 where the mode visits every prompt that it is offered, and infinite where all training prompts are offered.
     """
-    return float(plan.candidates) if plan.mode in ADMITTING else 1.0
+    if plan.mode not in ADMITTING:
+        return 1.0
+    return float(plan.candidates) or inf
+
+
+def offered_prompts(plan: PlanConfig, per_step: int, prompts: int) -> int:
+    """Return how many of so many training prompts are offered to the planner in a step."""
+    share = offered_share(plan)
+    return prompts if share == inf else min(prompts, round(share * per_step))
+
+
+def due_of_all(per_step: int) -> int:
+    """Return how many prompts are due in a step at most where all training prompts are offered: half of a step's.
+
+    So the planner always chooses the other half itself, however many prompts there are.
+    """
+    return max(1, per_step // 2)
 
 
 def smallest_group(plan: Any) -> int:
@@ -173,6 +191,9 @@ def contradictions(plan: Any) -> list[tuple[tuple[str, ...], str]]:
     if plan.marginal != "expected_gain" and plan.value != "paper":
         text = f"plan.marginal {plan.marginal} is about the paper's p (1 - p)^2: it needs plan.value paper, not {plan.value}"
         found.append((("marginal", "value"), text))
+    if plan.candidates == 0 and plan.mode == "dynamic_sampling":
+        text = "plan.candidates 0 offers all training prompts: plan.mode dynamic_sampling needs a multiple of prompts.per_step"
+        found.append((("candidates", "mode"), text))
     if plan.target_groups and plan.mode not in ("online", "dynamic_sampling"):
         text = f"plan.target_groups {plan.target_groups} needs plan.mode online or dynamic_sampling, not {plan.mode}"
         found.append((("target_groups", "mode"), text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from kray.config.advice import warnings
@@ -45,6 +46,8 @@ def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[t
     """Return (label, value) rows of what follows from a configuration, given the number of prompts in its sources."""
     run, plan, per_step = config.run, config.plan, config.prompts.per_step
     share = offered_share(plan)
+    scope = f"offered {share:g} x {per_step:,}" if share < math.inf else "all are offered"
+    share = share if share < math.inf else max(1.0, train_prompts / per_step)
     responses = config.evaluate.samples + int(config.evaluate.greedy)
     evaluations = 2 + ((run.steps - 1) // config.evaluate.every if config.evaluate.every else 0)
     epochs = run.steps * per_step / train_prompts if train_prompts else float("nan")
@@ -56,7 +59,7 @@ def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[t
         ("steps", f"{run.steps:,}"),
         (
             "prompts a step",
-            f"up to {round(share * per_step):,}, offered {share:g} x {per_step:,}" if share > 1 else f"{per_step:,}",
+            f"up to {round(share * per_step):,}, {scope}" if share > 1 else f"{per_step:,}",
         ),
         ("rollouts a step", f"{plan.budget:,}"),
         (

@@ -27,6 +27,7 @@ RULES: dict[str, Callable[[float], bool]] = {
     "at least 1": lambda value: value >= 1,
     "at least 2": lambda value: value >= 2,
     "at least 0": lambda value: value >= 0,
+    "0, or at least 1": lambda value: value == 0 or value >= 1,
     "above 0": lambda value: value > 0,
     "in [0, 1]": lambda value: 0 <= value <= 1,
     "in (0, 1]": lambda value: 0 < value <= 1,
@@ -42,7 +43,7 @@ LIMITS: dict[str, str] = {
         model.tiny.batch_size model.lora.rank plan.budget plan.lower plan.upper rollout.engines rollout.max_response_tokens
         rollout.max_sequences rollout.split rollout.max_attempts reward.workers environment.max_turns
         environment.workers train.ranks train.updates train.epochs
-        train.microbatch_tokens track.every evaluate.samples plan.rounds plan.candidates plan.max_wait plan.refit_every
+        train.microbatch_tokens track.every evaluate.samples plan.rounds plan.max_wait plan.refit_every
         """,
     "at least 0": """
         run.seed run.checkpoint_every run.max_restarts run.restart_window_s run.max_failed_saves train.max_restarts
@@ -55,6 +56,7 @@ LIMITS: dict[str, str] = {
         plan.token_budget plan.in_flight plan.tau plan.pilot plan.target_groups rollout.min_engines async.max_staleness
         """,
     "at least 2": "plan.target_size",
+    "0, or at least 1": "plan.candidates",
     "above 0": """
         model.tiny.lr model.lora.alpha plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib
         rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s rollout.idle_s reward.timeout_s train.eps
@@ -295,7 +297,8 @@ def _plan(config: KrayConfig) -> Iterator[Problem]:
         yield Problem(tuple(f"plan.{name}" for name in names), text)
     keys = ("plan.budget", "plan.lower", "plan.upper", "prompts.per_step")
     share = plan_rules.offered_share(plan)
-    offered = round(share * per_step)
+    # prompts that may fall due in one step
+    offered = plan_rules.due_of_all(per_step) if plan.candidates == 0 else round(share * per_step)
     if wrong or plan.unit == "tokens":
         pass
     elif plan.budget < plan.lower * per_step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from kray.driver.state import RunState
 from kray.planner import KnapsackPlanner
 from kray.prompts import PromptSampler
 from kray.prompts.admission import Admission
+from kray.prompts.full_admission import FullAdmission
 from kray.records import EncodedPrompt, Prompt, Sampling
 from kray.rollout.engine_spec import EngineSpec
 
@@ -21,19 +23,24 @@ from kray.rollout.engine_spec import EngineSpec
 PROBE_TOKENS = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OfferedPrompts:
     """The prompts that the planner may visit in a step.
 
     Attributes:
-        indices: Of the training prompts.
-        prompts: The same prompts with their tokens.
-        due: Which of them the planner must not leave out; None where it may leave none out.
+        indices: (M,) int64, of the training prompts.
+        due: (M,) bool, which of them the planner must not leave out; None where it may leave none out.
+        train: All training prompts.
     """
 
-    indices: list[int]
-    prompts: list[EncodedPrompt]
-    due: list[bool] | None
+    indices: np.ndarray
+    due: np.ndarray | None
+    train: list[EncodedPrompt]
+
+    @cached_property
+    def prompts(self) -> list[EncodedPrompt]:
+        """The prompts with their tokens, in the order of `indices`."""
+        return [self.train[i] for i in self.indices.tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,7 @@ class Components:
     train: list[EncodedPrompt]
     test: list[EncodedPrompt]
     sampler: PromptSampler
-    admission: Admission | None
+    admission: Admission | FullAdmission | None
     planner: KnapsackPlanner
     labels: dict[str, str] | None
     features: dict[str, np.ndarray] | None
@@ -68,8 +75,10 @@ class Components:
 
     def offer(self, step: int) -> OfferedPrompts:
         """Return the prompts of a step, counted from 0."""
-        indices, due = (self.sampler.take(step), None) if self.admission is None else self.admission.offer(step)
-        return OfferedPrompts(list(indices), [self.train[i] for i in indices], due)
+        if self.admission is None:
+            return OfferedPrompts(np.array(self.sampler.take(step)), None, self.train)
+        indices, due = self.admission.offer(step)
+        return OfferedPrompts(np.asarray(indices), np.asarray(due), self.train)
 
     def load(self, state: RunState) -> None:
         """Take over what labels had taught by the time of the checkpoint; everything else is the configuration's."""

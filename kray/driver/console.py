@@ -21,7 +21,7 @@ from kray.metrics import (
     timing,
 )
 from kray.monitor.durations import format_duration
-from kray.plan_modes import offered_share
+from kray.plan_modes import offered_prompts, offered_share
 
 if TYPE_CHECKING:  # jobs read reports without loading Ray
     from kray.driver.evaluation import Evaluation
@@ -67,8 +67,8 @@ def start_line(folder: Path, config: KrayConfig, train: int, test: int, resumed:
         resumed: Completed steps of a resumed run, None for a new one.
     """
     begin = "new run" if resumed is None else f"resumed after step {resumed}"
-    share = offered_share(config.plan)
-    prompts = f"up to {round(share * config.prompts.per_step)}" if share > 1 else f"{config.prompts.per_step}"
+    offered = offered_prompts(config.plan, config.prompts.per_step, train)
+    prompts = f"up to {offered}" if offered_share(config.plan) > 1 else f"{config.prompts.per_step}"
     return (
         f"{begin}: {folder}: {config.run.steps} steps of {prompts} prompts and {config.plan.budget} rollouts "
         f"({config.plan.mode}), {train} prompts to train on, {test} held out"

@@ -9,12 +9,13 @@ from pathlib import Path
 from kray.config import KrayConfig
 from kray.driver.state import RunState
 from kray.errors import ConfigError
-from kray.plan_modes import PlanConfig, due_must_fit, offered_share
+from kray.plan_modes import due_of_all, offered_prompts, offered_share
 from kray.planner import KnapsackPlanner
-from kray.planner.limits import first_block
+from kray.planner.limits import most_due
 from kray.planner.metrics import CalibrationTally
 from kray.prompts import PromptSampler
 from kray.prompts.admission import Admission
+from kray.prompts.full_admission import FullAdmission
 from kray.prompts.quarantine import Quarantine
 from kray.records import Prompt
 from kray.train.checkpoints import STATE
@@ -34,7 +35,11 @@ def reading(checkpoint: Path) -> Iterator[None]:
 
 
 def restore(
-    state: RunState, planner: KnapsackPlanner, admission: Admission | None, labels: dict[str, str] | None, per_step: int
+    state: RunState,
+    planner: KnapsackPlanner,
+    admission: Admission | FullAdmission | None,
+    labels: dict[str, str] | None,
+    per_step: int,
 ) -> None:
     """Take over what labels had taught by the time of the checkpoint; everything else is the configuration's.
 
@@ -67,24 +72,17 @@ def check_learned(config: KrayConfig, state: RunState, train: Sequence[Prompt]) 
     restore(state, KnapsackPlanner.of(config.plan), admission, labels, config.prompts.per_step)
 
 
-def make_admission(config: KrayConfig, ids: list[str]) -> Admission | None:
+def make_admission(config: KrayConfig, ids: list[str]) -> Admission | FullAdmission | None:
     """Return the admission of prompts for a planner that may pass some over; None where it visits all that it is offered."""
-    share = offered_share(config.plan)
-    if share <= 1:
+    plan, per_step = config.plan, config.prompts.per_step
+    if offered_share(plan) <= 1:
         return None
-    offered = min(len(ids), round(share * config.prompts.per_step))
     stream = PromptSampler(ids, 1, config.run.seed, config.prompts.shuffle)
-    return Admission(stream, offered, config.plan.max_wait, most_due(config.plan))
-
-
-def most_due(plan: PlanConfig) -> int | None:
-    """Return how many prompts may be due in a step, so that the budget pays for them; None: any number.
-
-    A budget of tokens is raised where prompts that are due need more (kray/driver/step.py).
-    """
-    if due_must_fit(plan) or plan.mode == "dynamic_sampling" or plan.unit == "tokens":
-        return None
-    return max(1, plan.budget // max(1, first_block(plan)))
+    most = most_due(plan)
+    if plan.candidates == 0:
+        half = due_of_all(per_step)
+        return FullAdmission(stream, plan.max_wait, half if most is None else min(half, most))
+    return Admission(stream, offered_prompts(plan, per_step, len(ids)), plan.max_wait, most)
 
 
 def prior_labels(prompts: Sequence[Prompt], by: str) -> dict[str, str] | None:

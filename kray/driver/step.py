@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,11 @@ from kray.driver.state import RunState
 from kray.driver.workers import Workers
 from kray.errors import KrayError
 from kray.metrics import POOL_PROBE_GAP
+from kray.planner.admitting import Candidates, admits_at_once
 from kray.planner.metrics import status
 from kray.planner.step_plan import StepPlan
 from kray.prompts.quarantine import Quarantine
-from kray.records import EncodedPrompt, derive_seed
+from kray.records import derive_seed
 from kray.rollout.collected import CollectedStep, check_failures
 from kray.rollout.collector import Draw
 from kray.rollout.staleness import fresh
@@ -70,6 +70,9 @@ class StepRunner:
         self.collector.lengths = dict(state.lengths)
         self.quarantine = Quarantine(config.prompts.quarantine_after)
         self.quarantine.load_dict(state.quarantine)
+        self._candidates = self._all_candidates() if admits_at_once(config.plan) else None
+        # Of the training prompts, which are in quarantine, as of so many of them.
+        self._left_out, self._left_out_prompts = np.zeros(len(components.train), dtype=bool), 0
 
     async def collect(self, step: int, offered: OfferedPrompts, policy_step: int) -> CollectedStep:
         """Plan a step, generate and score its rollouts, and update beliefs with the labels.
@@ -83,12 +86,14 @@ class StepRunner:
             KrayError: Too many rollouts failed, or every prompt is in quarantine. The planner is then as if the step had
                 never been planned.
         """
-        chosen, due = self._without_quarantined(offered)
+        kept = self._without_quarantined(offered)
+        started = time.monotonic()
+        plan = self._plan(step, offered.indices[kept], None if offered.due is None else offered.due[kept])
+        plan_s = time.monotonic() - started
+        planned = offered.indices[kept][plan.positions]
+        chosen = [self.components.train[i] for i in planned.tolist()]
         ids = [prompt.id for prompt, _ in chosen]
         previous = dict(zip(ids, status(*self.planner.beliefs.last_visit(ids)).tolist(), strict=True))
-        started = time.monotonic()
-        plan = self._plan(step, chosen, due)
-        plan_s = time.monotonic() - started
 
         def seeds(prompt_id: str) -> int:
             return derive_seed(self.config.run.seed, step, prompt_id)
@@ -102,7 +107,7 @@ class StepRunner:
             self.planner.withdraw()
             raise
         self.collector.remember(collected.groups)
-        self._record_visits(step, offered, ids, collected)
+        self._record_visits(step, dict(zip(ids, planned.tolist(), strict=True)), offered.indices[~kept], collected)
         admission = self.components.admission
         waiting = admission.metrics() if admission else {}
         return replace(
@@ -138,41 +143,59 @@ class StepRunner:
         learned["quarantine"] = self.quarantine.to_dict()
         return learned | ({"waiting": admission.to_dict()} if admission else {})
 
-    def _without_quarantined(self, offered: OfferedPrompts) -> tuple[list[EncodedPrompt], list[bool] | None]:
-        """Return the prompts that are not in quarantine, and which of them are due."""
-        kept = [prompt.id not in self.quarantine for prompt, _ in offered.prompts]
-        chosen = list(compress(offered.prompts, kept))
-        if not chosen:
-            raise KrayError(f"all {len(kept)} prompts of a step are in quarantine (prompts.quarantine_after)")
-        return chosen, None if offered.due is None else list(compress(offered.due, kept))
-
-    def _plan(self, step: int, chosen: list[EncodedPrompt], due: list[bool] | None) -> StepPlan:
-        """Begin the step's plan."""
-        ids = [prompt.id for prompt, _ in chosen]
+    def _all_candidates(self) -> Candidates:
+        """Return all training prompts, for a planner that chooses among them at once."""
         labels, features = self.components.labels, self.components.features
+        ids = [prompt.id for prompt, _ in self.components.train]
+        return Candidates(
+            ids,
+            labels=[labels[i] for i in ids] if labels else None,
+            features=np.array([features[i] for i in ids]) if features else None,
+        )
+
+    def _without_quarantined(self, offered: OfferedPrompts) -> np.ndarray:
+        """Return which of the prompts that are offered are not in quarantine, (M,) bool."""
+        if len(self.quarantine.left_out) != self._left_out_prompts:
+            self._left_out_prompts = len(self.quarantine.left_out)
+            self._left_out = np.array([prompt.id in self.quarantine for prompt, _ in self.components.train])
+        kept: np.ndarray = ~self._left_out[offered.indices]
+        if not kept.any():
+            raise KrayError(f"all {len(kept)} prompts of a step are in quarantine (prompts.quarantine_after)")
+        return kept
+
+    def _plan(self, step: int, indices: np.ndarray, due: np.ndarray | None) -> StepPlan:
+        """Begin the plan of a step that may visit the training prompts `indices` (M,), of which those that are `due` must."""
+        if self._candidates is not None:
+            offer = self._candidates.offer(indices)
+            cost = self.collector.expected_tokens(offer) if self.config.plan.unit == "tokens" else None
+            return self.planner.begin(offer, self._budget(step, len(offer), cost, due), cost=cost, due=due)
+        labels, features = self.components.labels, self.components.features
+        ids = [self.components.train[i].prompt.id for i in indices.tolist()]
         cost = self.collector.expected_tokens(ids)
         return self.planner.begin(
             ids,
-            self._budget(step, cost, due),
+            self._budget(step, len(ids), cost, due),
             cost=cost,
             due=due,
             labels=[labels[i] for i in ids] if labels else None,
             features=np.array([features[i] for i in ids]) if features else None,
         )
 
-    def _budget(self, step: int, cost: list[float], due: list[bool] | None) -> float | None:
+    def _budget(self, step: int, prompts: int, cost: list[float] | None, due: np.ndarray | None) -> float | None:
         """Return the step's budget where it is not the usual one, in rollouts or tokens (plan.unit).
 
         A budget in rollouts is lowered where the prompts that are not in quarantine may take no more (plan.upper); one in
         tokens is raised where responses are so long that it does not pay for the first rollouts (plan.lower).
 
-        cost: expected tokens of a rollout of each prompt.
+        prompts: that the step may visit, M.
+        cost: (M,) expected tokens of a rollout of each; needed where the budget counts tokens.
+        due: (M,), those that it must visit.
         """
         plan = self.config.plan
         if plan.unit != "tokens":
-            most = plan.upper * len(cost)
+            most = plan.upper * prompts
             return most if self.quarantine.left_out and most < plan.budget else None
-        least = self.planner.least(len(cost), cost, due)
+        least = self.planner.least(prompts, cost, due)
         if least <= plan.token_budget:
             return None
         logger.info(
@@ -181,14 +204,19 @@ class StepRunner:
         )
         return least
 
-    def _record_visits(self, step: int, offered: OfferedPrompts, planned: list[str], collected: CollectedStep) -> None:
-        """Mark prompts as visited, and put those that fail again and again into quarantine."""
+    def _record_visits(
+        self, step: int, planned: dict[str, int], left_out: np.ndarray, collected: CollectedStep
+    ) -> None:
+        """Mark prompts as visited, and put those that fail again and again into quarantine.
+
+        planned: index of each prompt that the plan could visit, by id.
+        left_out: (K,) indices of the prompts that were offered and are in quarantine.
+        """
         if self.components.admission is not None:
             visited = {*collected.allocation.prompt_ids, *(failure.prompt_id for failure in collected.failures)}
             # Prompts in quarantine have had their turn.
-            visited |= {prompt.id for prompt, _ in offered.prompts} - set(planned)
-            pairs = zip(offered.indices, offered.prompts, strict=True)
-            self.components.admission.visited(step, [i for i, (prompt, _) in pairs if prompt.id in visited])
+            indices = [planned[prompt_id] for prompt_id in visited] + left_out.tolist()
+            self.components.admission.visited(step, indices)
         for prompt_id in self.quarantine.visited(*collected.results()):
             logger.warning(f"prompt {prompt_id} is left out from now on: {self.quarantine.left_out[prompt_id]}")
 

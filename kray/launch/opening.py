@@ -8,7 +8,7 @@ from kray.config import KrayConfig
 from kray.config.schema import TinyPolicyConfig
 from kray.driver.prepare import LoadedPrompts
 from kray.monitor.durations import format_duration
-from kray.plan_modes import offered_share
+from kray.plan_modes import offered_prompts, offered_share
 from kray.train.tiny_files import folder_of
 
 # Seconds on two CPU cores without a GPU, measured with configs/quickstart.yaml (a tiny policy of 4 layers of width 128, one
@@ -32,10 +32,10 @@ def opening(config: KrayConfig, prompts: LoadedPrompts, folder: Path | None, ste
     """
     run, plan, tiny = config.run, config.plan, config.model.tiny
     policy = "a tiny policy" if tiny is not None else config.model.path
-    share = offered_share(plan)
-    per_step = f"up to {round(share * config.prompts.per_step)}" if share > 1 else f"{config.prompts.per_step}"
     begin = f"going on after step {step} of {run.steps}, training" if folder else "training"
     trained, tested = len(prompts.of("train")), len(prompts.of("test"))
+    offered = offered_prompts(plan, config.prompts.per_step, trained)
+    per_step = f"up to {offered:,}" if offered_share(plan) > 1 else f"{config.prompts.per_step}"
     source = config.prompts.train.kind
     first = (
         f"{begin} {policy} on {trained:,} prompts ({source}): {run.steps - step:,} steps of {per_step} "

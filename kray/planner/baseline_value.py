@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kray.planner.values import BetaValue, log_rising_of, rollout_counts
+from kray.planner.values import checked_shapes, log_rising_of, rollout_counts
 
 
 class BaselineValue:
@@ -70,10 +70,10 @@ class BaselineValue:
         Raises:
             ValueError: an argument is out of range.
         """
-        checked = BetaValue(alpha, beta)
+        self.alpha, self.beta = checked_shapes(alpha, beta)
         if not 0 <= tau < 1e300:
             raise ValueError(f"tau must be finite and not negative; got {tau}")
-        self.alpha, self.beta, self.gain_kind, self.tau = checked.alpha, checked.beta, gain, float(tau)
+        self.gain_kind, self.tau = gain, float(tau)
         self.strength = self.alpha + self.beta if strength is None else strength
         self._worth = expected_gain_of(gain, self.alpha, self.beta)
         self._block = first_blocks(self.strength, self.tau)
@@ -100,6 +100,11 @@ class BaselineValue:
         own = self._worth[rows] * saturation_gain(self.strength[rows], np.maximum(n, block), self.tau)
         # the minimum only absorbs rounding
         return np.where(n < block, slope, np.minimum(own, slope))
+
+    def part(self, rows: np.ndarray) -> BaselineValue:
+        """Return the value of the prompts `rows` (K,) alone."""
+        strength = self.strength[rows]
+        return BaselineValue(self.alpha[rows], self.beta[rows], self.gain_kind, self.tau, strength)
 
     def updated(self, alpha: ArrayLike, beta: ArrayLike) -> BaselineValue:
         """Return the value at beliefs that hold labels of this step as well, with the baseline's strength as it was."""

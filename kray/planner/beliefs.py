@@ -126,18 +126,44 @@ class Beliefs:
         Returns:
             (alpha (M,), beta (M,)) float64.
         """
-        rows = self._find(prompt_ids)
+        return self.posterior_at(self.find(prompt_ids), prior=prior)
+
+    def posterior_at(
+        self,
+        rows: np.ndarray,
+        labels: np.ndarray | None = None,
+        prior: tuple[np.ndarray, np.ndarray] | None = None,
+        visiting: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return `posterior` by rows.
+
+        Args:
+            rows: (M,) int64, -1 for a prompt never seen.
+            labels: (M,) int64 of `label_numbers`; None: the label of each prompt's latest visit.
+            prior: as in `posterior`.
+            visiting: discount as `begin_visit` of all these prompts would.
+
+        Returns:
+            (alpha (M,), beta (M,)) float64.
+        """
         if prior is None:
             priors = np.tile([self.prior_alpha, self.prior_beta], (len(self._labels), 1))
             for number, fitted in self._priors.items():
                 priors[number] = fitted
-            mine = priors[_at(self._label_of, rows)]
+            mine = priors[_at(self._label_of, rows) if labels is None else labels]
             prior = mine[:, 0], mine[:, 1]
-        old = _at(self._awaiting, rows) > 0
         successes, failures = _at(self._successes, rows), _at(self._failures, rows)
-        successes[old] = _discounted(successes[old], self.discounts[0])
-        failures[old] = _discounted(failures[old], self.discounts[1])
+        if visiting:
+            successes, failures = _discounted(successes, self.discounts[0]), _discounted(failures, self.discounts[1])
+        else:
+            old = _at(self._awaiting, rows) > 0
+            successes[old] = _discounted(successes[old], self.discounts[0])
+            failures[old] = _discounted(failures[old], self.discounts[1])
         return prior[0] + successes, prior[1] + failures
+
+    def label_numbers(self, labels: Sequence[str]) -> np.ndarray:
+        """Return the number of each label, (M,) int64, for `posterior_at`. A label's number never changes."""
+        return np.array([self._labels.setdefault(str(label), len(self._labels)) for label in labels], dtype=np.int64)
 
     def begin_visit(self, prompt_ids: Sequence[str], labels: Sequence[str] | None = None) -> None:
         """Begin a visit, before it is planned: earlier rewards of these prompts become old ones, to be discounted.
@@ -155,7 +181,7 @@ class Beliefs:
             raise ValueError(f"labels must be one for each of {len(prompt_ids)} prompts; got {len(labels)}")
         rows = self.rows(prompt_ids)
         if labels is not None:
-            self._label_of[rows] = [self._labels.setdefault(str(label), len(self._labels)) for label in labels]
+            self._label_of[rows] = self.label_numbers(labels)
         # the last visit's labels stay readable until the first new one arrives
         self._awaiting[rows] = 1
 
@@ -195,7 +221,7 @@ class Beliefs:
 
         Right after `begin_visit` that is still the previous visit. NaN and 0 where there are no labels.
         """
-        rows = self._find(prompt_ids)
+        rows = self.find(prompt_ids)
         trials, successes = _at(self._last_trials, rows), _at(self._last_successes, rows)
         return np.where(trials > 0, successes, np.nan), trials
 
@@ -205,15 +231,15 @@ class Beliefs:
 
     def known(self, prompt_ids: Sequence[str]) -> np.ndarray:
         """Return which of the prompts have been seen, (M,) bool."""
-        return self._find(prompt_ids) >= 0
+        return self.find(prompt_ids) >= 0
 
     def visits(self, prompt_ids: Sequence[str]) -> np.ndarray:
         """Return each prompt's number of visits with labels, (M,) int64."""
-        return _at(self._visits, self._find(prompt_ids)).astype(np.int64)
+        return _at(self._visits, self.find(prompt_ids)).astype(np.int64)
 
     def snapshot(self, prompt_ids: Sequence[str]) -> dict[str, Any]:
         """Return what a visit of these prompts may change, for `restore`."""
-        rows = self._find(prompt_ids)
+        rows = self.find(prompt_ids)
         columns = {name: _at(getattr(self, f"_{name}"), rows) for name in _COUNTERS}
         prior = (self.prior_alpha, self.prior_beta, self._stale, self._fitted, dict(self._priors), self.discounts)
         return {"prompt_ids": list(prompt_ids), "columns": columns, "prior": prior}
@@ -362,7 +388,7 @@ class Beliefs:
         self._label_of[: len(self)] = numbers
         self._priors = {number: prior for number, prior in self._priors.items() if number in set(numbers)}
 
-    def _find(self, prompt_ids: Sequence[str]) -> np.ndarray:
+    def find(self, prompt_ids: Sequence[str]) -> np.ndarray:
         """Return the rows of the prompts, -1 for those never seen, (M,) int64."""
         get = self._row.get
         return np.fromiter((get(i, -1) for i in prompt_ids), np.int64, len(prompt_ids))

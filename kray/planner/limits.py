@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kray.plan_modes import PlanConfig, offered_share, smallest_group
+from kray.plan_modes import PlanConfig, due_must_fit, offered_share, smallest_group
 
 
 def leaves_out_prompts(plan: PlanConfig) -> bool:
@@ -16,6 +16,16 @@ def leaves_out_prompts(plan: PlanConfig) -> bool:
 def first_block(plan: PlanConfig) -> int:
     """Return the rollouts that open a prompt: at least as many as teach something together, where plan.upper allows."""
     return min(max(plan.lower, smallest_group(plan)), plan.upper)
+
+
+def most_due(plan: PlanConfig) -> int | None:
+    """Return how many prompts may be due in a step, so that the budget pays for them; None: any number.
+
+    A budget of tokens is raised where prompts that are due need more (kray/driver/step.py).
+    """
+    if due_must_fit(plan) or plan.mode == "dynamic_sampling" or plan.unit == "tokens":
+        return None
+    return max(1, plan.budget // max(1, first_block(plan)))
 
 
 def rollout_costs(plan: PlanConfig, m: int, cost: ArrayLike | None) -> np.ndarray:

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from kray.plan_modes import MODES, NEED_LABELS, PlanConfig
 from kray.planner import baselines
+from kray.planner.admitting import Offer, admits_at_once, choose, offer_of
 from kray.planner.baseline_value import BaselineValue
 from kray.planner.baselines import PlanRequest
 from kray.planner.beliefs import Beliefs
@@ -26,10 +27,10 @@ from kray.planner.features import FeaturePrior
 from kray.planner.greedy import Greedy, RolloutBudget
 from kray.planner.limits import feasible_budget, first_block, least_rollouts, leaves_out_prompts, rollout_costs
 from kray.planner.marginals import make_marginal
-from kray.planner.modes import Commit, Even, Online, Respend, Rounds, Rule, Waves, fill
+from kray.planner.modes import Online, Respend, Rounds, Rule, fill
+from kray.planner.openings import budgets_in_tokens, commit, evenly, nothing, waves
 from kray.planner.quadrature import CobaValue, GrpoValue
 from kray.planner.settings import checked_plan, make_beliefs
-from kray.planner.solver import solve
 from kray.planner.step_plan import StepPlan, StepStart, ids_of
 from kray.planner.values import BetaValue, Value
 from kray.records import Allocation
@@ -62,7 +63,7 @@ class _StepRequest:
         features: (M, d), or None.
     """
 
-    ids: list[str]
+    ids: Sequence[str]
     budget: float
     cost: np.ndarray
     least: np.ndarray
@@ -131,7 +132,8 @@ class KnapsackPlanner:
         """Begin a visit of M prompts and a plan for them.
 
         Args:
-            prompt_ids: M of them.
+            prompt_ids: M of them, or an Offer of Candidates that are kept from step to step (kray/planner/admitting.py), which
+                has the labels and features.
             budget: of this step, in plan.unit, where it differs from the configured one, as in an epoch's short last step.
             cost: (M,) expected response tokens of one rollout; needed where the budget counts tokens, else ignored.
             due: (M,) bool, candidates that must be visited in this step (plan.candidates > 1).
@@ -141,16 +143,18 @@ class KnapsackPlanner:
         Raises:
             ValueError: the bounds and the budget cannot be met, or an argument is malformed; no belief has changed then.
         """
-        ids, plan = ids_of(prompt_ids), self.settings
+        plan = self.settings
+        ids = offer_of(prompt_ids, labels, features) if admits_at_once(plan) else ids_of(prompt_ids)
         if labels is not None and len(labels) != len(ids):
             raise ValueError(f"labels must be one for each of {len(ids)} prompts; got {len(labels)}")
         prices, least = rollout_costs(plan, len(ids), cost), least_rollouts(plan, len(ids), due)
         request = _StepRequest(ids, feasible_budget(plan, budget, prices, least), prices, least, labels, features)
-        before, calibration = self.beliefs.snapshot(ids), self.calibration
+        # what is offered is not visited yet where the plan chooses at once
+        before, calibration = self.beliefs.snapshot(() if isinstance(ids, Offer) else ids), self.calibration
         self._features_before = self.features.snapshot() if self.features is not None else {}
         self.calibration = self._calibrated()
         try:
-            self._last = self._open(request, before)
+            self._last = self._admit(request, ids, before) if isinstance(ids, Offer) else self._open(request, before)
         except BaseException:
             self.calibration = calibration
             self.beliefs.restore(before)
@@ -161,33 +165,69 @@ class KnapsackPlanner:
 
     def _open(self, request: _StepRequest, before: dict[str, Any]) -> StepPlan:
         """Begin the visit, refit the prior, and make the plan on the beliefs; `before` is the beliefs' snapshot."""
-        plan, ids = self.settings, request.ids
+        plan, ids = self.settings, list(request.ids)
         known = self._features(ids, request.features)
-        if self._steps % plan.refit_every == 0 or self._steps < plan.refit_every:
-            self.beliefs.refit_prior()
-            if self.features is not None:
-                self.features.refit(*self.beliefs.last_labels(self.features.rows()))
+        self._refit()
         self.beliefs.begin_visit(ids, request.labels)
         own = self.features.shape(known) if self.features and self.features.active and known is not None else None
         alpha, beta = self.beliefs.posterior(ids, own)
         value = self._value(ids, alpha, beta)
         held, rule, total = self._opening(request, value)
-        budget = RolloutBudget(
-            held=held.tolist(),
-            cap=np.maximum(held, plan.upper).tolist(),
-            cost=request.cost.tolist(),
-            free=total - float(request.cost @ held),
-            block=first_block(plan),
-            partial_blocks=plan.lower <= 1,
-            tolerance=1e-9 * (1 + total),
-        )
+        budget = self._budget(held, request.cost, total)
         if plan.mode in AT_ONCE and plan.unit == "rollouts" and not leaves_out_prompts(plan):
             assert int(held.sum()) == request.budget, (plan.mode, held.sum(), request.budget)
         assert ((held >= request.least) & (held <= plan.upper)).all(), (plan.mode, held.min(), held.max())
-        corrected = self.calibration.apply(alpha, beta) if plan.calibrate else (alpha, beta)
-        baseline = np.stack(corrected, axis=1)
-        start = StepStart(ids, plan, self.beliefs, before, alpha, beta, baseline, value, total)
+        start = StepStart(ids, plan, self.beliefs, before, alpha, beta, self._baseline(alpha, beta), value, total)
         return StepPlan(start, budget, partial(rule, budget, value))
+
+    def _admit(self, request: _StepRequest, offer: Offer, before: dict[str, Any]) -> StepPlan:
+        """Refit the prior, choose among the prompts that are offered, and make the plan of those that are chosen.
+
+        before: the beliefs' snapshot, to which the chosen prompts are added.
+        """
+        plan, candidates, active = self.settings, offer.candidates, self.features
+        self._refit()
+        known = candidates.features(offer.at) if active is not None else None
+        own = active.shape(known) if active is not None and active.active and known is not None else None
+        alpha, beta = candidates.posterior(offer.at, self.beliefs, own)
+        value = self._value(list(offer), alpha, beta)
+        assert isinstance(value, BaselineValue)
+        rows, held = choose(plan, value, request.least, first_block(plan), request.cost, request.budget)
+        at = offer.at[rows]
+        ids = candidates.ids(at)
+        before |= {key: x for key, x in self.beliefs.snapshot(ids).items() if key != "prior"}
+        beliefs_rows = candidates.begin_visit(at, self.beliefs)
+        if active is not None and known is not None:
+            active.remember(beliefs_rows, known[rows])
+        value = value.part(rows)
+        budget = self._budget(held, request.cost[rows], request.budget)
+        alpha, beta = alpha[rows], beta[rows]
+        baseline = self._baseline(alpha, beta)
+        start = StepStart(ids, plan, self.beliefs, before, alpha, beta, baseline, value, request.budget, rows)
+        return StepPlan(start, budget, partial(self._respend, budget, value))
+
+    def _baseline(self, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
+        """Return (M, 2) alpha and beta of the beliefs that serve as baseline."""
+        corrected = self.calibration.apply(alpha, beta) if self.settings.calibrate else (alpha, beta)
+        return np.stack(corrected, axis=1)
+
+    def _refit(self) -> None:
+        """Fit the priors where this step is one for it (plan.refit_every)."""
+        if self._steps % self.settings.refit_every == 0 or self._steps < self.settings.refit_every:
+            self.beliefs.refit_prior()
+            if self.features is not None:
+                self.features.refit(*self.beliefs.last_labels(self.features.rows()))
+
+    def _budget(self, held: np.ndarray, cost: np.ndarray, total: float) -> RolloutBudget:
+        return RolloutBudget(
+            held=held.tolist(),
+            cap=np.maximum(held, self.settings.upper).tolist(),
+            cost=cost.tolist(),
+            free=total - float(cost @ held),
+            block=first_block(self.settings),
+            partial_blocks=self.settings.lower <= 1,
+            tolerance=1e-9 * (1 + total),
+        )
 
     def least(self, prompts: int, cost: ArrayLike | None = None, due: ArrayLike | None = None) -> float:
         """Return the smallest budget, in plan.unit, with which `begin` can visit so many prompts (cost, due: as there)."""
@@ -298,10 +338,10 @@ class KnapsackPlanner:
         if plan.mode in ("rounds", "pilot_commit"):
             top = np.maximum(least, np.minimum(plan.pilot, plan.upper))
             held = least + fill(np.zeros_like(least), top - least, cost, budget - float(cost @ least))
-            return held, self._rounds if plan.mode == "rounds" else _commit, budget
-        make = partial(self._at_once, request.ids, value)
-        held = make(int(budget)) if plan.unit == "rollouts" else self._in_tokens(make, value, budget, cost)
-        return held, self._respend if plan.mode == "static" else _evenly if plan.unit == "tokens" else _nothing, budget
+            return held, self._rounds if plan.mode == "rounds" else commit, budget
+        make = partial(self._at_once, list(request.ids), value)
+        held = make(int(budget)) if plan.unit == "rollouts" else budgets_in_tokens(plan, make, value, budget, cost)
+        return held, self._respend if plan.mode == "static" else evenly if plan.unit == "tokens" else nothing, budget
 
     def _first_wave(self, budget: float, least: np.ndarray) -> tuple[np.ndarray, MakeRule, float]:
         """Do the same for dynamic_sampling, whose first wave has all prompts that are due."""
@@ -310,27 +350,11 @@ class KnapsackPlanner:
         size = int(np.clip(budget // max(groups, 1), first_block(plan), plan.upper))
         held = np.zeros(m, dtype=np.int64)
         held[np.argsort(least == 0, kind="stable")[: max(groups, np.count_nonzero(least))]] = size
-        return held, partial(_waves, groups, size, self._groups(m)), float(size * m)
+        return held, partial(waves, groups, size, self._groups(m)), float(size * m)
 
     def _at_once(self, ids: list[str], value: Value, rollouts: int) -> np.ndarray:
         plan = self.settings
         return AT_ONCE[plan.mode](PlanRequest(ids, rollouts, plan.lower, plan.upper, self.beliefs, value))
-
-    def _in_tokens(
-        self, make: Callable[[int], np.ndarray], value: Value, budget: float, cost: np.ndarray
-    ) -> np.ndarray:
-        """Return budgets of a mode that plans at once, whose expected tokens are at most `budget`; no further rollout fits."""
-        plan, m = self.settings, len(cost)
-        if plan.mode == "static":
-            held = solve(value, budget, plan.lower, plan.upper, cost)
-        else:
-            # binary search for the mode's own plan for as many rollouts as the tokens pay for
-            low, high = plan.lower * m, plan.upper * m
-            while low < high:
-                middle = (low + high + 1) // 2
-                low, high = (middle, high) if cost @ make(middle) <= budget else (low, middle - 1)
-            held = make(low)
-        return fill(held, np.full(m, plan.upper), cost, budget - float(cost @ held))
 
     def _greedy(self, budget: RolloutBudget, value: Value, step: StepPlan | None = None) -> Greedy:
         plan = self.settings
@@ -361,22 +385,6 @@ class KnapsackPlanner:
         if self.features is None or features is None:
             return None
         return self.features.remember(self.beliefs.rows(ids), features)
-
-
-def _nothing(budget: RolloutBudget, value: Value, step: StepPlan) -> Rule:
-    return Rule()
-
-
-def _evenly(budget: RolloutBudget, value: Value, step: StepPlan) -> Rule:
-    return Even(budget)
-
-
-def _commit(budget: RolloutBudget, value: Value, step: StepPlan) -> Rule:
-    return Commit(budget, step)
-
-
-def _waves(groups: int, size: int, kept: int, budget: RolloutBudget, value: Value, step: StepPlan) -> Rule:
-    return Waves(budget, step, groups, size, kept)
 
 
 __all__ = ["MODES", "KnapsackPlanner"]

@@ -43,8 +43,8 @@ def checked_plan(plan: Any) -> PlanConfig:
             raise ValueError(f"plan.{key}={x} must be a whole number of rollouts >= {least}")
     if not 0 <= copy.tau < float("inf"):
         raise ValueError(f"plan.tau={copy.tau} must be finite and not negative")
-    if not copy.candidates >= 1:
-        raise ValueError(f"plan.candidates={copy.candidates} must be at least 1")
+    if not (copy.candidates >= 1 or copy.candidates == 0):
+        raise ValueError(f"plan.candidates={copy.candidates} must be at least 1, or 0 for all training prompts")
     for _, message in contradictions(copy):
         raise ValueError(message)
     return copy

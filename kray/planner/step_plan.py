@@ -46,6 +46,7 @@ class StepStart:
         baseline: (M, 2) alpha and beta of the same beliefs, corrected (plan.calibrate), that serve as baseline.
         value: of the M prompts, at these beliefs.
         budget: in rollouts or expected tokens.
+        positions: (M,) of the prompts among those that were offered; None: all are in the plan.
     """
 
     prompt_ids: list[str]
@@ -57,6 +58,7 @@ class StepStart:
     baseline: np.ndarray
     value: Value
     budget: float
+    positions: np.ndarray | None = None
 
 
 class StepPlan:
@@ -65,6 +67,7 @@ class StepPlan:
     `take` returns what to dispatch now; `observe` and `lost` report what became of it.
 
     Attributes:
+        positions: (M,) int64 of its prompts among those that were offered.
         in_flight: rollouts dispatched that have neither a label nor been lost.
         mixed: groups with different labels so far.
     """
@@ -80,6 +83,7 @@ class StepPlan:
         self._start, self._budget = start, budget
         self._row = {prompt_id: row for row, prompt_id in enumerate(start.prompt_ids)}
         m = len(start.prompt_ids)
+        self.positions = np.arange(m) if start.positions is None else start.positions
         self._belief_rows = start.beliefs.rows(start.prompt_ids).tolist()
         self._pending: deque[tuple[int, int]] = deque((row, k) for row, k in enumerate(budget.held) if k)
         self._drawn, self._labelled, self._lost = [0] * m, [0] * m, [0] * m

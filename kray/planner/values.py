@@ -148,13 +148,7 @@ class BetaValue:
         Raises:
             ValueError: shapes differ, or a number is not positive and finite.
         """
-        self.alpha, self.beta = _vector("alpha", alpha), _vector("beta", beta)
-        if self.alpha.shape != self.beta.shape:
-            raise ValueError(f"beta must have the shape of alpha, {self.alpha.shape}; got {self.beta.shape}")
-        for name, x in (("alpha", self.alpha), ("beta", self.beta)):
-            bad = ~((x > 0) & (x < 1e300))
-            if bad.any():
-                raise ValueError(f"{name} must be positive and finite; got {_first(x, bad)}")
+        self.alpha, self.beta = checked_shapes(alpha, beta)
         a, b = self.alpha, self.beta
         self._sum = a + b
         self._gamma_a, self._gamma_b, self._gamma_sum = gammaln(a), gammaln(b), gammaln(self._sum)
@@ -212,6 +206,18 @@ class BetaValue:
         passed = _log_rising(self.alpha[rows], self._gamma_a[rows], n + 1) + self._log_b3[rows]
         failed = _log_rising(self.beta[rows], self._gamma_b[rows], n + 2) + self._log_a2[rows]
         return np.exp(passed - below), np.exp(failed - below)
+
+
+def checked_shapes(alpha: ArrayLike, beta: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return alpha and beta as (M,) float64; ValueError where shapes differ or a number is not positive and finite."""
+    a, b = _vector("alpha", alpha), _vector("beta", beta)
+    if a.shape != b.shape:
+        raise ValueError(f"beta must have the shape of alpha, {a.shape}; got {b.shape}")
+    for name, x in (("alpha", a), ("beta", b)):
+        bad = ~((x > 0) & (x < 1e300))
+        if bad.any():
+            raise ValueError(f"{name} must be positive and finite; got {_first(x, bad)}")
+    return a, b
 
 
 def _log_rising(x: np.ndarray, log_gamma_x: np.ndarray, k: np.ndarray) -> np.ndarray:

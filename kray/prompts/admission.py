@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Any
 
 from kray.metrics import PROMPTS_LONGEST_GAP, PROMPTS_LONGEST_WAIT, PROMPTS_WAITING
+from kray.prompts.full_admission import last_visits
 from kray.prompts.sampler import PromptSampler
 
 
@@ -128,14 +129,20 @@ class Admission:
         }
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `to_dict` returned.
+        """Restore what `to_dict` returned, here or in FullAdmission.
 
         Raises:
             ValueError: The state has another version.
         """
         if state.get("version") != 1:
             raise ValueError(f"waiting prompts of version {state.get('version')!r} cannot be read; this is version 1")
-        self._position = int(state["position"])
-        self._since = {int(index): int(step) for index, step in state["since"]}
-        self._visited = {int(index): int(step) for index, step in state["visited"]}
+        if "last" in state:
+            # All prompts were offered in every step (plan.candidates 0): the stream begins again.
+            known = last_visits(state).tolist()
+            self._position, self._since = 0, {}
+            self._visited = {index: step for index, step in enumerate(known) if step >= 0}
+        else:
+            self._position = int(state["position"])
+            self._since = {int(index): int(step) for index, step in state["since"]}
+            self._visited = {int(index): int(step) for index, step in state["visited"]}
         self.longest_wait, self.longest_gap = state["longest"]

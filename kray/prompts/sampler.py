@@ -69,6 +69,10 @@ class PromptSampler:
             raise ValueError(f"step must not be negative, not {step}")
         return step * self.per_step // self.prompts
 
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the epoch's order, (prompts,) int64 indices into prompt_ids."""
+        return self._order(epoch).copy()
+
     def _carried(self, epoch: int) -> int:
         """Return how many prompts of the epoch before are in the step that reaches into this one; 0 without such a step."""
         return epoch * self.prompts % self.per_step

@@ -26,6 +26,7 @@ import numpy as np
 from kray.metrics import PROMPTS_LONGEST_WAIT
 from kray.planner import KnapsackPlanner, PointValue, StepPlan, solve
 from kray.planner.beliefs import Beliefs
+from kray.planner.limits import most_due
 from kray.prompts.admission import Admission
 from kray.prompts.sampler import PromptSampler
 from kray.simulate.populations import Population
@@ -109,9 +110,9 @@ def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
     plan = dict(plan)
     oracle, wide = plan.get("mode") == "oracle", plan.pop("wide", 1)
     planner = _planner(world, plan, float(lengths.mean()))
-    offered = round(planner.settings.candidates * world.per_step * wide)
+    offered = round(planner.settings.candidates * world.per_step * wide) or world.prompts
     stream = PromptSampler([str(i) for i in range(world.prompts)], 1, seed)
-    admission = Admission(stream, min(offered, world.prompts), 8)
+    admission = Admission(stream, min(offered, world.prompts), 8, most_due(planner.settings))
     # running mean of each prompt's response tokens
     cost = np.full(world.prompts, lengths.mean())
     tally, before = Tally(), float(np.mean(p))
@@ -132,6 +133,7 @@ def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
             else:
                 seconds = clock + _at_once(step, p, rng)
             allocation = step.allocation()
+            rows = rows[step.positions]
             budgets, weights = allocation.budgets, allocation.weights
             passed = np.array([s for s, _ in step.labels()])
         used = _tokens(budgets, lengths[rows], rng)

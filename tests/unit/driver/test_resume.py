@@ -36,7 +36,9 @@ OPTIONS = {
     "fixed prior": ("plan.fit_prior=false", "plan.prior_alpha=0.7"),
     "fixed discount": ("plan.fit_discount=false", "plan.discount=0.3"),
     "rare fits": ("plan.refit_every=5", "plan.max_wait=2"),
+    "belief baseline": ("plan.value=baseline", "plan.lower=1", "plan.prior_by=kind"),
 }
+EVERY_PROMPT = ("plan.value=baseline", "plan.lower=1", "plan.candidates=0", "plan.max_wait=2", "plan.prior_by=kind")
 # What a resumed training may hold other values of, by attribute: everything else must be as it was.
 FORGOTTEN = {
     "_last": "the open step: none is open when a checkpoint is written",
@@ -88,10 +90,19 @@ def unclocked(record: Record) -> dict[int, dict[str, str]]:
     }
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("mode", MODES)
-def test_resumed_equals_uninterrupted(tmp_path, mode, options):
-    keys = (f"plan.mode={mode}", *OPTIONS[options])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *((f"plan.mode={mode}", *options) for mode in MODES for options in OPTIONS.values()),
+        EVERY_PROMPT,
+        (*EVERY_PROMPT, "plan.mode=online"),
+        (*EVERY_PROMPT, "plan.prior_features=true", "plan.lower=3"),
+        (*EVERY_PROMPT, "plan.unit=tokens", "plan.token_budget=900"),
+        ("plan.candidates=0", "plan.max_wait=2"),
+    ],
+    ids=" ".join,
+)
+def test_resumed_equals_uninterrupted(tmp_path, keys):
     whole, half = configured(tmp_path, WHOLE, *keys), configured(tmp_path, HALF, *keys)
     straight, broken = Record(), Record()
     one = begin(tmp_path / "straight", whole, straight)
@@ -137,6 +148,7 @@ def test_a_state_without_the_newer_keys_is_read(tmp_path):
 # -- another configuration ---------------------------------------------------------------------------------------------
 
 TOKENS = ("plan.unit=tokens", "plan.token_budget=900")
+BASELINE = ("plan.value=baseline", "plan.lower=1")
 CHANGES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     # key -> (before, after) overrides; each pair is also tried the other way round
     "plan.mode": [((), (f"plan.mode={mode}",)) for mode in MODES]
@@ -146,7 +158,9 @@ CHANGES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "plan.upper": [((), ("plan.upper=6",)), ((), ("plan.upper=96",))],
     "plan.unit": [((), TOKENS), (("plan.mode=online",), ("plan.mode=online", *TOKENS))],
     "plan.token_budget": [(TOKENS, ("plan.unit=tokens", "plan.token_budget=20"))],
-    "plan.value": [((), ("plan.value=grpo",)), ((), ("plan.value=coba",))],
+    "plan.value": [((), (f"plan.value={value}",)) for value in ("grpo", "coba", "baseline")],
+    "plan.gain": [((*BASELINE, "plan.gain=sqrt"), (*BASELINE, "plan.gain=flat"))],
+    "plan.tau": [(BASELINE, (*BASELINE, "plan.tau=9"))],
     "plan.marginal": [
         (("plan.mode=online",), ("plan.mode=online", f"plan.marginal={marginal}"))
         for marginal in ("stop_at_mixed", "hybrid", "target_size")
@@ -156,7 +170,8 @@ CHANGES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "plan.pilot": [(("plan.mode=rounds",), ("plan.mode=rounds", "plan.pilot=1"))],
     "plan.rounds": [(("plan.mode=rounds",), ("plan.mode=rounds", "plan.rounds=4"))],
     "plan.weights": [((), (f"plan.weights={kind}",)) for kind in ("uniform", "knapsack", "hindsight")],
-    "plan.candidates": [((), (f"plan.candidates={share}",)) for share in (1, 1.25, 1.5, 3)]
+    "plan.candidates": [((), (f"plan.candidates={share}",)) for share in (0, 1, 1.25, 1.5, 3)]
+    + [(BASELINE, (*BASELINE, f"plan.candidates={share}")) for share in (0, 1, 3)]
     + [((f"plan.mode={mode}", "plan.candidates=3"), (f"plan.mode={mode}", "plan.candidates=1.25"))
        for mode in ("online", "dynamic_sampling")],
     "plan.target_groups": [(("plan.mode=online",), ("plan.mode=online", "plan.target_groups=4"))],
@@ -218,7 +233,8 @@ def plans(draw) -> tuple[str, ...]:
     upper = lower + draw(st.integers(0, 30))
     chosen = {
         "mode": draw(st.sampled_from(MODES)),
-        "candidates": draw(st.sampled_from([1, 1.3, 2, 3])),
+        "candidates": draw(st.sampled_from([0, 1, 1.3, 2, 3])),
+        "value": draw(st.sampled_from(["paper", "baseline"])),
         "max_wait": draw(st.integers(1, 9)),
         "lower": lower,
         "upper": upper,
