@@ -21,13 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kray.plan_modes import PlanConfig
+from kray.planner.columns import at_rows, discounted, read_counts
 from kray.planner.priors import DEFAULT_STARTS, fit_beta_binomial, fit_persistence
-
-# Discounted counts are whole multiples of 1 / GRID, so labels add up exactly, in any order.
-GRID = 2.0**20
-
-# Largest count of one prompt: up to here float64 distinguishes multiples of 1 / GRID.
-MAX_COUNT = 2.0**32
 
 # Prompts with rewards below which the prior of a population is not fitted.
 PRIOR_PROMPTS = 20
@@ -150,15 +145,15 @@ class Beliefs:
             priors = np.tile([self.prior_alpha, self.prior_beta], (len(self._labels), 1))
             for number, fitted in self._priors.items():
                 priors[number] = fitted
-            mine = priors[_at(self._label_of, rows) if labels is None else labels]
+            mine = priors[at_rows(self._label_of, rows) if labels is None else labels]
             prior = mine[:, 0], mine[:, 1]
-        successes, failures = _at(self._successes, rows), _at(self._failures, rows)
+        successes, failures = at_rows(self._successes, rows), at_rows(self._failures, rows)
         if visiting:
-            successes, failures = _discounted(successes, self.discounts[0]), _discounted(failures, self.discounts[1])
+            successes, failures = discounted(successes, self.discounts[0]), discounted(failures, self.discounts[1])
         else:
-            old = _at(self._awaiting, rows) > 0
-            successes[old] = _discounted(successes[old], self.discounts[0])
-            failures[old] = _discounted(failures[old], self.discounts[1])
+            old = at_rows(self._awaiting, rows) > 0
+            successes[old] = discounted(successes[old], self.discounts[0])
+            failures[old] = discounted(failures[old], self.discounts[1])
         return prior[0] + successes, prior[1] + failures
 
     def label_numbers(self, labels: Sequence[str]) -> np.ndarray:
@@ -206,8 +201,8 @@ class Beliefs:
         """Add checked labels of the prompt in `row`: the sum of their rewards and their number."""
         if self._awaiting[row]:
             self._prior_successes[row], self._prior_failures[row] = self._successes[row], self._failures[row]
-            self._successes[row] = _discounted(self._successes[row], self.discounts[0])
-            self._failures[row] = _discounted(self._failures[row], self.discounts[1])
+            self._successes[row] = discounted(self._successes[row], self.discounts[0])
+            self._failures[row] = discounted(self._failures[row], self.discounts[1])
             self._visits[row] += 1
             self._awaiting[row] = self._last_successes[row] = self._last_trials[row] = 0
         self._successes[row] += passed
@@ -222,7 +217,7 @@ class Beliefs:
         Right after `begin_visit` that is still the previous visit. NaN and 0 where there are no labels.
         """
         rows = self.find(prompt_ids)
-        trials, successes = _at(self._last_trials, rows), _at(self._last_successes, rows)
+        trials, successes = at_rows(self._last_trials, rows), at_rows(self._last_successes, rows)
         return np.where(trials > 0, successes, np.nan), trials
 
     def last_labels(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -235,12 +230,12 @@ class Beliefs:
 
     def visits(self, prompt_ids: Sequence[str]) -> np.ndarray:
         """Return each prompt's number of visits with labels, (M,) int64."""
-        return _at(self._visits, self.find(prompt_ids)).astype(np.int64)
+        return at_rows(self._visits, self.find(prompt_ids)).astype(np.int64)
 
     def snapshot(self, prompt_ids: Sequence[str]) -> dict[str, Any]:
         """Return what a visit of these prompts may change, for `restore`."""
         rows = self.find(prompt_ids)
-        columns = {name: _at(getattr(self, f"_{name}"), rows) for name in _COUNTERS}
+        columns = {name: at_rows(getattr(self, f"_{name}"), rows) for name in _COUNTERS}
         prior = (self.prior_alpha, self.prior_beta, self._stale, self._fitted, dict(self._priors), self.discounts)
         return {"prompt_ids": list(prompt_ids), "columns": columns, "prior": prior}
 
@@ -341,18 +336,15 @@ class Beliefs:
             raise ValueError(f"beliefs are damaged: discounts must lie in [0, 1]; got {list(discounts)}")
         ids = state["prompt_ids"]
         rows = beliefs.rows(ids)
+        if len(beliefs) != len(ids):
+            raise ValueError(f"beliefs are damaged: {len(ids)} prompts, of which {len(beliefs)} differ")
         beliefs._labels = {label: number for number, label in enumerate(state.get("labels", [""]))}
         beliefs._priors = {int(number): (a, b) for number, a, b in state.get("priors", [])}
         beliefs._label_of[rows] = state.get("label_of", 0)
         for name in _COUNTERS:
             if version < _SINCE.get(name, 0):
                 continue
-            if len(state[name]) != len(ids) or len(beliefs) != len(ids):
-                raise ValueError(f"beliefs are damaged: {name} has {len(state[name])} entries for {len(ids)} prompts")
-            column = np.asarray(state[name], dtype=np.float64)
-            if column.ndim != 1 or not ((column >= 0) & (column <= MAX_COUNT)).all():
-                raise ValueError(f"beliefs are damaged: {name} must hold numbers in [0, {MAX_COUNT:.0f}]")
-            getattr(beliefs, f"_{name}")[rows] = column
+            getattr(beliefs, f"_{name}")[rows] = read_counts(name, state[name], len(ids))
         if version < 4:
             # a visit discounted when it began: the counts before the last labels are not known
             begun = rows[beliefs._awaiting[rows] > 0]
@@ -405,15 +397,3 @@ class Beliefs:
                 setattr(self, f"_{name}", grown)
             self._label_of = np.concatenate([self._label_of, np.zeros(self._capacity - len(self._label_of), np.int64)])
         return rows
-
-
-def _discounted(counts: Any, discount: float) -> Any:
-    return np.round(counts * (discount * GRID)) / GRID
-
-
-def _at(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return column[rows], 0 where the row is -1, (M,)."""
-    out = np.zeros(len(rows), dtype=column.dtype)
-    seen = rows >= 0
-    out[seen] = column[rows[seen]]
-    return out
