@@ -133,8 +133,7 @@ def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
             else:
                 seconds = clock + _at_once(step, p, rng)
             allocation = step.allocation()
-            rows = rows[step.positions]
-            budgets, weights = allocation.budgets, allocation.weights
+            rows, budgets, weights = rows[step.positions], allocation.budgets, allocation.weights
             passed = np.array([s for s, _ in step.labels()])
         used = _tokens(budgets, lengths[rows], rng)
         seen = budgets > 0
