@@ -118,13 +118,13 @@ class CalibrationTally:
             self._brier += found["brier"] * float(n.sum())
 
     def metrics(self) -> dict[str, float]:
-        """Return planner/epoch_brier, planner/epoch_calibration_error and the rates of each bin, NaN where it is empty."""
+        """Return planner/epoch_brier, planner/epoch_calibration_error and the rates of each bin that is not empty."""
         n, predicted, observed = self._sums
         out: dict[str, float] = {
             PLANNER_EPOCH_BRIER: _ratio(self._brier, n.sum()),
             PLANNER_EPOCH_CALIBRATION_ERROR: _ratio(np.abs(predicted - observed).sum(), n.sum()),
         }
-        for k in range(self.bins):
+        for k in np.flatnonzero(n).tolist():
             out[PLANNER_PREDICTED.of(k)] = _ratio(predicted[k], n[k])
             out[PLANNER_OBSERVED.of(k)] = _ratio(observed[k], n[k])
         return out

@@ -313,6 +313,9 @@ def test_calibration_adds_up_over_steps():
         assert found["planner/observed_3"] == pytest.approx(want["observed"][3])
     tally.clear()
     assert np.isnan(tally.metrics()["planner/epoch_brier"])
+    tally.add([0.55], [1], [1])
+    # empty bins have no rate, so that no step reports them as not finite
+    assert {name for name in tally.metrics() if "observed" in name} == {"planner/observed_5"}
 
 
 def test_calibration():
