@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import comb
+from math import comb, isfinite
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from kray.metrics import (
     EVAL_ACCURACY,
     EVAL_ACCURACY_OF_SET,
     EVAL_ACCURACY_SE,
+    EVAL_ENTROPY,
     EVAL_FAILED,
     EVAL_GREEDY_ACCURACY,
     EVAL_MEAN_LENGTH,
@@ -27,7 +28,7 @@ from kray.metrics import (
 )
 from kray.prompts.arithmetic_meaning import response_meaning
 from kray.prompts.tokenize import as_read
-from kray.records import EncodedPrompt, RolloutGroup, Sampling, derive_seed
+from kray.records import EncodedPrompt, Rollout, RolloutGroup, Sampling, derive_seed
 from kray.rollout.collected import CollectedStep, check_failures
 from kray.rollout.collector import EVALUATION, Collector, Draw
 from kray.rollout.outcome import Failure
@@ -64,6 +65,7 @@ class Evaluation:
     by_set: dict[str, tuple[int, float]]  # test set, where there are several -> (prompts, accuracy)
     rows: list[dict[str, Any]]  # one per prompt: id, prompt, rendered_prompt, answer, accuracy, response
     conversations: dict[str, float] = field(default_factory=dict)  # see report.conversation_record
+    entropy: float = float("nan")  # nats a token, see eval/entropy
 
     @property
     def failed(self) -> int:
@@ -79,6 +81,8 @@ class Evaluation:
         }
         named |= {EVAL_PASS_AT.of(k): value for k, value in self.pass_at.items()}
         named |= {EVAL_MEAN_LENGTH: self.mean_tokens}
+        if isfinite(self.entropy):
+            named[EVAL_ENTROPY] = self.entropy
         named |= {EVAL_ACCURACY_OF_SET.of(name): accuracy for name, (_, accuracy) in self.by_set.items()}
         if self.by_set:
             named[EVAL_SET_MEAN_ACCURACY] = _mean([accuracy for _, accuracy in self.by_set.values()])
@@ -171,7 +175,17 @@ def _summarise(
             for group, mean in zip(sampled.groups, means, strict=True)
         ],
         conversations=conversation_record([rollout for group in sampled.groups for rollout in group.rollouts]),
+        entropy=_entropy([rollout for group in sampled.groups for rollout in group.rollouts]),
     )
+
+
+def _entropy(rollouts: Sequence[Rollout]) -> float:
+    """Return the mean of -log p over the sampled tokens in nats, an unbiased estimate of the entropy; NaN without tokens.
+
+    An environment's tokens have 0 for a log-probability.
+    """
+    tokens = sum(rollout.sampled_tokens for rollout in rollouts)
+    return -sum(float(rollout.logprobs.sum()) for rollout in rollouts) / tokens if tokens else float("nan")
 
 
 def _meaning(group: RolloutGroup) -> dict[str, str]:

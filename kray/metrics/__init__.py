@@ -80,6 +80,9 @@ TRAIN_ATTENTION_PADDING_RATIO = metric(
 )
 TRAIN_TOKENS = metric("train/tokens", "tokens", "response tokens trained on, counted at each pass (train.epochs)")
 TRAIN_ROWS = metric("train/rows", "rollouts", "rollouts trained on, counted at each pass (train.epochs)")
+TRAIN_PROMPTS = metric(
+    "train/prompts", "prompts", "prompts of the rollouts that were trained on, counted at each pass (train.epochs)"
+)
 TRAIN_GROUPS_RATIO = metric(
     "train/groups_ratio", "ratio", "groups that carry a gradient; all with train.baseline belief"
 )
@@ -312,6 +315,12 @@ EVAL_EXACT_ACCURACY = metric(
 EVAL_ACCURACY_SE = metric("eval/accuracy_se", "ratio", "standard error of eval/accuracy over prompts")
 EVAL_PASS_AT = family(
     "eval/pass_at_<k>", "ratio", "probability that one of k sampled responses solves a test prompt, without bias"
+)
+EVAL_ENTROPY = metric(
+    "eval/entropy",
+    "nats",
+    "mean -log-probability of the tokens of sampled responses to the test prompts: the entropy of what the policy samples, "
+    "on prompts that are the same for every run (train/entropy is over the rollouts that were trained on)",
 )
 EVAL_MEAN_LENGTH = metric("eval/mean_length", "tokens", "mean length of sampled responses")
 EVAL_TURNS_MEAN = metric(

@@ -74,6 +74,7 @@ def test_an_update_equals_the_slow_reference(models, make, tied, changes, train,
     assert metrics["train/epochs"] == train.epochs
     assert metrics["train/tokens"] == rows.response_lengths.sum() * train.epochs
     assert metrics["train/rows"] == len(rows) * train.epochs
+    assert metrics["train/prompts"] == len(set(rows.group.tolist())) * train.epochs
     assert (metrics["train/clip_ratio"] > 0) == (train.updates * train.epochs > 1)
     named = dict(model.named_parameters())
     state = learner.state()
