@@ -6,8 +6,7 @@
 
 The same command goes on where it was interrupted: runs that are done are not run again. Methods, seeds and what they share
 are in the file (kray/compare/study.py); `a.b=c` overrides a key for all methods but those that set it themselves. All runs
-share one learner and its engines. The report (HTML, PNG, JSON) is in <dir>/report and in MLflow. --report writes it anew
-from what is done and runs nothing.
+share one learner and its engines. The report (HTML, Markdown, PNG, SVG, JSON) is in <dir>/report and in MLflow.
 """
 
 from __future__ import annotations
@@ -35,28 +34,29 @@ def main() -> int:
     parser.add_argument("--methods", default="", help="some of the file's, separated by commas (default: all)")
     parser.add_argument("--seeds", default="", help="such as 0-5 or 0,3 (default: the file's)")
     parser.add_argument("--dir", default="", help="where results go and are looked for (default: <run.dir>/<run.name>)")
+    parser.add_argument("--flops", default="", metavar="P,T,G", help="of modelled FLOPs (default: 256,1024,3)")
     parser.add_argument("--json", metavar="FILE", help="where the figures go, with versions, cores and settings")
     parser.add_argument("--check", action="store_true", help="print what would run; start nothing")
-    parser.add_argument("--report", action="store_true", help="write the report from what is done; start nothing")
+    parser.add_argument("--report", action="store_true", help="write the report anew from what is done; start nothing")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys, for all methods")
-    arguments = parser.parse_intermixed_args()
-    study = load_study(arguments.study, arguments.methods, arguments.seeds, arguments.dir, arguments.overrides)
+    given = parser.parse_intermixed_args()
+    study = load_study(given.study, given.methods, given.seeds, given.dir, given.overrides, given.flops)
     todo = study.todo()
-    if arguments.check:
+    if given.check:
         print(f"{study.describe()}\nmethods  {', '.join(study.methods)}\nfolder   {study.folder}")
         print(f"done     {len(study.children) - len(todo)}\nto run   {len(todo)}")
         samples = inspect(study.base).samples
         print("\n".join(["", "first prompts, as the policy reads them", *samples] if samples else []))
         return 0
-    ended = None if arguments.report else run(study)
+    ended = None if given.report else run(study)
     report = ended or write_report(study)
     print("\n".join(line(Verdict(**verdict)) for verdict in report.verdicts))
     if ended is not None:
         stopped = f", stopped {ended.stopped}: the same command goes on" if ended.stopped else ""
         print(f"\n{ended.done} of {ended.of} runs done{stopped}\nMLflow  {ended.open_command}")
     print(f"report  {report.page or 'none: no run is done'}", flush=True)
-    if arguments.json and report.page:
-        write_figures(study, Path(report.page), Path(arguments.json))
+    if given.json and report.page:
+        write_figures(study, Path(report.page), Path(given.json))
     return 1 if ended is not None and ended.stopped else 0
 
 

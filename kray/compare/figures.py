@@ -21,14 +21,26 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # With more methods than colours these keep theirs, and the others are drawn in grey: they are in the tables and in the
 # figure of differences.
-MAIN = ("uniform", "paper", "kray", "exact_p", "static", "uniform_twice", "weight_only")
+MAIN = (
+    "uniform",
+    "kray",
+    "grpo_best",
+    "uniform_twice",
+    "uniform_4x",
+    "exact_both",
+    "breadth_reuse",
+    "paper",
+    "exact_p",
+    "static",
+    "weight_only",
+)
 OTHER = "#c4c4c8"
 # Inches: letters stay readable on a phone.
 WIDTH = 6.2
 # Methods up to which curves have intervals: more hide each other, and are in the figure of differences.
 BANDS = 4
 # Methods that are preferred where not all can be shown.
-MATRICES = ("uniform", "paper", "kray", "exact_p")
+MATRICES = ("uniform", "grpo_best", "paper", "kray", "exact_p")
 
 
 def new_figure(title: str, height: float = 4.3) -> tuple[Figure, Axes]:
@@ -39,7 +51,9 @@ def new_figure(title: str, height: float = 4.3) -> tuple[Figure, Axes]:
 def colour(results: Results, method: str) -> str:
     """Return a method's colour, the same in every figure; OTHER where there are more methods than colours."""
     methods = results.study.methods
-    known = list(methods) if len(methods) <= len(COLOURS) else [name for name in MAIN if name in methods]
+    known = (
+        list(methods) if len(methods) <= len(COLOURS) else [name for name in MAIN if name in methods][: len(COLOURS)]
+    )
     return COLOURS[known.index(method)] if method in known else OTHER
 
 
@@ -258,6 +272,21 @@ def figures(results: Results) -> dict[str, tuple[Figure, str]]:
         "accuracy-seconds": (
             curves(results, lambda run: run.seconds, "seconds in training steps", "Accuracy against wall-clock"),
             "Without evaluation, checkpoints and what only the comparison computes.",
+        ),
+        "accuracy-flops": (
+            curves(
+                results, lambda run: results.spent(run, "flops"), "modelled FLOPs", "Accuracy against modelled FLOPs"
+            ),
+            "At the proportions of a large model, in steps of uniform: what a row costs that is trained on again.",
+        ),
+        "accuracy-flops-weighted": (
+            curves(
+                results,
+                lambda run: results.spent(run, "flops_weighted"),
+                "modelled FLOPs, generation weighted",
+                "Accuracy against weighted FLOPs",
+            ),
+            "The same; a generated token counts more, because generation uses less of an accelerator than training.",
         ),
         "effective-rollouts": (
             effective(results, lambda run: run.effective_rollouts, "Rollouts in mixed groups", "share of rollouts"),

@@ -13,18 +13,27 @@ from html import escape
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kray.compare.figures import figures
 from kray.compare.page import cards, page, table
-from kray.compare.results import BIN_NAMES, Results, read_results
-from kray.compare.stats import Interval, cost_to, interval, paired, share
+from kray.compare.progress import progress
+from kray.compare.results import BIN_NAMES, CURRENCIES, Results, read_results
+from kray.compare.stats import Interval, interval
 from kray.compare.study import Study
-from kray.compare.verdicts import Verdict, late_prompts, late_rollouts, separates, verdicts
+from kray.compare.summary import finite, pairs, summary
+from kray.compare.tables import amount, markdown, percent, plus_minus
+from kray.compare.verdicts import Verdict, separates, verdicts
 from kray.config import flat
 from kray.monitor.durations import format_duration
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Methods whose final accuracy others are to reach.
+RIVALS = ("uniform", "uniform_twice", "uniform_4x", "grpo_best", "grpo_best_twice")
 
 
 @dataclass(frozen=True)
@@ -43,24 +52,31 @@ def write_report(study: Study) -> Report:
         return Report("", [], [])
     folder = study.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    files, images = [], []
+    files: list[Path] = []
+    images: list[tuple[str, str, str]] = []
+    first = progress(results, study.curves)
+    if first is not None:
+        _save(first, folder, "progress", f"Means and 95 % intervals over seeds; {study.flops.text}.", files, images)
+        files.append(folder / "progress.svg")
+        first.savefig(files[-1], format="svg", metadata={"Date": None})
     for name, (figure, text) in figures(results).items():
-        picture = BytesIO()
-        figure.savefig(picture, dpi=130, format="png")
-        files.append(folder / f"{name}.png")
-        files[-1].write_bytes(picture.getvalue())
-        images.append((name, text, base64.b64encode(picture.getvalue()).decode()))
+        _save(figure, folder, name, text, files, images)
     found = verdicts(results)
-    numbers = summary(results)
+    numbers, between = summary(results), pairs(results)
+    files.append(folder / "results.md")
+    files[-1].write_text(markdown(numbers, between, RIVALS, study.flops, study.folder.name), encoding="utf-8")
     files.append(folder / "results.json")
-    content = finite({"methods": numbers, "verdicts": [asdict(v) for v in found]})
+    content = finite(
+        {"methods": numbers, "pairs": between, "flops": asdict(study.flops), "verdicts": [asdict(v) for v in found]}
+    )
     text = json.dumps(content, indent=1, default=float, allow_nan=False)
     files[-1].write_text(text + "\n")
     html = folder / "index.html"
     sections = [
         ("Verdicts", cards(found)),
         ("Accuracy", _methods(results, numbers)),
-        ("Rollouts, gradients and costs", _costs(numbers)),
+        ("Costs", _costs(results, numbers)),
+        *_reach(between),
         *_by_difficulty(results),
         *_figures(images),
         ("How it was measured", _account(results)),
@@ -69,45 +85,15 @@ def write_report(study: Study) -> Report:
     return Report(str(html), [html, *files], [asdict(verdict) for verdict in found])
 
 
-def finite(value: Any) -> Any:
-    """With None in place of every number that was not measured: JSON knows neither NaN nor infinity."""
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def summary(results: Results) -> dict[str, dict[str, Any]]:
-    """Of each method: means with 95 % intervals over seeds, and differences with uniform paired by seed."""
-    base = results.seeds("uniform", lambda run: run.final)
-    top = results.seeds("exact_p", lambda run: run.final)
-    goals = {seed: run.final for seed, run in results.runs.get("uniform", {}).items()}
-    found = {}
-    for method, runs in results.runs.items():
-        final = results.seeds(method, lambda run: run.final)
-        reach = {s: cost_to(r.rollouts.tolist(), r.accuracy.tolist(), goals[s]) for s, r in runs.items() if s in goals}
-        found[method] = {
-            "seeds": sorted(runs),
-            "accuracy": asdict(interval(list(final.values()))),
-            "accuracy_by_seed": final,
-            "difference": asdict(paired(final, base)),
-            "ceiling_share": share(final, base, top),
-            "sampled": asdict(interval([run.sampled[-1] for run in runs.values()])),
-            "greedy": asdict(interval([run.greedy[-1] for run in runs.values()])),
-            "start": float(np.mean([run.accuracy[0] for run in runs.values()])),
-            "rollouts_to_uniform": asdict(interval(list(reach.values()))),
-            "reached_uniform": sum(math.isfinite(x) for x in reach.values()),
-            "effective_rollouts": asdict(interval([late_rollouts(run) for run in runs.values()])),
-            "effective_prompts": asdict(interval([late_prompts(run) for run in runs.values()])),
-            "largest_budget": max(max(line["budgets"]) for run in runs.values() for line in run.visits),
-            "rollouts": float(np.mean([run.rollouts[-1] for run in runs.values()])),
-            "tokens": float(np.mean([run.tokens[-1] for run in runs.values()])),
-            "seconds": float(np.mean([run.seconds[-1] for run in runs.values()])),
-            "by_difficulty": np.mean([r.by_difficulty() for r in runs.values()], axis=0).tolist(),
-            "transitions": np.sum([run.transitions() for run in runs.values()], axis=0).tolist(),
-        }
-    return found
+def _save(
+    figure: Figure, folder: Path, name: str, text: str, files: list[Path], images: list[tuple[str, str, str]]
+) -> None:
+    """Write a figure as PNG, and add it to the files and, with its text, to the images of the page."""
+    picture = BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
+    files.append(folder / f"{name}.png")
+    files[-1].write_bytes(picture.getvalue())
+    images.append((name, text, base64.b64encode(picture.getvalue()).decode()))
 
 
 def _head(results: Results, found: Sequence[Verdict]) -> tuple[str, str]:
@@ -144,7 +130,7 @@ def _methods(results: Results, numbers: dict[str, dict[str, Any]]) -> str:
             ["", "", ""]
             if itself
             else [
-                _pm(difference),
+                plus_minus(difference),
                 f"{difference.up} of {difference.seeds}",
                 f"{part:.0%}" if math.isfinite(part) else "",
             ]
@@ -160,37 +146,44 @@ def _methods(results: Results, numbers: dict[str, dict[str, Any]]) -> str:
     return note + table(head, rows)
 
 
-def _costs(numbers: dict[str, dict[str, Any]]) -> str:
-    head = [
-        "method",
-        "rollouts to uniform's end",
-        "mixed: rollouts",
-        "mixed: prompts",
-        "largest budget",
-        "rollouts",
-        "tokens",
-        "seconds",
+def _costs(results: Results, numbers: dict[str, dict[str, Any]]) -> str:
+    head = ["method", *CURRENCIES.values(), "mixed: rollouts", "mixed: prompts", "largest budget"]
+    rows = [
+        [
+            method,
+            *(amount(row[currency]) for currency in CURRENCIES),
+            f"{row['effective_rollouts']['mean']:.2f}",
+            f"{row['effective_prompts']['mean']:.2f}",
+            str(row["largest_budget"]),
+        ]
+        for method, row in numbers.items()
     ]
-    rows = []
-    for method, row in numbers.items():
-        reach, some = row["rollouts_to_uniform"]["mean"], row["reached_uniform"] < len(row["seeds"])
-        rows.append(
-            [
-                method,
-                _plain(reach, ",.0f") + (f" ({row['reached_uniform']} of {len(row['seeds'])} seeds)" if some else ""),
-                f"{row['effective_rollouts']['mean']:.2f}",
-                f"{row['effective_prompts']['mean']:.2f}",
-                str(row["largest_budget"]),
-                f"{row['rollouts']:,.0f}",
-                f"{row['tokens']:,.0f}",
-                f"{row['seconds']:.0f}",
-            ]
-        )
+    model = results.study.flops
+    unit = "in steps of uniform" if "uniform" in numbers else "for each parameter"
     note = (
-        "<p>rollouts to uniform's end: until the accuracy that uniform of the same seed has at the end. mixed: in groups "
-        "with both rewards, the mean over the steps after the first epoch.</p>"
+        f"<p>{escape(model.text[0].upper() + model.text[1:])}; {unit}. Weighted: a generated token counts "
+        f"{model.generation_factor:g} times, for its lower utilisation. mixed: in groups with both rewards, the mean over the "
+        "steps after the first epoch.</p>"
     )
     return note + table(head, rows)
+
+
+def _reach(between: dict[str, dict[str, dict[str, Any]]]) -> list[tuple[str, str]]:
+    """Return the section of what each method spends until a rival's accuracy; none without rivals."""
+    rows = []
+    for rival in RIVALS:
+        for method, others in between.items():
+            if rival in others:
+                pair = others[rival]
+                shares = [percent(pair[f"{currency}_share"]["mean"]) for currency in CURRENCIES]
+                reached = f"{pair['reached']} of {pair['seeds']}"
+                rows.append([method, rival, plus_minus(Interval(**pair["difference"])), reached, *shares])
+    note = (
+        "<p>What a method spends until the rival's final accuracy of the same seed, as a share of all that the rival spends: "
+        "the mean over the seeds that reach it.</p>"
+    )
+    head = ["method", "rival", "accuracy less rival's", "reached", *CURRENCIES.values()]
+    return [("Until a rival's accuracy", note + table(head, rows))] if rows else []
 
 
 def _by_difficulty(results: Results) -> list[tuple[str, str]]:
@@ -199,7 +192,7 @@ def _by_difficulty(results: Results) -> list[tuple[str, str]]:
     rows = []
     for method, runs in results.runs.items():
         spans = [interval(column) for column in np.array([run.by_difficulty() for run in runs.values()]).T]
-        rows.append([method, *(_pm(span, ".3f") for span in spans)])
+        rows.append([method, *(plus_minus(span, ".3f") for span in spans)])
     note = "<p>Gain in exact success rate of held-out prompts, by the start model's success rate on them.</p>"
     return [("By initial difficulty", note + table(["method", *BIN_NAMES], rows))]
 
@@ -227,13 +220,6 @@ def _account(results: Results) -> str:
     text = table(["what", "value"], [[what, value] for what, value in keys.items()])
     tried = "".join(f"<li>{escape(line)}</li>" for line in study.tried)
     return text + (f"<h3>Settings that were tried and did not separate</h3><ul>{tried}</ul>" if tried else "")
-
-
-def _pm(span: Interval, form: str = ".4f") -> str:
-    if not math.isfinite(span.mean):
-        return "–"
-    half = f" ± {format(span.high - span.mean, form)}" if math.isfinite(span.high) else ""
-    return f"{format(span.mean, '+' + form)}{half}"
 
 
 def _plain(x: float, form: str) -> str:

@@ -10,25 +10,43 @@ from typing import Any
 
 import numpy as np
 
+from kray.compare.costs import Work, flops
+from kray.compare.stats import cost_to
 from kray.compare.study import RATES, VISITS, Study
 from kray.metrics import (
     EVAL_ACCURACY,
+    EVAL_ENTROPY,
     EVAL_EXACT_ACCURACY,
     EVAL_GREEDY_ACCURACY,
     GROUP_EFFECTIVE_RATIO_PROMPTS,
     GROUP_EFFECTIVE_RATIO_ROLLOUTS,
+    PLANNER_ADMITTED,
     PROGRESS_EPOCH,
+    PROGRESS_ROLLOUTS,
+    PROGRESS_TOKENS,
     TIMING_S_EXACT,
     TIMING_S_STEP,
-    declared,
+    TRAIN_ENTROPY,
+    TRAIN_EPOCHS,
+    TRAIN_GROUPS_RATIO,
+    TRAIN_PROMPTS,
+    TRAIN_ROWS,
 )
 from kray.planner.metrics import STATUSES, status, transition_matrix
 
 # Edges of exact success rates that show the U-shape of the arithmetic setting.
 BINS = (0.0, 0.003, 0.05, 0.3, 0.9, 1.0)
 BIN_NAMES = ("under .003", ".003 to .05", ".05 to .3", ".3 to .9", "over .9")
-# Success rate of the start model below which a test prompt counts as hard.
-HARD = 0.05
+# Success rate of the start model below which a test prompt counts as hard, and final one above which it is mastered.
+HARD, MASTERED = 0.05, 0.9
+# Currency -> its name for people.
+CURRENCIES = {
+    "rollouts": "rollouts",
+    "tokens": "generated tokens",
+    "seconds": "seconds",
+    "flops": "modelled FLOPs",
+    "flops_weighted": "modelled FLOPs, generation weighted",
+}
 
 
 @dataclass
@@ -51,6 +69,9 @@ class Run:
         test_rates: (T, prompts) exact success rates of the test prompts.
         train_rates: Prompt id -> exact success rate before training.
         per_epoch: Steps in which all prompts are visited once.
+        work: What was done until each evaluation, for modelled costs; None where the run did not record it.
+        eval_entropy: (T,) entropy of sampled responses to test prompts, nats a token; NaN where it was not measured.
+        train_entropy: (S,) entropy of the policy over the rollouts that were trained on, nats a token.
     """
 
     method: str
@@ -68,6 +89,9 @@ class Run:
     test_rates: np.ndarray | None
     train_rates: dict[str, float] = field(default_factory=dict)
     per_epoch: float = 0.0
+    work: Work | None = None
+    eval_entropy: np.ndarray = field(default_factory=lambda: np.full(1, np.nan))
+    train_entropy: np.ndarray = field(default_factory=lambda: np.full(1, np.nan))
 
     @property
     def final(self) -> float:
@@ -88,6 +112,26 @@ class Run:
         if self.test_rates is None or not (self.test_rates[0] < HARD).any():
             return float("nan")
         return float(self.test_rates[-1][self.test_rates[0] < HARD].mean())
+
+    def last_greedy(self) -> float:
+        """Return the greedy accuracy at the end."""
+        return float(self.greedy[-1])
+
+    def last_entropy(self) -> float:
+        """Return the entropy at the end, nats a token.
+
+        That of responses to test prompts, which are the same for all methods. Where it was not measured, the mean of
+        train/entropy over the last tenth of the steps, which is over the rollouts that the method trained on: a method that
+        trains on solved prompts too then has less of it for that reason alone.
+        """
+        if np.isfinite(self.eval_entropy[-1]):
+            return float(self.eval_entropy[-1])
+        last = self.train_entropy[-max(1, len(self.train_entropy) // 10) :]
+        return float(np.nanmean(last)) if np.isfinite(last).any() else float("nan")
+
+    def mastered(self) -> float:
+        """Return the final share of the test prompts with a success rate above MASTERED; NaN without exact rates."""
+        return float("nan") if self.test_rates is None else float((self.test_rates[-1] > MASTERED).mean())
 
     def by_difficulty(self) -> np.ndarray:
         """Return the gain in mean success rate of test prompts by that of the start model.
@@ -160,6 +204,35 @@ class Results:
         """Return a number of each run of a method, by seed; empty for a method that was not run."""
         return {seed: of(run) for seed, run in self.runs.get(method, {}).items()}
 
+    def spent(self, run: Run, currency: str) -> np.ndarray:
+        """Return what a run spent until each evaluation.
+
+        Args:
+            run: The run.
+            currency: Of CURRENCIES.
+
+        Returns:
+            (T,) float64. FLOPs are in steps of uniform, or FLOPs for each parameter where the study has no such runs; NaN
+            where the run did not record them.
+        """
+        if not currency.startswith("flops"):
+            return np.asarray(getattr(run, currency), dtype=np.float64)
+        if run.work is None:
+            return np.full(len(run.steps), np.nan)
+        weighted = currency == "flops_weighted"
+        return flops(run.work, self.study.flops, weighted) / self._unit(weighted)
+
+    def share_to_reach(self, run: Run, rival: Run, currency: str) -> float:
+        """Return what a run spends until a rival's final accuracy, as a share of all that the rival spends; NaN: never."""
+        spent = self.spent(run, currency)
+        return cost_to(spent.tolist(), run.accuracy.tolist(), rival.final) / float(self.spent(rival, currency)[-1])
+
+    def _unit(self, weighted: bool) -> float:
+        """Return the FLOPs of a step of uniform, the mean over its runs; 1 without them."""
+        known = [run for run in self.runs.get("uniform", {}).values() if run.work is not None and run.steps[-1]]
+        each = [flops(run.work, self.study.flops, weighted)[-1] / run.steps[-1] for run in known if run.work]
+        return float(np.mean(each)) if each else 1.0
+
 
 def read_results(study: Study) -> Results:
     """Read the results of the children that are done."""
@@ -169,43 +242,84 @@ def read_results(study: Study) -> Results:
         for child in study.children:
             done = child.result() if child.method == method else None
             if done is not None:
-                runs.setdefault(method, {})[child.seed] = read_run(child.folder, method, child.seed)
+                updates = child.config.train.updates
+                runs.setdefault(method, {})[child.seed] = read_run(child.folder, method, child.seed, updates)
                 took.setdefault(method, []).append(done["took_s"])
     return Results(study, runs, took)
 
 
-def read_run(folder: Path, method: str, seed: int) -> Run:
-    """Read the results of a child from its folder."""
+def read_run(folder: Path, method: str, seed: int, updates: int = 1) -> Run:
+    """Read the results of a child from its folder.
+
+    Args:
+        folder: Of the child.
+        method: Of the child.
+        seed: Of the child.
+        updates: train.updates.
+    """
     lines = list(_lines(folder / "metrics.jsonl"))
     steps = [line for line in lines if line["step"] > 0 and TIMING_S_STEP in line]
     seconds = np.cumsum([0.0, *(line[TIMING_S_STEP] - line.get(TIMING_S_EXACT, 0.0) for line in steps)])
     evaluated = [line for line in lines if EVAL_ACCURACY in line]
     at = np.array([line["step"] for line in evaluated])
     spent = {
-        name: np.array([0.0, *(line[declared("progress", name)] for line in steps)])[at]
-        for name in ("rollouts", "tokens")
+        name: np.array([0.0, *(line[name] for line in steps)])[at] for name in (PROGRESS_ROLLOUTS, PROGRESS_TOKENS)
     }
     rates = list(_lines(folder / RATES)) if (folder / RATES).is_file() else []
     sampled = np.array([line[EVAL_ACCURACY] for line in evaluated])
     visits = list(_lines(folder / VISITS))
     epoch = steps[-1][PROGRESS_EPOCH] / steps[-1]["step"] if steps else 1.0
+
+    def each(name: str, of: list[dict[str, Any]]) -> np.ndarray:
+        return np.array([line.get(name, np.nan) for line in of], dtype=np.float64)
+
     return Run(
         method=method,
         seed=seed,
         steps=at,
         accuracy=np.array([line[EVAL_EXACT_ACCURACY] for line in evaluated]) if rates else sampled,
         sampled=sampled,
-        greedy=np.array([line.get(EVAL_GREEDY_ACCURACY, np.nan) for line in evaluated]),
-        rollouts=spent["rollouts"],
-        tokens=spent["tokens"],
+        greedy=each(EVAL_GREEDY_ACCURACY, evaluated),
+        rollouts=spent[PROGRESS_ROLLOUTS],
+        tokens=spent[PROGRESS_TOKENS],
         seconds=seconds[at],
-        effective_rollouts=np.array([line.get(GROUP_EFFECTIVE_RATIO_ROLLOUTS, np.nan) for line in steps]),
-        effective_prompts=np.array([line.get(GROUP_EFFECTIVE_RATIO_PROMPTS, np.nan) for line in steps]),
+        effective_rollouts=each(GROUP_EFFECTIVE_RATIO_ROLLOUTS, steps),
+        effective_prompts=each(GROUP_EFFECTIVE_RATIO_PROMPTS, steps),
         visits=visits,
         test_rates=np.array([line["test"] for line in rates]) if rates else None,
         train_rates=rates[0].get("train", {}) if rates else {},
         per_epoch=1 / epoch,
+        work=read_work(steps, updates).at(at) if any(TRAIN_ROWS in line for line in steps) else None,
+        eval_entropy=each(EVAL_ENTROPY, evaluated),
+        train_entropy=each(TRAIN_ENTROPY, steps),
     )
+
+
+def read_work(steps: list[dict[str, Any]], updates: int) -> Work:
+    """Return what was done until each step.
+
+    Rows are counted at each pass by the learner. Their prompts are those that the learner counted; runs that are older than
+    this count have those of the groups with a gradient, at each pass, and at most one a row.
+
+    Args:
+        steps: S lines of metrics.jsonl.
+        updates: train.updates.
+
+    Returns:
+        (S + 1,) each, from 0 at the beginning.
+    """
+
+    def each(name: str, default: float = 0.0) -> np.ndarray:
+        return np.array([line.get(name, default) for line in steps], dtype=np.float64)
+
+    rows, prompts, passes = each(TRAIN_ROWS), each(PLANNER_ADMITTED), np.maximum(each(TRAIN_EPOCHS, 1.0), 1.0)
+    estimated = np.minimum(each(TRAIN_GROUPS_RATIO) * prompts * passes, rows)
+    counted = each(TRAIN_PROMPTS, np.nan)
+    row_prompts = np.where(np.isfinite(counted), counted, estimated)
+    old = 1.0 / passes if updates > 1 else np.zeros(len(steps))
+    rollouts = np.diff(each(PROGRESS_ROLLOUTS), prepend=0.0)
+    parts = (rollouts, prompts, rows, row_prompts, rows * old, row_prompts * old)
+    return Work(*(np.concatenate([[0.0], np.cumsum(part)]) for part in parts))
 
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:

@@ -15,17 +15,24 @@ from typing import Any
 import yaml
 
 from kray.config import KrayConfig, flat
-from kray.config.reading import Loader
+from kray.config.reading import Loader, attribute, declared, fields_of, is_section
 
 # Keys that tell where results go and what is shown, not what the results are.
 OWN = ("run.name", "run.dir", "track.", "resume")
 # Newer keys whose default is not what kray did before it had them -> what it did.
 BEFORE: dict[str, Any] = {
+    "plan.calibrate": False,
     "train.baseline": "group",
     "train.epochs": 1,
     "train.lr_schedule": "constant",
     "train.max_kl": 0.0,
     "train.thin": 1.0,
+}
+# Newer keys that change nothing -> another key and the values of it with which they do not.
+IDLE: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "plan.calibrate": ("train.baseline", ("group", "batch")),
+    "train.advantage_floor": ("train.baseline", ("group",)),
+    "train.lr_final": ("train.lr_schedule", ("constant",)),
 }
 
 
@@ -53,10 +60,30 @@ def same_settings(digest: str, config: KrayConfig, others: Sequence[Any], folder
         return True
     kept = _tree(folder / "config.yaml")
     newer = {key for key in now if _is_newer(key.split("."), kept)}
-    before = flat(KrayConfig()) | BEFORE
-    if any(key not in before or now[key] != before[key] for key in newer):
+    if not all(_does_as_before(key, now) for key in newer):
         return False
     return digest == _digest({key: value for key, value in now.items() if key not in newer}, others)
+
+
+def _does_as_before(key: str, now: Mapping[str, Any]) -> bool:
+    """Return whether kray does with a newer key what it did before it had it."""
+    other, values = IDLE.get(key, ("", ()))
+    return now.get(other) in values or now[key] == (BEFORE[key] if key in BEFORE else _default(key))
+
+
+def _default(key: str) -> Any:
+    """Return the default of a key as `flat` has it, also in a section that is absent by default; "" where there is none."""
+    kind: Any = KrayConfig
+    value: Any = ""
+    for name in key.split("."):
+        if is_section(kind) and name in fields_of(kind):
+            value = getattr(kind(), attribute(name))
+            kind, _ = declared(fields_of(kind)[name])
+        elif getattr(kind, "__origin__", None) is dict:
+            kind, value = kind.__args__[1], ""
+        else:
+            return ""
+    return json.dumps(value) if isinstance(value, list | tuple) else None if isinstance(value, Mapping) else value
 
 
 def _own(config: KrayConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ A comparison is a YAML file:
       uniform: {plan.mode: uniform}
       uniform_half: {plan.mode: uniform, times: 0.5}   # times: of the budget that all have
       exact_p: {plan.mode: static, oracle: true}       # oracle, shuffle_budgets, label_noise: kray/compare/controls.py
+    curves: [...]                    # methods of the report's first figure, those beside kray that a reader knows
     tried: [...]                     # settings that were tried and did not separate, a sentence each, for the report
 
 Every child (method, seed) has a folder of its own, <folder>/<method>/seed-<seed>. It is done when the folder holds done.json,
@@ -30,6 +31,7 @@ from typing import Any
 import yaml
 
 from kray.compare.controls import NAMES, Controls, check_controls, read_controls
+from kray.compare.costs import FlopsModel, parse_flops
 from kray.compare.settings import OWN, same_settings, settings_digest
 from kray.config import KrayConfig, changed_keys, load_config, to_yaml
 from kray.config.reading import Loader
@@ -37,7 +39,9 @@ from kray.config.train_schema import BUILT_WITH
 from kray.errors import ConfigError
 from kray.prompts.sources import test_sources
 
-KEYS = ("base", "config", "exact", "seeds", "methods", "tried")
+KEYS = ("base", "config", "exact", "seeds", "methods", "curves", "tried")
+# Methods of the first figure where the file names none.
+CURVES = ("uniform", "uniform_twice", "uniform_4x", "grpo_best", "kray")
 # Files of a child; method_run.py describes the last two.
 DONE, VISITS, RATES = "done.json", "visits.jsonl", "rates.jsonl"
 # Keys in which the runs on the same workers may differ; all others belong to engines, ranks, scorers or the prompts.
@@ -123,6 +127,8 @@ class Study:
         children: All runs, seed by seed, so that an early end leaves whole seeds.
         tried: Settings that were tried and did not separate, for the report.
         overrides: Overrides of the command line.
+        flops: The model of FLOPs in the report.
+        curves: Methods of the report's first figure, of which those are drawn that are done.
     """
 
     path: str
@@ -133,7 +139,9 @@ class Study:
     seeds: tuple[int, ...]
     children: tuple[Child, ...]
     tried: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = field(default=())
+    overrides: tuple[str, ...] = ()
+    flops: FlopsModel = field(default_factory=FlopsModel)
+    curves: tuple[str, ...] = CURVES
 
     @property
     def widest(self) -> KrayConfig:
@@ -188,7 +196,9 @@ class Study:
         )
 
 
-def load_study(path: str, methods: str = "", seeds: str = "", folder: str = "", overrides: Sequence[str] = ()) -> Study:
+def load_study(
+    path: str, methods: str = "", seeds: str = "", folder: str = "", overrides: Sequence[str] = (), flops: str = ""
+) -> Study:
     """Load a comparison file.
 
     Args:
@@ -197,6 +207,7 @@ def load_study(path: str, methods: str = "", seeds: str = "", folder: str = "", 
         seeds: As in the file, "" for those of the file.
         folder: Of the results, "" for <run.dir>/<run.name>.
         overrides: a.b=c, for all methods.
+        flops: Proportions of the modelled FLOPs as in `parse_flops`, "" for the usual ones.
 
     Raises:
         ConfigError: Names the file, the method and the key.
@@ -224,11 +235,18 @@ def load_study(path: str, methods: str = "", seeds: str = "", folder: str = "", 
             _share(config, base, path, name)
             check_controls(controls, config, f"{path}: method {name}")
             children.append(Child(name, seed, _placed(config, root), place, controls, exact))
-    tried = document.get("tried") or []
-    if not (isinstance(tried, list) and all(isinstance(line, str) for line in tried)):
-        raise ConfigError(f"{path}: tried must be a list of sentences")
     return Study(
-        path, root, _placed(base, root), exact, tuple(table), numbers, tuple(children), tuple(tried), tuple(overrides)
+        path,
+        root,
+        _placed(base, root),
+        exact,
+        tuple(table),
+        numbers,
+        tuple(children),
+        _texts(document, "tried", path),
+        tuple(overrides),
+        parse_flops(flops),
+        _texts(document, "curves", path) or CURVES,
     )
 
 
@@ -260,6 +278,13 @@ def _text(document: Mapping[str, Any], key: str, path: str) -> str:
     if not isinstance(document.get(key), str):
         raise ConfigError(f"{path}: {key} must name a configuration file beside it")
     return document[key]
+
+
+def _texts(document: Mapping[str, Any], key: str, path: str) -> tuple[str, ...]:
+    found = document.get(key) or []
+    if not (isinstance(found, list) and all(isinstance(line, str) for line in found)):
+        raise ConfigError(f"{path}: {key} must be a list of {'sentences' if key == 'tried' else 'names'}")
+    return tuple(found)
 
 
 def _section(document: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:

@@ -1,56 +1,27 @@
-"""What is claimed, and the rule by which it is judged, fixed before anything is measured.
+"""What a study shows of the claims, by rules that were fixed before anything was measured.
 
 A rule looks at one number a seed, paired between methods, and its 95 % interval by Student's t. Of twenty claims with nothing
 to them, one would lie outside its own interval by luck; so the p-values of all claims that a study measures with at least
 two seeds are adjusted by Holm's method, and a claim is decided when its adjusted one is at most .05. held: the mean is then
 on the claim's side of the threshold. failed: it is on the other side. undecided: neither. not measured: the study lacks a
-method that the claim is about, or exact success rates. In at most one of twenty studies any claim is decided wrongly by luck.
-What a claim's own interval says alone is shown beside it. One seed decides nothing, nor do seeds without any spread.
-`accuracy` is held-out, at the end, exact where it is known; `n` is the rollouts a step that all methods have.
+method that the claim is about, or what it is measured by. In at most one of twenty studies any claim is decided wrongly by
+luck. What a claim's own interval says alone is shown beside it. One seed decides nothing, nor do seeds without any spread.
+`accuracy` is held-out, at the end, exact where it is known. The claims: plan_claims.py, teaching_claims.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from kray.compare.results import Results, Run
-from kray.compare.stats import Interval, holm, interval, paired, ratio, share
+from kray.compare.plan_claims import PLAN_CLAIMS
+from kray.compare.results import Results
+from kray.compare.rules import HELD, SETTING, UNMEASURED, Claim, decided, outcome
+from kray.compare.stats import Interval, holm
+from kray.compare.teaching_claims import TEACHING_CLAIMS
 
-HELD, FAILED, UNDECIDED, UNMEASURED = "held", "failed", "undecided", "not measured"
-# Largest adjusted p-value of a decision, and what the 95 % intervals leave out.
-LEVEL = 0.05
-# Accuracy that "not below" allows: less than any effect that is claimed.
-MARGIN = 0.005
-# The method of kray's defaults: static, with the default number of candidates.
-DEFAULT = "kray"
-# The same, but every prompt that a step offers is visited.
-KNAPSACK = "static"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim about methods.
-
-    Attributes:
-        text: The claim.
-        whose: Who claims it.
-        needs: Methods that it is about.
-        measure: Gives the interval that is compared with `least`.
-        least: The threshold.
-        unit: Of both: "" for accuracy, "%" for points of a share, "x" for a factor.
-        note: Gives a text before the measured value.
-    """
-
-    text: str
-    whose: str
-    needs: tuple[str, ...]
-    measure: Callable[[Results], Interval]
-    least: float = 0.0
-    unit: str = ""
-    note: Callable[[Results], str] | None = None
+CLAIMS = (*PLAN_CLAIMS, *TEACHING_CLAIMS)
 
 
 @dataclass(frozen=True)
@@ -76,193 +47,6 @@ class Verdict:
     alone: str
     p: float
     p_holm: float
-
-
-def accuracy(run: Run) -> float:
-    """Return the run's accuracy at the end."""
-    return run.final
-
-
-def gain(ours: str, theirs: str, of: Callable[[Run], float] = accuracy) -> Callable[[Results], Interval]:
-    """Return a measure: our number minus theirs, paired by seed."""
-    return lambda results: paired(results.seeds(ours, of), results.seeds(theirs, of))
-
-
-def relative(ours: str, theirs: str, of: Callable[[Run], float]) -> Callable[[Results], Interval]:
-    """Return a measure: our number over theirs, paired by seed."""
-    return lambda results: ratio(results.seeds(ours, of), results.seeds(theirs, of))
-
-
-def beyond_share(ours: str, least: float) -> Callable[[Results], Interval]:
-    """Return a measure: our gain over uniform minus a share of the ceiling's, which is linear and so has an interval."""
-
-    def measure(results: Results) -> Interval:
-        mine, base, top = (results.seeds(name, accuracy) for name in (ours, "uniform", "exact_p"))
-        both = sorted(mine.keys() & base.keys() & top.keys())
-        return interval([(mine[s] - base[s]) - least * (top[s] - base[s]) for s in both])
-
-    return measure
-
-
-def _share_note(results: Results) -> str:
-    part = share(*(results.seeds(name, accuracy) for name in (DEFAULT, "uniform", "exact_p")))
-    gains = f"{part:.0%} of the ceiling's gain" if np.isfinite(part) else "the ceiling gains nothing"
-    return f"{gains}; gain less 60 % of the ceiling's: "
-
-
-def late_rollouts(run: Run) -> float:
-    """Return the share of rollouts in groups with mixed rewards, after the first epoch."""
-    return run.late(run.effective_rollouts)
-
-
-def late_prompts(run: Run) -> float:
-    """Return the share of prompts with mixed rewards, after the first epoch."""
-    return run.late(run.effective_prompts)
-
-
-PAPER, KRAY, SETTING, RIVAL = "Knapsack RL", "kray", "setting", "rival"
-CLAIMS = (
-    Claim(
-        "Half the rollouts are worse than n: uniform",
-        SETTING,
-        ("uniform", "uniform_half"),
-        gain("uniform", "uniform_half"),
-    ),
-    Claim(
-        "Twice the rollouts are better than n: uniform",
-        SETTING,
-        ("uniform", "uniform_twice"),
-        gain("uniform_twice", "uniform"),
-    ),
-    Claim(
-        "Exact knowledge of success rates gains accuracy", SETTING, ("uniform", "exact_p"), gain("exact_p", "uniform")
-    ),
-    Claim(
-        "Exact knowledge gains accuracy with twice as many prompts a step, too",
-        SETTING,
-        ("uniform_wide", "exact_p_wide"),
-        gain("exact_p_wide", "uniform_wide"),
-    ),
-    Claim(
-        "At least 20 % more rollouts carry a gradient (the paper: 20 to 40 %)",
-        PAPER,
-        ("paper", "uniform"),
-        relative("paper", "uniform", late_rollouts),
-        1.2,
-        "x",
-    ),
-    Claim("More prompts teach, too", PAPER, ("paper", "uniform"), gain("paper", "uniform", late_prompts), 0.0, "%"),
-    Claim(
-        "Some prompts get 11.6 times the mean budget (the paper: up to 93 rollouts of a mean of 8)",
-        PAPER,
-        ("paper",),
-        lambda results: interval(list(results.seeds("paper", Run.largest_budget).values())),
-        93 / 8,
-        "x",
-    ),
-    Claim(
-        "At least 2 points more accuracy than uniform (the paper: 2 to 4)",
-        PAPER,
-        ("paper", "uniform"),
-        gain("paper", "uniform"),
-        0.02,
-    ),
-    Claim(
-        f"Half the compute: with n not below uniform with 2n (by more than {MARGIN})",
-        PAPER,
-        ("paper", "uniform_twice"),
-        gain("paper", "uniform_twice"),
-        -MARGIN,
-    ),
-    Claim("The default is better than uniform", KRAY, (DEFAULT, "uniform"), gain(DEFAULT, "uniform")),
-    Claim("The default is better than the paper's rule", KRAY, (DEFAULT, "paper"), gain(DEFAULT, "paper")),
-    Claim(
-        "The default has at least 60 % of the gain of exact knowledge",
-        KRAY,
-        (DEFAULT, "uniform", "exact_p"),
-        beyond_share(DEFAULT, 0.6),
-        0.0,
-        "",
-        _share_note,
-    ),
-    Claim(
-        f"The default with n is not below uniform with 2n (by more than {MARGIN})",
-        KRAY,
-        (DEFAULT, "uniform_twice"),
-        gain(DEFAULT, "uniform_twice"),
-        -MARGIN,
-    ),
-    Claim(
-        "The default is better than its loss weights on uniform budgets",
-        KRAY,
-        (DEFAULT, "weight_only"),
-        gain(DEFAULT, "weight_only"),
-    ),
-    Claim(
-        "The default solves hard held-out prompts (p under .05 at first) at least 1.3 times as often as uniform",
-        KRAY,
-        (DEFAULT, "uniform"),
-        relative(DEFAULT, "uniform", Run.hard_rate),
-        1.3,
-        "x",
-    ),
-    Claim(
-        "The default is better than uniform budgets for as many prompts as it is offered",
-        KRAY,
-        (DEFAULT, "uniform_wide"),
-        gain(DEFAULT, "uniform_wide"),
-    ),
-    Claim(
-        "Planning for twice as many prompts is better than for a step's own",
-        KRAY,
-        (DEFAULT, KNAPSACK),
-        gain(DEFAULT, KNAPSACK),
-    ),
-    Claim(
-        "Passing prompts over (at least 4 rollouts for those visited) is better than the default",
-        KRAY,
-        ("kray_deep", DEFAULT),
-        gain("kray_deep", DEFAULT),
-    ),
-    Claim(
-        "For a step's own prompts, the knapsack on beliefs is better than uniform",
-        KRAY,
-        (KNAPSACK, "uniform"),
-        gain(KNAPSACK, "uniform"),
-    ),
-    Claim(
-        "For a step's own prompts, it is better than the paper's rule",
-        KRAY,
-        (KNAPSACK, "paper"),
-        gain(KNAPSACK, "paper"),
-    ),
-    Claim(
-        "For a step's own prompts, token_mean is better than prompt_mean",
-        KRAY,
-        (KNAPSACK, "static_prompt_mean"),
-        gain(KNAPSACK, "static_prompt_mean"),
-    ),
-    Claim(
-        "For a step's own prompts, planning inside the step is better than before it",
-        KRAY,
-        ("online", KNAPSACK),
-        gain("online", KNAPSACK),
-    ),
-    Claim(
-        "CoBA-RL is at least 1.1 points above the paper's rule (its authors: 1.1 to 3.2)",
-        RIVAL,
-        ("coba", "paper"),
-        gain("coba", "paper"),
-        0.011,
-    ),
-    Claim("Pilot-commit is better than uniform", RIVAL, ("pilot_commit", "uniform"), gain("pilot_commit", "uniform")),
-    Claim(
-        "Dynamic sampling is better than uniform, step for step (it spends more rollouts)",
-        RIVAL,
-        ("dynamic_sampling", "uniform"),
-        gain("dynamic_sampling", "uniform"),
-    ),
-)
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -297,30 +81,16 @@ def judge(claim: Claim, found: Interval | None, results: Results, p_holm: float)
     p = _p_value(claim, found)
     if found is None:
         missing = [name for name in claim.needs if not results.runs.get(name)]
-        why = f"no runs of {', '.join(missing)}" if missing else "no exact success rates"
+        why = f"no runs of {', '.join(missing)}" if missing else "the runs lack what it is measured by"
         return Verdict(claim.text, claim.whose, why, "", UNMEASURED, UNMEASURED, p, p_holm)
     note = claim.note(results) if claim.note else ""
     text = f"{note}{amount(found.mean, claim.unit)}"
-    alone, corrected = outcome(found, claim.least), decided(found, claim.least, p_holm)
+    alone, corrected = outcome(found, claim.least, claim.below), decided(found, claim.least, p_holm, claim.below)
     return Verdict(claim.text, claim.whose, text, span(found, claim.unit), corrected, alone, p, p_holm)
 
 
 def _p_value(claim: Claim, found: Interval | None) -> float:
     return float("nan") if found is None else found.p_value(claim.least)
-
-
-def outcome(found: Interval, least: float) -> str:
-    """Return the outcome by an interval alone."""
-    if found.low > least:
-        return HELD
-    return FAILED if found.high < least else UNDECIDED
-
-
-def decided(found: Interval, least: float, p: float) -> str:
-    """Return the outcome by an adjusted p-value."""
-    if not p <= LEVEL:
-        return UNDECIDED
-    return HELD if found.mean > least else FAILED
 
 
 def separates(found: list[Verdict]) -> bool:
@@ -330,11 +100,13 @@ def separates(found: list[Verdict]) -> bool:
 
 
 def amount(x: float, unit: str) -> str:
-    """Return a factor, a difference of shares in points, or a difference of accuracies, for people."""
+    """Return a factor, a share, a difference of shares in points, or a difference of accuracies, for people."""
     if not np.isfinite(x):
         return "–"
     if unit == "x":
         return f"{x:.2f} x"
+    if unit == "share":
+        return f"{x:.0%}"
     return f"{100 * x:+.1f} points" if unit == "%" else f"{x:+.4f}"
 
 

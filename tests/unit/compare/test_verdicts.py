@@ -7,38 +7,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from kray.compare.costs import FlopsModel, Work
 from kray.compare.page import cards
-from kray.compare.report import finite
 from kray.compare.results import Results, Run
+from kray.compare.rules import FAILED, HELD, NEVER, UNDECIDED, UNMEASURED, decided, needed_share, outcome
 from kray.compare.stats import Interval, holm, interval
-from kray.compare.verdicts import (
-    CLAIMS,
-    FAILED,
-    HELD,
-    UNDECIDED,
-    UNMEASURED,
-    decided,
-    line,
-    outcome,
-    separates,
-    verdicts,
-)
+from kray.compare.summary import finite
+from kray.compare.teaching_claims import TEACHING_CLAIMS
+from kray.compare.verdicts import CLAIMS, line, separates, verdicts
 
 
 def run(method: str, seed: int, final: float, effective: float = 0.3) -> Run:
     curve = np.array([0.3, final])
+    steps = np.array([0.0, 2.0])
+    work = Work(16 * steps, 2 * steps, 16 * steps * (2 if method == "kray" else 1), 2 * steps, 0 * steps, 0 * steps)
     budgets = [8.0, 120.0] if method == "paper" else [8.0, 8.0]
     visit = {"ids": ["a", "b"], "budgets": budgets, "successes": [0, 1], "trials": [8, 8]}
     rates = np.array([[0.01, 0.9], [0.02 if method == "uniform" else 0.04 + 1e-4 * seed, 0.9]])
     effective += 1e-4 * seed * (method != "uniform")
     return Run(method, seed, np.array([0, 2]), curve, curve, curve, np.array([0, 32]), np.array([0, 90]),
                np.array([0.0, 3.0]), np.array([0.1, effective]), np.array([0.1, 0.3]), [visit, visit], rates,
-               per_epoch=1.0)  # fmt: skip
+               per_epoch=1.0, work=work, eval_entropy=np.array([0.4, 0.2 + 1e-3 * final]))  # fmt: skip
 
 
 def results(**finals: list[float]) -> Results:
     runs = {m: {s: run(m, s, x, 0.39 if m == "paper" else 0.3) for s, x in enumerate(f)} for m, f in finals.items()}
-    return Results(SimpleNamespace(exact=True), runs, {})
+    return Results(SimpleNamespace(exact=True, flops=FlopsModel()), runs, {})
 
 
 def found(made: Results, of: str = "outcome") -> dict[str, str]:
@@ -149,3 +143,60 @@ def test_one_seed_decides_nothing():
 def test_setting_without_effect_does_not_separate():
     made = results(uniform=[0.40, 0.41], uniform_half=[0.42, 0.431], uniform_twice=[0.40, 0.409])
     assert not separates(verdicts(made))
+
+
+def judged(made: Results) -> dict[str, str]:
+    """Return the outcome of each claim of the second family, by the first words that tell it apart."""
+    return {v.claim: v.outcome for v in verdicts(made) if v.claim in {claim.text for claim in TEACHING_CLAIMS}}
+
+
+def test_the_claims_that_every_rollout_teaches_are_judged_by_their_rules():
+    base = np.array([0.40, 0.41, 0.42, 0.43, 0.40, 0.41])
+    wobble = np.array([0.0, 0.001, -0.002, 0.003, 0.001, -0.001])
+    made = results(
+        uniform=base, uniform_4x=base + 0.1 + wobble, grpo_best=base + 0.05 + wobble[::-1], grpo_best_twice=base + 0.2,
+        kray=base + 0.12, breadth_reuse=base + 0.1 + wobble, exact_both=base + 0.13, belief=base + 0.03,
+        reinforce=base + wobble, reinforce_reuse=base + 0.15 + 3 * wobble,
+    )  # fmt: skip
+    found = judged(made)
+    expected = {
+        "At equal rollouts the default is not below uniform with four": HELD,
+        "At equal rollouts the default is not below GRPO at its best with twice": UNDECIDED,  # equal differences
+        "At equal rollouts the default is better than GRPO at its best": HELD,
+        "The default reaches the final accuracy of uniform with at most 40% of its rollouts": FAILED,  # at about half
+        "The default reaches the final accuracy of uniform with at most 100% of its modelled FLOPs": HELD,
+        "The default reaches the final accuracy of GRPO at its best with at most 60% of its rollouts": FAILED,
+        "The default has at least half of what exact": HELD,
+        "The default is better than its budgets": HELD,
+        "A baseline for each prompt is better than one for all, one epoch": HELD,
+        "A baseline for each prompt is better than one for all, with reuse": FAILED,
+        "Greedy accuracy": UNDECIDED,
+        "Entropy": HELD,
+        "The share of test prompts above .9": UNDECIDED,
+    }
+    for start, outcome_ in expected.items():
+        (claim,) = [claim for claim in found if claim.startswith(start)]
+        assert found[claim] == outcome_, claim
+    note = next(
+        v for v in verdicts(made) if v.claim.startswith("The default reaches the final accuracy of uniform with")
+    )
+    assert note.measured.startswith("reached in 6 of 6 seeds: ")
+    assert "%" in note.interval
+
+
+def test_methods_that_were_not_run_leave_the_new_claims_unmeasured():
+    assert set(judged(results(uniform=[0.4, 0.41], paper=[0.4, 0.42])).values()) == {UNMEASURED}
+
+
+def test_a_seed_that_never_reaches_the_rival_counts_against_the_claim():
+    made = results(uniform=[0.5, 0.5, 0.5], kray=[0.7, 0.69, 0.4])
+    found = needed_share("kray", "uniform", "rollouts")(made)
+    assert found.seeds == 3
+    assert found.mean == pytest.approx((0.2 / 0.4 + 0.2 / 0.39 + NEVER) / 3)
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [(0.3, 0.39, HELD), (0.41, 0.5, FAILED), (0.3, 0.5, UNDECIDED)])
+def test_a_claim_of_at_most_is_held_below_its_threshold(low, high, expected):
+    found = Interval((low + high) / 2, low, high, 6)
+    assert outcome(found, 0.4, below=True) == expected
+    assert decided(found, 0.4, holm([found.p_value(0.4)])[0], below=True) == expected
