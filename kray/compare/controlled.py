@@ -11,7 +11,9 @@ from numpy.typing import ArrayLike
 from kray.compare.controls import CERTAIN, LEAST, Controls
 from kray.config import KrayConfig
 from kray.planner import KnapsackPlanner, PointValue
+from kray.planner.baseline_value import BaselineValue
 from kray.planner.greedy import RolloutBudget
+from kray.planner.limits import leaves_out_prompts
 from kray.planner.modes import Even, Rule
 from kray.planner.step_plan import StepPlan
 from kray.planner.values import Value
@@ -49,7 +51,7 @@ class ControlledPlanner(KnapsackPlanner):
     def _certain(self) -> bool:
         """Whether rates are taken as points, which has no gains for prompts that may be passed over."""
         plan = self.settings
-        return self.controls.knows_plan and plan.value == "paper" and plan.candidates <= 1
+        return self.controls.knows_plan and plan.value == "paper" and not leaves_out_prompts(plan)
 
     def begin(
         self, prompt_ids: Sequence[str], budget: float | None = None, *, due: ArrayLike | None = None, **known: Any
@@ -74,7 +76,11 @@ class ControlledPlanner(KnapsackPlanner):
             p = np.array([self.rates[i] for i in ids])
             if self._certain:
                 return PointValue(p[order])
+            strength = (alpha + beta)[order]
             alpha, beta = known_beliefs(p).T
+            if self.settings.value == "baseline" and not self.controls.knows_baseline:
+                # how many rollouts a group needs depends on its baseline, which is the belief as it is
+                return BaselineValue(alpha[order], beta[order], self.settings.gain, self.settings.tau, strength)
         return super()._value(ids, alpha[order], beta[order])
 
     def _respend(self, budget: RolloutBudget, value: Value, step: StepPlan) -> Rule:

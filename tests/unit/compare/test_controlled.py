@@ -37,7 +37,9 @@ def budgets(of: KnapsackPlanner, ids: str = "01234", due=None) -> np.ndarray:
         successes = rollouts * (int(prompt_id, 36) % 5) // 4
         step.observe(prompt_id, [1.0] * successes + [0.0] * (rollouts - successes))
     assert step.done
-    return step.allocation().budgets
+    allocation = step.allocation()
+    found = dict(zip(allocation.prompt_ids, allocation.budgets.tolist(), strict=True))
+    return np.array([found.get(prompt_id, 0) for prompt_id in ids])
 
 
 def test_the_oracle_solves_the_knapsack_on_the_rates_it_is_told():
@@ -69,7 +71,17 @@ def test_an_oracle_that_may_pass_prompts_over_chooses_as_one_that_knows_points()
     assert oracle.beliefs.posterior(["0"], None)[0][0] < 100  # the planner's own beliefs know labels alone
 
 
-@pytest.mark.parametrize("keys", [{"candidates": 1.0}, {"candidates": 2.0}, {"lower": 4, "upper": 8}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"candidates": 1.0},
+        {"candidates": 2.0},
+        {"lower": 4, "upper": 8},
+        {"value": "baseline", "lower": 1, "candidates": 0, "budget": 16},
+        {"value": "baseline", "lower": 1, "candidates": 0, "tau": 40.0},
+        {"value": "baseline", "lower": 1, "candidates": 1.0},
+    ],
+)
 def test_shuffled_budgets_have_the_same_histogram_and_go_to_others(keys):
     ids = "0123456789abcdefghijklmn"
     keys = {"candidates": 2.0, "budget": 80} | keys
@@ -101,6 +113,24 @@ def test_due_prompts_keep_their_budgets_when_others_are_shuffled():
     assert (found >= 2 * due).all()
     assert sorted(found[~due]) == sorted(known[~due])
     assert found.tolist() != known.tolist()
+
+
+def test_an_oracle_chooses_among_all_prompts_by_what_it_knows():
+    ids = [str(i) for i in range(20)]
+    rates = dict(zip(ids, np.linspace(0, 1, 20), strict=True))
+    keys = {"value": "baseline", "lower": 1, "upper": 4, "candidates": 0, "budget": 6}
+    chosen, strengths = {}, {}
+    for oracle in ("both", "plan"):
+        made = planner(Controls(oracle), **keys)
+        made.rates = rates
+        step = made.begin(ids)
+        strengths[oracle] = step._start.value.strength
+        chosen[oracle] = {prompt_id for prompt_id, _ in step.take()}
+    # p q^2 is largest near 1/3
+    assert chosen["both"] == {"4", "5", "6", "7", "8", "9"}
+    assert chosen["plan"] <= chosen["both"]
+    assert (strengths["both"] > 1e5).all()
+    assert (strengths["plan"] < 100).all()
 
 
 def test_known_beliefs_are_certain_and_positive():
