@@ -1,10 +1,12 @@
 """Measures the planner: static plans against prompts and budget, refits of the prior, and online decisions a second.
 
-Used by jobs/bench_planner.py. The reference is a dynamic programme over the integer budget, which `solve` replaces.
+Used by jobs/bench_planner.py. The references are a dynamic programme over the integer budget, which `solve` replaces, and a
+partial sort of the whole table of gains; steps that choose among all training prompts are measured as the driver makes them.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,7 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kray.planner import Beliefs, BetaValue, GrpoValue, KnapsackPlanner, solve
+from kray.planner import BaselineValue, Beliefs, BetaValue, GrpoValue, KnapsackPlanner, solve
+from kray.planner.admitting import Candidates
+from kray.prompts.full_admission import FullAdmission
+from kray.prompts.sampler import PromptSampler
 
 # Numbers of prompts of static plans; the dynamic programme takes minutes beyond its own limit.
 STATIC_PROMPTS = (64, 256, 512, 4096, 65536, 1_000_000)
@@ -109,6 +114,76 @@ def _solve_grpo(alpha: np.ndarray, beta: np.ndarray, budget: int) -> np.ndarray:
     return solve(GrpoValue(alpha, beta), budget)
 
 
+def measure_table(prompts: int, budget: int) -> list[dict[str, Any]]:
+    """Compare `solve` with a partial sort of all gains, for values `paper` (lower 2) and `baseline` (lower 1), upper 128.
+
+    Returns:
+        A row for each value: prompts, budget, value, solve_s, table_s (gains and partial sort) and their ratio.
+    """
+    alpha, beta = np.random.default_rng(0).uniform(0.1, 9, (2, prompts))
+    out = []
+    for name, value, lower in (("paper", BetaValue(alpha, beta), 2), ("baseline", BaselineValue(alpha, beta), 1)):
+        rows = np.repeat(np.arange(prompts), 128 - lower)
+        n = np.tile(np.arange(lower, 128), prompts)
+        at = len(rows) - (budget - lower * prompts)
+        table_s = fastest_s(15, partial(_sorted_table, value, rows, n, at))
+        solve_s = fastest_s(15, partial(solve, value, budget, lower))
+        print(f"{name}: prompts {prompts}  budget {budget}  solve {solve_s:.5f} s  table {table_s:.5f} s", flush=True)
+        sizes = {"prompts": prompts, "budget": budget, "value": name}
+        out.append(sizes | {"solve_s": solve_s, "table_s": table_s, "ratio": solve_s / table_s})
+    return out
+
+
+def _sorted_table(value: BetaValue | BaselineValue, rows: np.ndarray, n: np.ndarray, at: int) -> np.ndarray:
+    return np.partition(value.gain_at(rows, n), at)
+
+
+def measure_candidates(prompts: int, budget: int) -> dict[str, Any]:
+    """Measure steps of plan.value baseline that choose among so many prompts, all of which were visited before.
+
+    A step is offered, planned, taken, labelled and recorded as in the driver. The first one also looks up every prompt.
+
+    Returns:
+        prompts, budget, first_s, and of the later steps the median: step_s, and begin_s of planning alone; state_s and
+        state_mib of the visits in a checkpoint.
+    """
+    rng, ids = np.random.default_rng(0), [f"prompt-{i}" for i in range(prompts)]
+    admission = FullAdmission(PromptSampler(ids, 1, 0), 8, budget // 2)
+    candidates = Candidates(ids)
+    planner = KnapsackPlanner("static", budget, 1, candidates=0, value="baseline", beliefs=_visited(ids, rng))
+    steps, begins = [], []
+    for step in range(12):
+        started = time.perf_counter()
+        indices, due = admission.offer(step)
+        plan = planner.begin(candidates.offer(indices), due=due)
+        begins.append(time.perf_counter() - started)
+        for prompt, rollouts in plan.take():
+            plan.observe(prompt, [1.0] * rollouts)
+        plan.allocation()
+        admission.visited(step, indices[plan.positions])
+        steps.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    state = json.dumps(admission.to_dict())
+    state_s = time.perf_counter() - started
+    row = {"prompts": prompts, "budget": budget, "first_s": steps[0], "step_s": float(np.median(steps[1:]))}
+    row |= {"begin_s": float(np.median(begins[1:])), "state_s": state_s, "state_mib": len(state) / 2**20}
+    print("all prompts offered: " + "  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
+    return row
+
+
+def _visited(ids: list[str], rng: np.random.Generator) -> Beliefs:
+    """Return beliefs with one visit of each prompt."""
+    beliefs = Beliefs(fit_discount=True)
+    rows = beliefs.rows(ids)
+    beliefs._last_trials[rows] = rng.integers(2, 40, len(ids))
+    beliefs._last_successes[rows] = rng.binomial(beliefs._last_trials[rows].astype(int), rng.beta(0.4, 0.6, len(ids)))
+    beliefs._successes[rows] = beliefs._last_successes[rows]
+    beliefs._failures[rows] = beliefs._last_trials[rows] - beliefs._last_successes[rows]
+    beliefs._visits[rows] = 1
+    beliefs._stale = True
+    return beliefs
+
+
 def measure_refit(prompts: int) -> dict[str, float]:
     """Measure one fit of the prior with so many prompts seen: prompts, refit_s."""
     rng, beliefs = np.random.default_rng(0), Beliefs()
@@ -153,10 +228,12 @@ def measure_online(prompts: int, mean: int, value: str, marginal: str) -> dict[s
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """Measure everything: static, refit and online rows."""
+    """Measure everything: static, table, candidates, refit and online rows."""
     largest = (16384 if quick else 131072, 8, "paper", "expected_gain")
     return {
         "static": measure_static(quick),
+        "table": measure_table(512, 8192),
+        "candidates": [measure_candidates(m, 256) for m in (10_000, 100_000 if quick else 1_000_000)],
         "refit": [measure_refit(m) for m in (10_000, 100_000 if quick else 1_000_000)],
         "online": [measure_online(*settings) for settings in (*ONLINE, largest)],
     }

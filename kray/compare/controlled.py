@@ -65,7 +65,7 @@ class ControlledPlanner(KnapsackPlanner):
             self._order[free] = draw.permutation(free)
         return super().begin(prompt_ids, budget, due=due, **known)
 
-    def _value(self, ids: list[str], alpha: np.ndarray, beta: np.ndarray) -> Value:
+    def _value(self, ids: Sequence[str], alpha: np.ndarray, beta: np.ndarray) -> Value:
         """Return the value by which the step is planned.
 
         The budget of a prompt depends on its own value and on the set of all values. So where each prompt that is not due

@@ -190,7 +190,7 @@ class KnapsackPlanner:
         known = candidates.features(offer.at) if active is not None else None
         own = active.shape(known) if active is not None and active.active and known is not None else None
         alpha, beta = candidates.posterior(offer.at, self.beliefs, own)
-        value = self._value(list(offer), alpha, beta)
+        value = self._value(offer, alpha, beta)
         assert isinstance(value, BaselineValue)
         rows, held = choose(plan, value, request.least, first_block(plan), request.cost, request.budget)
         at = offer.at[rows]
@@ -316,7 +316,7 @@ class KnapsackPlanner:
     def _groups(self, m: int) -> int:
         return self.settings.target_groups or max(1, round(m / self.settings.candidates))
 
-    def _value(self, ids: list[str], alpha: np.ndarray, beta: np.ndarray) -> Value:
+    def _value(self, ids: Sequence[str], alpha: np.ndarray, beta: np.ndarray) -> Value:
         if self.settings.value == "baseline":
             return BaselineValue(alpha, beta, self.settings.gain, self.settings.tau)
         if self.settings.value == "grpo":

@@ -16,22 +16,22 @@ methods look at the same gains and end at the same threshold, hence at the same 
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kray.planner.knapsack_problem import check_problem
 from kray.planner.values import Value
 
 # Candidate gains that are sorted at once: about 10 ms and 10 MB.
 TABLE_LIMIT = 300_000
 
+# Gains of a prompt that are looked at, at most, to narrow its candidates before they are sorted.
+PROBES = 17
+
 # Prompts that compete for the rest of a budget in cost units that is too small for the next best rollout.
 POLISH_PROMPTS = 10_000
-
-# Largest count of rollouts: float64 is exact up to here.
-_MAX_COUNT = 2**53
 
 # (rows (K,), n (K,)) -> gain per unit of cost (K,)
 Marginal = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -69,7 +69,7 @@ def solve(
         ValueError: bounds that the budget cannot meet, wrong shapes, NaN, negative or fractional counts; the message names
             the argument.
     """
-    amount, low, high, price = _check_problem(len(value), budget, lower, upper, cost)
+    amount, low, high, price = check_problem(len(value), budget, lower, upper, cost)
     if len(value) == 0:
         return np.zeros(0, dtype=np.int64)
     weight = np.ones_like(low) if price is None else price
@@ -118,56 +118,6 @@ def spread(n: np.ndarray, upper: np.ndarray, extra: int) -> np.ndarray:
     return out
 
 
-def _check_problem(
-    m: int, budget: float, lower: ArrayLike, upper: ArrayLike, cost: ArrayLike | None
-) -> tuple[float, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Check what `solve` was given for m prompts.
-
-    Returns:
-        (budget, lower (m,) int64, upper (m,) int64, cost (m,) float64 or None). Without cost the budget is an int that the
-        bounds can reach exactly; with cost it pays at least for `lower`.
-    """
-    low, high = _rollouts("lower", lower, m), _rollouts("upper", upper, m)
-    if (low > high).any():
-        at = int(np.flatnonzero(low > high)[0])
-        raise ValueError(f"lower exceeds upper: {low[at]} > {high[at]} at position {at}")
-    try:
-        amount = float(budget)
-    except (TypeError, ValueError):
-        raise ValueError(f"budget must be a number; got {budget!r}") from None
-    if not math.isfinite(amount) or amount < 0:
-        raise ValueError(f"budget must be finite and not negative; got {budget!r}")
-    if cost is None:
-        if not amount.is_integer() or amount > _MAX_COUNT:
-            raise ValueError(f"budget must be a whole number of rollouts; got {budget!r}")
-        if low.sum() > amount:
-            raise ValueError(f"budget {int(amount)} is less than the sum of lower, {low.sum()}, over {m} prompts")
-        if high.sum(dtype=np.float64) < amount:
-            raise ValueError(f"budget {int(amount)} is more than the sum of upper, {high.sum()}, over {m} prompts")
-        return int(amount), low, high, None
-    prices = np.asarray(cost, dtype=np.float64)
-    if prices.shape != (m,):
-        raise ValueError(f"cost must have shape ({m},); got {prices.shape}")
-    if not ((prices > 0) & np.isfinite(prices)).all():
-        raise ValueError("cost must be positive and finite")
-    if prices @ low > amount:
-        raise ValueError(f"budget {amount:g} does not pay for lower, which costs {prices @ low:g}")
-    return amount, low, high, prices
-
-
-def _rollouts(name: str, bound: ArrayLike, m: int) -> np.ndarray:
-    """Return a scalar or (m,) bound as (m,) int64."""
-    try:
-        given = np.asarray(bound, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an integer or a vector of them; got {bound!r}") from None
-    if given.shape not in ((), (m,)):
-        raise ValueError(f"{name} must be a scalar or have shape ({m},); got {given.shape}")
-    if not ((given >= 0) & (given == np.floor(given)) & (given <= _MAX_COUNT)).all():
-        raise ValueError(f"{name} must hold integers from 0 to 2**53; got {bound!r}")
-    return np.broadcast_to(given.astype(np.int64), (m,)).copy()
-
-
 def _marginal(value: Value, skippable: np.ndarray, cost: np.ndarray | None) -> Marginal:
     """Return the gain per unit of cost on the concave envelope, where a skippable prompt's first two rollouts share a gain."""
     any_skippable = bool(skippable.any())
@@ -200,10 +150,12 @@ def _threshold(
             return hi, hi, left - weight @ width
         if left < weight.min():
             return lo, lo, left
-        if width.sum() <= table_limit:
-            level = _level_of_table(marginal, lo, hi, weight, left)
-        else:
+        if width.sum() > table_limit:
             level = _pivot(marginal, lo, hi, weight, left, turn)
+        elif weight.dtype == np.int64:
+            return _threshold_of_table(marginal, lo, hi, int(left))
+        else:
+            level = _level_of_table(marginal, lo, hi, weight, left)
         turn += 1
         above = _cut(marginal, lo, hi, level)
         spent = weight @ (above - lo)
@@ -221,13 +173,60 @@ def _threshold(
         lo, left = tied, left - weight @ (tied - lo)
 
 
+def _threshold_of_table(
+    marginal: Marginal, lo: np.ndarray, hi: np.ndarray, left: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Do the same for unit costs by selecting from a table of the candidates, which are more than `left`."""
+    first, end = _bracket(marginal, lo, hi, left)
+    rows, n = _ragged(first, end)
+    gains = marginal(rows, n)
+    last = len(gains) - 1 - int(left - (first - lo).sum())
+    level = np.partition(gains, last)[last]
+    above = first + np.bincount(rows[gains > level], minlength=len(lo))
+    tied = above + np.bincount(rows[gains == level], minlength=len(lo))
+    return above, tied, left - int((above - lo).sum())
+
+
+def _bracket(marginal: Marginal, lo: np.ndarray, hi: np.ndarray, left: int) -> tuple[np.ndarray, np.ndarray]:
+    """Narrow the candidates lo <= n < hi, more than `left`, by the gains at a few n of each prompt.
+
+    Since gains fall, a probed gain bounds those before it from below and those after it from above.
+
+    Returns:
+        (first (M,), end (M,)): the threshold and all its ties lie at first <= n < end, and the candidates before `first`, at
+        most `left`, exceed it.
+    """
+    width = hi - lo
+    edge = np.unique(np.expm1(np.linspace(0, 1, PROBES) * np.log1p(width.max())).astype(np.int64))[:-1]
+    rows = np.flatnonzero(width)
+    if len(rows) * len(edge) * 2 > width.sum():
+        return lo, hi
+    at = np.minimum(edge, width[rows, None] - 1)
+    gains = marginal(np.repeat(rows, len(edge)), (lo[rows, None] + at).ravel()).reshape(at.shape)
+    order = np.argsort(-gains, axis=None)
+    ranked = gains.ravel()[order]
+    # candidates from each probe to the next one, and from the one before
+    after = np.diff(np.minimum(edge, width[rows, None]), axis=1, append=width[rows, None])
+    before = np.diff(at, axis=1, prepend=-1)
+    # every candidate above `high` can be paid for; those not below `low` cannot all be
+    high = ranked[np.searchsorted(np.cumsum(after.ravel()[order]), left, side="right")]
+    reached = np.searchsorted(np.cumsum(before.ravel()[order]), left, side="right")
+    low = ranked[reached] if reached < len(ranked) else -np.inf
+    first, end = lo.copy(), hi.copy()
+    above, kept = (gains > high).sum(axis=1), (gains >= low).sum(axis=1)
+    each = np.arange(len(rows))
+    first[rows] += np.where(above > 0, at[each, above - 1] + 1, 0)
+    end[rows] = np.where(kept < len(edge), lo[rows] + at[each, np.minimum(kept, len(edge) - 1)], hi[rows])
+    # gains so flat that rounding disorders them
+    if (first > end).any() or not (first - lo).sum() <= left < (end - lo).sum():
+        return lo, hi
+    return first, end
+
+
 def _level_of_table(marginal: Marginal, lo: np.ndarray, hi: np.ndarray, weight: np.ndarray, left: float) -> float:
     """Return the first gain, from the highest down, that the budget `left` does not pay for; the candidates exceed it."""
     rows, n = _ragged(lo, hi)
     gains = marginal(rows, n)
-    if weight.dtype == np.int64:
-        last = len(gains) - 1 - int(left)
-        return float(np.partition(gains, last)[last])
     order = np.argsort(-gains, kind="stable")
     at = int(np.searchsorted(np.cumsum(weight[rows[order]]), left, side="right"))
     return float(gains[order[min(at, len(order) - 1)]])
