@@ -145,7 +145,7 @@ class CoinFlipLearners:
         self.weight, self.updates, self.nonfinite_steps = 0.0, 0, 0
         self.after_update: Callable[[int], None] = lambda step: None
 
-    async def update(self, groups: list[RolloutGroup]) -> dict[str, float]:
+    async def update(self, groups: list[RolloutGroup], seed: int = 0) -> dict[str, float]:
         self.weight = self.weight * 0.9 + sum(g.weight * float(g.rewards.mean()) for g in groups)
         self.updates += 1
         self.nonfinite_steps = self.updates % 3

@@ -31,6 +31,8 @@ BEFORE: dict[str, Any] = {
 # Newer keys that change nothing -> another key and the values of it with which they do not.
 IDLE: dict[str, tuple[str, tuple[Any, ...]]] = {
     "plan.calibrate": ("train.baseline", ("group", "batch")),
+    "plan.gain": ("plan.value", ("paper", "grpo", "coba")),
+    "plan.tau": ("plan.value", ("paper", "grpo", "coba")),
     "train.advantage_floor": ("train.baseline", ("group",)),
     "train.lr_final": ("train.lr_schedule", ("constant",)),
 }

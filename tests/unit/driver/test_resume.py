@@ -45,6 +45,7 @@ FORGOTTEN = {
     "_features_before": "of the open step",
     "_capacity": "how much room the arrays have",
     "_known_orders": "computed anew",
+    "calibration": "the labels of the last step are added when the next one begins; the saved states have them",
 }
 
 
@@ -178,6 +179,7 @@ CHANGES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "plan.max_wait": [((), ("plan.max_wait=1",)), (("plan.max_wait=1",), ("plan.max_wait=1", "plan.candidates=1.25"))],
     "plan.discount": [((), ("plan.discount=0.9",))],
     "plan.fit_discount": [((), ("plan.fit_discount=false",))],
+    "plan.calibrate": [((), ("plan.calibrate=false",))],
     "plan.prior_alpha": [((), ("plan.prior_alpha=4",))],
     "plan.prior_beta": [((), ("plan.prior_beta=4",))],
     "plan.fit_prior": [((), ("plan.fit_prior=false",))],
