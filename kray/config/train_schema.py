@@ -112,8 +112,9 @@ class TrainConfig:
 
     thin: float = 1.0
     """Share of the rollouts with an advantage that are trained on. Below 1 they are drawn with a probability in proportion to
-    the size of their advantage (at most 1) and weighted by its inverse: the gradient stays without bias, and an update costs
-    less. Rollouts whose reward was expected have small advantages and are the ones that are left out."""
+    the size of their gradient (at most 1) and weighted by its inverse: the gradient stays without bias, and an update costs
+    less. The size is estimated by the advantage and by how unlikely the sampled tokens were: rollouts whose reward was
+    expected, and those of which the policy was certain, are the ones that are left out."""
 
     microbatch_tokens: int = 16384
     """Tokens of one forward pass on one rank, padding included."""

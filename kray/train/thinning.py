@@ -9,10 +9,10 @@ def inclusion_probabilities(size_R: np.ndarray, share: float) -> np.ndarray:
     """Return min(1, size / c) with c such that the probabilities sum to share * R.
 
     Among all ways to keep so many rows on average, probabilities in proportion to the size of a row's gradient have the least
-    variance; the advantage stands for that size.
+    variance.
 
     Args:
-        size_R: (R,) positive.
+        size_R: (R,) positive estimates of the size of each row's gradient.
         share: In (0, 1]: rows that are kept on average, over R.
 
     Returns:
@@ -42,6 +42,8 @@ def draw(probability_R: np.ndarray, seed: int) -> np.ndarray:
         (R,) bool.
     """
     offset = np.random.default_rng(seed).random()
+    if (probability_R == 1).all():
+        return np.ones(len(probability_R), dtype=bool)
     # Rounding must not let the sum of ones cross a whole number twice or never.
     total = np.round(np.cumsum(probability_R), 9) + offset
     crossed = np.floor(total)

@@ -27,6 +27,9 @@ from kray.records import Rollout, RolloutGroup
 from kray.train.advantages import batch_advantages, belief_advantages, group_advantages
 from kray.train.thinning import draw, inclusion_probabilities
 
+# 1, and a little more: a token that was certain may be drawn, too, so that thinning has no bias.
+SURE = 1.01
+
 
 @dataclass(slots=True)
 class TrainingRows:
@@ -225,8 +228,9 @@ def make_rows(
     candidates = np.flatnonzero(trained)
     effective = np.unique(group_of[candidates])
     magnitude = np.abs(all_advantages).astype(np.float64)
-    probability = inclusion_probabilities((magnitude * all_weights)[candidates], averaging.thin)
-    kept = draw(probability, seed) if averaging.thin < 1 else np.ones(len(candidates), dtype=bool)
+    sizes_of_gradients = (magnitude * all_weights)[candidates] * [gradient_size(all_rollouts[i]) for i in candidates]
+    probability = inclusion_probabilities(sizes_of_gradients, averaging.thin)
+    kept = draw(probability, seed)
     kept_rows, weight_of = candidates[kept], all_weights.copy()
     weight_of[candidates] /= probability
     steps = split_updates(np.unique(group_of[kept_rows]).tolist(), averaging.updates)
@@ -278,6 +282,16 @@ def _grouped(rows: np.ndarray, group: np.ndarray) -> tuple[list[int], list[list[
     """Return the groups, which must be sorted, and the rows of each."""
     groups, starts = np.unique(group, return_index=True)
     return groups.tolist(), [part.tolist() for part in np.split(rows, starts[1:])] if len(groups) else []
+
+
+def gradient_size(rollout: Rollout) -> float:
+    """Estimate the norm of the gradient of a rollout's log-probability with respect to the logits.
+
+    At a token of probability pi it is at least 1 - pi, the part of the token's own logit; the tokens' parts are added as if
+    they were orthogonal.
+    """
+    logprobs = rollout.logprobs[_sampled_mask(rollout)].astype(np.float64)
+    return float(np.sqrt(((SURE - np.exp(np.minimum(logprobs, 0.0))) ** 2).sum()))
 
 
 def _sampled_mask(rollout: Rollout) -> np.ndarray:
