@@ -22,7 +22,7 @@ GSPO_LARGE = 0.05
 def warnings(config: KrayConfig) -> list[str]:
     """Return a sentence for each doubtful choice of a configuration that has passed `check`."""
     found = [*_advantage_clip(config), *_clips(config.train), *_memory(config), *_rendering(config)]
-    return [*found, *_partial_credit(config)]
+    return [*found, *_partial_credit(config), *_baseline(config)]
 
 
 def first_cut(clip: float, scaled: bool) -> float:
@@ -48,10 +48,27 @@ def largest_group(config: KrayConfig) -> int:
 def _advantage_clip(config: KrayConfig) -> Iterator[str]:
     clip = config.train.advantage_clip
     size, largest = first_cut(clip, advantage_of(config.train) == "std"), largest_group(config)
-    if clip and size <= largest:
+    # With other baselines train.advantage_floor bounds advantages already.
+    if clip and size <= largest and config.train.baseline == "group":
         yield (
             f"train.advantage_clip {clip:g} cuts the advantage of a single success in groups of {size} rollouts and more, and "
             f"the plan gives a prompt up to {largest}: hard prompts then contribute less than their budget pays for"
+        )
+
+
+def _baseline(config: KrayConfig) -> Iterator[str]:
+    plan, train = config.plan, config.train
+    alone = plan.budget < 2 * config.prompts.per_step if plan.mode in UNIFORM else plan.lower < 2
+    if train.baseline == "group" and alone and plan.unit == "rollouts":
+        keys = "plan.budget" if plan.mode in UNIFORM else "plan.lower"
+        yield (
+            f"{keys} lets a prompt have a single rollout, which has no gradient with train.baseline group; train.baseline "
+            "belief learns from it"
+        )
+    if train.baseline == "batch" and train.epochs > 1:
+        yield (
+            f"train.epochs {train.epochs} uses rollouts several times, which amplifies the noise of train.baseline batch: "
+            "easy prompts always look better than the mean, hard ones worse; train.baseline belief compares each prompt with itself"
         )
 
 

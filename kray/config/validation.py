@@ -322,6 +322,9 @@ def _train(config: KrayConfig) -> Iterator[Problem]:
         keys = ("train.constant_tokens", "train.aggregation", "train.loss")
         usual = f"set train.constant_tokens, usually rollout.max_response_tokens {config.rollout.max_response_tokens}"
         yield Problem(keys, f"the aggregation constant (that of loss dr_grpo) divides by a length: {usual}")
+    if config.plan.value == "baseline" and train.baseline == "group":
+        text = "plan.value baseline may give a prompt one rollout, which has no gradient with train.baseline group: use belief"
+        yield Problem(("train.baseline", "plan.value"), text)
     if config.async_.max_staleness and not train.tis:
         text = f"async.max_staleness {config.async_.max_staleness} trains on older rollouts: set train.tis, usually 2"
         yield Problem(("train.tis", "async.max_staleness"), text)
