@@ -68,8 +68,7 @@ def _baseline(config: KrayConfig) -> Iterator[str]:
     if train.baseline == "batch" and train.epochs > 1:
         yield (
             f"train.epochs {train.epochs} uses rollouts several times, which amplifies the noise of train.baseline batch: "
-            "easy prompts always look better than the mean, and hard ones worse; with train.baseline belief each prompt is compared "
-            "with itself"
+            "easy prompts look better than the mean and hard ones worse; belief compares each prompt with itself"
         )
 
 
