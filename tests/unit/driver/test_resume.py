@@ -36,9 +36,16 @@ OPTIONS = {
     "fixed prior": ("plan.fit_prior=false", "plan.prior_alpha=0.7"),
     "fixed discount": ("plan.fit_discount=false", "plan.discount=0.3"),
     "rare fits": ("plan.refit_every=5", "plan.max_wait=2"),
-    "belief baseline": ("plan.value=baseline", "plan.lower=1", "plan.prior_by=kind"),
+    "belief baseline": ("plan.value=baseline", "train.baseline=belief", "plan.lower=1", "plan.prior_by=kind"),
 }
-EVERY_PROMPT = ("plan.value=baseline", "plan.lower=1", "plan.candidates=0", "plan.max_wait=2", "plan.prior_by=kind")
+EVERY_PROMPT = (
+    "plan.value=baseline",
+    "train.baseline=belief",
+    "plan.lower=1",
+    "plan.candidates=0",
+    "plan.max_wait=2",
+    "plan.prior_by=kind",
+)
 # What a resumed training may hold other values of, by attribute: everything else must be as it was.
 FORGOTTEN = {
     "_last": "the open step: none is open when a checkpoint is written",
@@ -149,7 +156,7 @@ def test_a_state_without_the_newer_keys_is_read(tmp_path):
 # -- another configuration ---------------------------------------------------------------------------------------------
 
 TOKENS = ("plan.unit=tokens", "plan.token_budget=900")
-BASELINE = ("plan.value=baseline", "plan.lower=1")
+BASELINE = ("plan.value=baseline", "train.baseline=belief", "plan.lower=1")
 CHANGES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     # key -> (before, after) overrides; each pair is also tried the other way round
     "plan.mode": [((), (f"plan.mode={mode}",)) for mode in MODES]
@@ -159,7 +166,7 @@ CHANGES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "plan.upper": [((), ("plan.upper=6",)), ((), ("plan.upper=96",))],
     "plan.unit": [((), TOKENS), (("plan.mode=online",), ("plan.mode=online", *TOKENS))],
     "plan.token_budget": [(TOKENS, ("plan.unit=tokens", "plan.token_budget=20"))],
-    "plan.value": [((), (f"plan.value={value}",)) for value in ("grpo", "coba", "baseline")],
+    "plan.value": [((), ("plan.value=grpo",)), ((), ("plan.value=coba",)), ((), BASELINE)],
     "plan.gain": [((*BASELINE, "plan.gain=sqrt"), (*BASELINE, "plan.gain=flat"))],
     "plan.tau": [(BASELINE, (*BASELINE, "plan.tau=9"))],
     "plan.marginal": [
