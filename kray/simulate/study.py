@@ -58,6 +58,46 @@ PLANS: dict[str, dict[str, Any]] = {
     "oracle": {"mode": "oracle"},
 }
 
+_BELIEF = {"baseline": "belief", "lower": 1}
+_CHOSEN = {"mode": "static", "value": "baseline", "candidates": 0, "each": 1}
+
+# Plans that differ in the baseline of advantages, in the rollouts of a prompt (`each`) and in passes over them (train.epochs).
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "uniform": {"mode": "uniform"},
+    "uniform 2x rollouts": {"mode": "uniform", "times": 2},
+    "static 2x prompts": {"mode": "static", "wide": 2},
+    "oracle 2x prompts": {"mode": "oracle", "wide": 2},
+    "uniform each 4": {"mode": "uniform", "each": 4},
+    "uniform each 2": {"mode": "uniform", "each": 2},
+    "uniform 2 epochs": {"mode": "uniform", "epochs": 2},
+    "uniform 3 epochs": {"mode": "uniform", "epochs": 3},
+    "uniform each 4 2 epochs": {"mode": "uniform", "each": 4, "epochs": 2},
+    "batch each 1": {"mode": "uniform", "each": 1, "baseline": "batch", "lower": 1},
+    "batch each 1 3 epochs": {"mode": "uniform", "each": 1, "baseline": "batch", "lower": 1, "epochs": 3},
+    "belief": {"mode": "uniform"} | _BELIEF,
+    "belief each 4": {"mode": "uniform", "each": 4} | _BELIEF,
+    "belief each 2": {"mode": "uniform", "each": 2} | _BELIEF,
+    "belief each 1": {"mode": "uniform", "each": 1} | _BELIEF,
+    "belief each 2 2 epochs": {"mode": "uniform", "each": 2, "epochs": 2} | _BELIEF,
+    "belief each 1 2 epochs": {"mode": "uniform", "each": 1, "epochs": 2} | _BELIEF,
+    "belief each 1 3 epochs": {"mode": "uniform", "each": 1, "epochs": 3} | _BELIEF,
+    "belief chosen": _CHOSEN | _BELIEF,
+    "belief chosen sqrt": _CHOSEN | _BELIEF | {"gain": "sqrt"},
+    "belief chosen flat": _CHOSEN | _BELIEF | {"gain": "flat"},
+    "belief chosen 3 epochs": _CHOSEN | _BELIEF | {"epochs": 3},
+    "belief chosen sqrt 3 epochs": _CHOSEN | _BELIEF | {"gain": "sqrt", "epochs": 3},
+}
+
+# Settings of World with which ESTIMATORS come in the order of runs of configs/compare-arithmetic.yaml (docs/planner.md).
+CALIBRATED: dict[str, Any] = {
+    "prompts": 512,
+    "per_step": 32,
+    "steps": 80,
+    "rate": 0.2,
+    "noise": 0.55,
+    "transfer": 0.4,
+    "overshoot": 0.1,
+}
 
 # Plans whose steps have other numbers of prompts.
 WIDER = (
@@ -90,22 +130,21 @@ def curve() -> dict[str, dict[str, Any]]:
     return plans
 
 
-def choose_plans(names: str | None, along_curve: bool) -> dict[str, dict[str, Any]]:
+def choose_plans(names: str | None, plans: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the plans of a study, uniform first.
 
     Args:
         names: comma-separated; None: all.
-        along_curve: choose from `curve` instead of PLANS.
+        plans: to choose from: PLANS, ESTIMATORS or `curve()`.
 
     Raises:
         ConfigError: a name is unknown.
     """
-    plans = curve() if along_curve else PLANS
     chosen = [name.strip() for name in names.split(",")] if names else list(plans)
     unknown = [name for name in chosen if name not in plans]
     if unknown:
         raise ConfigError(f"--modes {unknown[0]} is not one of {', '.join(plans)}")
-    return {name: plans[name] for name in dict.fromkeys(["uniform", *chosen])}
+    return {name: dict(plans[name]) for name in dict.fromkeys(["uniform", *chosen])}
 
 
 def study(world: World, plans: Mapping[str, Mapping[str, Any]], seeds: int) -> dict[str, dict[str, list[float]]]:

@@ -1,16 +1,8 @@
-"""One simulated run: a population of prompts, a planner, rollouts that arrive in time, and a policy updated as by GRPO.
+"""One simulated run: a population of prompts, a planner, rollouts that arrive in time, and a policy that learns from them.
 
-The policy is one logit z_i per prompt, p_i = sigmoid(z_i). A prompt whose group had S successes in N rollouts and weight w_i in
-the loss has the expected gradient g_i = (w_i / N) sqrt(S (N - S)) along its own logit (grad p / (p q) is the gradient of the
-logit), and each of its rollouts adds noise in directions that improve no prompt: variance noise^2 w_i^2 / N for a mixed group,
-whose squared advantages sum to N. The update has a bounded length, as under gradient clipping and Adam:
-
-    dz = rate * sqrt(prompts a step) * g / sqrt(sum g^2 + noise^2 sum_mixed w^2 / N)    and all z gain `transfer` * mean dz
-
-So small mixed groups improve the policy less than large ones (the signal grows like N, the noise like sqrt N): learning follows
-the realised gradient, not the number of mixed groups. Between steps the policy drifts: z += N(0, drift^2) for every prompt.
-Prompts with p = 0 never change. The true rates are used for outcomes and for measuring, never for planning, except by mode
-`oracle`.
+The policy is one logit z_i per prompt, p_i = sigmoid(z_i); how it learns stands in kray/simulate/policy.py. Between steps it
+drifts: z += N(0, drift^2) for every prompt. Prompts with p = 0 never change. The true rates are used for outcomes and for
+measuring, never for planning, except by mode `oracle`.
 """
 
 from __future__ import annotations
@@ -18,21 +10,26 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from kray.metrics import PROMPTS_LONGEST_WAIT
+from kray.plan_modes import PlanConfig
 from kray.planner import KnapsackPlanner, PointValue, StepPlan, solve
 from kray.planner.beliefs import Beliefs
 from kray.planner.limits import most_due
 from kray.prompts.admission import Admission
 from kray.prompts.sampler import PromptSampler
+from kray.simulate.policy import StepGroups, Update, learn
 from kray.simulate.populations import Population
 
 # Modes for which the order of arrivals matters.
 FEEDBACK = ("online", "rounds", "pilot_commit", "dynamic_sampling")
+
+# Strength of the belief of mode `oracle`, in rollouts.
+KNOWN = 1e6
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,9 @@ class World:
         drift: standard deviation of each logit's change, a step.
         latency_sigma: of the logarithm of a rollout's duration.
         unit: rollouts or tokens, whichever is equal for all plans.
-        discount: of the beliefs.
+        discount: of the beliefs; with the belief as baseline it is fitted and this is the start value, as by default in runs.
+        overshoot: loss of every logit where several passes over the same rollouts (epochs) make a step longer than one pass,
+            for a squared logit per prompt of a step.
     """
 
     population: Population
@@ -68,6 +67,7 @@ class World:
     latency_sigma: float = 0.6
     unit: str = "rollouts"
     discount: float = 0.5
+    overshoot: float = 0.1
 
     @property
     def budget(self) -> int:
@@ -96,8 +96,10 @@ def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
     Args:
         world: what is simulated.
         seed: of the population and of all that is drawn.
-        plan: keys of PlanConfig. Besides, mode may be `oracle`; `wide` multiplies the prompts, not the rollouts, of a step;
-            `most` multiplies the rollouts that a step may spend; target_groups -1 means as many as the step has prompts.
+        plan: keys of PlanConfig. Besides, mode may be `oracle`; `wide` multiplies the prompts, not the rollouts, of a step, and
+            `each` sets its mean rollouts of a prompt instead; `most` multiplies the rollouts that a step may spend, `times`
+            these and the rollouts of the run; target_groups -1 means as many as the step has prompts; `baseline` and `epochs`
+            are those of `train`.
 
     Returns:
         Figure (FIGURES in kray/simulate/study.py, and some more) -> number.
@@ -109,10 +111,12 @@ def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
         z = np.log(p) - np.log1p(-p)
     plan = dict(plan)
     oracle, wide = plan.get("mode") == "oracle", plan.pop("wide", 1)
-    planner = _planner(world, plan, float(lengths.mean()))
-    offered = round(planner.settings.candidates * world.per_step * wide) or world.prompts
-    stream = PromptSampler([str(i) for i in range(world.prompts)], 1, seed)
-    admission = Admission(stream, min(offered, world.prompts), 8, most_due(planner.settings))
+    wide *= world.rollouts / plan.pop("each", world.rollouts)
+    world = replace(world, rollouts=world.rollouts * plan.pop("times", 1))
+    update = _update(world, plan.pop("baseline", "group"), plan.pop("epochs", 1))
+    beliefs = Beliefs(world.discount, fit_discount=update.baseline == "belief")
+    planner = _planner(world, plan, beliefs, float(lengths.mean()))
+    admission = _admission(world, wide, seed, planner.settings)
     # running mean of each prompt's response tokens
     cost = np.full(world.prompts, lengths.mean())
     tally, before = Tally(), float(np.mean(p))
@@ -122,24 +126,20 @@ def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
         rows = np.array(indices)
         p = 1 / (1 + np.exp(-z))
         if oracle:
-            budgets, passed, weights, seconds = _oracle_step(world, p[rows], lengths[rows], rng)
+            groups, seconds = _oracle_step(world, rows, p[rows], lengths[rows], rng)
         else:
             started = time.perf_counter()
             step = planner.begin([str(i) for i in indices], cost=cost[rows], due=due)
-            clock = time.perf_counter() - started
-            limit = max(1, int(world.in_flight * world.budget))
-            if planner.mode in FEEDBACK:
-                seconds = clock + _arrivals(step, dict(zip(indices, p[rows], strict=True)), limit, world, rng)
-            else:
-                seconds = clock + _at_once(step, p, rng)
-            allocation = step.allocation()
-            rows, budgets, weights = rows[step.positions], allocation.budgets, allocation.weights
-            passed = np.array([s for s, _ in step.labels()])
+            seconds = time.perf_counter() - started + _carry_out(step, planner.mode, p, world, rng)
+            groups = _drawn(step, rows)
+        rows, budgets = groups.rows, groups.budgets
         used = _tokens(budgets, lengths[rows], rng)
         seen = budgets > 0
         cost[rows[seen]] = (cost[rows[seen]] + used[seen] / budgets[seen]) / 2
-        tally.rows.append(_measure(p[rows], budgets, passed) | {"step": tally.steps})
-        _learn(z, rows, budgets, passed, weights, world, rng)
+        tally.rows.append(_measure(p[rows], budgets, groups.passed) | {"step": tally.steps})
+        learn(z, groups, update)
+        moving = np.isfinite(z)
+        z[moving] += rng.normal(0, world.drift, int(moving.sum()))
         admission.visited(tally.steps, rows[seen].tolist())
         tally.steps += 1
         tally.rollouts += float(budgets.sum())
@@ -148,7 +148,24 @@ def simulate(world: World, seed: int, plan: dict[str, Any]) -> dict[str, float]:
     return _summary(world, tally, admission) | {"learned": float((1 / (1 + np.exp(-z))).mean()) - before}
 
 
-def _planner(world: World, plan: dict[str, Any], mean_tokens: float) -> KnapsackPlanner:
+def _admission(world: World, wide: float, seed: int, plan: PlanConfig) -> Admission:
+    offered = round(plan.candidates * world.per_step * wide) or world.prompts
+    stream = PromptSampler([str(i) for i in range(world.prompts)], 1, seed)
+    return Admission(stream, min(offered, world.prompts), 8, most_due(plan))
+
+
+def _update(world: World, baseline: str, epochs: int) -> Update:
+    return Update(
+        length=world.rate * np.sqrt(world.per_step),
+        noise=world.noise,
+        transfer=world.transfer / world.per_step,
+        baseline=baseline,
+        epochs=epochs,
+        overshoot=world.overshoot / world.per_step,
+    )
+
+
+def _planner(world: World, plan: dict[str, Any], beliefs: Beliefs, mean_tokens: float) -> KnapsackPlanner:
     if plan.get("mode") == "oracle":
         plan["mode"] = "static"
     if plan["mode"] == "dynamic_sampling":
@@ -161,7 +178,7 @@ def _planner(world: World, plan: dict[str, Any], mean_tokens: float) -> Knapsack
         plan["target_groups"] = world.per_step
     plan["budget"] *= most
     plan["token_budget"] *= most
-    return KnapsackPlanner(beliefs=Beliefs(world.discount), **plan)
+    return KnapsackPlanner(beliefs=beliefs, **plan)
 
 
 def _lengths(p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -175,7 +192,20 @@ def _tokens(budgets: np.ndarray, lengths: np.ndarray, rng: np.random.Generator) 
     return lengths * np.maximum(0.2 * budgets, budgets + noise)
 
 
-def _arrivals(step: StepPlan, rate: dict[int, float], limit: int, world: World, rng: np.random.Generator) -> float:
+def _carry_out(step: StepPlan, mode: str, p: np.ndarray, world: World, rng: np.random.Generator) -> float:
+    """Draw the rewards of a step at the success rates p of all prompts; return the planner's seconds."""
+    if mode in FEEDBACK:
+        return _arrivals(step, p, max(1, int(world.in_flight * world.budget)), world, rng)
+    return _at_once(step, p, rng)
+
+
+def _drawn(step: StepPlan, rows: np.ndarray) -> StepGroups:
+    """Return what a step that is done has drawn; `rows` are the prompts that it was offered."""
+    allocation, passed = step.allocation(), np.array([s for s, _ in step.labels()])
+    return StepGroups(rows[step.positions], allocation.budgets, passed, allocation.weights, allocation.beliefs)
+
+
+def _arrivals(step: StepPlan, p: np.ndarray, limit: int, world: World, rng: np.random.Generator) -> float:
     """Carry a step out in simulated time, at most `limit` rollouts in flight; return the planner's seconds."""
     now, number, spent = 0.0, 0, 0.0
     # heap of (arrival, number, prompt, reward)
@@ -191,7 +221,7 @@ def _arrivals(step: StepPlan, rate: dict[int, float], limit: int, world: World, 
                     late, luck = rng.lognormal(0, world.latency_sigma, 4096), rng.random(4096)
                     draws = iter(zip(late.tolist(), luck.tolist(), strict=True))
                 wait, draw = next(draws)
-                heapq.heappush(in_flight, (now + wait, number, prompt, float(draw < rate[int(prompt)])))
+                heapq.heappush(in_flight, (now + wait, number, prompt, float(draw < p[int(prompt)])))
                 number += 1
         if not in_flight:
             assert step.done
@@ -213,38 +243,17 @@ def _at_once(step: StepPlan, p: np.ndarray, rng: np.random.Generator) -> float:
 
 
 def _oracle_step(
-    world: World, p: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Plan a step by the knapsack on the true success rates; return (budgets, successes, weights, seconds)."""
+    world: World, rows: np.ndarray, p: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
+) -> tuple[StepGroups, float]:
+    """Plan a step by the knapsack on the true success rates; return what it drew, and seconds."""
     started = time.perf_counter()
     if world.unit == "tokens":
         budgets = solve(PointValue(p), world.rollouts * float(lengths.sum()), 2, 128, lengths)
     else:
         budgets = solve(PointValue(p), world.budget, 2, 128)
     spent = time.perf_counter() - started
-    return budgets, rng.binomial(budgets, p).astype(float), budgets.astype(float), spent
-
-
-def _learn(
-    z: np.ndarray,
-    rows: np.ndarray,
-    budgets: np.ndarray,
-    passed: np.ndarray,
-    weights: np.ndarray,
-    world: World,
-    rng: np.random.Generator,
-) -> None:
-    """Update the logits in place, as the docstring of the module has it."""
-    mixed = np.sqrt(np.maximum(passed * (budgets - passed), 0.0))
-    gradient = np.divide(weights * mixed, budgets, out=np.zeros(len(rows)), where=budgets > 0)
-    on = mixed > 0
-    noise = world.noise**2 * float((weights[on] ** 2 / budgets[on]).sum())
-    length = np.sqrt(float((gradient**2).sum()) + noise)
-    step = world.rate * np.sqrt(world.per_step) * gradient / max(length, 1e-9)
-    moving = np.isfinite(z)
-    z[rows] += np.where(moving[rows], step, 0.0)
-    z[moving] += world.transfer * float(step.sum()) / world.per_step
-    z[moving] += rng.normal(0, world.drift, int(moving.sum()))
+    known = KNOWN * np.stack([p, 1 - p], axis=1)
+    return StepGroups(rows, budgets, rng.binomial(budgets, p).astype(float), budgets.astype(float), known), spent
 
 
 def _measure(p: np.ndarray, budgets: np.ndarray, passed: np.ndarray) -> dict[str, float]:
