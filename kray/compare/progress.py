@@ -99,11 +99,7 @@ def _panel(axes: Axes, results: Results, known: dict[str, list[Run]], currency: 
         axes.fill_between(
             x, [s.low for s in spans], [s.high for s in spans], color=tint, alpha=0.15, linewidth=0, zorder=order - 2
         )
-    axes.axhline(start, color="#8a8a8a", linewidth=0.9, linestyle=":")
-    axes.annotate(
-        "before training", (1, start), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
-        ha="right", fontsize=FONT - 2, color="#66666b",
-    )  # fmt: skip
+    _draw_start(axes, start)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
@@ -113,6 +109,21 @@ def _panel(axes: Axes, results: Results, known: dict[str, list[Run]], currency: 
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e9e9ec", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def _draw_start(axes: Axes, start: float) -> None:
+    """Draw the accuracy of the start model as a level line."""
+    axes.axhline(start, color="#8a8a8a", linewidth=0.9, linestyle=":")
+    axes.annotate(
+        "before training",
+        (1, start),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=FONT - 2,
+        color="#66666b",
+    )
 
 
 def _sentence(text: str) -> str:

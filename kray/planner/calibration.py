@@ -44,7 +44,8 @@ class Calibration:
     def factor(self) -> float:
         """w: the strength that beliefs deserve, over their own."""
         best = self._losses.min()
-        near = [i for i, loss in enumerate(self._losses) if loss <= best * (1 + 1e-12)]
+        # groups of one have the same baseline, whatever its strength: their losses differ by rounding
+        near = [i for i, loss in enumerate(self._losses) if loss <= best * (1 + 1e-9)]
         # of equals the one that changes least
         return FACTORS[min(near, key=lambda i: abs(np.log(FACTORS[i])))]
 
@@ -111,5 +112,8 @@ class Calibration:
 def _error(alpha: np.ndarray, beta: np.ndarray, total: np.ndarray, squares: np.ndarray, n: np.ndarray) -> float:
     """Return the sum over rollouts of (r_j - (a + S - r_j) / (k + n - 1))^2, the squared error of their baselines."""
     k = alpha + beta
-    own, rest = k + n, alpha + total
-    return float(((own**2 * squares - 2 * own * rest * total + n * rest**2) / (own - 1) ** 2).sum())
+    # The error of rollout j is ((k + n) (r_j - mean) + k mean - alpha) / (k + n - 1): no term of it cancels, also where k is
+    # so small that the baselines of a single rollout would.
+    mean = total / n
+    spread = np.maximum(squares - total * mean, 0.0)
+    return float((((k + n) ** 2 * spread + n * (k * mean - alpha) ** 2) / (k + (n - 1)) ** 2).sum())

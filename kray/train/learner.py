@@ -5,7 +5,7 @@ Guarantees
   arguments and in the same order.
 - An update does not depend on the number of ranks or micro-batches it is split over, up to float32 rounding.
 - A step without a rollout that has an advantage, or whose gradient is not finite, leaves weights and optimizer as they were.
-- No optimizer step is made on rollouts whose sampling policy is further than train.max_kl from the policy.
+- No optimizer step is made once the policy is further than train.max_kl from the one before the step.
 
 Shape suffixes: N sampled tokens of one micro-batch, R rollouts.
 """
@@ -33,7 +33,7 @@ from kray.train import model as policy
 from kray.train.layout_choice import LearnerLayout, choose_layout
 from kray.train.lora import without_adapters
 from kray.train.loss import LossConfig, LossInputs, policy_loss
-from kray.train.metrics import SUMS, batch_sums, update_metrics
+from kray.train.metrics import SUMS, batch_sums, no_sums, update_metrics
 from kray.train.optimizer import ShardedAdamW
 from kray.train.packing import MicroBatch, collate, split_ranks
 from kray.train.process_group import join_process_group, run_on_rank_0
@@ -137,7 +137,12 @@ class Learner:
         return f"learner-{self.rank}"
 
     def describe(self) -> dict[str, Any]:
-        """Return what logs show of this rank: among other things the reasons why faster layouts were not taken."""
+        """Return what logs show of this rank.
+
+        Returns:
+            rank, host, pid, device, parameters and trained (numbers of parameters), layout, and rejected_layouts, the
+            reasons why faster layouts were not taken.
+        """
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
         return {
             "rank": self.rank,
@@ -172,16 +177,14 @@ class Learner:
             The train/* metrics, the same on every rank; those that are unknown because nothing was trained on are absent.
         """
         started = time.monotonic()
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
-        gap_max = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums, gap_max = no_sums(self.device)
         mixed_share = rows.effective_groups / max(1, rows.groups)
         norms: list[float] = []
         plan = [self._micro_batches(rows, update) for update in range(rows.updates)]
         old: list[list[Tensor | None]] = [[None] * len(batches) for batches in plan]
         if rows.updates > 1:
             old = self._old_logprobs(plan)
-        order = update_order(rows.updates, self.train.epochs, rows.seed)
-        lr = self.lr(0.0, mixed_share)
+        lr, order = self.lr(0.0, mixed_share), update_order(rows.updates, self.train.epochs, rows.seed)
         for k, update in enumerate(order):
             pass_sums, pass_gap = self._accumulate(plan[update], old[update])
             if self._too_far(pass_sums):
@@ -212,8 +215,7 @@ class Learner:
         Returns:
             SUMS (S,) float64 and the largest gap to the engine's log-probabilities.
         """
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
-        gap_max = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums, gap_max = no_sums(self.device)
         for k, batch in enumerate(batches):
             last = k == len(batches) - 1
             self.model.set_requires_gradient_sync(last or self.train.reduce_each_microbatch)
@@ -277,9 +279,7 @@ class Learner:
         )
         # FSDP averages gradients over the ranks; the loss is a sum.
         (result.loss * self.world_size).backward()
-        gap_N = (old_N - batch.logprobs).abs().double()
-        gap_max = gap_N.max() if len(gap_N) else gap_N.new_zeros(())
-        return batch_sums(result, batch, entropy_N, gap_N, old_N), gap_max, old_N
+        return *batch_sums(result, batch, entropy_N, old_N), old_N
 
     @torch.no_grad()
     def _row_logprobs(

@@ -65,16 +65,27 @@ SUMS = (
 )
 
 
-def batch_sums(result: LossResult, batch: MicroBatch, entropy_N: Tensor, gap_N: Tensor, old_N: Tensor) -> Tensor:
-    """Return the SUMS (S,) float64 of one micro-batch of N targets.
+def no_sums(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what `batch_sums` adds to, before any micro-batch: SUMS (S,) and the largest gap, both 0."""
+    return torch.zeros(len(SUMS), dtype=torch.float64, device=device), torch.zeros(
+        (), dtype=torch.float64, device=device
+    )
+
+
+def batch_sums(result: LossResult, batch: MicroBatch, entropy_N: Tensor, old_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of one micro-batch of N targets.
 
     Args:
         result: Of the loss.
         batch: The micro-batch.
         entropy_N: (N,) entropies, nats.
-        gap_N: (N,) |learner - engine| log-probabilities, nats.
         old_N: (N,) log-probabilities of the policy before the step, nats.
+
+    Returns:
+        SUMS (S,) float64, and the largest |learner - engine| log-probability, nats.
     """
+    gap_N = (old_N - batch.logprobs).abs().double()
+    gap_max = gap_N.max() if len(gap_N) else gap_N.new_zeros(())
     keys, key_places = batch.key_counts
     sums: dict[str, Tensor | float] = {
         "loss": result.loss,
@@ -93,7 +104,7 @@ def batch_sums(result: LossResult, batch: MicroBatch, entropy_N: Tensor, gap_N: 
         "key_places": key_places,
     }
     values = [torch.as_tensor(sums[name], dtype=torch.float64, device=old_N.device).detach() for name in SUMS]
-    return torch.stack(values)
+    return torch.stack(values), gap_max
 
 
 def update_metrics(

@@ -19,8 +19,8 @@ def inclusion_probabilities(size_R: np.ndarray, share: float) -> np.ndarray:
         (R,) float64 in (0, 1].
     """
     rows = len(size_R)
-    if share >= 1 or rows == 0:
-        return np.ones(rows)
+    if rows == 0:
+        return np.zeros(0)
     descending = np.sort(size_R)[::-1]
     # With the k largest rows kept for certain, c makes the others add up to the rest.
     rest = np.cumsum(descending[::-1])[::-1]
@@ -42,8 +42,6 @@ def draw(probability_R: np.ndarray, seed: int) -> np.ndarray:
         (R,) bool.
     """
     offset = np.random.default_rng(seed).random()
-    if (probability_R == 1).all():
-        return np.ones(len(probability_R), dtype=bool)
     # Rounding must not let the sum of ones cross a whole number twice or never.
     total = np.round(np.cumsum(probability_R), 9) + offset
     crossed = np.floor(total)

@@ -223,30 +223,30 @@ def make_rows(
         [np.zeros(0), *token_weights(groups, averaging.aggregation, averaging.constant_tokens)]
     )
     bound = averaging.advantage_clip or np.inf
-    trained = all_advantages != 0
-    trained &= np.array([rollout.sampled_tokens > 0 for rollout in all_rollouts], dtype=bool)
-    candidates = np.flatnonzero(trained)
-    effective = np.unique(group_of[candidates])
+    written = np.array([rollout.sampled_tokens > 0 for rollout in all_rollouts], dtype=bool)
+    candidates = np.flatnonzero((all_advantages != 0) & written)
     magnitude = np.abs(all_advantages).astype(np.float64)
-    sizes_of_gradients = (magnitude * all_weights)[candidates] * [gradient_size(all_rollouts[i]) for i in candidates]
-    probability = inclusion_probabilities(sizes_of_gradients, averaging.thin)
-    kept = draw(probability, seed)
-    kept_rows, weight_of = candidates[kept], all_weights.copy()
-    weight_of[candidates] /= probability
+    kept_rows, weight_of = candidates, all_weights
+    if averaging.thin < 1:
+        sizes_of_gradients = (magnitude * weight_of)[candidates] * [gradient_size(all_rollouts[i]) for i in candidates]
+        probability = inclusion_probabilities(sizes_of_gradients, averaging.thin)
+        kept_rows = candidates[draw(probability, seed)]
+        weight_of[candidates] /= probability
     steps = split_updates(np.unique(group_of[kept_rows]).tolist(), averaging.updates)
-    by_group = dict(zip(*_grouped(kept_rows, group_of[kept_rows]), strict=True))
-    picked = [(u, row) for u, step in enumerate(steps) for g in step for row in by_group[g]]
-    rows = np.array([row for _, row in picked], dtype=np.int64)
+    step_of = {g: u for u, step in enumerate(steps) for g in step}
+    update = np.array([step_of[g] for g in group_of[kept_rows].tolist()], dtype=np.int64)
+    order = np.argsort(update, kind="stable")
+    rows = kept_rows[order]
     arrays = _arrays([groups[g].prompt_tokens for g in group_of[rows]], [all_rollouts[row] for row in rows])
     return TrainingRows(
         **arrays,
         advantages=all_advantages[rows].astype(np.float32).clip(-bound, bound),
         weights=weight_of[rows] * len(steps),
         group=group_of[rows],
-        update=np.array([u for u, _ in picked], dtype=np.int64),
+        update=update[order],
         updates=len(steps),
         groups=len(groups),
-        effective_groups=len(effective),
+        effective_groups=len(np.unique(group_of[candidates])),
         **_figures(magnitude, group_of, bound),
         rollouts=len(all_rollouts),
         candidates=len(candidates),
@@ -276,12 +276,6 @@ def _figures(magnitude: np.ndarray, group_of: np.ndarray, bound: float) -> dict[
         "effective_size": float(magnitude.sum() ** 2 / (magnitude**2).sum()) if some else 0.0,
         "cut_groups": len(np.unique(group_of[magnitude > bound])),
     }
-
-
-def _grouped(rows: np.ndarray, group: np.ndarray) -> tuple[list[int], list[list[int]]]:
-    """Return the groups, which must be sorted, and the rows of each."""
-    groups, starts = np.unique(group, return_index=True)
-    return groups.tolist(), [part.tolist() for part in np.split(rows, starts[1:])] if len(groups) else []
 
 
 def gradient_size(rollout: Rollout) -> float:

@@ -55,6 +55,14 @@ def test_overconfident_beliefs_lose_strength():
     assert calibration.factor <= 0.05
 
 
+@pytest.mark.parametrize("k", [1e-4, 0.3, 40.0])
+def test_groups_of_one_say_nothing_about_strength(k):
+    rng, calibration = np.random.default_rng(4), Calibration()
+    for _ in range(10):
+        step(calibration, rng, rng.uniform(0.05, 0.95, 300), rng.uniform(0, 1, 300), k, 1)
+    assert calibration.factor == 1.0
+
+
 def test_a_policy_that_moved_shifts_all_beliefs():
     rng, calibration = np.random.default_rng(3), Calibration()
     for _ in range(30):
@@ -65,8 +73,8 @@ def test_a_policy_that_moved_shifts_all_beliefs():
 
 
 @given(
-    st.floats(0.01, 50),
-    st.floats(0.01, 50),
+    st.floats(1e-6, 50),
+    st.floats(1e-6, 50),
     st.lists(st.floats(0, 1), min_size=1, max_size=6),
 )
 def test_the_error_is_that_of_leave_one_out_baselines(a, b, labels):
