@@ -15,7 +15,7 @@ import argparse
 
 from kray.cluster.address import require_cluster
 from kray.config import load_checked
-from kray.config.resume import as_begun
+from kray.config.resume import load_resumed
 from kray.launch.check import check
 from kray.launch.main import guarded
 from kray.launch.train import intact, train
@@ -38,7 +38,7 @@ def main() -> int:
         require_cluster()
     checkpoint = find_checkpoint(config.resume, config.run.dir, config.run.name)
     if checkpoint is not None:
-        config = as_begun(config, checkpoint.parent.parent)
+        config = load_resumed(arguments.config, arguments.overrides, checkpoint.parent.parent)
     if arguments.check:
         print(check(config, intact(checkpoint, set_aside=False), arguments.cluster))
     else:

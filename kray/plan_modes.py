@@ -29,6 +29,8 @@ RESPEND = ("static", "online", "rounds")
 # Modes that may leave an offered prompt without rollouts.
 ADMITTING = ("static", "online", "dynamic_sampling")
 VALUES = ("paper", "grpo", "coba", "baseline")
+# Modes of kray itself, whose plans go with the belief as baseline of the advantage.
+OWN = ("static", "online", "rounds")
 GAINS = ("paper", "sqrt", "flat")
 MARGINALS = ("expected_gain", "stop_at_mixed", "hybrid", "target_size")
 WEIGHTS = ("rollouts", "uniform", "knapsack", "hindsight")
@@ -47,8 +49,8 @@ class PlanConfig:
     budget: int = 512
     """Rollouts of one step, over all its prompts."""
 
-    lower: int = 2
-    """Least rollouts of every prompt that is visited."""
+    lower: int = 0
+    """Least rollouts of every prompt that is visited. 0: 2 where `train.baseline` is group, else 1."""
 
     upper: int = 128
     """Most rollouts of one prompt in a step."""
@@ -59,10 +61,11 @@ class PlanConfig:
     token_budget: int = 0
     """Expected response tokens of one step, where `unit` is tokens. It is raised where `lower` needs more."""
 
-    value: str = "paper"
+    value: str = "auto"
     """What n rollouts at success rate p are worth: paper (p (1 - p)^2 if the group is mixed, arXiv 2509.25849), grpo, coba, or
     baseline, for `train.baseline: belief`: `gain` times m / (m + `tau`), where m counts the rollouts as the belief's strength
-    lets them teach. One rollout alone then has a value."""
+    lets them teach. One rollout alone then has a value. auto: baseline in the modes static, online and rounds unless
+    `train.baseline` is group, else paper."""
 
     gain: str = "paper"
     """What a prompt with success rate p is worth where `value` is baseline: paper (p (1 - p)^2), sqrt (sqrt(p) (1 - p)) or flat
@@ -91,10 +94,11 @@ class PlanConfig:
     """Weight of a prompt in the loss: rollouts (its number of rollouts), uniform, knapsack (the budget that static would
     have given) or hindsight (the budget that static would have given had it known the labels of the step)."""
 
-    candidates: float = 2.0
+    candidates: float = -1.0
     """Prompts offered to the planner, as a multiple of `prompts.per_step`; 0: all training prompts, in the modes static and
-    online. Above 1, and with 0, the planner leaves some of them for a later step; only in the modes static, online and
-    dynamic_sampling (the others visit all prompts they are offered, and are offered `prompts.per_step`)."""
+    online. -1: as many as a step has rollouts where `value` is baseline, so that one rollout each is possible; else 2. Above
+    1, and with 0, the planner leaves some of them for a later step; only in the modes static, online and dynamic_sampling (the
+    others visit all prompts they are offered, and are offered `prompts.per_step`)."""
 
     target_groups: int = 0
     """Mixed groups at which a step ends early, in the modes online and dynamic_sampling. 0: the whole budget is spent."""
@@ -131,6 +135,29 @@ class PlanConfig:
 
     refit_every: int = 1
     """Steps between two fits of the prior (one fit takes 0.1 s for a million prompts)."""
+
+
+def for_belief(plan: PlanConfig) -> bool:
+    """Return whether the belief is the baseline unless told otherwise: in kray's own modes, if nothing asks for groups."""
+    groups = plan.marginal != "expected_gain" or plan.target_groups or plan.value not in ("auto", "baseline")
+    return plan.mode in OWN and not groups
+
+
+def settle(plan: PlanConfig, baseline: str = "group", per_step: int = 0) -> None:
+    """Set the keys of a `plan` section that are to be chosen, in place.
+
+    Args:
+        plan: the section.
+        baseline: train.baseline; group where the planner serves a trainer that does not know kray's beliefs.
+        per_step: prompts.per_step; 0 where prompts are offered by someone else.
+    """
+    if plan.value == "auto":
+        plan.value = "baseline" if baseline != "group" and for_belief(plan) else "paper"
+    if plan.lower == 0:
+        plan.lower = 2 if baseline == "group" and plan.value != "baseline" else 1
+    if plan.candidates == -1:
+        each = plan.budget / per_step if per_step and plan.value == "baseline" and plan.unit == "rollouts" else 2.0
+        plan.candidates = max(2.0, each)
 
 
 def offered_share(plan: PlanConfig) -> float:

@@ -23,8 +23,8 @@ from kray.compare.rules import (
 )
 from kray.compare.stats import interval
 
-# The knapsack without candidates: every prompt that a step offers is visited.
-KNAPSACK = "static"
+# The knapsack for the group baseline: every prompt that a step offers is visited; twice as many are offered as in uniform.
+KNAPSACK, KNAPSACK_2X = "static", "static_2x"
 
 PLAN_CLAIMS = (
     Claim(
@@ -82,13 +82,13 @@ PLAN_CLAIMS = (
     Claim("The default is better than uniform", KRAY, (DEFAULT, "uniform"), gain(DEFAULT, "uniform")),
     Claim("The default is better than the paper's rule", KRAY, (DEFAULT, "paper"), gain(DEFAULT, "paper")),
     Claim(
-        "The default has at least 60 % of the gain of exact knowledge",
+        "The knapsack over twice as many prompts has at least 60 % of the gain of exact knowledge",
         KRAY,
-        (DEFAULT, "uniform", "exact_p"),
-        beyond_share(DEFAULT, 0.6),
+        (KNAPSACK_2X, "uniform", "exact_p"),
+        beyond_share(KNAPSACK_2X, 0.6),
         0.0,
         "",
-        share_note(DEFAULT, 0.6),
+        share_note(KNAPSACK_2X, 0.6),
     ),
     Claim(
         f"The default with n is not below uniform with 2n (by more than {MARGIN})",
@@ -98,10 +98,10 @@ PLAN_CLAIMS = (
         -MARGIN,
     ),
     Claim(
-        "The default is better than its loss weights on uniform budgets",
+        "The knapsack over twice as many prompts is better than its loss weights on uniform budgets",
         KRAY,
-        (DEFAULT, "weight_only"),
-        gain(DEFAULT, "weight_only"),
+        (KNAPSACK_2X, "weight_only"),
+        gain(KNAPSACK_2X, "weight_only"),
     ),
     Claim(
         "The default solves hard held-out prompts (p under .05 at first) at least 1.3 times as often as uniform",
@@ -112,22 +112,22 @@ PLAN_CLAIMS = (
         "x",
     ),
     Claim(
-        "The default is better than uniform budgets for as many prompts as it is offered",
+        "The knapsack over twice as many prompts is better than uniform budgets for as many prompts",
         KRAY,
-        (DEFAULT, "uniform_wide"),
-        gain(DEFAULT, "uniform_wide"),
+        (KNAPSACK_2X, "uniform_wide"),
+        gain(KNAPSACK_2X, "uniform_wide"),
     ),
     Claim(
         "Planning for twice as many prompts is better than for a step's own",
         KRAY,
-        (DEFAULT, KNAPSACK),
-        gain(DEFAULT, KNAPSACK),
+        (KNAPSACK_2X, KNAPSACK),
+        gain(KNAPSACK_2X, KNAPSACK),
     ),
     Claim(
-        "Passing prompts over (at least 4 rollouts for those visited) is better than the default",
+        "Passing prompts over (at least 4 rollouts for those visited) is better than giving each of them 2",
         KRAY,
-        ("kray_deep", DEFAULT),
-        gain("kray_deep", DEFAULT),
+        ("kray_deep", KNAPSACK_2X),
+        gain("kray_deep", KNAPSACK_2X),
     ),
     Claim(
         "For a step's own prompts, the knapsack on beliefs is better than uniform",

@@ -16,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kray import plan_modes as plan_rules
 from kray.config.reading import (
     MISSING,
     Reading,
@@ -40,13 +41,16 @@ def kept_config(folder: Path) -> Path:
     return max(resumed, key=lambda file: (file.stat().st_mtime_ns, file.name), default=folder / "config.yaml")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), checked: bool = True) -> KrayConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), checked: bool = True, begun: KrayConfig | None = None
+) -> KrayConfig:
     """Load the configuration of a file.
 
     Args:
         path: of the YAML file.
         overrides: such as `plan.budget=256`, `model.tiny.hidden_size=64`, applied on top of the file.
         checked: also reject values out of range and keys that contradict each other.
+        begun: of the run that is resumed; see `_settle_choices`.
 
     Raises:
         ConfigError: the configuration is wrong; one line for each problem, with the key and where it was written.
@@ -61,6 +65,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), checked: bool =
     if found:
         raise ConfigError("\n".join(found))
     config = _merge(trees, places)
+    _settle_choices(config, begun)
     if checked:
         found = [located(problem.message, _origin(problem.keys, places) or str(path)) for problem in problems(config)]
     if found:
@@ -173,6 +178,24 @@ def _merge(trees: Sequence[dict], places: Mapping[str, str]) -> KrayConfig:
     return config
 
 
+def _settle_choices(config: KrayConfig, begun: KrayConfig | None) -> None:
+    """Choose, in place, how rollouts are planned and compared where the configuration leaves it open.
+
+    Args:
+        config: the configuration, all values of the right type.
+        begun: of the run that is resumed: it goes on with what was chosen for it, also by an earlier version of kray.
+    """
+    plan, train = config.plan, config.train
+    if begun is not None:
+        train.baseline = begun.train.baseline if train.baseline == "auto" else train.baseline
+        plan.value = begun.plan.value if plan.value == "auto" else plan.value
+        plan.lower = plan.lower or begun.plan.lower
+        plan.candidates = begun.plan.candidates if plan.candidates == -1 else plan.candidates
+    if train.baseline == "auto":
+        train.baseline = "belief" if plan_rules.for_belief(plan) else "group"
+    plan_rules.settle(plan, train.baseline, config.prompts.per_step)
+
+
 def _settle(section: Any, prefix: str) -> list[tuple[str, str]]:
     """Convert interpolated values to the declared types, in place; return (key, message) for those that do not fit."""
     wrong = []
@@ -206,8 +229,8 @@ def _origin(keys: Iterable[str], places: Mapping[str, str]) -> str:
     return ", ".join(found)
 
 
-def load_checked(path: str, overrides: list[str]) -> KrayConfig:
+def load_checked(path: str, overrides: Sequence[str], begun: KrayConfig | None = None) -> KrayConfig:
     """Load a configuration that passes all checks, those on resolved values included; raise ConfigError otherwise."""
-    config = load_config(path, overrides)
+    config = load_config(path, overrides, begun=begun)
     require(config)
     return config

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from kray.config import KrayConfig, changed_keys, kept_config, load_config
+from kray.config import KrayConfig, changed_keys, kept_config, load_checked, load_config
 from kray.errors import ConfigError
 
 # Beginnings of the keys that stay the same for the life of a run.
@@ -24,6 +25,22 @@ SETTLED = (
 
 # Newer keys of prompts.train -> the value that keeps the prompts of runs that began without them.
 BEFORE = {"keep_repeats": True, "prompt_format": "text"}
+
+
+def load_resumed(path: str, overrides: Sequence[str], folder: Path) -> KrayConfig:
+    """Load a configuration for the run in this folder, which goes on as it began where the configuration leaves it open.
+
+    Args:
+        path: of the YAML file.
+        overrides: such as `run.steps=200`.
+        folder: of the run.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    kept = kept_config(folder)
+    begun = load_config(kept, [], checked=False) if kept.is_file() else None
+    return as_begun(load_checked(path, overrides, begun), folder)
 
 
 def as_begun(config: KrayConfig, folder: Path) -> KrayConfig:

@@ -57,12 +57,13 @@ class TrainConfig:
     clip_high: float = 0.28
     """Ratios above 1 + clip_high are clipped."""
 
-    baseline: str = "group"
+    baseline: str = "auto"
     """What a rollout's reward is compared with. group: the mean of its prompt's rollouts in this step (GRPO); a group whose
     rewards are all equal has no gradient, so it takes at least two. belief: the success rate that the planner expected before
     the step, corrected by the prompt's other rollouts of the step; every rollout has a gradient, and one for each prompt is
     enough. batch: the mean of all rollouts of the step (REINFORCE). belief counts rewards as the planner does, cut to
-    [0, 1]."""
+    [0, 1]. auto: belief in plan.mode static, online and rounds, unless another key of `plan` is about groups (value, marginal,
+    target_groups); else group."""
 
     advantage_floor: float = 0.1
     """Smallest standard deviation by which advantages are divided, where `baseline` is belief or batch and `advantage` is std:

@@ -27,7 +27,7 @@ RULES: dict[str, Callable[[float], bool]] = {
     "at least 1": lambda value: value >= 1,
     "at least 2": lambda value: value >= 2,
     "at least 0": lambda value: value >= 0,
-    "0, or at least 1": lambda value: value == 0 or value >= 1,
+    "-1, 0, or at least 1": lambda value: value in (-1, 0) or value >= 1,
     "above 0": lambda value: value > 0,
     "in [0, 1]": lambda value: 0 <= value <= 1,
     "in (0, 1]": lambda value: 0 < value <= 1,
@@ -40,7 +40,7 @@ LIMITS: dict[str, str] = {
     "at least 1": """
         run.steps run.keep_checkpoints prompts.per_step prompts.max_tokens prompts.train.size prompts.test.size
         model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
-        model.tiny.batch_size model.lora.rank plan.budget plan.lower plan.upper rollout.engines rollout.max_response_tokens
+        model.tiny.batch_size model.lora.rank plan.budget plan.upper rollout.engines rollout.max_response_tokens
         rollout.max_sequences rollout.split rollout.max_attempts reward.workers environment.max_turns
         environment.workers train.ranks train.updates train.epochs
         train.microbatch_tokens track.every evaluate.samples plan.rounds plan.max_wait plan.refit_every
@@ -53,10 +53,11 @@ LIMITS: dict[str, str] = {
         train.weight_decay train.grad_clip train.clip_high train.constant_tokens train.advantage_clip train.tis train.kl
         evaluate.every track.samples track.traces reward.memory_gib train.max_nonfinite train.advantage_floor train.max_kl
         model.tiny.draft_digits
-        plan.token_budget plan.in_flight plan.tau plan.pilot plan.target_groups rollout.min_engines async.max_staleness
+        plan.lower plan.token_budget plan.in_flight plan.tau plan.pilot plan.target_groups rollout.min_engines
+        async.max_staleness
         """,
     "at least 2": "plan.target_size",
-    "0, or at least 1": "plan.candidates",
+    "-1, 0, or at least 1": "plan.candidates",
     "above 0": """
         model.tiny.lr model.lora.alpha plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib
         rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s rollout.idle_s reward.timeout_s train.eps
@@ -79,7 +80,7 @@ FIXED = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "plan.mode": plan_rules.MODES,
     "plan.unit": plan_rules.UNITS,
-    "plan.value": plan_rules.VALUES,
+    "plan.value": ("auto", *plan_rules.VALUES),
     "plan.gain": plan_rules.GAINS,
     "plan.marginal": plan_rules.MARGINALS,
     "plan.weights": plan_rules.WEIGHTS,
@@ -90,7 +91,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prompts.test.prompt_format": ("auto", "text", "json"),
     "model.dtype": ("float32", "bfloat16"),
     "train.loss": ("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
-    "train.baseline": ("group", "belief", "batch"),
+    "train.baseline": ("auto", "group", "belief", "batch"),
     "train.advantage": ("auto", "std", "mean"),
     "train.lr_schedule": ("constant", "linear", "cosine"),
     "train.aggregation": ("auto", "token_mean", "sequence_mean", "prompt_mean", "constant"),

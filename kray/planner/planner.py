@@ -30,7 +30,7 @@ from kray.planner.marginals import make_marginal
 from kray.planner.modes import Online, Respend, Rounds, Rule, fill
 from kray.planner.openings import budgets_in_tokens, commit, evenly, nothing, waves
 from kray.planner.quadrature import CobaValue, GrpoValue
-from kray.planner.settings import checked_plan, make_beliefs
+from kray.planner.settings import checked_plan, chosen_plan, make_beliefs
 from kray.planner.step_plan import StepPlan, StepStart, ids_of
 from kray.planner.values import BetaValue, Value
 from kray.records import Allocation
@@ -78,7 +78,7 @@ class KnapsackPlanner:
         self,
         mode: str = PlanConfig.mode,
         budget: int = PlanConfig.budget,
-        lower: int = PlanConfig.lower,
+        lower: int = 2,
         upper: int = PlanConfig.upper,
         beliefs: Beliefs | None = None,
         candidates: float = 1.0,
@@ -94,12 +94,12 @@ class KnapsackPlanner:
             beliefs: about success rates; None: new ones.
             candidates: as plan.candidates, but 1 by default: a caller who names the prompts of a step usually wants all of
                 them visited.
-            options: other keys of PlanConfig.
+            options: other keys of PlanConfig; `value` is paper by default.
 
         Raises:
             ValueError: a setting is not allowed; the message names its key as in the configuration (plan.budget, ...).
         """
-        plan = PlanConfig(mode, budget, lower, upper, candidates=candidates, **options)
+        plan = PlanConfig(mode, budget, lower, upper, candidates=candidates, **{"value": "paper", **options})
         self.settings = checked_plan(plan)
         self.beliefs = Beliefs() if beliefs is None else beliefs
         self.features = FeaturePrior() if self.settings.prior_features else None
@@ -112,7 +112,7 @@ class KnapsackPlanner:
     @classmethod
     def of(cls, plan: Any) -> KnapsackPlanner:
         """Make the planner that a configuration's `plan` section asks for."""
-        return cls(beliefs=make_beliefs(plan), **vars(checked_plan(plan)))
+        return cls(beliefs=make_beliefs(plan), **vars(chosen_plan(plan)))
 
     @property
     def mode(self) -> str:

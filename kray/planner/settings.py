@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from kray.plan_modes import GAINS, MARGINALS, MODES, UNITS, VALUES, WEIGHTS, PlanConfig, contradictions
+from kray.plan_modes import GAINS, MARGINALS, MODES, UNITS, VALUES, WEIGHTS, PlanConfig, contradictions, settle
 from kray.planner.beliefs import Beliefs
 
 # Keys that hold whole numbers, with the least value of each.
@@ -25,10 +25,10 @@ CHOICES = {"mode": MODES, "value": VALUES, "gain": GAINS, "marginal": MARGINALS,
 
 
 def checked_plan(plan: Any) -> PlanConfig:
-    """Copy a `plan` section and check it.
+    """Copy the settings of a planner and check them.
 
     Args:
-        plan: anything with the keys of PlanConfig as attributes.
+        plan: anything with the keys of PlanConfig as attributes, none of them still to be chosen.
 
     Raises:
         ValueError: a value is not allowed, or two do not go together; the message names the key.
@@ -48,6 +48,20 @@ def checked_plan(plan: Any) -> PlanConfig:
     for _, message in contradictions(copy):
         raise ValueError(message)
     return copy
+
+
+def chosen_plan(plan: Any) -> PlanConfig:
+    """Copy a `plan` section, choose what it leaves open, and check it.
+
+    Args:
+        plan: anything with the keys of PlanConfig as attributes.
+
+    Raises:
+        ValueError: as in `checked_plan`.
+    """
+    copy = PlanConfig(**{field.name: getattr(plan, field.name) for field in fields(PlanConfig)})
+    settle(copy)
+    return checked_plan(copy)
 
 
 def make_beliefs(plan: PlanConfig) -> Beliefs:

@@ -51,16 +51,20 @@ def test_failed_and_held_claims_are_printed_as_such():
     made = results(
         uniform=[0.40, 0.41, 0.42], uniform_half=[0.38, 0.392, 0.40], uniform_twice=[0.45, 0.4605, 0.47],
         paper=[0.41, 0.419, 0.43], kray=[0.43, 0.441, 0.45], exact_p=[0.44, 0.449, 0.46],
+        static_2x=[0.43, 0.441, 0.45],
     )  # fmt: skip
     by_claim = found(made)
     judged = {c.text: by_claim[c.text] for c in CLAIMS}
     assert judged["The default is better than uniform"] == HELD
     assert judged["At least 2 points more accuracy than uniform (the paper: 2 to 4)"] == FAILED
     assert judged["The default with n is not below uniform with 2n (by more than 0.005)"] == FAILED
-    assert judged["The default has at least 60 % of the gain of exact knowledge"] == HELD
+    assert judged["The knapsack over twice as many prompts has at least 60 % of the gain of exact knowledge"] == HELD
     more = next(text for text in judged if text.startswith("At least 20 % more rollouts"))
     assert judged[more] == HELD  # .39 against .30, after the first epoch
-    assert judged["The default is better than its loss weights on uniform budgets"] == UNMEASURED
+    assert (
+        judged["The knapsack over twice as many prompts is better than its loss weights on uniform budgets"]
+        == UNMEASURED
+    )
     hard = next(text for text in judged if "hard held-out prompts" in text)
     assert judged[hard] == HELD  # .04 against .02
     assert separates(verdicts(made))

@@ -181,10 +181,17 @@ def test_interpolations_and_merge_keys(load, monkeypatch):
         (["plan.mode=onlin"], ["plan.mode", "did you mean online?"]),
         (["plan.value=grpo", "plan.marginal=hybrid"], ["plan.marginal hybrid", "plan.value paper"]),
         (["plan.unit=tokens"], ["plan.token_budget"]),
-        (["plan.candidates=5"], ["plan.budget 512 is below", "all candidates of a step may fall due at once"]),
+        (
+            ["plan.candidates=5", "train.baseline=group"],
+            ["plan.budget 512 is below", "all candidates of a step may fall due at once"],
+        ),
         (["plan.target_groups=8"], ["plan.target_groups 8 needs plan.mode online"]),
         (["plan.target_size=1"], ["plan.target_size must be at least 2"]),
-        (["plan.budget=100"], ["plan.budget 100 is below plan.lower 2 x prompts.per_step 64 = 128"]),
+        (["plan.budget=60"], ["plan.budget 60 is below plan.lower 1 x prompts.per_step 64 = 64"]),
+        (
+            ["plan.budget=100", "plan.mode=uniform"],
+            ["plan.budget 100 is below plan.lower 2 x prompts.per_step 64 = 128"],
+        ),
         (["plan.budget=9999"], ["plan.budget 9999 is above plan.upper 128 x prompts.per_step 64 = 8192"]),
         (
             ["plan.lower=9", "plan.upper=3"],
@@ -196,7 +203,7 @@ def test_interpolations_and_merge_keys(load, monkeypatch):
         (["model.path="], ["no model"]),
         (["model.tiny.layers=2"], ["two models"]),
         (["train.updates=65"], ["train.updates 65 is above prompts.per_step 64"]),
-        (["plan.value=baseline"], ["no gradient with train.baseline group: use belief"]),
+        (["plan.value=baseline", "train.baseline=group"], ["no gradient with train.baseline group: use belief"]),
         (["plan.discount=1.5"], ["plan.discount must be in [0, 1]"]),
         (["plan.prior_alpha=0"], ["plan.prior_alpha must be above 0"]),
         (["rollout.gpus_per_engine=2"], ["rollout.gpus_per_engine 2"]),
@@ -263,8 +270,8 @@ def test_kept_config_is_that_of_the_newest_resume(tmp_path):
 
 def test_derived_table(load):
     table = dict(derived(load(MODEL, "rollout.engines=3", "rollout.gpus_per_engine=1"), 640, 100))
-    assert table["epochs"] == "10.00 to 20.00"
-    assert table["mean rollouts per prompt"].startswith("at least 4.0")
+    assert table["epochs"] == "10.00 to 80.00"
+    assert table["mean rollouts per prompt"].startswith("at least 1.0")
     assert table["engines"] == "3 x {CPU: 1, GPU: 1}"
     assert table["actors request"] == "{CPU: 4, GPU: 3}"
     assert table["response tokens a step"] == "at most 262,144"
@@ -274,15 +281,21 @@ def test_derived_table(load):
     ("overrides", "parts"),
     [
         ([], []),
-        (["train.advantage_clip=3"], ["cuts the advantage of a single success in groups of 11", "up to 128"]),
-        (["train.advantage_clip=3", "plan.upper=10"], []),
+        (
+            ["train.advantage_clip=3", "train.baseline=group"],
+            ["cuts the advantage of a single success in groups of 11", "up to 128"],
+        ),
+        (["train.advantage_clip=3", "train.baseline=group", "plan.upper=10"], []),
         (["train.advantage_clip=3", "plan.mode=uniform"], []),  # groups of 8
         (["train.advantage_clip=2", "plan.mode=uniform"], ["in groups of 6", "up to 8"]),
-        (["train.advantage_clip=3", "train.advantage=mean"], []),
-        (["train.advantage_clip=0.9", "train.advantage=mean"], ["in groups of 11"]),
-        (["train.advantage_clip=3", "train.baseline=belief"], []),
-        (["plan.lower=1"], ["plan.lower lets a prompt have a single rollout", "belief learns from it"]),
-        (["plan.lower=1", "train.baseline=belief"], []),
+        (["train.advantage_clip=3", "train.baseline=group", "train.advantage=mean"], []),
+        (["train.advantage_clip=0.9", "train.baseline=group", "train.advantage=mean"], ["in groups of 11"]),
+        (["train.advantage_clip=3"], []),
+        (
+            ["plan.lower=1", "train.baseline=group"],
+            ["plan.lower lets a prompt have a single rollout", "belief learns from it"],
+        ),
+        (["plan.lower=1"], []),
         (["plan.lower=1", "plan.mode=uniform"], []),  # groups of 8
         (["train.baseline=batch"], []),
         (["train.baseline=batch", "train.epochs=2"], ["train.epochs 2 uses rollouts several times"]),
@@ -318,6 +331,8 @@ plain = words.filter(lambda w: w != "<<" and not is_secret_key(f"reward.options.
 @given(texts, st.dictionaries(plain, texts | st.integers(0, 9) | st.none(), max_size=3))
 def test_a_dumped_configuration_loads_as_itself(tmp_path_factory, text, options):
     config = KrayConfig()
+    config.train.baseline, config.plan.value, config.plan.lower = "group", "paper", 2
+    config.plan.candidates = 2.0  # a loaded configuration leaves nothing open
     config.model.path = "x"
     config.prompts.train.system = text
     config.reward.options = options

@@ -22,8 +22,9 @@ def job(name: str, *arguments: str, limit_s: float = 120.0) -> subprocess.Comple
 
 def test_check_prints_what_would_run_and_starts_nothing(tmp_path):
     done = job(
-        "train", "--config", QUICK, "--check", "plan.budget=320", "train.advantage_clip=2", f"run.dir={tmp_path}/runs"
-    )
+        "train", "--config", QUICK, "--check", "plan.budget=320", "train.baseline=group", "train.advantage_clip=2",
+        f"run.dir={tmp_path}/runs",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     table = dict(
         re.split(r"\s{2,}", line, maxsplit=1) for line in done.stdout.splitlines() if re.search(r"\S\s{2,}\S", line)

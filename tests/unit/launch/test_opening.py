@@ -21,7 +21,7 @@ def quickstart(tmp_path, monkeypatch) -> tuple[KrayConfig, LoadedPrompts]:
 
 def test_a_new_run_names_prompts_steps_and_duration(quickstart):
     what, how_long, where = opening(*quickstart, None, 0)
-    assert "1,024 prompts (arithmetic): 80 steps of up to 128 prompts and 512 rollouts" in what
+    assert "1,024 prompts (arithmetic): 80 steps of up to 512 prompts and 512 rollouts" in what
     assert "made first, once: about 2 min" in how_long
     assert "before training, every 20 steps and after training; about 4 min in all" in how_long
     assert "a new folder in ~/kray-runs; Ctrl-C saves" in where

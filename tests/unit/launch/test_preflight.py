@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kray.config import KrayConfig, ModelConfig, RewardConfig, SourceConfig, to_yaml
+from kray.config import KrayConfig, ModelConfig, RewardConfig, SourceConfig, load_config, to_yaml
 from kray.config.resume import note_changes
 from kray.driver.run_folder import run_folder
 from kray.errors import ConfigError, DataError
@@ -63,9 +63,12 @@ def test_unusable_answers_and_options_are_refused(tmp_path, reward, answer, erro
     assert str(caught.value).startswith(message)
 
 
+def loaded() -> KrayConfig:
+    return load_config("configs/quickstart.yaml", ["model.path=x", "model.tiny=null"])
+
+
 def test_configuration_changes_are_logged_without_secrets(tmp_path):
-    old, new = KrayConfig(), KrayConfig()
-    old.model.path = new.model.path = "x"
+    old, new = loaded(), loaded()
     old.track.uri, new.track.uri = "http://me:old-password@a", "http://me:new-password@b"
     (tmp_path / "config.yaml").write_text(to_yaml(old))
     told = "changed since the run was last started: track.uri: 'http://me:***@a' -> 'http://me:***@b'"
@@ -77,8 +80,7 @@ def test_configuration_changes_are_logged_without_secrets(tmp_path):
 
 
 def test_who_judges_the_training_prompts_is_settled(tmp_path):
-    old, new = KrayConfig(), KrayConfig()
-    old.model.path = new.model.path = "x"
+    old, new = loaded(), loaded()
     old.reward.verifier, new.reward.verifier = "math", "exact"
     (tmp_path / "config.yaml").write_text(to_yaml(old))
     with pytest.raises(ConfigError, match=r"reward\.verifier was 'math' when .* and cannot become 'exact'"):

@@ -173,7 +173,7 @@ def test_first_blocks_ask_the_value():
 @pytest.mark.parametrize("marginal", MARGINALS[1:])
 def test_marginals_of_mixed_groups_contradict_the_baseline(marginal):
     with pytest.raises(ValueError, match=rf"plan\.marginal {marginal} .* plan\.value paper, not baseline"):
-        checked_plan(PlanConfig(mode="online", value="baseline", marginal=marginal))
+        checked_plan(PlanConfig(mode="online", value="baseline", marginal=marginal, candidates=2.0))
 
 
 @pytest.mark.parametrize(
