@@ -31,6 +31,8 @@ ADMITTING = ("static", "online", "dynamic_sampling")
 VALUES = ("paper", "grpo", "coba", "baseline")
 # Modes of kray itself, whose plans go with the belief as baseline of the advantage.
 OWN = ("static", "online", "rounds")
+# Value and least rollouts of a prompt where the mean of the group is the baseline.
+GROUP_VALUE, GROUP_LOWER = "paper", 2
 GAINS = ("paper", "sqrt", "flat")
 MARGINALS = ("expected_gain", "stop_at_mixed", "hybrid", "target_size")
 WEIGHTS = ("rollouts", "uniform", "knapsack", "hindsight")
@@ -152,9 +154,9 @@ def settle(plan: PlanConfig, baseline: str = "group", per_step: int = 0) -> None
         per_step: prompts.per_step; 0 where prompts are offered by someone else.
     """
     if plan.value == "auto":
-        plan.value = "baseline" if baseline != "group" and for_belief(plan) else "paper"
+        plan.value = "baseline" if baseline != "group" and for_belief(plan) else GROUP_VALUE
     if plan.lower == 0:
-        plan.lower = 2 if baseline == "group" and plan.value != "baseline" else 1
+        plan.lower = GROUP_LOWER if baseline == "group" and plan.value != "baseline" else 1
     if plan.candidates == -1:
         each = plan.budget / per_step if per_step and plan.value == "baseline" and plan.unit == "rollouts" else 2.0
         plan.candidates = max(2.0, each)

@@ -44,7 +44,6 @@ class Summary:
     greedy_after: float | None
     test_prompts: int
     effective: float  # mean over the steps: train/effective_ratio
-    mixed: float  # mean over the steps: prompts whose rollouts got different rewards / prompts
     shares: dict[str, float]  # of the steps' time: generate, reward, update, sync; idle: of an engine's
     rollouts: int
     tokens: int
@@ -124,7 +123,7 @@ def end_report(summary: Summary) -> str:
         f"\n{ending} after {summary.steps} of {summary.of_steps} steps, {format_duration(summary.elapsed_s)}, "
         f"{summary.rollouts:,} rollouts, {summary.tokens:,} tokens\n"
         f"  held-out accuracy     {before} before, {after} after{greedy}, on {summary.test_prompts} prompts\n"
-        f"  effective rollouts    {summary.effective:.0%} of all; {summary.mixed:.0%} of groups had different rewards\n"
+        f"  effective rollouts    {summary.effective:.0%} of all\n"
         f"  time in steps         {shares} (an engine is idle for {summary.shares['idle']:.0%})\n"
         f"  engines lost          {summary.engine_deaths}; {restarts}\n"
         f"{left_out}"

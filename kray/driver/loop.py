@@ -31,7 +31,6 @@ from kray.errors import InfrastructureError
 from kray.metrics import (
     CHECKPOINT_FAILED,
     DRIVER_RESTARTS,
-    GROUP_EFFECTIVE_RATIO_PROMPTS,
     LEARNER_RESTARTS,
     MEMORY_DRIVER_GIB,
     POOL_ENGINES,
@@ -252,7 +251,6 @@ class Training:
             greedy_after=last.greedy if last else None,
             test_prompts=len(self.components.test),
             effective=mean(TRAIN_EFFECTIVE_RATIO),
-            mixed=mean(GROUP_EFFECTIVE_RATIO_PROMPTS),
             shares={
                 part: mean(timing(part)) / mean(TIMING_S_STEP)
                 for part in ("generate", "reward", "update", "sync", "idle")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kray.plan_modes import MODES, NEED_LABELS, PlanConfig
+from kray.plan_modes import GROUP_LOWER, GROUP_VALUE, MODES, NEED_LABELS, PlanConfig
 from kray.planner import baselines
 from kray.planner.admitting import Offer, admits_at_once, choose, offer_of
 from kray.planner.baseline_value import BaselineValue
@@ -78,7 +78,7 @@ class KnapsackPlanner:
         self,
         mode: str = PlanConfig.mode,
         budget: int = PlanConfig.budget,
-        lower: int = 2,
+        lower: int = GROUP_LOWER,
         upper: int = PlanConfig.upper,
         beliefs: Beliefs | None = None,
         candidates: float = 1.0,
@@ -99,7 +99,7 @@ class KnapsackPlanner:
         Raises:
             ValueError: a setting is not allowed; the message names its key as in the configuration (plan.budget, ...).
         """
-        plan = PlanConfig(mode, budget, lower, upper, candidates=candidates, **{"value": "paper", **options})
+        plan = PlanConfig(mode, budget, lower, upper, candidates=candidates, **{"value": GROUP_VALUE, **options})
         self.settings = checked_plan(plan)
         self.beliefs = Beliefs() if beliefs is None else beliefs
         self.features = FeaturePrior() if self.settings.prior_features else None

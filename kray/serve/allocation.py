@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kray.plan_modes import PlanConfig
+from kray.plan_modes import GROUP_LOWER, GROUP_VALUE, PlanConfig
 from kray.planner import BaselineValue, BetaValue, CobaValue, GrpoValue, PointValue, solve
 from kray.planner.beliefs import PRIOR_PROMPTS
 from kray.planner.priors import fit_beta_binomial
@@ -39,10 +39,10 @@ class AllocationRequest:
     """
 
     budget: float
-    lower: int | Sequence[int] = PlanConfig.lower
+    lower: int | Sequence[int] = GROUP_LOWER
     upper: int | Sequence[int] = PlanConfig.upper
     cost: Sequence[float] | None = None
-    value: str = PlanConfig.value
+    value: str = GROUP_VALUE
     gain: str = PlanConfig.gain
     tau: float = PlanConfig.tau
     success_rate: Sequence[float] | None = None

@@ -21,7 +21,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, StringConstraints, model_validator
 
-from kray.plan_modes import GAINS, MARGINALS, MODES, UNITS, VALUES, WEIGHTS, PlanConfig
+from kray.plan_modes import (
+    GAINS,
+    GROUP_LOWER,
+    GROUP_VALUE,
+    MARGINALS,
+    MODES,
+    UNITS,
+    VALUES,
+    WEIGHTS,
+    PlanConfig,
+)
 from kray.serve.allocation import AllocationRequest, allocate
 from kray.serve.gate import Gate, Limits, Refusal, health
 from kray.serve.messages import Message, refuse_invalid_requests
@@ -57,10 +67,10 @@ class Allocate(Message):
     successes: list[NotNegative] | None = None
     trials: list[NotNegative] | None = None
     prior: tuple[Positive, Positive] | None = None
-    lower: Bound | list[Bound] = PlanConfig.lower
+    lower: Bound | list[Bound] = GROUP_LOWER
     upper: Bound | list[Bound] = PlanConfig.upper
     cost: list[Positive] | None = None
-    value: Literal[VALUES] = PlanConfig.value  # type: ignore[valid-type]
+    value: Literal[VALUES] = GROUP_VALUE  # type: ignore[valid-type]
     gain: Literal[GAINS] = PlanConfig.gain  # type: ignore[valid-type]
     tau: NotNegative = PlanConfig.tau
 
@@ -103,10 +113,10 @@ class Open(Message):
     prompt_ids: Annotated[list[Id], Field(min_length=1)]
     budget: Annotated[FiniteFloat, Field(ge=0, le=MAX_TOKENS)]
     mode: Literal[MODES] = PlanConfig.mode  # type: ignore[valid-type]
-    lower: Bound = PlanConfig.lower
+    lower: Bound = GROUP_LOWER
     upper: Bound = PlanConfig.upper
     unit: Literal[UNITS] = PlanConfig.unit  # type: ignore[valid-type]
-    value: Literal[VALUES] = PlanConfig.value  # type: ignore[valid-type]
+    value: Literal[VALUES] = GROUP_VALUE  # type: ignore[valid-type]
     gain: Literal[GAINS] = PlanConfig.gain  # type: ignore[valid-type]
     tau: NotNegative = PlanConfig.tau
     marginal: Literal[MARGINALS] = PlanConfig.marginal  # type: ignore[valid-type]

@@ -30,7 +30,8 @@ from kray.train.checkpoints import newest_checkpoint, read_state
 HALF, WHOLE = "run.steps=5", "run.steps=9"
 OPTIONS = {
     "as it comes": (),
-    "features": ("plan.prior_features=true", "plan.refit_every=3"),
+    # groups of two or more: with one label a visit features predict too little within eight steps
+    "features": ("plan.prior_features=true", "plan.refit_every=3", "train.baseline=group"),
     "features and kinds": ("plan.prior_features=true", "plan.prior_by=kind", "plan.refit_every=4"),
     "by source": ("plan.prior_by=source", "plan.refit_every=2"),
     "fixed prior": ("plan.fit_prior=false", "plan.prior_alpha=0.7"),
@@ -222,7 +223,8 @@ CASES = [
 def test_a_key_may_change_on_resume(tmp_path, before, after):
     assert train(begin(tmp_path, configured(tmp_path, HALF, *before))) is None
     record = Record()
-    more = begin(tmp_path, configured(tmp_path, "run.steps=9", *after), record)
+    # a plan may give a quarter of a step to the prompt that always fails
+    more = begin(tmp_path, configured(tmp_path, "run.steps=9", "run.max_failed_share=0.5", *after), record)
     assert train(more) is None
     assert more.state.step == 9
     assert all(np.isfinite(record.steps[step]["reward/mean"]) for step in range(6, 10))
