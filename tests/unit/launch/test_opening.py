@@ -21,15 +21,15 @@ def quickstart(tmp_path, monkeypatch) -> tuple[KrayConfig, LoadedPrompts]:
 
 def test_a_new_run_names_prompts_steps_and_duration(quickstart):
     what, how_long, where = opening(*quickstart, None, 0)
-    assert "1,024 prompts (arithmetic): 80 steps of up to 512 prompts and 512 rollouts" in what
+    assert "1,024 prompts (arithmetic): 40 steps of up to 512 prompts and 512 rollouts" in what
     assert "made first, once: about 2 min" in how_long
-    assert "before training, every 20 steps and after training; about 4 min in all" in how_long
+    assert "before training, every 10 steps and after training; about 3 min in all" in how_long
     assert "a new folder in ~/kray-runs; Ctrl-C saves" in where
 
 
 def test_a_resumed_run_names_its_step_and_folder(quickstart):
-    what, how_long, where = opening(*quickstart, Path("/runs/a"), 70)
-    assert what.startswith("going on after step 70 of 80")
+    what, how_long, where = opening(*quickstart, Path("/runs/a"), 30)
+    assert what.startswith("going on after step 30 of 40")
     assert "held-out prompts after training;" in how_long
     assert "in /runs/a;" in where
 
