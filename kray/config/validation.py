@@ -85,8 +85,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "plan.marginal": plan_rules.MARGINALS,
     "plan.weights": plan_rules.WEIGHTS,
     "plan.prior_by": ("kind", "source", "all"),
-    "prompts.train.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
-    "prompts.test.kind": ("arithmetic", "jsonl", "parquet", "huggingface", "reasoning_gym"),
+    "prompts.train.kind": ("arithmetic", "questions", "jsonl", "parquet", "huggingface", "reasoning_gym"),
+    "prompts.test.kind": ("arithmetic", "questions", "jsonl", "parquet", "huggingface", "reasoning_gym"),
     "prompts.train.prompt_format": ("auto", "text", "json"),
     "prompts.test.prompt_format": ("auto", "text", "json"),
     "model.dtype": ("float32", "bfloat16"),
@@ -217,7 +217,10 @@ def _model(config: KrayConfig) -> Iterator[Problem]:
     model, tiny = config.model, config.model.tiny
     keys = ("model.path", "model.tiny")
     if not model.path and tiny is None:
-        yield Problem(keys, "no model: set model.path (a Hugging Face folder or hub id) or a section model.tiny")
+        yield Problem(
+            keys,
+            "no model: set model.path (a folder, hub id or package) or a section model.tiny",
+        )
     if model.path and tiny is not None:
         yield Problem(keys, f"two models: model.path {model.path!r} and model.tiny; empty one (model.tiny=null)")
     if tiny is not None and tiny.hidden_size % (2 * tiny.heads):
@@ -272,8 +275,8 @@ def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
         yield Problem((f"{key}.path", f"{key}.kind"), f"{key}.path is empty: {key}.kind {source.kind} reads from it")
     if source.kind == "reasoning_gym" and not source.tasks:
         yield Problem((f"{key}.tasks",), f"{key}.tasks is empty: {key}.kind reasoning_gym needs at least one task name")
-    if source.kind == "arithmetic" and source.split not in ("train", "test"):
-        yield Problem((f"{key}.split",), f"{key}.split must be train or test for arithmetic, not {source.split!r}")
+    if source.kind in ("arithmetic", "questions") and source.split not in ("train", "test"):
+        yield Problem((f"{key}.split",), f"{key}.split must be train or test for {source.kind}, not {source.split!r}")
     for name in source.chat_template_kwargs:
         if name in NO_VARIABLES:
             text = f"{key}.chat_template_kwargs.{name} is set by kray; only variables of the chat template can be given"

@@ -9,6 +9,7 @@ from kray.config.schema import TinyPolicyConfig
 from kray.driver.prepare import LoadedPrompts
 from kray.monitor.durations import format_duration
 from kray.plan_modes import offered_prompts, offered_share
+from kray.train.packaged_model import folder_of_package, is_packaged
 from kray.train.tiny_files import folder_of
 
 # Seconds on two CPU cores without a GPU, measured with configs/quickstart.yaml (a tiny policy of 4 layers of width 128, one
@@ -48,6 +49,8 @@ def opening(config: KrayConfig, prompts: LoadedPrompts, folder: Path | None, ste
         f"evaluation on {tested:,} held-out prompts {', '.join(times[:-1])}{' and ' if times[:-1] else ''}{times[-1]}"
     )
     warmup = f"the tiny policy is made first, once: {_warmup(tiny)}; " if tiny and not _is_made(tiny) else ""
+    if is_packaged(config.model.path) and not (folder_of_package(config.model.path) / "config.json").is_file():
+        warmup = "the model is fetched and converted first, once; "
     seconds = _estimate_s(config, tested, step)
     if seconds is None:
         total = "the time left is printed with every step"

@@ -1,4 +1,4 @@
-"""Generate prompts: arithmetic, and the tasks of reasoning_gym. Equal seeds give equal prompts."""
+"""Generate prompts: arithmetic, questions, and the tasks of reasoning_gym. Equal seeds give equal prompts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
+from kray.prompts import questions
 from kray.prompts.arithmetic import KINDS, SPLITS, in_test, make_problems
 from kray.records import Prompt, derive_seed
 
@@ -45,6 +46,36 @@ def arithmetic_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
             metadata={"kind": problem.kind},
         )
         for index, problem in enumerate(problems)
+    ]
+
+
+def question_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
+    """Generate one-line questions in plain English, answered by a whole number.
+
+    Args:
+        source: size, seed, split, limit, tasks (kinds, which alternate; empty: all), and system and template.
+        verifier: Verifier of the prompts.
+
+    Returns:
+        The prompts, with "kind" in their metadata.
+
+    Raises:
+        DataError: An option of the source is invalid.
+    """
+    _check(source)
+    if unknown := [kind for kind in source.tasks if kind not in questions.KINDS]:
+        raise DataError(f"tasks.{unknown[0]}: questions have no such kind; they have {', '.join(questions.KINDS)}")
+    made = questions.make_questions(list(source.tasks) or questions.KINDS, _wanted(source), source.seed, source.split)
+    return [
+        Prompt(
+            id=f"questions/{source.split}/{index}",
+            answer=question.answer,
+            verifier=verifier,
+            source="questions",
+            text=question.text,
+            metadata={"kind": question.kind},
+        )
+        for index, question in enumerate(made)
     ]
 
 
