@@ -30,11 +30,13 @@ class Controls:
             theirs. The random order derives from (run seed, step).
         label_noise: Probability with which a reward is flipped (1 - r) before planner and learner see it. It derives from
             (run seed, step, prompt id, rollout index). Evaluations see the true rewards.
+        mixed_only: Groups whose rewards are all equal teach nothing, whatever was believed of their prompts.
     """
 
     oracle: str = ""
     shuffle_budgets: bool = False
     label_noise: float = 0.0
+    mixed_only: bool = False
 
     @property
     def knows_plan(self) -> bool:
@@ -77,13 +79,13 @@ def read_controls(keys: Mapping[str, Any], exact: bool, where: str) -> Controls:
         raise ConfigError(f"{where}: oracle must be true or one of {', '.join(filter(None, ORACLES))}, not {oracle!r}")
     if oracle and not exact:
         raise ConfigError(f"{where}: oracle needs exact: true")
-    shuffle = keys.get("shuffle_budgets", False)
-    if not isinstance(shuffle, bool):
-        raise ConfigError(f"{where}: shuffle_budgets must be true or false, not {shuffle!r}")
+    for name in ("shuffle_budgets", "mixed_only"):
+        if not isinstance(keys.get(name, False), bool):
+            raise ConfigError(f"{where}: {name} must be true or false, not {keys[name]!r}")
     noise = keys.get("label_noise", 0.0)
     if isinstance(noise, bool) or not (isinstance(noise, int | float) and 0 <= noise <= 1):
         raise ConfigError(f"{where}: label_noise must be a probability, not {noise!r}")
-    return Controls(oracle, shuffle, float(noise))
+    return Controls(oracle, keys.get("shuffle_budgets", False), float(noise), keys.get("mixed_only", False))
 
 
 def check_controls(controls: Controls, config: KrayConfig, where: str) -> None:
@@ -93,6 +95,8 @@ def check_controls(controls: Controls, config: KrayConfig, where: str) -> None:
         ConfigError: Names the key.
     """
     plan = config.plan
+    if controls.mixed_only and config.train.baseline != "belief":
+        raise ConfigError(f"{where}: mixed_only needs train.baseline belief, not {config.train.baseline}")
     wanted: list[tuple[str, str, tuple[str, ...]]] = []
     if controls.knows_plan:
         wanted += [

@@ -65,6 +65,8 @@ class ComparedTraining(Training):
             collected.plan_metrics[TIMING_S_EXACT] = self._rates_s
         if self._controls.knows_baseline:
             tell_baseline(collected, self._rates)
+        if self._controls.mixed_only:
+            silence_equal_groups(collected)
         self._append(VISITS, visit(step + 1, collected, self._rates))
 
     async def after_evaluation(self) -> None:
@@ -106,3 +108,10 @@ def tell_baseline(collected: CollectedStep, rates: Mapping[str, float]) -> None:
     for group in collected.groups:
         alpha, beta = known[group.prompt.id]
         group.belief = alpha, beta
+
+
+def silence_equal_groups(collected: CollectedStep) -> None:
+    """Take away the beliefs of groups whose rewards are all equal, so that their advantages are exactly 0."""
+    for group in collected.groups:
+        if not group.mixed:
+            group.belief = 0.0, 0.0

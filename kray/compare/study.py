@@ -10,7 +10,7 @@ A comparison is a YAML file:
     methods:                         # name -> keys put on top; what kray/compare/verdicts.py judges goes by these names
       uniform: {plan.mode: uniform}
       uniform_half: {plan.mode: uniform, times: 0.5}   # times: of the budget that all have
-      exact_p: {plan.mode: static, oracle: true}       # oracle, shuffle_budgets, label_noise: kray/compare/controls.py
+      exact_p: {plan.mode: static, oracle: true}       # oracle and others: kray/compare/controls.py
     curves: [...]                    # methods of the report's first figure, those beside kray that a reader knows
     tried: [...]                     # settings that were tried and did not separate, a sentence each, for the report
 

@@ -7,17 +7,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from kray.compare.controlled import ControlledPlanner, NoisyCollector, flips, known_beliefs
-from kray.compare.controls import Controls
-from kray.compare.method_run import tell_baseline
+from kray.compare.controls import Controls, check_controls
+from kray.compare.method_run import silence_equal_groups, tell_baseline
 from kray.config import KrayConfig
+from kray.config.train_schema import TrainConfig
+from kray.errors import ConfigError
 from kray.plan_modes import PlanConfig
 from kray.planner import KnapsackPlanner, PointValue, solve
 from kray.records import Allocation, Prompt, Rollout, RolloutGroup, derive_seed
 from kray.rewards.scorer import Outcome
 from kray.rollout.collected import CollectedStep
 from kray.rollout.collector import EVALUATION, TRAINING, Collector, Draw
+from kray.train.advantages import belief_advantages
 
 RATES = np.array([0.0, 0.01, 0.3, 0.6, 1.0])
 
@@ -147,6 +151,27 @@ def test_the_baseline_is_told_exact_rates():
     tell_baseline(CollectedStep(allocation, groups), {"a": 0.25, "b": 0.5, "c": 1.0})
     assert allocation.beliefs.tolist() == [[250_000, 750_000], [500_000, 500_000], [1e6, 1e-6]]
     assert [group.belief for group in groups] == [(1e6, 1e-6), (250_000, 750_000)]
+
+
+def test_groups_with_equal_rewards_teach_nothing_under_mixed_only():
+    def group(name: str, rewards: list[float]) -> RolloutGroup:
+        rollouts = [
+            Rollout(name, i, np.zeros(0), np.zeros(0), "stop", (), reward=reward) for i, reward in enumerate(rewards)
+        ]
+        return RolloutGroup(Prompt(name, "", "exact", "x", text="x"), (1,), rollouts, 1.0, (2.0, 1.0))
+
+    groups = [group("mixed", [1.0, 0.0, 0.0]), group("solved", [1.0, 1.0]), group("alone", [0.0])]
+    silence_equal_groups(CollectedStep(None, groups))
+    rewards = torch.tensor([rollout.reward for each in groups for rollout in each.rollouts])
+    beliefs = torch.tensor([each.belief for each in groups])
+    advantages = belief_advantages(rewards, torch.tensor([0, 0, 0, 1, 1, 2]), beliefs, scale=True)
+    assert advantages[:3].all()
+    assert not advantages[3:].any()
+
+
+def test_mixed_only_needs_the_belief_as_baseline():
+    with pytest.raises(ConfigError, match=r"m: mixed_only needs train\.baseline belief, not group"):
+        check_controls(Controls(mixed_only=True), KrayConfig(train=TrainConfig(baseline="group")), "m")
 
 
 class Scorer:
