@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kray.config import KrayConfig, kept_config
+from kray.driver.held_out import ComparedAnswer
 from kray.metrics import (
     BUDGET_MAX,
     BUDGET_MIN,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # jobs read reports without loading Ray
 
 # Seconds below which a part of a step is not shown: one digit after the point would be 0.
 SHORTEST_PART_S = 0.05
+# Characters of a prompt or response in the report.
+WIDTH = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Summary:
     left_out: dict[str, str]  # prompts in quarantine -> why
     open_command: str
     charts_url: str
+    answers: list[ComparedAnswer] = field(default_factory=list)
 
 
 def start_line(folder: Path, config: KrayConfig, train: int, test: int, resumed: int | None) -> str:
@@ -123,6 +127,7 @@ def end_report(summary: Summary) -> str:
         f"\n{ending} after {summary.steps} of {summary.of_steps} steps, {format_duration(summary.elapsed_s)}, "
         f"{summary.rollouts:,} rollouts, {summary.tokens:,} tokens\n"
         f"  held-out accuracy     {before} before, {after} after{greedy}, on {summary.test_prompts} prompts\n"
+        f"{_answers(summary.answers)}"
         f"  effective rollouts    {summary.effective:.0%} of all\n"
         f"  time in steps         {shares} (an engine is idle for {summary.shares['idle']:.0%})\n"
         f"  engines lost          {summary.engine_deaths}; {restarts}\n"
@@ -133,3 +138,23 @@ def end_report(summary: Summary) -> str:
         f"  resume                {bin}python jobs/train.py --config {kept} resume={summary.folder}\n"
         f"  evaluate              {bin}python jobs/evaluate.py {summary.folder}"
     )
+
+
+def _answers(answers: Sequence[ComparedAnswer]) -> str:
+    """Return lines with the greedy responses to held-out prompts before and after training."""
+    lines = []
+    for each in answers:
+        lines.append(f"  greedy answers to     {shorten(each.prompt)}")
+        for when, response, reward in (
+            ("before", each.before, each.reward_before),
+            ("after", each.after, each.reward_after),
+        ):
+            lines.append(f"    {when:<6} reward {reward:<4.2g}   {shorten(response)}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def shorten(text: str) -> str:
+    """Return text on one line, cut to WIDTH characters; characters that would move the cursor are escaped."""
+    line = " ".join(text.split())
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    return line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..."

@@ -63,7 +63,8 @@ class Evaluation:
     failures: list[Failure]
     by_kind: dict[str, tuple[int, float]]  # kind of prompt, where the source names one -> (prompts, accuracy)
     by_set: dict[str, tuple[int, float]]  # test set, where there are several -> (prompts, accuracy)
-    rows: list[dict[str, Any]]  # one per prompt: id, prompt, rendered_prompt, answer, accuracy, response
+    # One per prompt: id, prompt, rendered_prompt, answer, accuracy, the first response, and the greedy one with its reward.
+    rows: list[dict[str, Any]]
     conversations: dict[str, float] = field(default_factory=dict)  # see report.conversation_record
     entropy: float = float("nan")  # nats a token, see eval/entropy
 
@@ -148,6 +149,7 @@ def _summarise(
 ) -> Evaluation:
     means = np.array([group.rewards.mean() for group in sampled.groups])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
+    cold = {group.prompt.id: group.rollouts[0] for group in greedy.groups} if greedy is not None else {}
     whole = [group for group in sampled.groups if len(group.rollouts) == samples]  # pass@k needs them all
     solved = [int((group.rewards > SOLVED).sum()) for group in whole]
     lengths = [rollout.sampled_tokens for group in sampled.groups for rollout in group.rollouts]
@@ -170,6 +172,7 @@ def _summarise(
                 "answer": group.prompt.answer,
                 "accuracy": float(mean),
                 "response": group.rollouts[0].text,
+                **_greedy(cold.get(group.prompt.id)),
                 **_meaning(group),
             }
             for group, mean in zip(sampled.groups, means, strict=True)
@@ -186,6 +189,10 @@ def _entropy(rollouts: Sequence[Rollout]) -> float:
     """
     tokens = sum(rollout.sampled_tokens for rollout in rollouts)
     return -sum(float(rollout.logprobs.sum()) for rollout in rollouts) / tokens if tokens else float("nan")
+
+
+def _greedy(rollout: Rollout | None) -> dict[str, Any]:
+    return {} if rollout is None else {"greedy_response": rollout.text, "greedy_reward": rollout.reward}
 
 
 def _meaning(group: RolloutGroup) -> dict[str, str]:

@@ -21,6 +21,7 @@ from kray.driver.checkpointing import Checkpointing
 from kray.driver.components import Components, OfferedPrompts
 from kray.driver.console import Summary, evaluation_line, step_line
 from kray.driver.evaluation import Evaluation, judge
+from kray.driver.held_out import EVALUATIONS, compared_answers
 from kray.driver.output import Console
 from kray.driver.recorder import StepRecorder
 from kray.driver.state import RunState
@@ -235,6 +236,8 @@ class Training:
         else:
             self.last_evaluation = evaluation
         self.tracker.log_step(self.state.step, evaluation.metrics() | {TIMING_S_EVALUATE: evaluate_s})
+        if (count := self.config.track.samples) > 0:
+            self.tracker.log_table(self.state.step, evaluation.rows[:count], EVALUATIONS)
         self.console.print(evaluation_line(self.state.step, evaluation, when, evaluate_s))
         await self.after_evaluation()
 
@@ -250,6 +253,7 @@ class Training:
             accuracy_after=last.accuracy if last else None,
             greedy_after=last.greedy if last else None,
             test_prompts=len(self.components.test),
+            answers=compared_answers(self.store.run_folder) if self.config.model.tiny is None else [],
             effective=mean(TRAIN_EFFECTIVE_RATIO),
             shares={
                 part: mean(timing(part)) / mean(TIMING_S_STEP)
