@@ -27,7 +27,10 @@ def derive_seed(*parts: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the policy is asked, and what is needed to judge its response. Exactly one of text and messages is set."""
+    """What the policy is asked, and what is needed to judge its response. Exactly one of text and messages is set.
+
+    `columns` are further fields of its row, which reward functions get by name: text, numbers, lists and mappings.
+    """
 
     id: str
     answer: str
@@ -36,6 +39,7 @@ class Prompt:
     text: str | None = None
     messages: tuple[Mapping[str, str], ...] | None = None  # chat messages: {"role": ..., "content": ...}
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class EncodedPrompt(NamedTuple):
@@ -94,6 +98,7 @@ class Rollout:
     text: str = ""
     reward: float | None = None
     reward_detail: str = ""
+    reward_parts: Mapping[str, float] = field(default_factory=dict)  # value of each of reward.functions that applies
     sampled: np.ndarray | None = None
     turns: int = 1
 

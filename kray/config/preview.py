@@ -10,6 +10,7 @@ from kray.config.placement import amounts, cluster_rows, requested
 from kray.config.schema import KrayConfig
 from kray.plan_modes import offered_share
 from kray.records import Prompt
+from kray.reward_settings import judges_of, reward_functions
 
 
 def preview(
@@ -83,9 +84,27 @@ def _actors(config: KrayConfig) -> list[tuple[str, str]]:
         ("engines", f"{rollout.engines} x {amounts(rollout.cpus_per_engine, rollout.gpus_per_engine)}"),
         ("learner ranks", f"{train.ranks} x {amounts(train.cpus_per_rank, train.gpus_per_rank)}"),
         ("scorer processes", config.reward.url or f"{config.reward.workers}, in the driver's node"),
+        *_functions(config),
         *_environment(config),
         ("actors request", amounts(*requested(config))),
     ]
+
+
+def _functions(config: KrayConfig) -> list[tuple[str, str]]:
+    """Return each of reward.functions with its share in the reward, and the judges."""
+    functions = reward_functions(config.reward.functions)
+    whole = sum(abs(function.weight) for function in functions.values())
+    rows = [
+        (
+            f"reward of {name}",
+            f"{abs(function.weight) / whole:.0%}, {function.verifier}{', low values' if function.weight < 0 else ''}",
+        )
+        for name, function in functions.items()
+    ]
+    sources = (config.prompts.train.verifier, config.prompts.test.verifier)
+    judges = judges_of(config.reward, (config.reward.verifier, *sources))
+    places = dict.fromkeys(f"{judge.model} at {judge.url}" for judge in judges.values())
+    return rows + [("judge", place) for place in places]
 
 
 def _environment(config: KrayConfig) -> list[tuple[str, str]]:

@@ -33,6 +33,10 @@ class SourceConfig:
     answer_field: str = "answer"
     """Field with the right answer, which the verifier gets as text."""
 
+    columns: list[str] = field(default_factory=list)
+    """Further fields that reward functions get by name, as they are; a nested field is named by its last part. `["*"]`: all
+    but the prompt, and the answer under its last part. An answer that is a list or an object needs to be among them."""
+
     id_field: str = ""
     """Field with the prompt's id. Empty: `<source>:<row>`."""
 

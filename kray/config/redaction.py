@@ -67,8 +67,9 @@ def refer(key: str, value: str) -> list[tuple[str, str]]:
 
 
 def is_secret_key(key: str) -> bool:
-    """Return whether a dotted key lies in free-form options and its name indicates a secret."""
-    return ".options." in f".{key}" and bool(_NAME.search(key.rpartition(".")[2]))
+    """Return whether a dotted key lies in free-form options or fields and its name indicates a secret."""
+    free = any(part in f".{key}" for part in (".options.", ".judge.request."))
+    return free and bool(_NAME.search(key.rpartition(".")[2]))
 
 
 def _hide_passwords(text: str) -> str:

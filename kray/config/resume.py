@@ -77,9 +77,9 @@ def note_changes(config: KrayConfig, folder: Path) -> list[str]:
         if key != "resume"
     ]
     source = config.prompts.train
-    # whether reward.verifier scores the training prompts
+    # whether reward.verifier, or the functions that it stands for, scores the training prompts
     scores = source.kind != "reasoning_gym" and not source.verifier
-    settled = (*SETTLED, "reward.verifier") if scores else SETTLED
+    settled = (*SETTLED, "reward.verifier", "reward.functions") if scores else SETTLED
     for key, old, new in changed:
         if key.startswith(settled):
             raise ConfigError(

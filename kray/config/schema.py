@@ -2,8 +2,8 @@
 
 A file gives any subset of the keys; `a.b=c` on the command line overrides one. A key that is not declared here is an error. A
 field whose name would be a Python keyword has a trailing underscore here and none in files: `async_` is the section `async`.
-The sections `plan` (kray/plan_modes.py), `prompts` (kray/config/prompts_schema.py), `train` and `async`
-(kray/config/train_schema.py) are declared in files of their own.
+The sections `plan` (kray/plan_modes.py), `reward` (kray/reward_settings.py), `prompts` (kray/config/prompts_schema.py), `train`
+and `async` (kray/config/train_schema.py) are declared in files of their own.
 docs/reference/configuration.md is generated from the text under each field.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 from kray.config.prompts_schema import PromptsConfig
 from kray.config.train_schema import AsyncConfig, TrainConfig
 from kray.plan_modes import PlanConfig
+from kray.reward_settings import RewardConfig
 
 
 @dataclass
@@ -210,36 +211,6 @@ class RolloutConfig:
     probe_tolerance: float = 0.0
     """Largest allowed difference between the engine's and the learner's log-probabilities of the probe, in nats. 0: 1e-3 in
     float32, 0.1 in bfloat16."""
-
-
-@dataclass
-class RewardConfig:
-    """How responses are scored."""
-
-    verifier: str = "exact"
-    """math, exact, code, reasoning_gym or pkg.module:function."""
-
-    options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the verifier."""
-
-    workers: int = 1
-    """Scorer processes."""
-
-    timeout_s: float = 10.0
-    """Deadline for one response in seconds. After it the reward is 0 and the process is replaced."""
-
-    memory_gib: float = 4.0
-    """Memory limit of one scorer process in GiB. Above it the verifier gets a MemoryError. 0: no limit."""
-
-    url: str = ""
-    """Address of a reward service (`jobs/serve.py rewards`) that scores instead of local processes; its own settings then
-    replace `workers`, `timeout_s` and `memory_gib`. Empty: local processes."""
-
-    key_env: str = "KRAY_API_KEY"
-    """Environment variable of the driver with the key of the service. Unset: no key is sent."""
-
-    deadline_s: float = 300.0
-    """Deadline for the answer of the service in seconds, all attempts together. After it the responses are data failures."""
 
 
 @dataclass

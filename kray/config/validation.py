@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kray import plan_modes as plan_rules
+from kray import reward_settings as reward_rules
 from kray.config.export import flat
 from kray.config.prompts_schema import SourceConfig
 from kray.config.reading import attribute
@@ -42,6 +43,7 @@ LIMITS: dict[str, str] = {
         model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
         model.tiny.batch_size model.lora.rank plan.budget plan.upper rollout.engines rollout.max_response_tokens
         rollout.max_sequences rollout.split rollout.max_attempts reward.workers environment.max_turns
+        reward.judge.max_tokens reward.judge.concurrency
         environment.workers train.ranks train.updates train.epochs
         train.microbatch_tokens track.every evaluate.samples plan.rounds plan.max_wait plan.refit_every
         """,
@@ -51,7 +53,8 @@ LIMITS: dict[str, str] = {
         prompts.train.seed prompts.test.seed rollout.cpus_per_engine rollout.gpus_per_engine rollout.max_context_tokens
         rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps
         train.weight_decay train.grad_clip train.clip_high train.constant_tokens train.advantage_clip train.tis train.kl
-        evaluate.every track.samples track.traces reward.memory_gib train.max_nonfinite train.advantage_floor train.max_kl
+        evaluate.every track.samples track.traces reward.memory_gib reward.judge.temperature
+        reward.judge.prompt_price reward.judge.completion_price train.max_nonfinite train.advantage_floor train.max_kl
         model.tiny.draft_digits
         plan.lower plan.token_budget plan.in_flight plan.tau plan.pilot plan.target_groups rollout.min_engines
         async.max_staleness
@@ -61,7 +64,7 @@ LIMITS: dict[str, str] = {
     "above 0": """
         model.tiny.lr model.lora.alpha plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib
         rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s rollout.idle_s reward.timeout_s train.eps
-        reward.deadline_s environment.step_timeout_s train.timeout_s evaluate.temperature
+        reward.deadline_s reward.judge.deadline_s environment.step_timeout_s train.timeout_s evaluate.temperature
         """,
     "in [0, 1]": """
         run.max_failed_share plan.discount train.clip_low train.lr_final model.tiny.clean_share model.tiny.tool_share
@@ -98,9 +101,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.lr_scaling": ("none", "sqrt", "linear"),
     "track.log_model": ("", "log", "register"),
 }
-
-# Built-in verifiers; pkg.module:function is allowed as well.
-VERIFIERS = ("math", "exact", "code", "reasoning_gym")
 
 # Built-in environments; pkg.module:Class is allowed as well.
 ENVIRONMENTS = ("calculator", "tools")
@@ -235,24 +235,13 @@ def _model(config: KrayConfig) -> Iterator[Problem]:
 def _prompts(config: KrayConfig) -> Iterator[Problem]:
     yield from _source("prompts.train", config.prompts.train)
     yield from _source("prompts.test", config.prompts.test)
-    verifiers = {
-        "reward.verifier": config.reward.verifier,
-        "prompts.train.verifier": config.prompts.train.verifier,
-        "prompts.test.verifier": config.prompts.test.verifier,
-    }
-    for key, name in verifiers.items():
-        inherits = not name and key != "reward.verifier"
-        if not (inherits or name in VERIFIERS or _is_path(name)):
-            known = f"{', '.join(VERIFIERS)} or pkg.module:function"
-            yield Problem((key,), f"{key} must be one of {known}, not {name!r}{_near(name, VERIFIERS)}")
     own_s = config.reward.options.get("timeout_s", CODE_TIMEOUT_S)
     if config.reward.verifier == "code" and isinstance(own_s, int | float) and own_s >= config.reward.timeout_s:
         text = f"reward.options.timeout_s {own_s:g} (of the code verifier) must be below reward.timeout_s"
         yield Problem(("reward.options.timeout_s", "reward.timeout_s"), f"{text} {config.reward.timeout_s:g}")
-    if config.reward.url and not config.reward.url.startswith(("http://", "https://")):
-        yield Problem(("reward.url",), f"reward.url must begin with http:// or https://, not {config.reward.url!r}")
-    if "@" in config.reward.url:
-        yield Problem(("reward.url",), "reward.url must not hold a user or password: reward.key_env names the key")
+    sources = {f"prompts.{part}.verifier": getattr(config.prompts, part).verifier for part in ("train", "test")}
+    for keys, text in reward_rules.contradictions(config.reward, sources):
+        yield Problem(keys, text)
 
 
 def _is_path(name: str) -> bool:

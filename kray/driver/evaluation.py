@@ -13,13 +13,14 @@ import numpy as np
 from kray.config import KrayConfig
 from kray.config.schema import EvaluateConfig
 from kray.driver.components import Components, sampling
-from kray.driver.step_metrics import conversation_record
+from kray.driver.step_metrics import conversation_record, function_means, judge_record
 from kray.metrics import (
     EVAL_ACCURACY,
     EVAL_ACCURACY_OF_SET,
     EVAL_ACCURACY_SE,
     EVAL_ENTROPY,
     EVAL_FAILED,
+    EVAL_FUNCTION,
     EVAL_GREEDY_ACCURACY,
     EVAL_MEAN_LENGTH,
     EVAL_PASS_AT,
@@ -67,6 +68,8 @@ class Evaluation:
     rows: list[dict[str, Any]]
     conversations: dict[str, float] = field(default_factory=dict)  # see report.conversation_record
     entropy: float = float("nan")  # nats a token, see eval/entropy
+    functions: dict[str, float] = field(default_factory=dict)  # mean value of each of reward.functions
+    judges: dict[str, float] = field(default_factory=dict)  # metrics of what judges were asked for
 
     @property
     def failed(self) -> int:
@@ -81,7 +84,8 @@ class Evaluation:
             EVAL_FAILED: self.failed,
         }
         named |= {EVAL_PASS_AT.of(k): value for k, value in self.pass_at.items()}
-        named |= {EVAL_MEAN_LENGTH: self.mean_tokens}
+        named |= {EVAL_MEAN_LENGTH: self.mean_tokens} | self.judges
+        named |= {EVAL_FUNCTION.of(name): value for name, value in self.functions.items()}
         if isfinite(self.entropy):
             named[EVAL_ENTROPY] = self.entropy
         named |= {EVAL_ACCURACY_OF_SET.of(name): accuracy for name, (_, accuracy) in self.by_set.items()}
@@ -122,7 +126,9 @@ async def evaluate(
     if settings.greedy:
         cold = replace(draw, sampling=replace(sampling, temperature=0.0, top_p=1.0, top_k=0))
         greedy = await collector.collect(FixedPlan(ids, 1), prompts, cold, EVALUATION)
-    return _summarise(sampled, greedy, settings.samples, partial(as_read, tokenizer=collector.tokenizer))
+    found = _summarise(sampled, greedy, settings.samples, partial(as_read, tokenizer=collector.tokenizer))
+    found.judges = judge_record(getattr(collector.scorer, "usage", None))
+    return found
 
 
 async def judge(config: KrayConfig, components: Components, collector: Collector, version: int) -> Evaluation:
@@ -153,6 +159,7 @@ def _summarise(
     whole = [group for group in sampled.groups if len(group.rollouts) == samples]  # pass@k needs them all
     solved = [int((group.rewards > SOLVED).sum()) for group in whole]
     lengths = [rollout.sampled_tokens for group in sampled.groups for rollout in group.rollouts]
+    functions = function_means([rollout for group in sampled.groups for rollout in group.rollouts])
     return Evaluation(
         prompts=len(sampled.groups),
         samples=samples,
@@ -172,6 +179,7 @@ def _summarise(
                 "answer": group.prompt.answer,
                 "accuracy": float(mean),
                 "response": group.rollouts[0].text,
+                **{f"reward_{name}": group.rollouts[0].reward_parts.get(name) for name in functions},
                 **_greedy(cold.get(group.prompt.id)),
                 **_meaning(group),
             }
@@ -179,6 +187,7 @@ def _summarise(
         ],
         conversations=conversation_record([rollout for group in sampled.groups for rollout in group.rollouts]),
         entropy=_entropy([rollout for group in sampled.groups for rollout in group.rollouts]),
+        functions=functions,
     )
 
 

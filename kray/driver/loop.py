@@ -26,6 +26,7 @@ from kray.driver.output import Console
 from kray.driver.recorder import StepRecorder
 from kray.driver.state import RunState
 from kray.driver.step import StepRunner, timed
+from kray.driver.step_metrics import judge_record
 from kray.driver.stop import Stop, Stopped, end
 from kray.driver.workers import Workers
 from kray.errors import InfrastructureError
@@ -300,7 +301,7 @@ class Training:
             await self._served_changed.wait()
 
     def _run_metrics(self) -> dict[str, float]:
-        """Return metrics of the pool, of progress and of memory."""
+        """Return metrics of the pool, of progress, of judges and of memory."""
         pool = self.workers.pool
         return {
             POOL_ENGINES: pool.serving,
@@ -313,6 +314,7 @@ class Training:
             PROGRESS_ROLLOUTS: self.state.rollouts,
             PROGRESS_TOKENS: self.state.tokens,
             PROGRESS_EPOCH: self.state.visits / len(self.components.train),
+            **judge_record(getattr(self.workers.scorer, "usage", None)),
             MEMORY_DRIVER_GIB: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
 

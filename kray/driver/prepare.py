@@ -58,7 +58,7 @@ class LoadedSource:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle prompts as tuples: several times faster than as objects."""
-        rows = [(p.id, p.answer, p.verifier, p.source, p.text, p.messages, p.metadata) for p in self.prompts]
+        rows = [(p.id, p.answer, p.verifier, p.source, p.text, p.messages, p.metadata, p.columns) for p in self.prompts]
         return _loaded_source, (self.part, self.key, self.source, rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -11,12 +12,15 @@ from kray.metrics import (
     COMPLETIONS_MAX_LENGTH,
     COMPLETIONS_MEAN_LENGTH,
     FRAC_REWARD_ZERO_STD,
+    JUDGE_COST,
     REWARD_FAILED,
+    REWARD_FUNCTION,
     REWARD_MEAN,
     REWARD_STD,
     declared,
 )
 from kray.records import Rollout
+from kray.rewards.judge import JudgeUsage
 from kray.rollout.collected import CollectedStep
 
 
@@ -37,8 +41,28 @@ def step_record(collected: CollectedStep, update: dict[str, float]) -> dict[str,
         COMPLETIONS_MEAN_LENGTH: float(lengths.mean()) if some else nan,
         COMPLETIONS_MAX_LENGTH: float(lengths.max()) if some else nan,
         COMPLETIONS_CLIPPED_RATIO: float(cut.mean()) if some else nan,
+        **{REWARD_FUNCTION.of(name): value for name, value in function_means(rollouts).items()},
         **{declared("environment", name): value for name, value in conversation_record(rollouts).items()},
     }
+
+
+def function_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Return the mean value of each of reward.functions over the rollouts to which it applies, by name."""
+    names = sorted({name for rollout in rollouts for name in rollout.reward_parts})
+    return {
+        name: float(np.mean([rollout.reward_parts[name] for rollout in rollouts if name in rollout.reward_parts]))
+        for name in names
+    }
+
+
+def judge_record(usage: JudgeUsage | None) -> dict[str, float]:
+    """Return the metrics of what judges were asked for; {} without judges, no cost without prices."""
+    if usage is None:
+        return {}
+    counts: dict[str, float] = {
+        declared("judge", name): float(count) for name, count in asdict(usage).items() if name != "cost"
+    }
+    return counts | ({JUDGE_COST: usage.cost} if usage.cost else {})
 
 
 def conversation_record(rollouts: Sequence[Rollout]) -> dict[str, float]:

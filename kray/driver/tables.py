@@ -78,6 +78,7 @@ def sample_rows(
                 "answer": group.prompt.answer,
                 **({"meaning": meaning} if meaning else {}),
                 "reward": rollout.reward,
+                **{f"reward_{name}": value for name, value in rollout.reward_parts.items()},
                 "detail": rollout.reward_detail,
                 "belief": round(belief, 4),
                 "budget": budget,

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,11 @@ from kray.config import KrayConfig, RewardConfig, SourceConfig
 from kray.driver.components import Components, engine_spec
 from kray.driver.stop import Stop
 from kray.environments.workers import EnvironmentWorkers
+from kray.errors import ConfigError
 from kray.prompts.sources import test_sources
+from kray.reward_settings import FUNCTIONS, JUDGE, function_key, judges_of, reward_functions
+from kray.rewards.composed import ComposedScorer
+from kray.rewards.judge import Judge, JudgeUsage, api_key
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import EVALUATION, TRAINING, Collector
@@ -63,7 +68,8 @@ class Workers:
         )
         self.restarts = {"learner": 0, "driver": 0}
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label)
-        self.scorer = make_scorer(config.reward)
+        sources = [config.prompts.train, *test_sources(config.prompts).values()]
+        self.scorer = make_scorer(config.reward, [source.verifier for source in sources])
         self.environments = (
             EnvironmentWorkers(config.environment, config.reward.memory_gib) if config.environment.name else None
         )
@@ -157,10 +163,40 @@ class Workers:
             self.environments.close()
 
 
-def make_scorer(reward: RewardConfig) -> Scorer | RemoteScorer:
-    """Return the scorer of a run: processes on this node, or the service that reward.url names."""
-    options = dict(reward.options)
+def make_scorer(reward: RewardConfig, verifiers: Iterable[str] = ()) -> Scorer | RemoteScorer | ComposedScorer:
+    """Return the scorer of a run: processes on this node or the service that reward.url names, and the judges.
+
+    Args:
+        reward: How responses are scored.
+        verifiers: Those of the sources of prompts, "" where they have that of `reward`.
+
+    Raises:
+        ConfigError: A judge cannot be used.
+    """
+    used = {reward.verifier, *verifiers}
+    functions = reward_functions(reward.functions if FUNCTIONS in used else {})
+    # The judges' names never reach the base.
+    named = {
+        function_key(name): (function.verifier, function.options)
+        for name, function in functions.items()
+        if function.verifier != JUDGE
+    }
+    # Imported when a process starts.
+    default = next(iter(named), "exact") if reward.verifier in (JUDGE, FUNCTIONS) else reward.verifier
+    options = {} if reward.verifier in (JUDGE, FUNCTIONS) else dict(reward.options)
+    base: Scorer | RemoteScorer
     if reward.url:
         key = os.environ.get(reward.key_env, "").strip()
-        return RemoteScorer(reward.url, key, reward.verifier, options, reward.deadline_s)
-    return Scorer(reward.verifier, options, reward.workers, reward.timeout_s, memory_gib=reward.memory_gib)
+        base = RemoteScorer(reward.url, key, default, options, reward.deadline_s, named)
+    else:
+        base = Scorer(default, options, reward.workers, reward.timeout_s, memory_gib=reward.memory_gib, named=named)
+    if not used & {JUDGE, FUNCTIONS}:
+        return base
+    usage = JudgeUsage()
+    try:
+        judges = judges_of(reward, used)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return ComposedScorer(
+        base, {key: Judge(judge, api_key(judge), usage) for key, judge in judges.items()}, functions, usage
+    )

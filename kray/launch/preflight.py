@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kray.config import KrayConfig
 from kray.errors import ConfigError, DataError
 from kray.records import Prompt
+from kray.reward_settings import FUNCTIONS, JUDGE, judges_of, reward_functions
 
 if TYPE_CHECKING:
     from kray.driver.prepare import LoadedPrompts
@@ -34,13 +37,8 @@ def check_prompts(config: KrayConfig, train: list[Prompt], test: list[Prompt]) -
         ConfigError: A verifier or the environment cannot be used, or a step needs more prompts than there are.
     """
     from kray.environments import check_environment
-    from kray.rewards import check_answer, check_verifier
 
-    for name in sorted({prompt.verifier for prompt in train + test}):
-        try:
-            check_verifier(name, **(config.reward.options if name == config.reward.verifier else {}))
-        except (ValueError, ImportError, AttributeError, TypeError) as error:
-            raise ConfigError(f"reward.verifier: {error}") from error
+    checks = {name: _checks(config, name) for name in sorted({prompt.verifier for prompt in train + test})}
     if config.environment.name:
         try:
             check_environment(config.environment.name, config.environment.options)
@@ -48,10 +46,52 @@ def check_prompts(config: KrayConfig, train: list[Prompt], test: list[Prompt]) -
             raise ConfigError(f"environment: {error}") from error
     for prompt in train + test:
         try:
-            check_answer(prompt.verifier, prompt.answer)
+            for check in checks[prompt.verifier]:
+                check(prompt)
         except ValueError as error:
             raise DataError(f"prompt {prompt.id}: {error}") from error
     if config.prompts.per_step > len(train):
         raise ConfigError(
             f"prompts.per_step is {config.prompts.per_step}, but there are only {len(train)} training prompts"
         )
+
+
+def _checks(config: KrayConfig, name: str) -> list[Callable[[Prompt], object]]:
+    """Check a verifier, or the functions and judges that it stands for.
+
+    Returns:
+        Checks of a prompt that raise ValueError where it cannot be scored, one for each function and judge.
+
+    Raises:
+        ConfigError: One cannot be used.
+    """
+    from kray.rewards import check_prompt, check_verifier
+    from kray.rewards.judge import api_key
+    from kray.rewards.judge_text import judge_request
+
+    reward = config.reward
+    try:
+        judges = judges_of(reward, [name])
+        if name == FUNCTIONS:
+            functions = reward_functions(reward.functions)
+            asked = [
+                (f"reward.functions.{key}", function.verifier, function.options) for key, function in functions.items()
+            ]
+        else:
+            asked = [("reward.verifier", name, reward.options if name == reward.verifier else {})]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for judge in judges.values():
+        api_key(judge)
+    checks: list[Callable[[Prompt], object]] = [
+        partial(lambda prompt, judge: judge_request(judge, prompt, ""), judge=judge) for judge in judges.values()
+    ]
+    for key, verifier, options in asked:
+        if verifier == JUDGE:
+            continue
+        try:
+            check_verifier(verifier, **options)
+        except (ValueError, ImportError, AttributeError, TypeError) as error:
+            raise ConfigError(f"{key}: {error}") from error
+        checks.append(partial(check_prompt, verifier, options=options))
+    return checks

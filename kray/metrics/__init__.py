@@ -114,6 +114,19 @@ REWARD_FAILED = metric(
     prometheus="kray_failed_rollouts_total",
     prometheus_kind="sum",
 )
+REWARD_FUNCTION = family(
+    "reward/function_<name>",
+    "reward",
+    "mean value of one of `reward.functions`, as it gives it, over the step's rollouts to which it applies",
+)
+JUDGE_REQUESTS = metric("judge/requests", "count", "requests to judges since the driver started, evaluations included")
+JUDGE_RETRIES = metric("judge/retries", "count", "those of them that repeated one that an outage had lost")
+JUDGE_FAILURES = metric("judge/failures", "responses", "responses without a verdict since the driver started")
+JUDGE_PROMPT_TOKENS = metric("judge/prompt_tokens", "tokens", "tokens of these requests, as the endpoint counts them")
+JUDGE_COMPLETION_TOKENS = metric("judge/completion_tokens", "tokens", "tokens of the judges' replies")
+JUDGE_COST = metric(
+    "judge/cost", "currency", "cost of these tokens, where `reward.judge.prompt_price` or the other is set"
+)
 FRAC_REWARD_ZERO_STD = metric("frac_reward_zero_std", "ratio", "groups whose rewards are all equal")
 COMPLETIONS_MEAN_LENGTH = metric(
     "completions/mean_length",
@@ -315,6 +328,11 @@ EVAL_EXACT_ACCURACY = metric(
 EVAL_ACCURACY_SE = metric("eval/accuracy_se", "ratio", "standard error of eval/accuracy over prompts")
 EVAL_PASS_AT = family(
     "eval/pass_at_<k>", "ratio", "probability that one of k sampled responses solves a test prompt, without bias"
+)
+EVAL_FUNCTION = family(
+    "eval/function_<name>",
+    "reward",
+    "mean value of one of `reward.functions` over sampled responses to the test prompts",
 )
 EVAL_ENTROPY = metric(
     "eval/entropy",

@@ -88,8 +88,13 @@ class ObservedPool(Protocol):
 class ObservedScorer(Protocol):
     """The reward workers of a run; counts of responses that took too long, and of workers that were replaced."""
 
-    timeouts: int
-    restarts: int
+    @property
+    def timeouts(self) -> int:
+        """Responses that took too long."""
+
+    @property
+    def restarts(self) -> int:
+        """Workers that were replaced."""
 
 
 class ObservedWorkers(Protocol):

@@ -19,6 +19,8 @@ from kray.prompts.columns import parse_json, read_fields, reader
 
 # Rows of a columnar file that are converted at once.
 _BATCH_ROWS = 1024
+# In a source's columns: all of them.
+ALL_COLUMNS = "*"
 # Longest line, in bytes; a longer one is probably a file without line ends.
 _LINE_BYTES = 64 << 20
 
@@ -183,8 +185,11 @@ def huggingface_rows(source: SourceConfig) -> Iterator[Row]:
 
 def _columns(source: SourceConfig, names: list[str], place: str) -> list[str]:
     """Return the columns that hold the configured fields."""
+    if ALL_COLUMNS in source.columns:
+        return names
     columns = []
-    for field in filter(None, (source.prompt_field, source.answer_field, source.id_field, source.kind_field)):
+    needed = (source.prompt_field, source.answer_field, source.id_field, source.kind_field, *source.columns)
+    for field in filter(None, needed):
         column = field if field in names else field.split(".")[0]
         if column not in names:
             raise DataError(f'{place}: field "{field}" is missing (fields: {", ".join(names)})')

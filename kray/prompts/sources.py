@@ -17,6 +17,7 @@ from kray.errors import ConfigError, DataError
 from kray.metrics import EVAL_ACCURACY_OF_SET
 from kray.prompts.fields import FORMATS, content, scalar
 from kray.prompts.generated import arithmetic_prompts, question_prompts, reasoning_prompts
+from kray.prompts.row_columns import answer_text, columns_of
 from kray.prompts.rows import Row, huggingface_rows, jsonl_rows, parquet_rows
 from kray.records import Prompt
 
@@ -166,7 +167,9 @@ class _Repeats:
         """Record a row and return whether an earlier row has the same prompt and answer."""
         text = prompt.text if prompt.messages is None else [dict(message) for message in prompt.messages]
         question = _digest(json.dumps(text, sort_keys=True).encode())
-        both = _digest(question + prompt.answer.encode())
+        # Without an answer, the columns are what a response is compared with.
+        right = prompt.answer or json.dumps(prompt.columns, sort_keys=True, default=str)
+        both = _digest(question + right.encode())
         if both in self.places:
             self.repeated += 1
             self.example = self.example if self.example[0] else (place, self.places[both])
@@ -219,10 +222,11 @@ def _prompt(row: Row, source: SourceConfig, verifier: str) -> Prompt:
     text, messages = content(row, source.prompt_field, source.prompt_format)
     return Prompt(
         id=scalar(row, source.id_field) if source.id_field else f"{row.source}:{row.number}",
-        answer=scalar(row, source.answer_field) if source.answer_field else "",
+        answer=answer_text(row, source) if source.answer_field else "",
         verifier=verifier,
         source=row.source,
         text=text,
         messages=messages,
         metadata={"kind": scalar(row, source.kind_field)} if source.kind_field else {},
+        columns=columns_of(row, source) if source.columns else {},
     )

@@ -5,6 +5,18 @@ under a deadline. Importing this package loads none of the verifiers' libraries:
 """
 
 from kray.rewards.scorer import Outcome, Scorer
-from kray.rewards.verifiers import VERIFIERS, Reward, check_answer, check_verifier, load_verifier, score
+from kray.rewards.signatures import Sample
+from kray.rewards.verifiers import VERIFIERS, Reward, check_answer, check_prompt, check_verifier, load_verifier, score
 
-__all__ = ["VERIFIERS", "Outcome", "Reward", "Scorer", "check_answer", "check_verifier", "load_verifier", "score"]
+__all__ = [
+    "VERIFIERS",
+    "Outcome",
+    "Reward",
+    "Sample",
+    "Scorer",
+    "check_answer",
+    "check_prompt",
+    "check_verifier",
+    "load_verifier",
+    "score",
+]

@@ -19,10 +19,11 @@ import contextlib
 import json
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kray.rewards.scorer import Outcome
+from kray.rewards.signatures import Sample
 
 # Answers, and characters of responses and right answers, in one request.
 CHUNK_ITEMS = 64
@@ -33,8 +34,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 # HTTP statuses that are worth another attempt; 404: the service is being deployed or removed.
 _RETRIED = (404, 408, 425, 429, 500, 502, 503, 504)
 
-# Verifier or "", response, answer.
-Item = tuple[str, str, str]
+# Verifier or "", response, right answer or Sample.
+Item = tuple[str, str, Any]
 
 
 class RemoteScorer:
@@ -54,6 +55,7 @@ class RemoteScorer:
         verifier_default: str,
         options: dict[str, Any] | None = None,
         deadline_s: float = 300.0,
+        named: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
     ) -> None:
         """Create the client; connections open when first needed.
 
@@ -63,11 +65,13 @@ class RemoteScorer:
             verifier_default: Verifier of items that name none.
             options: Keyword arguments of the default verifier.
             deadline_s: Seconds for one request with all its attempts.
+            named: Name -> (verifier, its keyword arguments) of further names that items may have as their verifier.
         """
         self.url = url.rstrip("/") + "/v1/score"
         self._key = key
         self.verifier_default = verifier_default
         self.options = dict(options or {})
+        self.named = {name: (verifier, dict(given)) for name, (verifier, given) in (named or {}).items()}
         self.deadline_s = deadline_s
         self.timeouts = self.failures = self.restarts = self.retries = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -79,7 +83,7 @@ class RemoteScorer:
         """Score answers.
 
         Args:
-            items: (verifier or "", response, answer) each.
+            items: (verifier or "", response, answer or Sample) each.
 
         Returns:
             Their outcomes, in the same order.
@@ -90,18 +94,25 @@ class RemoteScorer:
         if self._closed:
             raise _error("is closed")
         self._open()
-        requests = [asyncio.create_task(self._request(chunk)) for chunk in chunks(list(items))]
+        # A request has one default verifier with its options: items of each name go into requests of their own.
+        grouped: dict[str, list[tuple[int, Item]]] = {}
+        for index, item in enumerate(items):
+            grouped.setdefault(item[0] if item[0] in self.named else "", []).append((index, item))
+        parts = [(name, part) for name, group in grouped.items() for part in chunks([item for _, item in group])]
+        requests = [asyncio.create_task(self._request(part, name)) for name, part in parts]
         try:
-            parts = await asyncio.gather(*requests)
+            answered = await asyncio.gather(*requests)
         finally:
             for request in requests:
                 request.cancel()
-        outcomes = [outcome for part in parts for outcome in part]
+        indices = [index for group in grouped.values() for index, _ in group]
+        found = dict(zip(indices, (outcome for part in answered for outcome in part), strict=True))
+        outcomes = [found[index] for index in range(len(found))]
         self.timeouts += sum(outcome.timed_out for outcome in outcomes)
         self.failures += sum(outcome.reward is None for outcome in outcomes)
         return outcomes
 
-    async def score_one(self, verifier: str, response: str, answer: str) -> Outcome:
+    async def score_one(self, verifier: str, response: str, answer: Any) -> Outcome:
         """Score one answer; see `score`."""
         return (await self.score([(verifier, response, answer)]))[0]
 
@@ -124,13 +135,14 @@ class RemoteScorer:
         self._loop, self._slots = loop, asyncio.Semaphore(MAX_CONCURRENT)
         self._session = aiohttp.ClientSession(headers=headers)
 
-    async def _request(self, items: list[Item]) -> list[Outcome]:
-        """Return the outcomes of one request, sent as often as needed."""
-        body = {
-            "verifier": self.verifier_default,
-            "options": self.options,
-            "items": [{"verifier": verifier, "response": given, "answer": answer} for verifier, given, answer in items],
-        }
+    async def _request(self, items: list[Item], name: str = "") -> list[Outcome]:
+        """Return the outcomes of one request, sent as often as needed; all of its items have the same name of `named`."""
+        default, options = self.named.get(name, (self.verifier_default, self.options))
+        try:
+            written = [_item("" if name else verifier, given, subject) for verifier, given, subject in items]
+        except (TypeError, ValueError) as error:
+            return _failed(len(items), f"a column cannot be sent to the reward service: {error}")
+        body = {"verifier": default, "options": options, "items": written}
         deadline = asyncio.get_running_loop().time() + self.deadline_s
         pause = FIRST_PAUSE_S
         while True:
@@ -143,7 +155,7 @@ class RemoteScorer:
                 raise _error(f"{self.url} refuses the key: {reply}")
             if status == 413 and len(items) > 1:
                 half = len(items) // 2
-                return await self._request(items[:half]) + await self._request(items[half:])
+                return await self._request(items[:half], name) + await self._request(items[half:], name)
             if status and status not in _RETRIED:
                 return _failed(len(items), f"the reward service refused the request ({status}): {reply}")
             # Jitter, so that many clients do not return at once.
@@ -181,13 +193,21 @@ def chunks(items: list[Item]) -> list[list[Item]]:
     parts: list[list[Item]] = []
     characters = 0
     for item in items:
-        size = len(item[1]) + len(item[2])
+        size = len(item[1]) + len(str(item[2]))
         if not parts or len(parts[-1]) >= CHUNK_ITEMS or characters + size > CHUNK_CHARACTERS:
             parts.append([])
             characters = 0
         parts[-1].append(item)
         characters += size
     return parts
+
+
+def _item(verifier: str, response: str, subject: Any) -> dict[str, Any]:
+    """Return an item of a request; what a function may ask for beside the answer is its `sample`."""
+    if not isinstance(subject, Sample):
+        return {"verifier": verifier, "response": response, "answer": subject}
+    answer, sample = subject.prompt.answer, subject.to_dict()
+    return {"verifier": verifier, "response": response, "answer": answer, "sample": sample}
 
 
 def _outcomes(reply: Any, expected: int) -> list[Outcome]:

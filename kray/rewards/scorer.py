@@ -14,14 +14,16 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from kray.rewards.scoring_process import ScoringProcess
 
 # How the detail of an answer begins that took too long to judge.
 TIMED_OUT = "timeout after"
+# The error of an answer to which the function does not apply.
+NO_REWARD = "the reward function returned None: it does not apply to this prompt"
 # Seconds of work in one message: little overhead, and little that waits behind a slow answer.
 _CHUNK_S = 0.02
 _CHUNK_ITEMS = 256
@@ -44,6 +46,8 @@ class Outcome:
         timed_out: Whether judging exceeded the deadline; the reward is 0.
         elapsed_s: Seconds in the verifier.
         given: Result of a function that gives no reward (see worker.py); the reward is 0.
+        skipped: Whether there is no reward because the function does not apply to the prompt.
+        parts: Value of each of several functions that applies, by name.
     """
 
     reward: float | None
@@ -52,6 +56,8 @@ class Outcome:
     timed_out: bool = False
     elapsed_s: float = 0.0
     given: Any = None
+    skipped: bool = False
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Batch:
@@ -108,6 +114,7 @@ class Scorer:
         timeout_s: float = 10.0,
         start_timeout_s: float = 60.0,
         memory_gib: float = 4.0,
+        named: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
     ) -> None:
         """Create the scorer; processes start when first needed.
 
@@ -118,6 +125,7 @@ class Scorer:
             timeout_s: Seconds for one answer.
             start_timeout_s: Seconds for a process to start, and for a verifier to be imported.
             memory_gib: Data of one process, beyond which the verifier gets a MemoryError; 0: no limit.
+            named: Name -> (verifier, its keyword arguments) of further names that items may have as their verifier.
 
         Raises:
             ValueError: An argument is out of range.
@@ -130,6 +138,7 @@ class Scorer:
             raise ValueError(f"timeout_s must be positive and finite, not {timeout_s}")
         self.verifier_default = verifier_default
         self.options = dict(options or {})
+        self.named = {name: (verifier, dict(given)) for name, (verifier, given) in (named or {}).items()}
         self.workers = workers
         self.timeout_s = timeout_s
         self.start_timeout_s = start_timeout_s
@@ -149,7 +158,7 @@ class Scorer:
         """Score answers.
 
         Args:
-            items: (verifier or "", response, answer) each.
+            items: (verifier or "", response, answer or Sample) each.
 
         Returns:
             Their outcomes, in the same order.
@@ -263,7 +272,8 @@ class Scorer:
             self._processes.add(process)
             try:
                 await process.connect()
-                first = (self.verifier_default, self.options, self.timeout_s, self.memory_gib)
+                table = {self.verifier_default: (self.verifier_default, self.options)} | self.named
+                first = (self.verifier_default, table, self.timeout_s, self.memory_gib)
                 await process.send(first, self.start_timeout_s)
                 await process.receive(self.start_timeout_s)
                 return process
@@ -325,6 +335,8 @@ class Scorer:
             self._time_out(job)
         elif message[0] == "given":
             job.batch.put(job.index, Outcome(0.0, elapsed_s=elapsed_s, given=message[1]))
+        elif message[0] == "skipped":
+            job.batch.put(job.index, Outcome(None, error=NO_REWARD, elapsed_s=elapsed_s, skipped=True))
         elif message[0] == "scored":
             job.batch.put(job.index, Outcome(message[1], message[2], elapsed_s=elapsed_s))
         else:

@@ -1,38 +1,27 @@
 """Verifiers: functions that compare a response with the right answer.
 
-A verifier is `fn(response: str, answer: str, **options) -> float | bool | Reward`. A wrong response earns 0; an exception
-means that the right answer or the verifier is broken (a data failure), never that the response is wrong.
+A verifier is `fn(response: str, answer: str, **options) -> float | bool | Reward`, or a reward function in the signature of
+another trainer (signatures.py). A wrong response earns 0; an exception means that the right answer or the verifier is broken (a
+data failure), never that the response is wrong.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
 import inspect
-import math
-import numbers
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
+from kray.records import Prompt
 from kray.rewards.responses import outside_thinking
-
-
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """What a response earned.
-
-    Attributes:
-        value: The reward, finite.
-        detail: A short reason in printable characters, for people; may be empty.
-    """
-
-    value: float
-    detail: str = ""
-
-
-# Characters of a detail that are kept.
-_DETAIL_CHARACTERS = 1000
+from kray.rewards.reward import Reward, as_reward
+from kray.rewards.signatures import KRAY, NOT_APPLICABLE, Sample, call_reward, check_sample, signature_of
 
 Verifier = Callable[..., "Reward | float | bool"]
 
@@ -46,40 +35,48 @@ VERIFIERS: dict[str, str] = {
 }
 
 
-def score(verifier: str, response: str, answer: str, **options: Any) -> Reward:
+def score(verifier: str, response: str, answer: str | Sample, **options: Any) -> Reward:
     """Score one response in this process, without a deadline.
 
     Args:
-        verifier: A key of VERIFIERS or "pkg.mod:fn".
+        verifier: A key of VERIFIERS, "pkg.mod:fn" or "file.py:fn".
         response: What the policy wrote.
-        answer: The right answer, in the verifier's form.
+        answer: The right answer, in the verifier's form, or a Sample, whose prompt has the columns too.
         **options: Keyword arguments of the verifier.
 
     Raises:
-        ValueError: The verifier is unknown, or its reward is not a finite number. Exceptions of the verifier pass through.
+        ValueError: The verifier is unknown, its reward is not a finite number, or it does not apply to the prompt. Exceptions
+            of the verifier pass through.
     """
-    return as_reward(load_verifier(verifier)(response, answer, **options), verifier)
+    value = call_reward(load_verifier(verifier), response, answer, options)
+    if value is NOT_APPLICABLE:
+        raise ValueError(f'verifier "{verifier}" returned None: it does not apply to this prompt')
+    return as_reward(value, verifier)
 
 
 def load_verifier(name: str) -> Verifier:
     """Import the function behind a verifier's name.
 
     Args:
-        name: A key of VERIFIERS or "pkg.mod:fn".
+        name: A key of VERIFIERS, "pkg.mod:fn" or "file.py:fn".
 
     Raises:
         ValueError: There is no such verifier; the message names it and what was looked for.
     """
     path = VERIFIERS.get(name, name)
-    module_name, colon, function_name = path.partition(":")
+    module_name, colon, function_name = path.rpartition(":")
     if not colon:
         near = difflib.get_close_matches(name, VERIFIERS, n=1)
         hint = f' (did you mean "{near[0]}"?)' if near else ""
-        raise ValueError(f'verifier "{name}" is not known{hint}; known: {", ".join(VERIFIERS)}, or pkg.mod:fn')
+        raise ValueError(
+            f'verifier "{name}" is not known{hint}; known: {", ".join(VERIFIERS)}, or pkg.mod:fn or file.py:fn'
+        )
     if not module_name or not function_name:
         raise ValueError(f'verifier "{name}": write it as pkg.mod:fn')
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = (
+            _module_of_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
+        )
     except Exception as error:
         raise ValueError(f'verifier "{name}": importing {module_name} failed: {_brief(error)}') from error
     for part in function_name.split("."):
@@ -87,6 +84,28 @@ def load_verifier(name: str) -> Verifier:
     if not callable(found):
         raise ValueError(f'verifier "{name}": {module_name} has no function "{function_name}"')
     return found
+
+
+def _module_of_file(path: str) -> ModuleType:
+    """Import a file; a relative path is looked for in the current folder and those that modules are imported from."""
+    folders = [os.getcwd(), *sys.path]
+    files = (os.path.abspath(os.path.join(folder, os.path.expanduser(path))) for folder in folders)
+    file = next(filter(os.path.isfile, files), None)
+    if file is None:
+        raise FileNotFoundError(f"there is no such file (in {os.getcwd()} and the folders of modules)")
+    name = f"_kray_rewards_{hashlib.blake2b(file.encode(), digest_size=8).hexdigest()}"
+    if name not in sys.modules:
+        specification = importlib.util.spec_from_file_location(name, file)
+        assert specification is not None
+        assert specification.loader is not None
+        # Known before it runs, as its dataclasses and its functions' annotations need.
+        sys.modules[name] = module = importlib.util.module_from_spec(specification)
+        try:
+            specification.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def check_verifier(name: str, **options: Any) -> None:
@@ -99,9 +118,17 @@ def check_verifier(name: str, **options: Any) -> None:
     """
     function = load_verifier(name)
     try:
+        known = signature_of(function)
+    except ValueError as error:
+        raise ValueError(f'verifier "{name}" {error}') from None
+    try:
         signature = inspect.signature(function)
     # Compiled functions may have no signature.
     except (TypeError, ValueError):
+        return
+    if known.style != KRAY:
+        if not known.takes_all and (unknown := set(options) - known.names):
+            raise ValueError(f'verifier "{name}" takes {signature}: it has no option {min(unknown)}')
         return
     try:
         signature.bind("response", "answer", **options)
@@ -124,31 +151,20 @@ def check_answer(name: str, answer: str) -> None:
         check(answer)
 
 
-def as_reward(value: Any, verifier: str) -> Reward:
-    """Convert what a verifier returned to a Reward with a finite float.
+def check_prompt(name: str, prompt: Prompt, options: Mapping[str, Any]) -> None:
+    """Check that a verifier can use a prompt's answer, and that the prompt has the columns that it asks for.
 
     Args:
-        value: A Reward, a number, or a numpy scalar or array of one number.
-        verifier: Name of the verifier, for error messages.
+        name: The verifier.
+        prompt: The prompt.
+        options: Keyword arguments of the verifier.
 
     Raises:
-        ValueError: The value is not a finite number.
+        ValueError: It cannot be scored.
     """
-    detail = ""
-    if isinstance(value, Reward):
-        value, detail = value.value, value.detail
-    # A numpy bool or an array of one number.
-    if not isinstance(value, numbers.Real) and hasattr(value, "item") and getattr(value, "size", 2) == 1:
-        value = value.item()
-    if not isinstance(value, numbers.Real):
-        raise ValueError(f'verifier "{verifier}" returned {type(value).__name__}, not a number')
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f'verifier "{verifier}" returned {number}, not a finite number')
-    return Reward(number, _printable(str(detail)[:_DETAIL_CHARACTERS]))
+    check_answer(name, prompt.answer)
+    if name not in VERIFIERS:
+        check_sample(load_verifier(name), prompt, options)
 
 
 def exact(response: str, answer: str, *, case_sensitive: bool = True, strip: bool = True, after: str = "") -> Reward:
@@ -209,11 +225,6 @@ def check_exact(*, after: str = "", **_: Any) -> None:
 # Called by check_answer and check_verifier.
 exact.check_answer = check_text  # type: ignore[attr-defined]
 exact.check = check_exact  # type: ignore[attr-defined]
-
-
-def _printable(text: str) -> str:
-    """Escape control characters and unpaired surrogates, so that every log, table and terminal can show the text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _brief(error: BaseException) -> str:

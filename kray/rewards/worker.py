@@ -1,11 +1,12 @@
 """One scoring process: reads chunks of answers and sends each outcome as soon as it is known.
 
-Both directions use one socket and frames of a 4-byte length and a message. Requests are pickled: (verifier, options,
-timeout_s, memory_gib) once, then lists of (verifier, response, answer). Replies are JSON, so that nothing a verifier writes
-can run code in the parent: ["ready"] once; ["loading"] and ["loaded"] around the import of a further verifier; one ["scored",
-value, detail, elapsed_s] or ["failed", error, elapsed_s] per answer, in order. A function with an attribute `gives_no_reward`
-is called like a verifier, but the `plain()` of its result, which must be JSON-serializable, is sent as ["given", plain,
-elapsed_s].
+Both directions use one socket and frames of a 4-byte length and a message. Requests are pickled: (default, table, timeout_s,
+memory_gib) once, where the table has the verifier and the options behind a name, then lists of (name, response, answer or
+Sample); a name that is not in the table is a verifier without options. Replies are JSON, so that nothing a verifier writes can
+run code in the parent: ["ready"] once; ["loading"] and ["loaded"] around the import of a further verifier; one ["scored",
+value, detail, elapsed_s], ["failed", error, elapsed_s] or, of a function that does not apply to the prompt, ["skipped",
+elapsed_s] per answer, in order. A function with an attribute `gives_no_reward` is called like a verifier, but the `plain()`
+of its result, which must be JSON-serializable, is sent as ["given", plain, elapsed_s].
 
 The process exits when its parent does: on end of file, by a thread that polls the socket while a verifier runs, and by an
 alarm for verifiers that never let that thread run (a regular expression holds the interpreter lock).
@@ -27,7 +28,9 @@ import time
 import traceback
 from typing import Any, BinaryIO
 
-from kray.rewards.verifiers import Verifier, as_reward, load_verifier
+from kray.rewards.reward import as_reward
+from kray.rewards.signatures import NOT_APPLICABLE, call_reward
+from kray.rewards.verifiers import Verifier, load_verifier
 
 _HEADER = struct.Struct("<I")
 # Seconds after the deadline. The parent acts at the deadline; the alarm is for a worker whose parent has exited.
@@ -40,6 +43,7 @@ _REPLIES: dict[str, tuple[type, ...]] = {
     "loaded": (),
     "scored": (float, str, float),
     "failed": (str, float),
+    "skipped": (float,),
     "given": (object, float),
 }
 
@@ -93,19 +97,20 @@ def main(descriptor: int) -> None:
     """Serve until the parent closes its end of the socket `descriptor`."""
     connection = socket.socket(fileno=descriptor)
     stream = connection.makefile("rb")
-    default, options, timeout_s, memory_gib = _read(stream)
+    default, table, timeout_s, memory_gib = _read(stream)
     _limit_memory(memory_gib)
     threading.Thread(target=_end_with_parent, args=(connection.fileno(),), daemon=True).start()
-    loaded: dict[str, Verifier | str] = {default: _load(default)}
+    loaded: dict[str, Verifier | str] = {default: _load(table.get(default, (default, {}))[0])}
     connection.sendall(_encode_reply(("ready",)))
     while (chunk := _read(stream)) is not None:
-        for verifier, response, answer in chunk:
-            if verifier not in loaded:
+        for name, response, answer in chunk:
+            verifier, options = table.get(name, (name, {}))
+            if name not in loaded:
                 connection.sendall(_encode_reply(("loading",)))
-                loaded[verifier] = _load(verifier)
+                loaded[name] = _load(verifier)
                 connection.sendall(_encode_reply(("loaded",)))
             signal.setitimer(signal.ITIMER_REAL, timeout_s + _ALARM_SLACK_S)
-            outcome = _score(loaded[verifier], verifier, response, answer, options if verifier == default else {})
+            outcome = _score(loaded[name], verifier, response, answer, options)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.sendall(_encode_reply(outcome))
     # Threads that a verifier started must not keep the process running.
@@ -124,7 +129,9 @@ def _score(function: Verifier | str, name: str, response: Any, answer: Any, opti
     try:
         if isinstance(function, str):
             raise ValueError(function)
-        result: Any = function(response, answer, **options)
+        result: Any = call_reward(function, response, answer, options)
+        if result is NOT_APPLICABLE:
+            return ("skipped", time.perf_counter() - started)
         if getattr(function, "gives_no_reward", False):
             plain = result.plain()
             json.dumps(plain)

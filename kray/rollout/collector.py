@@ -16,6 +16,8 @@ from typing import Any
 from kray.config.schema import RolloutConfig
 from kray.errors import KrayError
 from kray.records import Allocation, EncodedPrompt, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
+from kray.rewards import VERIFIERS, Sample
+from kray.rewards.composed import ComposedScorer
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.collected import CollectedStep
@@ -58,7 +60,7 @@ class Collector:
     def __init__(
         self,
         pool: Pool,
-        scorer: Scorer | RemoteScorer,
+        scorer: Scorer | RemoteScorer | ComposedScorer,
         tokenizer: Any,
         rollout: RolloutConfig,
         host: ConversationRunner | None = None,
@@ -164,12 +166,20 @@ class Collector:
         """Score the rollouts that have no reward yet by their texts."""
         result = TurnResult(scored=[rollout for rollout, _ in ended if rollout.reward is not None])
         left = [(rollout, text) for rollout, text in ended if rollout.reward is None]
-        verdicts = await self.scorer.score([(prompt.verifier, text, prompt.answer) for _, text in left])
+        # kray's own verifiers need nothing but the answer.
+        plain = prompt.verifier in VERIFIERS
+        subjects = [prompt.answer if plain else Sample(prompt, rollout.tokens) for rollout, _ in left]
+        items = [(prompt.verifier, text, subject) for (_, text), subject in zip(left, subjects, strict=True)]
+        verdicts = await self.scorer.score(items)
         for (rollout, _), verdict in zip(left, verdicts, strict=True):
             if verdict.reward is None:
                 result.failures.append(Failure(prompt.id, 1, f"reward: {verdict.error}"))
             else:
-                rollout.reward, rollout.reward_detail = verdict.reward, verdict.detail
+                rollout.reward, rollout.reward_detail, rollout.reward_parts = (
+                    verdict.reward,
+                    verdict.detail,
+                    verdict.parts,
+                )
                 result.scored.append(rollout)
         return result
 

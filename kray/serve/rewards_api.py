@@ -3,7 +3,8 @@
     POST /v1/score  {"verifier": "math", "options": {}, "items": [{"response": "...", "answer": "42"}, ...]}
                     -> {"outcomes": [{"reward": 1.0, "detail": "", "error": "", "timed_out": false, "elapsed_s": 0.002}, ...]}
 
-An item may name a verifier of its own, which then gets no options. `reward` is null exactly when `error` holds the reason.
+An item may name a verifier of its own, which then gets no options, and hold a `sample`: what functions may ask for beside the
+answer (kray/rewards/signatures.py). `reward` is null exactly when `error` holds the reason.
 Clients do not choose what code runs here: only the verifiers that the server was started with are called, with the server's
 isolation of programs. kray.rewards.remote is the client that training uses (reward.url).
 """
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from kray.config.validation import CODE_TIMEOUT_S
-from kray.rewards import VERIFIERS, Scorer, check_verifier
+from kray.rewards import VERIFIERS, Sample, Scorer, check_verifier
 from kray.serve.gate import Gate, Limits, Refusal, health
 from kray.serve.messages import Message, refuse_invalid_requests
 
@@ -50,12 +51,28 @@ class ScoringSpec:
     start_timeout_s: float = 60.0
 
 
+class SampleFields(Message):
+    """What a function may ask for beside response and answer; exactly one of text and messages is set."""
+
+    id: str
+    source: str
+    columns: dict[str, Any]
+    tokens: list[int]
+    text: str | None = None
+    messages: list[dict[str, str]] | None = None
+
+
 class Item(Message):
     """One response to score; `verifier` overrides that of the request."""
 
     response: str
     answer: str
     verifier: str = ""
+    sample: SampleFields | None = None
+
+    def subject(self) -> str | Sample:
+        """Return what the verifier compares the response with."""
+        return self.answer if self.sample is None else Sample.from_dict(self.sample.model_dump(), self.answer)
 
 
 class Score(Message):
@@ -97,7 +114,9 @@ class ScorerCache:
         shared = await self._shared_scorer(request.verifier, self._options(request))
         shared.users += 1
         try:
-            outcomes = await shared.scorer.score((item.verifier, item.response, item.answer) for item in request.items)
+            outcomes = await shared.scorer.score(
+                (item.verifier, item.response, item.subject()) for item in request.items
+            )
         finally:
             shared.users -= 1
         return [asdict(outcome) for outcome in outcomes]

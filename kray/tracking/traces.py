@@ -46,7 +46,8 @@ def log_trace(
     attributes = {"step": step} | {name: row.get(name) for name in ATTRIBUTES}
     sampled = {"tokens": row.get("tokens"), "finish": row.get("finish")}
     scored = {"response": response, "answer": row.get("answer")}
-    reward = {"reward": row.get("reward"), "detail": row.get("detail")}
+    parts = {name: value for name, value in row.items() if name.startswith("reward_")}
+    reward = {"reward": row.get("reward"), **parts, "detail": row.get("detail")}
     read = row.get("rendered_prompt", prompt)
     spans = [
         _span(digest, 0, "rollout", "CHAIN", (begun, judged), prompt, response, attributes),

@@ -293,7 +293,7 @@ class Tracker:
 
 
 def prompts_digest(prompts: Sequence[Prompt], *variables: Mapping[str, Any]) -> str:
-    """Return 32 hex digits over ids, texts, answers, verifiers and sources of all prompts, in order.
+    """Return 32 hex digits over ids, texts, answers, verifiers, sources and columns of all prompts, in order.
 
     Args:
         prompts: The prompts.
@@ -303,6 +303,8 @@ def prompts_digest(prompts: Sequence[Prompt], *variables: Mapping[str, Any]) -> 
     for prompt in prompts:
         fields = [prompt.id, _text(prompt), prompt.answer, prompt.verifier, prompt.source]
         total.update(json.dumps(fields).encode())
+        if prompt.columns:
+            total.update(json.dumps(prompt.columns, default=str).encode())
     for given in variables:
         total.update(json.dumps(given, sort_keys=True).encode() if given else b"")
     return total.hexdigest()

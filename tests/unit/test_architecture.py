@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # From the lowest to the highest: a package imports only packages of lower layers. jobs/ stands above all of them.
 LAYERS = (
-    {"errors", "metrics", "plan_modes", "records"},
+    {"errors", "metrics", "plan_modes", "records", "reward_settings"},
     {"config", "planner", "rewards", "weight_sync"},
     {"cluster", "environments", "prompts", "tracking"},
     {"monitor", "rollout", "simulate", "train"},
@@ -181,6 +181,7 @@ CHECK = (
     ("program", "heavy"),
     [
         ("import kray.records, kray.errors, kray.metrics, kray.plan_modes", "ray torch omegaconf mlflow vllm"),
+        ("import kray.reward_settings", "ray torch omegaconf mlflow vllm numpy"),
         ("import kray.planner", "ray torch omegaconf mlflow vllm"),
         ("import kray.config", "ray torch mlflow vllm"),
         ("import kray.rewards, kray.prompts", "ray torch transformers sympy reasoning_gym datasets pyarrow"),
@@ -188,7 +189,7 @@ CHECK = (
         ("import kray.train.supported_models", "ray torch"),
         (CHECK, "ray torch mlflow vllm"),
     ],
-    ids=["records", "planner", "config", "rewards", "tracking", "supported_models", "check"],
+    ids=["records", "reward_settings", "planner", "config", "rewards", "tracking", "supported_models", "check"],
 )
 def test_light_modules_load_nothing_heavy(program, heavy):
     program = f"{program}\nimport sys\nprint([name for name in {heavy.split()} if name in sys.modules])"

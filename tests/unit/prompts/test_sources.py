@@ -164,7 +164,8 @@ GOOD = b'{"question": "q", "answer": "a", "id": "1"}\n'
         ),
         (
             b'{"question": "q", "answer": ["a"]}',
-            'p.jsonl:1: field "answer" is list, not text, a number or true/false',
+            'p.jsonl:1: field "answer" is list, not text, a number or true/false; name it in the source\'s columns to pass '
+            "it to a reward function as it is",
         ),
         (b'{"question": "q", "answer": NaN}', 'p.jsonl:1: field "answer" is nan, not a finite number as a float'),
         (
