@@ -52,9 +52,9 @@ class JudgeConfig:
     key_env: str = ""
     """Environment variable of the driver with the API key. Empty: no key is sent."""
 
-    template: str = JUDGE_TEMPLATE
-    """What the judge is asked. `{prompt}`, `{answer}`, `{response}` and names of `prompts.train.columns` in braces are
-    replaced; other braces are doubled."""
+    template: str = ""
+    """What the judge is asked. Names in braces are replaced: `{prompt}`, `{answer}`, `{response}` and `prompts.train.columns`;
+    other braces are doubled. Empty: to grade from 0 to 10 by the reference (kray/reward_settings.py has the text)."""
 
     system: str = ""
     """System message of the request. Empty: none."""
@@ -237,7 +237,7 @@ def _judge_faults(judge: JudgeConfig) -> Iterator[tuple[str, str]]:
     if not judge.model:
         yield "model", "is empty: name the endpoint's model"
     try:
-        names = template_fields(judge.template)
+        names = template_fields(judge.template or JUDGE_TEMPLATE)
     except ValueError as error:
         yield "template", str(error)
     else:

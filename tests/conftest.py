@@ -34,6 +34,8 @@ def ray_local():
 
     # Ray's processes must find sample_verifiers.
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    # The key of the services that tests start; a driver gets the environment that Ray started with.
+    os.environ["KRAY_TESTS_KEY"] = "a-planted-key-of-the-tests"
     ray.init(
         address="local",
         num_cpus=8,

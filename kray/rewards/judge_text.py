@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kray.records import Prompt
-from kray.reward_settings import JudgeConfig
+from kray.reward_settings import JUDGE_TEMPLATE, JudgeConfig
 from kray.rewards.responses import outside_thinking
 from kray.rewards.reward import Reward, as_reward
 
@@ -48,7 +48,7 @@ def judge_request(judge: JudgeConfig, prompt: Prompt, response: str) -> tuple[di
     shown, changed = guarded(outside_thinking(response))
     known = {"answer": prompt.answer, **prompt.columns, "prompt": _asked(prompt), "response": shown}
     try:
-        text = judge.template.format(**{name: _text(value) for name, value in known.items()})
+        text = (judge.template or JUDGE_TEMPLATE).format(**{name: _text(value) for name, value in known.items()})
     except KeyError as error:
         raise ValueError(
             f"the judge's template names {{{error.args[0]}}}, and the prompt has {', '.join(known)}"

@@ -8,6 +8,7 @@ import socket
 from types import SimpleNamespace
 
 import pytest
+from tiny_runs import run_tiny  # noqa: F401
 
 KEY = "a-planted-key-of-the-tests"
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}="
