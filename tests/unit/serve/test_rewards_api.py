@@ -12,7 +12,8 @@ from aiohttp import web
 from kray.config import KrayConfig, RewardConfig, check
 from kray.driver.workers import make_scorer
 from kray.errors import KrayError
-from kray.rewards import Scorer, remote
+from kray.records import Prompt
+from kray.rewards import Sample, Scorer, remote
 from kray.rewards.remote import RemoteScorer, chunks
 from kray.serve.gate import Refusal
 from kray.serve.rewards_api import MAX_SCORERS, Score, ScorerCache, ScoringSpec
@@ -216,3 +217,36 @@ def test_config_selects_local_or_remote_scorer(monkeypatch):
         found = [text for text in check(KrayConfig(reward=RewardConfig(url=bad))) if text.startswith("reward.url")]
         assert len(found) == 1
         assert "secret" not in json.dumps(found)
+
+
+def sample(**columns) -> Sample:
+    return Sample(Prompt("p:1", "42", "", "p", text="6*7?", columns=columns), (1, 2, 3))
+
+
+def test_what_functions_ask_for_reaches_the_service():
+    names = ("sample_rewards:trl_solution", "sample_rewards:trl_length")
+    items = [remote._item(name, "42", sample(solution="42")) for name in names]
+    ((right, length),) = judged(
+        ScoringSpec(verifiers=names), {"verifier": names[0], "items": json.loads(json.dumps(items))}
+    )
+    assert (right["reward"], length["reward"]) == (1.0, 3.0)
+
+
+def test_named_functions_are_requests_of_their_own():
+    async def act(url):
+        named = {"functions.a": ("mine:a", {"x": 1}), "functions.b": ("mine:b", {})}
+        scorer = RemoteScorer(url, "", "exact", {"case_sensitive": False}, named=named)
+        items = [("functions.a", "1", sample()), ("", "2", "42"), ("functions.b", "3", sample()), ("math", "4", "42")]
+        items += [("functions.a", "42", sample()), ("functions.a", "6", sample(when=object()))]
+        try:
+            return await scorer.score(items)
+        finally:
+            scorer.close()
+            await asyncio.sleep(0)
+
+    outcomes, seen = served(right, act)
+    # The whole request of an item that JSON cannot hold fails.
+    assert [outcome.detail for outcome in outcomes] == ["", "2", "3", "4", "", ""]
+    assert all("cannot be sent to the reward service" in outcomes[i].error for i in (0, 4, 5))
+    bodies = sorted((body["verifier"], body["options"], len(body["items"])) for body, _ in seen)
+    assert bodies == [("exact", {"case_sensitive": False}, 2), ("mine:b", {}, 1)]
