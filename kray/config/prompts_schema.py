@@ -11,7 +11,8 @@ class SourceConfig:
     """Where prompts come from."""
 
     kind: str = "arithmetic"
-    """arithmetic, questions (in plain English), jsonl, parquet, huggingface or reasoning_gym."""
+    """arithmetic, questions (in plain English), jsonl, parquet, huggingface, reasoning_gym, or seeds: starts of an
+    environment that makes its own tasks."""
 
     path: str = ""
     """File, folder or glob (jsonl, parquet); dataset id or folder (huggingface)."""
@@ -20,8 +21,7 @@ class SourceConfig:
     """Configuration of a Hugging Face dataset."""
 
     split: str = "train"
-    """Split of a Hugging Face dataset. For generated prompts: train or test, which share
-    none."""
+    """Split of a Hugging Face dataset. For generated prompts: train or test, which share none."""
 
     prompt_field: str = "prompt"
     """Field with the prompt: text or a list of chat messages. Dots reach into nested fields."""
@@ -68,14 +68,15 @@ class SourceConfig:
     """Keep rows that repeat the prompt and the answer of an earlier row. false: only the first one is kept."""
 
     size: int = 1024
-    """Prompts to generate (arithmetic, questions, reasoning_gym)."""
+    """Prompts to generate (arithmetic, questions, reasoning_gym, seeds)."""
 
     seed: int = 0
     """Seed of generated prompts."""
 
     tasks: dict[str, Any] = field(default_factory=dict)
     """reasoning_gym: task name -> its options, or a label of your own -> `{task: name, ...}`, so that one task can have several
-    difficulties. arithmetic and questions: kind -> nothing; empty for all kinds. Tasks are mixed evenly."""
+    difficulties. arithmetic and questions: kind -> nothing; empty for all kinds. seeds: label ->
+    keyword arguments of the environment, in place of those in `environment.options`. Tasks are mixed evenly."""
 
 
 @dataclass

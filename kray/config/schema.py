@@ -98,6 +98,10 @@ class TinyPolicyConfig:
     """reasoning_gym tasks to learn instead of arithmetic, in the form of `prompts.train.tasks`. Their errors are as with
     `habits: true`."""
 
+    games: dict[str, Any] = field(default_factory=dict)
+    """Games of textarena to learn instead of arithmetic: label -> options of `environment.name: textarena`. The warm-up
+    imitates random legal moves."""
+
     batch_size: int = 192
     """Sequences of one supervised step."""
 
@@ -218,13 +222,13 @@ class EnvironmentConfig:
     """What answers the policy, so that a rollout is a conversation of several turns. Off while it has no name."""
 
     name: str = ""
-    """calculator, tools or pkg.module:Class. Empty: a rollout is a single response."""
+    """calculator, tools, textarena, skyrl_gym, gem or pkg.module:Class. Empty: a rollout is a single response."""
 
     max_turns: int = 4
     """Most turns of the policy. All its tokens and the answers share `rollout.max_response_tokens`."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the class."""
+    """Keyword arguments of the class. Those of a prompt (sources of kind seeds) take their place."""
 
     step_timeout_s: float = 10.0
     """Deadline for one answer in seconds. After it the conversation is a data failure and the process is replaced."""

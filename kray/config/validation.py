@@ -88,8 +88,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "plan.marginal": plan_rules.MARGINALS,
     "plan.weights": plan_rules.WEIGHTS,
     "plan.prior_by": ("kind", "source", "all"),
-    "prompts.train.kind": ("arithmetic", "questions", "jsonl", "parquet", "huggingface", "reasoning_gym"),
-    "prompts.test.kind": ("arithmetic", "questions", "jsonl", "parquet", "huggingface", "reasoning_gym"),
+    "prompts.train.kind": ("arithmetic", "questions", "jsonl", "parquet", "huggingface", "reasoning_gym", "seeds"),
+    "prompts.test.kind": ("arithmetic", "questions", "jsonl", "parquet", "huggingface", "reasoning_gym", "seeds"),
     "prompts.train.prompt_format": ("auto", "text", "json"),
     "prompts.test.prompt_format": ("auto", "text", "json"),
     "model.dtype": ("float32", "bfloat16"),
@@ -103,7 +103,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 # Built-in environments; pkg.module:Class is allowed as well.
-ENVIRONMENTS = ("calculator", "tools")
+ENVIRONMENTS = ("calculator", "tools", "textarena", "skyrl_gym", "gem")
 
 # Arguments of apply_chat_template that are not variables of a chat template.
 NO_VARIABLES = (

@@ -20,7 +20,15 @@ from kray.prompts.model_files import check_context, load_tokenizer, read_config,
 from kray.prompts.tokenize import encode_all, reads_chat, special_in, special_text
 from kray.records import EncodedPrompt, Prompt
 from kray.train.supported_models import check_supported
-from kray.train.tiny_files import MAX_POSITIONS, check_tiny, demonstrations_of, folder_of, tokenizer_of
+from kray.train.tiny_files import (
+    MAX_POSITIONS,
+    VOCABULARY_GAMES,
+    check_tiny,
+    demonstrations_of,
+    folder_of,
+    games_of,
+    tokenizer_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +148,7 @@ def read_tiny(config: KrayConfig, tiny: TinyPolicyConfig) -> PolicyTokenizer:
 
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     else:
-        tokenizer = tokenizer_of(tiny, demonstrations_of(tiny))
+        tokenizer = tokenizer_of(tiny, demonstrations_of(tiny), games_of(tiny, VOCABULARY_GAMES))
     if (needed := context_tokens(config)) > MAX_POSITIONS:
         keys = "prompts.max_tokens + rollout.max_response_tokens (or rollout.max_context_tokens)"
         raise ConfigError(f"{keys} = {needed} is above the {MAX_POSITIONS} positions of a tiny policy (model.tiny)")

@@ -5,6 +5,22 @@ kray/rollout/conversation.py puts their observations between the policy's turns.
 """
 
 from kray.environments.interface import Environment, Observation
-from kray.environments.registry import ENVIRONMENTS, check_environment, load_environment, stops_of
+from kray.environments.registry import (
+    ENVIRONMENTS,
+    check_environment,
+    gives_reward,
+    load_environment,
+    options_of,
+    stops_of,
+)
 
-__all__ = ["ENVIRONMENTS", "Environment", "Observation", "check_environment", "load_environment", "stops_of"]
+__all__ = [
+    "ENVIRONMENTS",
+    "Environment",
+    "Observation",
+    "check_environment",
+    "gives_reward",
+    "load_environment",
+    "options_of",
+    "stops_of",
+]

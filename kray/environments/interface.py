@@ -26,9 +26,11 @@ class Environment(Protocol):
 
     Attributes:
         stops: Texts that end the policy's turn, besides its end-of-sequence token.
+        gives_reward: `reward` never returns None, so that prompts need no answer.
     """
 
     stops: tuple[str, ...] = ()
+    gives_reward: bool = False
 
     def reset(self, prompt: Prompt, seed: int) -> Observation:
         """Start a rollout.

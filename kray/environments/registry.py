@@ -9,9 +9,14 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kray.records import Prompt
+
 ENVIRONMENTS = {
     "calculator": "kray.environments.calculator:Calculator",
     "tools": "kray.environments.tools:Tools",
+    "textarena": "kray.environments.textarena:TextArena",
+    "skyrl_gym": "kray.environments.skyrl:SkyRLGym",
+    "gem": "kray.environments.gem:Gem",
 }
 
 
@@ -75,6 +80,16 @@ def stops_of(name: str) -> tuple[str, ...]:
     return tuple(stops)
 
 
+def gives_reward(name: str) -> bool:
+    """Return whether an environment always gives the reward, so that answers of prompts are not used."""
+    return bool(getattr(load_environment(name), "gives_reward", False))
+
+
+def options_of(options: Mapping[str, Any], prompt: Prompt) -> dict[str, Any]:
+    """Return the keyword arguments of a prompt's environment: environment.options, and the prompt's own in place of them."""
+    return {**options, **prompt.metadata.get("environment", {})}
+
+
 def check_environment(name: str, options: Mapping[str, Any]) -> None:
     """Check that an environment can be created and pickled.
 
@@ -88,6 +103,8 @@ def check_environment(name: str, options: Mapping[str, Any]) -> None:
     stops_of(name)
     try:
         environment = load_environment(name)(**options)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
     except Exception as error:
         raise ValueError(f'"{name}" cannot be created with its options: {type(error).__name__}: {error}') from error
     try:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kray.environments.interface import Environment, Observation
-from kray.environments.registry import load_environment
+from kray.environments.registry import load_environment, options_of
 from kray.records import Prompt
 from kray.rewards.verifiers import as_reward
 
@@ -60,7 +60,7 @@ def begin(_: str, start: tuple[str, Mapping[str, Any], Prompt, int]) -> Turn:
         start: (name, options, prompt, seed).
     """
     name, options, prompt, seed = start
-    environment: Environment = load_environment(name)(**options)
+    environment: Environment = load_environment(name)(**options_of(options, prompt))
     observation = environment.reset(prompt, seed)
     return Turn(pickle.dumps(environment), _checked(observation))
 

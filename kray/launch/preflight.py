@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kray.config import KrayConfig
 from kray.errors import ConfigError, DataError
@@ -36,15 +36,17 @@ def check_prompts(config: KrayConfig, train: list[Prompt], test: list[Prompt]) -
         DataError: A verifier cannot use an answer.
         ConfigError: A verifier or the environment cannot be used, or a step needs more prompts than there are.
     """
-    from kray.environments import check_environment
+    from kray.environments import check_environment, gives_reward, options_of
 
     checks = {name: _checks(config, name) for name in sorted({prompt.verifier for prompt in train + test})}
     if config.environment.name:
-        try:
-            check_environment(config.environment.name, config.environment.options)
-        except ValueError as error:
-            raise ConfigError(f"environment: {error}") from error
-    for prompt in train + test:
+        for options in _different(options_of(config.environment.options, prompt) for prompt in train + test):
+            try:
+                check_environment(config.environment.name, options)
+            except ValueError as error:
+                raise ConfigError(f"environment: {error}") from error
+    judged = not (config.environment.name and gives_reward(config.environment.name))
+    for prompt in train + test if judged else []:
         try:
             for check in checks[prompt.verifier]:
                 check(prompt)
@@ -95,3 +97,7 @@ def _checks(config: KrayConfig, name: str) -> list[Callable[[Prompt], object]]:
             raise ConfigError(f"{key}: {error}") from error
         checks.append(partial(check_prompt, verifier, options=options))
     return checks
+
+
+def _different(options: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({repr(each): each for each in options}.values())

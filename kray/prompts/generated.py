@@ -32,10 +32,10 @@ def arithmetic_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
     Raises:
         DataError: An option of the source is invalid.
     """
-    _check(source)
+    check_generated(source)
     if unknown := [kind for kind in source.tasks if kind not in KINDS]:
         raise DataError(f"tasks.{unknown[0]}: arithmetic has no such kind; it has {', '.join(KINDS)}")
-    problems = make_problems(list(source.tasks) or KINDS, _wanted(source), source.seed, source.split)
+    problems = make_problems(list(source.tasks) or KINDS, wanted(source), source.seed, source.split)
     return [
         Prompt(
             id=f"arithmetic/{source.split}/{index}",
@@ -93,17 +93,17 @@ def reasoning_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
     Raises:
         DataError: An option of the source is invalid, or a task cannot be generated.
     """
-    _check(source)
+    check_generated(source)
     if not source.tasks:
         raise DataError("tasks is empty: a reasoning_gym source needs at least one task")
-    wanted, labels = _wanted(source), list(source.tasks)
+    count, labels = wanted(source), list(source.tasks)
     entries = {
-        label: entries_of(source, label, wanted // len(labels) + (index < wanted % len(labels)))
+        label: entries_of(source, label, count // len(labels) + (index < count % len(labels)))
         for index, label in enumerate(labels)
     }
     by_text = source.verifier in _BY_TEXT
     prompts = []
-    for position in range(wanted):
+    for position in range(count):
         label = labels[position % len(labels)]
         number, (task, entry) = position // len(labels), next(entries[label])
         answer = entry["answer"]
@@ -204,12 +204,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _check(source: SourceConfig) -> None:
+def check_generated(source: SourceConfig) -> None:
+    """Raise DataError for a size or split that no generated source has."""
     if source.size < 1:
         raise DataError(f"size must be at least 1, not {source.size}")
     if source.split not in SPLITS:
         raise DataError(f'split "{source.split}" is not one of {", ".join(SPLITS)}')
 
 
-def _wanted(source: SourceConfig) -> int:
+def wanted(source: SourceConfig) -> int:
+    """Return how many prompts of a generated source are used."""
     return min(source.size, source.limit) if source.limit else source.size

@@ -19,6 +19,7 @@ from kray.prompts.fields import FORMATS, content, scalar
 from kray.prompts.generated import arithmetic_prompts, question_prompts, reasoning_prompts
 from kray.prompts.row_columns import answer_text, columns_of
 from kray.prompts.rows import Row, huggingface_rows, jsonl_rows, parquet_rows
+from kray.prompts.seeds import seed_prompts
 from kray.records import Prompt
 
 logger = logging.getLogger(__name__)
@@ -215,6 +216,7 @@ SOURCES: dict[str, Load] = {
     "huggingface": _from_rows(huggingface_rows),
     "questions": question_prompts,
     "reasoning_gym": reasoning_prompts,
+    "seeds": seed_prompts,
 }
 
 

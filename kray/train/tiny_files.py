@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from kray.config.schema import TinyPolicyConfig
+from kray.environments.demonstrations import Segment, common_lines, game_key, play_games
 from kray.errors import ConfigError
 from kray.prompts.arithmetic import ACCURACY_RANGES, CHARACTERS, DRAFT_ERROR, KINDS, TEACHER_ACCURACY
 from kray.prompts.demonstrations import Demonstration, cache_key, make_demonstrations, question_templates
@@ -35,6 +36,9 @@ TOOL_CHARACTERS = "[]?"
 LETTERS = "\n" + "".join(map(chr, range(32, 127)))
 # Number of reasoning_gym questions, used in turn: enough that none is memorized.
 DEMONSTRATIONS = 32_768
+# Number of games that are played for the warm-up, and how many of them decide which lines are one token.
+GAMES = 4096
+VOCABULARY_GAMES = 512
 # Tokens; far more than any prompt and response of the quickstart.
 MAX_POSITIONS = 4096
 
@@ -60,6 +64,10 @@ def check_tiny(tiny: TinyPolicyConfig) -> None:
     for name in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "batch_size"):
         if getattr(tiny, name) < 1:
             raise ConfigError(f"model.tiny.{name} is {getattr(tiny, name)}; it must be at least 1")
+    if tiny.games and (tiny.tasks or tiny.tool_share or tiny.draft_digits):
+        raise ConfigError(
+            "model.tiny.games: unset tasks, tool_share and draft_digits, which are learned instead of games"
+        )
     if unknown := [kind for kind in tiny.kinds if kind not in KINDS]:
         raise ConfigError(f"model.tiny.kinds: {unknown[0]} is not one of {', '.join(KINDS)}")
     if tiny.draft_digits and (tiny.tasks or tiny.tool_share):
@@ -71,7 +79,7 @@ def check_tiny(tiny: TinyPolicyConfig) -> None:
 def digest(tiny: TinyPolicyConfig) -> str:
     """Return 20 hex digits that identify a policy's settings."""
     settings, usual = asdict(tiny), TinyPolicyConfig()
-    tasks = settings.pop("tasks")
+    tasks, games = settings.pop("tasks"), settings.pop("games")
     if not tiny.tool_share:
         # Such policies were made before these keys existed.
         del settings["tool_share"]
@@ -80,6 +88,8 @@ def digest(tiny: TinyPolicyConfig) -> str:
     parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER_ACCURACY, ACCURACY_RANGES]
     if tasks:
         parts = [VERSION, settings, tasks, LETTERS, DEMONSTRATIONS, cache_key(tasks), ACCURACY_RANGES]
+    elif games:
+        parts = [VERSION, settings, games, LETTERS, GAMES, VOCABULARY_GAMES, game_key(games)]
     elif all(settings[key] == getattr(usual, key) for key in LATER):
         settings = {key: value for key, value in settings.items() if key not in LATER}
         parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER_ACCURACY]
@@ -94,8 +104,25 @@ def demonstrations_of(tiny: TinyPolicyConfig) -> list[Demonstration]:
     return make_demonstrations(tiny.tasks, DEMONSTRATIONS, tiny.seed) if tiny.tasks else []
 
 
-def tokenizer_of(tiny: TinyPolicyConfig, demonstrations: Sequence[Demonstration]) -> PreTrainedTokenizerFast:
-    """Return the policy's tokenizer, given the result of `demonstrations_of`."""
+def games_of(tiny: TinyPolicyConfig, size: int) -> list[list[Segment]]:
+    """Return the first games of the warm-up, none for other tasks. Takes seconds.
+
+    Raises:
+        ConfigError: A game cannot be created or played.
+    """
+    try:
+        return play_games(tiny.games, size, tiny.seed) if tiny.games else []
+    except (ImportError, TypeError, ValueError) as error:
+        raise ConfigError(f"model.tiny.games: {error}") from error
+
+
+def tokenizer_of(
+    tiny: TinyPolicyConfig, demonstrations: Sequence[Demonstration], games: Sequence[Sequence[Segment]] = ()
+) -> PreTrainedTokenizerFast:
+    """Return the policy's tokenizer, given the results of `demonstrations_of` and `games_of`, of which the first
+    VOCABULARY_GAMES are enough."""
+    if games:
+        return make_tokenizer(LETTERS, common_lines(games[:VOCABULARY_GAMES]))
     if demonstrations:
         return make_tokenizer(LETTERS, question_templates(demonstrations))
     return make_tokenizer(CHARACTERS + (TOOL_CHARACTERS if tiny.tool_share else ""))

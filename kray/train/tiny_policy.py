@@ -1,4 +1,5 @@
-"""Makes a policy small enough to train on a laptop, warmed up on noisy answers to arithmetic or reasoning_gym tasks.
+"""Makes a policy small enough to train on a laptop, warmed up on noisy answers to arithmetic or reasoning_gym tasks, or on
+random games of textarena.
 
 Guarantees: equal settings give the same folder, made once per cache. It appears completely or not at all, also when two
 processes make it at once. It is a plain Hugging Face folder (config, safetensors, tokenizer, generation config).
@@ -29,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import TinyPolicyConfig
 from kray.environments.calculator import Calculator
+from kray.environments.demonstrations import Segment
 from kray.prompts.arithmetic import (
     KINDS,
     Problem,
@@ -39,7 +41,7 @@ from kray.prompts.arithmetic import (
     with_draft,
 )
 from kray.prompts.demonstrations import Demonstration, flawed_answer
-from kray.train.tiny_files import MAX_POSITIONS, check_tiny, demonstrations_of, folder_of, tokenizer_of
+from kray.train.tiny_files import GAMES, MAX_POSITIONS, check_tiny, demonstrations_of, folder_of, games_of, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +125,10 @@ def make_model(tiny: TinyPolicyConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
 
 
 def _build(tiny: TinyPolicyConfig, folder: Path) -> None:
-    demonstrations = demonstrations_of(tiny)
-    tokenizer = tokenizer_of(tiny, demonstrations)
+    demonstrations, games = demonstrations_of(tiny), games_of(tiny, GAMES)
+    tokenizer = tokenizer_of(tiny, demonstrations, games)
+    # Lists of segments without end; what the policy learns to write is `sampled`.
+    texts = _games(games, tiny.seed) if games else _texts(tiny, demonstrations)
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Ray sets OMP_NUM_THREADS=1 in its workers, but the rest of the run is idle now. Half of the cores: threads that spin
@@ -134,7 +138,7 @@ def _build(tiny: TinyPolicyConfig, folder: Path) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tiny.seed)
             model = make_model(tiny, tokenizer)
-            _train(model, tokenizer, tiny, demonstrations)
+            _train(model, _batches(tokenizer, tiny, texts), tiny)
     finally:
         torch.set_num_threads(threads)
     model.generation_config = GenerationConfig(
@@ -144,36 +148,56 @@ def _build(tiny: TinyPolicyConfig, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _texts(tiny: TinyPolicyConfig, demonstrations: Sequence[Demonstration]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (question, call, result, answer) without end: right answers first, then noisy ones; see _response."""
+def _games(games: Sequence[list[Segment]], seed: int) -> Iterator[list[Segment]]:
+    """Yield games without end, in a new order each time."""
+    rng, order = random.Random(seed), list(range(len(games)))
+    while True:
+        rng.shuffle(order)
+        yield from (games[index] for index in order)
+
+
+def _answered(question: str, call: str, result: str, answer: str) -> list[Segment]:
+    """Return a question with its answer and, if it is not empty, the call of the calculator before it."""
+    called = [Segment(call, True, False), Segment(result, False, False)] if call else []
+    return [Segment(question, False, False), *called, Segment(answer, True, True)]
+
+
+def _texts(tiny: TinyPolicyConfig, demonstrations: Sequence[Demonstration] = ()) -> Iterator[list[Segment]]:
+    """Yield questions with answers without end: right answers first, then noisy ones; see _response."""
     rng = random.Random(tiny.seed)
     clean_steps = tiny.clean_share * tiny.warmup_steps
     if demonstrations:
         for number, demonstration in enumerate(itertools.cycle(demonstrations)):
             clean = number // tiny.batch_size < clean_steps
-            yield demonstration.text, "", "", demonstration.answer if clean else flawed_answer(demonstration, rng)
+            answer = demonstration.answer if clean else flawed_answer(demonstration, rng)
+            yield _answered(demonstration.text, "", "", answer)
     many = min(PROBLEMS, tiny.warmup_steps * tiny.batch_size)
     for number, problem in enumerate(itertools.cycle(make_problems(tiny.kinds or KINDS, many, tiny.seed, "train"))):
-        yield problem.text, *_response(problem, number // tiny.batch_size < clean_steps, rng, tiny)
+        yield _answered(problem.text, *_response(problem, number // tiny.batch_size < clean_steps, rng, tiny))
 
 
 def _batches(
-    tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig, demonstrations: Sequence[Demonstration] = ()
+    tokenizer: PreTrainedTokenizerFast, tiny: TinyPolicyConfig, texts: Iterator[list[Segment]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (input_ids, labels) of each step, (B, T) int64 each; labels are IGNORED where the policy writes nothing."""
-    texts = _texts(tiny, demonstrations)
     for _ in range(tiny.warmup_steps):
-        columns = zip(*itertools.islice(texts, tiny.batch_size), strict=True)
-        examples = list(zip(*(tokenizer(list(column))["input_ids"] for column in columns), strict=True))
-        longest = max(sum(map(len, parts)) for parts in examples) + 1
+        examples = list(itertools.islice(texts, tiny.batch_size))
+        encoded = iter(tokenizer([part.text for example in examples for part in example])["input_ids"])
+        rows: list[list[int]] = []
+        targets: list[list[int]] = []
+        for example in examples:
+            rows.append([])
+            targets.append([])
+            for part in example:
+                tokens = next(encoded) + [tokenizer.eos_token_id] * part.ends_turn
+                rows[-1] += tokens
+                targets[-1] += tokens if part.sampled else [IGNORED] * len(tokens)
+        longest = max(map(len, rows))
         input_ids = torch.full((tiny.batch_size, longest), tokenizer.pad_token_id)
         labels = torch.full((tiny.batch_size, longest), IGNORED)
-        for b, (prompt, call, result, answer) in enumerate(examples):
-            tokens = torch.tensor([*prompt, *call, *result, *answer, tokenizer.eos_token_id])
-            input_ids[b, : len(tokens)] = tokens
-            labels[b, len(prompt) : len(tokens)] = tokens[len(prompt) :]
-            start = len(prompt) + len(call)
-            labels[b, start : start + len(result)] = IGNORED
+        for b, (row, target) in enumerate(zip(rows, targets, strict=True)):
+            input_ids[b, : len(row)] = torch.tensor(row)
+            labels[b, : len(row)] = torch.tensor(target)
         yield input_ids, labels
 
 
@@ -188,17 +212,12 @@ def _response(problem: Problem, clean: bool, rng: random.Random, tiny: TinyPolic
     return f"[{question[:-1]}]", CALCULATOR.shown.format(result), result.ljust(len(problem.answer), "0")
 
 
-def _train(
-    model: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    tiny: TinyPolicyConfig,
-    demonstrations: Sequence[Demonstration],
-) -> None:
+def _train(model: Qwen3ForCausalLM, batches: Iterator[tuple[Tensor, Tensor]], tiny: TinyPolicyConfig) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=tiny.lr, weight_decay=0.01)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(f"tiny policy: warming up {parameters / 1e6:.2f} M parameters for {tiny.warmup_steps} steps, once")
     started, losses = time.monotonic(), []
-    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny, demonstrations)):
+    for step, (input_ids, labels) in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = tiny.lr * _schedule(step, tiny.warmup_steps)
         logits = model(input_ids=input_ids[:, :-1], use_cache=False).logits

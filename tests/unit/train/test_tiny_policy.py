@@ -15,7 +15,7 @@ from kray.errors import ConfigError
 from kray.prompts import demonstrations
 from kray.prompts.arithmetic import CHARACTERS, KINDS, make_problems
 from kray.train.tiny_files import TOOL_CHARACTERS, default_cache, digest, make_tokenizer
-from kray.train.tiny_policy import CALCULATOR, IGNORED, _batches, ensure_tiny_policy
+from kray.train.tiny_policy import CALCULATOR, IGNORED, _batches, _texts, ensure_tiny_policy
 
 TINY = TinyPolicyConfig(
     hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=32, warmup_steps=3, batch_size=8
@@ -102,7 +102,7 @@ def test_calls_are_learned_and_results_are_not():
     """The warm-up's texts are conversations as the calculator would have them, and its words carry no loss either."""
     tokenizer, tiny = make_tokenizer(CHARACTERS + TOOL_CHARACTERS), replace(TINY, tool_share=0.6, warmup_steps=60)
     calls, wrong = 0, 0
-    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny)):
+    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny, _texts(tiny))):
         for tokens, learned in zip(input_ids.tolist(), labels.tolist(), strict=True):
             text = tokenizer.decode(tokens, skip_special_tokens=True)
             asked, _, answer = text.partition("=")
@@ -126,7 +126,7 @@ def test_drafts_are_learned_before_right_and_wrong_answers():
     tokenizer, tiny = make_tokenizer(), replace(TINY, draft_digits=2, habits=True, warmup_steps=40, clean_share=0.5)
     answers = {problem.text: problem.answer for problem in make_problems(KINDS, 40 * 8, tiny.seed, "train")}
     right, drafts = Counter(), Counter()
-    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny)):
+    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny, _texts(tiny))):
         for tokens, learned in zip(input_ids.tolist(), labels.tolist(), strict=True):
             question, draft, answer = tokenizer.decode(tokens, skip_special_tokens=True).split("=")
             places = [place for place, label in enumerate(learned) if label != IGNORED]
