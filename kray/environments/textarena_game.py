@@ -141,7 +141,8 @@ class Game:
             trial: Game = pickle.loads(position)
             player = trial.to_move
             trial.play(move, 0)
-            if not (trial.lost_by_invalid(player) or getattr(trial.state, "error_count", 0)):
+            invalid_moves: int = getattr(trial.state, "error_count", 0)
+            if not trial.lost_by_invalid(player) and not invalid_moves:
                 yield move
 
     def random_move(self, rng: random.Random) -> str:
