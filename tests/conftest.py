@@ -32,8 +32,8 @@ def ray_local():
     """Start a Ray cluster for this test run; one that happens to run on this machine is never used."""
     import ray
 
-    # Ray's processes must find sample_verifiers.
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    # Ray's processes must find sample_verifiers, and what this process finds.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     # The key of the services that tests start; a driver gets the environment that Ray started with.
     os.environ["KRAY_TESTS_KEY"] = "a-planted-key-of-the-tests"
     ray.init(

@@ -6,6 +6,7 @@ pickled in every turn: kray reads such datasets as prompts instead.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,16 @@ from kray.environments.chance import numbered, seeded
 from kray.records import Prompt, derive_seed
 from kray.rewards.verifiers import Reward
 
+_root = logging.getLogger()
+_before = list(_root.handlers), _root.level
 try:
     import gem as library
 except ImportError:
     library = None
+finally:
+    # Importing it configures the root logger, so that every line of the job would appear twice.
+    _root.handlers[:] = _before[0]
+    _root.setLevel(_before[1])
 
 MISSING = (
     "the environment gem needs the package gem-llm: pip install --no-deps gem-llm==0.1.0 (see docs/environments.md)"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import re
 import time
 
 import pytest
@@ -52,6 +54,25 @@ def test_every_shipped_environment_loads():
 )
 def test_invalid_environments_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
+        check_environment(name, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "options", "command"),
+    [
+        (
+            "textarena",
+            "kray.environments.textarena_game",
+            {"game": "TicTacToe-v0"},
+            'pip install "textarena>=0.7,<0.8"',
+        ),
+        ("skyrl_gym", "kray.environments.skyrl", {"env": "gsm8k"}, 'pip install "skyrl-gym>=0.4,<0.5"'),
+        ("gem", "kray.environments.gem", {"env": "game:x"}, "pip install --no-deps gem-llm==0.1.0"),
+    ],
+)
+def test_missing_package_is_named_with_its_command(monkeypatch, name, module, options, command):
+    monkeypatch.setattr(importlib.import_module(module), "library", None)
+    with pytest.raises(ValueError, match=rf"^the environment {name} needs the package [a-z-]+: {re.escape(command)}"):
         check_environment(name, options)
 
 
