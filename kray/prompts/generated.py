@@ -62,10 +62,10 @@ def question_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
     Raises:
         DataError: An option of the source is invalid.
     """
-    _check(source)
+    check_generated(source)
     if unknown := [kind for kind in source.tasks if kind not in questions.KINDS]:
         raise DataError(f"tasks.{unknown[0]}: questions have no such kind; they have {', '.join(questions.KINDS)}")
-    made = questions.make_questions(list(source.tasks) or questions.KINDS, _wanted(source), source.seed, source.split)
+    made = questions.make_questions(list(source.tasks) or questions.KINDS, wanted(source), source.seed, source.split)
     return [
         Prompt(
             id=f"questions/{source.split}/{index}",
