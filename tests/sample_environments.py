@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 
@@ -81,3 +82,69 @@ class Nudge(OneTurn):
     def step(self, action):
         self.turns += 1
         return [{"role": "user", "content": "Look again."}], self.turns > 1
+
+
+class LiveEcho:
+    """A live environment: repeats each turn; the reward is the share of `times` turns. Turns may ask it to fail."""
+
+    stops = (";",)
+
+    def __init__(self, times: int = 2, opening: str = "", static: bool = False, log: str = ""):
+        self.times, self.text, self.static, self.log = times, opening, static, log
+        self.resets = 0
+
+    def check(self):
+        if self.times > 99:
+            raise ValueError("times must be below 100")
+
+    async def start(self):
+        if self.text == "never":
+            raise RuntimeError("it cannot be started")
+        self.note("start")
+
+    async def ready(self, prompt):
+        pass
+
+    def opening(self, prompt):
+        return self.text if self.static else None
+
+    def session(self, prompt, seed):
+        return LiveEchoSession(self, prompt, seed)
+
+    async def close(self):
+        self.note("stop")
+
+    def note(self, what):
+        if self.log:
+            with open(self.log, "a") as file:
+                file.write(f"{what} {os.getpid()}\n")
+
+
+class LiveEchoSession:
+    def __init__(self, environment, prompt, seed):
+        self.environment, self.prompt, self.seed, self.seen = environment, prompt, seed, []
+
+    async def reset(self):
+        self.environment.note("reset")
+        if self.prompt.text == "broken":
+            raise RuntimeError("it does not start")
+        self.environment.resets += 1
+        return self.environment.text.format(seed=self.seed, reset=self.environment.resets)
+
+    async def step(self, action):
+        if action == "hang":
+            await asyncio.sleep(60)
+        if action == "block":
+            time.sleep(60)
+        if action == "die":
+            os._exit(3)
+        if action == "raise":
+            raise RuntimeError("it broke")
+        self.seen.append(action)
+        return {"number": 3}.get(action, f"<{action}>"), len(self.seen) > self.environment.times
+
+    async def reward(self):
+        return 2.0 if "worth2" in self.seen else min(1.0, len(self.seen) / (self.environment.times + 1))
+
+    async def close(self):
+        self.environment.note("close")

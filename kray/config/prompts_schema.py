@@ -11,14 +11,14 @@ class SourceConfig:
     """Where prompts come from."""
 
     kind: str = "arithmetic"
-    """arithmetic, questions (in plain English), jsonl, parquet, huggingface, reasoning_gym, or seeds: starts of an
-    environment that makes its own tasks."""
+    """arithmetic, questions (in plain English), jsonl, parquet, huggingface, reasoning_gym, verifiers (a taskset), or seeds:
+    starts of an environment that makes its own tasks."""
 
     path: str = ""
-    """File, folder or glob (jsonl, parquet); dataset id or folder (huggingface)."""
+    """File, folder or glob (jsonl, parquet); dataset id or folder (huggingface); id of an installed taskset (verifiers)."""
 
     subset: str = ""
-    """Configuration of a Hugging Face dataset."""
+    """Configuration of a Hugging Face dataset. verifiers: a range of tasks, such as "0:1000"; empty: all."""
 
     split: str = "train"
     """Split of a Hugging Face dataset. For generated prompts: train or test, which share none."""
@@ -68,7 +68,7 @@ class SourceConfig:
     """Keep rows that repeat the prompt and the answer of an earlier row. false: only the first one is kept."""
 
     size: int = 1024
-    """Prompts to generate (arithmetic, questions, reasoning_gym, seeds)."""
+    """Prompts to generate (arithmetic, questions, reasoning_gym, seeds, verifiers tasksets without an end)."""
 
     seed: int = 0
     """Seed of generated prompts."""
@@ -76,7 +76,8 @@ class SourceConfig:
     tasks: dict[str, Any] = field(default_factory=dict)
     """reasoning_gym: task name -> its options, or a label of your own -> `{task: name, ...}`, so that one task can have several
     difficulties. arithmetic and questions: kind -> nothing; empty for all kinds. seeds: label ->
-    keyword arguments of the environment, in place of those in `environment.options`. Tasks are mixed evenly."""
+    keyword arguments of the environment, in place of those in `environment.options`. Tasks are mixed evenly. verifiers: the
+    taskset's own configuration."""
 
 
 @dataclass

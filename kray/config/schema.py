@@ -222,7 +222,8 @@ class EnvironmentConfig:
     """What answers the policy, so that a rollout is a conversation of several turns. Off while it has no name."""
 
     name: str = ""
-    """calculator, tools, textarena, skyrl_gym, gem or pkg.module:Class. Empty: a rollout is a single response."""
+    """calculator, tools, textarena, skyrl_gym, gem, openenv, verifiers or pkg.module:Class. Empty: a rollout is a single
+    response."""
 
     max_turns: int = 4
     """Most turns of the policy. All its tokens and the answers share `rollout.max_response_tokens`."""

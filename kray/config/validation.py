@@ -80,6 +80,9 @@ FIXED = {
 }
 
 # Key -> its allowed values.
+# Kinds of prompt sources.
+PROMPT_KINDS = ("arithmetic", "questions", "jsonl", "parquet", "huggingface", "reasoning_gym", "seeds", "verifiers")
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "plan.mode": plan_rules.MODES,
     "plan.unit": plan_rules.UNITS,
@@ -88,8 +91,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "plan.marginal": plan_rules.MARGINALS,
     "plan.weights": plan_rules.WEIGHTS,
     "plan.prior_by": ("kind", "source", "all"),
-    "prompts.train.kind": ("arithmetic", "questions", "jsonl", "parquet", "huggingface", "reasoning_gym", "seeds"),
-    "prompts.test.kind": ("arithmetic", "questions", "jsonl", "parquet", "huggingface", "reasoning_gym", "seeds"),
+    "prompts.train.kind": PROMPT_KINDS,
+    "prompts.test.kind": PROMPT_KINDS,
     "prompts.train.prompt_format": ("auto", "text", "json"),
     "prompts.test.prompt_format": ("auto", "text", "json"),
     "model.dtype": ("float32", "bfloat16"),
@@ -103,7 +106,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 # Built-in environments; pkg.module:Class is allowed as well.
-ENVIRONMENTS = ("calculator", "tools", "textarena", "skyrl_gym", "gem")
+ENVIRONMENTS = ("calculator", "tools", "textarena", "skyrl_gym", "gem", "openenv", "verifiers")
 
 # Arguments of apply_chat_template that are not variables of a chat template.
 NO_VARIABLES = (
@@ -260,7 +263,7 @@ def _environment(config: KrayConfig) -> Iterator[Problem]:
 
 
 def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
-    if source.kind in ("jsonl", "parquet", "huggingface") and not source.path:
+    if source.kind in ("jsonl", "parquet", "huggingface", "verifiers") and not source.path:
         yield Problem((f"{key}.path", f"{key}.kind"), f"{key}.path is empty: {key}.kind {source.kind} reads from it")
     if source.kind == "reasoning_gym" and not source.tasks:
         yield Problem((f"{key}.tasks",), f"{key}.tasks is empty: {key}.kind reasoning_gym needs at least one task name")

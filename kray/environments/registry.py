@@ -9,14 +9,17 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kray.environments.live import METHODS, is_live
 from kray.records import Prompt
 
 ENVIRONMENTS = {
     "calculator": "kray.environments.calculator:Calculator",
+    "openenv": "kray.environments.openenv:OpenEnv",
     "tools": "kray.environments.tools:Tools",
     "textarena": "kray.environments.textarena:TextArena",
     "skyrl_gym": "kray.environments.skyrl:SkyRLGym",
     "gem": "kray.environments.gem:Gem",
+    "verifiers": "kray.environments.verifiers:Verifiers",
 }
 
 
@@ -62,9 +65,10 @@ def load_environment(name: str) -> Callable[..., Any]:
     found = load_object(path_of(name))
     if not inspect.isclass(found):
         raise ValueError(f'"{name}" is no class')
-    missing = [method for method in ("reset", "step", "reward") if not callable(getattr(found, method, None))]
+    methods, place = (METHODS, "live") if is_live(found) else (("reset", "step", "reward"), "interface")
+    missing = [method for method in methods if not callable(getattr(found, method, None))]
     if missing:
-        raise ValueError(f'"{name}" has no method {", ".join(missing)}; see kray/environments/interface.py')
+        raise ValueError(f'"{name}" has no method {", ".join(missing)}; see kray/environments/{place}.py')
     return found
 
 
@@ -91,7 +95,7 @@ def options_of(options: Mapping[str, Any], prompt: Prompt) -> dict[str, Any]:
 
 
 def check_environment(name: str, options: Mapping[str, Any]) -> None:
-    """Check that an environment can be created and pickled.
+    """Check that an environment can be created, and pickled unless it is a live one.
 
     Args:
         name: A key of ENVIRONMENTS or pkg.module:Class.
@@ -107,6 +111,9 @@ def check_environment(name: str, options: Mapping[str, Any]) -> None:
         raise ValueError(str(error)) from error
     except Exception as error:
         raise ValueError(f'"{name}" cannot be created with its options: {type(error).__name__}: {error}') from error
+    if is_live(environment):
+        environment.check()
+        return
     try:
         pickle.loads(pickle.dumps(environment))
     except Exception as error:

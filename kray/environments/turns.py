@@ -14,7 +14,7 @@ from typing import Any
 from kray.environments.interface import Environment, Observation
 from kray.environments.registry import load_environment, options_of
 from kray.records import Prompt
-from kray.rewards.verifiers import as_reward
+from kray.rewards.verifiers import Reward, as_reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Turn:
         observation, reward, detail = plain["observation"], plain["reward"], plain["detail"]
         if not (reward is None or (isinstance(reward, float) and 0 <= reward <= 1)) or not isinstance(detail, str):
             raise ValueError(f"reward {reward!r:.80} is not a number in [0, 1] or its detail is not text")
-        return cls(base64.b64decode(plain["state"]), _checked(observation), bool(plain["ended"]), reward, detail)
+        return cls(base64.b64decode(plain["state"]), checked_observation(observation), bool(plain["ended"]), reward, detail)
 
 
 def begin(_: str, start: tuple[str, Mapping[str, Any], Prompt, int]) -> Turn:
@@ -62,7 +62,7 @@ def begin(_: str, start: tuple[str, Mapping[str, Any], Prompt, int]) -> Turn:
     name, options, prompt, seed = start
     environment: Environment = load_environment(name)(**options_of(options, prompt))
     observation = environment.reset(prompt, seed)
-    return Turn(pickle.dumps(environment), _checked(observation))
+    return Turn(pickle.dumps(environment), checked_observation(observation))
 
 
 def step(action: str, position: tuple[bytes, bool]) -> Turn:
@@ -77,7 +77,7 @@ def step(action: str, position: tuple[bytes, bool]) -> Turn:
     observation, done = environment.step(action)
     if done or last:
         return _ended(environment)
-    return Turn(pickle.dumps(environment), _checked(observation))
+    return Turn(pickle.dumps(environment), checked_observation(observation))
 
 
 def finish(_: str, state: bytes) -> Turn:
@@ -95,17 +95,33 @@ for _function in (begin, step, finish):
 
 
 def _ended(environment: Environment) -> Turn:
-    value = environment.reward()
+    return reward_turn(environment.reward(), type(environment).__name__)
+
+
+def reward_turn(value: float | Reward | None, name: str) -> Turn:
+    """Return the last turn of a rollout.
+
+    Args:
+        value: What the environment returned as its reward.
+        name: Of the environment's class.
+
+    Raises:
+        ValueError: The reward is not a number in [0, 1].
+    """
     if value is None:
         return Turn(b"", ended=True)
-    reward = as_reward(value, type(environment).__name__)
+    reward = as_reward(value, name)
     if not 0 <= reward.value <= 1:
         raise ValueError(f"the reward is {reward.value:g}, not in [0, 1]")
     return Turn(b"", ended=True, reward=reward.value, detail=reward.detail)
 
 
-def _checked(observation: Observation) -> str | tuple[dict[str, str], ...]:
-    """Return the observation as plain data; raise ValueError if it is neither text nor messages."""
+def checked_observation(observation: Observation) -> str | tuple[dict[str, str], ...]:
+    """Return an observation as plain data.
+
+    Raises:
+        ValueError: It is neither text nor messages.
+    """
     if isinstance(observation, str):
         observation.encode()  # raises on lone surrogates, which are no text
         return observation

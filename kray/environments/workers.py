@@ -1,7 +1,8 @@
 """Worker processes for environments, with a deadline for every turn, so that no environment can stop a run.
 
 Every requested turn gets exactly one result, in the order given: a Turn, or a text with the reason why there is none. A
-process that exits or hangs is replaced, and the rollouts of other environments continue in its successor.
+process that exits or hangs is replaced. The rollouts of other environments continue in its successor; live environments
+(live.py) lose the sessions that the process held.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kray.config.schema import EnvironmentConfig
-from kray.environments.registry import path_of
+from kray.environments.live import is_live
+from kray.environments.registry import load_environment, path_of
+from kray.environments.session_hosts import SessionHosts
 from kray.environments.turns import Turn
 from kray.records import Prompt
 from kray.rewards.scorer import Outcome, Scorer
@@ -29,8 +32,14 @@ class EnvironmentWorkers:
             environment: The run's environment.
             memory_gib: Memory limit of one process in GiB; 0: none.
             start_timeout_s: Seconds for a process to start and import the environment.
+
+        Raises:
+            ValueError: There is no such environment.
         """
         self.environment = environment
+        self._hosts: SessionHosts | None = None
+        if is_live(load_environment(environment.name)):
+            self._hosts = SessionHosts(environment, memory_gib, start_timeout_s)
         # The environment's class is the scorer's default verifier, so that its module is imported before the first deadline.
         self._scorer = Scorer(
             path_of(environment.name),
@@ -49,6 +58,8 @@ class EnvironmentWorkers:
         Raises:
             KrayError: No process starts.
         """
+        if self._hosts is not None:
+            return _failures_named(await self._hosts.begin(starts))
         name, options = self.environment.name, self.environment.options
         items = [(f"{_TURNS}:begin", "", (name, options, prompt, seed)) for prompt, seed in starts]
         return [_turn(outcome) for outcome in await self._scorer.score(items)]
@@ -62,6 +73,8 @@ class EnvironmentWorkers:
         Raises:
             KrayError: No process starts.
         """
+        if self._hosts is not None:
+            return _failures_named(await self._hosts.step(moves))
         items = [(f"{_TURNS}:step", action, (state, last)) for state, action, last in moves]
         return [_turn(outcome) for outcome in await self._scorer.score(items)]
 
@@ -74,12 +87,29 @@ class EnvironmentWorkers:
         Raises:
             KrayError: No process starts.
         """
+        if self._hosts is not None:
+            return _failures_named(await self._hosts.finish(states))
         outcomes = await self._scorer.score([(f"{_TURNS}:finish", "", state) for state in states])
         return [_turn(outcome) for outcome in outcomes]
+
+    def release(self, states: Sequence[bytes]) -> None:
+        """Drop rollouts whose reward is not needed, without waiting.
+
+        Args:
+            states: Their states, as `begin` and `step` returned them.
+        """
+        if self._hosts is not None:
+            self._hosts.release(states)
 
     def close(self) -> None:
         """End the processes."""
         self._scorer.close()
+        if self._hosts is not None:
+            self._hosts.close()
+
+
+def _failures_named(turns: Sequence[Turn | str]) -> list[Turn | str]:
+    return [f"{ENVIRONMENT}{turn}" if isinstance(turn, str) else turn for turn in turns]
 
 
 def _turn(outcome: Outcome) -> Turn | str:

@@ -20,6 +20,7 @@ from kray.prompts.generated import arithmetic_prompts, question_prompts, reasoni
 from kray.prompts.row_columns import answer_text, columns_of
 from kray.prompts.rows import Row, huggingface_rows, jsonl_rows, parquet_rows
 from kray.prompts.seeds import seed_prompts
+from kray.prompts.verifiers_tasks import verifiers_prompts
 from kray.records import Prompt
 
 logger = logging.getLogger(__name__)
@@ -217,6 +218,7 @@ SOURCES: dict[str, Load] = {
     "questions": question_prompts,
     "reasoning_gym": reasoning_prompts,
     "seeds": seed_prompts,
+    "verifiers": verifiers_prompts,
 }
 
 

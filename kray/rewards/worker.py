@@ -98,7 +98,7 @@ def main(descriptor: int) -> None:
     connection = socket.socket(fileno=descriptor)
     stream = connection.makefile("rb")
     default, table, timeout_s, memory_gib = _read(stream)
-    _limit_memory(memory_gib)
+    limit_memory(memory_gib)
     threading.Thread(target=_end_with_parent, args=(connection.fileno(),), daemon=True).start()
     loaded: dict[str, Verifier | str] = {default: _load(table.get(default, (default, {}))[0])}
     connection.sendall(_encode_reply(("ready",)))
@@ -117,8 +117,8 @@ def main(descriptor: int) -> None:
     os._exit(0)
 
 
-def _limit_memory(gib: float) -> None:
-    """Limit data rather than address space, of which libraries reserve much that they never use. 0: no limit."""
+def limit_memory(gib: float) -> None:
+    """Limit this process's data rather than address space, of which libraries reserve much that they never use. 0: no limit."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     if gib and (hard == resource.RLIM_INFINITY or gib * 2**30 < hard):
         resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30), hard))

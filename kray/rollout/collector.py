@@ -95,6 +95,8 @@ class Collector:
                 await work.run(session)
         finally:
             work.cancel()
+            if conversations:
+                conversations.close()
         allocation = plan.allocation().admitted()
         groups = work.groups(allocation)
         generate_s, reward_s = work.generated - started, time.monotonic() - work.generated

@@ -211,6 +211,7 @@ class Conversations:
         known = self._continued.pop(task.id, None)
         if outcome.failure:
             result.failures.append(Failure(task.prompt_id, task.rollouts, outcome.failure, outcome.tries))
+            self._release([known] if known else [])
             return result
         conversations = [
             known or Conversation(task, turn.index, self.states[task.prompt_id]) for turn in outcome.rollouts
@@ -231,6 +232,14 @@ class Conversations:
             self._end(each, answer, result)
         return result
 
+    def close(self) -> None:
+        """Drop the conversations that have not ended."""
+        self._release(list(self._continued.values()))
+        self._continued.clear()
+
+    def _release(self, conversations: Sequence[Conversation]) -> None:
+        self.runner.workers.release([each.state for each in conversations])
+
     def _continue(
         self, conversation: Conversation, answer: Turn, result: TurnResult, new_task_id: Callable[[], int]
     ) -> bool:
@@ -242,6 +251,8 @@ class Conversations:
             tokens = encode_answer(answer.observation, closed_by, self.runner.tokenizer, task.prompt_id, variables)
         except DataError as error:
             result.failures.append(Failure(task.prompt_id, 1, f"{ENVIRONMENT}{error}"))
+            conversation.state = answer.state
+            self._release([conversation])
             return True
         if len(tokens) >= conversation.remaining_tokens:
             conversation.state, conversation.finish_reason = answer.state, "length"

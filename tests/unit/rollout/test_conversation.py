@@ -92,6 +92,9 @@ class LocalWorkers:
     async def finish(self, states):
         return [self._do(acts.finish, "", state) for state in states]
 
+    def release(self, states):
+        pass
+
     @staticmethod
     def _do(act, *arguments):
         try:

@@ -1,0 +1,29 @@
+"""The Python that runs OpenEnv servers in tests.
+
+The package openenv needs versions of mcp that vLLM excludes, so it is rarely in kray's own environment. `make openenv` puts it
+into .venv-openenv; KRAY_OPENENV_PYTHON names another interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+APP = ROOT / "tests/openenv_app"
+
+
+@cache
+def openenv_python() -> str:
+    """Return the interpreter; skip the test where there is none."""
+    for python in (os.environ.get("KRAY_OPENENV_PYTHON", ""), str(ROOT / ".venv-openenv/bin/python"), sys.executable):
+        if python and Path(python).is_file():
+            found = subprocess.run([python, "-c", "import openenv.core.env_server"], capture_output=True, timeout=120)
+            if found.returncode == 0:
+                return python
+    pytest.skip("no Python with openenv: run `make openenv`")
