@@ -1,6 +1,7 @@
 # make train   installs what is missing, starts a local Ray head when none runs, trains configs/quickstart.yaml
 # make test    installs what is missing, runs the unit tests and one small run of each real part; with ARGS, those tests
 # make test-all   runs everything, as CI does
+# make openenv   installs openenv into an environment of its own, for configs/openenv.yaml and its tests
 # Overrides: make train ARGS="plan.mode=uniform run.steps=40"   CONFIG=configs/gsm8k.yaml   PYTHON=python3.12
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -21,7 +22,10 @@ else
 TORCH = $(PIP) torch==2.13.0
 endif
 
-.PHONY: train check test test-all lint stop install clean
+# A Python of its own for OpenEnv servers: openenv needs an mcp below 2, vLLM one from 2 on.
+OPENENV := .venv-openenv
+
+.PHONY: train check test test-all lint stop install openenv clean
 .DEFAULT_GOAL := train
 
 install: $(INSTALLED)
@@ -36,6 +40,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import torchvision' >/dev/null 2>&1 || { \
 	  echo "removing torchvision, torchaudio and torchcodec: vLLM pulls builds of them that do not fit this torch and break transformers; text models do not need them"; \
 	  $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; }
+	@touch $@
+
+openenv: $(OPENENV)/.installed
+
+$(OPENENV)/.installed:
+	@echo "installing openenv into $(OPENENV): a minute, once"
+	@test -x $(OPENENV)/bin/python || $(PYTHON) -m venv $(OPENENV)
+	@$(OPENENV)/bin/python -m pip install --quiet 'openenv>=0.10,<0.11'
 	@touch $@
 
 train: $(INSTALLED)
@@ -59,4 +71,4 @@ stop:
 	rm -f "$$file"
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OPENENV) build *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

@@ -32,8 +32,10 @@ def ray_local():
     """Start a Ray cluster for this test run; one that happens to run on this machine is never used."""
     import ray
 
-    # Ray's processes must find sample_verifiers, and what this process finds.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    # Ray's processes must find sample_verifiers, the environments of examples/ and what is on this run's own path.
+    tests = Path(__file__).parent
+    paths = [str(tests), str(tests.parent / "examples"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     # The key of the services that tests start; a driver gets the environment that Ray started with.
     os.environ["KRAY_TESTS_KEY"] = "a-planted-key-of-the-tests"
     ray.init(

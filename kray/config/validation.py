@@ -79,10 +79,10 @@ FIXED = {
     "rollout.top_k": (0, "truncated sampling draws from another distribution than the one of the logprobs"),
 }
 
-# Key -> its allowed values.
 # Kinds of prompt sources.
 PROMPT_KINDS = ("arithmetic", "questions", "jsonl", "parquet", "huggingface", "reasoning_gym", "seeds", "verifiers")
 
+# Key -> its allowed values.
 CHOICES: dict[str, tuple[str, ...]] = {
     "plan.mode": plan_rules.MODES,
     "plan.unit": plan_rules.UNITS,

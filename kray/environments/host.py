@@ -4,6 +4,7 @@ Requests come by a socket, see frames.py: first
 {name, options, timeout_s, start_timeout_s, memory_gib}; then, by id and in any number at
 once,
 
+    {id, op: "ready", prompt}                   wait until sessions of this prompt can be opened
     {id, op: "begin", prompt, seed}             the group's first observation
     {id, op: "open", session, prompt, seed, observation, action, last}
                                                 a rollout's first turn; its session must begin with this observation
@@ -12,8 +13,8 @@ once,
     {id, op: "close", session}                  the end of a rollout whose reward is not needed
 
 Every request is answered once, by {id, observation, ended, reward, detail} or {id, error}; {ready} or {error} is the first
-message. Each call of the environment has timeout_s seconds; a session that ends, fails or takes longer is closed. The host
-exits when the driver closes the socket or dies, and closes its sessions first.
+message. Each call of the environment has timeout_s seconds, "ready" has start_timeout_s; a session that ends, fails or takes
+longer is closed. The host exits when the driver closes the socket or dies, and closes its sessions first.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from kray.environments.frames import read_request, reply_frame
 from kray.environments.live import LiveEnvironment, Session
 from kray.environments.registry import load_environment
 from kray.environments.turns import Turn, checked_observation, reward_turn
-from kray.records import Prompt
 from kray.rewards.worker import limit_memory
 
 # Seconds to close all sessions and the environment at the end. The driver waits a little longer, then kills the host.
@@ -86,6 +86,10 @@ class Sessions:
             await asyncio.wait(self._closing, timeout=CLOSE_TIMEOUT_S / 2)
         await self.environment.close()
 
+    async def _ready(self, request: dict[str, Any]) -> Turn:
+        await self._limited(self.environment.ready(request["prompt"]), "start", self.start_timeout_s)
+        return Turn(b"")
+
     async def _begin(self, request: dict[str, Any]) -> Turn:
         observation = self.environment.opening(request["prompt"])
         if observation is None:
@@ -93,19 +97,15 @@ class Sessions:
             key = -request["id"]
             self.open[key] = self.environment.session(request["prompt"], request["seed"])
             try:
-                observation = await self._reset(self.open[key], request["prompt"])
+                observation = await self._limited(self.open[key].reset(), "reset")
             finally:
                 self.drop(key)
         return Turn(b"", checked_observation(observation))
 
-    async def _reset(self, session: Session, prompt: Prompt) -> str | tuple[dict[str, str], ...]:
-        await self._limited(self.environment.ready(prompt), "start", self.start_timeout_s)
-        return checked_observation(await self._limited(session.reset(), "reset"))
-
     async def _open(self, request: dict[str, Any]) -> Turn:
         session = self.environment.session(request["prompt"], request["seed"])
         self.open[request["session"]] = session
-        observation = await self._reset(session, request["prompt"])
+        observation = checked_observation(await self._limited(session.reset(), "reset"))
         if observation != request["observation"]:
             raise ValueError(
                 "the environment is not reproducible at reset: with the same prompt and seed a rollout began with "

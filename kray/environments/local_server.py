@@ -45,14 +45,15 @@ class LocalServer:
         self.command, self.folder, self.timeout_s = list(command), folder, timeout_s
         self.url = ""
         self._process: asyncio.subprocess.Process | None = None
+        self._killed = False
         self._starting: asyncio.Task[None] | None = None
         # A file without a name: nothing is left behind, however this process ends.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
 
     @property
     def running(self) -> bool:
-        """Whether the server has been started and not exited."""
-        return self._process is not None and self._process.returncode is None
+        """Whether the server has been started and neither exited nor been killed."""
+        return self._process is not None and self._process.returncode is None and not self._killed
 
     async def ensure(self, answers: Callable[[str], Awaitable[bool]]) -> None:
         """Start the server unless it runs, and wait until it answers.
@@ -76,6 +77,7 @@ class LocalServer:
         self.url = f"http://127.0.0.1:{port}"
         command = [part.replace("{port}", str(port)) for part in self.command]
         self._output.seek(0, os.SEEK_END)
+        self._killed = False
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", _BOUND, str(os.getpid()), *command),
@@ -107,6 +109,7 @@ class LocalServer:
         if self.running:
             assert self._process is not None
             self._process.kill()
+            self._killed = True
 
     async def close(self) -> None:
         """End the server."""

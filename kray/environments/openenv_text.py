@@ -141,4 +141,6 @@ def observation_text(observation: Mapping[str, Any], shown: str) -> str:
     try:
         return shown.format_map(own) if "{" in shown else str(own[shown])
     except (KeyError, IndexError, AttributeError) as error:
-        raise ValueError(f"observation {shown!r}: {error} is no field of the observation, which has {list(own)}") from None
+        raise ValueError(
+            f"observation {shown!r}: {error} is no field of the observation, which has {list(own)}"
+        ) from None

@@ -172,8 +172,12 @@ class SessionHosts:
             if host is None:
                 host = await self._started(slot)
             try:
-                opens = request["op"] in ("begin", "open")
-                reply = await host.request(request, self._deadline_s + (self.start_timeout_s if opens else 0.0))
+                if request["op"] in ("begin", "open"):
+                    ready = {"op": "ready", "prompt": request["prompt"]}
+                    reply = await host.request(ready, self.start_timeout_s + _GRACE_S)
+                    if "error" in reply:
+                        return host.number, str(reply["error"])
+                reply = await host.request(request, self._deadline_s)
             except asyncio.CancelledError:
                 if "session" in request:
                     host.notify({"op": "close", "session": request["session"]})

@@ -49,7 +49,9 @@ class Turn:
         observation, reward, detail = plain["observation"], plain["reward"], plain["detail"]
         if not (reward is None or (isinstance(reward, float) and 0 <= reward <= 1)) or not isinstance(detail, str):
             raise ValueError(f"reward {reward!r:.80} is not a number in [0, 1] or its detail is not text")
-        return cls(base64.b64decode(plain["state"]), checked_observation(observation), bool(plain["ended"]), reward, detail)
+        return cls(
+            base64.b64decode(plain["state"]), checked_observation(observation), bool(plain["ended"]), reward, detail
+        )
 
 
 def begin(_: str, start: tuple[str, Mapping[str, Any], Prompt, int]) -> Turn:

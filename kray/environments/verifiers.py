@@ -308,7 +308,9 @@ class VerifiersSession:
             raise ValueError(f"the episode failed: {errors[-1].type}: {errors[-1].message}" if errors else "it failed")
         traces = [trace for trace in episode.traces if trace.agent.name in (None, "", self.served.role)]
         if len(traces) != 1:
-            raise ValueError(f"the policy's role ran {len(traces)} times in the episode; kray trains on one conversation")
+            raise ValueError(
+                f"the policy's role ran {len(traces)} times in the episode; kray trains on one conversation"
+            )
         given = {name: reward.value for name, reward in traces[0].rewards.items() if reward is not None}
         value = mapped_reward(float(traces[0].reward), self.environment.low, self.environment.high)
         return Reward(value, ", ".join(f"{name} {number:g}" for name, number in given.items()))

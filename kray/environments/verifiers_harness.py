@@ -63,9 +63,7 @@ class ChatHarness(vf.Harness[vf.HarnessConfig]):
                 )
             )
             servers = {name: {"url": url, "timeout": self.config.tool_timeout} for name, url in mcp_urls.items()}
-            tools, routes, open_servers = (
-                await connect_mcp({"mcpServers": servers}, stack) if servers else ([], {}, {})
-            )
+            tools, routes, open_servers = await connect_mcp({"mcpServers": servers}, stack) if servers else ([], {}, {})
             hidden = self.config.disabled_tools or ()
             tools = [tool for tool in tools if tool["function"]["name"] not in hidden]
             routes = {name: route for name, route in routes.items() if name not in hidden}

@@ -60,11 +60,15 @@ def verifiers_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
 
 def _prompt(task: Any, source: SourceConfig, verifier: str, tools: Mapping[str, str]) -> Prompt:
     data, place = task.data, f"{source.path}:{task.data.idx}"
-    system = "\n\n".join(filter(None, [data.system_prompt, TOOLS.format(tools="\n".join(tools.values())) if tools else ""]))
+    system = "\n\n".join(
+        filter(None, [data.system_prompt, TOOLS.format(tools="\n".join(tools.values())) if tools else ""])
+    )
     messages = [{"role": "system", "content": system}] if system else []
     given = [{"role": "user", "content": data.prompt}] if isinstance(data.prompt, str) else data.prompt or []
     for message in given:
-        role, content = (message["role"], message["content"]) if isinstance(message, dict) else (message.role, message.content)
+        role, content = (
+            (message["role"], message["content"]) if isinstance(message, dict) else (message.role, message.content)
+        )
         if not isinstance(content, str):
             raise DataError(f"{place}: a message of the task's prompt holds more than text, or is a call of a tool")
         messages.append({"role": role, "content": content})

@@ -84,7 +84,9 @@ def test_sessions_are_closed_when_they_end_fail_or_are_released(tmp_path):
 
     async def work(workers):
         (start,) = await workers.begin([(prompt(), 7)])
-        turns = await workers.step([(start.state, action, action == "last") for action in ("last", "raise", "a", "b", "c")])
+        turns = await workers.step(
+            [(start.state, action, action == "last") for action in ("last", "raise", "a", "b", "c")]
+        )
         # The group's own reset, the rollout that ended and the one that failed.
         await until(lambda: noted()["close"] == 3, "three sessions are closed")
         workers.release([start.state, turns[2].state])
