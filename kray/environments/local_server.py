@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 
 # Last lines of the server's output in messages, and how many bytes are read for them.
-_TAIL_LINES, _TAIL_BYTES = 8, 4000
+_TAIL_LINES, _TAIL_BYTES = 4, 4000
 _POLL_S = 0.1
 # Seconds to end by itself.
 _TERMINATE_S = 1.0
@@ -34,14 +34,17 @@ class LocalServer:
         url: Its address; "" before the first start.
     """
 
-    def __init__(self, command: Sequence[str], folder: str, timeout_s: float):
+    def __init__(self, command: Sequence[str], folder: str, timeout_s: float, own_python: bool = False):
         """Start nothing.
 
         Args:
             command: Program and arguments; {port} stands for the port to listen on.
             folder: Working folder; "" for that of this process.
             timeout_s: Seconds until it must answer.
+            own_python: Whether the program is a Python with packages of its own, in which those of this process's
+                PYTHONPATH have no place.
         """
+        self.own_python = own_python
         self.command, self.folder, self.timeout_s = list(command), folder, timeout_s
         self.url = ""
         self._process: asyncio.subprocess.Process | None = None
@@ -81,6 +84,7 @@ class LocalServer:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", _BOUND, str(os.getpid()), *command),
+                env={key: value for key, value in os.environ.items() if not (self.own_python and key == "PYTHONPATH")},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,

@@ -69,7 +69,7 @@ class OpenEnv:
             url: Address of a server that runs, http://... or https://...
             app: pkg.module:app of a server to start with uvicorn on 127.0.0.1, one for each environment process.
             command: Command of a server to start, with {port} for its port.
-            python: Python interpreter for `app`; "": kray's own.
+            python: Python interpreter for `app`, which then gets no PYTHONPATH; "": kray's own.
             folder: Folder from which the server is started and its modules are imported.
             start_timeout_s: Seconds for a started server to answer.
             key_env: Environment variable with a key that the server of `url` asks for, sent as a bearer token.
@@ -100,6 +100,7 @@ class OpenEnv:
         if not start_timeout_s > 0:
             raise ValueError(f"start_timeout_s must be above 0, not {start_timeout_s}")
         self.url, self.key_env, self.folder, self.start_timeout_s = url.rstrip("/"), key_env, folder, start_timeout_s
+        self.own_python = bool(python)
         uvicorn = [python or sys.executable, "-m", "uvicorn", app, *_UVICORN]
         self.command = [] if url else uvicorn if app else shlex.split(command)
         self.resets, self.arguments = dict(reset or {}), dict(arguments or {})
@@ -130,7 +131,7 @@ class OpenEnv:
         # No limit: every session has a connection of its own.
         self._http = aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
         if self.command:
-            self._server = LocalServer(self.command, self.folder, self.start_timeout_s)
+            self._server = LocalServer(self.command, self.folder, self.start_timeout_s, self.own_python)
         await self._ensure_server()
         limit = aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)
         async with self._http.get(f"{self.address}/schema", timeout=limit) as reply:
@@ -321,6 +322,6 @@ def _arguments_of(prompt: Prompt) -> dict[str, Any]:
 
 def _validation(data: Mapping[str, Any]) -> str:
     """Return the first reason why an action is invalid."""
-    first = next(iter(data.get("errors") or ()), {})
+    first: Mapping[str, Any] = next(iter(data.get("errors") or ()), {})
     place = ".".join(str(part) for part in first.get("loc", ()))
     return f"{place}: {first['msg']}" if place and "msg" in first else str(data.get("message") or "invalid action")

@@ -45,12 +45,14 @@ class _Slot:
         host: The newest host; None before the first.
         starting: Held while a host starts.
         room: Limits the requests at once.
+        broken: Why no host can be started, for those who waited for it meanwhile.
     """
 
     def __init__(self) -> None:
         self.host: HostProcess | None = None
         self.starting = asyncio.Lock()
         self.room = asyncio.Semaphore(_CONCURRENT)
+        self.broken = ""
 
 
 class SessionHosts:
@@ -209,6 +211,8 @@ class SessionHosts:
         async with slot.starting:
             if slot.host is not None and slot.host.number in self._hosts and not slot.host.lost:
                 return slot.host
+            if slot.broken:
+                raise KrayError(slot.broken)
             reason = ""
             for _ in range(_START_ATTEMPTS):
                 host = HostProcess.spawn(next(self._numbers), self._slots.index(slot))
@@ -226,4 +230,5 @@ class SessionHosts:
                 self._hosts.pop(host.number, None)
                 if self._closed:
                     break
-            raise KrayError(f"environment: no session host could be started in {_START_ATTEMPTS} attempts: {reason}")
+            slot.broken = f"environment: no session host could be started in {_START_ATTEMPTS} attempts: {reason}"
+            raise KrayError(slot.broken)

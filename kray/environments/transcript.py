@@ -86,7 +86,7 @@ class Transcript:
 
 def _calls(turn: str, before: int) -> list[dict[str, Any]]:
     """Return the calls of a turn in OpenAI's form; what cannot be read as one is none."""
-    found = []
+    found: list[dict[str, Any]] = []
     for text in _CALL.findall(turn):
         try:
             call = json.loads(text)

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 pytest.importorskip("verifiers.v1")
 
+from chat_tokenizers import make_tokenizer
+
 from kray.config.prompts_schema import SourceConfig
-from kray.config.schema import EnvironmentConfig
+from kray.config.schema import EnvironmentConfig, RolloutConfig
 from kray.environments import check_environment
 from kray.environments.workers import EnvironmentWorkers
 from kray.errors import DataError
 from kray.prompts import load_prompts
+from kray.prompts.tokenize import encode_all
+from kray.records import Rollout, Sampling
+from kray.rollout.collector import TRAINING, Collector, Draw
+from kray.rollout.conversation import ConversationRunner
+from kray.rollout.outcome import TaskOutcome
+from kray.rollout.plans import FixedPlan
 
 TASKSETS = Path(__file__).parents[2] / "verifiers_tasksets"
 
@@ -136,6 +147,62 @@ def test_several_turns_are_played_to_the_end_or_cut():
     assert first[0].observation == ({"role": "user", "content": "Not 2."},)
     assert [turn.ended for turn in second] == [False, False, True, False]
     assert [(turn.ended, turn.reward) for turn in [cut, *finished]] == [(True, 0.0)] * 4
+
+
+class Script:
+    """A pool whose policy writes these turns in order, in every rollout."""
+
+    def __init__(self, turns, tokenizer):
+        self.turns, self.tokenizer, self.tasks, self.task_ids = turns, tokenizer, [], itertools.count()
+
+    def open(self, priority):
+        return contextlib.nullcontext(self)
+
+    @property
+    def left(self):
+        return self.tasks
+
+    def submit(self, tasks):
+        self.tasks += tasks
+
+    async def next(self):
+        while not self.tasks:
+            await asyncio.sleep(0.01)
+        task = self.tasks.pop(0)
+        said = self.tokenizer.decode(list(task.prompt_tokens)).count("assistant\n") - 1
+        tokens = [*self.tokenizer.encode(self.turns[said], add_special_tokens=False), self.tokenizer.eos_token_id]
+        sampled, logprobs = np.array(tokens, np.int32), np.full(len(tokens), -1, np.float32)
+        indices = range(task.first_index, task.first_index + task.rollouts)
+        return TaskOutcome(
+            task, [Rollout(task.prompt_id, i, sampled, logprobs, "stop", ((0, 0, len(tokens)),)) for i in indices]
+        )
+
+
+def test_conversation_is_what_the_chat_template_makes_of_it():
+    """Token by token, though the turns are never encoded again."""
+    tokenizer, source = make_tokenizer(), SourceConfig(kind="verifiers", path="guess_taskset")
+    pairs, _ = encode_all(prompts_of("guess_taskset", subset="7:9"), tokenizer, source, 200, len(tokenizer))
+
+    async def work(workers):
+        runner = ConversationRunner(workers, tokenizer, {TRAINING: source}, 200)
+        collector = Collector(Script(["1", " 2", "7", "8"], tokenizer), None, tokenizer, RolloutConfig(), runner)
+        sampling = Sampling(400, stop_token_ids=(tokenizer.eos_token_id,))
+        plan = FixedPlan([pair.prompt.id for pair in pairs], 3)
+        return await collector.collect(plan, pairs, Draw(lambda _: 0, sampling, 0))
+
+    found = play(work)
+    assert found.failed == 0
+    for group, turns in zip(found.groups, (["1", " 2", "7"], ["1", " 2", "7", "8"]), strict=True):
+        messages = [dict(message) for message in group.prompt.messages]
+        for turn in turns:
+            messages += [{"role": "assistant", "content": turn}, {"role": "user", "content": f"Not {turn.strip()}."}]
+        whole = tokenizer.apply_chat_template(messages[:-1], tokenize=False).removesuffix("\n")
+        for rollout in group.rollouts:
+            assert tokenizer.decode([*group.prompt_tokens, *rollout.tokens.tolist()]) == whole
+            assert tokenizer.decode(rollout.tokens[rollout.sampled].tolist()) == "".join(
+                f"{t}<|im_end|>" for t in turns
+            )
+            assert (rollout.turns, rollout.reward) == (len(turns), 1.0)
 
 
 def test_tools_are_called_and_their_results_observed():

@@ -7,6 +7,7 @@ import itertools
 import pickle
 import random
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from kray.config.schema import EnvironmentConfig, EvaluateConfig, RolloutConfig
 from kray.driver.evaluation import evaluate
 from kray.driver.tables import sample_rows
 from kray.environments import turns as acts
+from kray.environments.workers import EnvironmentWorkers
 from kray.prompts.tokenize import as_read, encode_prompt
 from kray.records import EncodedPrompt, Prompt, Rollout, RolloutTask, Sampling, derive_seed
 from kray.rewards.scorer import Outcome as Verdict
@@ -146,14 +148,15 @@ class Judge:
         return [Verdict(float(len(text) % 2)) for _, text, _ in items]
 
 
-def collect(order, failing=0, max_tokens=24, prompts=4, rollouts=5, **settings):
+def collect(order, failing=0, max_tokens=24, prompts=4, rollouts=5, workers=None, **settings):
     source = SourceConfig()
     texts = [f"{i}+{i}=" for i in range(prompts)]
     pairs = [
         EncodedPrompt(p, encode_prompt(p, TOKENIZER, source))
         for p in (Prompt(t, "", "exact", "test", text=t) for t in texts)
     ]
-    runner = ConversationRunner(LocalWorkers(**settings), TOKENIZER, {TRAINING: source}, 12) if settings else None
+    workers = workers or (LocalWorkers(**settings) if settings else None)
+    runner = ConversationRunner(workers, TOKENIZER, {TRAINING: source}, 12) if workers else None
     collector = Collector(Chance(order, failing), Judge(), TOKENIZER, RolloutConfig(), runner)
     sampling = Sampling(max_tokens, stop_token_ids=(1,))
     plan = FixedPlan([p.id for p, _ in pairs], rollouts)
@@ -191,6 +194,21 @@ def test_every_rollout_ends_or_fails_in_any_order(order, failing, max_tokens, ma
             assert rollout.reward == pytest.approx(rollout.turns / (times + 1))
     if not failing:
         assert described(found) == described(collect(order, failing, max_tokens, **options))  # another order
+
+
+@pytest.mark.parametrize("failing", [0, 30])
+def test_sessions_hold_the_same_conversations_as_pickled_environments(failing, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    log = tmp_path / "log"
+    live = EnvironmentConfig("sample_environments:LiveEcho", max_turns=3, options={"times": 3, "log": str(log)})
+    workers = EnvironmentWorkers(live)
+    try:
+        found = collect(random.Random(1), failing, workers=workers)
+    finally:
+        workers.close()
+    assert described(found) == described(collect(random.Random(1), failing, max_turns=3, options={"times": 3}))
+    noted = [line.split()[0] for line in log.read_text().splitlines()]
+    assert noted.count("reset") == noted.count("close") > 4, "every session has been closed"
 
 
 @settings(deadline=None, max_examples=5)
