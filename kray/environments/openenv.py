@@ -89,23 +89,12 @@ class OpenEnv:
         Raises:
             ValueError: An option is invalid.
         """
-        if sum(map(bool, (url, app, command))) != 1:
-            raise ValueError("give one of url, app and command")
-        if url and not url.startswith(("http://", "https://")):
-            raise ValueError(f"url must begin with http:// or https://, not {url!r}")
-        if command and "{port}" not in command:
-            raise ValueError("command must hold {port}, the port that the server is to listen on")
-        if not (reward in ("sum", "last", "verifier") or reward.removeprefix("state.") not in (reward, "")):
-            raise ValueError(f"reward must be sum, last, verifier or state.FIELD, not {reward!r}")
-        if not start_timeout_s > 0:
-            raise ValueError(f"start_timeout_s must be above 0, not {start_timeout_s}")
+        _check_options(url, app, command, reward, start_timeout_s, arguments or {})
         self.url, self.key_env, self.folder, self.start_timeout_s = url.rstrip("/"), key_env, folder, start_timeout_s
         self.own_python = bool(python)
         uvicorn = [python or sys.executable, "-m", "uvicorn", app, *_UVICORN]
         self.command = [] if url else uvicorn if app else shlex.split(command)
         self.resets, self.arguments = dict(reset or {}), dict(arguments or {})
-        if unknown := [field for field in self.arguments.values() if field not in ("id", "text", "answer")]:
-            raise ValueError(f"arguments: {unknown[0]!r} is not one of id, text and answer")
         self.reader = ActionReader(action, action_fields or {}, pattern)
         self.shown, self.role, self.rewarded = observation, role, reward
         self.low, self.high = checked_range(reward_range)
@@ -325,3 +314,21 @@ def _validation(data: Mapping[str, Any]) -> str:
     first: Mapping[str, Any] = next(iter(data.get("errors") or ()), {})
     place = ".".join(str(part) for part in first.get("loc", ()))
     return f"{place}: {first['msg']}" if place and "msg" in first else str(data.get("message") or "invalid action")
+
+
+def _check_options(
+    url: str, app: str, command: str, reward: str, start_timeout_s: float, arguments: Mapping[str, str]
+) -> None:
+    """Raise ValueError unless these options of OpenEnv can be used."""
+    if sum(map(bool, (url, app, command))) != 1:
+        raise ValueError("give one of url, app and command")
+    if url and not url.startswith(("http://", "https://")):
+        raise ValueError(f"url must begin with http:// or https://, not {url!r}")
+    if command and "{port}" not in command:
+        raise ValueError("command must hold {port}, the port that the server is to listen on")
+    if not (reward in ("sum", "last", "verifier") or reward.removeprefix("state.") not in (reward, "")):
+        raise ValueError(f"reward must be sum, last, verifier or state.FIELD, not {reward!r}")
+    if not start_timeout_s > 0:
+        raise ValueError(f"start_timeout_s must be above 0, not {start_timeout_s}")
+    if unknown := [field for field in arguments.values() if field not in ("id", "text", "answer")]:
+        raise ValueError(f"arguments: {unknown[0]!r} is not one of id, text and answer")

@@ -206,7 +206,10 @@ def test_sessions_hold_the_same_conversations_as_pickled_environments(failing, m
         found = collect(random.Random(1), failing, workers=workers)
     finally:
         workers.close()
-    assert described(found) == described(collect(random.Random(1), failing, max_turns=3, options={"times": 3}))
+    assert sum(len(group.rollouts) for group in found.groups) + found.failed == 20
+    # Which turns fail follows from the order in which they arrive.
+    if not failing:
+        assert described(found) == described(collect(random.Random(1), max_turns=3, options={"times": 3}))
     noted = [line.split()[0] for line in log.read_text().splitlines()]
     assert noted.count("reset") == noted.count("close") > 4, "every session has been closed"
 
