@@ -101,6 +101,11 @@ class Rollout:
     reward_parts: Mapping[str, float] = field(default_factory=dict)  # value of each of reward.functions that applies
     sampled: np.ndarray | None = None
     turns: int = 1
+    # Of an episode with roles: the role that this is the view of, the prompt as this role read it, where that differs
+    # between the rollouts of a group, and the views of the other roles that learn.
+    role: str = ""
+    prompt_tokens: tuple[int, ...] = ()
+    partners: tuple[Rollout, ...] = ()
 
     @property
     def sampled_tokens(self) -> int:
@@ -120,6 +125,7 @@ class RolloutGroup:
             denominator.
         belief: (alpha, beta) of the Beta distribution of the prompt's success rate before the labels of this step, the
             baseline of train.baseline belief; (0, 0): nothing is known.
+        role: Of an environment with roles, the one whose views these rollouts are.
     """
 
     prompt: Prompt
@@ -127,6 +133,7 @@ class RolloutGroup:
     rollouts: list[Rollout]
     weight: float
     belief: tuple[float, float] = (0.0, 0.0)
+    role: str = ""
 
     @property
     def rewards(self) -> np.ndarray:

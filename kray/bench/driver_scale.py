@@ -252,7 +252,7 @@ def step(
             sampling = Sampling(4 * tokens)
             started, before = time.perf_counter(), time.thread_time()
             collected = await collector.collect(plan, chosen, Draw(lambda i: derive_seed(0, i), sampling, POLICY))
-            collector.remember(collected.groups)
+            collector.remember(collected)
             clock.seconds["collect_wall"] = time.perf_counter() - started
             clock.seconds["collect"] = time.thread_time() - before
             kept.extend((collected, pool))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kray.config.advice import warnings
 from kray.config.placement import amounts, cluster_rows, requested
+from kray.config.players import read_player
 from kray.config.schema import KrayConfig
 from kray.plan_modes import offered_share
 from kray.records import Prompt
@@ -111,7 +112,11 @@ def _environment(config: KrayConfig) -> list[tuple[str, str]]:
     environment = config.environment
     if not environment.name:
         return []
+    players = {role: read_player(value, role).name for role, value in environment.roles.items()}
+    against = {name: read_player(value, name).name for name, value in environment.evaluate_against.items()}
+    shown = [("roles", players), ("evaluated against", against)]
     return [
         ("environment", f"{environment.name}, at most {environment.max_turns} turns"),
+        *((label, ", ".join(f"{name}: {who}" for name, who in given.items())) for label, given in shown if given),
         ("environment processes", f"{environment.workers}, in the driver's node"),
     ]

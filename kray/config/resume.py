@@ -21,6 +21,7 @@ SETTLED = (
     "prompts.max_tokens",
     "environment.name",
     "environment.options",
+    "environment.roles",
 )
 
 # Newer keys of prompts.train -> the value that keeps the prompts of runs that began without them.

@@ -102,6 +102,9 @@ class TinyPolicyConfig:
     """Games of textarena to learn instead of arithmetic: label -> options of `environment.name: textarena`. The warm-up
     imitates random legal moves."""
 
+    nim: dict[str, Any] = field(default_factory=dict)
+    """Positions of Nim to play at random from, instead of arithmetic, in the form of `prompts.train.tasks` of kind nim."""
+
     batch_size: int = 192
     """Sequences of one supervised step."""
 
@@ -222,11 +225,12 @@ class EnvironmentConfig:
     """What answers the policy, so that a rollout is a conversation of several turns. Off while it has no name."""
 
     name: str = ""
-    """calculator, tools, textarena, skyrl_gym, gem, openenv, verifiers or pkg.module:Class. Empty: a rollout is a single
+    """calculator, tools, nim, textarena, skyrl_gym, gem, openenv, verifiers or pkg.module:Class. Empty: a rollout is a single
     response."""
 
     max_turns: int = 4
-    """Most turns of the policy. All its tokens and the answers share `rollout.max_response_tokens`."""
+    """Most turns of the policy, of each role where there are several. All tokens of a conversation and the answers in it share
+    `rollout.max_response_tokens`."""
 
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the class. Those of a prompt (sources of kind seeds) take their place."""
@@ -236,6 +240,17 @@ class EnvironmentConfig:
 
     workers: int = 1
     """Environment processes."""
+
+    roles: dict[str, Any] = field(default_factory=dict)
+    """Who plays each role of an environment with several: `policy` (learns), or an opponent that does not:
+    `{opponent: NAME}` with the name of a player of the environment, `start` (the model that the run began with) or `endpoint`
+    (with `url`, `model` and, if need be, `api`, `key_env`, `deadline_s`, `max_tokens`, `temperature`). Roles that are not
+    named, and all if this is empty, are played by the policy."""
+
+    evaluate_against: dict[str, Any] = field(default_factory=dict)
+    """Opponents in evaluations: a name for metrics -> an opponent as in `roles`. The policy plays each of its roles against it
+    in turn, on every held-out prompt; `eval/accuracy` is that against the first. Empty: evaluations are played as training
+    is."""
 
 
 @dataclass

@@ -16,6 +16,7 @@ from typing import Any
 from kray import plan_modes as plan_rules
 from kray import reward_settings as reward_rules
 from kray.config.export import flat
+from kray.config.players import player_problems
 from kray.config.prompts_schema import SourceConfig
 from kray.config.reading import attribute
 from kray.config.redaction import HIDDEN, is_secret_key
@@ -80,7 +81,17 @@ FIXED = {
 }
 
 # Kinds of prompt sources.
-PROMPT_KINDS = ("arithmetic", "questions", "jsonl", "parquet", "huggingface", "reasoning_gym", "seeds", "verifiers")
+PROMPT_KINDS = (
+    "arithmetic",
+    "questions",
+    "jsonl",
+    "parquet",
+    "huggingface",
+    "reasoning_gym",
+    "nim",
+    "seeds",
+    "verifiers",
+)
 
 # Key -> its allowed values.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -106,7 +117,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 # Built-in environments; pkg.module:Class is allowed as well.
-ENVIRONMENTS = ("calculator", "tools", "textarena", "skyrl_gym", "gem", "openenv", "verifiers")
+ENVIRONMENTS = ("calculator", "tools", "nim", "textarena", "skyrl_gym", "gem", "openenv", "verifiers")
 
 # Arguments of apply_chat_template that are not variables of a chat template.
 NO_VARIABLES = (
@@ -260,6 +271,7 @@ def _environment(config: KrayConfig) -> Iterator[Problem]:
         yield Problem(
             ("environment.name",), f"environment.name must be one of {known}, not {name!r}{_near(name, ENVIRONMENTS)}"
         )
+    yield from (Problem((key,), message) for key, message in player_problems(config.environment))
 
 
 def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
@@ -267,7 +279,7 @@ def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
         yield Problem((f"{key}.path", f"{key}.kind"), f"{key}.path is empty: {key}.kind {source.kind} reads from it")
     if source.kind == "reasoning_gym" and not source.tasks:
         yield Problem((f"{key}.tasks",), f"{key}.tasks is empty: {key}.kind reasoning_gym needs at least one task name")
-    if source.kind in ("arithmetic", "questions") and source.split not in ("train", "test"):
+    if source.kind in ("arithmetic", "questions", "nim") and source.split not in ("train", "test"):
         yield Problem((f"{key}.split",), f"{key}.split must be train or test for {source.kind}, not {source.split!r}")
     for name in source.chat_template_kwargs:
         if name in NO_VARIABLES:

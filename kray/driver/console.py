@@ -104,9 +104,10 @@ def evaluation_line(step: int, evaluation: Evaluation, when: str, seconds: float
     greedy = "" if evaluation.greedy is None else f", greedy {evaluation.greedy:.3f}"
     turns = evaluation.conversations.get("turns_mean")
     greedy += "" if turns is None else f", {turns:.2f} turns"
+    won = f"; win rate {', '.join(map(str, evaluation.matches))}" if evaluation.matches else ""
     return (
         f"evaluation {when or f'after step {step}'}: accuracy {evaluation.accuracy:.3f} ± {1.96 * evaluation.accuracy_se:.3f}"
-        f"{greedy} on {evaluation.prompts} held-out prompts x {evaluation.samples} samples ({seconds:.1f} s)"
+        f"{greedy} on {evaluation.prompts} held-out prompts x {evaluation.samples} samples{won} ({seconds:.1f} s)"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import comb, isfinite
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
+from kray.config.players import Player, read_players
 from kray.config.schema import EvaluateConfig
 from kray.driver.components import Components, sampling
+from kray.driver.matches import Match, play
 from kray.driver.step_metrics import conversation_record, function_means, judge_record
 from kray.metrics import (
     EVAL_ACCURACY,
@@ -32,6 +34,7 @@ from kray.prompts.tokenize import as_read
 from kray.records import EncodedPrompt, Rollout, RolloutGroup, Sampling, derive_seed
 from kray.rollout.collected import CollectedStep, check_failures
 from kray.rollout.collector import EVALUATION, Collector, Draw
+from kray.rollout.episodes import EpisodeRunner
 from kray.rollout.outcome import Failure
 from kray.rollout.plans import FixedPlan
 
@@ -70,6 +73,7 @@ class Evaluation:
     entropy: float = float("nan")  # nats a token, see eval/entropy
     functions: dict[str, float] = field(default_factory=dict)  # mean value of each of reward.functions
     judges: dict[str, float] = field(default_factory=dict)  # metrics of what judges were asked for
+    matches: list[Match] = field(default_factory=list)  # against environment.evaluate_against; accuracy is of the first
 
     @property
     def failed(self) -> int:
@@ -94,6 +98,8 @@ class Evaluation:
         named |= {
             declared("eval", name): self.conversations[name] for name in CONVERSATION if name in self.conversations
         }
+        for match in self.matches:
+            named |= match.metrics()
         return named | ({} if self.greedy is None else {EVAL_GREEDY_ACCURACY: self.greedy})
 
 
@@ -104,6 +110,7 @@ async def evaluate(
     sampling: Sampling,
     version: int,
     seed: int,
+    opponents: Mapping[str, Player] | None = None,
 ) -> Evaluation:
     """Evaluate the served policy.
 
@@ -114,19 +121,29 @@ async def evaluate(
         sampling: How responses are drawn.
         version: The policy version that engines serve.
         seed: The same seed draws the same responses from the same policy.
+        opponents: Name -> opponent (environment.evaluate_against); responses are then episodes against the first of them.
     """
     ids = [prompt.id for prompt, _ in prompts]
 
     def seeds(prompt_id: str) -> int:
         return derive_seed(seed, "evaluate", prompt_id)
 
+    cold, read = replace(sampling, temperature=0.0, top_p=1.0, top_k=0), partial(as_read, tokenizer=collector.tokenizer)
+    greedy: CollectedStep | None = None
+    if opponents:
+        matches, played = await play(collector, opponents, prompts, settings.samples, sampling, version, seed)
+        if settings.greedy:
+            first = dict(list(opponents.items())[:1])
+            _, (greedy,) = await play(collector, first, prompts, 1, cold, version, seed)
+        seats = max((len(group.rollouts) for group in played[0].groups), default=settings.samples)
+        found = _summarise(played[0], greedy, seats, read)
+        lost = [failure for step in played[1:] for failure in step.failures]
+        return replace(found, matches=matches, failures=found.failures + lost)
     draw = Draw(seeds, sampling, version)
     sampled = await collector.collect(FixedPlan(ids, settings.samples), prompts, draw, EVALUATION)
-    greedy: CollectedStep | None = None
     if settings.greedy:
-        cold = replace(draw, sampling=replace(sampling, temperature=0.0, top_p=1.0, top_k=0))
-        greedy = await collector.collect(FixedPlan(ids, 1), prompts, cold, EVALUATION)
-    found = _summarise(sampled, greedy, settings.samples, partial(as_read, tokenizer=collector.tokenizer))
+        greedy = await collector.collect(FixedPlan(ids, 1), prompts, replace(draw, sampling=cold), EVALUATION)
+    found = _summarise(sampled, greedy, settings.samples, read)
     found.judges = judge_record(getattr(collector.scorer, "usage", None))
     return found
 
@@ -137,6 +154,7 @@ async def judge(config: KrayConfig, components: Components, collector: Collector
     Raises:
         KrayError: Too many responses were lost (run.max_failed_share).
     """
+    opponents = read_players(config.environment.evaluate_against, "environment.evaluate_against")
     found = await evaluate(
         collector,
         components.test,
@@ -144,8 +162,12 @@ async def judge(config: KrayConfig, components: Components, collector: Collector
         sampling(config, components, config.evaluate.temperature),
         version,
         config.run.seed,
+        opponents,
     )
-    ordered = len(components.test) * (config.evaluate.samples + config.evaluate.greedy)
+    host = collector.host
+    seats = len(host.learning) if opponents and isinstance(host, EpisodeRunner) else 1
+    games = config.evaluate.samples * max(1, len(opponents)) + config.evaluate.greedy
+    ordered = len(components.test) * seats * games
     check_failures(found.failures, ordered, config.run.max_failed_share)
     return found
 
@@ -165,7 +187,7 @@ def _summarise(
         samples=samples,
         accuracy=float(means.mean()) if len(means) else float("nan"),
         accuracy_se=float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else float("nan"),
-        greedy=_mean([float(group.rewards[0]) for group in greedy.groups]) if greedy is not None else None,
+        greedy=_mean([float(group.rewards.mean()) for group in greedy.groups]) if greedy is not None else None,
         pass_at={k: _mean([pass_at_k(c, samples, k) for c in solved]) for k in ks},
         mean_tokens=_mean(lengths),
         failures=sampled.failures + (greedy.failures if greedy is not None else []),

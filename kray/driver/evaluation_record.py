@@ -99,6 +99,7 @@ def table(evaluation: Evaluation) -> str:
         lines.append(f"greedy accuracy   {evaluation.greedy:.4f}")
     lines += [f"{f'pass@{k}':<18}{value:.4f}" for k, value in evaluation.pass_at.items()]
     lines += [f"{name:<18}{value:.4f}  mean of the reward function" for name, value in evaluation.functions.items()]
+    lines += [f"win rate          {match}" for match in evaluation.matches]
     lines += [
         f"  {kind:<16}{value:.4f}  of {prompts}"
         for kind, (prompts, value) in (evaluation.by_set | evaluation.by_kind).items()

@@ -13,6 +13,7 @@ from kray.plan_modes import due_of_all, offered_prompts, offered_share
 from kray.planner import KnapsackPlanner
 from kray.planner.limits import most_due
 from kray.planner.metrics import CalibrationTally
+from kray.planner.role_beliefs import RoleBeliefs
 from kray.prompts import PromptSampler
 from kray.prompts.admission import Admission
 from kray.prompts.full_admission import FullAdmission
@@ -54,6 +55,7 @@ def restore(
     if state.calibration:
         CalibrationTally().load_dict(state.calibration)
     Quarantine(0).load_dict(state.quarantine)
+    RoleBeliefs(planner.settings).load_dict(state.roles)
     planner.load_dict(state.planner)
     planner.beliefs.relabel(labels)
     if admission is None:

@@ -28,6 +28,7 @@ class RunState:
         nonfinite: Steps in a row whose gradient was not finite (train.max_nonfinite).
         lengths: Running mean of each prompt's response tokens.
         quarantine: State of the quarantine.
+        roles: State of the beliefs about roles beside the first that learns; {} without such.
         version: Of this format.
     """
 
@@ -46,6 +47,7 @@ class RunState:
     nonfinite: int = 0
     lengths: dict[str, float] = field(default_factory=dict)
     quarantine: dict[str, Any] = field(default_factory=dict)
+    roles: dict[str, Any] = field(default_factory=dict)
     version: int = 1
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from kray.errors import KrayError
 from kray.metrics import POOL_PROBE_GAP
 from kray.planner.admitting import Candidates, admits_at_once
 from kray.planner.metrics import status
+from kray.planner.role_beliefs import RoleBeliefs
 from kray.planner.step_plan import StepPlan
 from kray.prompts.quarantine import Quarantine
 from kray.records import derive_seed
@@ -52,6 +53,7 @@ class StepRunner:
     Attributes:
         collector: Carries out plans; its `lengths` are those of the state.
         quarantine: Prompts that are left out.
+        roles: Beliefs about the roles that learn beside the first one.
     """
 
     def __init__(self, config: KrayConfig, components: Components, state: RunState, workers: Workers, base: int):
@@ -70,6 +72,8 @@ class StepRunner:
         self.collector.lengths = dict(state.lengths)
         self.quarantine = Quarantine(config.prompts.quarantine_after)
         self.quarantine.load_dict(state.quarantine)
+        self.roles = RoleBeliefs(config.plan)
+        self.roles.load_dict(state.roles)
         self._candidates = self._all_candidates() if admits_at_once(config.plan) else None
         # Of the training prompts, which are in quarantine, as of so many of them.
         self._left_out, self._left_out_prompts = np.zeros(len(components.train), dtype=bool), 0
@@ -106,7 +110,8 @@ class StepRunner:
         except BaseException:
             self.planner.withdraw()
             raise
-        self.collector.remember(collected.groups)
+        self._believe_roles(collected)
+        self.collector.remember(collected)
         self._record_visits(step, dict(zip(ids, planned.tolist(), strict=True)), offered.indices[~kept], collected)
         admission = self.components.admission
         waiting = admission.metrics() if admission else {}
@@ -125,7 +130,7 @@ class StepRunner:
             version: The policy version that is updated.
             started: When the step began, in monotonic seconds.
         """
-        groups, staleness = fresh(collected.groups, version, self.config.async_.max_staleness)
+        groups, staleness = fresh([*collected.groups, *collected.others], version, self.config.async_.max_staleness)
         wait_s = time.monotonic() - started
         seed = derive_seed(self.config.run.seed, version - self.base, "update")
         update, update_s = await timed(self.workers.learners.update(groups, seed))
@@ -140,8 +145,19 @@ class StepRunner:
         """Return what labels and response lengths have taught, under the names of RunState."""
         admission = self.components.admission
         learned = {"planner": self.planner.to_dict(), "lengths": dict(self.collector.lengths)}
-        learned["quarantine"] = self.quarantine.to_dict()
+        learned["quarantine"], learned["roles"] = self.quarantine.to_dict(), self.roles.to_dict()
         return learned | ({"waiting": admission.to_dict()} if admission else {})
+
+    def _believe_roles(self, collected: CollectedStep) -> None:
+        """Set the beliefs of the groups of further roles, and update them by the rewards."""
+        labels = self.components.labels
+        for role in dict.fromkeys(group.role for group in collected.others):
+            groups = [group for group in collected.others if group.role == role]
+            ids = [group.prompt.id for group in groups]
+            known = [labels[prompt_id] for prompt_id in ids] if labels else None
+            found = self.roles.visit(role, ids, [group.rewards for group in groups], known)
+            for group, (alpha, beta) in zip(groups, found.tolist(), strict=True):
+                group.belief = (alpha, beta)
 
     def _all_candidates(self) -> Candidates:
         """Return all training prompts, for a planner that chooses among them at once."""

@@ -16,10 +16,11 @@ from kray.metrics import (
     REWARD_FAILED,
     REWARD_FUNCTION,
     REWARD_MEAN,
+    REWARD_OF_ROLE,
     REWARD_STD,
     declared,
 )
-from kray.records import Rollout
+from kray.records import Rollout, RolloutGroup
 from kray.rewards.judge import JudgeUsage
 from kray.rollout.collected import CollectedStep
 
@@ -27,7 +28,8 @@ from kray.rollout.collected import CollectedStep
 def step_record(collected: CollectedStep, update: dict[str, float]) -> dict[str, float]:
     """Return the metrics of a step's rewards and responses, and those of its update."""
     rewards = np.concatenate([group.rewards for group in collected.groups] or [np.zeros(0)])
-    rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
+    every = (*collected.groups, *collected.others)
+    rollouts = [rollout for group in every for rollout in group.rollouts]
     lengths = np.array([rollout.sampled_tokens for rollout in rollouts])
     cut = np.array([rollout.finish_reason == "length" for rollout in rollouts])
     flat = [not group.mixed for group in collected.groups]
@@ -42,6 +44,7 @@ def step_record(collected: CollectedStep, update: dict[str, float]) -> dict[str,
         COMPLETIONS_MAX_LENGTH: float(lengths.max()) if some else nan,
         COMPLETIONS_CLIPPED_RATIO: float(cut.mean()) if some else nan,
         **{REWARD_FUNCTION.of(name): value for name, value in function_means(rollouts).items()},
+        **_role_record(every),
         **{declared("environment", name): value for name, value in conversation_record(rollouts).items()},
     }
 
@@ -65,6 +68,15 @@ def judge_record(usage: JudgeUsage | None) -> dict[str, float]:
     return counts | ({JUDGE_COST: usage.cost} if usage.cost else {})
 
 
+def _role_record(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Return the mean reward of each role; {} without roles."""
+    roles = dict.fromkeys(group.role for group in groups if group.role)
+    return {
+        REWARD_OF_ROLE.of(role): float(np.concatenate([group.rewards for group in groups if group.role == role]).mean())
+        for role in roles
+    }
+
+
 def conversation_record(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Return the metrics of conversations; {} without an environment."""
     conversations = [rollout for rollout in rollouts if rollout.sampled is not None]
@@ -79,5 +91,5 @@ def conversation_record(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "turns_mean": float(turns.mean()),
         "turns_max": float(turns.max()),
         "multi_turn_ratio": float((turns > 1).mean()),
-        "tokens_ratio": 1 - sampled / whole,
+        "tokens_ratio": 1 - sampled / max(1, whole),
     }

@@ -47,7 +47,7 @@ def sample_rows(
 
     Args:
         collected: The step.
-        count: Rows, each of another prompt.
+        count: Rows, each of another prompt, or of another role of one.
         seed: Of the draw.
         read: Gives the text of a prompt's tokens as the policy reads them, for the column rendered_prompt; None: no such
             column.
@@ -64,8 +64,9 @@ def sample_rows(
         )
     }
     rows = []
-    for index in rng.permutation(len(collected.groups))[:count]:
-        group = collected.groups[index]
+    groups = [*collected.groups, *collected.others]
+    for index in rng.permutation(len(groups))[:count]:
+        group = groups[index]
         rollout = group.rollouts[rng.integers(len(group.rollouts))]
         belief, budget = plan[group.prompt.id]
         meaning = response_meaning(group.prompt, rollout.text, rollout.reward)
@@ -77,6 +78,7 @@ def sample_rows(
                 "response": rollout.text,
                 "answer": group.prompt.answer,
                 **({"meaning": meaning} if meaning else {}),
+                **({"role": group.role} if group.role else {}),
                 "reward": rollout.reward,
                 **{f"reward_{name}": value for name, value in rollout.reward_parts.items()},
                 "detail": rollout.reward_detail,

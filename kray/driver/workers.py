@@ -14,7 +14,10 @@ import numpy as np
 
 from kray.config import KrayConfig, RewardConfig, SourceConfig
 from kray.driver.components import Components, engine_spec
+from kray.driver.opponents import Opponents, training_players
 from kray.driver.stop import Stop
+from kray.environments import roles_of
+from kray.environments.role_workers import RoleWorkers
 from kray.environments.workers import EnvironmentWorkers
 from kray.errors import ConfigError
 from kray.prompts.sources import test_sources
@@ -25,8 +28,10 @@ from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import EVALUATION, TRAINING, Collector
 from kray.rollout.conversation import ConversationRunner
+from kray.rollout.episodes import EpisodeRunner
 from kray.rollout.pool import Pool
 from kray.rollout.pool_state import Published
+from kray.rollout.views import Encoder
 from kray.train.learner_group import LearnerGroup
 
 logger = logging.getLogger(__name__)
@@ -41,6 +46,8 @@ class Workers:
         pool: The engines.
         scorer: Computes rewards.
         environments: Processes of the environment; None without one.
+        roles: Of the environment; () for one without.
+        opponents: Players that do not learn.
         restarts: How often learner and driver were started again.
     """
 
@@ -70,18 +77,30 @@ class Workers:
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label)
         sources = [config.prompts.train, *test_sources(config.prompts).values()]
         self.scorer = make_scorer(config.reward, [source.verifier for source in sources])
-        self.environments = (
-            EnvironmentWorkers(config.environment, config.reward.memory_gib) if config.environment.name else None
-        )
+        environment, memory_gib = config.environment, config.reward.memory_gib
+        self.roles = roles_of(environment.name, environment.options) if environment.name else ()
+        self.environments: EnvironmentWorkers | None = None
+        if self.roles:
+            self.environments = RoleWorkers(environment, memory_gib)
+        elif environment.name:
+            self.environments = EnvironmentWorkers(environment, memory_gib)
+        self.opponents = Opponents(config, model_path, label)
 
     def collector(self, components: Components) -> Collector:
         """Return a collector that carries out plans with these workers."""
-        host, prompts = None, self.config.prompts
+        host: ConversationRunner | EpisodeRunner | None = None
+        prompts = self.config.prompts
         if self.environments is not None:
             sources: dict[int | str, SourceConfig] = {TRAINING: prompts.train, EVALUATION: prompts.test}
             for name, source in test_sources(prompts).items():
                 sources[name] = source
             host = ConversationRunner(self.environments, components.tokenizer, sources, prompts.max_tokens)
+            if isinstance(self.environments, RoleWorkers):
+                encoder = Encoder(components.tokenizer, prompts.max_tokens)
+                players = training_players(self.config.environment, self.roles)
+                host = EpisodeRunner(
+                    self.environments, encoder, sources, players, self.opponents.endpoint, self.opponents
+                )
         return Collector(self.pool, self.scorer, components.tokenizer, self.config.rollout, host)
 
     async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:
@@ -105,6 +124,8 @@ class Workers:
         rank = (await self.stop.unless(self.learners.start()))[0]
         if rank["rejected_layouts"]:
             logger.info(f"the learner computes {rank['layout']}; not taken: {'; '.join(rank['rejected_layouts'])}")
+        if self.opponents.needs_start:
+            await self.stop.unless(self._publish_start(probe))
         if checkpoint is not None:
             await self.learners.load(checkpoint / "learner")
         self.ready = True
@@ -141,6 +162,12 @@ class Workers:
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
 
+    async def _publish_start(self, probe: tuple[int, ...]) -> None:
+        """Give the weights that the learner began with to the engines of the opponent `start`."""
+        gathered, weights = await self.learners.gather_weights()
+        logprobs = await self._probe_logprobs(probe)
+        await self.opponents.publish(Published(0, weights, gathered.checksum, probe, logprobs))
+
     async def _probe_logprobs(self, probe: tuple[int, ...]) -> np.ndarray:
         return (await self.learners.logprobs([(probe[:1], probe[1:])]))[0]
 
@@ -159,6 +186,7 @@ class Workers:
         await self.pool.close()
         self.learners.close()
         self.scorer.close()
+        await self.opponents.close()
         if self.environments is not None:
             self.environments.close()
 

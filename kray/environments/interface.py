@@ -3,6 +3,8 @@
 One object is the environment of one rollout. Between two turns it is pickled and any process may continue it, so it must be
 plain data (open files, sockets and threads belong into `step`): a worker process that exits loses nothing, and one that hangs
 loses one rollout. All rollouts of a prompt's group start from copies of one `reset`, so that they are comparable.
+
+An environment with several roles, such as the two sides of a game, has the methods of RoleEnvironment instead.
 """
 
 from __future__ import annotations
@@ -62,4 +64,61 @@ class Environment(Protocol):
 
         Returns:
             A reward in [0, 1]; None: the prompt's verifier scores the policy's last turn.
+        """
+
+
+class RoleEnvironment(Protocol):
+    """The methods of an environment with several roles, such as the two players of a game.
+
+    It is created and pickled as an Environment is. Every role has a view of its own: the prompt, followed by what `reset` and
+    `step` let it read and by its own turns. An exception that a method raises fails the whole episode as a data failure. An
+    illegal move should raise nothing, but end the episode with a low reward for the role that made it.
+
+    Attributes:
+        roles: The names of the roles, at least one; letters, digits, - and _.
+        stops: Texts that end a turn, besides the policy's end-of-sequence token.
+        players: Names of opponents that `play` can be.
+    """
+
+    roles: tuple[str, ...]
+    stops: tuple[str, ...] = ()
+    players: tuple[str, ...] = ()
+
+    def reset(self, prompt: Prompt, seed: int) -> tuple[str, Mapping[str, Observation]]:
+        """Start an episode.
+
+        Args:
+            prompt: The starting position; its text comes first in every role's view.
+            seed: The same for all episodes of the prompt in a step.
+
+        Returns:
+            The role that acts first, and what each role reads before its first turn; a role that is missing, or has "",
+            reads the prompt alone.
+        """
+
+    def step(self, role: str, action: str) -> tuple[str, Mapping[str, Observation], bool]:
+        """Take a role's turn.
+
+        Args:
+            role: The role that acted, which is the one that the environment named last.
+            action: Text of its turn; "" where the role has no tokens left to write with.
+
+        Returns:
+            The role that acts next, what roles read of this turn, and whether the episode is over. An observation is kept
+            until its role's next turn; if there is none, it is not used.
+        """
+
+    def rewards(self) -> Mapping[str, float | Reward]:
+        """Return the reward of every role in [0, 1].
+
+        Called once, at the end, which may be before the environment is done: environment.max_turns ends an episode, too.
+        """
+
+    def play(self, role: str, player: str, seed: int) -> str:
+        """Return the action of an opponent that the environment itself provides; needed only where `players` has names.
+
+        Args:
+            role: Whose turn it is.
+            player: One of `players`.
+            seed: Of this turn; every episode and turn has another.
         """

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kray.config.players import Player
 from kray.environments.live import METHODS, is_live
 from kray.records import Prompt
 
@@ -20,6 +21,7 @@ ENVIRONMENTS = {
     "skyrl_gym": "kray.environments.skyrl:SkyRLGym",
     "gem": "kray.environments.gem:Gem",
     "verifiers": "kray.environments.verifiers:Verifiers",
+    "nim": "kray.environments.nim:Nim",
 }
 
 
@@ -65,11 +67,71 @@ def load_environment(name: str) -> Callable[..., Any]:
     found = load_object(path_of(name))
     if not inspect.isclass(found):
         raise ValueError(f'"{name}" is no class')
-    methods, place = (METHODS, "live") if is_live(found) else (("reset", "step", "reward"), "interface")
+    methods, place = ("reset", "step", "rewards" if has_roles(found) else "reward"), "interface"
+    if is_live(found):
+        methods, place = METHODS, "live"
     missing = [method for method in methods if not callable(getattr(found, method, None))]
     if missing:
         raise ValueError(f'"{name}" has no method {", ".join(missing)}; see kray/environments/{place}.py')
     return found
+
+
+def has_roles(environment: Any) -> bool:
+    """Return whether an environment, or its class, is a RoleEnvironment."""
+    return callable(getattr(environment, "rewards", None))
+
+
+def roles_of(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the roles of an environment; () for one without.
+
+    Args:
+        name: A key of ENVIRONMENTS or pkg.module:Class.
+        options: Keyword arguments of the class (environment.options).
+
+    Raises:
+        ValueError: There is no such environment, or it cannot be created.
+    """
+    return tuple(_created(name, options).roles) if has_roles(load_environment(name)) else ()
+
+
+def check_players(
+    name: str, options: Mapping[str, Any], players: Mapping[str, Player], opponents: Mapping[str, Player]
+) -> None:
+    """Check players of an environment that `check_environment` accepts.
+
+    Args:
+        name: Of the environment.
+        options: Of the environment.
+        players: Role -> its player in training (environment.roles).
+        opponents: Name -> opponent in evaluations (environment.evaluate_against).
+
+    Raises:
+        ValueError: The environment has no such role or player, or no role learns.
+    """
+    roles = roles_of(name, options)
+    if not roles:
+        if players or opponents:
+            raise ValueError(f'"{name}" has no roles: leave roles and evaluate_against empty')
+        return
+    if unknown := sorted(set(players) - set(roles)):
+        raise ValueError(f'roles.{unknown[0]}: "{name}" has no such role; it has {", ".join(roles)}')
+    own = tuple(getattr(_created(name, options), "players", ()))
+    for key, given in (("roles", players), ("evaluate_against", opponents)):
+        for place, player in given.items():
+            if player.scripted and player.name not in own:
+                known = ", ".join((*own, "start", "endpoint"))
+                raise ValueError(f'{key}.{place}: "{name}" has no player {player.name!r}; opponents: {known}')
+    if not any(players.get(role, Player()).learns for role in roles):
+        raise ValueError("roles: at least one role must be played by policy")
+
+
+def _created(name: str, options: Mapping[str, Any]) -> Any:
+    try:
+        return load_environment(name)(**options)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:
+        raise ValueError(f'"{name}" cannot be created with its options: {type(error).__name__}: {error}') from error
 
 
 def stops_of(name: str) -> tuple[str, ...]:
@@ -105,16 +167,21 @@ def check_environment(name: str, options: Mapping[str, Any]) -> None:
         ValueError: It cannot.
     """
     stops_of(name)
-    try:
-        environment = load_environment(name)(**options)
-    except ImportError as error:
-        raise ValueError(str(error)) from error
-    except Exception as error:
-        raise ValueError(f'"{name}" cannot be created with its options: {type(error).__name__}: {error}') from error
+    environment = _created(name, options)
     if is_live(environment):
         environment.check()
         return
+    if has_roles(environment):
+        _check_roles(name, getattr(environment, "roles", None))
     try:
         pickle.loads(pickle.dumps(environment))
     except Exception as error:
         raise ValueError(f'"{name}" cannot be pickled, which is required: {type(error).__name__}: {error}') from error
+
+
+def _check_roles(name: str, roles: Any) -> None:
+    if not isinstance(roles, tuple) or not roles or len(set(roles)) != len(roles):
+        raise ValueError(f'"{name}": roles must be a tuple of different names, not {roles!r}')
+    for role in roles:
+        if not isinstance(role, str) or not role.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f'"{name}": role {role!r} must consist of letters, digits, - and _')

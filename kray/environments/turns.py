@@ -16,6 +16,9 @@ from kray.environments.registry import load_environment, options_of
 from kray.records import Prompt
 from kray.rewards.verifiers import Reward, as_reward
 
+# An observation as plain data.
+PlainObservation = str | tuple[dict[str, str], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -118,7 +121,7 @@ def reward_turn(value: float | Reward | None, name: str) -> Turn:
     return Turn(b"", ended=True, reward=reward.value, detail=reward.detail)
 
 
-def checked_observation(observation: Observation) -> str | tuple[dict[str, str], ...]:
+def checked_observation(observation: Observation) -> PlainObservation:
     """Return an observation as plain data.
 
     Raises:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kray.config import KrayConfig
+from kray.config.players import Player, read_players
 from kray.errors import ConfigError, DataError
 from kray.records import Prompt
 from kray.reward_settings import FUNCTIONS, JUDGE, judges_of, reward_functions
@@ -36,15 +37,11 @@ def check_prompts(config: KrayConfig, train: list[Prompt], test: list[Prompt]) -
         DataError: A verifier cannot use an answer.
         ConfigError: A verifier or the environment cannot be used, or a step needs more prompts than there are.
     """
-    from kray.environments import check_environment, gives_reward, options_of
+    from kray.environments import gives_reward
 
     checks = {name: _checks(config, name) for name in sorted({prompt.verifier for prompt in train + test})}
     if config.environment.name:
-        for options in _different(options_of(config.environment.options, prompt) for prompt in train + test):
-            try:
-                check_environment(config.environment.name, options)
-            except ValueError as error:
-                raise ConfigError(f"environment: {error}") from error
+        _check_environment(config, train + test)
     judged = not (config.environment.name and gives_reward(config.environment.name))
     for prompt in train + test if judged else []:
         try:
@@ -101,3 +98,28 @@ def _checks(config: KrayConfig, name: str) -> list[Callable[[Prompt], object]]:
 
 def _different(options: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({repr(each): each for each in options}.values())
+
+
+def _check_environment(config: KrayConfig, prompts: list[Prompt]) -> None:
+    """Raise ConfigError for an environment or players that cannot be used."""
+    from kray.environments import check_environment, check_players, options_of, roles_of
+
+    environment = config.environment
+    name, options = environment.name, environment.options
+    players = read_players(environment.roles, "environment.roles")
+    try:
+        for each in _different(options_of(options, prompt) for prompt in prompts):
+            check_environment(name, each)
+        check_players(
+            name, options, players, read_players(environment.evaluate_against, "environment.evaluate_against")
+        )
+        roles = roles_of(name, options)
+    except ValueError as error:
+        raise ConfigError(f"environment: {error}") from error
+    learning = [role for role in roles if players.get(role, Player()).learns]
+    if config.train.baseline == "batch" and len(learning) > 1:
+        both = " and ".join(learning)
+        raise ConfigError(
+            f"train.baseline batch would compare the rewards of {both} with one mean, so that a role's edge would be learned; "
+            "use belief or group"
+        )

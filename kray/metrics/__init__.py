@@ -105,7 +105,15 @@ TRAIN_UPDATE_S = metric("train/update_s", "s", "the update as the learner's rank
 TRAIN_PEAK_MEMORY_GIB = metric(
     "train/peak_memory_gib", "GiB", "peak memory of the largest learner rank: the GPU's, or resident without one"
 )
-REWARD_MEAN = metric("reward/mean", "reward", "mean over the step's rollouts", prometheus="kray_reward_mean")
+REWARD_MEAN = metric(
+    "reward/mean",
+    "reward",
+    "mean over the step's rollouts; with roles, of the first that learns",
+    prometheus="kray_reward_mean",
+)
+REWARD_OF_ROLE = family(
+    "reward/mean_<role>", "reward", "mean reward of one role that learns, where the environment has roles"
+)
 REWARD_STD = metric("reward/std", "reward", "standard deviation over the step's rollouts")
 REWARD_FAILED = metric(
     "reward/failed",
@@ -345,6 +353,17 @@ EVAL_TURNS_MEAN = metric(
     "eval/turns_mean", "turns", "mean turns of sampled conversations, where environment.name is set"
 )
 EVAL_MULTI_TURN_RATIO = metric("eval/multi_turn_ratio", "ratio", "sampled conversations of more than one turn")
+EVAL_WIN_RATE = family(
+    "eval/win_rate_<opponent>",
+    "ratio",
+    "mean reward of the policy against an opponent of environment.evaluate_against, all its roles alike; with _<role>: in one",
+)
+EVAL_WIN_RATE_SE = family("eval/win_rate_se_<opponent>", "ratio", "standard error of the win rate over prompts")
+EVAL_ELO = family(
+    "eval/elo_<opponent>",
+    "Elo points",
+    "rating of the policy above an opponent: 400 log10(s / (1 - s)) at win rate s, with half a win and half a loss added",
+)
 EVAL_FAILED = metric("eval/failed", "responses", "lost to data failures")
 MEMORY_DRIVER_GIB = metric(
     "memory/driver_gib", "GiB", "peak resident memory of the driver process", prometheus="kray_driver_memory_gib"

@@ -17,6 +17,7 @@ from kray.errors import ConfigError, DataError
 from kray.metrics import EVAL_ACCURACY_OF_SET
 from kray.prompts.fields import FORMATS, content, scalar
 from kray.prompts.generated import arithmetic_prompts, question_prompts, reasoning_prompts
+from kray.prompts.positions import nim_prompts
 from kray.prompts.row_columns import answer_text, columns_of
 from kray.prompts.rows import Row, huggingface_rows, jsonl_rows, parquet_rows
 from kray.prompts.seeds import seed_prompts
@@ -217,6 +218,7 @@ SOURCES: dict[str, Load] = {
     "huggingface": _from_rows(huggingface_rows),
     "questions": question_prompts,
     "reasoning_gym": reasoning_prompts,
+    "nim": nim_prompts,
     "seeds": seed_prompts,
     "verifiers": verifiers_prompts,
 }

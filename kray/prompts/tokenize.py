@@ -161,14 +161,19 @@ def encode_opening(
     Raises:
         DataError: They cannot be encoded; the message names the prompt.
     """
+    return encode_prompt(with_opening(prompt, opening, source), tokenizer, source)
+
+
+def with_opening(prompt: Prompt, opening: str | Sequence[Mapping[str, str]], source: SourceConfig) -> Prompt:
+    """Return a prompt that holds what an environment adds before the first turn; see `encode_opening`."""
     if not isinstance(opening, str):
         messages = (*messages_of(prompt, source), *opening)
     elif prompt.messages is None:
-        return encode_prompt(replace(prompt, text=f"{prompt.text}{opening}"), tokenizer, source)
+        return replace(prompt, text=f"{prompt.text}{opening}")
     else:
         last = {**prompt.messages[-1], "content": prompt.messages[-1]["content"] + opening}
         messages = (*prompt.messages[:-1], last)
-    return encode_prompt(replace(prompt, text=None, messages=messages), tokenizer, source)
+    return replace(prompt, text=None, messages=messages)
 
 
 def encode_answer(

@@ -32,6 +32,8 @@ class CollectedStep:
         plan_s: Seconds that planning took before the first rollout.
         previous_status: (M,) int64 status of each prompt after its previous visit, see kray.planner.metrics.
         plan_metrics: Metrics of the plan, of waiting prompts and of the quarantine.
+        others: Where roles beside the first one learn: one group for each prompt and such role. Rollouts are counted by
+            `groups`.
     """
 
     allocation: Allocation
@@ -42,6 +44,7 @@ class CollectedStep:
     plan_s: float = 0.0
     previous_status: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     plan_metrics: dict[str, float] = field(default_factory=dict)
+    others: list[RolloutGroup] = field(default_factory=list)
 
     @property
     def failed(self) -> int:
@@ -56,7 +59,7 @@ class CollectedStep:
     @property
     def tokens(self) -> int:
         """Tokens that the policy sampled."""
-        return sum(group.tokens for group in self.groups)
+        return sum(group.tokens for group in (*self.groups, *self.others))
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
         """Return what came back of each prompt of the plan.

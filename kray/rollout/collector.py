@@ -2,17 +2,20 @@
 
 Every rollout that the plan took is in exactly one group, or counted among the failures with its prompt's id. Groups are in
 the order of the prompts and rollouts in the order of their index, whatever the order of arrival. Where there is an
-environment, a rollout is a conversation (kray/rollout/conversation.py) and comes back when that has ended.
+environment, a rollout is a conversation (kray/rollout/conversation.py), or an episode with roles (kray/rollout/episodes.py),
+and comes back when that has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kray.config.players import Player
 from kray.config.schema import RolloutConfig
 from kray.errors import KrayError
 from kray.records import Allocation, EncodedPrompt, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
@@ -22,10 +25,12 @@ from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.collected import CollectedStep
 from kray.rollout.conversation import ConversationRunner, Conversations, TurnResult
+from kray.rollout.episodes import EpisodeRunner, Episodes
 from kray.rollout.outcome import Failure, TaskOutcome
 from kray.rollout.plans import Plan
 from kray.rollout.pool import Pool, Session
 from kray.rollout.scheduler import largest_part, split_rollouts
+from kray.rollout.views import split_roles
 
 # Priorities of rollout tasks: the lower one is generated first.
 TRAINING, EVALUATION = 0, 1
@@ -54,7 +59,7 @@ class Collector:
 
     Attributes:
         lengths: Running mean of the response tokens of each prompt, for scheduling.
-        host: Runs the conversations; None where a rollout is one response.
+        host: Runs the conversations or episodes; None where a rollout is one response.
     """
 
     def __init__(
@@ -63,12 +68,19 @@ class Collector:
         scorer: Scorer | RemoteScorer | ComposedScorer,
         tokenizer: Any,
         rollout: RolloutConfig,
-        host: ConversationRunner | None = None,
+        host: ConversationRunner | EpisodeRunner | None = None,
     ):
         self.pool, self.scorer, self.tokenizer, self.rollout, self.host = pool, scorer, tokenizer, rollout, host
         self.lengths: dict[str, float] = {}
         # The pool's counter: engines outlive a collector, and no task id may come twice.
         self._ids = pool.task_ids
+
+    def against(self, players: Mapping[str, Player]) -> Collector:
+        """Return a collector of episodes with other players, which shares everything else with this one."""
+        assert isinstance(self.host, EpisodeRunner)
+        other = copy.copy(self)
+        other.host = self.host.against(players)
+        return other
 
     async def collect(
         self, plan: Plan, prompts: Sequence[EncodedPrompt], draw: Draw, priority: int = TRAINING
@@ -98,9 +110,9 @@ class Collector:
             if conversations:
                 conversations.close()
         allocation = plan.allocation().admitted()
-        groups = work.groups(allocation)
+        groups, others = split_roles(work.groups(allocation))
         generate_s, reward_s = work.generated - started, time.monotonic() - work.generated
-        collected = CollectedStep(allocation, groups, work.failures, generate_s, reward_s)
+        collected = CollectedStep(allocation, groups, work.failures, generate_s, reward_s, others=others)
         assert collected.rollouts + collected.failed == sum(work.drawn.values())
         return collected
 
@@ -113,10 +125,13 @@ class Collector:
         usual = sum(self.lengths.values()) / len(self.lengths) if self.lengths else self.rollout.max_response_tokens / 2
         return [self.lengths.get(prompt_id, usual) for prompt_id in prompt_ids]
 
-    def remember(self, groups: Sequence[RolloutGroup]) -> None:
-        """Update the running means of the prompts' response lengths."""
-        for group in groups:
-            mean = group.tokens / len(group.rollouts)
+    def remember(self, collected: CollectedStep) -> None:
+        """Update the running means of the prompts' response lengths, over all roles that learn."""
+        tokens: dict[str, int] = {}
+        for group in (*collected.groups, *collected.others):
+            tokens[group.prompt.id] = tokens.get(group.prompt.id, 0) + group.tokens
+        for group in collected.groups:
+            mean = tokens[group.prompt.id] / len(group.rollouts)
             self.lengths[group.prompt.id] = (self.lengths.get(group.prompt.id, mean) + mean) / 2
 
     def _make_tasks(
@@ -153,7 +168,7 @@ class Collector:
         return tasks
 
     async def _process_outcome(
-        self, prompt: Prompt, outcome: TaskOutcome, conversations: Conversations | None
+        self, prompt: Prompt, outcome: TaskOutcome, conversations: Conversations | Episodes | None
     ) -> TurnResult:
         """Continue or end the conversations of an outcome; score single responses at once."""
         if conversations is not None:
@@ -204,7 +219,7 @@ class _Collection:
     plan: Plan
     prompts: Sequence[EncodedPrompt]
     draw: Draw
-    conversations: Conversations | None
+    conversations: Conversations | Episodes | None
     known: dict[str, EncodedPrompt] = field(init=False)
     rollouts: dict[str, list[Rollout]] = field(init=False)
     drawn: dict[str, int] = field(init=False)
@@ -261,14 +276,22 @@ class _Collection:
             task.cancel()
 
     def _submit(self, session: Session, taken: list[tuple[str, int]]) -> None:
-        """Submit the tasks of what the plan took; those of prompts whose conversation cannot begin fail at once."""
+        """Submit the tasks of what the plan took; those of prompts whose conversation cannot begin fail at once.
+
+        Those that an opponent opens are begun here; the policy's turns follow as tasks of their own.
+        """
         self.ordered += sum(wanted for _, wanted in taken)
         tasks = self.collector._make_tasks(taken, self.ordered, self.known, self.drawn, self.draw) if taken else []
-        broken = self.conversations.broken if self.conversations else {}
-        session.submit([task for task in tasks if task.prompt_id not in broken])
+        ready = []
         for task in tasks:
-            if task.prompt_id in broken:
-                self.pending.add(self._start(_failed(task, broken[task.prompt_id])))
+            talks = self.conversations
+            if talks and task.prompt_id in talks.broken:
+                self.pending.add(self._start(_failed(task, talks.broken[task.prompt_id])))
+            elif talks and talks.waits(task.prompt_id):
+                self.pending.add(self._start(talks.begin(task, lambda: next(self.collector._ids))))
+            else:
+                ready.append(task)
+        session.submit(ready)
 
     def _take_in(self, session: Session, result: TurnResult) -> None:
         """Submit the next turns, have ended rollouts scored, and give the plan what has come back."""
@@ -283,7 +306,7 @@ class _Collection:
         if scored := result.scored:
             # Beliefs count rewards in [0, 1].
             rewards = [min(1.0, max(0.0, rollout.reward or 0.0)) for rollout in scored]
-            tokens = float(sum(rollout.sampled_tokens for rollout in scored))
+            tokens = float(sum(r.sampled_tokens + sum(p.sampled_tokens for p in r.partners) for r in scored))
             try:
                 self.plan.observe(scored[0].prompt_id, rewards, tokens)
             except ValueError as error:

@@ -200,6 +200,14 @@ class Conversations:
         # Task id of the turn that is being generated -> its conversation, from the second turn on.
         self._continued: dict[int, Conversation] = {}
 
+    def waits(self, prompt_id: str) -> bool:
+        """Return False: the policy always acts first (see kray/rollout/episodes.py)."""
+        return False
+
+    async def begin(self, task: RolloutTask, new_task_id: Callable[[], int]) -> TurnResult:
+        """Not called, since no prompt waits."""
+        raise AssertionError(f"prompt {task.prompt_id} does not wait")
+
     async def process_outcome(self, outcome: TaskOutcome, new_task_id: Callable[[], int]) -> TurnResult:
         """Pass finished turns to the environment and continue or end their conversations.
 

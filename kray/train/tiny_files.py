@@ -18,9 +18,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from kray.config.schema import TinyPolicyConfig
 from kray.environments.demonstrations import Segment, common_lines, game_key, play_games
-from kray.errors import ConfigError
+from kray.environments.nim import HEAPS, TO_MOVE
+from kray.errors import ConfigError, DataError
 from kray.prompts.arithmetic import ACCURACY_RANGES, CHARACTERS, DRAFT_ERROR, KINDS, TEACHER_ACCURACY
 from kray.prompts.demonstrations import Demonstration, cache_key, make_demonstrations, question_templates
+from kray.prompts.positions import all_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,6 +34,8 @@ LATER = ("clean_share", "kinds", "habits")
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 # Characters of calls, and of the calculator's answer to what it cannot evaluate.
 TOOL_CHARACTERS = "[]?"
+# Characters of positions and moves.
+GAME_CHARACTERS = "0123456789" + TO_MOVE + HEAPS
 # Characters of reasoning_gym's questions and answers; others become <unk>.
 LETTERS = "\n" + "".join(map(chr, range(32, 127)))
 # Number of reasoning_gym questions, used in turn: enough that none is memorized.
@@ -72,6 +76,15 @@ def check_tiny(tiny: TinyPolicyConfig) -> None:
         raise ConfigError(f"model.tiny.kinds: {unknown[0]} is not one of {', '.join(KINDS)}")
     if tiny.draft_digits and (tiny.tasks or tiny.tool_share):
         raise ConfigError("model.tiny.draft_digits: drafts are of arithmetic without tools; unset tasks and tool_share")
+    if tiny.nim and (tiny.tasks or tiny.games or tiny.tool_share or tiny.draft_digits or tiny.kinds):
+        raise ConfigError(
+            "model.tiny.nim: a policy practises one thing; unset tasks, games, tool_share, draft_digits and kinds"
+        )
+    for label, options in tiny.nim.items():
+        try:
+            all_positions(label, options)
+        except DataError as error:
+            raise ConfigError(f"model.tiny.nim: {error}") from error
     if tiny.heads % tiny.kv_heads:
         raise ConfigError(f"model.tiny.heads ({tiny.heads}) is not a multiple of kv_heads ({tiny.kv_heads})")
 
@@ -85,6 +98,8 @@ def digest(tiny: TinyPolicyConfig) -> str:
         del settings["tool_share"]
     if not tiny.draft_digits:
         del settings["draft_digits"]
+    if not tiny.nim:
+        del settings["nim"]
     parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER_ACCURACY, ACCURACY_RANGES]
     if tasks:
         parts = [VERSION, settings, tasks, LETTERS, DEMONSTRATIONS, cache_key(tasks), ACCURACY_RANGES]
@@ -95,6 +110,8 @@ def digest(tiny: TinyPolicyConfig) -> str:
         parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER_ACCURACY]
     if tiny.draft_digits:
         parts.append(DRAFT_ERROR)
+    if tiny.nim:
+        parts = [VERSION, settings, GAME_CHARACTERS]
     text = json.dumps(parts, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
@@ -121,6 +138,8 @@ def tokenizer_of(
 ) -> PreTrainedTokenizerFast:
     """Return the policy's tokenizer, given the results of `demonstrations_of` and `games_of`, of which the first
     VOCABULARY_GAMES are enough."""
+    if tiny.nim:
+        return make_tokenizer(GAME_CHARACTERS)
     if games:
         return make_tokenizer(LETTERS, common_lines(games[:VOCABULARY_GAMES]))
     if demonstrations:

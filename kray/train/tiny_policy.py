@@ -1,5 +1,5 @@
 """Makes a policy small enough to train on a laptop, warmed up on noisy answers to arithmetic or reasoning_gym tasks, or on
-random games of textarena.
+random games of textarena or Nim.
 
 Guarantees: equal settings give the same folder, made once per cache. It appears completely or not at all, also when two
 processes make it at once. It is a plain Hugging Face folder (config, safetensors, tokenizer, generation config).
@@ -42,6 +42,7 @@ from kray.prompts.arithmetic import (
 )
 from kray.prompts.demonstrations import Demonstration, flawed_answer
 from kray.train.tiny_files import GAMES, MAX_POSITIONS, check_tiny, demonstrations_of, folder_of, games_of, tokenizer_of
+from kray.train.tiny_games import IGNORED, game_batches
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,6 @@ INITIALIZER_RANGE = 0.06
 ROPE_THETA = 100.0
 # Steps between two progress lines, a few seconds.
 PROGRESS_STEPS = 50
-# Label of tokens without a loss, as torch's cross_entropy expects it.
-IGNORED = -100
 # The calculator of configs/calculator.yaml.
 CALCULATOR = Calculator(least_first=True, shown="{}=")
 
@@ -138,7 +137,7 @@ def _build(tiny: TinyPolicyConfig, folder: Path) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tiny.seed)
             model = make_model(tiny, tokenizer)
-            _train(model, _batches(tokenizer, tiny, texts), tiny)
+            _train(model, game_batches(tokenizer, tiny) if tiny.nim else _batches(tokenizer, tiny, texts), tiny)
     finally:
         torch.set_num_threads(threads)
     model.generation_config = GenerationConfig(
