@@ -67,7 +67,8 @@ def load_environment(name: str) -> Callable[..., Any]:
     found = load_object(path_of(name))
     if not inspect.isclass(found):
         raise ValueError(f'"{name}" is no class')
-    methods, place = ("reset", "step", "rewards" if has_roles(found) else "reward"), "interface"
+    methods: tuple[str, ...] = ("reset", "step", "rewards" if has_roles(found) else "reward")
+    place = "interface"
     if is_live(found):
         methods, place = METHODS, "live"
     missing = [method for method in methods if not callable(getattr(found, method, None))]

@@ -107,6 +107,10 @@ class Episodes:
         self._continued: dict[int, Episode] = {}
         self._scripted = {role: player.name for role, player in runner.players.items() if player.scripted}
 
+    def close(self) -> None:
+        """Drop the episodes that have not ended; their environments are plain data."""
+        self._continued.clear()
+
     def add(self, pair: EncodedPrompt, turn: RoleTurn | str, source: SourceConfig) -> None:
         """Add a prompt whose environment has been reset."""
         prompt, tokens = pair
