@@ -36,7 +36,7 @@ def judged(reply, *responses: str, functions=None, subjects=None, **settings):
 
     async def run():
         async with judge_server(reply) as server:
-            keys = {"url": server.url, "model": "m", "deadline_s": 5.0, **settings}
+            keys = {"url": server.url, "model": "m", "deadline_s": 60.0, **settings}
             verifier = "functions" if functions else "judge"
             scorer = make_scorer(RewardConfig(verifier, functions=functions or {}, judge=JudgeConfig(**keys)))
             samples = subjects or [subject()] * len(responses)
@@ -192,8 +192,8 @@ def test_outages_are_tried_again(status, monkeypatch):
 
 
 def test_a_pause_that_the_endpoint_asks_for_is_made_unless_the_deadline_is_sooner():
-    (outcome,), _, server = judged(lambda body, n: error(429, Retry_After="60"), "12", deadline_s=2.0)
-    assert outcome.error == "the judge gave no verdict within 2 s (1 attempt; last: 429: status 429)"
+    (outcome,), _, server = judged(lambda body, n: error(429, Retry_After="60"), "12", deadline_s=30.0)
+    assert outcome.error == "the judge gave no verdict within 30 s (1 attempt; last: 429: status 429)"
     assert len(server.bodies) == 1
 
 
@@ -211,8 +211,8 @@ def test_no_endpoint_and_a_silent_one_end_at_the_deadline():
 
     (outcome,), _, _ = judged(lambda body, n: silent(3), "12", deadline_s=0.5)
     assert outcome.error.startswith("the judge gave no verdict within 0.5 s (1 attempt; last: ")
-    (outcome,), scorer, _ = judged(lambda body, n: "", "12", url="http://127.0.0.1:9/v1", deadline_s=0.6)
-    assert re.search(r"within 0.6 s \(\d attempts; last: ClientConnector", outcome.error)
+    (outcome,), scorer, _ = judged(lambda body, n: "", "12", url="http://127.0.0.1:9/v1", deadline_s=3.0)
+    assert re.search(r"within 3 s \(\d attempts; last: ClientConnector", outcome.error)
     assert scorer.usage.retries >= 1
 
 
@@ -249,7 +249,7 @@ REPEATS_KEY = "x" * (judge._ERROR_CHARACTERS - 8) + f" {KEY} is not a key"
 @pytest.mark.parametrize("status", [400, 500])
 def test_the_key_is_sent_and_shown_nowhere(status, monkeypatch, caplog):
     monkeypatch.setenv("OUR_MODEL_SERVER", f" {KEY}\n")
-    settings = {"key_env": "OUR_MODEL_SERVER", "deadline_s": 0.3}
+    settings = {"key_env": "OUR_MODEL_SERVER", "deadline_s": 3.0}
     with caplog.at_level(logging.DEBUG):
         outcomes, _, server = judged(lambda body, n: error(status, REPEATS_KEY), "12", **settings)
     assert set(server.keys) == {f"Bearer {KEY}"}
