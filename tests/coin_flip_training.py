@@ -101,7 +101,7 @@ class CoinFlipCollector(Collector):
 
     def __init__(self) -> None:
         self.lengths: dict[str, float] = {}
-        self.rollout, self.tokenizer = KrayConfig().rollout, TOKENIZER
+        self.rollout, self.tokenizer, self.scorer = KrayConfig().rollout, TOKENIZER, None
 
     async def collect(self, plan, prompts, draw, priority=0) -> CollectedStep:
         rollouts: dict[str, list[Rollout]] = {}
@@ -165,6 +165,7 @@ class CoinFlipLearners:
 class CoinFlipWorkers:
     def __init__(self) -> None:
         self.learners, self.restarts, self.ready = CoinFlipLearners(), {"learner": 0, "driver": 0}, True
+        self.scorer = None
         schedule = SimpleNamespace(retried=0)
         self.pool = SimpleNamespace(
             engines=[], serving=1, schedule=schedule, preemptions=0, losses=0, busy_share=lambda: 1.0
