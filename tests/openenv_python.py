@@ -18,12 +18,18 @@ ROOT = Path(__file__).parents[1]
 APP = ROOT / "tests/openenv_app"
 
 
+def own_environment() -> dict[str, str]:
+    """Return the environment of a Python with packages of its own."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+
 @cache
 def openenv_python() -> str:
     """Return the interpreter; skip the test where there is none."""
     for python in (os.environ.get("KRAY_OPENENV_PYTHON", ""), str(ROOT / ".venv-openenv/bin/python"), sys.executable):
         if python and Path(python).is_file():
-            found = subprocess.run([python, "-c", "import openenv.core.env_server"], capture_output=True, timeout=120)
+            command = [python, "-c", "import openenv.core.env_server"]
+            found = subprocess.run(command, capture_output=True, timeout=120, env=own_environment())
             if found.returncode == 0:
                 return python
     pytest.skip("no Python with openenv: run `make openenv`")

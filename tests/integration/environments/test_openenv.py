@@ -12,7 +12,7 @@ import time
 
 import psutil
 import pytest
-from openenv_python import APP, openenv_python
+from openenv_python import APP, openenv_python, own_environment
 
 from kray.config.schema import EnvironmentConfig
 from kray.environments.workers import EnvironmentWorkers
@@ -31,7 +31,7 @@ def server():
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [openenv_python(), "-m", "uvicorn", "guess_server:app", "--host", "127.0.0.1", "--port", port]
-    process = subprocess.Popen(command, cwd=APP)
+    process = subprocess.Popen(command, cwd=APP, env=own_environment())
     try:
         for _ in range(1200):
             assert process.poll() is None
