@@ -101,7 +101,7 @@ class CoinFlipCollector(Collector):
 
     def __init__(self) -> None:
         self.lengths: dict[str, float] = {}
-        self.rollout, self.tokenizer, self.scorer = KrayConfig().rollout, TOKENIZER, None
+        self.rollout, self.tokenizer, self.scorer, self.host = KrayConfig().rollout, TOKENIZER, None, None
 
     async def collect(self, plan, prompts, draw, priority=0) -> CollectedStep:
         rollouts: dict[str, list[Rollout]] = {}
