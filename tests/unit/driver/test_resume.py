@@ -210,6 +210,7 @@ CHANGES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "environment.max_turns": [((), ("environment.max_turns=2",))],
     "environment.step_timeout_s": [((), ("environment.step_timeout_s=1",))],
     "environment.workers": [((), ("environment.workers=2",))],
+    "environment.evaluate_against": [((), ())],  # needs roles, see tests/integration/driver/test_self_play.py
     "async.max_staleness": [((), ("async.max_staleness=2", "train.tis=2"))],
 }  # fmt: skip
 CASES = [
