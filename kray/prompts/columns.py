@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,10 @@ def _where_present(read: Read) -> Read:
     return lambda value: None if value is None else read(value)
 
 
+# The process's own context may have a low precision: reasoning_gym sets one.
+_PRECISE = Context(prec=400)
+
+
 def exact_number(number: np.floating) -> Decimal:
     """Return the number that a finite float of a column stands for: an integer as such, else its shortest decimal.
 
@@ -126,10 +130,10 @@ def exact_number(number: np.floating) -> Decimal:
     if not float(number).is_integer():
         return shortest
     integer = int(number)
-    if integer != shortest and len(shortest.normalize().as_tuple().digits) <= np.finfo(number.dtype).precision:
+    if integer != shortest and len(shortest.normalize(_PRECISE).as_tuple().digits) <= np.finfo(number.dtype).precision:
         kind = number.dtype.name
         raise ValueError(
-            f"is either {shortest.normalize():e} rounded to {str(integer)[:40]}, as {kind} stores it, or that integer itself; "
+            f"is either {shortest.normalize(_PRECISE):e} rounded to {str(integer)[:40]}, as {kind} stores it, or that integer itself; "
             "make the column integers or text"
         )
     return Decimal(integer)

@@ -1,6 +1,7 @@
 """Numbers in the data reach the verifier as text that means the same number."""
 
 import contextlib
+import decimal
 import json
 from decimal import Decimal
 
@@ -140,6 +141,12 @@ def test_integers_that_a_float_type_holds_are_kept(kind):
 )
 def test_large_floats_are_exact_or_refused(value, text):
     assert in_column(value) == text
+
+
+def test_the_precision_of_the_process_does_not_matter():
+    with decimal.localcontext(decimal.Context(prec=3)):
+        assert in_column(np.float64(2**60)) == "1152921504606846976"
+        assert in_column(1e23) is None
 
 
 def test_refused_floats_are_named_with_their_row(tmp_path):

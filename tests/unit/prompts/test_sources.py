@@ -253,7 +253,8 @@ def test_missing_files_are_named(here):
 
 
 def test_unknown_kinds_are_named_with_the_nearest():
-    message = 'kind "josnl" is not known (did you mean "jsonl"?); known: arithmetic, jsonl, parquet, huggingface, reasoning_gym'
+    known = "arithmetic, jsonl, parquet, huggingface, questions, reasoning_gym, nim, seeds, verifiers"
+    message = f'kind "josnl" is not known (did you mean "jsonl"?); known: {known}'
     assert refused(SourceConfig(kind="josnl")) == message
 
 
