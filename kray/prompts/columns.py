@@ -131,9 +131,9 @@ def exact_number(number: np.floating) -> Decimal:
         return shortest
     integer = int(number)
     if integer != shortest and len(shortest.normalize(_PRECISE).as_tuple().digits) <= np.finfo(number.dtype).precision:
-        kind = number.dtype.name
+        kind, round_number = number.dtype.name, f"{shortest.normalize(_PRECISE):e}"
         raise ValueError(
-            f"is either {shortest.normalize(_PRECISE):e} rounded to {str(integer)[:40]}, as {kind} stores it, or that integer itself; "
+            f"is either {round_number} rounded to {str(integer)[:40]}, as {kind} stores it, or that integer itself; "
             "make the column integers or text"
         )
     return Decimal(integer)
