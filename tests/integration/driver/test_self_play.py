@@ -34,6 +34,7 @@ SMALL = [
     "rollout.kv_cache_gib=0.05",
     "train.lr=1e-3",
     "train.epochs=1",
+    "train.thin=1.0",
     "evaluate.every=0",
     "evaluate.samples=2",
     "evaluate.greedy=false",
