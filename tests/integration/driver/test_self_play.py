@@ -72,7 +72,8 @@ def test_self_play_learns_from_both_roles_and_resumes(ray_local, nim_policy, tmp
         assert line["environment/failed"] == 0
         # the learner computes what the engine sampled, also after tokens that were read before the first turn
         assert line["train/logprob_gap_max"] < 1e-3
-        assert 24 < line["train/rows"] <= 48
+        # a role that never spoke, because the first move was illegal, has no row
+        assert 24 <= line["train/rows"] <= 48
         assert line["train/prompts"] <= 16
 
     # the beliefs about the second role go on from the checkpoint
