@@ -103,8 +103,8 @@ def make_warm(cache: Path, **settings) -> Path:
     from kray.config import TinyPolicyConfig
     from kray.train.tiny_policy import ensure_tiny_policy
 
-    shape = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 64, "warmup_steps": 20}
-    return ensure_tiny_policy(TinyPolicyConfig(**shape, **settings), cache)
+    shape = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 64}
+    return ensure_tiny_policy(TinyPolicyConfig(**(shape | {"warmup_steps": 20} | settings)), cache)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

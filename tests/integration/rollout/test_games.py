@@ -48,7 +48,7 @@ def test_tiny_policy_plays_textarena(ray_local, tmp_path, monkeypatch):
     games = load_config("configs/textarena.yaml").model.tiny.games
     shape = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 64}
     model = tiny_policy.ensure_tiny_policy(
-        TinyPolicyConfig(**shape, warmup_steps=60, batch_size=64, games=games), tmp_path / "cache"
+        TinyPolicyConfig(**shape, warmup_steps=120, batch_size=64, games=games), tmp_path / "cache"
     )
     lines, responses = run(
         "textarena", model, tmp_path, "model.tiny=null", "prompts.train.size=16", "prompts.test.size=8"
