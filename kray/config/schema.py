@@ -167,6 +167,11 @@ class RolloutConfig:
     cpus_per_engine: int = 1
     """CPU cores of an engine."""
 
+    threads_per_engine: int = 0
+    """Threads with which an engine computes on CPU; 0: as many as `cpus_per_engine`; -1: all cores of the machine of the run's
+    driver. In synchronous mode engine and learner take turns, so on one machine without a GPU both may use all of its cores;
+    that is faster for models of 100 million parameters or more, and slower for tiny ones."""
+
     gpus_per_engine: int = 0
     """GPUs of an engine: 0 (CPU) or 1."""
 

@@ -15,6 +15,9 @@ class TrainConfig:
     cpus_per_rank: int = 1
     """CPU cores of a rank."""
 
+    threads_per_rank: int = 0
+    """Threads with which a rank computes on CPU; 0 and -1 as in `rollout.threads_per_engine`."""
+
     gpus_per_rank: int = 0
     """GPUs of a rank: 0 (CPU) or 1."""
 
@@ -145,6 +148,7 @@ class TrainConfig:
 BUILT_WITH = (
     "ranks",
     "cpus_per_rank",
+    "threads_per_rank",
     "gpus_per_rank",
     "kl",
     "packing",

@@ -61,7 +61,7 @@ LIMITS: dict[str, str] = {
         async.max_staleness
         """,
     "at least 2": "plan.target_size",
-    "-1, 0, or at least 1": "plan.candidates",
+    "-1, 0, or at least 1": "plan.candidates rollout.threads_per_engine train.threads_per_rank",
     "above 0": """
         model.tiny.lr model.lora.alpha plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib
         rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s rollout.idle_s reward.timeout_s train.eps

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
+from kray.config.threads import threads_of
 from kray.driver.prepare import LoadedPrompts, context_tokens, encode, load_prompts, read_policy, turn_stops
 from kray.driver.restore import make_admission, prior_labels, restore
 from kray.driver.state import RunState
@@ -151,6 +152,7 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
         context_tokens=context_tokens(config),
         max_sequences=rollout.max_sequences,
         cpus=rollout.cpus_per_engine,
+        threads=threads_of(rollout.threads_per_engine, rollout.cpus_per_engine),
         gpus=rollout.gpus_per_engine,
         kv_cache_gib=rollout.kv_cache_gib,
         gpu_memory_share=rollout.gpu_memory_share,

@@ -9,15 +9,15 @@ from typing import Any
 CPU_STEP_TOKENS = 8192
 
 
-def vllm_environment(cpus: int) -> dict[str, str]:
+def vllm_environment(threads: int) -> dict[str, str]:
     """Return the environment variables of a process that runs vLLM, which reads them on import.
 
     Args:
-        cpus: CPU cores of the process.
+        threads: Threads with which it computes on CPU.
     """
     return {
         # More threads than cores make an engine ten times slower.
-        "OMP_NUM_THREADS": str(max(1, cpus)),
+        "OMP_NUM_THREADS": str(max(1, threads)),
         # Binding would put every engine of a node on the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -59,6 +59,7 @@ class EngineSpec:
         seed: vLLM's own seed; every task carries another.
         reads_text: Tasks may have text `stops`, so vLLM needs the tokenizer.
         overlap: New weights may arrive while rollouts run.
+        threads: Threads with which it computes on CPU; 0: as many as `cpus`.
     """
 
     model_path: str
@@ -73,10 +74,11 @@ class EngineSpec:
     seed: int
     reads_text: bool = False
     overlap: bool = False
+    threads: int = 0
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables of the actor's process."""
-        return vllm_environment(self.cpus) | {
+        return vllm_environment(self.threads or self.cpus) | {
             # In the actor's own process vLLM starts faster and takes commands between steps.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # New weights are repacked in memory that glibc would give back, to have each of its pages cleared next time.

@@ -26,6 +26,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from kray.config.schema import LoraConfig
+from kray.config.threads import threads_of
 from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.records import RolloutGroup
@@ -276,7 +277,7 @@ class LearnerGroup:
         return (await self._wait([task.remote()], "to find a free address"))[0]
 
     def _make_actor(self, rank: int, address: str, port: int, suffix: str) -> Any:
-        threads = str(max(1, self.train.cpus_per_rank))
+        threads = str(threads_of(self.train.threads_per_rank, self.train.cpus_per_rank))
         environment = {"OMP_NUM_THREADS": threads}
         if not self.train.gpus_per_rank:
             # Without this setting a process without GPUs sees all of them.

@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import random
 import shutil
 import tempfile
@@ -29,6 +28,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import TinyPolicyConfig
+from kray.config.threads import cores_here
 from kray.environments.calculator import Calculator
 from kray.environments.demonstrations import Segment
 from kray.prompts.arithmetic import (
@@ -129,7 +129,7 @@ def _build(tiny: TinyPolicyConfig, folder: Path) -> None:
     # Lists of segments without end; what the policy learns to write is `sampled`.
     texts = _games(games, tiny.seed) if games else _texts(tiny, demonstrations)
     threads = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cores_here()
     # Ray sets OMP_NUM_THREADS=1 in its workers, but the rest of the run is idle now. Half of the cores: threads that spin
     # while another program uses their core are five to twenty times slower than one thread.
     torch.set_num_threads(max(1, min(4, cores // 2)))

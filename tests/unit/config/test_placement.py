@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from kray.config import KrayConfig
 from kray.config.cluster_file import Cluster, Group, load_cluster
 from kray.config.placement import Shape, cluster_rows, place
+from kray.config.threads import ALL_CORES, cores_here, threads_of
+from kray.driver.components import engine_spec
 from kray.errors import ConfigError
 
 RAY_UP = """
@@ -251,3 +253,19 @@ def test_ranks_fit_exactly_when_the_nodes_can_hold_them(made, ranks):
     else:
         with pytest.raises(ConfigError, match=r"train\.ranks"):
             place(config(ranks, one), cluster)
+
+
+@pytest.mark.parametrize(
+    ("threads", "cpus", "expected"), [(0, 1, 1), (0, 4, 4), (0, 0, 1), (3, 1, 3), (ALL_CORES, 1, cores_here())]
+)
+def test_threads_of_a_process(threads, cpus, expected):
+    """A process on GPUs, which asks for no CPU, still has one thread."""
+    assert threads_of(threads, cpus) == expected
+
+
+def test_engines_are_started_with_their_threads():
+    config = KrayConfig()
+    config.rollout.threads_per_engine = 3
+    environment = engine_spec(config, "model").environment()
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert engine_spec(config, "model").cpus == config.rollout.cpus_per_engine

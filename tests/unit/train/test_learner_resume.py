@@ -47,6 +47,7 @@ ELSEWHERE = {
     "gpus_per_rank": "needs a GPU",
     "compile": "takes a compiler minutes",
     "cpus_per_rank": "of the actors, not of the learner",
+    "threads_per_rank": "of the actors, not of the learner",
     "max_nonfinite": "of the group of ranks",
     "max_restarts": "of the run",
 }
