@@ -24,7 +24,7 @@ from kray.train.start_model import find_model
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/quickstart.yaml", help="default configs/quickstart.yaml")
+    parser.add_argument("--config", default="configs/tiny.yaml", help="default configs/tiny.yaml")
     parser.add_argument("--steps", type=int, default=300, help="default 300")
     parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between samples (default 2)")
     parser.add_argument("--keep", default="", metavar="DIR", help="keep the run's folder here (default: delete it)")

@@ -3,7 +3,7 @@
     python jobs/bench_step.py --json step.json
     python jobs/bench_step.py --skip-trl --steps 10 train.microbatch_tokens=8192
 
-The quickstart policy, 64 prompts x 8 rollouts a step, every prompt the same number, one core for the engine and one for the
+The policy of configs/tiny.yaml, 64 prompts x 8 rollouts a step, every prompt the same number, one core for the engine and one for the
 learner; TRL gets both. TRL is installed into the cache once, or taken from --trl-python. It generates with Hugging Face's
 `generate` or its continuous batching, whichever is faster: its vLLM path needs a GPU. Leave the machine idle meanwhile.
 """
@@ -22,7 +22,7 @@ from kray.launch.main import guarded
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/quickstart.yaml", help="default configs/quickstart.yaml")
+    parser.add_argument("--config", default="configs/tiny.yaml", help="default configs/tiny.yaml")
     parser.add_argument("--steps", type=int, default=20, help="measured steps (default 20)")
     parser.add_argument("--warm", type=int, default=2, help="steps before them that are not measured (default 2)")
     parser.add_argument("--prompts", type=int, default=64, help="a step (default 64)")

@@ -1,6 +1,6 @@
 """The figures of tests/baselines: how they are measured, and how far another run may lie from them.
 
-python tests/baseline_figures.py planner pool sync step learner quickstart
+python tests/baseline_figures.py planner pool sync step learner tiny
 
 measures the named baselines again and writes their files; tests/nightly/bench/test_baselines.py compares. Speeds are stored
 as ratios of two times of one run, so that they carry over to machines of another speed.
@@ -121,7 +121,7 @@ BENCHES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Figure]]]] = 
     "step": ("jobs/bench_step.py --skip-trl --steps 8", step_figures),
     "learner": ("jobs/bench_learner.py --workloads reasoning --ranks 1 --steps 3", learner_figures),
 }
-QUICKSTART = "jobs/train.py --config configs/quickstart.yaml run.steps=20 run.checkpoint_every=10 evaluate.every=20"
+TINY = "jobs/train.py --config configs/tiny.yaml run.steps=20 run.checkpoint_every=10 evaluate.every=20"
 
 
 def environment() -> dict[str, Any]:
@@ -174,9 +174,9 @@ def measure(name: str) -> dict[str, Figure]:
         return figures(json.loads(Path(folder, f"{name}.json").read_text()))
 
 
-def quickstart_steps(folder: Path) -> list[dict[str, float]]:
-    """Run 20 quickstart steps with results under `folder` and return the loss and reward of each."""
-    run(f"{QUICKSTART} run.dir={folder} run.name=baseline")
+def tiny_steps(folder: Path) -> list[dict[str, float]]:
+    """Run 20 steps of configs/tiny.yaml with results under `folder` and return the loss and reward of each."""
+    run(f"{TINY} run.dir={folder} run.name=baseline")
     (metrics,) = folder.glob("baseline-*/metrics.jsonl")
     return steps_of(metrics)
 
@@ -198,10 +198,10 @@ def beyond(figure: Figure, baseline: float) -> str:
 
 def main(names: list[str]) -> None:
     for name in names:
-        if name == "quickstart":
+        if name == "tiny":
             with tempfile.TemporaryDirectory() as folder:
-                steps = quickstart_steps(Path(folder))
-            content: dict[str, Any] = {"command": f"python {QUICKSTART}", **environment(), "build": torch_build()}
+                steps = tiny_steps(Path(folder))
+            content: dict[str, Any] = {"command": f"python {TINY}", **environment(), "build": torch_build()}
             content |= {"tolerance": OTHER_BUILD, "steps": steps}
         else:
             figures = {key: vars(figure) for key, figure in measure(name).items()}
@@ -211,4 +211,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or [*BENCHES, "quickstart"])
+    main(sys.argv[1:] or [*BENCHES, "tiny"])

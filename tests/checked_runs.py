@@ -11,7 +11,7 @@ from kray.config import KrayConfig, to_yaml
 from kray.driver.state import RunState
 from kray.planner import KnapsackPlanner
 
-QUICK = str(ROOT / "configs" / "quickstart.yaml")
+QUICK = str(ROOT / "configs" / "tiny.yaml")
 
 
 def arguments(model: Path, *more: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from inline_jobs import ROOT
 
-QUICK = str(ROOT / "configs" / "quickstart.yaml")
+QUICK = str(ROOT / "configs" / "tiny.yaml")
 # Seconds after which a command must have ended.
 LIMIT_S = 15.0
 # Arguments of each job that connects to Ray; {tmp} stands for a folder.

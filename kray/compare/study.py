@@ -2,7 +2,7 @@
 
 A comparison is a YAML file:
 
-    base: quickstart.yaml            # a configuration, beside this file
+    base: tiny.yaml                  # a configuration, beside this file
     config: {run: {steps: 60}}       # keys put on top of it, for all methods
     exact: true                      # also compute exact success rates, where an answer can be given in one way only:
                                      # arithmetic or reasoning_gym prompts, verifier exact, options that forgive nothing

@@ -12,7 +12,7 @@ from kray.plan_modes import offered_prompts, offered_share
 from kray.train.packaged_model import folder_of_package, is_packaged
 from kray.train.tiny_files import folder_of
 
-# Seconds on two CPU cores without a GPU, measured with configs/quickstart.yaml (a tiny policy of 4 layers of width 128, one
+# Seconds on two CPU cores without a GPU, measured with configs/tiny.yaml (a tiny policy of 4 layers of width 128, one
 # engine and one learner rank): the start of Ray's actors, a response token of training, one of evaluation, and a step of the
 # warm-up. Estimates for policies up to that size are made of them; there are none for others.
 START_S = 25.0

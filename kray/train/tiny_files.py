@@ -43,7 +43,7 @@ DEMONSTRATIONS = 32_768
 # Number of games that are played for the warm-up, and how many of them decide which lines are one token.
 GAMES = 4096
 VOCABULARY_GAMES = 512
-# Tokens; far more than any prompt and response of the quickstart.
+# Tokens; far more than any prompt and response of configs/tiny.yaml.
 MAX_POSITIONS = 4096
 
 

@@ -171,7 +171,7 @@ def test_strings_that_name_places_resolve():
 
 CHECK = (
     "import runpy, sys\n"
-    "sys.argv = ['jobs/train.py', '--config', 'configs/quickstart.yaml', '--check']\n"
+    "sys.argv = ['jobs/train.py', '--config', 'configs/tiny.yaml', '--check']\n"
     "try: runpy.run_path('jobs/train.py', run_name='__main__')\n"
     "except SystemExit as end: assert not end.code, end.code\n"
 )

@@ -1,11 +1,11 @@
-"""Speeds, as ratios, and the digits of 20 quickstart steps against the committed tests/baselines."""
+"""Speeds, as ratios, and the digits of 20 steps of configs/tiny.yaml against the committed tests/baselines."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from baseline_figures import BENCHES, FOLDER, beyond, measure, quickstart_steps, torch_build
+from baseline_figures import BENCHES, FOLDER, beyond, measure, tiny_steps, torch_build
 
 
 @pytest.mark.parametrize("name", BENCHES)
@@ -17,13 +17,13 @@ def test_ratios_stay_near_their_baseline(name):
     assert {key: problem for key, problem in problems.items() if problem} == {}
 
 
-def test_quickstart_losses_and_rewards_stay(tmp_path):
+def test_tiny_losses_and_rewards_stay(tmp_path):
     """Digit by digit on the same build of torch and the same processor.
 
     On another one the policy, which is warmed up first, comes out as another policy: its mean reward is compared.
     """
-    baseline = json.loads((FOLDER / "quickstart.json").read_text())
-    steps = quickstart_steps(tmp_path)
+    baseline = json.loads((FOLDER / "tiny.json").read_text())
+    steps = tiny_steps(tmp_path)
     if baseline["build"] == torch_build():
         assert steps == baseline["steps"]
     else:

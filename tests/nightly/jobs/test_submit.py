@@ -45,7 +45,7 @@ def test_submit_trains_stops_on_ctrl_c_and_evaluates(tmp_path, warm_policy):
         "evaluate.every=0",
         "evaluate.samples=2",
     ]
-    command = [sys.executable, "jobs/submit.py", "jobs/train.py", "--config", "configs/quickstart.yaml", *small]
+    command = [sys.executable, "jobs/submit.py", "jobs/train.py", "--config", "configs/tiny.yaml", *small]
     try:
         running = subprocess.Popen(
             [*command, "run.steps=100000"], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE

@@ -53,7 +53,7 @@ def test_ratios_compare_kray_with_its_parts_and_with_trl():
 
 
 def test_a_step_of_the_benchmark_is_prompts_times_rollouts(tmp_path):
-    config = step.step_config(str(ROOT / "configs/quickstart.yaml"), str(tmp_path), 16, 4, 3, ["train.lr=1e-5"])
+    config = step.step_config(str(ROOT / "configs/tiny.yaml"), str(tmp_path), 16, 4, 3, ["train.lr=1e-5"])
     assert (config.prompts.per_step, config.plan.budget, config.run.steps) == (16, 64, 3)
     assert (config.plan.mode, config.evaluate.every, config.train.lr) == ("uniform", 0, 1e-5)
     assert (config.train.baseline, config.train.epochs, config.train.thin) == ("group", 1, 1.0)

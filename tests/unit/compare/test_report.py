@@ -15,7 +15,7 @@ from kray.compare.results import CURRENCIES, read_results
 from kray.compare.study import Study, load_study
 from kray.compare.summary import pairs
 
-BASE = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
+BASE = Path(__file__).parents[3] / "configs" / "tiny.yaml"
 METHODS = """  uniform: {plan.mode: uniform}
   uniform_4x: {plan.mode: uniform, times: 4}
   kray: {plan.mode: static, plan.candidates: 2, prompts.per_step: 64}

@@ -9,7 +9,7 @@ import pytest
 from kray.compare.study import DONE, load_study, parse_seeds
 from kray.errors import ConfigError
 
-BASE = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
+BASE = Path(__file__).parents[3] / "configs" / "tiny.yaml"
 GYM = "{{train: {{kind: reasoning_gym, tasks: {{gcd: {{}}}}, verifier: exact}}}}"  # "5 " would be right, too
 DRAFTS = "{{options: {{after: '='}}}}"  # "1=2" and "=2" would both be right
 LOOSE = "{{more_tests: {{loose: {{verifier: math}}}}}}"

@@ -7,10 +7,10 @@ from kray.config.resume import load_resumed
 from kray.plan_modes import MODES, OWN, PlanConfig
 from kray.planner.planner import KnapsackPlanner
 
-QUICK = "configs/quickstart.yaml"
+QUICK = "configs/tiny.yaml"
 
 
-# budget / per_step of the quickstart: each of its candidates may get one rollout
+# budget / per_step of configs/tiny.yaml: each of its candidates may get one rollout
 BELIEF, GROUP = ("belief", "baseline", 1, 8.0), ("group", "paper", 2, 2.0)
 
 

@@ -188,7 +188,7 @@ def test_commands_are_found_and_wrong_ones_are_noticed(monkeypatch, capsys):
         with pytest.raises(SystemExit) as caught:
             check_job(words, monkeypatch)
         assert caught.value.code == 2
-    quick = ["jobs/train.py", "--config", "configs/quickstart.yaml"]
+    quick = ["jobs/train.py", "--config", "configs/tiny.yaml"]
     for words in (["jobs/nowhere.py"], [*quick[:2], "configs/nowhere.yaml"], [*quick, "--cluster", "cluster/x.yaml"]):
         with pytest.raises(AssertionError, match=r"nowhere|cluster/x"):
             check_job(words, monkeypatch)

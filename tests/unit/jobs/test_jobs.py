@@ -12,7 +12,7 @@ import pytest
 from inline_jobs import run_job
 
 ROOT = Path(__file__).parents[3]
-QUICK = str(ROOT / "configs" / "quickstart.yaml")
+QUICK = str(ROOT / "configs" / "tiny.yaml")
 
 
 def job(name: str, *arguments: str, limit_s: float = 120.0) -> subprocess.CompletedProcess:

@@ -64,7 +64,7 @@ def test_unusable_answers_and_options_are_refused(tmp_path, reward, answer, erro
 
 
 def loaded() -> KrayConfig:
-    return load_config("configs/quickstart.yaml", ["model.path=x", "model.tiny=null"])
+    return load_config("configs/tiny.yaml", ["model.path=x", "model.tiny=null"])
 
 
 def test_configuration_changes_are_logged_without_secrets(tmp_path):

@@ -92,7 +92,7 @@ def test_settings_determine_weights_and_folder(tmp_path):
 
 
 def test_a_policy_without_a_tool_is_the_one_that_caches_hold():
-    """Written down once: the quickstart's figures are compared over time."""
+    """Written down once: the figures of configs/tiny.yaml are compared over time."""
     assert digest(TinyPolicyConfig()) == "db5fadba00ea69b86679"
     assert digest(TinyPolicyConfig(tool_share=0.2)) != digest(TinyPolicyConfig())
     assert len(make_tokenizer()) == 17
