@@ -111,7 +111,11 @@ class OpenEnv:
         if self.folder and not os.path.isdir(self.folder):
             raise ValueError(f"openenv: folder {self.folder!r} does not exist")
         if self.command and shutil.which(self.command[0], path=None) is None:
-            made = "; `make openenv` makes it" if ".venv-openenv" in self.command[0] else ""
+            made = (
+                "; `make openenv` makes it, and a submitted job needs its absolute path"
+                if ".venv-openenv" in self.command[0]
+                else ""
+            )
             raise ValueError(f"openenv: {self.command[0]!r} cannot be found or run{made}")
 
     async def start(self) -> None:

@@ -84,7 +84,7 @@ def test_observations_as_text():
         ({"command": "no-such-program {port}"}, "cannot be found"),
         ({"app": "a:b", "folder": "/no/such/folder"}, "does not exist"),
         ({"app": "a:b", "python": "/no/python"}, "cannot be found or run$"),
-        ({"app": "a:b", "python": "/no/.venv-openenv/bin/python"}, "cannot be found or run; `make openenv` makes it$"),
+        ({"app": "a:b", "python": "/no/.venv-openenv/bin/python"}, "cannot be found or run; `make openenv` makes it"),
         ({"url": "http://x", "reward": "mean"}, "reward must be"),
         ({"url": "http://x", "reward": "state."}, "reward must be"),
         ({"url": "http://x", "reward_range": [1, 0]}, "lowest, highest"),
