@@ -1,6 +1,6 @@
 # make train   installs what is missing, starts a local Ray head when none runs, trains configs/quickstart.yaml
 # make test    installs what is missing, runs the unit tests and one small run of each real part; with ARGS, those tests
-# make test-all   runs everything, as CI does
+# make test-all   installs gem-llm and openenv too and runs everything, as CI does
 # make openenv   installs openenv into an environment of its own, for configs/openenv.yaml and its tests
 # Overrides: make train ARGS="plan.mode=uniform run.steps=40"   CONFIG=configs/gsm8k.yaml   PYTHON=python3.12
 
@@ -22,6 +22,8 @@ else
 TORCH = $(PIP) torch==2.13.0
 endif
 
+# gem-llm 0.1.0 pins versions that kray excludes, and works with kray's; its own limit on Python excludes 3.12.1 and later.
+GEM := $(VENV)/.installed-gem
 # A Python of its own for OpenEnv servers: openenv needs an mcp below 2, vLLM one from 2 on.
 OPENENV := .venv-openenv
 
@@ -42,12 +44,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; }
 	@touch $@
 
+$(GEM): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python gem-llm==0.1.0
+	@$(BIN)/python -c 'import gem.envs'
+	@touch $@
+
 openenv: $(OPENENV)/.installed
 
-$(OPENENV)/.installed:
+# With the Python of $(VENV), where there is one.
+$(OPENENV)/.installed: constraints-openenv.txt
 	@echo "installing openenv into $(OPENENV): a minute, once"
-	@test -x $(OPENENV)/bin/python || $(PYTHON) -m venv $(OPENENV)
-	@$(OPENENV)/bin/python -m pip install --quiet 'openenv>=0.10,<0.11'
+	@test -x $(OPENENV)/bin/python || $(or $(wildcard $(BIN)/python),$(PYTHON)) -m venv $(OPENENV)
+	@$(OPENENV)/bin/python -m pip install --quiet --upgrade pip
+	@$(OPENENV)/bin/python -m pip install --quiet --constraint constraints-openenv.txt 'openenv>=0.10,<0.11'
+	@$(OPENENV)/bin/python -c 'import openenv.core.env_server'
 	@touch $@
 
 train: $(INSTALLED)
@@ -59,7 +69,8 @@ check: $(INSTALLED)
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-m "unit or smoke")
 
-test-all: $(INSTALLED)
+# Installs what some tests would else be skipped without.
+test-all: $(INSTALLED) $(GEM) $(OPENENV)/.installed
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED)

@@ -1,7 +1,7 @@
 """The Python that runs OpenEnv servers in tests.
 
 The package openenv needs versions of mcp that vLLM excludes, so it is rarely in kray's own environment. `make openenv` puts it
-into .venv-openenv; KRAY_OPENENV_PYTHON names another interpreter.
+into .venv-openenv, `make test-all` too; KRAY_OPENENV_PYTHON names another interpreter.
 """
 
 from __future__ import annotations

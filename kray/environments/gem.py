@@ -26,7 +26,8 @@ finally:
     _root.setLevel(_before[1])
 
 MISSING = (
-    "the environment gem needs the package gem-llm: pip install --no-deps gem-llm==0.1.0 (see docs/environments.md)"
+    "the environment gem needs the package gem-llm: pip install --no-deps --ignore-requires-python gem-llm==0.1.0 "
+    "(see docs/environments.md)"
 )
 _KINDS = ("game:", "rg:")
 

@@ -38,14 +38,18 @@ class LocalServer:
         """Start nothing.
 
         Args:
-            command: Program and arguments; {port} stands for the port to listen on.
+            command: Program and arguments; {port} stands for the port to listen on. A path of the program is relative to
+                the folder of this process.
             folder: Working folder; "" for that of this process.
             timeout_s: Seconds until it must answer.
             own_python: Whether the program is a Python with packages of its own, in which those of this process's
                 PYTHONPATH have no place.
         """
         self.own_python = own_python
-        self.command, self.folder, self.timeout_s = list(command), folder, timeout_s
+        program, *arguments = command
+        # The server starts in its own folder. Links are kept: they tell a Python which environment it belongs to.
+        self.command = [os.path.abspath(program) if os.sep in program else program, *arguments]
+        self.folder, self.timeout_s = folder, timeout_s
         self.url = ""
         self._process: asyncio.subprocess.Process | None = None
         self._killed = False

@@ -111,7 +111,12 @@ class OpenEnv:
         if self.folder and not os.path.isdir(self.folder):
             raise ValueError(f"openenv: folder {self.folder!r} does not exist")
         if self.command and shutil.which(self.command[0], path=None) is None:
-            raise ValueError(f"openenv: {self.command[0]!r} cannot be found or run")
+            made = (
+                "; `make openenv` makes it, and a submitted job needs its absolute path"
+                if ".venv-openenv" in self.command[0]
+                else ""
+            )
+            raise ValueError(f"openenv: {self.command[0]!r} cannot be found or run{made}")
 
     async def start(self) -> None:
         """Start the server if it is to run here, and read the schema of its actions."""

@@ -46,7 +46,10 @@ def verifiers_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
         config = taskset_config_type(source.path).model_validate({"id": source.path, **source.tasks})
         taskset = load_taskset(config)
     except Exception as error:
-        raise DataError(f"verifiers taskset {source.path}: {type(error).__name__}: {error}") from error
+        hint = (
+            " A module in a folder is found with PYTHONPATH=FOLDER." if isinstance(error, ModuleNotFoundError) else ""
+        )
+        raise DataError(f"verifiers taskset {source.path}: {type(error).__name__}: {error}{hint}") from error
     first, last = _range(source)
     most = last if last is not None else None if taskset.bounded else first + source.size
     tools = _tools(taskset.toolsets(config))

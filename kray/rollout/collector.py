@@ -187,7 +187,8 @@ class Collector:
         plain = prompt.verifier in VERIFIERS
         subjects = [prompt.answer if plain else Sample(prompt, rollout.tokens) for rollout, _ in left]
         items = [(prompt.verifier, text, subject) for (_, text), subject in zip(left, subjects, strict=True)]
-        verdicts = await self.scorer.score(items)
+        # Environments that give the reward themselves leave nothing to score.
+        verdicts = await self.scorer.score(items) if items else []
         for (rollout, _), verdict in zip(left, verdicts, strict=True):
             if verdict.reward is None:
                 result.failures.append(Failure(prompt.id, 1, f"reward: {verdict.error}"))

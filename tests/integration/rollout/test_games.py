@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chat_models import chat_model
 
@@ -43,7 +45,6 @@ def run(name: str, model: Path, folder: Path, *overrides: str) -> tuple[list[dic
 
 
 def test_tiny_policy_plays_textarena(ray_local, tmp_path, monkeypatch):
-    pytest.importorskip("textarena")
     monkeypatch.setattr(tiny_policy, "GAMES", 256)
     games = load_config("configs/textarena.yaml").model.tiny.games
     shape = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 64}
@@ -58,8 +59,6 @@ def test_tiny_policy_plays_textarena(ray_local, tmp_path, monkeypatch):
 
 
 def test_chat_model_talks_with_skyrl_gym(ray_local, tmp_path):
-    pytest.importorskip("skyrl_gym")
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for part in ("train", "validation"):
         # Rows as SkyRL's own scripts write them.
         rows = [
@@ -84,7 +83,7 @@ def test_chat_model_talks_with_skyrl_gym(ray_local, tmp_path):
 
 
 def test_chat_model_plays_gem(ray_local, tmp_path):
-    pytest.importorskip("gem.envs", reason="pip install --no-deps gem-llm==0.1.0")
+    pytest.importorskip("gem.envs", reason="`make test-all` installs gem-llm")
     _, responses = run(
         "gem",
         chat_model(tmp_path / "model"),

@@ -5,13 +5,10 @@ from __future__ import annotations
 import pytest
 
 from kray.config import TinyPolicyConfig
+from kray.environments.demonstrations import common_lines, play_games
 from kray.errors import ConfigError
 from kray.train.tiny_files import check_tiny, digest, games_of, tokenizer_of
 from kray.train.tiny_policy import IGNORED, _batches, _games
-
-pytest.importorskip("textarena")
-
-from kray.environments.demonstrations import common_lines, play_games
 
 GUESS = {"guess": {"game": "GuessTheNumber-v0", "arguments": {"max_number": 20, "max_turns": 5}}}
 BOTH = {**GUESS, "cross": {"game": "TicTacToe-v0", "player": "either"}}

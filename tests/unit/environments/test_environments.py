@@ -67,7 +67,12 @@ def test_invalid_environments_are_named(name, options, message):
             'pip install "textarena>=0.7,<0.8"',
         ),
         ("skyrl_gym", "kray.environments.skyrl", {"env": "gsm8k"}, 'pip install "skyrl-gym>=0.4,<0.5"'),
-        ("gem", "kray.environments.gem", {"env": "game:x"}, "pip install --no-deps gem-llm==0.1.0"),
+        (
+            "gem",
+            "kray.environments.gem",
+            {"env": "game:x"},
+            "pip install --no-deps --ignore-requires-python gem-llm==0.1.0",
+        ),
     ],
 )
 def test_missing_package_is_named_with_its_command(monkeypatch, name, module, options, command):

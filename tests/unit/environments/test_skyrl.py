@@ -10,11 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from kray.environments import check_environment
-from kray.records import Prompt
-
-pytest.importorskip("skyrl_gym")
-
 from kray.environments.skyrl import SkyRLGym
+from kray.records import Prompt
 
 QUESTION = Prompt("p", "18", "exact", "test", text="How many eggs are sold?")
 CHAT = Prompt("p", "18", "exact", "test", messages=({"role": "user", "content": "How many?"},))

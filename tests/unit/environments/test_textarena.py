@@ -8,13 +8,10 @@ import random
 import pytest
 
 from kray.environments import check_environment
-from kray.environments.textarena_moves import MOVES
-from kray.records import Prompt
-
-pytest.importorskip("textarena")
-
 from kray.environments.textarena import TextArena
 from kray.environments.textarena_game import Game
+from kray.environments.textarena_moves import MOVES
+from kray.records import Prompt
 
 # One small game of each class whose moves are known.
 GAMES = (
