@@ -2,8 +2,8 @@
 
 What n rollouts of a prompt had to teach is measured by how far their rewards lie from what is believed of the prompt after
 them, m = (alpha + S) / (k + n), with alpha and k = alpha + beta those of the belief that serves as baseline; where the group is
-the baseline both are 0, and m is the group's mean. If the belief is right, the sum of (r - m)^2 is p q n_eff(n) on average
-(kray/planner/baseline_value.py), so that over the latest steps
+the baseline both are 0, and m is the group's mean. If the belief is as good as k labels, the sum of (r - m)^2 is p q n_eff(n) on
+average (kray/planner/baseline_value.py), so that over the latest steps
 
     signal of a kind = sum (r - m)^2 / sum n_eff
 
