@@ -1,9 +1,9 @@
 """Tightens the limits of kinds of prompts whose rollouts have little to teach (plan.adapt).
 
 What n rollouts of a prompt had to teach is measured by how far their rewards lie from what is believed of the prompt after
-them, m = (alpha + S) / (k + n), with alpha and k = alpha + beta those of the belief that serves as baseline; where the group is
-the baseline both are 0, and m is the group's mean. If the belief is as good as k labels, the sum of (r - m)^2 is p q n_eff(n) on
-average (kray/planner/baseline_value.py), so that over the latest steps
+them, m = (alpha + S) / (k + n), with alpha and k = alpha + beta those of the belief that serves as baseline; where the group
+is the baseline both are 0, and m is the group's mean. If the belief is as good as k labels, the sum of (r - m)^2 is on average
+p q n_eff(n) (kray/planner/baseline_value.py). So over the latest steps
 
     signal of a kind = sum (r - m)^2 / sum n_eff
 
@@ -11,12 +11,12 @@ estimates the variance p q of its rewards, whatever the size of its groups; wher
 their mean cost. It is small where the policy never succeeds and where it always does, and grows when either changes. SHRINKAGE
 effective rollouts at the mean signal of all kinds are added, so that few rollouts say little.
 
-A kind that has at least half (ENOUGH) of the mean signal keeps the limits of the configuration. The limits of others have
-notches, the last of them LAST: each is a factor of NOTCH on the share of the kind's candidates that are offered to the plan, and
-an equal part of the way (in logarithms) from plan.upper to the rollouts that open a prompt, and from plan.lower to the smallest
-group that teaches. A kind moves by one notch a step at most: down once its signal over ENOUGH is no more than the share at the
-next notch, up once it is at least the share at the one before, so that noise does not move it to and fro. The share of its
-never-solved prompts that are tried follows by the same rule from the rollouts that such prompts got.
+A kind that has at least half (ENOUGH) of the mean signal keeps the limits of the configuration. Others go down notch by notch,
+to LAST. A notch is a factor of NOTCH on the share of the kind's candidates that are offered to the plan, and an equal part of
+the way (in logarithms) from plan.upper to the rollouts that open a prompt, and from plan.lower to the smallest group that
+teaches. A kind moves by one notch a step at most: down once its signal over ENOUGH is no more than the share at the next notch,
+up once it is at least the share at the one before, so that noise does not move it to and fro. The share of its never-solved
+prompts that are tried follows by the same rule from the rollouts that such prompts got.
 
 Nothing is loosened beyond the configuration: what a kind does not get, the plan spends on others. Old steps are forgotten
 (MEMORY), so a kind that gets few rollouts is soon taken for an average one and tried again.
