@@ -81,10 +81,14 @@ class Adaptation:
         self._told = self._notches
 
     def numbers(self, prompt_ids: Sequence[str]) -> np.ndarray:
-        """Return the number of each prompt's kind, (M,) int64."""
+        """Return the number of each prompt's kind, (M,) int64; ValueError where one has none."""
         if not self.number_of:
             return np.zeros(len(prompt_ids), dtype=np.int64)
-        return np.fromiter((self.number_of[i] for i in prompt_ids), np.int64, len(prompt_ids))
+        get = self.number_of.get
+        found = np.fromiter((get(i, -1) for i in prompt_ids), np.int64, len(prompt_ids))
+        if (found < 0).any():
+            raise ValueError(f"kinds: prompt {prompt_ids[int(np.argmin(found))]!r} has none")
+        return found
 
     def limited(
         self, request: StepRequest, kinds: np.ndarray, counts: tuple[np.ndarray, np.ndarray], value: Value

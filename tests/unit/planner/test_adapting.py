@@ -333,6 +333,15 @@ def test_all_prompts_are_of_one_kind_where_none_are_told():
     assert set(planner.adaptation.metrics().values()) == {1.0, 2.0, 128.0}
 
 
+def test_a_prompt_without_a_kind_is_refused():
+    planner = KnapsackPlanner("static", 8, adapt=True, kinds={"a": "x", "b": "y"})
+    before = json.dumps(planner.to_dict())
+    with pytest.raises(ValueError, match="kinds: prompt 'c' has none"):
+        planner.plan(["a", "c"])
+    assert len(planner.beliefs) <= 2
+    assert json.dumps(planner.to_dict()["adaptation"]) == json.dumps(json.loads(before)["adaptation"])
+
+
 @pytest.mark.parametrize("mode", ["online", "rounds", "uniform", "paper", "dynamic_sampling"])
 def test_other_modes_are_refused(mode):
     with pytest.raises(ValueError, match=f"plan.adapt sets the limits of plan.mode static, not those of {mode}"):
