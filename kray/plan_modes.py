@@ -109,6 +109,11 @@ class PlanConfig:
     """Steps for which an offered prompt may be passed over before it must be visited. With `candidates` 0 at most half of
     `prompts.per_step` must be visited in a step, those first that have waited longest."""
 
+    adapt: bool = False
+    """Tighten, by kind and step, the limits of kinds of prompts (source and `kind_field`) whose latest rollouts had little to
+    teach: `lower`, `upper`, the share of their candidates that is offered, and the share of their never-solved prompts that is
+    tried (docs/planner.md). Only in mode static, with `train.baseline` belief or group."""
+
     discount: float = 0.5
     """Factor on a prompt's old labels at each visit, because the policy has changed since. The start value if
     `fit_discount` is on."""
@@ -223,6 +228,8 @@ def contradictions(plan: Any) -> list[tuple[tuple[str, ...], str]]:
     if plan.candidates == 0 and plan.mode == "dynamic_sampling":
         text = "plan.candidates 0 offers all training prompts: plan.mode dynamic_sampling needs a multiple of prompts.per_step"
         found.append((("candidates", "mode"), text))
+    if plan.adapt and plan.mode != "static":
+        found.append((("adapt", "mode"), f"plan.adapt sets the limits of plan.mode static, not those of {plan.mode}"))
     if plan.target_groups and plan.mode not in ("online", "dynamic_sampling"):
         text = f"plan.target_groups {plan.target_groups} needs plan.mode online or dynamic_sampling, not {plan.mode}"
         found.append((("target_groups", "mode"), text))

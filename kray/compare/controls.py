@@ -97,6 +97,8 @@ def check_controls(controls: Controls, config: KrayConfig, where: str) -> None:
     plan = config.plan
     if controls.mixed_only and config.train.baseline != "belief":
         raise ConfigError(f"{where}: mixed_only needs train.baseline belief, not {config.train.baseline}")
+    if plan.adapt and (controls.knows_plan or controls.shuffle_budgets):
+        raise ConfigError(f"{where}: plan.adapt goes by the planner's own values: not with oracle or shuffle_budgets")
     wanted: list[tuple[str, str, tuple[str, ...]]] = []
     if controls.knows_plan:
         wanted += [

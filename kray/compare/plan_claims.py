@@ -154,6 +154,18 @@ PLAN_CLAIMS = (
         gain("online", KNAPSACK),
     ),
     Claim(
+        "Limits that follow each kind's rewards (plan.adapt) are better than fixed ones",
+        KRAY,
+        ("kray_adapt", DEFAULT),
+        gain("kray_adapt", DEFAULT),
+    ),
+    Claim(
+        "The same with the group as baseline",
+        KRAY,
+        (f"{KNAPSACK_2X}_adapt", KNAPSACK_2X),
+        gain(f"{KNAPSACK_2X}_adapt", KNAPSACK_2X),
+    ),
+    Claim(
         "CoBA-RL is at least 1.1 points above the paper's rule (its authors: 1.1 to 3.2)",
         RIVAL,
         ("coba", "paper"),

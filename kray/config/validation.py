@@ -333,6 +333,9 @@ def _train(config: KrayConfig) -> Iterator[Problem]:
     if config.plan.value == "baseline" and train.baseline == "group":
         text = "plan.value baseline may give a prompt one rollout, which has no gradient with train.baseline group: use belief"
         yield Problem(("train.baseline", "plan.value"), text)
+    if config.plan.adapt and train.baseline == "batch":
+        text = "plan.adapt goes by how rewards differ from the baseline of their prompt: train.baseline must be belief or group"
+        yield Problem(("plan.adapt", "train.baseline"), text)
     if config.async_.max_staleness and not train.tis:
         text = f"async.max_staleness {config.async_.max_staleness} trains on older rollouts: set train.tis, usually 2"
         yield Problem(("train.tis", "async.max_staleness"), text)

@@ -125,10 +125,11 @@ def unlearned(components: Components, config: KrayConfig) -> Components:
 
 def _planning_parts(config: KrayConfig, train: list[EncodedPrompt]) -> dict[str, Any]:
     ids = [prompt.id for prompt, _ in train]
+    kinds = prior_labels([prompt for prompt, _ in train], "kind") if config.plan.adapt else None
     return {
         "sampler": PromptSampler(ids, config.prompts.per_step, config.run.seed, config.prompts.shuffle),
         "admission": make_admission(config, ids),
-        "planner": KnapsackPlanner.of(config.plan),
+        "planner": KnapsackPlanner.of(config.plan, kinds),
         "labels": prior_labels([prompt for prompt, _ in train], config.plan.prior_by),
         "features": make_features(train) if config.plan.prior_features else None,
     }

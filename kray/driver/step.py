@@ -94,6 +94,8 @@ class StepRunner:
         started = time.monotonic()
         plan = self._plan(step, offered.indices[kept], None if offered.due is None else offered.due[kept])
         plan_s = time.monotonic() - started
+        for line in self.planner.adaptation.news() if self.planner.adaptation else []:
+            logger.info(f"step {step + 1}: {line}")
         planned = offered.indices[kept][plan.positions]
         chosen = [self.components.train[i] for i in planned.tolist()]
         ids = [prompt.id for prompt, _ in chosen]
@@ -113,13 +115,14 @@ class StepRunner:
         self._believe_roles(collected)
         self.collector.remember(collected)
         self._record_visits(step, dict(zip(ids, planned.tolist(), strict=True)), offered.indices[~kept], collected)
-        admission = self.components.admission
+        admission, adaptation = self.components.admission, self.planner.adaptation
         waiting = admission.metrics() if admission else {}
+        limits = adaptation.metrics() if adaptation else {}
         return replace(
             collected,
             plan_s=plan_s,
             previous_status=np.array([previous[i] for i in collected.allocation.prompt_ids], dtype=np.int64),
-            plan_metrics=plan.metrics() | waiting | self.quarantine.metrics(),
+            plan_metrics=plan.metrics() | limits | waiting | self.quarantine.metrics(),
         )
 
     async def learn(self, collected: CollectedStep, version: int, started: float) -> Update:

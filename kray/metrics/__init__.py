@@ -211,6 +211,13 @@ PLANNER_ADMITTED = metric("planner/admitted", "prompts", "prompts that got rollo
 PLANNER_LOST = metric("planner/lost", "rollouts", "rollouts that failed for good, as the plan counts them")
 PLANNER_UNSPENT_RATIO = metric("planner/unspent_ratio", "ratio", "of the step's budget, by expected cost")
 PLANNER_MIXED = metric("planner/mixed", "groups", "groups with different rewards")
+PLANNER_KIND_SIGNAL = family(
+    "planner/kind_signal_<kind>", "ratio", "variance of the kind's latest rewards, over that of all (plan.adapt)"
+)
+PLANNER_KIND_OFFERED = family("planner/kind_offered_<kind>", "ratio", "candidates offered to the plan (plan.adapt)")
+PLANNER_KIND_TRIED = family("planner/kind_tried_<kind>", "ratio", "never-solved candidates offered (plan.adapt)")
+PLANNER_KIND_LOWER = family("planner/kind_lower_<kind>", "rollouts", "plan.lower of the kind (plan.adapt)")
+PLANNER_KIND_UPPER = family("planner/kind_upper_<kind>", "rollouts", "plan.upper of the kind (plan.adapt)")
 PROMPTS_WAITING = metric("prompts/waiting", "prompts", "candidates that wait to be admitted (plan.candidates > 1)")
 PROMPTS_LONGEST_WAIT = metric(
     "prompts/longest_wait", "steps", "from a prompt's first offer to its visit, longest so far"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kray.plan_modes import PlanConfig
+from kray.planner.adapting import Adaptation
 from kray.planner.baseline_value import BaselineValue
 from kray.planner.beliefs import Beliefs
 from kray.planner.greedy import Greedy, RolloutBudget
@@ -58,6 +59,9 @@ class Candidates:
         self._known = -1
         self._rows = np.zeros(0, dtype=np.int64)
         self._label_numbers: np.ndarray | None = None
+        # numbers of all kinds, and the table that they were looked up in
+        self._kinds = np.zeros(0, dtype=np.int64)
+        self._kinds_of: dict[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -74,6 +78,12 @@ class Candidates:
     def features(self, at: np.ndarray) -> np.ndarray | None:
         """Return the features (K, d) at the positions `at` (K,), or None."""
         return None if self._features is None else self._features[at]
+
+    def kinds(self, at: np.ndarray, adaptation: Adaptation) -> np.ndarray:
+        """Return the numbers of the kinds (plan.adapt) at the positions `at` (K,), (K,) int64."""
+        if self._kinds_of is not adaptation.number_of:
+            self._kinds, self._kinds_of = adaptation.numbers(self._ids.tolist()), adaptation.number_of
+        return self._kinds[at]
 
     def posterior(
         self, at: np.ndarray, beliefs: Beliefs, prior: tuple[np.ndarray, np.ndarray] | None
@@ -128,8 +138,25 @@ def offer_of(
     return Candidates(prompt_ids, labels, features).offer(np.arange(len(prompt_ids)))
 
 
+def kinds_and_counts(
+    prompt_ids: Sequence[str], adaptation: Adaptation, beliefs: Beliefs
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Return the number of each prompt's kind (M,), and its discounted (successes (M,), failures (M,)), for plan.adapt."""
+    none = np.zeros(len(prompt_ids)), np.zeros(len(prompt_ids))
+    if isinstance(prompt_ids, Offer):
+        known, at = prompt_ids.candidates, prompt_ids.at
+        return known.kinds(at, adaptation), known.posterior(at, beliefs, none)
+    return adaptation.numbers(prompt_ids), beliefs.posterior(prompt_ids, none)
+
+
 def choose(
-    plan: PlanConfig, value: BaselineValue, least: np.ndarray, block: int, cost: np.ndarray, budget: float
+    plan: PlanConfig,
+    value: BaselineValue,
+    least: np.ndarray,
+    block: int,
+    cost: np.ndarray,
+    budget: float,
+    upper: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose prompts and their rollouts so that the value is largest.
 
@@ -142,32 +169,36 @@ def choose(
         block: least rollouts of a prompt that is visited.
         cost: (M,) of one rollout, in plan.unit.
         budget: in plan.unit; it pays for `least`.
+        upper: (M,) int64 most rollouts of each, 0 or at least `block`; None: plan.upper.
 
     Returns:
         (rows (K,) int64 ascending, rollouts (K,) int64 > 0).
     """
-    rows = _best_opened(value, least, block, cost, budget - float(cost @ least))
-    part, low, prices = value.part(rows), least[rows], cost[rows]
+    upper = np.full(len(least), plan.upper, dtype=np.int64) if upper is None else upper
+    rows = _best_opened(value, least, block, cost, budget - float(cost @ least), upper > 0)
+    part, low, high, prices = value.part(rows), least[rows], upper[rows], cost[rows]
     if block <= 1:
         priced = None if plan.unit == "rollouts" else prices
-        held = solve(part, budget, low, plan.upper, priced)
+        held = solve(part, budget, low, high, priced)
     else:
-        held = _in_blocks(plan, part, low, block, prices, budget)
+        held = _in_blocks(plan, part, low, high, block, prices, budget)
     opened = held > 0
     return rows[opened], held[opened]
 
 
-def _best_opened(value: BaselineValue, least: np.ndarray, block: int, cost: np.ndarray, left: float) -> np.ndarray:
+def _best_opened(
+    value: BaselineValue, least: np.ndarray, block: int, cost: np.ndarray, left: float, may: np.ndarray
+) -> np.ndarray:
     """Return the rows that can be part of the best plan, ascending: those with `least`, and as many others as `left` opens.
 
-    The others are those whose first block has the largest gain per unit of cost (the first of equals). A prompt behind them
-    is never better: gains fall, so each of its rollouts could be exchanged for the first block of one of these.
+    The others are those of `may` (M,) whose first block has the largest gain per unit of cost (the first of equals). A prompt
+    behind them is never better: gains fall, so each of its rollouts could be exchanged for the first block of one of these.
     """
     m = len(least)
     first = value.gain_at(np.arange(m), np.zeros(m, dtype=np.int64))
     if block > 1:
         first = value.total(np.full(m, block)) / block
-    rate = np.where(least > 0, np.inf, first / cost)
+    rate = np.where(least > 0, np.inf, np.where(may, first / cost, -1.0))
     forced = int(np.count_nonzero(least))
     if not m or cost.min() == cost.max():
         wanted = forced + int(left // (block * float(cost[0]))) if m else 0
@@ -185,12 +216,18 @@ def _best_opened(value: BaselineValue, least: np.ndarray, block: int, cost: np.n
 
 
 def _in_blocks(
-    plan: PlanConfig, value: BaselineValue, least: np.ndarray, block: int, cost: np.ndarray, budget: float
+    plan: PlanConfig,
+    value: BaselineValue,
+    least: np.ndarray,
+    upper: np.ndarray,
+    block: int,
+    cost: np.ndarray,
+    budget: float,
 ) -> np.ndarray:
     """Return the rollouts (K,) where a prompt is opened by several together (plan.lower > 1), by the greedy allocation."""
     spent = RolloutBudget(
         held=least.tolist(),
-        cap=np.maximum(least, plan.upper).tolist(),
+        cap=np.maximum(least, upper).tolist(),
         cost=cost.tolist(),
         free=budget - float(cost @ least),
         block=block,

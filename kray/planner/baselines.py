@@ -26,6 +26,7 @@ class PlanRequest:
         upper: most rollouts of each prompt.
         beliefs: about the prompts' success rates.
         value: of the M prompts, at their posteriors.
+        bounds: (M,) each, the least and most rollouts of each prompt, by which static goes (plan.adapt); None: lower and upper.
     """
 
     prompt_ids: list[str]
@@ -34,6 +35,7 @@ class PlanRequest:
     upper: int
     beliefs: Beliefs
     value: Value
+    bounds: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def static(request: PlanRequest) -> np.ndarray:
@@ -42,7 +44,8 @@ def static(request: PlanRequest) -> np.ndarray:
     It needs no fallback and no warm-up: unseen prompts have the prior, unsolved ones keep a share that shrinks with the
     evidence.
     """
-    return solve(request.value, request.budget, request.lower, request.upper)
+    lower, upper = request.bounds or (request.lower, request.upper)
+    return solve(request.value, request.budget, lower, upper)
 
 
 def uniform(request: PlanRequest) -> np.ndarray:

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from kray.plan_modes import PlanConfig, due_must_fit, offered_share, smallest_group
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """A step of M prompts that has been checked.
+
+    Attributes:
+        ids: M of them.
+        budget: of the step, in plan.unit.
+        cost: (M,) of one rollout, in plan.unit.
+        least: (M,) int64 rollouts that each prompt gets in any case.
+        upper: (M,) int64 most rollouts of each prompt.
+        labels: M names of the groups whose prior each prompt has; None: unchanged.
+        features: (M, d), or None.
+    """
+
+    ids: Sequence[str]
+    budget: float
+    cost: np.ndarray
+    least: np.ndarray
+    upper: np.ndarray
+    labels: Sequence[str] | None
+    features: ArrayLike | None
 
 
 def leaves_out_prompts(plan: PlanConfig) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from kray.plan_modes import PlanConfig
 from kray.planner.greedy import RolloutBudget
+from kray.planner.limits import StepRequest
 from kray.planner.modes import Commit, Even, Rule, Waves, fill
 from kray.planner.solver import solve
 from kray.planner.step_plan import StepPlan
@@ -15,7 +16,7 @@ from kray.planner.values import Value
 
 
 def budgets_in_tokens(
-    plan: PlanConfig, make: Callable[[int], np.ndarray], value: Value, budget: float, cost: np.ndarray
+    plan: PlanConfig, make: Callable[[int], np.ndarray], value: Value, request: StepRequest
 ) -> np.ndarray:
     """Return budgets of a mode that plans at once, whose expected tokens are at most `budget`; no further rollout fits.
 
@@ -23,15 +24,14 @@ def budgets_in_tokens(
         plan: the settings.
         make: returns the mode's own plan for a budget in rollouts, (M,) int64.
         value: of the M prompts.
-        budget: in tokens.
-        cost: (M,) expected tokens of one rollout.
+        request: the step, whose budget and costs are in tokens.
 
     Returns:
         (M,) int64 rollouts.
     """
-    m = len(cost)
+    budget, cost, m = request.budget, request.cost, len(request.cost)
     if plan.mode == "static":
-        held = solve(value, budget, plan.lower, plan.upper, cost)
+        held = solve(value, budget, request.least, request.upper, cost)
     else:
         # binary search for the mode's own plan for as many rollouts as the tokens pay for
         low, high = plan.lower * m, plan.upper * m
@@ -39,7 +39,7 @@ def budgets_in_tokens(
             middle = (low + high + 1) // 2
             low, high = (middle, high) if cost @ make(middle) <= budget else (low, middle - 1)
         held = make(low)
-    return fill(held, np.full(m, plan.upper), cost, budget - float(cost @ held))
+    return fill(held, request.upper, cost, budget - float(cost @ held))
 
 
 def nothing(budget: RolloutBudget, value: Value, step: StepPlan) -> Rule:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,14 +17,22 @@ from numpy.typing import ArrayLike
 
 from kray.plan_modes import GROUP_LOWER, GROUP_VALUE, MODES, NEED_LABELS, PlanConfig
 from kray.planner import baselines
-from kray.planner.admitting import Offer, admits_at_once, choose, offer_of
+from kray.planner.adapting import Adaptation
+from kray.planner.admitting import Offer, admits_at_once, choose, kinds_and_counts, offer_of
 from kray.planner.baseline_value import BaselineValue
 from kray.planner.baselines import PlanRequest
 from kray.planner.beliefs import Beliefs
 from kray.planner.calibration import Calibration
 from kray.planner.features import FeaturePrior
 from kray.planner.greedy import Greedy, RolloutBudget
-from kray.planner.limits import feasible_budget, first_block, least_rollouts, leaves_out_prompts, rollout_costs
+from kray.planner.limits import (
+    StepRequest,
+    feasible_budget,
+    first_block,
+    least_rollouts,
+    leaves_out_prompts,
+    rollout_costs,
+)
 from kray.planner.marginals import make_marginal
 from kray.planner.modes import Online, Respend, Rounds, Rule, fill
 from kray.planner.openings import budgets_in_tokens, commit, evenly, nothing, waves
@@ -50,27 +57,6 @@ AT_ONCE: dict[str, Callable[[PlanRequest], np.ndarray]] = {
 MakeRule = Callable[[RolloutBudget, Value, StepPlan], Rule]
 
 
-@dataclass(frozen=True)
-class _StepRequest:
-    """A step of M prompts that has been checked.
-
-    Attributes:
-        ids: M of them.
-        budget: of the step, in plan.unit.
-        cost: (M,) of one rollout, in plan.unit.
-        least: (M,) int64 rollouts that each prompt gets in any case.
-        labels: M names of the groups whose prior each prompt has; None: unchanged.
-        features: (M, d), or None.
-    """
-
-    ids: Sequence[str]
-    budget: float
-    cost: np.ndarray
-    least: np.ndarray
-    labels: Sequence[str] | None
-    features: ArrayLike | None
-
-
 class KnapsackPlanner:
     """Plans steps and updates its beliefs by their labels."""
 
@@ -82,6 +68,7 @@ class KnapsackPlanner:
         upper: int = PlanConfig.upper,
         beliefs: Beliefs | None = None,
         candidates: float = 1.0,
+        kinds: Mapping[str, str] | None = None,
         **options: Any,
     ):
         """Make a planner.
@@ -94,6 +81,7 @@ class KnapsackPlanner:
             beliefs: about success rates; None: new ones.
             candidates: as plan.candidates, but 1 by default: a caller who names the prompts of a step usually wants all of
                 them visited.
+            kinds: id -> kind of every prompt, for plan.adapt; None: all are of one kind.
             options: other keys of PlanConfig; `value` is paper by default.
 
         Raises:
@@ -104,15 +92,16 @@ class KnapsackPlanner:
         self.beliefs = Beliefs() if beliefs is None else beliefs
         self.features = FeaturePrior() if self.settings.prior_features else None
         self.calibration = Calibration()
+        self.adaptation = Adaptation(self.settings, kinds) if self.settings.adapt else None
         self._last: StepPlan | None = None
         # state before the last step, to withdraw it
         self._features_before: dict[str, Any] = {}
         self._steps = 0
 
     @classmethod
-    def of(cls, plan: Any) -> KnapsackPlanner:
-        """Make the planner that a configuration's `plan` section asks for."""
-        return cls(beliefs=make_beliefs(plan), **vars(chosen_plan(plan)))
+    def of(cls, plan: Any, kinds: Mapping[str, str] | None = None) -> KnapsackPlanner:
+        """Make the planner that a configuration's `plan` section asks for; `kinds` as in the constructor."""
+        return cls(beliefs=make_beliefs(plan), kinds=kinds, **vars(chosen_plan(plan)))
 
     @property
     def mode(self) -> str:
@@ -148,22 +137,24 @@ class KnapsackPlanner:
         if labels is not None and len(labels) != len(ids):
             raise ValueError(f"labels must be one for each of {len(ids)} prompts; got {len(labels)}")
         prices, least = rollout_costs(plan, len(ids), cost), least_rollouts(plan, len(ids), due)
-        request = _StepRequest(ids, feasible_budget(plan, budget, prices, least), prices, least, labels, features)
+        upper = np.full(len(ids), plan.upper, dtype=np.int64)
+        request = StepRequest(ids, feasible_budget(plan, budget, prices, least), prices, least, upper, labels, features)
         # what is offered is not visited yet where the plan chooses at once
-        before, calibration = self.beliefs.snapshot(() if isinstance(ids, Offer) else ids), self.calibration
+        before = self.beliefs.snapshot(() if isinstance(ids, Offer) else ids)
+        learned = self.calibration, self.adaptation
         self._features_before = self.features.snapshot() if self.features is not None else {}
-        self.calibration = self._calibrated()
+        self.calibration, self.adaptation = self._learned()
         try:
             self._last = self._admit(request, ids, before) if isinstance(ids, Offer) else self._open(request, before)
         except BaseException:
-            self.calibration = calibration
+            self.calibration, self.adaptation = learned
             self.beliefs.restore(before)
             self._restore_features()
             raise
         self._steps += 1
         return self._last
 
-    def _open(self, request: _StepRequest, before: dict[str, Any]) -> StepPlan:
+    def _open(self, request: StepRequest, before: dict[str, Any]) -> StepPlan:
         """Begin the visit, refit the prior, and make the plan on the beliefs; `before` is the beliefs' snapshot."""
         plan, ids = self.settings, list(request.ids)
         known = self._features(ids, request.features)
@@ -172,15 +163,17 @@ class KnapsackPlanner:
         own = self.features.shape(known) if self.features and self.features.active and known is not None else None
         alpha, beta = self.beliefs.posterior(ids, own)
         value = self._value(ids, alpha, beta)
+        request, unsolved = self._adapted(request, value)
         held, rule, total = self._opening(request, value)
-        budget = self._budget(held, request.cost, total)
+        budget = self._budget(held, request.cost, total, request.upper)
         if plan.mode in AT_ONCE and plan.unit == "rollouts" and not leaves_out_prompts(plan):
             assert int(held.sum()) == request.budget, (plan.mode, held.sum(), request.budget)
         assert ((held >= request.least) & (held <= plan.upper)).all(), (plan.mode, held.min(), held.max())
-        start = StepStart(ids, plan, self.beliefs, before, alpha, beta, self._baseline(alpha, beta), value, total)
+        baseline = self._baseline(alpha, beta)
+        start = StepStart(ids, plan, self.beliefs, before, alpha, beta, baseline, value, total, unsolved=unsolved)
         return StepPlan(start, budget, partial(rule, budget, value))
 
-    def _admit(self, request: _StepRequest, offer: Offer, before: dict[str, Any]) -> StepPlan:
+    def _admit(self, request: StepRequest, offer: Offer, before: dict[str, Any]) -> StepPlan:
         """Refit the prior, choose among the prompts that are offered, and make the plan of those that are chosen.
 
         before: the beliefs' snapshot, to which the chosen prompts are added.
@@ -192,7 +185,10 @@ class KnapsackPlanner:
         alpha, beta = candidates.posterior(offer.at, self.beliefs, own)
         value = self._value(offer, alpha, beta)
         assert isinstance(value, BaselineValue)
-        rows, held = choose(plan, value, request.least, first_block(plan), request.cost, request.budget)
+        request, unsolved = self._adapted(request, value)
+        block, cost = first_block(plan), request.cost
+        rows, held = choose(plan, value, request.least, block, cost, request.budget, request.upper)
+        unsolved = None if unsolved is None else unsolved[rows]
         at = offer.at[rows]
         ids = candidates.ids(at)
         before |= {key: x for key, x in self.beliefs.snapshot(ids).items() if key != "prior"}
@@ -200,11 +196,17 @@ class KnapsackPlanner:
         if active is not None and known is not None:
             active.remember(beliefs_rows, known[rows])
         value = value.part(rows)
-        budget = self._budget(held, request.cost[rows], request.budget)
+        budget = self._budget(held, cost[rows], request.budget, request.upper[rows])
         alpha, beta = alpha[rows], beta[rows]
         baseline = self._baseline(alpha, beta)
-        start = StepStart(ids, plan, self.beliefs, before, alpha, beta, baseline, value, request.budget, rows)
+        start = StepStart(ids, plan, self.beliefs, before, alpha, beta, baseline, value, request.budget, rows, unsolved)
         return StepPlan(start, budget, partial(self._respend, budget, value))
+
+    def _adapted(self, request: StepRequest, value: Value) -> tuple[StepRequest, np.ndarray | None]:
+        """Return the request within the limits of kinds, and which prompts were tried and never solved (plan.adapt)."""
+        if self.adaptation is None:
+            return request, None
+        return self.adaptation.limited(request, *kinds_and_counts(request.ids, self.adaptation, self.beliefs), value)
 
     def _baseline(self, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
         """Return (M, 2) alpha and beta of the beliefs that serve as baseline."""
@@ -218,10 +220,10 @@ class KnapsackPlanner:
             if self.features is not None:
                 self.features.refit(*self.beliefs.last_labels(self.features.rows()))
 
-    def _budget(self, held: np.ndarray, cost: np.ndarray, total: float) -> RolloutBudget:
+    def _budget(self, held: np.ndarray, cost: np.ndarray, total: float, upper: np.ndarray) -> RolloutBudget:
         return RolloutBudget(
             held=held.tolist(),
-            cap=np.maximum(held, self.settings.upper).tolist(),
+            cap=np.maximum(held, upper).tolist(),
             cost=cost.tolist(),
             free=total - float(cost @ held),
             block=first_block(self.settings),
@@ -271,12 +273,13 @@ class KnapsackPlanner:
             self._last = None
             self._steps -= 1
 
-    def _calibrated(self) -> Calibration:
-        """Return the calibration with the labels of the last step, which `begin` takes over."""
-        found = copy.deepcopy(self.calibration)
+    def _learned(self) -> tuple[Calibration, Adaptation | None]:
+        """Return the calibration and the adaptation with the labels of the last step, which `begin` takes over."""
+        found, adaptation = copy.deepcopy(self.calibration), self.adaptation
         if self._last is not None:
             self._last.calibrate(found)
-        return found
+            adaptation = adaptation and self._last.adapted(adaptation)
+        return found, adaptation
 
     def _restore_features(self) -> None:
         if self.features is not None:
@@ -288,7 +291,10 @@ class KnapsackPlanner:
         All labels of the last step must have come in.
         """
         learned = {"version": 1, "steps": self._steps, "beliefs": self.beliefs.to_dict()}
-        learned["calibration"] = self._calibrated().to_dict()
+        calibration, adaptation = self._learned()
+        learned["calibration"] = calibration.to_dict()
+        if adaptation is not None:
+            learned["adaptation"] = adaptation.to_dict()
         return learned | ({} if self.features is None else {"features": self.features.to_dict()})
 
     def load_dict(self, state: Mapping[str, Any]) -> None:
@@ -311,6 +317,8 @@ class KnapsackPlanner:
         self.calibration = Calibration()
         if state.get("calibration"):
             self.calibration.load_dict(state["calibration"])
+        if self.adaptation is not None:
+            self.adaptation.load_dict(state.get("adaptation") or {})
         self._last = None
 
     def _groups(self, m: int) -> int:
@@ -328,7 +336,7 @@ class KnapsackPlanner:
             return CobaValue(alpha, beta, min(1.0, max(0.0, 1 - float(np.mean(rates)))))
         return BetaValue(alpha, beta)
 
-    def _opening(self, request: _StepRequest, value: Value) -> tuple[np.ndarray, MakeRule, float]:
+    def _opening(self, request: StepRequest, value: Value) -> tuple[np.ndarray, MakeRule, float]:
         """Return (held (M,) int64 at the beginning, how to make the rule, the step's whole budget)."""
         plan, budget, cost, least = self.settings, request.budget, request.cost, request.least
         if plan.mode == "dynamic_sampling":
@@ -339,8 +347,8 @@ class KnapsackPlanner:
             top = np.maximum(least, np.minimum(plan.pilot, plan.upper))
             held = least + fill(np.zeros_like(least), top - least, cost, budget - float(cost @ least))
             return held, self._rounds if plan.mode == "rounds" else commit, budget
-        make = partial(self._at_once, list(request.ids), value)
-        held = make(int(budget)) if plan.unit == "rollouts" else budgets_in_tokens(plan, make, value, budget, cost)
+        make = partial(self._at_once, request, value)
+        held = make(int(budget)) if plan.unit == "rollouts" else budgets_in_tokens(plan, make, value, request)
         return held, self._respend if plan.mode == "static" else evenly if plan.unit == "tokens" else nothing, budget
 
     def _first_wave(self, budget: float, least: np.ndarray) -> tuple[np.ndarray, MakeRule, float]:
@@ -352,9 +360,9 @@ class KnapsackPlanner:
         held[np.argsort(least == 0, kind="stable")[: max(groups, np.count_nonzero(least))]] = size
         return held, partial(waves, groups, size, self._groups(m)), float(size * m)
 
-    def _at_once(self, ids: list[str], value: Value, rollouts: int) -> np.ndarray:
-        plan = self.settings
-        return AT_ONCE[plan.mode](PlanRequest(ids, rollouts, plan.lower, plan.upper, self.beliefs, value))
+    def _at_once(self, request: StepRequest, value: Value, rollouts: int) -> np.ndarray:
+        plan, ids, bounds = self.settings, list(request.ids), (request.least, request.upper)
+        return AT_ONCE[plan.mode](PlanRequest(ids, rollouts, plan.lower, plan.upper, self.beliefs, value, bounds))
 
     def _greedy(self, budget: RolloutBudget, value: Value, step: StepPlan | None = None) -> Greedy:
         plan = self.settings

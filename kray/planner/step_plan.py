@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from kray.metrics import PLANNER_ADMITTED, PLANNER_LOST, PLANNER_MIXED, PLANNER_UNSPENT_RATIO
 from kray.plan_modes import RESPEND, PlanConfig
+from kray.planner.adapting import Adaptation
 from kray.planner.baseline_value import BaselineValue
 from kray.planner.beliefs import Beliefs
 from kray.planner.calibration import Calibration
@@ -47,6 +48,7 @@ class StepStart:
         value: of the M prompts, at these beliefs.
         budget: in rollouts or expected tokens.
         positions: (M,) of the prompts among those that were offered; None: all are in the plan.
+        unsolved: (M,) bool, prompts tried before and never solved; None where nobody asks (plan.adapt).
     """
 
     prompt_ids: list[str]
@@ -59,6 +61,7 @@ class StepStart:
     value: Value
     budget: float
     positions: np.ndarray | None = None
+    unsolved: np.ndarray | None = None
 
 
 class StepPlan:
@@ -295,6 +298,14 @@ class StepPlan:
         """Add the beliefs at planning time and the labels of this step."""
         start = self._start
         calibration.add(start.alpha, start.beta, *map(np.array, (self._passed, self._squares, self._labelled)))
+
+    def adapted(self, adaptation: Adaptation) -> Adaptation:
+        """Return the adaptation with the labels of this step."""
+        start = self._start
+        assert start.unsolved is not None
+        believed = start.baseline if start.settings.value == "baseline" else np.zeros_like(start.baseline)
+        rewards = np.array([self._passed, self._squares, self._labelled])
+        return adaptation.after(start.prompt_ids, start.unsolved, believed, rewards, np.array(self._budget.cost))
 
     def expected_mixed(self) -> float:
         """Return the mixed groups, and the expected number of those that rollouts in flight will mix.

@@ -174,6 +174,14 @@ def test_mixed_only_needs_the_belief_as_baseline():
         check_controls(Controls(mixed_only=True), KrayConfig(train=TrainConfig(baseline="group")), "m")
 
 
+@pytest.mark.parametrize("controls", [Controls("plan"), Controls(shuffle_budgets=True)])
+def test_limits_by_kind_go_with_no_control_of_the_plan(controls):
+    config = KrayConfig(plan=PlanConfig(adapt=True))
+    with pytest.raises(ConfigError, match=r"m: plan\.adapt goes by the planner's own values"):
+        check_controls(controls, config, "m")
+    check_controls(Controls("baseline"), config, "m")
+
+
 class Scorer:
     """Gives every response the reward .75."""
 

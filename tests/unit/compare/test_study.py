@@ -165,6 +165,8 @@ def test_seeds_are_numbers_and_ranges():
         load_study(str(BASE.with_name("compare-quick.yaml")), "no-such-method")
 
 
-@pytest.mark.parametrize("name", ["compare-quick", "compare-arithmetic", "compare-reasoning", "compare-draft"])
+@pytest.mark.parametrize(
+    "name", ["compare-quick", "compare-arithmetic", "compare-reasoning", "compare-draft", "compare-adapt"]
+)
 def test_the_files_that_come_with_kray_can_be_run(name):
     assert load_study(str(BASE.with_name(f"{name}.yaml")), seeds="0").children

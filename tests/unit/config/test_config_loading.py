@@ -186,6 +186,11 @@ def test_interpolations_and_merge_keys(load, monkeypatch):
             ["plan.budget 512 is below", "all candidates of a step may fall due at once"],
         ),
         (["plan.target_groups=8"], ["plan.target_groups 8 needs plan.mode online"]),
+        (
+            ["plan.adapt=true", "plan.mode=online"],
+            ["plan.adapt sets the limits of plan.mode static, not those of online"],
+        ),
+        (["plan.adapt=true", "train.baseline=batch"], ["plan.adapt", "train.baseline must be belief or group"]),
         (["plan.target_size=1"], ["plan.target_size must be at least 2"]),
         (["plan.budget=60"], ["plan.budget 60 is below plan.lower 1 x prompts.per_step 64 = 64"]),
         (
