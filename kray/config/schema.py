@@ -248,9 +248,10 @@ class EnvironmentConfig:
 
     roles: dict[str, Any] = field(default_factory=dict)
     """Who plays each role of an environment with several: `policy` (learns), or an opponent that does not:
-    `{opponent: NAME}` with the name of a player of the environment, `start` (the model that the run began with) or `endpoint`
-    (with `url`, `model` and, if need be, `api`, `key_env`, `deadline_s`, `max_tokens`, `temperature`). Roles that are not
-    named, and all if this is empty, are played by the policy."""
+    `{opponent: NAME}` with the name of a player of the environment, `start` (the model that the run began with), `past` (an
+    older version of the policy, with `every`, the steps after which it is refreshed) or `endpoint` (with `url`, `model` and,
+    if need be, `api`, `key_env`, `deadline_s`, `max_tokens`, `temperature`). Roles that are not named, and all if this is
+    empty, are played by the policy."""
 
     evaluate_against: dict[str, Any] = field(default_factory=dict)
     """Opponents in evaluations: a name for metrics -> an opponent as in `roles`. The policy plays each of its roles against it

@@ -120,7 +120,7 @@ def check_players(
     for key, given in (("roles", players), ("evaluate_against", opponents)):
         for place, player in given.items():
             if player.scripted and player.name not in own:
-                known = ", ".join((*own, "start", "endpoint"))
+                known = ", ".join((*own, "start", "past", "endpoint"))
                 raise ValueError(f'{key}.{place}: "{name}" has no player {player.name!r}; opponents: {known}')
     if not any(players.get(role, Player()).learns for role in roles):
         raise ValueError("roles: at least one role must be played by policy")

@@ -28,7 +28,7 @@ SMALL = [
     "plan.candidates=1",
     "plan.upper=8",
     "environment.max_turns=8",
-    "environment.evaluate_against={random: {opponent: random}, start: {opponent: start}}",
+    "environment.evaluate_against={random: {opponent: random}, start: {opponent: start}, past: {opponent: past, every: 2}}",
     "rollout.max_response_tokens=60",
     "rollout.max_sequences=32",
     "rollout.kv_cache_gib=0.05",
@@ -87,7 +87,7 @@ def test_self_play_learns_from_both_roles_and_resumes(ray_local, nim_policy, tmp
     assert [line["step"] for line in judged] == [0, 2, 3]
     for line in judged:
         assert line["eval/accuracy"] == line["eval/win_rate_random"]
-        for opponent in ("random", "start"):
+        for opponent in ("random", "start", "past"):
             sides = [line[f"eval/win_rate_{opponent}_{role}"] for role in ("first", "second")]
             assert line[f"eval/win_rate_{opponent}"] == pytest.approx(sum(sides) / 2)
             assert math.isfinite(line[f"eval/elo_{opponent}"])
