@@ -22,6 +22,7 @@ ENVIRONMENTS = {
     "gem": "kray.environments.gem:Gem",
     "verifiers": "kray.environments.verifiers:Verifiers",
     "nim": "kray.environments.nim:Nim",
+    "solver_checker": "kray.environments.solver_checker:SolverChecker",
 }
 
 
