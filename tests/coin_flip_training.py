@@ -16,10 +16,14 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from kray.config import KrayConfig, load_config, require
+from kray.config.players import Player
+from kray.config.schema import EnvironmentConfig
 from kray.driver.components import Components, make_features
 from kray.driver.loop import Training
+from kray.driver.opponents import Opponents
 from kray.driver.output import SilentConsole
 from kray.driver.restore import make_admission, prior_labels
 from kray.driver.state import RunState
@@ -31,7 +35,9 @@ from kray.records import EncodedPrompt, Prompt, Rollout, RolloutGroup
 from kray.rollout.collected import CollectedStep
 from kray.rollout.collector import Collector
 from kray.rollout.outcome import Failure
+from kray.rollout.pool_state import Published
 from kray.train.checkpoints import CheckpointStore, newest_checkpoint, read_state
+from kray.weight_sync.flat_weights import FlatWeights
 
 CONFIG = """
 run: {steps: 8, checkpoint_every: 0}
@@ -162,20 +168,54 @@ class CoinFlipLearners:
         self.weight, self.updates = json.loads((folder / "weight.json").read_text())
 
 
+@dataclass
+class Ready:
+    """A reference to a value that is there."""
+
+    value: Any
+
+    def __await__(self):
+        yield from ()
+        return self.value
+
+
+class CoinFlipOpponents(Opponents):
+    """Opponents whose engines only note which weight they were given, in `given`."""
+
+    def __init__(self, past: tuple[int, ...] = ()) -> None:
+        against = {f"past-{every}": {"opponent": "past", "every": every} for every in past}
+        self.given: dict[str, list[float]] = {name: [] for name in against}
+        super().__init__(KrayConfig(environment=EnvironmentConfig(evaluate_against=against)), "", "")
+
+    def _pool(self, player: Player) -> Any:
+        async def publish(published: Published) -> None:
+            ((_, weight),) = (await published.weights).tensors()
+            assert published.version == len(self.given[str(player)])
+            self.given[str(player)].append(weight.item())
+
+        return SimpleNamespace(start=lambda: None, publish=publish)
+
+
 class CoinFlipWorkers:
-    def __init__(self) -> None:
+    def __init__(self, past: tuple[int, ...] = ()) -> None:
         self.learners, self.restarts, self.ready = CoinFlipLearners(), {"learner": 0, "driver": 0}, True
         self.scorer = None
         schedule = SimpleNamespace(retried=0)
         self.pool = SimpleNamespace(
-            engines=[], serving=1, schedule=schedule, preemptions=0, losses=0, busy_share=lambda: 1.0
+            engines=[], serving=1, schedule=schedule, preemptions=0, losses=0, busy_share=lambda: 1.0, published=None
         )
+        self.opponents = CoinFlipOpponents(past)
 
     def collector(self, parts: Components) -> CoinFlipCollector:
         return CoinFlipCollector()
 
     async def serve(self, version: int, probe: tuple[int, ...]) -> float:
+        self.pool.published = await self.weights()
         return 0.0
+
+    async def weights(self) -> Published:
+        weights = FlatWeights.pack([("weight", torch.tensor([self.learners.weight], dtype=torch.float64))])
+        return Published(0, Ready(weights), weights.checksum, (1, 2, 3), np.array([-0.5, -1.5], dtype=np.float32))
 
 
 @dataclass
@@ -209,14 +249,23 @@ class CoinFlipTraining(Training):
 
 
 def begin(
-    folder: Path, config: KrayConfig, record: Record | None = None, kind: type[Training] = CoinFlipTraining
+    folder: Path,
+    config: KrayConfig,
+    record: Record | None = None,
+    kind: type[Training] = CoinFlipTraining,
+    past: tuple[int, ...] = (),
 ) -> Training:
-    """Make a training from the newest checkpoint in the folder, or from the start where there is none, as the driver does."""
-    checkpoint, parts, state, workers = newest_checkpoint(folder), make_parts(config), RunState(), CoinFlipWorkers()
+    """Make a training from the newest checkpoint in the folder, or from the start where there is none, as the driver does.
+
+    past: `every` of each opponent that is an older version of the policy; with them ray.put must return `Ready`.
+    """
+    checkpoint, parts, state, workers = newest_checkpoint(folder), make_parts(config), RunState(), CoinFlipWorkers(past)
     if checkpoint is not None:
         state = RunState.from_dict(read_state(checkpoint))
         parts.load(state)
         workers.learners.load(checkpoint / "learner")
+    asyncio.run(workers.serve(0, ()))
+    asyncio.run(workers.opponents.restore(checkpoint, workers.weights))
     store = CheckpointStore(folder, config.run.keep_checkpoints)
     return kind(config, parts, state, workers, record or Record(), store, Stop(), SilentConsole())
 

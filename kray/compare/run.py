@@ -243,6 +243,7 @@ async def begin(workers: Workers, child: Child, start: Path, version: int, compo
     await workers.learners.configure(child.config.train, child.config.run.steps)
     await workers.learners.load(start)
     await workers.serve(version, components.probe)
+    await workers.restore_opponents(None, components.probe)
 
 
 def shown(summary: Summary) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from kray.config.cluster_file import Cluster, Group, load_cluster
-from kray.config.players import plays_start
+from kray.config.players import frozen_players
 from kray.config.schema import KrayConfig, RolloutConfig
 from kray.errors import ConfigError
 
@@ -180,9 +180,9 @@ def cluster_rows(config: KrayConfig, path: str) -> list[tuple[str, str]]:
 
 
 def requested(config: KrayConfig) -> tuple[int, int]:
-    """Return (CPUs, GPUs) that all engines, that of the start model as an opponent too, and learner ranks request together."""
+    """Return (CPUs, GPUs) that all engines, those of opponents too, and learner ranks request together."""
     rollout, train = config.rollout, config.train
-    engines = rollout.engines + plays_start(config.environment)
+    engines = rollout.engines + len(frozen_players(config.environment))
     cpus = engines * rollout.cpus_per_engine + train.ranks * train.cpus_per_rank
     return cpus, engines * rollout.gpus_per_engine + train.ranks * train.gpus_per_rank
 

@@ -1,7 +1,7 @@
 """Who plays a role of an environment: `environment.roles` and `environment.evaluate_against`. Pure.
 
-A player is written as the text `policy`, as the name of an opponent, or as a mapping with the key `opponent` and, for an
-endpoint, the keys of EndpointConfig.
+A player is written as the text `policy`, as the name of an opponent, or as a mapping with the key `opponent` and further
+keys: for an endpoint those of EndpointConfig, for an older version of the policy `every`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kray.config.schema import EnvironmentConfig
 from kray.errors import ConfigError
 
 # Names of players that no environment may use for its own.
-POLICY, START, ENDPOINT = "policy", "start", "endpoint"
+POLICY, START, PAST, ENDPOINT = "policy", "start", "past", "endpoint"
 APIS = ("chat", "completions")
 
 
@@ -47,13 +47,19 @@ class Player:
     """Who plays a role.
 
     Attributes:
-        name: `policy`: the policy in training. `start`: the model that the run began with. `endpoint`: a server. Others:
-            a player that the environment itself provides.
+        name: `policy`: the policy in training. `start`: the model that the run began with. `past`: an older version of the
+            policy. `endpoint`: a server. Others: a player that the environment itself provides.
         endpoint: The server, for `endpoint` only.
+        every: Steps after which `past` is refreshed, K: after s steps it is the policy as it was after the newest step before
+            s that is a multiple of K. 0 for others.
     """
 
     name: str = POLICY
     endpoint: EndpointConfig | None = field(default=None)
+    every: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.every}" if self.every else self.name
 
     @property
     def learns(self) -> bool:
@@ -63,7 +69,12 @@ class Player:
     @property
     def scripted(self) -> bool:
         """Whether the environment plays it."""
-        return self.name not in (POLICY, START, ENDPOINT)
+        return self.name not in (POLICY, START, PAST, ENDPOINT)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is a version of the policy that does not learn, on an engine of its own."""
+        return self.name in (START, PAST)
 
 
 def read_players(players: Mapping[str, Any], key: str) -> dict[str, Player]:
@@ -86,21 +97,24 @@ def read_player(value: Any, key: str) -> Player:
     if not isinstance(value, Mapping) or not isinstance(name := value.get("opponent"), str) or not name:
         raise ConfigError(f"{key} must be policy or {{opponent: NAME}}, not {value!r:.80}")
     rest = {option: given for option, given in value.items() if option != "opponent"}
+    if name == PAST:
+        return Player(name, every=_every(rest, key))
     if name != ENDPOINT:
         if rest:
-            raise ConfigError(f"{key}.{min(rest)}: only opponent: {ENDPOINT} has further keys")
+            raise ConfigError(f"{key}.{min(rest)}: only opponent: {ENDPOINT} and {PAST} have further keys")
         return Player(name)
     return Player(name, _endpoint(rest, key))
 
 
-def plays_start(environment: EnvironmentConfig) -> bool:
-    """Return whether the model that the run began with is an opponent, in training or in evaluations.
+def frozen_players(environment: EnvironmentConfig) -> list[Player]:
+    """Return the opponents, in training or in evaluations, that need an engine of their own; each once.
 
     Raises:
         ConfigError: A value describes no player.
     """
     given = (*environment.roles.values(), *environment.evaluate_against.values())
-    return any(read_player(value, "environment").name == START for value in given)
+    players = (read_player(value, "environment") for value in given)
+    return list(dict.fromkeys(player for player in players if player.frozen))
 
 
 def player_problems(environment: EnvironmentConfig) -> Iterator[tuple[str, str]]:
@@ -122,6 +136,16 @@ def player_problems(environment: EnvironmentConfig) -> Iterator[tuple[str, str]]
                 yield place, f"{place} must be an opponent, not {POLICY}"
             if not name.replace("_", "").replace("-", "").isalnum():
                 yield place, f"{key}: {name!r} is part of a metric's name: use letters, digits, - and _"
+
+
+def _every(given: dict[str, Any], key: str) -> int:
+    if others := set(given) - {"every"}:
+        raise ConfigError(f"{key}.{min(others)} is not a key of opponent: {PAST}; its key: every")
+    every = given.get("every")
+    if type(every) is not int or every < 1:
+        found = "is missing" if every is None else f"must be a whole number of at least 1, not {every!r:.80}"
+        raise ConfigError(f"{key}.every {found}: the steps after which the older version is refreshed")
+    return every
 
 
 def _endpoint(given: dict[str, Any], key: str) -> EndpointConfig:

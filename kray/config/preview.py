@@ -112,8 +112,8 @@ def _environment(config: KrayConfig) -> list[tuple[str, str]]:
     environment = config.environment
     if not environment.name:
         return []
-    players = {role: read_player(value, role).name for role, value in environment.roles.items()}
-    against = {name: read_player(value, name).name for name, value in environment.evaluate_against.items()}
+    players = {role: str(read_player(value, role)) for role, value in environment.roles.items()}
+    against = {name: str(read_player(value, name)) for name, value in environment.evaluate_against.items()}
     shown = [("roles", players), ("evaluated against", against)]
     return [
         ("environment", f"{environment.name}, at most {environment.max_turns} turns"),

@@ -117,6 +117,10 @@ class TinyPolicyConfig:
     tool_share: float = 0.0
     """Share of the demonstrations that call the calculator (`environment.name: calculator`)."""
 
+    check_share: float = 0.0
+    """Share of the demonstrations that judge an answer (`environment.name: solver_checker`), right and wrong ones alike. The
+    verdicts are right at first, and then little more often than by chance."""
+
 
 @dataclass
 class LoraConfig:
@@ -230,8 +234,8 @@ class EnvironmentConfig:
     """What answers the policy, so that a rollout is a conversation of several turns. Off while it has no name."""
 
     name: str = ""
-    """calculator, tools, nim, textarena, skyrl_gym, gem, openenv, verifiers or pkg.module:Class. Empty: a rollout is a single
-    response."""
+    """calculator, tools, nim, solver_checker, textarena, skyrl_gym, gem, openenv, verifiers or pkg.module:Class. Empty: a
+    rollout is a single response."""
 
     max_turns: int = 4
     """Most turns of the policy, of each role where there are several. All tokens of a conversation and the answers in it share
@@ -248,9 +252,10 @@ class EnvironmentConfig:
 
     roles: dict[str, Any] = field(default_factory=dict)
     """Who plays each role of an environment with several: `policy` (learns), or an opponent that does not:
-    `{opponent: NAME}` with the name of a player of the environment, `start` (the model that the run began with) or `endpoint`
-    (with `url`, `model` and, if need be, `api`, `key_env`, `deadline_s`, `max_tokens`, `temperature`). Roles that are not
-    named, and all if this is empty, are played by the policy."""
+    `{opponent: NAME}` with the name of a player of the environment, `start` (the model that the run began with), `past` (an
+    older version of the policy, with `every`, the steps after which it is refreshed) or `endpoint` (with `url`, `model` and,
+    if need be, `api`, `key_env`, `deadline_s`, `max_tokens`, `temperature`). Roles that are not named, and all if this is
+    empty, are played by the policy."""
 
     evaluate_against: dict[str, Any] = field(default_factory=dict)
     """Opponents in evaluations: a name for metrics -> an opponent as in `roles`. The policy plays each of its roles against it

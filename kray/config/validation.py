@@ -69,6 +69,7 @@ LIMITS: dict[str, str] = {
         """,
     "in [0, 1]": """
         run.max_failed_share plan.discount train.clip_low train.lr_final model.tiny.clean_share model.tiny.tool_share
+        model.tiny.check_share
         """,
     "in (0, 1]": "rollout.gpu_memory_share train.thin",
     "in [0, 1)": "train.beta1 train.beta2",
@@ -117,7 +118,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 # Built-in environments; pkg.module:Class is allowed as well.
-ENVIRONMENTS = ("calculator", "tools", "nim", "textarena", "skyrl_gym", "gem", "openenv", "verifiers")
+ENVIRONMENTS = ("calculator", "tools", "nim", "solver_checker", "textarena", "skyrl_gym", "gem", "openenv", "verifiers")
 
 # Arguments of apply_chat_template that are not variables of a chat template.
 NO_VARIABLES = (

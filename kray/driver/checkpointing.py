@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from kray.config import KrayConfig
+from kray.config.players import Player
 from kray.driver.components import Components
+from kray.driver.past_policies import HeldPolicy, write
 from kray.driver.recorder import StepRecorder
 from kray.driver.state import RunState
 from kray.driver.step import StepRunner
@@ -79,7 +82,8 @@ class Checkpointing:
         for name, value in (learned | self.recorder.to_dict()).items():
             setattr(self.state, name, value)
         self.state.nonfinite = self.workers.learners.nonfinite_steps
-        self._writing = asyncio.create_task(self._write(step, self.state.to_dict(), started))
+        held = dict(self.workers.opponents.held)
+        self._writing = asyncio.create_task(self._write(step, folder, self.state.to_dict(), held, started))
         self.tracker.log_step(step, {TIMING_S_CHECKPOINT: time.monotonic() - started})
         ids = [prompt.id for prompt, _ in self.components.train[:BELIEF_ROWS]]
         self.tracker.log_table(step, belief_rows(self.components.planner.beliefs, ids), "beliefs")
@@ -103,9 +107,12 @@ class Checkpointing:
         if writing is not None:
             await writing
 
-    async def _write(self, step: int, state: dict[str, Any], started: float) -> None:
-        """Commit the checkpoint when the learner has written its part."""
+    async def _write(
+        self, step: int, folder: Path, state: dict[str, Any], held: dict[Player, HeldPolicy], started: float
+    ) -> None:
+        """Write the opponents' part, and commit the checkpoint when the learner has written its own."""
         try:
+            await write(folder, held, self.config.rollout.sync_timeout_s)
             await self.workers.learners.saved()
             final = await asyncio.to_thread(self.store.commit, step, state)
         except (OSError, StorageError) as error:

@@ -126,7 +126,7 @@ class StepRunner:
         )
 
     async def learn(self, collected: CollectedStep, version: int, started: float) -> Update:
-        """Update the policy with a collected step and have every engine prove the new weights.
+        """Update the policy with a collected step and have every engine prove the new weights; then refresh opponents.
 
         Args:
             collected: The step.
@@ -136,10 +136,12 @@ class StepRunner:
         groups, staleness = fresh([*collected.groups, *collected.others], version, self.config.async_.max_staleness)
         wait_s = time.monotonic() - started
         seed = derive_seed(self.config.run.seed, version - self.base, "update")
+        before = self.workers.pool.published
         update, update_s = await timed(self.workers.learners.update(groups, seed))
         gap, sync_s = await timed(self.workers.serve(version + 1, self.components.probe))
+        _, refresh_s = await timed(self.workers.opponents.refresh(version - self.base, before))
         step_s = time.monotonic() - started
-        times = {"wait": wait_s, "update": update_s, "sync": sync_s, "step": step_s}
+        times = {"wait": wait_s, "update": update_s, "sync": sync_s + refresh_s, "step": step_s}
         times["idle"] = step_s * (1 - self.workers.pool.busy_share())
         probe = {} if np.isnan(gap) else {POOL_PROBE_GAP: gap}
         return Update(update | staleness | probe, times)

@@ -8,11 +8,13 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from kray.config import KrayConfig, RewardConfig, SourceConfig
+from kray.config.players import START, Player
 from kray.driver.components import Components, engine_spec
 from kray.driver.opponents import Opponents, training_players
 from kray.driver.stop import Stop
@@ -128,6 +130,7 @@ class Workers:
             await self.stop.unless(self._publish_start(probe))
         if checkpoint is not None:
             await self.learners.load(checkpoint / "learner")
+        await self.stop.unless(self.restore_opponents(checkpoint, probe))
         self.ready = True
         gap = await self.stop.unless(self.serve(version, probe))
         agree = "" if math.isnan(gap) else f"; engine and learner agree to {gap:.1e} nats"
@@ -162,11 +165,22 @@ class Workers:
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
 
+    async def restore_opponents(self, checkpoint: Path | None, probe: tuple[int, ...]) -> None:
+        """Give older versions of the policy, as opponents, what they had at a checkpoint, else the learner's weights.
+
+        Args:
+            checkpoint: What the learner has loaded; None: the start model.
+            probe: Token ids on which engines must agree with the learner.
+        """
+        await self.opponents.restore(checkpoint, partial(self._learner_weights, probe))
+
     async def _publish_start(self, probe: tuple[int, ...]) -> None:
-        """Give the weights that the learner began with to the engines of the opponent `start`."""
+        """Give the weights that the learner began with to the engine of the opponent `start`."""
+        await self.opponents.publish(Player(START), await self._learner_weights(probe))
+
+    async def _learner_weights(self, probe: tuple[int, ...]) -> Published:
         gathered, weights = await self.learners.gather_weights()
-        logprobs = await self._probe_logprobs(probe)
-        await self.opponents.publish(Published(0, weights, gathered.checksum, probe, logprobs))
+        return Published(0, weights, gathered.checksum, probe, await self._probe_logprobs(probe))
 
     async def _probe_logprobs(self, probe: tuple[int, ...]) -> np.ndarray:
         return (await self.learners.logprobs([(probe[:1], probe[1:])]))[0]

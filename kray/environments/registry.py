@@ -22,6 +22,7 @@ ENVIRONMENTS = {
     "gem": "kray.environments.gem:Gem",
     "verifiers": "kray.environments.verifiers:Verifiers",
     "nim": "kray.environments.nim:Nim",
+    "solver_checker": "kray.environments.solver_checker:SolverChecker",
 }
 
 
@@ -120,7 +121,7 @@ def check_players(
     for key, given in (("roles", players), ("evaluate_against", opponents)):
         for place, player in given.items():
             if player.scripted and player.name not in own:
-                known = ", ".join((*own, "start", "endpoint"))
+                known = ", ".join((*own, "start", "past", "endpoint"))
                 raise ValueError(f'{key}.{place}: "{name}" has no player {player.name!r}; opponents: {known}')
     if not any(players.get(role, Player()).learns for role in roles):
         raise ValueError("roles: at least one role must be played by policy")

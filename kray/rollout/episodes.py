@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from kray.config.players import START, Player
+from kray.config.players import Player
 from kray.config.prompts_schema import SourceConfig
 from kray.environments.endpoint import EndpointPlayer
 from kray.environments.role_turns import Move, RoleTurn
@@ -27,11 +27,11 @@ from kray.rollout.outcome import Failure, TaskOutcome
 from kray.rollout.views import Encoder, Episode, Opening
 
 
-class FrozenPolicy(Protocol):
-    """A policy that plays and does not learn."""
+class FrozenPolicies(Protocol):
+    """Versions of the policy that play and do not learn."""
 
-    async def generate(self, task: RolloutTask) -> TaskOutcome:
-        """Generate one turn."""
+    async def generate(self, player: Player, task: RolloutTask) -> TaskOutcome:
+        """Generate one turn of a player."""
 
 
 class EpisodeRunner:
@@ -48,7 +48,7 @@ class EpisodeRunner:
         sources: Mapping[int | str, SourceConfig],
         players: Mapping[str, Player],
         endpoints: Callable[[Player], EndpointPlayer],
-        frozen: FrozenPolicy | None = None,
+        frozen: FrozenPolicies | None = None,
     ):
         """Create a runner; nothing is started.
 
@@ -59,7 +59,7 @@ class EpisodeRunner:
                 rollouts.
             players: Role -> who plays it, for all roles of the environment in its order.
             endpoints: Returns the client of a player that is an endpoint.
-            frozen: The model that the run began with; needed where a player is `start`.
+            frozen: Generates the turns of players that are `frozen`; needed where there are such.
         """
         self.workers, self.encoder, self.sources = workers, encoder, sources
         self.players, self.endpoints, self.frozen = dict(players), endpoints, frozen
@@ -207,14 +207,14 @@ class Episodes:
         task = episode.next_task(new_task_id(), self.runner.encoder)
         if task is None:
             return self._move(episode, role, "", last=True)
-        if player.name != START:
+        if not player.frozen:
             self._continued[task.id] = episode
             result.tasks.append(task)
             return None
         assert self.runner.frozen is not None
-        outcome = await self.runner.frozen.generate(task)
+        outcome = await self.runner.frozen.generate(player, task)
         if outcome.failure:
-            raise DataError(f"the turn of {role} by the start model: {outcome.failure}")
+            raise DataError(f"the turn of {role} by opponent {player}: {outcome.failure}")
         return self._move(episode, role, episode.add_turn(outcome.rollouts[0], self.runner.encoder))
 
     def _move(self, episode: Episode, role: str, action: str, last: bool = False) -> Move:

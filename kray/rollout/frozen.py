@@ -1,4 +1,4 @@
-"""A policy that plays and does not learn, on a pool of engines of its own that starts when it is first needed."""
+"""A version of the policy that plays and does not learn, on engines of its own that start when they are first needed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from kray.records import RolloutTask
 from kray.rollout.outcome import TaskOutcome
 from kray.rollout.pool import Pool, Session
+from kray.rollout.pool_state import Published
 
 
 class FrozenPool:
@@ -16,19 +17,25 @@ class FrozenPool:
 
     Attributes:
         pool: Its engines, with the weights that were published to them.
+        version: How often other weights have taken the place of the first ones; it counts apart from the policy's versions.
     """
 
-    def __init__(self, pool: Pool, version: int = 0):
-        """Take over a pool, which belongs to its caller.
-
-        Args:
-            pool: The engines.
-            version: The version of the weights that are published to them.
-        """
-        self.pool, self.version = pool, version
+    def __init__(self, pool: Pool):
+        """Take over a pool; no engine is started."""
+        self.pool, self.version = pool, -1
         self._session: Session | None = None
         self._reading: asyncio.Task | None = None
         self._waiting: dict[int, asyncio.Future[TaskOutcome]] = {}
+
+    async def publish(self, weights: Published) -> None:
+        """Play with these weights from now on; their version is replaced by the pool's.
+
+        Raises:
+            KrayError: Its engine is lost for good, or does not serve them in time.
+        """
+        self.pool.start()
+        self.version += 1
+        await self.pool.publish(replace(weights, version=self.version))
 
     async def generate(self, task: RolloutTask) -> TaskOutcome:
         """Generate a turn.

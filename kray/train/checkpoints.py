@@ -3,8 +3,9 @@
 A run folder holds
 
     checkpoints/step-000020/state.json    the driver's state, written last: without it the folder is no checkpoint
-    checkpoints/step-000020/files.json    size and CRC-32 of every file of the learner's part
+    checkpoints/step-000020/files.json    size and CRC-32 of all other files but state.json
     checkpoints/step-000020/learner/      model and optimizer, written by the learner ranks
+    checkpoints/step-000020/past-10.pt    an older version of the policy that is an opponent, refreshed every 10 steps
     checkpoints/.tmp-step-000040/         being written, or being removed
     checkpoints/.old-step-000040/         being replaced
     checkpoints/.aside-step-000060/       damaged, or later than the step resumed from; removed once a step >= 60 is saved

@@ -19,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from kray.config.schema import TinyPolicyConfig
 from kray.environments.demonstrations import Segment, common_lines, game_key, play_games
 from kray.environments.nim import HEAPS, TO_MOVE
+from kray.environments.solver_checker import ASKED, RIGHT, WRONG
 from kray.errors import ConfigError, DataError
 from kray.prompts.arithmetic import ACCURACY_RANGES, CHARACTERS, DRAFT_ERROR, KINDS, TEACHER_ACCURACY
 from kray.prompts.demonstrations import Demonstration, cache_key, make_demonstrations, question_templates
@@ -34,6 +35,10 @@ LATER = ("clean_share", "kinds", "habits")
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 # Characters of calls, and of the calculator's answer to what it cannot evaluate.
 TOOL_CHARACTERS = "[]?"
+# Characters of answers that are judged, and of verdicts.
+CHECK_CHARACTERS = ASKED + RIGHT + WRONG
+# Share of the training verdicts that are right, after the clean part.
+VERDICT_ACCURACY = 0.6
 # Characters of positions and moves.
 GAME_CHARACTERS = "0123456789" + TO_MOVE + HEAPS
 # Characters of reasoning_gym's questions and answers; others become <unk>.
@@ -80,6 +85,11 @@ def check_tiny(tiny: TinyPolicyConfig) -> None:
         raise ConfigError(
             "model.tiny.nim: a policy practises one thing; unset tasks, games, tool_share, draft_digits and kinds"
         )
+    if tiny.check_share and (tiny.tasks or tiny.games or tiny.nim or tiny.tool_share or tiny.draft_digits):
+        raise ConfigError(
+            "model.tiny.check_share: answers to plain arithmetic are judged; unset tasks, games, nim, tool_share and "
+            "draft_digits"
+        )
     for label, options in tiny.nim.items():
         try:
             all_positions(label, options)
@@ -100,6 +110,8 @@ def digest(tiny: TinyPolicyConfig) -> str:
         del settings["draft_digits"]
     if not tiny.nim:
         del settings["nim"]
+    if not tiny.check_share:
+        del settings["check_share"]
     parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER_ACCURACY, ACCURACY_RANGES]
     if tasks:
         parts = [VERSION, settings, tasks, LETTERS, DEMONSTRATIONS, cache_key(tasks), ACCURACY_RANGES]
@@ -110,6 +122,8 @@ def digest(tiny: TinyPolicyConfig) -> str:
         parts = [VERSION, settings, CHARACTERS, list(KINDS), TEACHER_ACCURACY]
     if tiny.draft_digits:
         parts.append(DRAFT_ERROR)
+    if tiny.check_share:
+        parts.append([CHECK_CHARACTERS, VERDICT_ACCURACY])
     if tiny.nim:
         parts = [VERSION, settings, GAME_CHARACTERS]
     text = json.dumps(parts, sort_keys=True)
@@ -144,7 +158,8 @@ def tokenizer_of(
         return make_tokenizer(LETTERS, common_lines(games[:VOCABULARY_GAMES]))
     if demonstrations:
         return make_tokenizer(LETTERS, question_templates(demonstrations))
-    return make_tokenizer(CHARACTERS + (TOOL_CHARACTERS if tiny.tool_share else ""))
+    tools, verdicts = TOOL_CHARACTERS * bool(tiny.tool_share), CHECK_CHARACTERS * bool(tiny.check_share)
+    return make_tokenizer(CHARACTERS + tools + verdicts)
 
 
 def make_tokenizer(characters: str = CHARACTERS, templates: Sequence[str] = ()) -> PreTrainedTokenizerFast:

@@ -6,7 +6,7 @@ processes make it at once. It is a plain Hugging Face folder (config, safetensor
 
 With tool_share the policy also learns to call the calculator (kray/environments/calculator.py) now and then, and to copy its
 result. The training calls are right at first and then only half of the time, so that reinforcement learning has to find out
-when to call it and with what.
+when to call it and with what. With check_share it also learns to judge answers (kray/environments/solver_checker.py), likewise.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from kray.config.schema import TinyPolicyConfig
 from kray.config.threads import cores_here
 from kray.environments.calculator import Calculator
 from kray.environments.demonstrations import Segment
+from kray.environments.solver_checker import ASKED, RIGHT, WRONG, with_error
 from kray.prompts.arithmetic import (
     KINDS,
     Problem,
@@ -41,7 +42,16 @@ from kray.prompts.arithmetic import (
     with_draft,
 )
 from kray.prompts.demonstrations import Demonstration, flawed_answer
-from kray.train.tiny_files import GAMES, MAX_POSITIONS, check_tiny, demonstrations_of, folder_of, games_of, tokenizer_of
+from kray.train.tiny_files import (
+    GAMES,
+    MAX_POSITIONS,
+    VERDICT_ACCURACY,
+    check_tiny,
+    demonstrations_of,
+    folder_of,
+    games_of,
+    tokenizer_of,
+)
 from kray.train.tiny_games import IGNORED, game_batches
 
 logger = logging.getLogger(__name__)
@@ -161,6 +171,14 @@ def _answered(question: str, call: str, result: str, answer: str) -> list[Segmen
     return [Segment(question, False, False), *called, Segment(answer, True, True)]
 
 
+def _judged(problem: Problem, clean: bool, rng: random.Random) -> list[Segment]:
+    """Return a question with a right or a wrong answer, equally likely, and a verdict on it."""
+    shown = problem.answer if rng.random() < 0.5 else with_error(problem.answer, rng)
+    truthful = clean or rng.random() < VERDICT_ACCURACY
+    verdict = RIGHT if (shown == problem.answer) == truthful else WRONG
+    return [Segment(problem.text + shown + ASKED, False, False), Segment(verdict, True, True)]
+
+
 def _texts(tiny: TinyPolicyConfig, demonstrations: Sequence[Demonstration] = ()) -> Iterator[list[Segment]]:
     """Yield questions with answers without end: right answers first, then noisy ones; see _response."""
     rng = random.Random(tiny.seed)
@@ -172,7 +190,11 @@ def _texts(tiny: TinyPolicyConfig, demonstrations: Sequence[Demonstration] = ())
             yield _answered(demonstration.text, "", "", answer)
     many = min(PROBLEMS, tiny.warmup_steps * tiny.batch_size)
     for number, problem in enumerate(itertools.cycle(make_problems(tiny.kinds or KINDS, many, tiny.seed, "train"))):
-        yield _answered(problem.text, *_response(problem, number // tiny.batch_size < clean_steps, rng, tiny))
+        clean = number // tiny.batch_size < clean_steps
+        if tiny.check_share and rng.random() < tiny.check_share:
+            yield _judged(problem, clean, rng)
+        else:
+            yield _answered(problem.text, *_response(problem, clean, rng, tiny))
 
 
 def _batches(

@@ -6,62 +6,21 @@ import json
 import math
 
 import pytest
-from conftest import make_warm
 from tiny_runs import steps_of
 
-from kray.config import load_config
-from kray.driver.remote import run_on_cluster
+from kray.config.players import Player
+from kray.driver.past_policies import read
 from kray.metrics import documented
 from kray.planner import Beliefs
 from kray.train.checkpoints import newest_checkpoint, read_state
 
-NIM = "{three: {heaps: 3, largest: 4}}"
-SMALL = [
-    "model.tiny=null",
-    "run.steps=2",
-    "run.checkpoint_every=1",
-    "prompts.per_step=8",
-    f"prompts.train.tasks={NIM}",
-    f"prompts.test.tasks={NIM}",
-    "prompts.test.limit=6",
-    "plan.budget=24",
-    "plan.candidates=1",
-    "plan.upper=8",
-    "environment.max_turns=8",
-    "environment.evaluate_against={random: {opponent: random}, start: {opponent: start}}",
-    "rollout.max_response_tokens=60",
-    "rollout.max_sequences=32",
-    "rollout.kv_cache_gib=0.05",
-    "train.lr=1e-3",
-    "train.epochs=1",
-    "train.thin=1.0",
-    "evaluate.every=0",
-    "evaluate.samples=2",
-    "evaluate.greedy=false",
-    "track.every=1",
-    "track.system_metrics=false",
-]
 
-
-@pytest.fixture(scope="module")
-def nim_policy(tmp_path_factory):
-    """Return a tiny policy that has learned the rules."""
-    return make_warm(tmp_path_factory.mktemp("cache"), nim={"three": {"heaps": 3, "largest": 4}}, warmup_steps=150)
-
-
-def test_self_play_learns_from_both_roles_and_resumes(ray_local, nim_policy, tmp_path):
+def test_self_play_learns_from_both_roles_and_resumes(run_nim, tmp_path):
     folder = tmp_path / "run"
-
-    def run(*overrides, checkpoint=None):
-        config = load_config(
-            "configs/nim.yaml", [*SMALL, f"model.path={nim_policy}", f"run.dir={tmp_path}", *overrides]
-        )
-        return run_on_cluster(config, str(nim_policy), folder, checkpoint, "run")
-
-    summary = run()
+    summary = run_nim("run")
     assert (summary.steps, summary.rollouts) == (2, 2 * 24)
     before = read_state(newest_checkpoint(folder))
-    run("run.steps=3", checkpoint=newest_checkpoint(folder))
+    run_nim("run", "run.steps=3", checkpoint=newest_checkpoint(folder))
     lines = steps_of(folder)
     assert {name for line in lines for name in line if name != "step" and not documented(name)} == set()
     steps = [line for line in lines if "reward/mean" in line]
@@ -87,9 +46,12 @@ def test_self_play_learns_from_both_roles_and_resumes(ray_local, nim_policy, tmp
     assert [line["step"] for line in judged] == [0, 2, 3]
     for line in judged:
         assert line["eval/accuracy"] == line["eval/win_rate_random"]
-        for opponent in ("random", "start"):
+        for opponent in ("random", "past"):
             sides = [line[f"eval/win_rate_{opponent}_{role}"] for role in ("first", "second")]
             assert line[f"eval/win_rate_{opponent}"] == pytest.approx(sum(sides) / 2)
             assert math.isfinite(line[f"eval/elo_{opponent}"])
+    # the older version that it was played against after each step
+    for step in (1, 2, 3):
+        assert read(folder / f"checkpoints/step-{step:06d}", Player("past", every=1)).step == step - 1
     table = json.loads((folder / "samples/step-000002.json").read_text())
     assert {row[table["columns"].index("role")] for row in table["data"]} == {"first", "second"}

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from inline_jobs import ROOT
 
 from kray.config import KrayConfig, check, load_config
-from kray.config.players import EndpointConfig, Player, read_player
+from kray.config.placement import requested
+from kray.config.players import EndpointConfig, Player, frozen_players, read_player
 from kray.environments import check_environment, check_players, role_turns, roles_of
 from kray.environments.endpoint import EndpointPlayer
 from kray.environments.nim import Nim, after, moves, position, read_position, won
@@ -61,7 +62,20 @@ def test_players_that_do_not_fit_are_config_errors(environment, message):
     ("environment", "message"),
     [
         ({"roles": {"first": 3}}, "environment.roles.first must be policy or {opponent: NAME}, not"),
-        ({"roles": {"first": {"opponent": "random", "url": "x"}}}, "only opponent: endpoint has further keys"),
+        (
+            {"roles": {"first": {"opponent": "random", "url": "x"}}},
+            "only opponent: endpoint and past have further keys",
+        ),
+        ({"roles": {"first": "past"}}, "environment.roles.first.every is missing"),
+        (
+            {"roles": {"first": {"opponent": "past", "every": 0}}},
+            "first.every must be a whole number of at least 1, not 0",
+        ),
+        ({"roles": {"first": {"opponent": "past", "every": True}}}, "first.every must be a whole number of at least 1"),
+        (
+            {"evaluate_against": {"old": {"opponent": "past", "every": 5, "step": 1}}},
+            "environment.evaluate_against.old.step is not a key of opponent: past; its key: every",
+        ),
         ({"roles": {"first": {"opponent": "endpoint", "url": "http://h"}}}, "roles.first.model is missing"),
         (
             {"roles": {"first": {"opponent": "endpoint", "url": "http://h", "modell": "m"}}},
@@ -99,7 +113,18 @@ def test_checked_configuration_of_nim_is_sound():
     check_environment("nim", {})
     assert roles_of("nim", {}) == ("first", "second")
     assert roles_of("calculator", {}) == ()
-    check_players("nim", {}, {"first": Player("random")}, {"start": Player("start")})
+    check_players("nim", {}, {"first": Player("random")}, {"start": Player("start"), "past": Player("past", every=2)})
+
+
+def test_each_version_of_the_policy_that_plays_has_an_engine():
+    """The same opponent in training and in evaluations shares one."""
+    past = {"opponent": "past", "every": 10}
+    config = nim_config(roles={"second": past}, evaluate_against={"then": past, "older": {**past, "every": 50}})
+    assert check(config) == []
+    assert frozen_players(config.environment) == [Player("past", every=10), Player("past", every=50)]
+    alone = requested(nim_config(evaluate_against={"random": "random"}))[0]
+    assert requested(config)[0] == alone + 2 * config.rollout.cpus_per_engine
+    assert requested(nim_config(evaluate_against={"start": "start"}))[0] == alone + config.rollout.cpus_per_engine
 
 
 # -- Nim ---------------------------------------------------------------------------------------------------------------

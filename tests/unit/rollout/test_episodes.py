@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from role_episodes import EOS, POSITIONS, TOKENIZER, LocalRoleWorkers, Table, collect, encoded, make_collector
 
-from kray.config.players import Player, read_players
+from kray.config.players import Player, read_player, read_players
 from kray.config.prompts_schema import SourceConfig
 from kray.config.schema import EvaluateConfig, RolloutConfig
 from kray.config.train_schema import TrainConfig
@@ -270,16 +270,29 @@ def test_endpoint_that_fails_costs_its_episodes():
     assert {failure.why for failure in found.failures} == {"environment: opponent m gave no turn within 1 s"}
 
 
+class Frozen:
+    """Versions of the policy that do not learn, all on one table."""
+
+    def __init__(self, table):
+        self.pool, self.asked = FrozenPool(table), set()
+
+    async def generate(self, player, task):
+        self.asked.add(player)
+        return await self.pool.generate(task)
+
+
 @pytest.mark.parametrize("role", ["first", "second"])
-def test_start_model_plays_and_does_not_learn(role):
-    """The start model's turns are those that it would have as the policy, and no rollout of the step holds them."""
-    frozen = FrozenPool(Table(random.Random(1), illegal=0.0))
+@pytest.mark.parametrize("player", ["start", {"opponent": "past", "every": 5}])
+def test_frozen_policy_plays_and_does_not_learn(role, player):
+    """Its turns are those that it would have as the policy, and no rollout of the step holds them."""
+    frozen = Frozen(Table(random.Random(1), illegal=0.0))
     table = Table(random.Random(0), illegal=0.0)
-    found = collect(table, {role: "start"}, frozen=frozen)
+    found = collect(table, {role: player}, frozen=frozen)
+    assert frozen.asked == {read_player(player, "")}
     assert found.rollouts == 24
     assert not found.others
     assert {group.role for group in found.groups} == {"second" if role == "first" else "first"}
-    assert frozen.pool.sampled
+    assert frozen.pool.pool.sampled
     assert found.tokens == sum(len(turn.tokens) for _, turn in table.sampled)
     self_play = collect(Table(random.Random(0), illegal=0.0))
     rewards = {
@@ -293,11 +306,11 @@ def test_start_model_plays_and_does_not_learn(role):
 
 
 def test_start_model_that_loses_its_engine_is_a_data_failure():
-    frozen = FrozenPool(Table(random.Random(1), failing=100))
+    frozen = Frozen(Table(random.Random(1), failing=100))
     found = collect(Table(random.Random(0), illegal=0.0), {"second": "start"}, texts=("352>",), frozen=frozen)
     assert found.failed > 0
     assert {failure.why for failure in found.failures} == {
-        "environment: the turn of second by the start model: no engine"
+        "environment: the turn of second by opponent start: no engine"
     }
 
 

@@ -14,7 +14,7 @@ from kray.config.schema import TinyPolicyConfig
 from kray.errors import ConfigError
 from kray.prompts import demonstrations
 from kray.prompts.arithmetic import CHARACTERS, KINDS, make_problems
-from kray.train.tiny_files import TOOL_CHARACTERS, default_cache, digest, make_tokenizer
+from kray.train.tiny_files import TOOL_CHARACTERS, check_tiny, default_cache, digest, make_tokenizer, tokenizer_of
 from kray.train.tiny_policy import CALCULATOR, IGNORED, _batches, _texts, ensure_tiny_policy
 
 TINY = TinyPolicyConfig(
@@ -96,6 +96,39 @@ def test_a_policy_without_a_tool_is_the_one_that_caches_hold():
     assert digest(TinyPolicyConfig()) == "db5fadba00ea69b86679"
     assert digest(TinyPolicyConfig(tool_share=0.2)) != digest(TinyPolicyConfig())
     assert len(make_tokenizer()) == 17
+
+
+def test_verdicts_are_learned_and_what_they_judge_is_not():
+    """Right at first, then little more often than by chance; on right and wrong answers alike."""
+    kinds = ["add1", "sub2"]
+    answers = {problem.text: problem.answer for problem in make_problems(kinds, 4000, 0, "train")}
+    tiny = replace(TINY, check_share=0.5, warmup_steps=120, clean_share=0.5, kinds=kinds)
+    tokenizer = tokenizer_of(tiny, [])
+    found = Counter()
+    for step, (input_ids, labels) in enumerate(_batches(tokenizer, tiny, _texts(tiny))):
+        for tokens, learned in zip(input_ids.tolist(), labels.tolist(), strict=True):
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            places = [place for place, label in enumerate(learned) if label != IGNORED]
+            said = tokenizer.decode(tokens[places[0] : places[-1]], skip_special_tokens=True)
+            if "?" not in text:
+                assert said == text.partition("=")[2]
+                continue
+            question, _, rest = text.partition("=")
+            shown, _, verdict = rest.partition("?")
+            assert said == verdict
+            right = shown == answers[f"{question}="]
+            assert len(shown) == len(answers[f"{question}="])
+            found[step < 60, right, verdict == ("y" if right else "n")] += 1
+    assert found[True, True, False] == found[True, False, False] == 0
+    assert 0.4 < found[True, True, True] / (found[True, True, True] + found[True, False, True]) < 0.6
+    later = found[False, True, True] + found[False, False, True]
+    assert 0.5 < later / (later + found[False, True, False] + found[False, False, False]) < 0.7
+
+
+def test_judging_is_refused_beside_what_it_is_not_made_for():
+    with pytest.raises(ConfigError, match=r"model\.tiny\.check_share: answers to plain arithmetic are judged"):
+        check_tiny(replace(TINY, check_share=0.2, tool_share=0.1))
+    assert digest(replace(TINY, check_share=0.2)) != digest(TINY)
 
 
 def test_calls_are_learned_and_results_are_not():
