@@ -3,9 +3,10 @@
     python jobs/bench_step.py --json step.json
     python jobs/bench_step.py --skip-trl --steps 10 train.microbatch_tokens=8192
 
-The policy of configs/tiny.yaml, 64 prompts x 8 rollouts a step, every prompt the same number, one core for the engine and one for the
-learner; TRL gets both. TRL is installed into the cache once, or taken from --trl-python. It generates with Hugging Face's
-`generate` or its continuous batching, whichever is faster: its vLLM path needs a GPU. Leave the machine idle meanwhile.
+The policy of configs/tiny.yaml, 64 prompts x 8 rollouts a step, every prompt the same number, one core for the engine and
+one for the learner; TRL gets both. TRL is installed into the cache once, or taken from --trl-python. It generates with
+Hugging Face's `generate` or its continuous batching, whichever is faster: its vLLM path needs a GPU. Leave the machine idle
+meanwhile.
 """
 
 from __future__ import annotations
