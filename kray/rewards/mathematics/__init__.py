@@ -26,12 +26,18 @@ _ANSWER_CHARACTERS = 1000
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 # Python refuses to read longer integers.
 _DIGITS = 4000
+# Arithmetic that is left to be done: 2 + 15, 3 x 4. A fraction, a sign and an exponent are parts of a number.
+_UNFINISHED = re.compile(
+    r"\d\s*(?:[+*\u00d7\u00b7\u00f7]|\\(?:times|cdot|div)(?![A-Za-z])|x(?=\s*\d)|[-\u2212\u2013])\s*\(?[-+]?[\d.]"
+)
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 # A letter in parentheses or followed by a dot, and the text of that choice.
 _CHOSEN = re.compile(r"(?:\(([A-Ja-j])\)|([A-J])\s*[.):])(?P<text>\s*(?![+*/^=<>]).*)", re.DOTALL | re.I)
 
 
-def verify_math(response: str, answer: str, *, float_rounding: int = 6, strict: bool = True) -> Reward:
+def verify_math(
+    response: str, answer: str, *, float_rounding: int = 6, strict: bool = True, finished: bool = False
+) -> Reward:
     """Score the final answer of a response.
 
     Args:
@@ -39,6 +45,8 @@ def verify_math(response: str, answer: str, *, float_rounding: int = 6, strict: 
         answer: A bare answer (72, \\frac12, 1/2, 50%), one in \\boxed{}, or a solution that ends in "#### 72".
         float_rounding: Significant digits from which on a decimal may stand for a value without a finite decimal expansion.
         strict: Whether brackets count; otherwise a list of values is equal in any brackets and order.
+        finished: Where the right answer is a plain number, arithmetic that is left to be done, such as 2 + 15 for 17, is wrong.
+            For questions such as "What is 2 + 15?", whose repetition would otherwise be right.
 
     Returns:
         1 when the final answer is equal to the right one, else 0.
@@ -54,6 +62,8 @@ def verify_math(response: str, answer: str, *, float_rounding: int = 6, strict: 
             continue
         if len(found.text) > max(_ANSWER_CHARACTERS, 4 * len(right)):
             return Reward(0.0, f"a final answer of {len(found.text)} characters")
+        if finished and _NUMBER.fullmatch(right) and _UNFINISHED.search(found.text.rpartition("=")[2]):
+            return Reward(0.0, f"{found.text[-60:]!r} is not worked out")
         same = equal(right, found.text, float_rounding, strict)
         if not same and not (found.parts and all(equal(right, part, float_rounding, strict) for part in found.parts)):
             return Reward(0.0, f"{found.text[-60:]!r} is not {right[-60:]!r}")

@@ -59,7 +59,7 @@ _NOT_BUT = re.compile(r"\bnot\s+[^,;.\n]{1,30}?\s+but\b", re.I)
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 # Text behind one of these only explains the value in front of it.
 _EXPLANATION = re.compile(
-    r",?\s+(?:since|when|which|attained|because|after|where|if|as|for|at|with|satisf\w+|is\s+the\s+only)\b|\s\((?!\d)|;\s",
+    r",?\s+(?:since|when|which(?!\s+(?:is|are|equals?|gives|makes|becomes)\s+[$-]*\d)|attained|because|after|where|if|as|for|at|with|satisf\w+|is\s+the\s+only)\b|\s\((?!\d)|;\s",
     re.I,
 )
 _VALUE = re.compile(

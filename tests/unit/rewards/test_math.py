@@ -131,6 +131,28 @@ def test_misleading_answers_earn_what_they_are_worth():
     assert [row for row in rows if judge(row["response"], row["answer"]) != row["reward"]] == []
 
 
+@pytest.mark.parametrize(
+    ("answer", "response", "plain", "finished"),
+    [
+        ("17", "2 + 15 is 2 + 15.", 1, 0),
+        ("17", "2 + 15 equals 17.", 1, 1),
+        ("17", "2 + 15 = 17", 1, 1),
+        ("17", "\\boxed{2 + 15}", 1, 0),
+        ("17", "\\boxed{2 + 15 = 17}", 1, 1),
+        ("17", "\\boxed{20 - 3}", 1, 0),
+        ("12", "It is 4 \u00d7 3.", 1, 0),
+        ("12", "\\boxed{4 \\times 3}", 1, 0),
+        ("-5", "\\boxed{-5}", 1, 1),
+        ("0.5", "\\boxed{\\frac{1}{2}}", 1, 1),
+        ("17", "\\boxed{17}", 1, 1),
+        ("2+3i", "\\boxed{2 + 3i}", 1, 1),
+    ],
+)
+def test_finished_answers_leave_no_arithmetic_to_be_done(answer, response, plain, finished):
+    assert score("math", response, answer).value == plain
+    assert score("math", response, answer, finished=True).value == finished
+
+
 @pytest.mark.parametrize("filler", [" ", "\n", "of the aa ", "or ", "$", "#### ", "1 ", "\\boxed{1} "])
 def test_long_fillers_take_no_time(filler):
     text = filler * (20_000 // len(filler))
@@ -300,6 +322,10 @@ def test_what_is_not_understood_as_a_whole_is_not_read(text):
         ("#### 5\nThat is all.", ["5"]),
         ("The answer is 7, since 8 is too large.", ["7"]),
         ("We have 3 cats.\nTogether: 3 + 4 = 7", ["7"]),
+        ("It is 2 + 15 which equals 20.", ["20"]),
+        ("The sum is 2 + 15, which gives 20.", ["20"]),
+        ("We get 7, which is the smallest of all 9.", ["7"]),
+        ("We get 7, which holds for all 9.", ["7"]),
     ],
 )
 def test_the_final_answers_of_a_response(response, answers):
