@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kray.config import KrayConfig, kept_config
-from kray.driver.held_out import ComparedAnswer
+from kray.driver.held_out import ComparedAnswer, examples
 from kray.metrics import (
     BUDGET_MAX,
     BUDGET_MIN,
@@ -142,15 +142,20 @@ def end_report(summary: Summary) -> str:
 
 
 def _answers(answers: Sequence[ComparedAnswer]) -> str:
-    """Return lines with the greedy responses to held-out prompts before and after training."""
-    lines = []
-    for each in answers:
-        lines.append(f"  greedy answers to     {shorten(each.prompt)}")
+    """Return lines with greedy responses to held-out prompts before and after training, and how many changed."""
+    if not answers:
+        return ""
+    better, worse = (sum(sign * each.gain > 0 for each in answers) for sign in (1, -1))
+    lines = [
+        f"  greedy answers        of {len(answers)} that were recorded, {better} became better and {worse} worse, as"
+    ]
+    for each in examples(answers):
+        lines.append(f"    {shorten(each.prompt)}")
         for when, response, reward in (
             ("before", each.before, each.reward_before),
             ("after", each.after, each.reward_after),
         ):
-            lines.append(f"    {when:<6} reward {reward:<4.2g}   {shorten(response)}")
+            lines.append(f"      {when:<6} reward {reward:<4.2g} {shorten(response)}")
     return "".join(f"{line}\n" for line in lines)
 
 

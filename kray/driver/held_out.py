@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,20 @@ class ComparedAnswer:
     after: str
     reward_after: float
 
+    @property
+    def gain(self) -> float:
+        """What the reward has risen by."""
+        return self.reward_after - self.reward_before
 
-def compared_answers(run_folder: Path, count: int = 3) -> list[ComparedAnswer]:
-    """Return the greedy responses to the first held-out prompts before and after training.
+
+def compared_answers(run_folder: Path) -> list[ComparedAnswer]:
+    """Return the greedy responses to held-out prompts before and after training.
 
     Args:
         run_folder: Folder of the run.
-        count: Most prompts.
 
     Returns:
-        At most `count`; none where fewer than two evaluations with greedy responses were recorded.
+        Those that were recorded; none where fewer than two evaluations with greedy responses were.
     """
     tables = sorted((run_folder / EVALUATIONS).glob("step-*.json"))
     if len(tables) < 2:
@@ -43,7 +48,15 @@ def compared_answers(run_folder: Path, count: int = 3) -> list[ComparedAnswer]:
         )
         for old, new in found
         if old.get("greedy_reward") is not None and new.get("greedy_reward") is not None
-    ][:count]
+    ]
+
+
+def examples(answers: Sequence[ComparedAnswer]) -> list[ComparedAnswer]:
+    """Return up to three of the answers: two that became better, and one that became worse or else stayed as it was."""
+    better = [answer for answer in answers if answer.gain > 0]
+    worse = [answer for answer in answers if answer.gain < 0]
+    same = [answer for answer in answers if answer.gain == 0]
+    return [*better[:2], *worse, *same, *better[2:]][:3]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

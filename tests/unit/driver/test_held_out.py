@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
+
 from kray.driver.console import WIDTH, shorten
-from kray.driver.held_out import EVALUATIONS, compared_answers
+from kray.driver.held_out import EVALUATIONS, ComparedAnswer, compared_answers, examples
 
 
 def write(folder, step: int, rows: list[dict]) -> None:
@@ -26,7 +28,6 @@ def test_first_and_last_evaluation_are_compared_by_prompt(tmp_path):
         ("a?", "no", 0.0, "no", 0.0),
         ("b?", "maybe", 0.5, "yes", 1.0),
     ]
-    assert compared_answers(tmp_path, 1) == found[:1]
 
 
 def test_nothing_is_compared_without_two_readable_evaluations_with_greedy_responses(tmp_path):
@@ -44,3 +45,22 @@ def test_shown_text_is_one_short_line_that_moves_no_cursor():
     assert shorten("red \x1b[31m bell\x07") == r"red \x1b[31m bell\x07"
     assert len(shorten("x" * 500)) == WIDTH
     assert shorten("x" * 500).endswith("...")
+
+
+def answers(*gains: float) -> list[ComparedAnswer]:
+    return [ComparedAnswer(str(i), "a", 0.5, "b", 0.5 + gain) for i, gain in enumerate(gains)]
+
+
+@pytest.mark.parametrize(
+    ("gains", "shown"),
+    [
+        ((0, 0.5, 0, 0.5, -0.5, 0.5), "134"),
+        ((0, 0.5, 0, 0.5, 0.5), "130"),
+        ((0.5, 0.5, 0.5, 0.5), "012"),
+        ((0, -0.5, -0.5), "120"),
+        ((0, 0), "01"),
+        ((), ""),
+    ],
+)
+def test_examples_show_what_became_better_and_what_did_not(gains, shown):
+    assert "".join(answer.prompt for answer in examples(answers(*gains))) == shown
