@@ -71,7 +71,7 @@ def collect(steps: StepRunner, number: int) -> CollectedStep:
 @pytest.mark.parametrize("baseline", ["belief", "group"])
 def test_changed_limits_are_logged_and_survive_in_a_checkpoint(baseline, caplog):
     caplog.set_level(logging.INFO, logger="kray.driver.step")
-    config = load_config("configs/quickstart.yaml", [*OVERRIDES, f"train.baseline={baseline}"])
+    config = load_config("configs/tiny.yaml", [*OVERRIDES, f"train.baseline={baseline}"])
     one = runner(config, RunState())
     for number in range(8):
         metrics = collect(one, number).plan_metrics
@@ -95,9 +95,9 @@ def test_changed_limits_are_logged_and_survive_in_a_checkpoint(baseline, caplog)
 
 
 def test_runs_without_it_know_no_kinds():
-    config = load_config("configs/quickstart.yaml", [*OVERRIDES, "plan.adapt=false"])
+    config = load_config("configs/tiny.yaml", [*OVERRIDES, "plan.adapt=false"])
     steps = runner(config, RunState())
     assert not any("/kind_" in name for name in collect(steps, 0).plan_metrics)
     assert "adaptation" not in steps.to_dict()["planner"]
-    changed = load_config("configs/quickstart.yaml", OVERRIDES)
+    changed = load_config("configs/tiny.yaml", OVERRIDES)
     assert unlearned(steps.components, changed).planner.adaptation.names == ["a/easy", "a/hard"]
