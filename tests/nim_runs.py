@@ -27,6 +27,7 @@ SMALL = [
     "rollout.max_sequences=32",
     "rollout.kv_cache_gib=0.05",
     "train.lr=1e-3",
+    "train.lr_warmup_steps=0",  # it depends on run.steps, which a resume changes
     "train.epochs=1",
     "train.thin=1.0",
     "evaluate.every=0",

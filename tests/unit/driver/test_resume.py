@@ -194,6 +194,7 @@ CHANGES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "plan.fit_prior": [((), ("plan.fit_prior=false",))],
     "plan.prior_by": [((), ("plan.prior_by=kind",)), (("plan.prior_by=kind",), ("plan.prior_by=source",))],
     "plan.prior_features": [((), ("plan.prior_features=true",))],
+    "plan.adapt": [((), ("plan.adapt=true",)), (BASELINE, (*BASELINE, "plan.adapt=true"))],
     "plan.refit_every": [((), ("plan.refit_every=5",))],
     "prompts.quarantine_after": [((), ("prompts.quarantine_after=0",)), ((), ("prompts.quarantine_after=1",))],
     "prompts.test": [((), ("prompts.test.size=2",))],
