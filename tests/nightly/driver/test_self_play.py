@@ -34,6 +34,6 @@ def test_resumed_self_play_equals_uninterrupted_self_play(run_nim, tmp_path):
     # an engine that gets the older version from the checkpoint plays as the one did that got it from the learner
     judged = run_nim("judged", *settings, checkpoint=checkpoint_at_step(tmp_path / "straight", 2), method="judge")
     (then,) = [line for line in straight if line["step"] == 2]
-    assert {match.opponent: match.win_rate for match in judged.matches} == {
-        opponent: then[f"eval/win_rate_{opponent}"] for opponent in ("past", "start")
-    }
+    found = {match.opponent: match.win_rate for match in judged.matches}
+    assert {"past", "start"} <= found.keys()
+    assert found == {opponent: then[f"eval/win_rate_{opponent}"] for opponent in found}

@@ -102,7 +102,7 @@ def test_a_real_model_from_package_to_service(model, tmp_path):
         torch.testing.assert_close(merged(**tokens).logits, adapted(**tokens).logits, atol=1e-3, rtol=1e-3)
         reply = merged.generate(**tokens, do_sample=False, max_new_tokens=24)[0, tokens["input_ids"].shape[1] :]
     served = serve_and_ask(export, question)
-    assert served["finish_reason"] == "stop"
+    assert served["finish_reason"] == ("stop" if reply[-1] == tokenizer.eos_token_id else "length")
     assert served["message"]["content"] == tokenizer.decode(reply, skip_special_tokens=True)
 
 
