@@ -210,7 +210,8 @@ class RolloutConfig:
     """Most rollouts of one prompt in one rollout task."""
 
     task_timeout_s: float = 600.0
-    """Deadline of one rollout task in seconds."""
+    """Longest time in seconds in which an engine with rollout tasks samples no token; then it is replaced. How long a response
+    takes does not count."""
 
     start_timeout_s: float = 600.0
     """Deadline for an engine to start, in seconds."""
