@@ -17,6 +17,7 @@ from kray.environments.registry import load_environment
 from kray.environments.turns import PlainObservation, checked_observation
 from kray.records import Prompt, derive_seed
 from kray.rewards.verifiers import as_reward
+from kray.text import one_line
 
 # (role, what it reads), in the order in which it happened.
 Observed = list[tuple[str, PlainObservation]]
@@ -61,6 +62,7 @@ class RoleTurn:
         for value, detail in rewards.values():
             if not (isinstance(value, float) and 0 <= value <= 1) or not isinstance(detail, str):
                 raise ValueError(f"reward {value!r:.80} is not a number in [0, 1] or its detail is not text")
+        rewards = {role: (value, one_line(detail)) for role, (value, detail) in rewards.items()}
         observed = [(str(role), checked_observation(seen)) for role, seen in plain["observed"]]
         state = base64.b64decode(plain["state"])
         return cls(state, str(plain["role"]), observed, bool(plain["ended"]), rewards)

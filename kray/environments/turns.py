@@ -15,6 +15,7 @@ from kray.environments.interface import Environment, Observation
 from kray.environments.registry import load_environment, options_of
 from kray.records import Prompt
 from kray.rewards.verifiers import Reward, as_reward
+from kray.text import brief, one_line, well_formed
 
 # An observation as plain data.
 PlainObservation = str | tuple[dict[str, str], ...]
@@ -53,7 +54,11 @@ class Turn:
         if not (reward is None or (isinstance(reward, float) and 0 <= reward <= 1)) or not isinstance(detail, str):
             raise ValueError(f"reward {reward!r:.80} is not a number in [0, 1] or its detail is not text")
         return cls(
-            base64.b64decode(plain["state"]), checked_observation(observation), bool(plain["ended"]), reward, detail
+            base64.b64decode(plain["state"]),
+            checked_observation(observation),
+            bool(plain["ended"]),
+            reward,
+            one_line(detail),
         )
 
 
@@ -122,20 +127,21 @@ def reward_turn(value: float | Reward | None, name: str) -> Turn:
 
 
 def checked_observation(observation: Observation) -> PlainObservation:
-    """Return an observation as plain data.
+    """Return an observation as plain data that tokenizers take: with U+FFFD in place of each half of a character.
 
     Raises:
         ValueError: It is neither text nor messages.
     """
     if isinstance(observation, str):
-        observation.encode()  # raises on lone surrogates, which are no text
-        return observation
+        return well_formed(observation)
     messages = tuple(dict(message) for message in observation)
     for message in messages:
-        if not {"role", "content"} <= set(message) or not all(isinstance(text, str) for text in message.values()):
+        if not {"role", "content"} <= set(message) or not all(
+            isinstance(text, str) for text in (*message, *message.values())
+        ):
             raise ValueError(
-                f"an observation must be text or messages with role and content as text, not {message!r:.80}"
+                f"an observation must be text or messages with role and content as text, not {brief(message)}"
             )
     if not messages:
         raise ValueError('an observation has no messages; return "" for nothing')
-    return messages
+    return tuple({well_formed(key): well_formed(text) for key, text in message.items()} for message in messages)

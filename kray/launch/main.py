@@ -9,6 +9,7 @@ from collections.abc import Callable
 from kray.config import redact
 from kray.driver.output import Console, logged_to
 from kray.errors import ConfigError, DataError, KrayError
+from kray.text import legible, take_any_text
 
 
 def guarded(main: Callable[[], int | None]) -> None:
@@ -17,6 +18,7 @@ def guarded(main: Callable[[], int | None]) -> None:
     Modules of the current folder can be named in the configuration (reward.verifier: mine:judge).
     """
     sys.path.insert(1, os.getcwd())
+    take_any_text(sys.stdout, sys.stderr)
     try:
         with logged_to(Console()):
             sys.exit(main() or 0)
@@ -31,5 +33,5 @@ def guarded(main: Callable[[], int | None]) -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    print(redact(message), file=sys.stderr, flush=True)
+    print(legible(redact(message)), file=sys.stderr, flush=True)
     return code
