@@ -33,7 +33,7 @@ def _head(found: Mapping[str, Any]) -> Text:
     bar = "━" * round(BAR * done) + "╌" * (BAR - round(BAR * done))
     title = f"  {found['state']}{place}\n"
     progress = f"  step {found['step']} of {found['steps']} ({done:.0%}){left}"
-    return Text.assemble((found["run"], "bold"), title, (bar, "green"), progress)
+    return Text.assemble((legible(found["run"]), "bold"), legible(title), (bar, "green"), progress)
 
 
 def _facts(found: Mapping[str, Any]) -> Table:

@@ -21,6 +21,7 @@ from logged_lines import logged_lines
 from rich.console import Console as Terminal
 
 from kray.compare.run import ChildConsole
+from kray.config import KrayConfig
 from kray.config.players import EndpointConfig
 from kray.driver.actor import RunConsole
 from kray.driver.console import end_report, evaluation_line
