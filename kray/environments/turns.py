@@ -14,6 +14,7 @@ from typing import Any
 from kray.environments.interface import Environment, Observation
 from kray.environments.registry import load_environment, options_of
 from kray.records import Prompt
+from kray.rewards.outcome import position
 from kray.rewards.verifiers import Reward, as_reward
 from kray.text import brief, one_line, well_formed
 
@@ -121,9 +122,10 @@ def reward_turn(value: float | Reward | None, name: str) -> Turn:
     if value is None:
         return Turn(b"", ended=True)
     reward = as_reward(value, name)
-    if not 0 <= reward.value <= 1:
-        raise ValueError(f"the reward is {reward.value:g}, not in [0, 1]")
-    return Turn(b"", ended=True, reward=reward.value, detail=reward.detail)
+    unit = position(reward.value, 0.0, 1.0)
+    if unit is None:
+        raise ValueError(f"{name}: the reward is {reward.value:g}, not in [0, 1]")
+    return Turn(b"", ended=True, reward=unit, detail=reward.detail)
 
 
 def checked_observation(observation: Observation) -> PlainObservation:
