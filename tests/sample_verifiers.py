@@ -50,3 +50,12 @@ def no_reward(response: str, answer: str) -> float:
 
 def two_points(response: str, answer: str) -> float:
     return 2.0 * first_is_even(response, answer) - 1.0
+
+
+def hostile(response: str, answer: str) -> Reward | float:
+    """Text that no file or terminal takes, and values that are no rewards, by the first digit."""
+    if response[:1] in ("1", "3"):
+        return raises_text(response, answer)
+    if response[:1] in ("5", "7", "9"):
+        return no_reward(response, answer)
+    return echoes(response, answer)

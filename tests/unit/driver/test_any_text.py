@@ -14,6 +14,7 @@ import msgpack
 import numpy as np
 import pytest
 from chat_tokenizers import make_tokenizer
+from coin_flip_training import Record, begin, configured, flip, train
 from hostile_text import ANY_TEXT, HOSTILE, is_legible, is_one_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -272,3 +273,27 @@ def test_a_job_ends_with_its_message_whatever_that_holds_and_whatever_the_termin
     assert code == 2
     assert out.count("\\xb1") == 2
     assert err.startswith("data error: ")
+
+
+def test_a_run_that_text_has_ended_is_resumed(tmp_path, monkeypatch):
+    """Half a character in a detail ended the writing of a table, at each resume again."""
+
+    def hostile_flip(*arguments) -> Rollout:
+        return replace(flip(*arguments), text="\ud800", reward_detail="\ud800\0")
+
+    class Before(Record):
+        def log_table(self, step, rows, name="samples"):
+            (tmp_path / "table.json").write_text(json.dumps(list(rows), ensure_ascii=False), encoding="utf-8")
+
+    class Now(Record):
+        def log_table(self, step, rows, name="samples"):
+            (tmp_path / "table.json").write_text(table_json(rows), encoding="utf-8")
+
+    monkeypatch.setattr("coin_flip_training.flip", hostile_flip)
+    config = configured(tmp_path, "run.steps=5")
+    with pytest.raises(UnicodeEncodeError):
+        train(begin(tmp_path, config, Before()))
+    training = begin(tmp_path, config, record := Now())
+    assert 0 < training.state.step < 5
+    assert train(training) is None
+    assert max(record.steps) == 5
