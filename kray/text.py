@@ -12,7 +12,6 @@ import contextlib
 import json
 import re
 import reprlib
-from collections.abc import Mapping
 from typing import Any
 
 # Characters of a detail or a reason.
@@ -49,15 +48,6 @@ def one_line(text: str, longest: int = LINE_CHARACTERS) -> str:
         return text
     shown = "".join(c if c.isprintable() else _escaped(c) for c in text[: longest + 1])
     return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
-
-
-def legible_values(value: Any) -> Any:
-    """Return a value of JSON with all of its texts legible, names of fields too."""
-    if isinstance(value, str):
-        return legible(value)
-    if isinstance(value, Mapping):
-        return {legible(name) if isinstance(name, str) else name: legible_values(each) for name, each in value.items()}
-    return [legible_values(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def brief(value: Any) -> str:

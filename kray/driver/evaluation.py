@@ -37,6 +37,7 @@ from kray.rollout.collector import EVALUATION, Collector, Draw
 from kray.rollout.episodes import EpisodeRunner
 from kray.rollout.outcome import Failure
 from kray.rollout.plans import FixedPlan
+from kray.text import one_line
 
 CONVERSATION = ("turns_mean", "multi_turn_ratio")  # of what is known about conversations
 SOLVED = 0.5  # a reward above it counts as solved in pass@k
@@ -83,8 +84,9 @@ class Evaluation:
     @property
     def nothing_judged(self) -> str:
         """Why there are no figures, where no response could be had or judged."""
-        why = f", the first of prompt {self.failures[0].prompt_id}: {self.failures[0].why}" if self.failures else ""
-        return f"no response could be scored, {self.failed} were lost{why}"
+        lost = f"no response could be scored, {self.failed} were lost"
+        first = self.failures[0] if self.failures else None
+        return f"{lost}, the first of prompt {one_line(first.prompt_id)}: {first.why}" if first else lost
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics under their names in MLflow; those that are not known are left out."""

@@ -26,7 +26,7 @@ from kray.config.schema import TrackConfig
 from kray.errors import KrayError
 from kray.metrics import TRACKING_NONFINITE
 from kray.records import Prompt
-from kray.text import legible_values, well_formed
+from kray.text import well_formed
 from kray.tracking.journal import Journal
 from kray.tracking.mlflow_store import MlflowRun
 from kray.tracking.names import name_of, named
@@ -225,8 +225,7 @@ class Tracker:
         judged = time.time() - ago_s
         times = (judged - judge_s - generate_s, judged - judge_s, judged)
         for number, row in enumerate(rows):
-            shown = {key: plain(value) for key, value in row.items()}
-            send = partial(self._run.trace, step, number, shown, times)
+            send = partial(self._run.trace, step, number, plain(row), times)
             self._writer.put(f"trace {number} of step {step}", send)
 
     def log_file(self, path: Path, folder: str = "") -> None:
@@ -243,7 +242,7 @@ class Tracker:
         """
         digest = prompts_digest(prompts)
         rows = [
-            legible_values({"id": prompt.id, "prompt": _text(prompt), "answer": prompt.answer, "source": prompt.source})
+            plain({"id": prompt.id, "prompt": _text(prompt), "answer": prompt.answer, "source": prompt.source})
             for prompt in prompts[:DATASET_ROWS]
         ]
         count = len(prompts)

@@ -16,7 +16,6 @@ from kray.text import (
     describe,
     is_well_formed_json,
     legible,
-    legible_values,
     make_legible,
     one_line,
     take_any_text,
@@ -61,11 +60,6 @@ def test_escapes_say_what_was_there():
     assert well_formed("a\ud800b\udc00") == "a\ufffdb\ufffd"
     assert one_line("x" * 30, 10) == "xxxxxxx..."
     assert len(one_line("\ud800" * 30, 10)) == 10
-
-
-@given(st.recursive(ANY_TEXT, lambda inner: st.lists(inner) | st.dictionaries(ANY_TEXT, inner), max_leaves=4))
-def test_all_texts_of_a_value_become_legible(value):
-    json.dumps(legible_values(value), ensure_ascii=False).encode()
 
 
 @given(ANY_TEXT)
