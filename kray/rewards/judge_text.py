@@ -116,7 +116,7 @@ def _json_numbers(text: str, name: str) -> Iterator[float]:
         else:
             for part in name.split("."):
                 value = value.get(part) if isinstance(value, Mapping) else None
-            number = None if isinstance(value, bool) else _number(value)
+            number = _number(value)
             if number is not None:
                 yield number
         at = text.find("{", end)

