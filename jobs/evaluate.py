@@ -28,6 +28,7 @@ from kray.driver.remote import run_on_cluster, share_prompts
 from kray.errors import ConfigError
 from kray.launch.main import guarded
 from kray.launch.preflight import load_checked_prompts
+from kray.tracking.tables import plain
 from kray.train.checkpoints import find_checkpoint
 from kray.train.start_model import find_model
 
@@ -68,7 +69,7 @@ def main() -> int:
     origin = tags() | {"model": model}
     if arguments.json:
         content = found | {"tags": origin, "config": to_yaml(config)}
-        Path(arguments.json).write_text(json.dumps(content, indent=2) + "\n")
+        Path(arguments.json).write_text(json.dumps(plain(content), indent=2) + "\n")
     print(f"\npolicy            {found['policy']}\n{table(evaluation)}")
     if record is not None:
         print(f"MLflow            {record.record(evaluation, origin)}")

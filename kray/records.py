@@ -22,7 +22,9 @@ def derive_seed(*parts: object) -> int:
         machine.
     """
     text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2
+    # An id of a service or a dataset may hold half of a character.
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
 
 
 @dataclass(frozen=True, slots=True)

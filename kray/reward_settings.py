@@ -103,6 +103,10 @@ class RewardConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the verifier."""
 
+    range: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    """Values of the verifier that stand for the rewards 0 and 1. A value outside is a data failure. Judges and `functions` have
+    ranges of their own."""
+
     workers: int = 1
     """Scorer processes."""
 
@@ -198,7 +202,10 @@ def read_range(given: Any, place: str) -> tuple[float, float]:
         ValueError: It is no list of two rising numbers; the message begins with `place`.
     """
     if not (
-        isinstance(given, (list, tuple)) and len(given) == 2 and all(map(_is_number, given)) and given[0] < given[1]
+        isinstance(given, (list, tuple))
+        and len(given) == 2
+        and all(map(_is_number, given))
+        and 0 < float(given[1]) - float(given[0]) < math.inf
     ):
         raise ValueError(f"{place} must be two numbers of which the second is larger, such as [0, 1], not {given!r}")
     return float(given[0]), float(given[1])
@@ -321,6 +328,7 @@ def contradictions(reward: RewardConfig, sources: Mapping[str, str]) -> list[tup
     if "@" in reward.url:
         found.append((("reward.url",), "reward.url must not hold a user or password: reward.key_env names the key"))
     try:
+        read_range(reward.range, "reward.range")
         functions = reward_functions(reward.functions)
         judges_of(reward, used.values())
     except ValueError as error:
@@ -331,6 +339,12 @@ def contradictions(reward: RewardConfig, sources: Mapping[str, str]) -> list[tup
     if functions and not askers:
         text = f"reward.functions are given, and reward.verifier is {reward.verifier!r}: set reward.verifier: functions"
         found.append((("reward.functions", "reward.verifier"), text))
+    if reward.verifier in (FUNCTIONS, JUDGE) and list(reward.range) != [0, 1]:
+        own = (
+            "each of reward.functions has its own" if reward.verifier == FUNCTIONS else "a judge has reward.judge.range"
+        )
+        text = f"reward.range belongs to one verifier that is a function: {own}"
+        found.append((("reward.range", "reward.verifier"), text))
     if reward.verifier == FUNCTIONS and reward.options:
         text = "reward.options belong to one verifier: with reward.functions, each function has options of its own"
         found.append((("reward.options",), text))
@@ -343,4 +357,8 @@ def _near(name: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # An integer beyond all floats.
+    except OverflowError:
+        return False

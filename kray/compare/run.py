@@ -33,6 +33,7 @@ from kray.driver.state import RunState
 from kray.driver.stop import Stopped
 from kray.driver.workers import Workers
 from kray.monitor.durations import format_duration
+from kray.text import legible
 from kray.tracking import Tracker, prompts_digest
 from kray.train.checkpoints import CheckpointStore
 
@@ -272,8 +273,8 @@ class ChildConsole(Console):
 
     def print(self, line: str, urgent: bool = False) -> None:
         """Write the line; print it with the child's prefix when it is its turn."""
-        with self.file.open("a") as file:
-            file.write(line + "\n")
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(legible(line) + "\n")
         now = time.monotonic()
         if urgent or now - self._printed > LINE_EVERY_S:
             self._printed = now

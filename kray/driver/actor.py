@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -32,6 +33,7 @@ from kray.driver.stop import Stop, Stopped
 from kray.driver.workers import Workers
 from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.monitor.live import LiveStatus
+from kray.text import legible, make_legible, take_any_text
 from kray.tracking import Tracker, prompts_digest
 from kray.tracking.mlflow_store import UnknownRun
 from kray.train.checkpoints import CheckpointStore, newest_checkpoint, newest_intact, read_state
@@ -58,6 +60,8 @@ class RunConsole(Console):
 
     def print(self, line: str, urgent: bool = False) -> None:
         """Print one line; any thread may call this."""
+        # Ray sends no text with halves of characters.
+        line = legible(line)
         super().print(line, urgent)
         self._status.last_line = line
         if self._loop is None or threading.get_ident() == self._thread:
@@ -110,6 +114,7 @@ class Driver:
         """
         # Not in the runtime_env, which engines and ranks would inherit.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        take_any_text(sys.stdout, sys.stderr)
         self.config, self.model_path, self.folder = config, model_path, Path(run_folder)
         self.checkpoint, self.tags, self.restarts = Path(checkpoint) if checkpoint else None, tags, restarts
         self._prompts = prompts
@@ -126,6 +131,10 @@ class Driver:
                 async for line in self.console.lines():
                     yield line
                 yield working.result()
+            except Exception as error:
+                # Ray sends its message to the job, which no text that a policy wrote may prevent.
+                make_legible(error)
+                raise
             finally:
                 working.cancel()
                 watching.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kray.config import KrayConfig, kept_config
 from kray.driver.held_out import ComparedAnswer, examples
+from kray.driver.interval import with_interval
 from kray.metrics import (
     BUDGET_MAX,
     BUDGET_MIN,
@@ -23,6 +25,7 @@ from kray.metrics import (
 )
 from kray.monitor.durations import format_duration
 from kray.plan_modes import offered_prompts, offered_share
+from kray.text import one_line
 
 if TYPE_CHECKING:  # jobs read reports without loading Ray
     from kray.driver.evaluation import Evaluation
@@ -101,12 +104,15 @@ def step_line(step: int, steps: int, metrics: Mapping[str, float], left_s: float
 
 def evaluation_line(step: int, evaluation: Evaluation, when: str, seconds: float) -> str:
     """Return the line of an evaluation, with the 95 % interval of its accuracy over prompts."""
+    when = when or f"after step {step}"
+    if not evaluation.prompts:
+        return f"evaluation {when}: {evaluation.nothing_judged} ({seconds:.1f} s)"
     greedy = "" if evaluation.greedy is None else f", greedy {evaluation.greedy:.3f}"
     turns = evaluation.conversations.get("turns_mean")
     greedy += "" if turns is None else f", {turns:.2f} turns"
     won = f"; win rate {', '.join(map(str, evaluation.matches))}" if evaluation.matches else ""
     return (
-        f"evaluation {when or f'after step {step}'}: accuracy {evaluation.accuracy:.3f} ± {1.96 * evaluation.accuracy_se:.3f}"
+        f"evaluation {when}: accuracy {with_interval(evaluation.accuracy, evaluation.accuracy_se)}"
         f"{greedy} on {evaluation.prompts} held-out prompts x {evaluation.samples} samples{won} ({seconds:.1f} s)"
     )
 
@@ -115,13 +121,15 @@ def end_report(summary: Summary) -> str:
     """Return what a run prints when it has ended: what came out, where it is, and which commands go on from there."""
     bin = ".venv/bin/" if Path(sys.executable).parent.parent.name == ".venv" else ""
     before, after = (
-        "not measured" if value is None else f"{value:.3f}"
+        "not measured" if value is None or not math.isfinite(value) else f"{value:.3f}"
         for value in (summary.accuracy_before, summary.accuracy_after)
     )
     greedy = "" if summary.greedy_after is None else f" (greedy {summary.greedy_after:.3f})"
     shares = ", ".join(f"{part} {share:.0%}" for part, share in summary.shares.items() if part != "idle")
     restarts = ", ".join(f"{who} restarts {times}" for who, times in summary.restarts.items())
-    left_out = "".join(f"  left out              prompt {name}: {why}\n" for name, why in summary.left_out.items())
+    left_out = "".join(
+        f"  left out              prompt {one_line(name)}: {one_line(why)}\n" for name, why in summary.left_out.items()
+    )
     kept = kept_config(Path(summary.folder))
     ending = f"stopped {summary.stopped}" if summary.stopped else "finished"
     return (
@@ -161,6 +169,4 @@ def _answers(answers: Sequence[ComparedAnswer]) -> str:
 
 def shorten(text: str) -> str:
     """Return text on one line, cut to WIDTH characters; characters that would move the cursor are escaped."""
-    line = " ".join(text.split())
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
-    return line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..."
+    return one_line(" ".join(text.split()), WIDTH)

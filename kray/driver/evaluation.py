@@ -37,6 +37,7 @@ from kray.rollout.collector import EVALUATION, Collector, Draw
 from kray.rollout.episodes import EpisodeRunner
 from kray.rollout.outcome import Failure
 from kray.rollout.plans import FixedPlan
+from kray.text import one_line
 
 CONVERSATION = ("turns_mean", "multi_turn_ratio")  # of what is known about conversations
 SOLVED = 0.5  # a reward above it counts as solved in pass@k
@@ -80,8 +81,15 @@ class Evaluation:
         """Responses that could not be had or judged."""
         return sum(failure.rollouts for failure in self.failures)
 
+    @property
+    def nothing_judged(self) -> str:
+        """Why there are no figures, where no response could be had or judged."""
+        lost = f"no response could be scored, {self.failed} were lost"
+        first = self.failures[0] if self.failures else None
+        return f"{lost}, the first of prompt {one_line(first.prompt_id)}: {first.why}" if first else lost
+
     def metrics(self) -> dict[str, float]:
-        """Return the metrics under their names in MLflow."""
+        """Return the metrics under their names in MLflow; those that are not known are left out."""
         named: dict[str, float] = {
             EVAL_ACCURACY: self.accuracy,
             EVAL_ACCURACY_SE: self.accuracy_se,
@@ -90,8 +98,7 @@ class Evaluation:
         named |= {EVAL_PASS_AT.of(k): value for k, value in self.pass_at.items()}
         named |= {EVAL_MEAN_LENGTH: self.mean_tokens} | self.judges
         named |= {EVAL_FUNCTION.of(name): value for name, value in self.functions.items()}
-        if isfinite(self.entropy):
-            named[EVAL_ENTROPY] = self.entropy
+        named[EVAL_ENTROPY] = self.entropy
         named |= {EVAL_ACCURACY_OF_SET.of(name): accuracy for name, (_, accuracy) in self.by_set.items()}
         if self.by_set:
             named[EVAL_SET_MEAN_ACCURACY] = _mean([accuracy for _, accuracy in self.by_set.values()])
@@ -100,7 +107,8 @@ class Evaluation:
         }
         for match in self.matches:
             named |= match.metrics()
-        return named | ({} if self.greedy is None else {EVAL_GREEDY_ACCURACY: self.greedy})
+        named |= {} if self.greedy is None else {EVAL_GREEDY_ACCURACY: self.greedy}
+        return {name: value for name, value in named.items() if isfinite(value)}
 
 
 async def evaluate(
@@ -187,8 +195,8 @@ def _summarise(
         samples=samples,
         accuracy=float(means.mean()) if len(means) else float("nan"),
         accuracy_se=float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else float("nan"),
-        greedy=_mean([float(group.rewards.mean()) for group in greedy.groups]) if greedy is not None else None,
-        pass_at={k: _mean([pass_at_k(c, samples, k) for c in solved]) for k in ks},
+        greedy=_mean([float(group.rewards.mean()) for group in greedy.groups]) if greedy and greedy.groups else None,
+        pass_at={k: _mean([pass_at_k(c, samples, k) for c in solved]) for k in ks if solved},
         mean_tokens=_mean(lengths),
         failures=sampled.failures + (greedy.failures if greedy is not None else []),
         by_kind=_by("kind", sampled.groups, means),

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kray.config import KrayConfig, flat
+from kray.driver.interval import with_interval
 from kray.errors import KrayError
+from kray.text import one_line
 from kray.tracking.evaluations import log_evaluation
 from kray.tracking.store import Store, locate, reach
 from kray.train.checkpoints import read_state
@@ -91,9 +93,11 @@ class EvaluationRecord:
 
 def table(evaluation: Evaluation) -> str:
     """Return the figures as a table for the terminal."""
+    if not evaluation.prompts:
+        return f"nothing judged    {evaluation.nothing_judged}"
     lines = [
         f"prompts           {evaluation.prompts}, {evaluation.samples} samples each, {evaluation.failed} responses lost",
-        f"accuracy          {evaluation.accuracy:.4f} ± {1.96 * evaluation.accuracy_se:.4f} (95 % over prompts)",
+        f"accuracy          {with_interval(evaluation.accuracy, evaluation.accuracy_se, 4)} (95 % over prompts)",
     ]
     if evaluation.greedy is not None:
         lines.append(f"greedy accuracy   {evaluation.greedy:.4f}")
@@ -101,7 +105,7 @@ def table(evaluation: Evaluation) -> str:
     lines += [f"{name:<18}{value:.4f}  mean of the reward function" for name, value in evaluation.functions.items()]
     lines += [f"win rate          {match}" for match in evaluation.matches]
     lines += [
-        f"  {kind:<16}{value:.4f}  of {prompts}"
+        f"  {one_line(kind):<16}{value:.4f}  of {prompts}"
         for kind, (prompts, value) in (evaluation.by_set | evaluation.by_kind).items()
     ]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kray.config.players import Player
+from kray.driver.interval import with_interval
 from kray.metrics import EVAL_ELO, EVAL_WIN_RATE, EVAL_WIN_RATE_SE
 from kray.records import EncodedPrompt, RolloutGroup, Sampling, derive_seed
 from kray.rollout.collected import CollectedStep
@@ -48,7 +49,10 @@ class Match:
         return {str(name): value for name, value in (whole | rates | {EVAL_ELO.of(self.opponent): self.elo}).items()}
 
     def __str__(self) -> str:
-        return f"{self.win_rate:.3f} ± {1.96 * self.win_rate_se:.3f} against {self.opponent} (Elo {self.elo:+.0f})"
+        if not self.games:
+            return f"no episode against {self.opponent} could be scored"
+        rate = with_interval(self.win_rate, self.win_rate_se)
+        return f"{rate} against {self.opponent} (Elo {self.elo:+.0f})"
 
 
 async def play(

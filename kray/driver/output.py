@@ -9,6 +9,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kray.text import legible
+
 # The parent of every module's logger.
 ROOT = logging.getLogger("kray")
 
@@ -20,10 +22,10 @@ class Console:
         """Print one line.
 
         Args:
-            line: Text without a line break at its end.
+            line: Text without a line break at its end; what no terminal takes is escaped.
             urgent: The line must not be left out or held back, as a console of many lines may do with others.
         """
-        print(line, flush=True)
+        print(legible(line), flush=True)
 
 
 class SilentConsole(Console):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from kray.config import KrayConfig
 from kray.driver.components import Components
+from kray.driver.flat_rewards import FlatRewards
 from kray.driver.state import RunState
 from kray.driver.step_metrics import step_record
 from kray.driver.tables import sample_rows, transition_rows
@@ -33,6 +35,8 @@ from kray.tracking.figures import budget_histogram, budgets_against_beliefs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -70,6 +74,7 @@ class StepRecorder:
         self.config, self.components, self.tracker = config, components, tracker
         self.steps: deque[dict[str, float]] = deque(maxlen=RECENT_STEPS)
         self._means: dict[str, Mean] = {}
+        self._flat = FlatRewards(config)
         self.calibration = CalibrationTally()
         self.budgets = np.zeros(0, dtype=np.int64)
         self.transitions = np.zeros((len(STATUSES), len(STATUSES)), dtype=np.int64)
@@ -106,6 +111,8 @@ class StepRecorder:
         self.budgets = allocation.budgets
         self.transitions += transition_matrix(previous, status(successes, trials))
         self.tracker.log_step(number, metrics)
+        if sentence := self._flat.step(collected):
+            logger.warning(f"step {number}: {sentence}")
         if number % self.config.track.every == 0:
             self._log_tables(number, collected, successes, trials, times)
         return metrics

@@ -29,6 +29,7 @@ from kray.records import derive_seed
 from kray.rollout.collected import CollectedStep, check_failures
 from kray.rollout.collector import Draw
 from kray.rollout.staleness import fresh
+from kray.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +240,8 @@ class StepRunner:
             indices = [planned[prompt_id] for prompt_id in visited] + left_out.tolist()
             self.components.admission.visited(step, indices)
         for prompt_id in self.quarantine.visited(*collected.results()):
-            logger.warning(f"prompt {prompt_id} is left out from now on: {self.quarantine.left_out[prompt_id]}")
+            why = self.quarantine.left_out[prompt_id]
+            logger.warning(f"prompt {one_line(prompt_id)} is left out from now on: {why}")
 
 
 async def timed(work: Awaitable[Any]) -> tuple[Any, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -53,9 +54,14 @@ def function_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Return the mean value of each of reward.functions over the rollouts to which it applies, by name."""
     names = sorted({name for rollout in rollouts for name in rollout.reward_parts})
     return {
-        name: float(np.mean([rollout.reward_parts[name] for rollout in rollouts if name in rollout.reward_parts]))
+        name: _mean([rollout.reward_parts[name] for rollout in rollouts if name in rollout.reward_parts])
         for name in names
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean, finite also where a function gives numbers whose sum is not."""
+    return math.fsum(value / len(values) for value in values)
 
 
 def judge_record(usage: JudgeUsage | None) -> dict[str, float]:

@@ -23,9 +23,10 @@ from kray.environments.role_workers import RoleWorkers
 from kray.environments.workers import EnvironmentWorkers
 from kray.errors import ConfigError
 from kray.prompts.sources import test_sources
-from kray.reward_settings import FUNCTIONS, JUDGE, function_key, judges_of, reward_functions
+from kray.reward_settings import FUNCTIONS, JUDGE, function_key, judges_of, read_range, reward_functions
 from kray.rewards.composed import ComposedScorer
 from kray.rewards.judge import Judge, JudgeUsage, api_key
+from kray.rewards.outcome import Ranges
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rollout.collector import EVALUATION, TRAINING, Collector
@@ -226,12 +227,16 @@ def make_scorer(reward: RewardConfig, verifiers: Iterable[str] = ()) -> Scorer |
     # Imported when a process starts.
     default = next(iter(named), "exact") if reward.verifier in (JUDGE, FUNCTIONS) else reward.verifier
     options = {} if reward.verifier in (JUDGE, FUNCTIONS) else dict(reward.options)
+    ranges = Ranges(reward.verifier, read_range(reward.range, "reward.range"))
     base: Scorer | RemoteScorer
     if reward.url:
         key = os.environ.get(reward.key_env, "").strip()
-        base = RemoteScorer(reward.url, key, default, options, reward.deadline_s, named)
+        base = RemoteScorer(reward.url, key, default, options, reward.deadline_s, named, ranges)
     else:
-        base = Scorer(default, options, reward.workers, reward.timeout_s, memory_gib=reward.memory_gib, named=named)
+        memory_gib = reward.memory_gib
+        base = Scorer(
+            default, options, reward.workers, reward.timeout_s, memory_gib=memory_gib, named=named, ranges=ranges
+        )
     if not used & {JUDGE, FUNCTIONS}:
         return base
     usage = JudgeUsage()

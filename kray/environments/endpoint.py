@@ -19,6 +19,7 @@ from typing import Any
 
 from kray.config.players import EndpointConfig
 from kray.errors import DataError, KrayError
+from kray.text import brief, describe, one_line, well_formed
 
 # Requests in flight at once.
 MAX_CONCURRENT = 16
@@ -130,27 +131,27 @@ class EndpointPlayer:
                 return response.status, json.loads(text) if response.status == 200 else _message(text)
         except TimeoutError:
             return 0, f"no answer after {timeout_s:.1f} s"
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return 0, f"{type(error).__name__}: {error}"
+        # RecursionError: JSON that is nested too deeply.
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
+            return 0, describe(error, REPLY_CHARACTERS)
 
     def _text(self, reply: Any) -> str:
         try:
             choice = reply["choices"][0]
             text = choice["message"]["content"] if self.endpoint.api == "chat" else choice["text"]
         except (TypeError, LookupError):
-            raise DataError(
-                f"opponent {self.endpoint.model}: its reply holds no turn: {str(reply)[:REPLY_CHARACTERS]}"
-            ) from None
+            raise DataError(f"opponent {self.endpoint.model}: its reply holds no turn: {brief(reply)}") from None
         # A turn without text is null in some servers' replies.
         text = text or ""
         if not isinstance(text, str):
             raise DataError(f"opponent {self.endpoint.model}: its turn is {type(text).__name__}, not text")
+        text = well_formed(text)
         ends = [text.index(stop) + len(stop) for stop in self._stops if stop in text]
         return text[: min(ends)] if ends else text
 
 
 def _message(text: str) -> str:
     """Return the message of an error reply, in one line."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         text = json.loads(text)["error"]["message"]
-    return " ".join(str(text).split())[:REPLY_CHARACTERS]
+    return one_line(" ".join(str(text).split()), REPLY_CHARACTERS)

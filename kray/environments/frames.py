@@ -40,7 +40,11 @@ async def read_reply(reader: asyncio.StreamReader) -> dict[str, Any]:
         EOFError: The host has exited.
         ValueError: What arrived is no reply.
     """
-    reply = json.loads(await _read(reader))
+    body = await _read(reader)
+    try:
+        reply = json.loads(body)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(reply, dict):
         raise ValueError(f"a {type(reply).__name__} is no reply")
     return reply

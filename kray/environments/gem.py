@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kray.environments.chance import numbered, seeded
+from kray.environments.live import held_reward
 from kray.records import Prompt, derive_seed
 from kray.rewards.verifiers import Reward
 
@@ -83,7 +84,7 @@ class Gem:
 
     def reward(self) -> Reward:
         """Return the sum of the rewards, at least 0 and at most 1."""
-        return Reward(min(1.0, max(0.0, self.total)), f"rewards add up to {self.total:g}")
+        return Reward(held_reward(self.total), f"rewards add up to {self.total:g}")
 
 
 def _text(observation: str, info: Mapping[str, Any]) -> str:

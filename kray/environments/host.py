@@ -37,6 +37,7 @@ from kray.environments.live import LiveEnvironment, Session
 from kray.environments.registry import load_environment
 from kray.environments.turns import Turn, checked_observation, reward_turn
 from kray.rewards.worker import limit_memory
+from kray.text import describe
 
 # Seconds to close all sessions and the environment at the end. The driver waits a little longer, then kills the host.
 CLOSE_TIMEOUT_S = 3.0
@@ -160,11 +161,12 @@ async def _quietly(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _describe(error: BaseException) -> str:
-    kind = type(error).__name__
-    text = str(error) if isinstance(error, TimeoutError) and str(error) else f"{kind}: {error}"
+    text = describe(error, _ERROR_CHARACTERS)
+    if isinstance(error, TimeoutError):
+        return text.removeprefix("TimeoutError: ")
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return text[:_ERROR_CHARACTERS] + ("" if isinstance(error, TimeoutError) else place)
+    return text + place
 
 
 async def _serve(connection: socket.socket) -> None:

@@ -64,7 +64,13 @@ class HostProcess:
                 stdin=subprocess.DEVNULL,
                 # What environments print goes to the log.
                 stdout=2,
-                env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
+                env={
+                    "OMP_NUM_THREADS": "1",
+                    "OPENBLAS_NUM_THREADS": "1",
+                    # What is printed may hold any text.
+                    "PYTHONIOENCODING": ":backslashreplace",
+                    **os.environ,
+                },
                 start_new_session=True,
             )
         except BaseException:

@@ -8,10 +8,12 @@ has been sampled. It must begin with the same observation as the group's others,
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, Protocol
 
 from kray.environments.interface import Observation
 from kray.records import Prompt
+from kray.rewards.outcome import position
 from kray.rewards.verifiers import Reward
 
 
@@ -97,11 +99,23 @@ def mapped_reward(value: float, low: float, high: float) -> float:
     Raises:
         ValueError: The reward is outside of [low, high].
     """
-    if not low <= value <= high:
+    unit = position(value, low, high)
+    if unit is None:
         raise ValueError(
             f"the reward is {value:g}, not in [{low:g}, {high:g}]; environment.options.reward_range states the range of rewards"
         )
-    return (value - low) / (high - low)
+    return unit
+
+
+def held_reward(value: float, low: float = 0.0, high: float = 1.0) -> float:
+    """Map a reward from [low, high] to [0, 1]; one beyond them counts as the nearer end.
+
+    Raises:
+        ValueError: The reward is not finite.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"the reward is {value:g}, not a finite number")
+    return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
 def checked_range(reward_range: Any) -> tuple[float, float]:
@@ -111,6 +125,10 @@ def checked_range(reward_range: Any) -> tuple[float, float]:
         ValueError: It is not two numbers in rising order.
     """
     numbers = list(reward_range)
-    if len(numbers) != 2 or not all(type(n) in (int, float) for n in numbers) or not numbers[0] < numbers[1]:
+    if (
+        len(numbers) != 2
+        or not all(type(n) in (int, float) for n in numbers)
+        or not 0 < numbers[1] - numbers[0] < math.inf
+    ):
         raise ValueError(f"reward_range must be [lowest, highest], not {numbers}")
     return float(numbers[0]), float(numbers[1])

@@ -16,7 +16,9 @@ from kray.environments.interface import RoleEnvironment
 from kray.environments.registry import load_environment
 from kray.environments.turns import PlainObservation, checked_observation
 from kray.records import Prompt, derive_seed
+from kray.rewards.outcome import position
 from kray.rewards.verifiers import as_reward
+from kray.text import one_line
 
 # (role, what it reads), in the order in which it happened.
 Observed = list[tuple[str, PlainObservation]]
@@ -61,6 +63,7 @@ class RoleTurn:
         for value, detail in rewards.values():
             if not (isinstance(value, float) and 0 <= value <= 1) or not isinstance(detail, str):
                 raise ValueError(f"reward {value!r:.80} is not a number in [0, 1] or its detail is not text")
+        rewards = {role: (value, one_line(detail)) for role, (value, detail) in rewards.items()}
         observed = [(str(role), checked_observation(seen)) for role, seen in plain["observed"]]
         state = base64.b64decode(plain["state"])
         return cls(state, str(plain["role"]), observed, bool(plain["ended"]), rewards)
@@ -153,7 +156,11 @@ def _rewards(environment: RoleEnvironment) -> dict[str, tuple[float, str]]:
     if missing := [role for role in environment.roles if role not in given]:
         raise ValueError(f"rewards() has none for {missing[0]}")
     rewards = {role: as_reward(given[role], type(environment).__name__) for role in environment.roles}
+    found: dict[str, tuple[float, str]] = {}
     for role, reward in rewards.items():
-        if not 0 <= reward.value <= 1:
-            raise ValueError(f"the reward of {role} is {reward.value:g}, not in [0, 1]")
-    return {role: (reward.value, reward.detail) for role, reward in rewards.items()}
+        unit = position(reward.value, 0.0, 1.0)
+        if unit is None:
+            name = type(environment).__name__
+            raise ValueError(f"{name}: the reward of {role} is {reward.value:g}, not in [0, 1]")
+        found[role] = unit, reward.detail
+    return found

@@ -7,10 +7,12 @@ that an environment rewrites afterwards stay as they are: the policy is trained 
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kray.environments.live import held_reward
 from kray.records import Prompt
 from kray.rewards.verifiers import Reward
 
@@ -54,7 +56,7 @@ class SkyRLGym:
         if env not in library.registry:
             raise ValueError(f'env "{env}" is not among those of skyrl_gym: {", ".join(sorted(library.registry))}')
         low, high = reward_range
-        if not low < high:
+        if not 0 < high - low < math.inf:
             raise ValueError(f"reward_range must be two ascending numbers, not {list(reward_range)}")
         self.name, self.config, self.extras = env, dict(config or {}), dict(extras or {})
         self.json_answer = json_answer
@@ -94,8 +96,7 @@ class SkyRLGym:
 
     def reward(self) -> Reward:
         """Return the scaled sum of the rewards."""
-        value = (self.total - self.low) / (self.high - self.low)
-        return Reward(min(1.0, max(0.0, value)), f"rewards add up to {self.total:g}")
+        return Reward(held_reward(self.total, self.low, self.high), f"rewards add up to {self.total:g}")
 
     def _make(self) -> Any:
         from omegaconf import OmegaConf

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kray.environments.chance import seeded
+from kray.environments.live import held_reward
 from kray.environments.textarena_moves import MOVES
 from kray.records import derive_seed
 from kray.rewards.verifiers import Reward
@@ -177,7 +178,7 @@ class Game:
         value = float(rewards[player])
         if win_only:
             return Reward(float(value >= 1), reason)
-        return Reward(min(1.0, max(0.0, value if self.players == 1 else (value + 1) / 2)), reason)
+        return Reward(held_reward(value if self.players == 1 else (value + 1) / 2), reason)
 
     def lost_by_invalid(self, player: int) -> bool:
         """Return whether a player ended the game by an invalid move."""

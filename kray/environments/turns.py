@@ -14,7 +14,9 @@ from typing import Any
 from kray.environments.interface import Environment, Observation
 from kray.environments.registry import load_environment, options_of
 from kray.records import Prompt
+from kray.rewards.outcome import position
 from kray.rewards.verifiers import Reward, as_reward
+from kray.text import brief, one_line, well_formed
 
 # An observation as plain data.
 PlainObservation = str | tuple[dict[str, str], ...]
@@ -53,7 +55,11 @@ class Turn:
         if not (reward is None or (isinstance(reward, float) and 0 <= reward <= 1)) or not isinstance(detail, str):
             raise ValueError(f"reward {reward!r:.80} is not a number in [0, 1] or its detail is not text")
         return cls(
-            base64.b64decode(plain["state"]), checked_observation(observation), bool(plain["ended"]), reward, detail
+            base64.b64decode(plain["state"]),
+            checked_observation(observation),
+            bool(plain["ended"]),
+            reward,
+            one_line(detail),
         )
 
 
@@ -116,26 +122,28 @@ def reward_turn(value: float | Reward | None, name: str) -> Turn:
     if value is None:
         return Turn(b"", ended=True)
     reward = as_reward(value, name)
-    if not 0 <= reward.value <= 1:
-        raise ValueError(f"the reward is {reward.value:g}, not in [0, 1]")
-    return Turn(b"", ended=True, reward=reward.value, detail=reward.detail)
+    unit = position(reward.value, 0.0, 1.0)
+    if unit is None:
+        raise ValueError(f"{name}: the reward is {reward.value:g}, not in [0, 1]")
+    return Turn(b"", ended=True, reward=unit, detail=reward.detail)
 
 
 def checked_observation(observation: Observation) -> PlainObservation:
-    """Return an observation as plain data.
+    """Return an observation as plain data that tokenizers take: with U+FFFD in place of each half of a character.
 
     Raises:
         ValueError: It is neither text nor messages.
     """
     if isinstance(observation, str):
-        observation.encode()  # raises on lone surrogates, which are no text
-        return observation
+        return well_formed(observation)
     messages = tuple(dict(message) for message in observation)
     for message in messages:
-        if not {"role", "content"} <= set(message) or not all(isinstance(text, str) for text in message.values()):
+        if not {"role", "content"} <= set(message) or not all(
+            isinstance(text, str) for text in (*message, *message.values())
+        ):
             raise ValueError(
-                f"an observation must be text or messages with role and content as text, not {message!r:.80}"
+                f"an observation must be text or messages with role and content as text, not {brief(message)}"
             )
     if not messages:
         raise ValueError('an observation has no messages; return "" for nothing')
-    return messages
+    return tuple({well_formed(key): well_formed(text) for key, text in message.items()} for message in messages)

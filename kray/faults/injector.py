@@ -47,8 +47,16 @@ KINDS = {
     "newest checkpoint corrupt": 2,
     "reward raises": 10,
     "reward hangs": 8,
+    "reward says no text": 4,
+    "reward is no reward": 4,
 }
 PHASES = {"engine killed, generating": "collect", "engine killed, syncing": "sync", "learner rank killed": "update"}
+DEFECTS = {
+    "reward raises": rewards.RAISE,
+    "reward hangs": rewards.HANG,
+    "reward says no text": rewards.TEXT,
+    "reward is no reward": rewards.VALUE,
+}
 
 
 @dataclass
@@ -166,7 +174,8 @@ class Injector:
         if line["event"] != "state":
             return False
         grown = {name for name in ("losses", "learner", "scorer", "timeouts", "failures") if line[name] > before[name]}
-        wanted = {"reward raises": {"failures"}, "reward hangs": {"timeouts"}, "scorer process killed": {"scorer"}}
+        wanted = {kind: {"failures"} for kind in ("reward raises", "reward says no text", "reward is no reward")}
+        wanted |= {"reward hangs": {"timeouts"}, "scorer process killed": {"scorer"}}
         usual = {"learner"} if "learner" in kind or "corrupt" in kind else {"losses"}
         usual |= {"learner"} if "node" in kind else set()
         return bool(grown & wanted.get(kind, usual))
@@ -201,7 +210,7 @@ class Injector:
             return self._fill_disk()
         if kind == "newest checkpoint corrupt":
             return f"{self._damage()}, then {self._kill('-learner-', signal.SIGKILL)} killed"
-        rewards.order(self.control, rewards.RAISE if kind == "reward raises" else rewards.HANG, self.count)
+        rewards.order(self.control, DEFECTS[kind], self.count)
         return ""
 
     def _kill(self, part: str, sign: signal.Signals) -> str:

@@ -32,6 +32,7 @@ from kray.prompts.arithmetic_meaning import problem_meaning
 from kray.prompts.model_files import check_weights
 from kray.prompts.tokenize import as_read
 from kray.records import Prompt
+from kray.text import one_line
 from kray.tracking import prompts_digest
 from kray.train.checkpoints import read_state
 from kray.train.start_model import model_path
@@ -157,7 +158,7 @@ def _shown(prepared: EncodedSource, reader: PolicyTokenizer) -> list[str]:
     lines = ["", f"{loaded.key} ({where}): {counted(len(lengths), 'prompt')} of {span}"]
     for prompt, tokens in prepared.encoded[:SHOWN]:
         meaning = f" ({problem_meaning(prompt)})" if problem_meaning(prompt) else ""
-        lines.append(f"  {prompt.id}, {counted(len(tokens), 'token')}, answer {prompt.answer!r:.60}{meaning}")
+        lines.append(f"  {one_line(prompt.id)}, {counted(len(tokens), 'token')}, answer {prompt.answer!r:.60}{meaning}")
         lines += [f"  | {line}" for line in _printable(as_read(tokens, reader.tokenizer)).split("\n")]
     return lines
 
@@ -167,4 +168,4 @@ def _printable(text: str) -> str:
     if len(text) > HEAD_CHARACTERS + TAIL_CHARACTERS:
         left_out = len(text) - HEAD_CHARACTERS - TAIL_CHARACTERS
         text = f"{text[:HEAD_CHARACTERS]}\n[... {left_out:,} characters ...]\n{text[-TAIL_CHARACTERS:]}"
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "\n".join(one_line(line, 10 * len(line)) for line in text.split("\n"))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from kray.config import redact
 from kray.driver.output import Console, logged_to
 from kray.errors import ConfigError, DataError, KrayError
+from kray.text import legible, take_any_text
 
 
 def guarded(main: Callable[[], int | None]) -> None:
@@ -20,6 +21,7 @@ def guarded(main: Callable[[], int | None]) -> None:
     Modules of the current folder can be named in the configuration (reward.verifier: mine:judge).
     """
     sys.path.insert(1, os.getcwd())
+    take_any_text(sys.stdout, sys.stderr)
     try:
         with logged_to(Console()):
             sys.exit(main() or 0)
@@ -47,5 +49,5 @@ def _reader_gone() -> bool:
 
 
 def _complain(message: str, code: int) -> int:
-    print(redact(message), file=sys.stderr, flush=True)
+    print(legible(redact(message)), file=sys.stderr, flush=True)
     return code

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kray.monitor.durations import format_duration
+from kray.text import legible, one_line
 
 # Characters of the longest bar.
 BAR = 32
@@ -32,13 +33,14 @@ def _head(found: Mapping[str, Any]) -> Text:
     bar = "━" * round(BAR * done) + "╌" * (BAR - round(BAR * done))
     title = f"  {found['state']}{place}\n"
     progress = f"  step {found['step']} of {found['steps']} ({done:.0%}){left}"
-    return Text.assemble((found["run"], "bold"), title, (bar, "green"), progress)
+    return Text.assemble((legible(found["run"]), "bold"), legible(title), (bar, "green"), progress)
 
 
 def _facts(found: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     for label, text in rows(found):
-        table.add_row(Text(label, style="dim"), text)
+        # As text: rich would read [...] as markup.
+        table.add_row(Text(label, style="dim"), Text(legible(text)))
     return table
 
 
@@ -92,7 +94,7 @@ def _engines(engines: list[dict[str, Any]]) -> Table:
         idle = "" if engine["idle"] is None else f"{engine['idle']:.0%}"
         assigned = f"{engine['rollouts']} rollouts of {engine['tasks']} tasks" if engine["tasks"] else "-"
         counts = f"{engine['tokens']:,}", idle, str(engine["version"]), str(engine["restarts"])
-        table.add_row(engine["name"], engine["state"], assigned, *counts, engine["lost"][:60])
+        table.add_row(engine["name"], engine["state"], assigned, *counts, Text(one_line(engine["lost"], 60)))
     return table
 
 

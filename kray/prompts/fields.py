@@ -79,7 +79,7 @@ def scalar(row: Row, name: str) -> str:
         raise DataError(f'{row.place}: field "{name}" is {kind}, not text, a number or true/false')
     if not value.strip():
         raise DataError(f'{row.place}: field "{name}" is empty')
-    _check_text(value, row, f'field "{name}"')
+    check_text(value, row, f'field "{name}"')
     return value
 
 
@@ -111,7 +111,7 @@ def content(row: Row, name: str, form: str) -> tuple[str | None, Messages | None
     if isinstance(value, str):
         if not value.strip():
             raise DataError(f"{place} is empty")
-        _check_text(value, row, f'field "{name}"')
+        check_text(value, row, f'field "{name}"')
         return value, None
     if isinstance(value, list):
         return None, _messages(value, row, name)
@@ -142,8 +142,17 @@ def _kind(value: Any) -> str:
     return "float" if isinstance(value, (Decimal, np.floating)) else type(value).__name__
 
 
-def _check_text(text: str, row: Row, what: str) -> None:
-    """Refuse unpaired surrogates ("\\ud800"), which JSON can hold and no tokenizer accepts."""
+def check_text(text: str, row: Row, what: str) -> None:
+    """Refuse unpaired surrogates ("\\ud800"), which JSON can hold and no tokenizer accepts.
+
+    Args:
+        text: The text.
+        row: Its row.
+        what: Names it in the row.
+
+    Raises:
+        DataError: It holds one.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -169,7 +178,7 @@ def _messages(found: list[Any], row: Row, name: str) -> Messages:
             if not isinstance(value, str):
                 kind = "null" if value is None else _kind(value)
                 raise DataError(f'{place}: "{key}" is {kind}, not text')
-            _check_text(value, row, f'field "{name}", message {index}: "{key}"')
+            check_text(value, row, f'field "{name}", message {index}: "{key}"')
         if kept["role"] not in ROLES:
             raise DataError(f'{place}: role "{kept["role"]}" is not one of {", ".join(ROLES)}')
         messages.append(kept)

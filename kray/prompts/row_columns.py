@@ -11,7 +11,7 @@ import numpy as np
 
 from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
-from kray.prompts.fields import field, scalar
+from kray.prompts.fields import check_text, field, scalar
 from kray.prompts.rows import ALL_COLUMNS, Row
 
 
@@ -51,7 +51,9 @@ def answer_text(row: Row, source: SourceConfig) -> str:
     if not isinstance(value, list | Mapping):
         return scalar(row, name)
     if name in source.columns or ALL_COLUMNS in source.columns:
-        return json.dumps(_plain(value), ensure_ascii=False, default=str)
+        text = json.dumps(_plain(value), ensure_ascii=False, default=str)
+        check_text(text, row, f'field "{name}"')
+        return text
     try:
         return scalar(row, name)
     except DataError as error:

@@ -12,6 +12,7 @@ from typing import Any
 from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.records import EncodedPrompt, Prompt
+from kray.text import well_formed
 
 # Private-use characters around the number of a message, which stand for its content while a template is rendered.
 _MARK, _MARK_END = "\ue000", "\ue001"
@@ -56,6 +57,11 @@ def encode_prompt(prompt: Prompt, tokenizer: Any, source: SourceConfig) -> tuple
     return tuple(int(token) for token in tokens)
 
 
+def decoded(tokens: Sequence[int], tokenizer: Any) -> str:
+    """Return the text of sampled tokens without special tokens; U+FFFD where a tokenizer gives half of a character."""
+    return well_formed(str(tokenizer.decode(list(tokens), skip_special_tokens=True)))
+
+
 def as_read(tokens: Sequence[int], tokenizer: Any) -> str:
     """Decode token ids with every special token between « and »: «<|im_end|>».
 
@@ -94,7 +100,9 @@ def _escaped(text: str, spelled: re.Pattern[str]) -> str:
 
 
 def _decode(tokens: Sequence[int], tokenizer: Any) -> str:
-    return str(tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    return well_formed(
+        str(tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    )
 
 
 def special_in(text: str, tokenizer: Any) -> str | None:

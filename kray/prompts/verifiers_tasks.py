@@ -15,6 +15,7 @@ from typing import Any
 from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
 from kray.records import Prompt
+from kray.text import well_formed
 
 # How tools are described to the policy, which calls them in the form that the templates of Qwen and Hermes teach.
 TOOLS = """You may call these tools. Each line describes one:
@@ -74,6 +75,8 @@ def _prompt(task: Any, source: SourceConfig, verifier: str, tools: Mapping[str, 
         )
         if not isinstance(content, str):
             raise DataError(f"{place}: a message of the task's prompt holds more than text, or is a call of a tool")
+        if content != well_formed(content):
+            raise DataError(f"{place}: a message of the task's prompt holds half a character")
         messages.append({"role": role, "content": content})
     if not messages:
         raise DataError(f"{place}: the task has neither prompt nor system prompt, so that there is nothing to plan by")

@@ -22,8 +22,9 @@ from typing import Any
 from kray.records import Prompt
 from kray.reward_settings import FUNCTIONS, RewardFunction, function_key
 from kray.rewards.judge import Judge, JudgeUsage
+from kray.rewards.outcome import Outcome, position
 from kray.rewards.remote import RemoteScorer
-from kray.rewards.scorer import Outcome, Scorer
+from kray.rewards.scorer import Scorer
 from kray.rewards.signatures import Sample
 
 
@@ -138,13 +139,15 @@ def combine(functions: Mapping[str, RewardFunction], outcomes: Mapping[str, Outc
     total = share = 0.0
     for name, value in parts.items():
         weight, ends = functions[name].weight, functions[name].range
-        if ends is None and not 0 <= value <= 1:
+        unit = position(value, *(ends or (0.0, 1.0)))
+        if unit is None and ends is None:
             hint = f"say which values it gives: reward.functions.{name}.range"
             return Outcome(
                 None, error=f"reward.functions.{name}: {value:g} is not in [0, 1]; {hint}", elapsed_s=elapsed_s
             )
-        low, high = ends or (0.0, 1.0)
-        unit = min(1.0, max(0.0, (value - low) / (high - low)))
+        if unit is None:
+            assert ends is not None
+            unit = float(value > ends[1])
         total += abs(weight) * (unit if weight > 0 else 1 - unit)
         share += abs(weight)
     if not share:

@@ -27,12 +27,15 @@ from typing import Any
 from kray.errors import ConfigError, KrayError
 from kray.reward_settings import JudgeConfig
 from kray.rewards.judge_text import BROKEN_UP, judge_request, read_verdict
-from kray.rewards.scorer import Outcome
+from kray.rewards.outcome import Outcome
 from kray.rewards.signatures import Sample
+from kray.text import brief, describe, one_line
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 20.0
 _RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _ERROR_CHARACTERS = 300
+# Tokens of one request that are believed.
+_MOST_TOKENS = 2**40
 
 
 @dataclass(slots=True)
@@ -190,14 +193,15 @@ class Judge:
                 if reply.status != 200:
                     return reply.status, _message(text), _seconds(reply.headers.get("Retry-After", ""))
                 return 200, json.loads(text), 0.0
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return 0, self._shown(f"{type(error).__name__}: {error}")[:_ERROR_CHARACTERS], 0.0
+        # RecursionError: JSON that is nested too deeply.
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
+            return 0, one_line(self._shown(describe(error)), _ERROR_CHARACTERS), 0.0
 
     def _count(self, reply: Any) -> None:
         """Add the tokens of a reply to the usage; endpoints may leave them out."""
         given = reply.get("usage") if isinstance(reply, dict) else None
-        tokens = [(given or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
-        asked, said = (number if isinstance(number, int) and number > 0 else 0 for number in tokens)
+        counts = given if isinstance(given, dict) else {}
+        asked, said = (_count(counts.get(name)) for name in ("prompt_tokens", "completion_tokens"))
         self.usage.prompt_tokens += asked
         self.usage.completion_tokens += said
         prices = self.settings.prompt_price, self.settings.completion_price
@@ -220,6 +224,11 @@ def api_key(settings: JudgeConfig) -> str:
     return key
 
 
+def _count(given: Any) -> int:
+    """Return a number of tokens; 0 for what is none."""
+    return given if isinstance(given, int) and 0 < given < _MOST_TOKENS else 0
+
+
 def _reply(reply: Any) -> tuple[str, bool]:
     """Return the text of a chat completion, and whether it was cut.
 
@@ -230,7 +239,7 @@ def _reply(reply: Any) -> tuple[str, bool]:
         choice = reply["choices"][0]
         text = choice["message"]["content"]
     except (TypeError, KeyError, IndexError):
-        raise ValueError(f"the judge's reply is no chat completion: {str(reply)[:_ERROR_CHARACTERS]}") from None
+        raise ValueError(f"the judge's reply is no chat completion: {brief(reply)}") from None
     if not isinstance(text, str):
         raise ValueError(f"the judge's reply holds no text (finish_reason {choice.get('finish_reason')!r:.40})")
     return text, choice.get("finish_reason") == "length"
@@ -238,9 +247,9 @@ def _reply(reply: Any) -> tuple[str, bool]:
 
 def _message(text: str) -> str:
     """Return the message of an error reply, in one line."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         text = json.loads(text)["error"]["message"]
-    return " ".join(str(text).split())[:_ERROR_CHARACTERS]
+    return one_line(" ".join(str(text).split()), _ERROR_CHARACTERS)
 
 
 def _seconds(text: str) -> float:

@@ -97,10 +97,11 @@ def read_verdict(judge: JudgeConfig, reply: str) -> Reward:
     return as_reward(Reward((numbers[-1] - low) / (high - low), quoted), "judge")
 
 
-def _number(text: str | None) -> float | None:
+def _number(value: Any) -> float | None:
     try:
-        return float(text or "")
-    except ValueError:
+        return float(value)
+    # OverflowError: an integer of hundreds of digits.
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
@@ -115,10 +116,9 @@ def _json_numbers(text: str, name: str) -> Iterator[float]:
         else:
             for part in name.split("."):
                 value = value.get(part) if isinstance(value, Mapping) else None
-            if isinstance(value, str):
-                value = _number(value)
-            if isinstance(value, int | float):
-                yield float(value)
+            number = _number(value)
+            if number is not None:
+                yield number
         at = text.find("{", end)
 
 

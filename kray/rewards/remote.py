@@ -6,7 +6,8 @@ Every answer passed to `score` gets exactly one outcome, in the given order, as 
   after a pause that doubles, until `deadline_s` has passed since the first attempt; then its answers get reward None with
   an error, a data failure;
 - that is too large (413) is sent again in halves; one answer that is too large by itself is a data failure;
-- that is refused for its content (400, 422) is not sent again: a data failure of its answers;
+- that is refused for one of its answers (400, 422 whose `param` is among the items) is sent again in halves, so that only this
+  answer is a data failure; one that is refused for another reason is a data failure of all of its answers;
 - whose key is refused (401, 403) raises KrayError, since no answer would ever be scored.
 
 For one event loop at a time, on which any number of calls of `score` may wait.
@@ -22,8 +23,9 @@ import random
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kray.rewards.scorer import Outcome
+from kray.rewards.outcome import Outcome, Ranges
 from kray.rewards.signatures import Sample
+from kray.text import brief, describe, one_line
 
 # Answers, and characters of responses and right answers, in one request.
 CHUNK_ITEMS = 64
@@ -33,6 +35,8 @@ MAX_CONCURRENT = 16
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 # HTTP statuses that are worth another attempt; 404: the service is being deployed or removed.
 _RETRIED = (404, 408, 425, 429, 500, 502, 503, 504)
+
+_ERROR_CHARACTERS = 300
 
 # Verifier or "", response, right answer or Sample.
 Item = tuple[str, str, Any]
@@ -56,6 +60,7 @@ class RemoteScorer:
         options: dict[str, Any] | None = None,
         deadline_s: float = 300.0,
         named: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
+        ranges: Ranges | None = None,
     ) -> None:
         """Create the client; connections open when first needed.
 
@@ -66,13 +71,14 @@ class RemoteScorer:
             options: Keyword arguments of the default verifier.
             deadline_s: Seconds for one request with all its attempts.
             named: Name -> (verifier, its keyword arguments) of further names that items may have as their verifier.
+            ranges: Which values are rewards; None: rewards are the values as verifiers give them.
         """
         self.url = url.rstrip("/") + "/v1/score"
         self._key = key
         self.verifier_default = verifier_default
         self.options = dict(options or {})
         self.named = {name: (verifier, dict(given)) for name, (verifier, given) in (named or {}).items()}
-        self.deadline_s = deadline_s
+        self.deadline_s, self.ranges = deadline_s, ranges
         self.timeouts = self.failures = self.restarts = self.retries = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: Any = None
@@ -95,6 +101,7 @@ class RemoteScorer:
             raise _error("is closed")
         self._open()
         # A request has one default verifier with its options: items of each name go into requests of their own.
+        items = list(items)
         grouped: dict[str, list[tuple[int, Item]]] = {}
         for index, item in enumerate(items):
             grouped.setdefault(item[0] if item[0] in self.named else "", []).append((index, item))
@@ -108,6 +115,8 @@ class RemoteScorer:
         indices = [index for group in grouped.values() for index, _ in group]
         found = dict(zip(indices, (outcome for part in answered for outcome in part), strict=True))
         outcomes = [found[index] for index in range(len(found))]
+        if self.ranges is not None:
+            outcomes = self.ranges.apply_all([verifier for verifier, _, _ in items], outcomes, self.named)
         self.timeouts += sum(outcome.timed_out for outcome in outcomes)
         self.failures += sum(outcome.reward is None for outcome in outcomes)
         return outcomes
@@ -136,39 +145,42 @@ class RemoteScorer:
         self._session = aiohttp.ClientSession(headers=headers)
 
     async def _request(self, items: list[Item], name: str = "") -> list[Outcome]:
-        """Return the outcomes of one request, sent as often as needed; all of its items have the same name of `named`."""
+        """Return the outcomes of items that have the same name of `named`; those that cannot be written are not sent."""
+        written = [_written("" if name else verifier, given, subject) for verifier, given, subject in items]
+        sent = [each for each in written if not isinstance(each, Outcome)]
+        answered = iter(await self._answered(sent, name) if sent else [])
+        return [each if isinstance(each, Outcome) else next(answered) for each in written]
+
+    async def _answered(self, written: list[dict[str, Any]], name: str) -> list[Outcome]:
+        """Return the outcomes of one request, sent as often as needed."""
         default, options = self.named.get(name, (self.verifier_default, self.options))
-        try:
-            written = [_item("" if name else verifier, given, subject) for verifier, given, subject in items]
-        except (TypeError, ValueError) as error:
-            return _failed(len(items), f"a column cannot be sent to the reward service: {error}")
         body = {"verifier": default, "options": options, "items": written}
         deadline = asyncio.get_running_loop().time() + self.deadline_s
         pause = FIRST_PAUSE_S
         while True:
             left = deadline - asyncio.get_running_loop().time()
             async with self._slots:
-                status, reply = await self._send(body, max(0.01, left))
+                status, reply, place = await self._send(body, max(0.01, left))
             if status == 200:
-                return _outcomes(reply, len(items))
+                return _outcomes(reply, len(written))
             if status in (401, 403):
                 raise _error(f"{self.url} refuses the key: {reply}")
-            if status == 413 and len(items) > 1:
-                half = len(items) // 2
-                return await self._request(items[:half], name) + await self._request(items[half:], name)
+            if len(written) > 1 and (status == 413 or (status in (400, 422) and place.startswith("items"))):
+                half = len(written) // 2
+                return await self._answered(written[:half], name) + await self._answered(written[half:], name)
             if status and status not in _RETRIED:
-                return _failed(len(items), f"the reward service refused the request ({status}): {reply}")
+                return _failed(len(written), f"the reward service refused the request ({status}): {reply}")
             # Jitter, so that many clients do not return at once.
             wait_s = pause * random.uniform(0.5, 1.0)
             if asyncio.get_running_loop().time() + wait_s >= deadline:
                 text = f"the reward service gave no answer within {self.deadline_s:g} s; last: {reply}"
-                return _failed(len(items), text)
+                return _failed(len(written), text)
             self.retries += 1
             await asyncio.sleep(wait_s)
             pause = min(LONGEST_PAUSE_S, 2 * pause)
 
-    async def _send(self, body: dict[str, Any], timeout_s: float) -> tuple[int, Any]:
-        """Return (HTTP status, the decoded reply or the error's message); status 0: there was no reply."""
+    async def _send(self, body: dict[str, Any], timeout_s: float) -> tuple[int, Any, str]:
+        """Return (HTTP status, the decoded reply or the error's message, the field at fault); status 0: there was no reply."""
         import aiohttp
 
         limit = aiohttp.ClientTimeout(total=timeout_s)
@@ -176,12 +188,13 @@ class RemoteScorer:
             async with self._session.post(self.url, json=body, timeout=limit, allow_redirects=False) as reply:
                 text = await reply.text()
                 if reply.status != 200:
-                    return reply.status, _message(text)
-                return 200, json.loads(text)
+                    return reply.status, *_refusal(text)
+                return 200, json.loads(text), ""
         except TimeoutError:
-            return 0, f"no answer after {timeout_s:.1f} s"
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return 0, f"{type(error).__name__}: {error}"
+            return 0, f"no answer after {timeout_s:.1f} s", ""
+        # RecursionError: JSON that is nested too deeply.
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
+            return 0, describe(error, _ERROR_CHARACTERS), ""
 
 
 def chunks(items: list[Item]) -> list[list[Item]]:
@@ -210,28 +223,68 @@ def _item(verifier: str, response: str, subject: Any) -> dict[str, Any]:
     return {"verifier": verifier, "response": response, "answer": answer, "sample": sample}
 
 
-def _outcomes(reply: Any, expected: int) -> list[Outcome]:
+def _written(verifier: str, response: str, subject: Any) -> dict[str, Any] | Outcome:
+    """Return an item of a request, or the outcome of one that JSON cannot hold."""
     try:
-        outcomes = [Outcome(**outcome) for outcome in reply["outcomes"]]
-        finite = all(outcome.reward is None or math.isfinite(outcome.reward) for outcome in outcomes)
-    except (TypeError, KeyError) as error:
-        return _failed(expected, f"the reward service's answer cannot be read: {error}")
-    if not finite:
-        return _failed(expected, "the reward service gave a reward that is not finite")
-    if len(outcomes) != expected:
-        return _failed(expected, f"the reward service gave {len(outcomes)} outcomes for {expected} answers")
-    return outcomes
+        return _item(verifier, response, subject)
+    except (TypeError, ValueError, RecursionError) as error:
+        return Outcome(None, error=f"a column cannot be sent to the reward service: {describe(error)}")
+
+
+def _outcomes(reply: Any, expected: int) -> list[Outcome]:
+    found = reply.get("outcomes") if isinstance(reply, dict) else None
+    if not isinstance(found, list):
+        return _failed(expected, f"the reward service's answer cannot be read: {brief(reply)}")
+    if len(found) != expected:
+        return _failed(expected, f"the reward service gave {len(found)} outcomes for {expected} answers")
+    return [_outcome(each) for each in found]
+
+
+def _outcome(found: Any) -> Outcome:
+    """Return one outcome of a reply; a data failure where it is none."""
+    try:
+        reward, parts = found["reward"], found.get("parts", {})
+        outcome = Outcome(
+            None if reward is None else _number(reward),
+            _text(found.get("detail", "")),
+            _text(found.get("error", "")) or ("it gave neither reward nor error" if reward is None else ""),
+            bool(found.get("timed_out", False)),
+            _number(found.get("elapsed_s", 0.0)),
+            found.get("given"),
+            bool(found.get("skipped", False)),
+            {_text(name): _number(value) for name, value in parts.items()},
+        )
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        return Outcome(
+            None, error=f"an outcome of the reward service cannot be read: {describe(error)}: {brief(found)}"
+        )
+    return outcome
+
+
+def _number(value: Any) -> float:
+    """Return a finite number of JSON as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{brief(value)} is not a finite number")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{brief(value)} is not text")
+    return value
 
 
 def _failed(number: int, error: str) -> list[Outcome]:
     return [Outcome(None, error=error)] * number
 
 
-def _message(text: str) -> str:
-    """Return the message of an error reply, in one line."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        text = json.loads(text)["error"]["message"]
-    return " ".join(str(text).split())[:300]
+def _refusal(text: str) -> tuple[str, str]:
+    """Return the message of an error reply, in one line, and the field of the request that it names."""
+    place = ""
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        found = json.loads(text)["error"]
+        text, place = found["message"], str(found.get("param") or "")
+    return one_line(" ".join(str(text).split()), _ERROR_CHARACTERS), place
 
 
 def _error(what: str) -> Exception:

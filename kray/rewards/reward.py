@@ -7,6 +7,8 @@ import numbers
 from dataclasses import dataclass
 from typing import Any
 
+from kray.text import brief, one_line
+
 
 @dataclass(frozen=True, slots=True)
 class Reward:
@@ -33,25 +35,21 @@ def as_reward(value: Any, verifier: str) -> Reward:
         verifier: Name of the verifier, for error messages.
 
     Raises:
-        ValueError: The value is not a finite number.
+        ValueError: The value is not a finite number; the message names it.
     """
-    detail = ""
+    detail: Any = ""
     if isinstance(value, Reward):
         value, detail = value.value, value.detail
+    given = value
     # A numpy bool or an array of one number.
     if not isinstance(value, numbers.Real) and hasattr(value, "item") and getattr(value, "size", 2) == 1:
         value = value.item()
     if not isinstance(value, numbers.Real):
-        raise ValueError(f'verifier "{verifier}" returned {type(value).__name__}, not a number')
+        raise ValueError(f'verifier "{verifier}" returned {brief(given)} ({type(given).__name__}), not a number')
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f'verifier "{verifier}" returned {number}, not a finite number')
-    return Reward(number, _printable(str(detail)[:_DETAIL_CHARACTERS]))
-
-
-def _printable(text: str) -> str:
-    """Escape control characters and unpaired surrogates, so that every log, table and terminal can show the text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        raise ValueError(f'verifier "{verifier}" returned {brief(given)}, not a finite number')
+    return Reward(number, one_line(str(detail), _DETAIL_CHARACTERS))

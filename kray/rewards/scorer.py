@@ -15,13 +15,12 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from kray.rewards.outcome import TIMED_OUT, Outcome, Ranges
 from kray.rewards.scoring_process import ScoringProcess
 
-# How the detail of an answer begins that took too long to judge.
-TIMED_OUT = "timeout after"
 # The error of an answer to which the function does not apply.
 NO_REWARD = "the reward function returned None: it does not apply to this prompt"
 # Seconds of work in one message: little overhead, and little that waits behind a slow answer.
@@ -33,31 +32,6 @@ _INITIAL_ITEM_S = 0.005
 _START_ATTEMPTS = 3
 # Exits of processes at one answer after which it is a data failure.
 _MAX_DEATHS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The outcome of one answer.
-
-    Attributes:
-        reward: None exactly when `error` gives the reason.
-        detail: The verifier's reason for the reward.
-        error: Why there is no reward.
-        timed_out: Whether judging exceeded the deadline; the reward is 0.
-        elapsed_s: Seconds in the verifier.
-        given: Result of a function that gives no reward (see worker.py); the reward is 0.
-        skipped: Whether there is no reward because the function does not apply to the prompt.
-        parts: Value of each of several functions that applies, by name.
-    """
-
-    reward: float | None
-    detail: str = ""
-    error: str = ""
-    timed_out: bool = False
-    elapsed_s: float = 0.0
-    given: Any = None
-    skipped: bool = False
-    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Batch:
@@ -115,6 +89,7 @@ class Scorer:
         start_timeout_s: float = 60.0,
         memory_gib: float = 4.0,
         named: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
+        ranges: Ranges | None = None,
     ) -> None:
         """Create the scorer; processes start when first needed.
 
@@ -126,6 +101,7 @@ class Scorer:
             start_timeout_s: Seconds for a process to start, and for a verifier to be imported.
             memory_gib: Data of one process, beyond which the verifier gets a MemoryError; 0: no limit.
             named: Name -> (verifier, its keyword arguments) of further names that items may have as their verifier.
+            ranges: Which values are rewards; None: rewards are the values as verifiers give them.
 
         Raises:
             ValueError: An argument is out of range.
@@ -139,6 +115,7 @@ class Scorer:
         self.verifier_default = verifier_default
         self.options = dict(options or {})
         self.named = {name: (verifier, dict(given)) for name, (verifier, given) in (named or {}).items()}
+        self.ranges = ranges
         self.workers = workers
         self.timeout_s = timeout_s
         self.start_timeout_s = start_timeout_s
@@ -181,7 +158,12 @@ class Scorer:
             await batch.done
         finally:
             self._batches.discard(batch)
-        return batch.outcomes  # type: ignore[return-value]
+        outcomes: list[Outcome] = batch.outcomes  # type: ignore[assignment]
+        if self.ranges is None:
+            return outcomes
+        ranged = self.ranges.apply_all([verifier for verifier, _, _ in items], outcomes, self.named)
+        self.failures += _failed(ranged) - _failed(outcomes)
+        return ranged
 
     async def score_one(self, verifier: str, response: str, answer: str) -> Outcome:
         """Score one answer; see `score`."""
@@ -350,6 +332,10 @@ class Scorer:
     def _fail(self, job: _Job, error: str, elapsed_s: float = 0.0) -> None:
         self.failures += 1
         job.batch.put(job.index, Outcome(None, error=error, elapsed_s=elapsed_s))
+
+
+def _failed(outcomes: Iterable[Outcome]) -> int:
+    return sum(outcome.reward is None for outcome in outcomes)
 
 
 def _error(what: str) -> Exception:

@@ -54,7 +54,13 @@ class ScoringProcess:
                 stdin=subprocess.DEVNULL,
                 # What verifiers print goes to the log.
                 stdout=2,
-                env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
+                env={
+                    "OMP_NUM_THREADS": "1",
+                    "OPENBLAS_NUM_THREADS": "1",
+                    # What is printed may hold any text.
+                    "PYTHONIOENCODING": ":backslashreplace",
+                    **os.environ,
+                },
                 # A process group of its own, so that what a verifier started is killed with it.
                 start_new_session=True,
             )

@@ -22,6 +22,7 @@ from kray.records import Prompt
 from kray.rewards.responses import outside_thinking
 from kray.rewards.reward import Reward, as_reward
 from kray.rewards.signatures import KRAY, NOT_APPLICABLE, Sample, call_reward, check_sample, signature_of
+from kray.text import describe
 
 Verifier = Callable[..., "Reward | float | bool"]
 
@@ -33,6 +34,7 @@ VERIFIERS: dict[str, str] = {
     "code": "kray.rewards.code:verify_code",
     "reasoning_gym": "kray.rewards.reasoning:verify_reasoning",
 }
+_ERROR_CHARACTERS = 300
 
 
 def score(verifier: str, response: str, answer: str | Sample, **options: Any) -> Reward:
@@ -78,7 +80,9 @@ def load_verifier(name: str) -> Verifier:
             _module_of_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
         )
     except Exception as error:
-        raise ValueError(f'verifier "{name}": importing {module_name} failed: {_brief(error)}') from error
+        raise ValueError(
+            f'verifier "{name}": importing {module_name} failed: {describe(error, _ERROR_CHARACTERS)}'
+        ) from error
     for part in function_name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
@@ -225,7 +229,3 @@ def check_exact(*, after: str = "", **_: Any) -> None:
 # Called by check_answer and check_verifier.
 exact.check_answer = check_text  # type: ignore[attr-defined]
 exact.check = check_exact  # type: ignore[attr-defined]
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:300]

@@ -31,6 +31,7 @@ from typing import Any, BinaryIO
 from kray.rewards.reward import as_reward
 from kray.rewards.signatures import NOT_APPLICABLE, call_reward
 from kray.rewards.verifiers import Verifier, load_verifier
+from kray.text import describe
 
 _HEADER = struct.Struct("<I")
 # Seconds after the deadline. The parent acts at the deadline; the alarm is for a worker whose parent has exited.
@@ -144,7 +145,7 @@ def _score(function: Verifier | str, name: str, response: Any, answer: Any, opti
 
 
 def _describe(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS]
+    text = describe(error, _ERROR_CHARACTERS)
     frames = traceback.extract_tb(error.__traceback__)
     # The first frame is this file.
     if len(frames) > 1:
@@ -157,7 +158,7 @@ def _load(name: str) -> Verifier | str:
     try:
         return load_verifier(name)
     except BaseException as error:
-        return str(error)
+        return describe(error).removeprefix("ValueError: ")
 
 
 def _read(stream: BinaryIO) -> Any:

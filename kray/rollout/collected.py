@@ -12,6 +12,7 @@ from kray.errors import KrayError
 from kray.records import Allocation, RolloutGroup
 from kray.rewards.scorer import TIMED_OUT
 from kray.rollout.outcome import Failure
+from kray.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +104,12 @@ def check_failures(failures: Sequence[Failure], ordered: int, max_share: float) 
     """
     lost = sum(failure.rollouts for failure in failures)
     for failure in failures[:LOGGED_FAILURES]:
-        logger.warning(f"data failure: prompt {failure.prompt_id}: {failure.rollouts} rollouts: {failure.why}")
+        logger.warning(
+            f"data failure: prompt {one_line(failure.prompt_id)}: {failure.rollouts} rollouts: {failure.why}"
+        )
     if lost > max_share * ordered:
         first = failures[0]
         raise KrayError(
             f"{lost} of {ordered} rollouts failed, run.max_failed_share is {max_share:g}; the first, of prompt "
-            f"{first.prompt_id}: {first.why}"
+            f"{one_line(first.prompt_id)}: {first.why}"
         )

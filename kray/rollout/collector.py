@@ -18,6 +18,7 @@ from typing import Any
 from kray.config.players import Player
 from kray.config.schema import RolloutConfig
 from kray.errors import KrayError
+from kray.prompts.tokenize import decoded
 from kray.records import Allocation, EncodedPrompt, Prompt, Rollout, RolloutGroup, RolloutTask, Sampling
 from kray.rewards import VERIFIERS, Sample
 from kray.rewards.composed import ComposedScorer
@@ -176,7 +177,7 @@ class Collector:
         if outcome.failure:
             return TurnResult(failures=[Failure(prompt.id, outcome.task.rollouts, outcome.failure, outcome.tries)])
         for rollout in outcome.rollouts:
-            rollout.text = self.tokenizer.decode(rollout.tokens.tolist(), skip_special_tokens=True)
+            rollout.text = decoded(rollout.tokens.tolist(), self.tokenizer)
         return await self._score(prompt, [(rollout, rollout.text) for rollout in outcome.rollouts])
 
     async def _score(self, prompt: Prompt, ended: Sequence[tuple[Rollout, str]]) -> TurnResult:

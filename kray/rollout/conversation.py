@@ -23,7 +23,7 @@ from kray.config.prompts_schema import SourceConfig
 from kray.environments.turns import Turn
 from kray.environments.workers import ENVIRONMENT, EnvironmentWorkers
 from kray.errors import DataError
-from kray.prompts.tokenize import encode_answer, encode_opening
+from kray.prompts.tokenize import decoded, encode_answer, encode_opening
 from kray.records import EncodedPrompt, Rollout, RolloutTask, derive_seed
 from kray.rollout.outcome import Failure, TaskOutcome
 
@@ -177,7 +177,7 @@ class ConversationRunner:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens without special tokens."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return decoded(tokens, self.tokenizer)
 
 
 class Conversations:

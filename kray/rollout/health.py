@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from kray.text import one_line
+
 # Seconds, the longest wait before a restart.
 MAX_RESTART_DELAY_S = 30.0
 
@@ -104,7 +106,7 @@ class Health:
             reason: Why, for people.
             preempted: Its node was taken away, which does not count as a failure of the engine.
         """
-        self.state, self.reason, self.version = State.DEAD, reason, -1
+        self.state, self.reason, self.version = State.DEAD, one_line(reason), -1
         self.preempted = preempted
         self.failures_in_a_row += 1
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kray.records import Rollout, RolloutTask
+from kray.text import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Failure:
     Attributes:
         prompt_id: The prompt.
         rollouts: How many of its rollouts are missing.
-        why: The reason, for people.
+        why: The reason, for people, in one line whatever an engine or an environment wrote.
         tries: Attempts that were made to generate them.
     """
 
@@ -43,6 +44,9 @@ class Failure:
     rollouts: int
     why: str
     tries: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "why", one_line(self.why))
 
 
 @dataclass

@@ -23,7 +23,7 @@ from kray.config.prompts_schema import SourceConfig
 from kray.environments.role_turns import RoleTurn
 from kray.environments.turns import PlainObservation
 from kray.errors import DataError
-from kray.prompts.tokenize import encode_answer, encode_opening, messages_of, with_opening
+from kray.prompts.tokenize import decoded, encode_answer, encode_opening, messages_of, with_opening
 from kray.records import EncodedPrompt, Rollout, RolloutGroup, RolloutTask, derive_seed
 from kray.rollout.conversation import Conversation
 
@@ -101,7 +101,7 @@ class Encoder:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens without special tokens."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return decoded(tokens, self.tokenizer)
 
 
 class Episode:

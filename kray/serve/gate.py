@@ -3,6 +3,7 @@
 - Only the head of a request is read before its key is verified; keys are compared by their digests, in constant time, and no
   replica holds the key itself.
 - A body larger than the limit is refused before all of it is in memory, whether its length is announced or not.
+- No text of a body that reaches a service holds half of a character, which could not be answered in JSON.
 - Every refusal is JSON in OpenAI's form, {"error": {"message", "type", "param", "code"}}, and is counted with its reason.
 """
 
@@ -16,6 +17,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from kray.text import is_well_formed_json, well_formed_json
 
 # Path that needs no key and reports only whether the replica works.
 HEALTH = "/healthz"
@@ -106,6 +109,9 @@ class Gate:
         self.in_progress += 1
         try:
             body = await self._admit(scope, receive)
+            if not is_well_formed_json(body):
+                # In a thread: it may take long.
+                body = await asyncio.to_thread(well_formed_json, body)
             await self.app(scope, replay(body, receive), watched)
         except Refusal as refusal:
             if begun:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import time
@@ -15,6 +14,7 @@ from kray.errors import KrayError
 from kray.tracking.mlflow_store import MlflowRun
 from kray.tracking.refusals import deliver_rows
 from kray.tracking.store import Store, unreachable
+from kray.tracking.tables import table_json
 
 logger = logging.getLogger(__name__)
 # The tag by which MLflow nests runs.
@@ -55,12 +55,10 @@ def log_evaluation(
     named = {key: redact(str(value)) for key, value in tags.items()} | {"kray.kind": "evaluation"}
     if parent_id:
         named[PARENT_TAG] = parent_id
-    columns = list(rows[0]) if rows else []
     try:
         with tempfile.TemporaryDirectory(prefix="kray-evaluation-") as folder:
             table = Path(folder) / f"step-{step:06d}.json"
-            data = [[row[column] for column in columns] for row in rows]
-            table.write_text(json.dumps({"columns": columns, "data": data}, ensure_ascii=False), encoding="utf-8")
+            table.write_text(table_json(rows), encoding="utf-8")
             run.open({key: redact_value(key, value) for key, value in params.items()}, named, [])
             for key, why in deliver_rows([{"step": step, "time": time.time(), **metrics}], run.metrics):
                 logger.warning("MLflow refuses %s of the evaluation: %s", key, redact(why))

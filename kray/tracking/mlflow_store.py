@@ -18,6 +18,7 @@ from typing import Any
 
 from kray.config.redaction import redact
 from kray.errors import ConfigError, DataError, KrayError
+from kray.text import legible
 from kray.tracking.names import name_of, named
 from kray.tracking.refusals import deliver
 from kray.tracking.store import Store, bound_waits, unreachable
@@ -76,7 +77,7 @@ class MlflowRun:
             self.experiment_id = self._experiment()
             run = self._client.create_run(self.experiment_id, run_name=self.run_name)
             self.run_id = run.info.run_id
-            self._write("params", [Param(name, str(params[key])) for key, name in named(params).items()])
+            self._write("params", [Param(name, legible(str(params[key]))) for key, name in named(params).items()])
         self.started_s = run.info.start_time / 1000
         self._tables = [entry["path"] for entry in json.loads(run.data.tags.get(TABLES_TAG, "[]"))]
         self.tags(tags)
@@ -108,7 +109,7 @@ class MlflowRun:
         """Set tags."""
         from mlflow.entities import RunTag
 
-        self._write("tags", [RunTag(name, str(tags[key])[:8000]) for key, name in named(tags).items()])
+        self._write("tags", [RunTag(name, legible(str(tags[key]))[:8000]) for key, name in named(tags).items()])
 
     def _write(self, kind: str, entries: Sequence[Any]) -> None:
         """Write params or tags, as `kind` says; what the store refuses is noted and does not hold back others."""
@@ -243,7 +244,7 @@ def newest_table(run_id: str, name: str) -> list[dict[str, Any]]:
         if not paths:
             raise DataError(f"mlflow:{run_id}: the run has no table of {name}")
         with tempfile.TemporaryDirectory() as folder:
-            table = json.loads(Path(client.download_artifacts(run_id, paths[-1], folder)).read_text())
+            table = json.loads(Path(client.download_artifacts(run_id, paths[-1], folder)).read_text(encoding="utf-8"))
     except MlflowException as error:
         raise DataError(f"mlflow:{run_id}: {str(error).splitlines()[0]} (is MLFLOW_TRACKING_URI set?)") from error
     return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]

@@ -26,11 +26,13 @@ from kray.config.schema import TrackConfig
 from kray.errors import KrayError
 from kray.metrics import TRACKING_NONFINITE
 from kray.records import Prompt
+from kray.text import well_formed
 from kray.tracking.journal import Journal
 from kray.tracking.mlflow_store import MlflowRun
 from kray.tracking.names import name_of, named
 from kray.tracking.store import Store, bound_waits, locate, reach, unreachable
 from kray.tracking.system_metrics import SystemSamples
+from kray.tracking.tables import plain, table_json
 from kray.tracking.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -91,7 +93,7 @@ class Tracker:
         # Imported here, so that the seconds it takes do not count as the server's.
         import mlflow  # noqa: F401
 
-        (self._folder / name).write_text(redact(config_yaml), encoding="utf-8")
+        (self._folder / name).write_text(well_formed(redact(config_yaml)), encoding="utf-8")
         self._journal = Journal(self._folder, resume_step)
         self._run = MlflowRun(store, track.experiment, run_name, mlflow_run_id)
         params = {name: redact_value(name, value) for name, value in params.items()}
@@ -176,12 +178,11 @@ class Tracker:
 
     def log_table(self, step: int, rows: Sequence[Mapping[str, Any]], name: str = "samples") -> None:
         """Record rows as the table <name>/step-<step>.json; its columns are all keys, in order of appearance."""
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        table = {"columns": columns, "data": [[_plain(row.get(key)) for key in columns] for row in rows]}
         try:
             path = self._path(name, f"step-{step:06d}.json")
-            path.write_text(json.dumps(table, ensure_ascii=False, default=str), encoding="utf-8")
-        except OSError as error:
+            path.write_text(table_json(rows), encoding="utf-8")
+        # ValueError, TypeError: a cell that JSON cannot hold.
+        except (OSError, ValueError, TypeError) as error:
             # A missing table must not end a run.
             logger.warning("table %s of step %d could not be written: %s", name, step, error)
             return
@@ -224,8 +225,7 @@ class Tracker:
         judged = time.time() - ago_s
         times = (judged - judge_s - generate_s, judged - judge_s, judged)
         for number, row in enumerate(rows):
-            plain = {key: _plain(value) for key, value in row.items()}
-            send = partial(self._run.trace, step, number, plain, times)
+            send = partial(self._run.trace, step, number, plain(row), times)
             self._writer.put(f"trace {number} of step {step}", send)
 
     def log_file(self, path: Path, folder: str = "") -> None:
@@ -242,7 +242,7 @@ class Tracker:
         """
         digest = prompts_digest(prompts)
         rows = [
-            {"id": prompt.id, "prompt": _text(prompt), "answer": prompt.answer, "source": prompt.source}
+            plain({"id": prompt.id, "prompt": _text(prompt), "answer": prompt.answer, "source": prompt.source})
             for prompt in prompts[:DATASET_ROWS]
         ]
         count = len(prompts)
@@ -318,9 +318,3 @@ def _text(prompt: Prompt) -> str:
 
 def _redacted(tags: Mapping[str, Any]) -> dict[str, str]:
     return {name: redact(str(value)) for name, value in tags.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Return a cell of a table as JSON can hold it: NumPy scalars as numbers, NaN as null."""
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -136,6 +136,22 @@ def test_data_failures_quarantine_prompts_or_end_the_run(run_tiny, tmp_path):
         run_tiny("none", "reward.verifier=sample_verifiers:fails_on_odd", "run.max_failed_share=0.01")
 
 
+def test_text_and_values_of_any_kind_end_no_run(run_tiny, tmp_path):
+    """Details, errors and output of the verifier hold half characters and escapes; some values are beyond all ranges."""
+    hostile = ("reward.verifier=sample_verifiers:hostile", "evaluate.every=1", "track.every=1", "track.traces=2")
+    summary = run_tiny("run", *hostile, "run.steps=2", "run.max_failed_share=1.0", "prompts.quarantine_after=0")
+    assert summary.steps == 2
+    resumed = newest_checkpoint(tmp_path / "run")
+    more = run_tiny("run", *hostile, "run.steps=3", "run.max_failed_share=1.0", checkpoint=resumed)
+    assert more.steps == 3
+    table = json.loads((tmp_path / "run/samples/step-000003.json").read_text(encoding="utf-8"))
+    details = [dict(zip(table["columns"], row, strict=True))["detail"] for row in table["data"]]
+    assert details
+    assert all(detail.isprintable() and detail.endswith(r"\ud800\x00\x1b[1m\n") for detail in details)
+    with pytest.raises(KrayError, match=r"run\.max_failed_share is 0.*(ud800|not in \[0, 1\]|not a finite number)"):
+        run_tiny("none", *hostile, "run.max_failed_share=0")
+
+
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not at hand")
 def test_chat_model_trains_on_gsm8k(ray_local, tmp_path):
     """configs/gsm8k.yaml on real problems, with a chat model too small to solve one: the path is what is tested."""

@@ -329,3 +329,44 @@ def test_a_missing_key_and_a_missing_field_are_reported_before_anything_starts(t
         load_checked_prompts(config)
     config.prompts.train.columns = ["rubric"]
     load_checked_prompts(config)
+
+
+HALF = {"choices": [{"message": {"content": "\ud800\0 no \x1b[1mscore"}}]}
+ODD_REPLIES = {
+    "half a character": (HALF, "the judge's reply holds no number"),
+    "no dictionary": ([1], "is no chat completion: [1]"),
+    "usage of a list": (HALF | {"usage": [1]}, "holds no number"),
+    "usage beyond floats": (HALF | {"usage": {"prompt_tokens": 10**400}}, "holds no number"),
+    "choices of text": ({"choices": "\ud800"}, "is no chat completion"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_REPLIES)
+def test_replies_of_any_kind_are_data_failures(name):
+    reply, message = ODD_REPLIES[name]
+    (outcome,), scorer, _ = judged(lambda body, n: web.json_response(reply), "12")
+    assert outcome.reward is None
+    assert message in outcome.error
+    assert outcome.error.isprintable()
+    assert scorer.usage.prompt_tokens < 2**40
+
+
+def test_replies_that_are_nested_too_deeply_are_asked_for_again():
+    def deep(body, n):
+        return web.Response(text="[" * 100_000, content_type="application/json") if n == 1 else "Score: 5"
+
+    (outcome,), scorer, _ = judged(deep, "12")
+    assert (outcome.reward, scorer.usage.retries) == (0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "reward"),
+    [("5", 0.5), ('"5"', 0.5), ("true", 0.1), ("1" * 400, None), ("1e400", None), ("NaN", None), ("[5]", None)],
+)
+def test_only_numbers_are_verdicts(value, reward):
+    asked = JudgeConfig(url="http://127.0.0.1:1/v1", model="m", json_field="score")
+    if reward is None:
+        with pytest.raises(ValueError, match=r"holds no JSON object with a number|is outside its range"):
+            read_verdict(asked, f'{{"score": {value}}}')
+    else:
+        assert read_verdict(asked, f'{{"score": {value}}}').value == reward

@@ -163,3 +163,21 @@ def test_failing_service_counts_as_500():
     with pytest.raises(RuntimeError):
         send(gate)
     assert (counted.statuses, gate.in_progress) == ([500], 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "passed"),
+    [
+        (rb'{"a": "\ud800"}', rb'{"a": "\ufffd"}'),
+        (rb'{"a": "\uDFFF\ud83d\ude00"}', rb'{"a": "\ufffd\ud83d\ude00"}'),
+        (rb'{"a": "\\ud800"}', rb'{"a": "\\ud800"}'),
+        (rb'{"a": "\\\ud800"}', rb'{"a": "\\\ufffd"}'),
+        (b'{"a": "\xed\xa0\x80"}', '{"a": "\ufffd"}'.encode()),
+        (b'{"a": "\xff"}', '{"a": "\ufffd"}'.encode()),
+        ('{"a": "\u00e9"}'.encode(), '{"a": "\u00e9"}'.encode()),
+        (b"no JSON", b"no JSON"),
+    ],
+)
+def test_halves_of_characters_do_not_reach_a_service(body, passed):
+    gate, _ = made()
+    assert send(gate, HEAD, body) == (200, {}, passed)

@@ -14,6 +14,7 @@ from kray.driver.workers import make_scorer
 from kray.errors import KrayError
 from kray.records import Prompt
 from kray.rewards import Sample, Scorer, remote
+from kray.rewards.outcome import Ranges
 from kray.rewards.remote import RemoteScorer, chunks
 from kray.serve.gate import Refusal
 from kray.serve.rewards_api import MAX_SCORERS, Score, ScorerCache, ScoringSpec
@@ -167,6 +168,60 @@ def test_too_large_request_is_halved():
     assert [i for i, outcome in enumerate(outcomes) if outcome.reward is None] == [7]
 
 
+@pytest.mark.parametrize("status", [400, 422])
+def test_refused_answer_is_a_data_failure_of_its_own(status):
+    def strict(body, _):
+        if all(x["response"] != "7" for x in body["items"]):
+            return right(body)
+        refused = {"message": "items.3.response: no", "param": "items"}
+        return web.json_response({"error": refused}, status=status)
+
+    (outcomes, scorer), _ = served(strict, scoring(ITEMS[:20]))
+    assert [i for i, outcome in enumerate(outcomes) if outcome.reward is None] == [7]
+    assert (scorer.failures, scorer.retries) == (1, 0)
+
+
+def test_an_outcome_that_is_none_fails_alone():
+    bad = [
+        {"reward": "1"},
+        {"reward": True},
+        {"reward": 10**400},
+        {"reward": 1, "detail": 3},
+        {"reward": None, "error": []},
+        7,
+    ]
+    bad += [{"reward": 1, "parts": {"a": "x"}}, {"reward": 1, "elapsed_s": None}, {}]
+
+    def some(body, _):
+        return web.json_response({"outcomes": [*bad, {"reward": 0.5, "further": 1}]})
+
+    (outcomes, _), _ = served(some, scoring(ITEMS[: len(bad) + 1]))
+    assert [outcome.reward for outcome in outcomes] == [None] * len(bad) + [0.5]
+    assert all("cannot be read" in outcome.error for outcome in outcomes[:-1])
+
+
+def test_values_outside_of_the_range_are_data_failures_of_the_client():
+    async def act(url):
+        ranges = Ranges("exact", (-1.0, 1.0))
+        scorer = RemoteScorer(url, "", "exact", named={"functions.a": ("mine:a", {})}, ranges=ranges)
+        try:
+            items = [("", "0", "0"), ("exact", "1", "0"), ("math", "0", "0"), ("functions.a", "0", "1")]
+            return await scorer.score(items), scorer
+        finally:
+            scorer.close()
+            await asyncio.sleep(0)
+
+    def given(body, _):
+        return web.json_response(
+            {"outcomes": [{"reward": 2.0 * (x["response"] == x["answer"])} for x in body["items"]]}
+        )
+
+    (outcomes, scorer), _ = served(given, act)
+    assert [outcome.reward for outcome in outcomes] == [None, 0.5, None, 0.0]
+    assert '"exact" returned 2, which is not in [-1, 1]' in outcomes[0].error
+    assert scorer.failures == 2
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_refused_key_raises_and_is_not_shown(status):
     with pytest.raises(KrayError, match="refuses the key") as caught:
@@ -191,7 +246,16 @@ def test_unreachable_service_fails_at_the_deadline():
 
 @pytest.mark.parametrize(
     "body",
-    ["", "[]", "{}", '{"outcomes": 3}', '{"outcomes": []}', '{"outcomes": [{"reward": NaN}]}', '{"outcomes": [{}]}'],
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"outcomes": 3}',
+        '{"outcomes": []}',
+        '{"outcomes": [{"reward": NaN}]}',
+        '{"outcomes": [{}]}',
+    ],
 )
 def test_invalid_response_is_a_data_failure(body):
     def nonsense(_body, _n):
@@ -245,8 +309,8 @@ def test_named_functions_are_requests_of_their_own():
             await asyncio.sleep(0)
 
     outcomes, seen = served(right, act)
-    # The whole request of an item that JSON cannot hold fails.
-    assert [outcome.detail for outcome in outcomes] == ["", "2", "3", "4", "", ""]
-    assert all("cannot be sent to the reward service" in outcomes[i].error for i in (0, 4, 5))
+    # An item that JSON cannot hold fails alone.
+    assert [outcome.detail for outcome in outcomes] == ["1", "2", "3", "4", "42", ""]
+    assert "cannot be sent to the reward service" in outcomes[5].error
     bodies = sorted((body["verifier"], body["options"], len(body["items"])) for body, _ in seen)
-    assert bodies == [("exact", {"case_sensitive": False}, 2), ("mine:b", {}, 1)]
+    assert bodies == [("exact", {"case_sensitive": False}, 2), ("mine:a", {"x": 1}, 2), ("mine:b", {}, 1)]

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from hostile_text import HOSTILE
 
 from kray.config import KrayConfig, TrackConfig
 from kray.driver.evaluation import Evaluation
 from kray.driver.evaluation_record import EvaluationRecord, table
+from kray.records import Prompt
+from kray.rollout.outcome import Failure
+from kray.text import legible
 from kray.tracking import Tracker
+
+# Columns that policies, verifiers and data fill.
+TEXTS = ("prompt_id", "prompt", "rendered_prompt", "response", "answer", "detail")
 
 ROWS = [
     {
@@ -104,3 +113,48 @@ def test_model_without_a_run_needs_a_named_store(tmp_path):
     recorder = EvaluationRecord.of(config, None, "some/model")
     assert recorder is not None
     assert (recorder.parent, recorder.step) == ("", 0)
+
+
+def test_text_of_any_kind_reaches_the_store(tmp_path):
+    """Half characters in a detail ended runs, also those that were resumed."""
+    short = [text for text in HOSTILE if len(text) < 100]
+    params = {f"key{number}": text for number, text in enumerate(short)}
+    tags = {f"tag{number}": text for number, text in enumerate(HOSTILE)}
+    tracker = Tracker(
+        TrackConfig(system_metrics=False), tmp_path, "traced", params, tags, f"run: {{name: '{HOSTILE[1]}'}}\n"
+    )
+    rows = [ROWS[0] | dict.fromkeys(TEXTS, text) for text in HOSTILE]
+    prompts = [Prompt(f"p{text}", text, "exact", text, text=text) for text in HOSTILE]
+    tracker.log_step(1, {"reward/mean": 0.5})
+    tracker.log_table(1, rows)
+    tracker.log_traces(1, rows, generate_s=2.0, judge_s=0.5, ago_s=1.0)
+    tracker.log_dataset("train", prompts, "train")
+    assert tracker.finish() == []
+    table = json.loads((tmp_path / "samples/step-000001.json").read_text(encoding="utf-8"))
+    shown = [dict(zip(table["columns"], row, strict=True))["detail"] for row in table["data"]]
+    assert shown == [legible(text) for text in HOSTILE]
+    run = client_of(tmp_path).get_run(tracker.mlflow_run_id)
+    assert [run.data.params[key] for key in params] == [legible(text) for text in short]
+    assert [run.data.tags[key] for key in tags] == [legible(text)[:8000] for text in HOSTILE]
+    traces = client_of(tmp_path).search_traces(
+        locations=[run.info.experiment_id], run_id=run.info.run_id, max_results=50
+    )
+    assert len(traces) == len(HOSTILE)
+
+
+def test_an_evaluation_without_figures_is_recorded_as_such(tmp_path):
+    nan = float("nan")
+    failures = [Failure("p0", 4, f"environment: {HOSTILE[1]}")]
+    nothing = Evaluation(0, 2, nan, nan, None, {}, nan, failures, {}, {}, [])
+    assert table(nothing) == (
+        "nothing judged    no response could be scored, 4 were lost, the first of prompt p0: environment: \\ud800"
+    )
+    rows = [{"id": "p0", "response": HOSTILE[1]}, {"id": "p1", "response": "2", "greedy_response": "3"}]
+    one = Evaluation(1, 2, 0.5, nan, 0.6, {}, 3.0, failures, {HOSTILE[1]: (1, 0.5)}, {}, rows)
+    assert "accuracy          0.5000 (95 % over prompts)" in table(one)
+    assert set(one.metrics()) == {"eval/accuracy", "eval/failed", "eval/mean_length", "eval/greedy_accuracy"}
+    config = KrayConfig()
+    config.track.uri = f"sqlite:///{tmp_path}/all.db"
+    recorder = EvaluationRecord.of(config, None, "some/model")
+    for evaluation in (nothing, one):
+        assert "mlflow ui" in recorder.record(evaluation, {"note": HOSTILE[1]})
