@@ -56,7 +56,8 @@ def verify_summary(response: str, answer: str, *, partial: bool = False) -> Rewa
     if len(words) > most:
         return Reward(0.0, f"{len(words)} words, at most {most} are allowed")
     found = [[span for form in forms for span in _occurrences(form, words)] for forms in facts]
-    if broken := _only_a_list([span for spans in found for span in spans], words):
+    named = [span for spans in found for span in spans]
+    if named and (broken := _only_a_list(named, words)):
         return Reward(0.0, broken)
     missing = [" ".join(forms[0]) for forms, spans in zip(facts, found, strict=True) if not spans]
     if not missing:

@@ -35,4 +35,12 @@ def test_questions_are_those_of_the_measured_runs():
     """docs/small-models.md was measured on these: the same seed must give them in every version."""
     texts = [question.text for question in QUESTIONS.make([], 8, 0, "train")]
     assert texts == [
+        "What is 4 + 5?",
+        "Will has 16 balls and gives away 6. How many balls are left?",
+        "What is 9 times 8?",
+        "What is half of 88?",
+        "David has 6 eggs and finds 3 more. How many eggs does David have now?",
+        "There are 5 boxes with 9 balls each. How many balls are there?",
+        'How many letters are in the word "wood"?',
+        "Which of these numbers is the largest: 37, 65 or 27?",
     ]
