@@ -20,7 +20,9 @@ _NAME_LIST = """
     Ann Ben Clara David Emma Frank Grace Henry Ida Jack Kate Leo Mary Noah Olga Paul Rosa Sam Tina Will
 """
 _NAMES = _NAME_LIST.split()
-_CITIES = "Athens Berlin Boston Cairo Dublin Geneva Leeds Lisbon London Madrid Oslo Paris Prague Rome Vienna York".split()
+_CITIES = (
+    "Athens Berlin Boston Cairo Dublin Geneva Leeds Lisbon London Madrid Oslo Paris Prague Rome Vienna York".split()
+)
 _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 _GOODS = "bicycle blanket camera carpet chair clock coat guitar kettle lamp mirror piano radio sofa table tent".split()
 _PLACES = "bakery bank cinema garage hospital hotel library market museum park school station stadium theatre".split()

@@ -80,12 +80,16 @@ def _above(rng: random.Random) -> _Program:
 def _length(rng: random.Random) -> _Program:
     n = rng.randint(1, 20)
     inputs = [*rng.sample(_WORDS, 2), "a", ""]
-    return _Program(_TEXT, f"the length of the string {{x}} plus {n}", f"len({{x}}) + {n}", lambda s: len(s) + n, inputs)
+    return _Program(
+        _TEXT, f"the length of the string {{x}} plus {n}", f"len({{x}}) + {n}", lambda s: len(s) + n, inputs
+    )
 
 
 def _repeat(rng: random.Random) -> _Program:
     n = rng.randint(2, 9)
-    return _Program(_TEXT, f"the string {{x}} repeated {n} times", f"{{x}} * {n}", lambda s: s * n, rng.sample(_WORDS, 4))
+    return _Program(
+        _TEXT, f"the string {{x}} repeated {n} times", f"{{x}} * {n}", lambda s: s * n, rng.sample(_WORDS, 4)
+    )
 
 
 def _prefix(rng: random.Random) -> _Program:

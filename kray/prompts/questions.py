@@ -25,6 +25,7 @@ _WORD_LIST = """
 """
 _NAMES, _THINGS, _WORDS = _NAME_LIST.split(), _THING_LIST.split(), _WORD_LIST.split()
 
+
 def _sum(rng: random.Random) -> tuple[str, int]:
     a, b = rng.randint(2, 20), rng.randint(2, 20)
     return f"What is {a} + {b}?", a + b
