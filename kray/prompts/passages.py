@@ -16,18 +16,17 @@ from kray.prompts.templates import Family, Task, Template
 # Words of a summary at most: all facts fit with some to spare.
 MOST_WORDS = 12
 
-_NAME_LIST = """
+# A list of words in each line: people, cities, days, goods, places, animals, plants.
+_LISTS = """
     Ann Ben Clara David Emma Frank Grace Henry Ida Jack Kate Leo Mary Noah Olga Paul Rosa Sam Tina Will
+    Athens Berlin Boston Cairo Dublin Geneva Leeds Lisbon London Madrid Oslo Paris Prague Rome Vienna York
+    Monday Tuesday Wednesday Thursday Friday Saturday Sunday
+    bicycle blanket camera carpet chair clock coat guitar kettle lamp mirror piano radio sofa table tent
+    bakery bank cinema garage hospital hotel library market museum park school station stadium theatre
+    bird cat cow dog donkey goat goose hen horse lamb owl parrot pig pony rabbit sheep turtle
+    apples beans carrots cherries grapes lemons melons onions peas plums potatoes roses tomatoes tulips
 """
-_NAMES = _NAME_LIST.split()
-_CITIES = (
-    "Athens Berlin Boston Cairo Dublin Geneva Leeds Lisbon London Madrid Oslo Paris Prague Rome Vienna York".split()
-)
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-_GOODS = "bicycle blanket camera carpet chair clock coat guitar kettle lamp mirror piano radio sofa table tent".split()
-_PLACES = "bakery bank cinema garage hospital hotel library market museum park school station stadium theatre".split()
-_ANIMALS = "bird cat cow dog donkey goat goose hen horse lamb owl parrot pig pony rabbit sheep turtle".split()
-_PLANTS = "apples beans carrots cherries grapes lemons melons onions peas plums potatoes roses tomatoes tulips".split()
+_NAMES, _CITIES, _DAYS, _GOODS, _PLACES, _ANIMALS, _PLANTS = map(str.split, _LISTS.strip().splitlines())
 
 
 class _Passage(NamedTuple):
@@ -35,7 +34,7 @@ class _Passage(NamedTuple):
 
     Attributes:
         text: Its two sentences.
-        asks: The question that it has to answer.
+        asks: What the summary has to say.
         facts: For each fact the words that name it, of which one is enough.
         reference: A summary.
     """
@@ -50,7 +49,7 @@ def _trip(rng: random.Random) -> _Passage:
     name, city, day = rng.choice(_NAMES), rng.choice(_CITIES), rng.choice(_DAYS)
     return _Passage(
         f"{name} packed a small bag early on {day}. The train was full, and after three hours it reached {city}.",
-        "Who went where on which day?",
+        "who went where on which day",
         ([name], [city], [day]),
         f"{name} took the train to {city} on {day}.",
     )
@@ -60,7 +59,7 @@ def _purchase(rng: random.Random) -> _Passage:
     name, thing, price = rng.choice(_NAMES), rng.choice(_GOODS), str(rng.randint(11, 99))
     return _Passage(
         f"{name} had wanted a {thing} for weeks. The last one in the shop cost {price} dollars, a fair price.",
-        "Who bought what for how much?",
+        "who bought what for how much",
         ([name], [thing], [price]),
         f"{name} bought a {thing} for {price} dollars.",
     )
@@ -70,7 +69,7 @@ def _meeting(rng: random.Random) -> _Passage:
     (first, second), place = rng.sample(_NAMES, 2), rng.choice(_PLACES)
     return _Passage(
         f"{first} went for a walk after work. In front of the {place} stood an old friend from school, {second}.",
-        "Who met whom and where?",
+        "who met whom and where",
         ([first], [second], [place]),
         f"{first} met {second} in front of the {place}.",
     )
@@ -80,7 +79,7 @@ def _escape(rng: random.Random) -> _Passage:
     animal, name, place = rng.choice(_ANIMALS), rng.choice(_NAMES), rng.choice(_PLACES)
     return _Passage(
         f"The {animal} was gone, since the gate had been left open. {name} found it asleep behind the {place}.",
-        "Who found which animal and where?",
+        "who found which animal and where",
         ([name], [animal], [place]),
         f"{name} found the {animal} behind the {place}.",
     )
@@ -90,7 +89,7 @@ def _garden(rng: random.Random) -> _Passage:
     name, plants, day = rng.choice(_NAMES), rng.choice(_PLANTS), rng.choice(_DAYS)
     return _Passage(
         f"{day} was warm, so {name} took a spade and went out. By noon there were two rows of {plants} in the garden.",
-        "Who planted what on which day?",
+        "who planted what on which day",
         ([name], [plants], [day]),
         f"{name} planted {plants} on {day}.",
     )
@@ -100,7 +99,7 @@ def _template(make: Callable[[random.Random], _Passage]) -> Template:
     def draw(rng: random.Random) -> Task:
         passage = make(rng)
         return Task(
-            text=f"{passage.text}\n\n{passage.asks} Answer in one sentence of at most {MOST_WORDS} words.",
+            text=f"{passage.text}\n\nSay in one sentence of at most {MOST_WORDS} words {passage.asks}.",
             answer=json.dumps({"words": MOST_WORDS, "facts": passage.facts}),
             reference=passage.reference,
         )
