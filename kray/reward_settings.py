@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 # Verifiers of kray that are functions; pkg.module:function and file.py:function are allowed as well.
-VERIFIERS = ("math", "exact", "code", "reasoning_gym")
+VERIFIERS = ("math", "exact", "code", "reasoning_gym", "summary")
 # Names of reward.verifier that stand for more than one function call in a process: a model, and reward.functions.
 JUDGE, FUNCTIONS = "judge", "functions"
 
@@ -97,8 +97,8 @@ class RewardConfig:
     """How responses are scored."""
 
     verifier: str = "exact"
-    """math, exact, code, reasoning_gym, pkg.module:function, file.py:function, judge (a model, `reward.judge`) or functions
-    (the weighted mean of `reward.functions`)."""
+    """math, exact, code, reasoning_gym, summary, pkg.module:function, file.py:function, judge (a model, `reward.judge`) or
+    functions (the weighted mean of `reward.functions`)."""
 
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the verifier."""

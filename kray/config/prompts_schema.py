@@ -11,8 +11,8 @@ class SourceConfig:
     """Where prompts come from."""
 
     kind: str = "arithmetic"
-    """arithmetic, questions (in plain English), jsonl, parquet, huggingface, reasoning_gym, nim, verifiers (a taskset), or
-    seeds: starts of an environment that makes its own tasks."""
+    """arithmetic; questions, programs (to write) or passages (to summarize), in plain English; jsonl, parquet, huggingface,
+    reasoning_gym, nim, verifiers (a taskset), or seeds: starts of an environment that makes its own tasks."""
 
     path: str = ""
     """File, folder or glob (jsonl, parquet); dataset id or folder (huggingface); id of an installed taskset (verifiers)."""
@@ -68,16 +68,17 @@ class SourceConfig:
     """Keep rows that repeat the prompt and the answer of an earlier row. false: only the first one is kept."""
 
     size: int = 1024
-    """Prompts to generate (arithmetic, questions, reasoning_gym, nim, seeds, verifiers tasksets without an end)."""
+    """Prompts to generate (arithmetic, questions, programs, passages, reasoning_gym, nim, seeds, verifiers tasksets without an
+    end)."""
 
     seed: int = 0
     """Seed of generated prompts."""
 
     tasks: dict[str, Any] = field(default_factory=dict)
     """reasoning_gym: task name -> its options, or a label of your own -> `{task: name, ...}`, so that one task can have several
-    difficulties. arithmetic and questions: kind -> nothing; empty for all kinds. nim: a label -> `{heaps: 3, largest: 5}`.
-    seeds: label -> keyword arguments of the environment, in place of those in `environment.options`. Tasks are mixed evenly.
-    verifiers: the taskset's own configuration."""
+    difficulties. arithmetic, questions, programs and passages: kind -> nothing; empty for all kinds. nim: a label ->
+    `{heaps: 3, largest: 5}`. seeds: label -> keyword arguments of the environment, in place of those in
+    `environment.options`. Tasks are mixed evenly. verifiers: the taskset's own configuration."""
 
 
 @dataclass

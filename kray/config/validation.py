@@ -85,6 +85,8 @@ FIXED = {
 PROMPT_KINDS = (
     "arithmetic",
     "questions",
+    "programs",
+    "passages",
     "jsonl",
     "parquet",
     "huggingface",
@@ -291,7 +293,8 @@ def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
         yield Problem((f"{key}.path", f"{key}.kind"), f"{key}.path is empty: {key}.kind {source.kind} reads from it")
     if source.kind == "reasoning_gym" and not source.tasks:
         yield Problem((f"{key}.tasks",), f"{key}.tasks is empty: {key}.kind reasoning_gym needs at least one task name")
-    if source.kind in ("arithmetic", "questions", "nim") and source.split not in ("train", "test"):
+    generated = source.kind in ("arithmetic", "questions", "programs", "passages", "nim")
+    if generated and source.split not in ("train", "test"):
         yield Problem((f"{key}.split",), f"{key}.split must be train or test for {source.kind}, not {source.split!r}")
     for name in source.chat_template_kwargs:
         if name in NO_VARIABLES:

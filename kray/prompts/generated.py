@@ -1,4 +1,4 @@
-"""Generate prompts: arithmetic, questions, and the tasks of reasoning_gym. Equal seeds give equal prompts."""
+"""Generate prompts: arithmetic, tasks from templates, and the tasks of reasoning_gym. Equal seeds give equal prompts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any
 
 from kray.config.prompts_schema import SourceConfig
 from kray.errors import DataError
-from kray.prompts import questions
 from kray.prompts.arithmetic import KINDS, SPLITS, in_test, make_problems
+from kray.prompts.passages import PASSAGES
+from kray.prompts.programs import PROGRAMS
+from kray.prompts.questions import QUESTIONS
 from kray.records import Prompt, derive_seed
 
 # Entries that are generated at most per prompt, of which a fifth belong to the test split.
 _SEARCH_FACTOR = 40
 # Verifiers that compare texts; any other gets the whole entry.
 _BY_TEXT = ("exact", "math")
+# Name of a kind of source -> its tasks.
+_FAMILIES = {family.name: family for family in (QUESTIONS, PROGRAMS, PASSAGES)}
 
 
 def arithmetic_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
@@ -49,11 +53,11 @@ def arithmetic_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
     ]
 
 
-def question_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
-    """Generate one-line questions in plain English, answered by a whole number.
+def template_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
+    """Generate tasks from templates: questions, programs or passages.
 
     Args:
-        source: size, seed, split, limit, tasks (kinds, which alternate; empty: all), and system and template.
+        source: kind, size, seed, split, limit, tasks (kinds, which alternate; empty: all), and system and template.
         verifier: Verifier of the prompts.
 
     Returns:
@@ -63,19 +67,19 @@ def question_prompts(source: SourceConfig, verifier: str) -> list[Prompt]:
         DataError: An option of the source is invalid.
     """
     check_generated(source)
-    if unknown := [kind for kind in source.tasks if kind not in questions.KINDS]:
-        raise DataError(f"tasks.{unknown[0]}: questions have no such kind; they have {', '.join(questions.KINDS)}")
-    made = questions.make_questions(list(source.tasks) or questions.KINDS, wanted(source), source.seed, source.split)
+    family = _FAMILIES[source.kind]
+    if unknown := [kind for kind in source.tasks if kind not in family.templates]:
+        raise DataError(f"tasks.{unknown[0]}: {family.name} have no such kind; they have {', '.join(family.templates)}")
     return [
         Prompt(
-            id=f"questions/{source.split}/{index}",
-            answer=question.answer,
+            id=f"{family.name}/{source.split}/{index}",
+            answer=task.answer,
             verifier=verifier,
-            source="questions",
-            text=question.text,
-            metadata={"kind": question.kind},
+            source=family.name,
+            text=task.text,
+            metadata={"kind": task.kind},
         )
-        for index, question in enumerate(made)
+        for index, task in enumerate(family.make(list(source.tasks), wanted(source), source.seed, source.split))
     ]
 
 

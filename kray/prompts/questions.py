@@ -1,18 +1,14 @@
 """One-line questions in plain English whose answer is a whole number, for small chat models.
 
-Each kind is a template over small numbers or words. Equal seeds give equal questions on every machine; a hash of the question
-decides its split, so that training and test share none.
+Each kind is a template over small numbers or words.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from kray.prompts.arithmetic import SPLITS, in_test
-from kray.records import derive_seed
+from kray.prompts.templates import Family, Task, Template
 
 _NAME_LIST = """
     Ann Ben Clara David Emma Frank Grace Henry Ida Jack Kate Leo Mary Noah Olga Paul Rosa Sam Tina Will
@@ -28,23 +24,6 @@ _WORD_LIST = """
     water wheel wind window winter wood yellow
 """
 _NAMES, _THINGS, _WORDS = _NAME_LIST.split(), _THING_LIST.split(), _WORD_LIST.split()
-# Repeats of a question in a row after which a kind counts as used up and starts again.
-_TRIES = 400
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One question.
-
-    Attributes:
-        kind: A name from KINDS.
-        text: The question.
-        answer: Its answer, a whole number in digits.
-    """
-
-    kind: str
-    text: str
-    answer: str
 
 
 def _sum(rng: random.Random) -> tuple[str, int]:
@@ -88,7 +67,15 @@ def _largest(rng: random.Random) -> tuple[str, int]:
     return f"Which of these numbers is the largest: {numbers[0]}, {numbers[1]} or {numbers[2]}?", max(numbers)
 
 
-_KINDS: dict[str, Callable[[random.Random], tuple[str, int]]] = {
+def _template(make: Callable[[random.Random], tuple[str, int]]) -> Template:
+    def draw(rng: random.Random) -> Task:
+        text, answer = make(rng)
+        return Task(text, str(answer), str(answer))
+
+    return draw
+
+
+_KINDS = {
     "sum": _sum,
     "difference": _difference,
     "product": _product,
@@ -98,43 +85,4 @@ _KINDS: dict[str, Callable[[random.Random], tuple[str, int]]] = {
     "letters": _letters,
     "largest": _largest,
 }
-KINDS: tuple[str, ...] = tuple(_KINDS)
-
-
-def make_questions(kinds: Sequence[str], size: int, seed: int, split: str) -> list[Question]:
-    """Make questions.
-
-    Args:
-        kinds: Names from KINDS, which alternate.
-        size: Number of questions. A smaller size gives the beginning of a larger one.
-        seed: Seed of the draws.
-        split: "train" or "test".
-
-    Returns:
-        `size` questions. A kind repeats a question only after nearly all of its questions in the split.
-
-    Raises:
-        ValueError: A kind or the split is unknown.
-    """
-    if unknown := [kind for kind in kinds if kind not in _KINDS]:
-        raise ValueError(f'kind "{unknown[0]}" is not one of {", ".join(KINDS)}')
-    if split not in SPLITS:
-        raise ValueError(f'split "{split}" is not one of {", ".join(SPLITS)}')
-    streams = [_stream(kind, derive_seed("questions", seed, split, kind), split) for kind in kinds]
-    return [next(stream) for stream in itertools.islice(itertools.cycle(streams), size)]
-
-
-def _stream(kind: str, seed: int, split: str) -> Iterator[Question]:
-    rng, seen, repeats = random.Random(seed), set[str](), 0
-    while True:
-        text, answer = _KINDS[kind](rng)
-        if in_test(text) != (split == "test"):
-            continue
-        if text in seen:
-            repeats += 1
-            if repeats < _TRIES:
-                continue
-            seen.clear()
-        seen.add(text)
-        repeats = 0
-        yield Question(kind, text, str(answer))
+QUESTIONS = Family("questions", {kind: _template(make) for kind, make in _KINDS.items()})

@@ -16,7 +16,7 @@ from kray.config.prompts_schema import PromptsConfig, SourceConfig
 from kray.errors import ConfigError, DataError
 from kray.metrics import EVAL_ACCURACY_OF_SET
 from kray.prompts.fields import FORMATS, content, scalar
-from kray.prompts.generated import arithmetic_prompts, question_prompts, reasoning_prompts
+from kray.prompts.generated import arithmetic_prompts, reasoning_prompts, template_prompts
 from kray.prompts.positions import nim_prompts
 from kray.prompts.row_columns import answer_text, columns_of
 from kray.prompts.rows import Row, huggingface_rows, jsonl_rows, parquet_rows
@@ -216,7 +216,9 @@ SOURCES: dict[str, Load] = {
     "jsonl": _from_rows(jsonl_rows),
     "parquet": _from_rows(parquet_rows),
     "huggingface": _from_rows(huggingface_rows),
-    "questions": question_prompts,
+    "questions": template_prompts,
+    "programs": template_prompts,
+    "passages": template_prompts,
     "reasoning_gym": reasoning_prompts,
     "nim": nim_prompts,
     "seeds": seed_prompts,

@@ -33,6 +33,7 @@ VERIFIERS: dict[str, str] = {
     "math": "kray.rewards.mathematics:verify_math",
     "code": "kray.rewards.code:verify_code",
     "reasoning_gym": "kray.rewards.reasoning:verify_reasoning",
+    "summary": "kray.rewards.summary:verify_summary",
 }
 _ERROR_CHARACTERS = 300
 

@@ -253,7 +253,9 @@ def test_missing_files_are_named(here):
 
 
 def test_unknown_kinds_are_named_with_the_nearest():
-    known = "arithmetic, jsonl, parquet, huggingface, questions, reasoning_gym, nim, seeds, verifiers"
+    known = (
+        "arithmetic, jsonl, parquet, huggingface, questions, programs, passages, reasoning_gym, nim, seeds, verifiers"
+    )
     message = f'kind "josnl" is not known (did you mean "jsonl"?); known: {known}'
     assert refused(SourceConfig(kind="josnl")) == message
 
