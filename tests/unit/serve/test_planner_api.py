@@ -18,7 +18,7 @@ from kray.serve.allocation import AllocationRequest, allocate
 from kray.serve.gate import Limits, Refusal
 from kray.serve.plan_store import PlanStore
 from kray.serve.planner_api import Allocate, Open, Planner
-from kray.serve.saved_beliefs import BeliefSettings
+from kray.serve.saved_beliefs import BeliefSettings, to_json
 
 IDS = [f"p{i}" for i in range(24)]
 PLAN = {"mode": "online", "budget": 120, "lower": 2, "upper": 16}
@@ -81,8 +81,79 @@ def test_saved_beliefs_change_the_next_plan(tmp_path):
     assert plans[0] == plans[1] == plans[2]
     assert plans[0] != plans[3]
     assert again.runs()[0]["steps"] == 1
-    (tmp_path / "r.json").write_text("{")
-    assert "r.json cannot be read" in refused(500, "run", PlanStore(folder=tmp_path).open, "r", IDS, static, {})
+
+
+# What may lie where the beliefs of a run are expected: text, None for a folder.
+DAMAGED = {
+    "half": "{",
+    "list": "[]",
+    "empty": "{}",
+    "other": '{"version": 1, "beliefs": {}}',
+    "text": '"x"',
+    "nested": "[" * 100_000 + "]" * 100_000,
+    "binary": "\udcff",
+    "folder": None,
+}
+
+
+@pytest.mark.parametrize("found", DAMAGED)
+def test_unreadable_state_is_refused_and_left_alone(tmp_path, found):
+    content = DAMAGED[found]
+    if content is None:
+        (tmp_path / "r.json").mkdir()
+    else:
+        (tmp_path / "r.json").write_bytes(content.encode(errors="surrogateescape"))
+    store = PlanStore(folder=tmp_path)
+    assert "r.json cannot be read" in refused(500, "run", store.open, "r", IDS, PLAN, {})
+    assert store.runs() == []
+    if content is not None:
+        assert (tmp_path / "r.json").read_bytes() == content.encode(errors="surrogateescape")
+    store.open("other", IDS, PLAN, {})
+
+
+def test_plan_stays_open_when_its_labels_cannot_be_written(tmp_path):
+    store = PlanStore(folder=tmp_path)
+    plan_id = store.open("r", IDS, PLAN, {})["id"]
+    carry_out(store, plan_id, random.Random(0))
+    (tmp_path / "r.json").mkdir()
+    for _ in range(2):
+        assert "nothing has changed" in refused(503, "run", store.close, plan_id)
+    (tmp_path / "new.json").mkdir()
+    refused(503, "run", store.load, "new", store.saved("r"))
+    assert [run["run"] for run in store.runs()] == ["r"]
+    assert [path.name for path in tmp_path.glob(".tmp-*")] == []
+    (tmp_path / "r.json").rmdir()
+    assert store.close(plan_id)["steps"] == 1
+    assert PlanStore(folder=tmp_path).open("r", IDS, PLAN, {})["step"] == 1
+
+
+def nested(depth: int) -> dict:
+    found: dict = {}
+    for _ in range(depth):
+        found = {"a": [found]}
+    return found
+
+
+@pytest.mark.parametrize("place", ["beliefs", "prior", "successes", "settings"])
+def test_nested_state_is_refused(place):
+    store, deep = PlanStore(), nested(400)
+    state = {"version": 1, "steps": 0, "beliefs": Beliefs().to_dict()}
+    if place in ("beliefs", "settings"):
+        state[place] = deep
+    else:
+        state["beliefs"][place] = [deep, deep]
+    refused(422, "settings" if place == "settings" else "beliefs", store.load, "r", state)
+    assert store.runs() == []
+
+
+@given(
+    value=st.recursive(
+        st.none() | st.integers() | st.text() | st.booleans(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_json_in_parts_is_the_same(value):
+    assert json.loads(to_json(value)) == value
 
 
 def test_run_has_one_open_plan_and_withdrawing_it_removes_labels():
