@@ -153,7 +153,8 @@ class Client:
         return {"run": self.run, "prompt_ids": self._ids, "budget": load.budget, "mode": load.mode, "upper": 32}
 
     async def _carry_out(self, plan: str) -> None:
-        part, labels = 0, {}
+        part = 0
+        labels: dict[str, list[float]] = {}
         while True:
             taken = await self._ask("take", "POST", f"{plan}/take", {"request_id": f"take-{part}"})
             if taken["done"]:

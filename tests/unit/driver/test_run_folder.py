@@ -27,6 +27,6 @@ def test_runs_of_one_name_that_start_at_once_have_different_folders(tmp_path):
 
 
 def test_name_that_is_no_folders_is_one_error(tmp_path):
-    with pytest.raises(ConfigError, match="run.dir"):
+    with pytest.raises(ConfigError, match=r"run\.dir"):
         run_folder(named(tmp_path, "x" * 300))
     assert list(tmp_path.iterdir()) == []
