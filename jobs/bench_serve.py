@@ -27,16 +27,19 @@ def main() -> int:
     parser.add_argument("--url", default="", help="of a service that runs, whose key is in KRAY_API_KEY")
     parser.add_argument("--clients", type=int, default=200, help="at a time, each with its run (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="for which steps are begun (default %(default)s)")
-    parser.add_argument("--prompts", type=int, default=64, help="of each step (default %(default)s)")
-    parser.add_argument("--budget", type=int, default=512, help="rollouts of each step (default %(default)s)")
+    parser.add_argument("--prompts", type=int, default=512, help="of each step (default %(default)s)")
+    parser.add_argument(
+        "--sources", type=int, default=20, help="of the prompts, each with its prior (default %(default)s)"
+    )
+    parser.add_argument("--budget", type=int, default=2048, help="rollouts of each step (default %(default)s)")
     parser.add_argument("--mode", default="static", help="plan.mode (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of rewards (default %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     options = parser.parse_args()
 
     def measure(url: str, key: str) -> dict:
-        sizes = (options.clients, options.seconds, options.prompts, options.budget, options.mode, options.seed)
-        return asyncio.run(put_under_load(Load(url, key, *sizes)))
+        steps = (options.prompts, options.sources, options.budget, options.mode)
+        return asyncio.run(put_under_load(Load(url, key, options.clients, options.seconds, *steps, options.seed)))
 
     if options.url:
         found = measure(options.url.rstrip("/"), os.environ.get("KRAY_API_KEY", ""))

@@ -35,6 +35,7 @@ class Load:
         clients: How many.
         seconds: For how long steps are begun.
         prompts: Of each step.
+        sources: Of the prompts; each has a prior of its own, which is fitted when a plan is opened.
         budget: Rollouts of each step.
         mode: plan.mode.
         seed: Of the rewards.
@@ -44,8 +45,9 @@ class Load:
     key: str
     clients: int
     seconds: float
-    prompts: int = 64
-    budget: int = 512
+    prompts: int = 512
+    sources: int = 20
+    budget: int = 2048
     mode: str = "static"
     seed: int = 0
 
@@ -150,7 +152,9 @@ class Client:
 
     def _opening(self) -> dict[str, Any]:
         load = self.load
-        return {"run": self.run, "prompt_ids": self._ids, "budget": load.budget, "mode": load.mode, "upper": 32}
+        sources = [f"source-{i % load.sources}" for i in range(load.prompts)]
+        sizes = {"budget": load.budget, "mode": load.mode, "upper": 32}
+        return {"run": self.run, "prompt_ids": self._ids, "prior_of": sources} | sizes
 
     async def _carry_out(self, plan: str) -> None:
         part = 0

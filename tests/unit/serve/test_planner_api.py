@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
+import time
 
 import httpx
 import numpy as np
@@ -319,28 +321,115 @@ def test_budget_of_rollouts_must_be_whole():
     )
 
 
-def test_all_errors_have_one_form(monkeypatch):
+class Uncounted:
+    def __init__(self, service):
+        pass
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+@pytest.fixture
+def planner(monkeypatch):
+    """The service's replica, outside of Ray."""
+    monkeypatch.setattr("kray.serve.meters.Meters", Uncounted)
+    return Planner(Limits(), "", 4, 100, "")
+
+
+def answered(planner: Planner, scenario):
+    """Run a coroutine function with a client of the replica's application."""
+    transport = httpx.ASGITransport(app=planner.__serve_build_asgi_app__())
+
+    async def run():
+        headers = {"content-type": "application/json"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
+            return await scenario(client)
+
+    return asyncio.run(run())
+
+
+def test_all_errors_have_one_form(planner):
     """Include those that FastAPI itself raises: unknown path, no JSON, JSON that is nested too deeply."""
 
-    class Uncounted:
-        def __init__(self, service):
-            pass
+    async def scenario(client):
+        deep = '{"a": ' * 5000 + "1" + "}" * 5000
+        asked = [("POST", "/v1/allocate", body) for body in ("", "{", "[" * 5000, deep, "[]", "{}", '{"budget": NaN}')]
+        asked += [("PUT", "/v1/runs/r", body) for body in (deep, "[]", '{"version": 1, "beliefs": []}')]
+        asked += [("GET", "/v1/nothing", None), ("GET", "/v1/allocate", None), ("DELETE", "/v1/runs/none", None)]
+        asked += [("GET", "/v1/runs/..%2F..%2Fx", None), ("PUT", "/v1/runs/..%2F..%2Fx", "{}")]
+        return [await client.request(method, path, content=body) for method, path, body in asked]
 
-        def __getattr__(self, name):
-            return lambda *_: None
-
-    monkeypatch.setattr("kray.serve.meters.Meters", Uncounted)
-    app = Planner(Limits(), "", 4, 100, "").__serve_build_asgi_app__()
-    json_type = {"content-type": "application/json"}
-
-    async def answers():
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=json_type) as client:
-            asked = [("POST", "/v1/allocate", body) for body in ("", "{", "[" * 5000, "[]", "{}", '{"budget": NaN}')]
-            asked += [("GET", "/v1/nothing", None), ("GET", "/v1/allocate", None), ("DELETE", "/v1/runs/none", None)]
-            return [await client.request(method, path, content=body) for method, path, body in asked]
-
-    for answer in asyncio.run(answers()):
+    for answer in answered(planner, scenario):
         assert 400 <= answer.status_code < 500
         assert answer.json()["error"]["code"] == answer.status_code
         assert answer.json()["error"]["message"]
+
+
+def test_failure_inside_has_the_form_of_all_errors(planner, monkeypatch):
+    monkeypatch.setattr(planner.store, "runs", lambda: 1 / 0)
+    (answer,) = answered(planner, lambda client: asyncio.gather(client.get("/v1/runs")))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["type"]) == (500, 500, "server_error")
+
+
+def test_open_plans_and_refusals_do_not_wait_for_each_other(planner, monkeypatch):
+    """While one plan is opened for seconds, others are refused at once, and the service is healthy."""
+    release, opened = threading.Event(), planner.store.open
+
+    def compute(run, *arguments):
+        while run == "slow" and not release.is_set():
+            sum(range(1000))
+        return opened(run, *arguments)
+
+    monkeypatch.setattr(planner.store, "open", compute)
+    body = {"prompt_ids": IDS, "budget": 120, "mode": "static"}
+
+    async def scenario(client):
+        slow = asyncio.ensure_future(client.post("/v1/plans", json=body | {"run": "slow"}))
+        await asyncio.sleep(1.0)
+        begun = time.monotonic()
+        refusals = await asyncio.gather(*(client.post("/v1/plans", json=body | {"run": f"r{i}"}) for i in range(20)))
+        health = await client.get("/healthz")
+        took = time.monotonic() - begun
+        release.set()
+        return refusals, health, took, await slow, await client.post("/v1/plans", json=body | {"run": "r0"})
+
+    refusals, health, took, slow, after = answered(planner, scenario)
+    assert {answer.status_code for answer in refusals} == {429}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refusals)
+    assert refusals[0].json()["error"]["type"] == "rate_limit_error"
+    assert took < 5.0
+    assert (health.status_code, slow.status_code, after.status_code) == (200, 200, 200)
+    assert sorted(run["run"] for run in planner.store.runs()) == ["r0", "slow"]
+
+
+def test_many_clients_get_the_planners_own_plans(planner):
+    """Runs that are planned at once do not change each other's plans."""
+    body = {"budget": 120, "lower": 2, "upper": 16, "mode": "online", "prompt_ids": IDS}
+
+    async def one(client, run: str) -> list[list[int]]:
+        rng, budgets = random.Random(run), []
+        for _ in range(3):
+            plan = (await client.post("/v1/plans", json=body | {"run": run})).json()["id"]
+            while not (now := (await client.post(f"/v1/plans/{plan}/take", json={"room": 32})).json())["done"]:
+                labels = [
+                    {"prompt_id": x["prompt_id"], "rewards": rewards(x["prompt_id"], x["rollouts"], rng)}
+                    for x in now["take"]
+                ]
+                told = await client.post(f"/v1/plans/{plan}/observe", json={"labels": labels})
+                assert told.status_code == 200, told.text
+            budgets.append((await client.get(f"/v1/plans/{plan}")).json()["budgets"])
+        return budgets
+
+    async def scenario(client):
+        return await asyncio.gather(*(one(client, f"r{i}") for i in range(4)))
+
+    together, store = answered(planner, scenario), PlanStore()
+    for number, budgets in enumerate(together):
+        run, alone = f"r{number}", []
+        rng = random.Random(run)
+        for _ in range(3):
+            plan_id = store.open(run, IDS, PLAN, {})["id"]
+            carry_out(store, plan_id, rng)
+            alone.append(store.state(plan_id)["budgets"])
+        assert budgets == alone
