@@ -196,6 +196,8 @@ class Client:
                 raise ValueError(f"{status} {answer['error']['message']}")
             if until is not None and time.monotonic() + retry_after_s >= until:
                 return None
+            # The server may close a connection that is idle for so long.
+            self._connection.close()
             # Not all at once.
             await asyncio.sleep(retry_after_s * (1 + self._random.random() / 2))
 
