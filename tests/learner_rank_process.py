@@ -9,6 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from listening_sockets import open_to_others
 from state_digest import state_digest
 
 from kray.train.learner import Learner
@@ -30,7 +31,8 @@ def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
         digests = [uninterrupted, state_digest(learner.state())]
         learner.load(case["start"])  # written by one rank
         loaded = [(name, tensor.numpy()) for name, tensor in learner.state()]
-        results.append({"metrics": metrics, "probe": probe, "state": state, "digests": digests, "loaded": loaded})
+        found = {"metrics": metrics, "probe": probe, "state": state, "digests": digests, "loaded": loaded}
+        results.append(found | {"open": open_to_others([os.getpid()])})
         learner.shutdown()
     job.with_name(f"result-{rank}").write_bytes(pickle.dumps(results))
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from kray.bench.engine_model import StaticSchedule
 from kray.bench.learner import SHAPES, make_model
+from kray.cluster.token import protect_token
 from kray.config.schema import RolloutConfig
 from kray.errors import KrayError
 from kray.records import RolloutTask, Sampling
@@ -133,6 +134,7 @@ class Groups:
 
 def measure_locally(shape: str, engines: int, max_sequences: int, prompts: int, rounds: int) -> dict[str, Any]:
     """Run `measure` on a Ray cluster of its own, with a model of this shape and random weights."""
+    protect_token()
     ray.init(
         address="local",
         num_cpus=engines + 1,

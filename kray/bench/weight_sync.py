@@ -18,6 +18,7 @@ import numpy as np
 import ray
 
 from kray.bench.learner import SHAPES, Workload, make_groups, make_model
+from kray.cluster.token import protect_token
 from kray.config.schema import RolloutConfig
 from kray.config.train_schema import TrainConfig
 from kray.rollout.engine import Engine
@@ -184,6 +185,7 @@ def table(found: dict[str, Any]) -> str:
 
 def run(shapes: list[str], engines: list[int], rounds: int, dtype: str) -> Iterator[dict[str, Any]]:
     """Measure all combinations, one after the other, on a Ray cluster of its own."""
+    protect_token()
     ray.init(
         address="local",
         num_cpus=max(engines) + 1,

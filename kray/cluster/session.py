@@ -9,6 +9,7 @@ from typing import Any
 
 from kray.cluster.address import CLUSTER, require_cluster
 from kray.cluster.resources import joins_cluster
+from kray.cluster.token import protect_token
 from kray.config import KrayConfig
 from kray.config.placement import requested
 from kray.errors import ConfigError, KrayError
@@ -46,6 +47,7 @@ def join(cpus: int) -> bool:
         path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
         # Ray's processes can import from the current folder, as the job itself can.
         os.environ.update(LOCAL_RAY | {"PYTHONPATH": path})
+        protect_token()
     import ray
 
     if joins:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kray.cluster.session import LOCAL_RAY
+from kray.cluster.token import protect_token
 
 STORE = 100 * 2**20  # bytes of a node's object store
 
@@ -26,6 +27,7 @@ class Nodes:
         import ray
         from ray.cluster_utils import Cluster
 
+        protect_token()
         self.ray, self.cpus = ray, cpus
         head = {"num_cpus": 0, "node_ip_address": "127.0.0.1", "object_store_memory": STORE}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -27,6 +27,7 @@ from kray.cluster.address import (
     require_cluster,
 )
 from kray.cluster.session import LOCAL_RAY
+from kray.cluster.token import AUTH_MODE, protect_token
 from kray.config import redact
 from kray.driver.provenance import git_commit
 from kray.errors import ConfigError, KrayError
@@ -68,9 +69,10 @@ def submit(command: Sequence[str], working_dir: Path) -> tuple[Any, str]:
     os.environ[API] = address
     if endpoint.loopback:
         # Ray reads these when it is imported.
-        for key, value in (LOCAL_RAY | {"RAY_AUTH_MODE": "token"}).items():
+        for key, value in (LOCAL_RAY | {AUTH_MODE: "token"}).items():
             os.environ.setdefault(key, value)
-        _ensure_token()
+        # Nobody else on this machine can submit jobs to the local head.
+        protect_token()
     client = _client(address) if running else _start_head(address, endpoint.port)
     if client is None:
         raise ConfigError(f"{API}={address}: a dashboard answers there, but Ray's job API does not")
@@ -138,12 +140,6 @@ def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([str(BIN / program), *arguments], capture_output=True, text=True, timeout=COMMAND_S)
     except subprocess.TimeoutExpired:
         raise KrayError(f"{' '.join([program, *arguments[:2]])} did not end within {COMMAND_S:.0f} s") from None
-
-
-def _ensure_token() -> None:
-    """Make a token of this user's, so that nobody else on this machine can submit jobs to the local head."""
-    if "RAY_AUTH_TOKEN" not in os.environ and os.environ["RAY_AUTH_MODE"] == "token":
-        _run("ray", "get-auth-token", "--generate").check_returncode()
 
 
 def _client(address: str) -> Any:

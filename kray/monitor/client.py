@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from kray.cluster.address import answers
+from kray.cluster.token import AUTH_MODE
 from kray.errors import KrayError
 from kray.monitor.status import from_folder, newest_runs
 
 NAMESPACE = "kray"
 ADDRESS_FILE = "driver.json"
-AUTH_MODE = "RAY_AUTH_MODE"
 # Seconds for joining a Ray, for a driver's answer, and for a first sign that a Ray is there at all.
 CONNECT_S = 30.0
 ANSWER_S = 15.0

@@ -24,6 +24,8 @@ def vllm_environment(threads: int) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # The sockets of a process group of one, which torch would open at the address of the machine's name.
+        "GLOO_SOCKET_IFNAME": "lo",
     }
 
 

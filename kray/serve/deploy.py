@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -24,6 +25,11 @@ from kray.serve.gate import LOOPBACK
 
 logger = logging.getLogger(__name__)
 
+# Ray's variable for a function that an HTTP proxy calls when it starts, and the one that gives heads a deadline.
+PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+HEAD_DEADLINE = "kray.serve.head_deadline.install"
+# Requests that Serve passes on to a replica, in those that its gate lets in: the gate refuses the others faster than Serve.
+PASSED_ON = 8
 # Seconds between two checks for a signal.
 POLL_S = 0.2
 # Seconds between two checks whether Serve still runs the service.
@@ -82,7 +88,7 @@ def make_application(replica: type, name: str, access: Access, actor: dict[str, 
     scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": max(1.0, limit / 2)}
     options: dict[str, Any] = {"autoscaling_config": scaling} if least < most else {"num_replicas": most}
     # The gate refuses requests above its limit with 429 and the reason; Serve's own limits only guard against floods.
-    options |= {"max_ongoing_requests": 2 * limit + 16, "max_queued_requests": 4 * limit}
+    options |= {"max_ongoing_requests": PASSED_ON * limit + 16, "max_queued_requests": 4 * limit}
     options |= {"graceful_shutdown_timeout_s": access.drain_s, "graceful_shutdown_wait_loop_s": 0.5}
     options |= {"health_check_period_s": 10, "health_check_timeout_s": 30, "max_constructor_retry_count": 1}
     with _DEPLOYMENT_LOCK:
@@ -141,6 +147,8 @@ def serve_until_signal(
         KrayError: The service did not start, or Serve removed it.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # Read by the proxies of a Ray that is started here; those of another cluster have its environment.
+    os.environ.setdefault(PROXY_CALLBACK, HEAD_DEADLINE)
     with Signals() as signals:
         joined = join(cpus)
         import ray

@@ -4,7 +4,8 @@
   replica holds the key itself.
 - A body larger than the limit is refused before all of it is in memory, whether its length is announced or not.
 - No text of a body that reaches a service holds half of a character, which could not be answered in JSON.
-- Every refusal is JSON in OpenAI's form, {"error": {"message", "type", "param", "code"}}, and is counted with its reason.
+- Every refusal is JSON in OpenAI's form, {"error": {"message", "type", "param", "code"}}, and is counted with its reason. So is
+  what the service itself fails with, as far as no response has begun, and an attempt to open a web socket.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import asyncio
 import hashlib
 import hmac
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kray.text import is_well_formed_json, well_formed_json
+
+logger = logging.getLogger(__name__)
 
 # Path that needs no key and reports only whether the replica works.
 HEALTH = "/healthz"
@@ -27,6 +31,7 @@ BODY_TIMEOUT_S = 30.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 404: "not_found_error", 409: "conflict_error"}
+_SERVER_ERROR = "server_error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,9 @@ class Limits:
 class Refusal(Exception):
     """The response to a request that is not carried out."""
 
-    def __init__(self, status: int, message: str, reason: str = "invalid", param: str | None = None):
+    def __init__(
+        self, status: int, message: str, reason: str = "invalid", param: str | None = None, retry_after_s: int = 1
+    ):
         """Create a refusal.
 
         Args:
@@ -53,13 +60,14 @@ class Refusal(Exception):
             message: What is wrong and what to do, for people.
             reason: One of few words, for the counter.
             param: The field of the request that is wrong.
+            retry_after_s: Seconds after which to try again, for status 429 and 503.
         """
         super().__init__(message)
-        self.status, self.reason, self.param = status, reason, param
+        self.status, self.reason, self.param, self.retry_after_s = status, reason, param, retry_after_s
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body of the response."""
-        kind = _TYPES.get(self.status, "invalid_request_error")
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else _SERVER_ERROR)
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.status}}
 
 
@@ -76,7 +84,14 @@ class Counts(Protocol):
 class Gate:
     """The middleware."""
 
-    def __init__(self, app: Any, limits: Limits, key_digest: str, meters: Counts):
+    def __init__(
+        self,
+        app: Any,
+        limits: Limits,
+        key_digest: str,
+        meters: Counts,
+        admit: Callable[[str, str], None] = lambda method, path: None,
+    ):
         """Wrap an ASGI application.
 
         Args:
@@ -85,15 +100,16 @@ class Gate:
             key_digest: SHA-256 of the key in hexadecimal. "": there is no key, and only requests whose Host header names a
                 loopback address pass, so that a web page open in a browser cannot reach the service.
             meters: Counters.
+            admit: Called with method and path before the body is read; raises Refusal for what cannot be handled now.
         """
-        self.app, self.limits, self.key_digest, self.meters = app, limits, key_digest, meters
+        self.app, self.limits, self.key_digest, self.meters, self.admit = app, limits, key_digest, meters, admit
         self.in_progress = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         """Handle one request."""
+        if scope["type"] == "websocket":
+            return await self._refuse_socket(scope, send)
         if scope["type"] != "http":
-            if scope["type"] == "websocket":
-                raise RuntimeError("no service uses web sockets")
             return await self.app(scope, receive, send)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path == HEALTH:
@@ -117,6 +133,12 @@ class Gate:
             if begun:
                 raise
             await self._refuse(refusal, watched)
+        except Exception as error:
+            if begun:
+                raise
+            logger.exception("a request failed")
+            what = f"the server failed on this request ({type(error).__name__}); its log says more"
+            await self._refuse(Refusal(500, what, "internal"), watched)
         finally:
             self.in_progress -= 1
             route = getattr(scope.get("route"), "path", "none")
@@ -126,6 +148,7 @@ class Gate:
         """Return the body of a request that passes; raise Refusal for others."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         self._check_head(scope["method"], headers)
+        self.admit(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
         try:
             return await asyncio.wait_for(self._body(receive, headers), BODY_TIMEOUT_S)
         except TimeoutError:
@@ -163,16 +186,29 @@ class Gate:
                 raise too_large
         return b"".join(parts)
 
-    async def _refuse(self, refusal: Refusal, send: Callable) -> None:
+    async def _refuse(self, refusal: Refusal, send: Callable, form: str = "http.response") -> None:
+        """Send a refusal; `form` is the prefix of the types of ASGI's messages."""
         self.meters.refused(refusal.reason)
         body = json.dumps(refusal.body()).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        if refusal.status == 429:
-            headers.append((b"retry-after", b"1"))
+        if refusal.status in (429, 503):
+            headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
         if refusal.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": f"{form}.start", "status": refusal.status, "headers": headers})
+        await send({"type": f"{form}.body", "body": body})
+
+    async def _refuse_socket(self, scope: dict[str, Any], send: Callable) -> None:
+        """Refuse to open a web socket, whatever its key."""
+        started = time.monotonic()
+        refusal = Refusal(400, "no service uses web sockets: send plain HTTP requests", "websocket")
+        if "websocket.http.response" in (scope.get("extensions") or {}):
+            await self._refuse(refusal, send, "websocket.http.response")
+        else:
+            # The server answers this with 403 and no body.
+            self.meters.refused(refusal.reason)
+            await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)})
+        self.meters.answered("none", refusal.status, time.monotonic() - started)
 
 
 def replay(body: bytes, receive: Callable[[], Awaitable[dict[str, Any]]]) -> Callable[[], Awaitable[dict[str, Any]]]:

@@ -20,7 +20,15 @@ from typing import Any
 from kray.planner import Beliefs, KnapsackPlanner, StepPlan
 from kray.serve.allocation import planner_refusals
 from kray.serve.gate import Refusal
-from kray.serve.saved_beliefs import VERSION, BeliefSettings, read_beliefs, read_file, read_settings, write_file
+from kray.serve.saved_beliefs import (
+    VERSION,
+    BeliefSettings,
+    read_beliefs,
+    read_file,
+    read_settings,
+    unreadable,
+    write_file,
+)
 
 # Responses of an open plan that are stored for requests sent again.
 STORED_RESPONSES = 256
@@ -65,6 +73,12 @@ class Run:
         if self.settings is None:
             return self.beliefs.fit_discount or self.beliefs.discounts[0] == settings.discount
         return self.settings == settings
+
+    def saved(self, steps: int | None = None) -> dict[str, Any]:
+        """Return the beliefs as JSON-compatible data, as of so many steps; None: as it is."""
+        settings = {"settings": asdict(self.settings)} if self.settings is not None else {}
+        count = self.steps if steps is None else steps
+        return {"version": VERSION, "steps": count, "beliefs": self.beliefs.to_dict()} | settings
 
     def known_settings(self) -> dict[str, Any]:
         """Return what is known of the settings that the beliefs started with."""
@@ -234,15 +248,14 @@ class PlanStore:
             "id", "run", "steps" of the run so far, "in_flight".
 
         Raises:
-            Refusal: The plan is not open.
+            Refusal: The plan is not open, or the beliefs cannot be written; then it stays open.
         """
         run, plan = self._find(plan_id)
         if withdraw:
             plan.step.withdraw()
-        run.plan = None
-        run.steps += not withdraw
-        if self.folder is not None:
-            write_file(self.folder / f"{run.name}.json", self.saved(run.name))
+        steps = run.steps + (not withdraw)
+        self._keep(run, steps)
+        run.plan, run.steps = None, steps
         return {"id": plan_id, "run": run.name, "steps": run.steps, "in_flight": plan.step.in_flight}
 
     # -- runs ----------------------------------------------------------------------------------------------------------
@@ -260,26 +273,22 @@ class PlanStore:
         Raises:
             Refusal: There is no such run.
         """
-        run = self._known(run_name)
-        settings = {"settings": asdict(run.settings)} if run.settings is not None else {}
-        return {"version": VERSION, "steps": run.steps, "beliefs": run.beliefs.to_dict()} | settings
+        return self._known(run_name).saved()
 
     def load(self, run_name: str, state: Mapping[str, Any]) -> dict[str, Any]:
         """Create a run, or replace one without an open plan, from what `saved` returned.
 
         Raises:
-            Refusal: The run has an open plan, the state is invalid, or there are too many runs.
+            Refusal: The run has an open plan, the state is invalid or cannot be written, or there are too many runs.
         """
         held = self._runs.get(run_name)
         if held is not None and held.plan is not None and not held.plan.step.done:
             raise Refusal(409, f"run: {run_name!r} has plan {held.plan.id} open", "conflict", "run")
-        beliefs, steps = read_beliefs(state, self.max_prompts)
-        settings = read_settings(state.get("settings"))
+        run = self._read(run_name, state)
         self._check_can_create(run_name)
-        self._runs[run_name] = Run(run_name, settings, beliefs, steps)
-        if self.folder is not None:
-            write_file(self.folder / f"{run_name}.json", self.saved(run_name))
-        return {"run": run_name, "prompts": len(beliefs)}
+        self._keep(run, run.steps)
+        self._runs[run_name] = run
+        return {"run": run_name, "prompts": len(run.beliefs)}
 
     def drop(self, run_name: str) -> dict[str, Any]:
         """Remove a run; its file in the folder stays.
@@ -295,14 +304,32 @@ class PlanStore:
         """Return the run; if there is none, read it from the folder or create it."""
         if name not in self._runs:
             self._check_can_create(name)
-            file = self.folder / f"{name}.json" if self.folder is not None else None
-            if file is not None and file.is_file():
-                self.load(name, read_file(file))
+            kept = read_file(self.folder / f"{name}.json") if self.folder is not None else None
+            if kept is not None:
+                try:
+                    self._runs[name] = self._read(name, kept)
+                except Refusal as refusal:
+                    # The file is at fault, not the request.
+                    raise unreadable(f"{name}.json", refusal) from refusal
             else:
                 with planner_refusals("beliefs"):
                     made = Beliefs(settings.discount, settings.prior_alpha, settings.prior_beta, settings.fit_prior)
                 self._runs[name] = Run(name, settings, made)
         return self._runs[name]
+
+    def _read(self, name: str, state: Mapping[str, Any]) -> Run:
+        """Return the run that `saved` described; raise Refusal where the state is invalid."""
+        beliefs, steps = read_beliefs(state, self.max_prompts)
+        return Run(name, read_settings(state.get("settings")), beliefs, steps)
+
+    def _keep(self, run: Run, steps: int) -> None:
+        """Write a run to the folder, as of so many steps.
+
+        Raises:
+            Refusal: It cannot be written.
+        """
+        if self.folder is not None:
+            write_file(self.folder / f"{run.name}.json", run.saved(steps))
 
     def _check_can_create(self, name: str) -> None:
         """Raise Refusal when the name is invalid or there are too many runs for a new one."""

@@ -1,4 +1,4 @@
-"""The planner's HTTP API: its requests, and the one replica that serves them.
+"""The planner's HTTP API: its requests, and the one replica that serves them. All work is done in one queue (work_queue.py).
 
     POST   /v1/allocate             what is known of each prompt, a budget, bounds -> budgets
     POST   /v1/plans                open the plan of a run's next step: prompt ids, budget, mode -> {"id": ...}
@@ -15,7 +15,7 @@ examples/plan_client.py is a client.
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,7 +36,9 @@ from kray.serve.allocation import AllocationRequest, allocate
 from kray.serve.gate import Gate, Limits, Refusal, health
 from kray.serve.messages import Message, refuse_invalid_requests
 from kray.serve.plan_store import PlanStore
-from kray.serve.saved_beliefs import BeliefSettings
+from kray.serve.replica_server import stay_local
+from kray.serve.saved_beliefs import BeliefSettings, to_json
+from kray.serve.work_queue import WorkQueue, yield_often
 
 # Largest budget in tokens.
 MAX_TOKENS = 10_000_000
@@ -44,6 +46,13 @@ MAX_TOKENS = 10_000_000
 MAX_ROLLOUTS = 1_000_000
 # Most rollouts of one prompt.
 MAX_ROLLOUTS_PER_PROMPT = 65_536
+# Seconds that a request may be expected to wait for those before it. What goes on with an open plan may wait longer than what
+# begins something: a step that has begun is to be completed.
+BEGIN_WAIT_S, CONTINUE_WAIT_S = 0.4, 2.0
+MOST_WAIT_S = dict.fromkeys(("allocate", "open", "load", "saved"), BEGIN_WAIT_S)
+MOST_WAIT_S |= dict.fromkeys(("take", "observe", "state", "close", "runs", "drop"), CONTINUE_WAIT_S)
+# Requests that are refused before their bodies are read.
+BEGINNING = {("POST", "/v1/allocate"): "allocate", ("POST", "/v1/plans"): "open"}
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Count = Annotated[int, Field(ge=0, le=MAX_ROLLOUTS)]
@@ -73,6 +82,11 @@ class Allocate(Message):
     value: Literal[VALUES] = GROUP_VALUE  # type: ignore[valid-type]
     gain: Literal[GAINS] = PlanConfig.gain  # type: ignore[valid-type]
     tau: NotNegative = PlanConfig.tau
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts."""
+        return len(self.success_rate or self.alpha or self.successes or ())
 
     @model_validator(mode="after")
     def _whole(self) -> Allocate:
@@ -207,19 +221,28 @@ class Planner:
         """
         from kray.serve.meters import Meters
 
+        stay_local()
+        yield_often()
         self.limits, self.key_digest = limits, key_digest
         self.store = PlanStore(max_runs, max_prompts, Path(folder) if folder else None)
+        self.queue = WorkQueue(MOST_WAIT_S)
         self.meters = Meters("planner")
 
     def __serve_build_asgi_app__(self) -> Any:
         from fastapi import FastAPI
 
         app = FastAPI(title="kray planner")
-        _add_routes(app, self.store, self.meters)
+        _add_routes(app, self.store, self.queue, self.meters)
         refuse_invalid_requests(app)
         health(app, self.check_health)
-        app.add_middleware(Gate, limits=self.limits, key_digest=self.key_digest, meters=self.meters)
+        limits, meters = self.limits, self.meters
+        app.add_middleware(Gate, limits=limits, key_digest=self.key_digest, meters=meters, admit=self.admit)
         return app
+
+    def admit(self, method: str, path: str) -> None:
+        """Raise Refusal for a request that would wait too long."""
+        if (kind := BEGINNING.get((method, path))) is not None:
+            self.queue.check(kind)
 
     async def check_health(self) -> None:
         """Raise when the folder of the beliefs is gone; called by Serve."""
@@ -227,51 +250,63 @@ class Planner:
         if folder is not None and not folder.is_dir():
             raise RuntimeError(f"the folder of the beliefs is gone: {folder}")
 
+    def __del__(self) -> None:
+        if queue := getattr(self, "queue", None):
+            queue.close()
 
-def _add_routes(app: Any, store: PlanStore, meters: Any) -> None:
+
+def _add_routes(app: Any, store: PlanStore, queue: WorkQueue, meters: Any) -> None:
+    from fastapi import Response
+
+    async def answered(kind: str, call: Callable[..., dict[str, Any]], *arguments: Any) -> Any:
+        """Return the response to a request; also its JSON is made in the queue, since that of large runs takes long."""
+        body = await queue.run(kind, lambda: to_json(call(*arguments)).encode())
+        return Response(body, media_type="application/json")
+
     @app.post("/v1/allocate")
-    async def allocated(request: Allocate) -> dict[str, Any]:
-        found = await asyncio.to_thread(allocate, AllocationRequest(**dict(request)))
-        meters.count_items(len(found["budgets"]))
+    async def allocated(request: Allocate) -> Any:
+        found = await answered("allocate", allocate, AllocationRequest(**dict(request)))
+        meters.count_items(request.prompts)
         return found
 
     @app.post("/v1/plans")
-    async def opened(request: Open) -> dict[str, Any]:
+    async def opened(request: Open) -> Any:
         begin = {"cost": request.cost, "due": request.due, "labels": request.prior_of}
         beliefs = BeliefSettings(**request.beliefs.model_dump()) if request.beliefs else None
-        found = store.open(request.run, request.prompt_ids, request.settings(), begin, beliefs)
-        meters.count_items(found["prompts"])
+        found = await answered("open", store.open, request.run, request.prompt_ids, request.settings(), begin, beliefs)
+        meters.count_items(len(request.prompt_ids))
         return found
 
     @app.post("/v1/plans/{plan_id}/take")
-    async def taken(plan_id: str, request: Take) -> dict[str, Any]:
-        return store.take(plan_id, request.room, request.request_id)
+    async def taken(plan_id: str, request: Take) -> Any:
+        return await answered("take", store.take, plan_id, request.room, request.request_id)
 
     @app.post("/v1/plans/{plan_id}/observe")
-    async def observed(plan_id: str, request: Observe) -> dict[str, Any]:
+    async def observed(plan_id: str, request: Observe) -> Any:
         labels = [(label.prompt_id, list(label.rewards), label.tokens) for label in request.labels]
-        return store.observe(plan_id, labels, [(x.prompt_id, x.rollouts) for x in request.lost], request.request_id)
+        lost = [(x.prompt_id, x.rollouts) for x in request.lost]
+        return await answered("observe", store.observe, plan_id, labels, lost, request.request_id)
 
     @app.get("/v1/plans/{plan_id}")
-    async def plan_state(plan_id: str) -> dict[str, Any]:
-        return store.state(plan_id)
+    async def plan_state(plan_id: str) -> Any:
+        return await answered("state", store.state, plan_id)
 
     @app.delete("/v1/plans/{plan_id}")
-    async def closed(plan_id: str, withdraw: bool = False) -> dict[str, Any]:
-        return store.close(plan_id, withdraw)
+    async def closed(plan_id: str, withdraw: bool = False) -> Any:
+        return await answered("close", store.close, plan_id, withdraw)
 
     @app.get("/v1/runs")
-    async def runs() -> dict[str, Any]:
-        return {"runs": store.runs()}
+    async def runs() -> Any:
+        return await answered("runs", lambda: {"runs": store.runs()})
 
     @app.get("/v1/runs/{run}")
-    async def saved(run: str) -> dict[str, Any]:
-        return store.saved(run)
+    async def saved(run: str) -> Any:
+        return await answered("saved", store.saved, run)
 
     @app.put("/v1/runs/{run}")
-    async def loaded(run: str, state: dict[str, Any]) -> dict[str, Any]:
-        return store.load(run, state)
+    async def loaded(run: str, state: dict[str, Any]) -> Any:
+        return await answered("load", store.load, run, state)
 
     @app.delete("/v1/runs/{run}")
-    async def dropped(run: str) -> dict[str, Any]:
-        return store.drop(run)
+    async def dropped(run: str) -> Any:
+        return await answered("drop", store.drop, run)

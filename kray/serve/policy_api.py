@@ -19,6 +19,7 @@ from typing import Any
 
 from kray.rollout.engine_spec import cpu_options, vllm_environment
 from kray.serve.gate import Gate, Limits, Refusal, health
+from kray.serve.replica_server import stay_local
 
 # Seconds for the engine's processes to exit, and for a health check.
 SHUTDOWN_S = 10.0
@@ -100,6 +101,7 @@ class Policy:
 
         from kray.serve.meters import Meters
 
+        stay_local()
         self.spec, self.limits, self.key_digest = spec, limits, key_digest
         self.meters = Meters("policy")
         self.settings = make_arg_parser(FlexibleArgumentParser()).parse_args([])

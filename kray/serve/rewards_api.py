@@ -23,6 +23,7 @@ from kray.config.validation import CODE_TIMEOUT_S
 from kray.rewards import VERIFIERS, Sample, Scorer, check_verifier
 from kray.serve.gate import Gate, Limits, Refusal, health
 from kray.serve.messages import Message, refuse_invalid_requests
+from kray.serve.replica_server import stay_local
 
 # Most items of one request.
 MAX_ITEMS = 1024
@@ -181,6 +182,7 @@ class Rewards:
         """
         from kray.serve.meters import Meters
 
+        stay_local()
         self.scorers, self.limits, self.key_digest = ScorerCache(spec), limits, key_digest
         self.meters = Meters("rewards")
 

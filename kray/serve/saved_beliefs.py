@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -67,7 +68,7 @@ def read_beliefs(state: Mapping[str, Any], max_prompts: int) -> tuple[Beliefs, i
             raise ValueError(f"steps must be a number of steps, not {steps!r}")
         _check_ids(data, max_prompts)
         return Beliefs.from_dict(data), steps
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise Refusal(422, f"beliefs: {text}", "invalid", "beliefs") from error
 
@@ -87,21 +88,52 @@ def _check_ids(data: Mapping[str, Any], max_prompts: int) -> None:
             raise ValueError("priors must be of labels that there are")
 
 
+def to_json(value: Any) -> str:
+    """Return JSON, encoded in parts: one long call would keep all other threads of the process waiting."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(name))}: {to_json(part)}" for name, part in value.items()) + "}"
+    return json.dumps(value, allow_nan=False)
+
+
 def write_file(file: Path, state: Mapping[str, Any]) -> None:
-    """Write a saved run to a file, completely or not at all."""
+    """Write a saved run to a file, completely or not at all.
+
+    Raises:
+        Refusal: The file cannot be written.
+    """
     unfinished = file.with_name(f".tmp-{file.name}")
-    unfinished.write_text(json.dumps(state))
-    os.replace(unfinished, file)
+    try:
+        unfinished.write_text(to_json(state))
+        os.replace(unfinished, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        text = f"the beliefs cannot be kept in {file.name} ({error.strerror or error}); nothing has changed, try again later"
+        raise Refusal(503, text, "state", "run") from error
 
 
-def read_file(file: Path) -> dict[str, Any]:
-    """Read what `write_file` wrote.
+def read_file(file: Path) -> dict[str, Any] | None:
+    """Read what `write_file` wrote; None where there is nothing.
 
     Raises:
         Refusal: The file cannot be read.
     """
     try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        text = f"the beliefs kept in {file.name} cannot be read ({error}); move the file away to start the run anew"
-        raise Refusal(500, text, "state", "run") from error
+        if not file.exists():
+            return None
+        if not file.is_file():
+            raise OSError("it is no file")
+        kept = json.loads(file.read_text())
+        if not isinstance(kept, dict):
+            raise ValueError("it holds no object")
+        return kept
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(
+            file.name, "it is nested too deeply" if isinstance(error, RecursionError) else error
+        ) from error
+
+
+def unreadable(name: str, what: object) -> Refusal:
+    """Return the response where the beliefs in a file of this name cannot be read; `what` is wrong with it."""
+    text = f"the beliefs kept in {name} cannot be read ({what}); move the file away to start the run anew"
+    return Refusal(500, text, "state", "run")

@@ -81,6 +81,27 @@ def _checksums(folder: Path, names: list[str]) -> dict[str, list[int]]:
         return dict(zip(names, pool.map(_checksum, [folder / name for name in names]), strict=True))
 
 
+def _expected(checkpoint: Path) -> dict[str, list[int]]:
+    """Return the checksums in files.json, {} where there is none.
+
+    Raises:
+        ValueError: It is something else, or names what is no file of the checkpoint; that is never opened.
+    """
+    file = checkpoint / FILES
+    if not file.exists():
+        return {}
+    expected = json.loads(file.read_text())
+    if not isinstance(expected, dict) or not all(isinstance(x, list) and len(x) == 2 for x in expected.values()):
+        raise ValueError(f"{file} holds no checksums by name")
+    for name in expected:
+        # A link may lead to another disk, but no name may lead out of the folder.
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{file} names {name[:100]!r}, which is no file of the checkpoint")
+        if (checkpoint / name).exists() and not (checkpoint / name).is_file():
+            raise ValueError(f"{checkpoint / name} is no file")
+    return expected
+
+
 def find_damage(checkpoint: Path) -> str:
     """Compare a complete checkpoint with its checksums; one without checksums passes.
 
@@ -89,10 +110,9 @@ def find_damage(checkpoint: Path) -> str:
     """
     try:
         read_state(checkpoint)
-        file = checkpoint / FILES
-        expected = json.loads(file.read_text()) if file.is_file() else {}
+        expected = _expected(checkpoint)
         found = _checksums(checkpoint, list(expected))
-    except (OSError, ValueError, KrayError) as error:
+    except (OSError, ValueError, RecursionError, KrayError) as error:
         return str(error)
     wrong = [name for name in expected if found[name] != expected[name]]
     if wrong:
@@ -151,9 +171,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     file = Path(checkpoint) / STATE
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        state = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise KrayError(f"checkpoint {checkpoint}: {file} cannot be read: {error}") from error
+    if not isinstance(state, dict):
+        raise KrayError(f"checkpoint {checkpoint}: {file} holds no state")
+    return state
 
 
 class CheckpointStore:

@@ -1,18 +1,29 @@
 """The learner ranks' process group, and what ranks do together besides the model's own collectives.
 
+The ranks listen only where their peers reach them: a single rank on the loopback interface, others at the address and on the
+interface by which rank 0's node is reached. Left alone, torch's store would listen on all interfaces and gloo on that of the
+machine's name. nccl chooses its interface itself (NCCL_SOCKET_IFNAME).
+
 Guarantee: where one rank fails, all ranks leave the call with the same error, so that none waits for a rank that gave up.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from kray.errors import KrayError
+
+LOOPBACK = "127.0.0.1"
+# Variable of gloo for the interface that it listens on.
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 def join_process_group(
@@ -29,13 +40,40 @@ def join_process_group(
         timeout_s: Limit in seconds for joining and for every collective.
     """
     timeout = timedelta(seconds=timeout_s)
+    if interface := interface_towards(master_addr if world_size > 1 else LOOPBACK):
+        os.environ.setdefault(GLOO_INTERFACE, interface)
     if world_size == 1:
         store: dist.Store = dist.HashStore()
     else:
-        store = dist.TCPStore(master_addr, master_port, world_size, is_master=rank == 0, timeout=timeout)
+        listening = {} if rank else _listening(master_addr, master_port)
+        store = dist.TCPStore(master_addr, master_port, world_size, is_master=rank == 0, timeout=timeout, **listening)
     # gloo also on CUDA: checkpoints and the last sums of the metrics travel between the processes' main memory.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def interface_towards(address: str) -> str:
+    """Return the name of the network interface by which an IP address is reached from here, "" where that is not known."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            # Sends nothing.
+            probe.connect((address, 9))
+            own = probe.getsockname()[0]
+    except OSError:
+        return ""
+    names = [name for name, addresses in psutil.net_if_addrs().items() if own in [one.address for one in addresses]]
+    return names[0] if names else ""
+
+
+def _listening(address: str, port: int) -> dict[str, Any]:
+    """Return the option of TCPStore that has it listen at this address, none where that is not this machine's own."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return {"master_listen_fd": socket.create_server((address, port), family=family).detach()}
+    except OSError:
+        # Behind a translation of addresses, for example.
+        return {}
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:

@@ -3,8 +3,8 @@
 Guarantees
 - What is written is the state at the time of the call, whatever the learner does meanwhile.
 - The background write uses a process group of its own, so that its collectives never mix with those of training.
-- Reading runs no code from the files: only tensors are read, and of the pickle that torch writes as .metadata only torch's
-  own descriptions of them.
+- Reading runs no code from the files and opens no others: only tensors are read, and of the pickle that torch writes as
+  .metadata only torch's own descriptions of them, which may name files of the folder alone.
 - A folder without .metadata is not a checkpoint: torch writes that file last. checkpoints.py commits the whole folder.
 """
 
@@ -21,9 +21,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from kray.errors import KrayError, StorageError
 from kray.train.process_group import first_problem
+
+# What torch raises on files that were not written by it, or not completely.
+DAMAGE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class CheckpointWriter:
@@ -146,8 +150,10 @@ def read_checkpoint(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[
     reader = _Reader(str(folder))
     try:
         names = reader.read_metadata().state_dict_metadata.keys()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
-        raise KrayError(f"learner: {folder / '.metadata'} cannot be read: {error}") from error
+    except Exception as error:
+        # A pickle can fail in any way.
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise KrayError(f"learner: {folder / '.metadata'} cannot be read: {why}") from error
     missing = sorted(state.keys() - names)
     if missing:
         raise KrayError(
@@ -161,7 +167,7 @@ def read_checkpoint(folder: Path, state: dict[str, Tensor], rank: int) -> tuple[
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(state, storage_reader=reader)
         return torch.load(mine if mine.is_file() else folder / "rank-0.pt", weights_only=True), mine.is_file()
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, dcp.api.CheckpointException) as error:
+    except (*DAMAGE, pickle.UnpicklingError, dcp.api.CheckpointException) as error:
         raise StorageError(f"learner: {folder} cannot be read: {_reason(error)}") from error
 
 
@@ -171,9 +177,33 @@ class _Reader(dcp.FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
         with self.fs.create_stream(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
             metadata = _Descriptions(file).load()
+        _check(metadata, Path(self.path))
         if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+def _check(metadata: Any, folder: Path) -> None:
+    """Check that descriptions are of tensors in files of this folder.
+
+    Raises:
+        ValueError: They are not.
+    """
+    tensors, stored = metadata.state_dict_metadata, metadata.storage_data
+    if not all(isinstance(name, str) and isinstance(tensor, TensorStorageMetadata) for name, tensor in tensors.items()):
+        raise ValueError("it describes something else than tensors")
+    files = set()
+    for place in stored.values():
+        numbers = (place.offset, place.length)
+        if place.transform_descriptors or not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("it describes something else than a part of a file")
+        files.add(place.relative_path)
+    for name in files:
+        if not (isinstance(name, str) and name.endswith(".distcp") and name == Path(name).name):
+            raise ValueError(f"it names {str(name)[:100]!r}, which is no file of the checkpoint")
+        # What is missing is reported when it is read.
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise ValueError(f"{name} is no file")
 
 
 class _Descriptions(pickle.Unpickler):

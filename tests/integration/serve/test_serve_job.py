@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -13,6 +14,9 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
+import psutil
+from listening_sockets import open_to_others
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -22,12 +26,36 @@ PLANTED = "planted-key-planted-key-planted"
 HERE = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
-def test_service_runs_until_sigint_and_logs_no_key(tmp_path):
+def half_sent(port: int) -> socket.socket:
+    """Return a connection on which half a request's head was sent."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.sendall(b"GET /v1/runs HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bea")
+    return connection
+
+
+def upgraded(port: int) -> tuple[int, dict]:
+    """Return status and JSON of an attempt to open a web socket."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    headers |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Authorization": f"Bearer {PLANTED}"}
+    connection.request("GET", "/v1/runs", headers=headers)
+    answer = connection.getresponse()
+    found = answer.status, json.loads(answer.read())
+    connection.close()
+    return found
+
+
+def test_service_runs_until_sigint_logs_no_key_and_is_reached_from_here_alone(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     logs = tempfile.mkdtemp(prefix="kr-", dir="/tmp")  # short: Ray's sockets lie in it
     environment = HERE | {"KRAY_API_KEY": PLANTED, "RAY_TMPDIR": logs, "KRAY_CACHE": str(tmp_path)}
+    # Where nothing has been started before.
+    environment["HOME"] = str(tmp_path / "home")
+    (tmp_path / "home").mkdir()
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        environment.pop(name, None)
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "jobs/serve.py", "planner", "--port", str(port), "--drain-s", "2"]
     running = subprocess.Popen(
@@ -45,6 +73,16 @@ def test_service_runs_until_sigint_and_logs_no_key(tmp_path):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/allocate", body, headers)
         with urllib.request.urlopen(request, timeout=30) as answer:
             assert sum(json.load(answer)["budgets"]) == 8
+        waiting = half_sent(port)
+        status, refusal = upgraded(port)
+        assert (status, refusal["error"]["code"]) == (400, 400)
+        processes = [running.pid, *(child.pid for child in psutil.Process(running.pid).children(recursive=True))]
+        assert len(processes) > 5
+        assert open_to_others(processes) == []
+        # The head's deadline: ten seconds.
+        assert waiting.recv(100).startswith(b"HTTP/1.1 408 ")
+        token = Path(environment["HOME"]) / ".ray" / "auth_token"
+        assert [path.stat().st_mode & 0o777 for path in (token, token.parent)] == [0o600, 0o700]
         running.send_signal(signal.SIGINT)
         rest, errors = running.communicate(timeout=60)
         assert running.returncode == 0, errors

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from listening_sockets import descendants, open_to_others
 
 from kray.errors import KrayError
 from kray.planner import PointValue, solve
@@ -163,6 +165,15 @@ def test_replica_with_a_failed_engine_is_replaced(services):
             time.sleep(1)
     assert errors  # requests in between failed with the client's own errors
     assert not psutil.pid_exists(replica.pid)
+
+
+def test_no_process_of_a_service_is_reached_from_elsewhere(services):
+    """Replicas, their engine, Serve's proxy and controller, and Ray itself."""
+    services.policy_up.result(180)
+    processes = descendants()
+    names = " ".join(" ".join(psutil.Process(pid).cmdline()) for pid in processes)
+    assert all(name in names for name in ("ServeReplica:policy", "ServeReplica:planner", "EngineCore"))
+    assert open_to_others(processes) == []
 
 
 def test_service_metrics_reach_ray(services):

@@ -22,7 +22,7 @@ from kray.errors import ConfigError
 # What a reader fills in: <run>
 PLACEHOLDER = "PLACEHOLDER"
 # Programs whose arguments are not checked here.
-OTHERS = ("pip", "docker", "kubectl", "sed", "aws", "gcloud", "export")
+OTHERS = ("pip", "chmod", "docker", "kubectl", "sed", "aws", "gcloud", "export")
 
 
 def commands_in(text: str) -> list[str]:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from kray.serve.gate import Gate, Limits, digest, host_of
+from kray.serve.gate import Gate, Limits, Refusal, digest, host_of
 
 KEY = "a-planted-key-of-some-length"
 HEAD = {"authorization": f"Bearer {KEY}", "content-type": "application/json", "host": "127.0.0.1:8000"}
@@ -155,14 +155,28 @@ def test_health_needs_no_key():
     assert counted.statuses == []
 
 
-def test_failing_service_counts_as_500():
+def test_failing_service_answers_500_in_openais_form(caplog):
     async def broken(scope, receive, send):
+        raise RuntimeError("inside")
+
+    gate, counted = made(app=broken)
+    status, _, answer = send(gate)
+    error = json.loads(answer)["error"]
+    assert (status, error["type"], error["code"]) == (500, "server_error", 500)
+    assert "inside" not in error["message"]
+    assert "inside" in caplog.text
+    assert (counted.statuses, counted.reasons, gate.in_progress) == ([500], ["internal"], 0)
+
+
+def test_failure_after_the_response_has_begun_is_raised():
+    async def broken(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("inside")
 
     gate, counted = made(app=broken)
     with pytest.raises(RuntimeError):
         send(gate)
-    assert (counted.statuses, gate.in_progress) == ([500], 0)
+    assert (counted.statuses, counted.reasons, gate.in_progress) == ([200], [], 0)
 
 
 @pytest.mark.parametrize(
@@ -181,3 +195,55 @@ def test_failing_service_counts_as_500():
 def test_halves_of_characters_do_not_reach_a_service(body, passed):
     gate, _ = made()
     assert send(gate, HEAD, body) == (200, {}, passed)
+
+
+@pytest.mark.parametrize("extensions", [{"websocket.http.response": {}}, {}, None])
+def test_web_sockets_are_refused_and_counted(extensions):
+    async def never(scope, receive, send):
+        raise AssertionError("the service saw it")
+
+    gate, counted = made(app=never)
+    sent = []
+
+    async def collect(message):
+        sent.append(message)
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": "/v1/x", "headers": [], "extensions": extensions}
+    asyncio.run(gate(scope, receive, collect))
+    assert (counted.statuses, counted.reasons, gate.in_progress) == ([400], ["websocket"], 0)
+    if extensions:
+        assert [message["type"] for message in sent] == [
+            "websocket.http.response.start",
+            "websocket.http.response.body",
+        ]
+        assert json.loads(sent[1]["body"])["error"]["code"] == sent[0]["status"] == 400
+    else:
+        assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+def test_what_cannot_be_admitted_is_refused_before_its_body():
+    asked = []
+
+    def full(method, path):
+        asked.append((method, path))
+        raise Refusal(429, "full", "queue", retry_after_s=7)
+
+    async def never(*_):
+        raise AssertionError("the service or the body was reached")
+
+    counted = Counted()
+    gate = Gate(never, Limits(), digest(KEY), counted, full)
+    sent = []
+
+    async def collect(message):
+        sent.append(message)
+
+    encoded = [(name.encode(), value.encode()) for name, value in HEAD.items()]
+    scope = {"type": "http", "method": "POST", "path": "/planner/v1/x", "root_path": "/planner", "headers": encoded}
+    asyncio.run(gate(scope, never, collect))
+    assert asked == [("POST", "/v1/x")]
+    assert (sent[0]["status"], dict(sent[0]["headers"])[b"retry-after"]) == (429, b"7")
+    assert (counted.statuses, counted.reasons) == ([429], ["queue"])

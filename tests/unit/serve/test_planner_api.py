@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
+import time
 
 import httpx
 import numpy as np
@@ -18,7 +20,7 @@ from kray.serve.allocation import AllocationRequest, allocate
 from kray.serve.gate import Limits, Refusal
 from kray.serve.plan_store import PlanStore
 from kray.serve.planner_api import Allocate, Open, Planner
-from kray.serve.saved_beliefs import BeliefSettings
+from kray.serve.saved_beliefs import BeliefSettings, to_json
 
 IDS = [f"p{i}" for i in range(24)]
 PLAN = {"mode": "online", "budget": 120, "lower": 2, "upper": 16}
@@ -81,8 +83,79 @@ def test_saved_beliefs_change_the_next_plan(tmp_path):
     assert plans[0] == plans[1] == plans[2]
     assert plans[0] != plans[3]
     assert again.runs()[0]["steps"] == 1
-    (tmp_path / "r.json").write_text("{")
-    assert "r.json cannot be read" in refused(500, "run", PlanStore(folder=tmp_path).open, "r", IDS, static, {})
+
+
+# What may lie where the beliefs of a run are expected: text, None for a folder.
+DAMAGED = {
+    "half": "{",
+    "list": "[]",
+    "empty": "{}",
+    "other": '{"version": 1, "beliefs": {}}',
+    "text": '"x"',
+    "nested": "[" * 100_000 + "]" * 100_000,
+    "binary": "\udcff",
+    "folder": None,
+}
+
+
+@pytest.mark.parametrize("found", DAMAGED)
+def test_unreadable_state_is_refused_and_left_alone(tmp_path, found):
+    content = DAMAGED[found]
+    if content is None:
+        (tmp_path / "r.json").mkdir()
+    else:
+        (tmp_path / "r.json").write_bytes(content.encode(errors="surrogateescape"))
+    store = PlanStore(folder=tmp_path)
+    assert "r.json cannot be read" in refused(500, "run", store.open, "r", IDS, PLAN, {})
+    assert store.runs() == []
+    if content is not None:
+        assert (tmp_path / "r.json").read_bytes() == content.encode(errors="surrogateescape")
+    store.open("other", IDS, PLAN, {})
+
+
+def test_plan_stays_open_when_its_labels_cannot_be_written(tmp_path):
+    store = PlanStore(folder=tmp_path)
+    plan_id = store.open("r", IDS, PLAN, {})["id"]
+    carry_out(store, plan_id, random.Random(0))
+    (tmp_path / "r.json").mkdir()
+    for _ in range(2):
+        assert "nothing has changed" in refused(503, "run", store.close, plan_id)
+    (tmp_path / "new.json").mkdir()
+    refused(503, "run", store.load, "new", store.saved("r"))
+    assert [run["run"] for run in store.runs()] == ["r"]
+    assert [path.name for path in tmp_path.glob(".tmp-*")] == []
+    (tmp_path / "r.json").rmdir()
+    assert store.close(plan_id)["steps"] == 1
+    assert PlanStore(folder=tmp_path).open("r", IDS, PLAN, {})["step"] == 1
+
+
+def nested(depth: int) -> dict:
+    found: dict = {}
+    for _ in range(depth):
+        found = {"a": [found]}
+    return found
+
+
+@pytest.mark.parametrize("place", ["beliefs", "prior", "successes", "settings"])
+def test_nested_state_is_refused(place):
+    store, deep = PlanStore(), nested(400)
+    state = {"version": 1, "steps": 0, "beliefs": Beliefs().to_dict()}
+    if place in ("beliefs", "settings"):
+        state[place] = deep
+    else:
+        state["beliefs"][place] = [deep, deep]
+    refused(422, "settings" if place == "settings" else "beliefs", store.load, "r", state)
+    assert store.runs() == []
+
+
+@given(
+    value=st.recursive(
+        st.none() | st.integers() | st.text() | st.booleans(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_json_in_parts_is_the_same(value):
+    assert json.loads(to_json(value)) == value
 
 
 def test_run_has_one_open_plan_and_withdrawing_it_removes_labels():
@@ -248,28 +321,115 @@ def test_budget_of_rollouts_must_be_whole():
     )
 
 
-def test_all_errors_have_one_form(monkeypatch):
+class Uncounted:
+    def __init__(self, service):
+        pass
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+@pytest.fixture
+def planner(monkeypatch):
+    """The service's replica, outside of Ray."""
+    monkeypatch.setattr("kray.serve.meters.Meters", Uncounted)
+    return Planner(Limits(), "", 4, 100, "")
+
+
+def answered(planner: Planner, scenario):
+    """Run a coroutine function with a client of the replica's application."""
+    transport = httpx.ASGITransport(app=planner.__serve_build_asgi_app__())
+
+    async def run():
+        headers = {"content-type": "application/json"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
+            return await scenario(client)
+
+    return asyncio.run(run())
+
+
+def test_all_errors_have_one_form(planner):
     """Include those that FastAPI itself raises: unknown path, no JSON, JSON that is nested too deeply."""
 
-    class Uncounted:
-        def __init__(self, service):
-            pass
+    async def scenario(client):
+        deep = '{"a": ' * 5000 + "1" + "}" * 5000
+        asked = [("POST", "/v1/allocate", body) for body in ("", "{", "[" * 5000, deep, "[]", "{}", '{"budget": NaN}')]
+        asked += [("PUT", "/v1/runs/r", body) for body in (deep, "[]", '{"version": 1, "beliefs": []}')]
+        asked += [("GET", "/v1/nothing", None), ("GET", "/v1/allocate", None), ("DELETE", "/v1/runs/none", None)]
+        asked += [("GET", "/v1/runs/..%2F..%2Fx", None), ("PUT", "/v1/runs/..%2F..%2Fx", "{}")]
+        return [await client.request(method, path, content=body) for method, path, body in asked]
 
-        def __getattr__(self, name):
-            return lambda *_: None
-
-    monkeypatch.setattr("kray.serve.meters.Meters", Uncounted)
-    app = Planner(Limits(), "", 4, 100, "").__serve_build_asgi_app__()
-    json_type = {"content-type": "application/json"}
-
-    async def answers():
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=json_type) as client:
-            asked = [("POST", "/v1/allocate", body) for body in ("", "{", "[" * 5000, "[]", "{}", '{"budget": NaN}')]
-            asked += [("GET", "/v1/nothing", None), ("GET", "/v1/allocate", None), ("DELETE", "/v1/runs/none", None)]
-            return [await client.request(method, path, content=body) for method, path, body in asked]
-
-    for answer in asyncio.run(answers()):
+    for answer in answered(planner, scenario):
         assert 400 <= answer.status_code < 500
         assert answer.json()["error"]["code"] == answer.status_code
         assert answer.json()["error"]["message"]
+
+
+def test_failure_inside_has_the_form_of_all_errors(planner, monkeypatch):
+    monkeypatch.setattr(planner.store, "runs", lambda: 1 / 0)
+    (answer,) = answered(planner, lambda client: asyncio.gather(client.get("/v1/runs")))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["type"]) == (500, 500, "server_error")
+
+
+def test_open_plans_and_refusals_do_not_wait_for_each_other(planner, monkeypatch):
+    """While one plan is opened for seconds, others are refused at once, and the service is healthy."""
+    release, opened = threading.Event(), planner.store.open
+
+    def compute(run, *arguments):
+        while run == "slow" and not release.is_set():
+            sum(range(1000))
+        return opened(run, *arguments)
+
+    monkeypatch.setattr(planner.store, "open", compute)
+    body = {"prompt_ids": IDS, "budget": 120, "mode": "static"}
+
+    async def scenario(client):
+        slow = asyncio.ensure_future(client.post("/v1/plans", json=body | {"run": "slow"}))
+        await asyncio.sleep(1.0)
+        begun = time.monotonic()
+        refusals = await asyncio.gather(*(client.post("/v1/plans", json=body | {"run": f"r{i}"}) for i in range(20)))
+        health = await client.get("/healthz")
+        took = time.monotonic() - begun
+        release.set()
+        return refusals, health, took, await slow, await client.post("/v1/plans", json=body | {"run": "r0"})
+
+    refusals, health, took, slow, after = answered(planner, scenario)
+    assert {answer.status_code for answer in refusals} == {429}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refusals)
+    assert refusals[0].json()["error"]["type"] == "rate_limit_error"
+    assert took < 5.0
+    assert (health.status_code, slow.status_code, after.status_code) == (200, 200, 200)
+    assert sorted(run["run"] for run in planner.store.runs()) == ["r0", "slow"]
+
+
+def test_many_clients_get_the_planners_own_plans(planner):
+    """Runs that are planned at once do not change each other's plans."""
+    body = {"budget": 120, "lower": 2, "upper": 16, "mode": "online", "prompt_ids": IDS}
+
+    async def one(client, run: str) -> list[list[int]]:
+        rng, budgets = random.Random(run), []
+        for _ in range(3):
+            plan = (await client.post("/v1/plans", json=body | {"run": run})).json()["id"]
+            while not (now := (await client.post(f"/v1/plans/{plan}/take", json={"room": 32})).json())["done"]:
+                labels = [
+                    {"prompt_id": x["prompt_id"], "rewards": rewards(x["prompt_id"], x["rollouts"], rng)}
+                    for x in now["take"]
+                ]
+                told = await client.post(f"/v1/plans/{plan}/observe", json={"labels": labels})
+                assert told.status_code == 200, told.text
+            budgets.append((await client.get(f"/v1/plans/{plan}")).json()["budgets"])
+        return budgets
+
+    async def scenario(client):
+        return await asyncio.gather(*(one(client, f"r{i}") for i in range(4)))
+
+    together, store = answered(planner, scenario), PlanStore()
+    for number, budgets in enumerate(together):
+        run, alone = f"r{number}", []
+        rng = random.Random(run)
+        for _ in range(3):
+            plan_id = store.open(run, IDS, PLAN, {})["id"]
+            carry_out(store, plan_id, rng)
+            alone.append(store.state(plan_id)["budgets"])
+        assert budgets == alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -156,3 +157,28 @@ def test_the_future_that_a_run_leaves_does_not_count_any_more(tmp_path):
     folders = [write(tmp_path, step, keep=9) for step in (5, 10, 15)]
     assert CheckpointStore(tmp_path, 9).set_aside_after(5) == ["step-000010", "step-000015"]
     assert newest_checkpoint(tmp_path) == folders[0]
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "7", "null", '"x"', "{", "\0"])
+def test_file_that_holds_no_state_is_damage(tmp_path, content):
+    """Whatever it holds instead, nested too deeply for the reader or not an object."""
+    whole, damaged = write(tmp_path, 5), write(tmp_path, 10)
+    (damaged / "state.json").write_text(content)
+    with pytest.raises(KrayError, match=r"state\.json"):
+        read_state(damaged)
+    assert newest_intact(damaged, set_aside=False) == whole
+
+
+@pytest.mark.parametrize("name", ["../../other", "/dev/zero", "..", "learner", "pipe"])
+def test_checksums_open_no_other_file(tmp_path, name):
+    whole, damaged = write(tmp_path, 5), write(tmp_path, 10)
+    os.mkfifo(damaged / "pipe")
+    (damaged / "files.json").write_text(json.dumps({name: [0, 0]}))
+    assert newest_intact(damaged, set_aside=False) == whole
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "7", "null", '{"learner/shard": 7}'])
+def test_file_that_holds_no_checksums_is_damage(tmp_path, content):
+    whole, damaged = write(tmp_path, 5), write(tmp_path, 10)
+    (damaged / "files.json").write_text(content)
+    assert newest_intact(damaged, set_aside=False) == whole
