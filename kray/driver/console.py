@@ -113,7 +113,7 @@ def evaluation_line(step: int, evaluation: Evaluation, when: str, seconds: float
 
 def end_report(summary: Summary) -> str:
     """Return what a run prints when it has ended: what came out, where it is, and which commands go on from there."""
-    bin = ".venv/bin/" if Path(sys.executable).parent.parent.name == ".venv" else ""
+    bin = _bin()
     before, after = (
         "not measured" if value is None else f"{value:.3f}"
         for value in (summary.accuracy_before, summary.accuracy_after)
@@ -122,7 +122,6 @@ def end_report(summary: Summary) -> str:
     shares = ", ".join(f"{part} {share:.0%}" for part, share in summary.shares.items() if part != "idle")
     restarts = ", ".join(f"{who} restarts {times}" for who, times in summary.restarts.items())
     left_out = "".join(f"  left out              prompt {name}: {why}\n" for name, why in summary.left_out.items())
-    kept = kept_config(Path(summary.folder))
     ending = f"stopped {summary.stopped}" if summary.stopped else "finished"
     return (
         f"\n{ending} after {summary.steps} of {summary.of_steps} steps, {format_duration(summary.elapsed_s)}, "
@@ -136,9 +135,18 @@ def end_report(summary: Summary) -> str:
         f"  results               {summary.folder}\n"
         f"  open them             {bin if summary.open_command.startswith('mlflow') else ''}{summary.open_command}\n"
         f"  charts                {summary.charts_url}\n"
-        f"  resume                {bin}python jobs/train.py --config {kept} resume={summary.folder}\n"
+        f"  resume                {resume_command(Path(summary.folder))}\n"
         f"  evaluate              {bin}python jobs/evaluate.py {summary.folder}"
     )
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that goes on with the run of a folder."""
+    return f"{_bin()}python jobs/train.py --config {kept_config(folder)} resume={folder}"
+
+
+def _bin() -> str:
+    return ".venv/bin/" if Path(sys.executable).parent.parent.name == ".venv" else ""
 
 
 def _answers(answers: Sequence[ComparedAnswer]) -> str:

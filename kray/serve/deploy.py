@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from concurrent.futures import TimeoutError as TimeoutExpired
 from typing import Any
 
 from kray.cluster.session import join
+from kray.driver.stop_signals import caught
 from kray.errors import ConfigError, KrayError
 from kray.serve.access import REQUEST_TIMEOUT_S, Access
 from kray.serve.gate import LOOPBACK
@@ -41,28 +41,27 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """The SIGINTs and SIGTERMs received inside a `with` block, which do not end the process there.
+    """The signals received inside a `with` block that ask to stop, which do not end the process there.
 
     Attributes:
-        received: Their numbers, in order.
+        received: Their names, in order; see `kray.driver.stop_signals` for which count.
     """
 
     def __init__(self) -> None:
-        self.received: list[int] = []
+        self.received: list[str] = []
+        self._caught = contextlib.ExitStack()
 
     def __enter__(self) -> Signals:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._handlers = {n: signal.signal(n, lambda number, _: self.received.append(number)) for n in numbers}
+        self._caught.enter_context(caught(self.received.append))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._caught.close()
 
     @property
     def first(self) -> str:
         """Name of the first signal."""
-        return signal.Signals(self.received[0]).name
+        return self.received[0]
 
 
 def make_application(replica: type, name: str, access: Access, actor: dict[str, Any], *arguments: Any) -> Any:
@@ -123,8 +122,9 @@ def serve_until_signal(
     access: Access,
     cpus: int,
     ready: Callable[[], None],
+    check: Callable[[], None] = lambda: None,
 ) -> int:
-    """Run an application until SIGINT or SIGTERM; a second signal ends it at once.
+    """Run an application until SIGINT, SIGTERM or SIGHUP; a second signal ends it at once.
 
     Args:
         name: Name of the application.
@@ -132,6 +132,7 @@ def serve_until_signal(
         access: How the service is reached.
         cpus: CPU cores of the first replicas, for a Ray that is started here.
         ready: Called when the service is up.
+        check: Called while it runs; raises a KrayError where it may not go on.
 
     Returns:
         The exit code: 0, or 130 when a signal came before the service was up.
@@ -150,7 +151,7 @@ def serve_until_signal(
         try:
             deploy(name, build, access, signals)
             ready()
-            wait(name, signals)
+            wait(name, signals, check)
             logger.info(f"{signals.first}: stopping; running requests have {access.drain_s:g} s")
         except Interrupted:
             logger.info(f"{signals.first}: stopping before the service was up")
@@ -219,17 +220,18 @@ def unless_interrupted(work: Future, seconds: float, signals: Signals) -> Any:
     return work.result()
 
 
-def wait(name: str, signals: Signals) -> None:
+def wait(name: str, signals: Signals, check: Callable[[], None]) -> None:
     """Wait for a signal.
 
     Raises:
-        KrayError: Serve or the application is gone.
+        KrayError: Serve or the application is gone, or `check` raised it.
     """
     from ray import serve
 
     checked = time.monotonic()
     while not signals.received:
         time.sleep(POLL_S)
+        check()
         if time.monotonic() > checked + CHECK_S:
             if name not in within(CALL_TIMEOUT_S, "Serve's controller", serve.status).applications:
                 raise KrayError(f"{name} was removed from Serve by another client")

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kray.errors import KrayError
 from kray.planner import Beliefs, KnapsackPlanner, StepPlan
 from kray.serve.allocation import planner_refusals
 from kray.serve.gate import Refusal
@@ -74,15 +75,22 @@ class Run:
 class PlanStore:
     """All runs and their open plans."""
 
-    def __init__(self, max_runs: int = 64, max_prompts: int = 1_000_000, folder: Path | None = None):
+    def __init__(
+        self,
+        max_runs: int = 64,
+        max_prompts: int = 1_000_000,
+        folder: Path | None = None,
+        check: Callable[[], None] = lambda: None,
+    ):
         """Create a store without runs.
 
         Args:
             max_runs: Most runs at a time.
             max_prompts: Most prompts of one run.
             folder: Where beliefs are written when a plan is closed, and read when their run is first named; None: nowhere.
+            check: Raises a KrayError where the folder is another service's by now.
         """
-        self.max_runs, self.max_prompts, self.folder = max_runs, max_prompts, folder
+        self.max_runs, self.max_prompts, self.folder, self.check = max_runs, max_prompts, folder, check
         self._runs: dict[str, Run] = {}
 
     # -- one step ------------------------------------------------------------------------------------------------------
@@ -237,6 +245,7 @@ class PlanStore:
             Refusal: The plan is not open.
         """
         run, plan = self._find(plan_id)
+        self._check_can_write()
         if withdraw:
             plan.step.withdraw()
         run.plan = None
@@ -276,6 +285,7 @@ class PlanStore:
         beliefs, steps = read_beliefs(state, self.max_prompts)
         settings = read_settings(state.get("settings"))
         self._check_can_create(run_name)
+        self._check_can_write()
         self._runs[run_name] = Run(run_name, settings, beliefs, steps)
         if self.folder is not None:
             write_file(self.folder / f"{run_name}.json", self.saved(run_name))
@@ -313,6 +323,13 @@ class PlanStore:
             held = ", ".join(list(self._runs)[:5])
             text = f"run: the limit of {self.max_runs} runs is reached ({held}, ...); DELETE /v1/runs/<run> of a finished one"
             raise Refusal(429, text, "runs", "run")
+
+    def _check_can_write(self) -> None:
+        """Raise Refusal when another service has taken the folder."""
+        try:
+            self.check()
+        except KrayError as error:
+            raise Refusal(503, f"run: {error}", "state", "run") from error
 
     def _known(self, name: str) -> Run:
         if name not in self._runs:
