@@ -22,9 +22,10 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kray.cluster.lock_files import Held, newest, owner_of, read_beats, take
 from kray.cluster.process_identity import is_dead, this_process
@@ -105,7 +106,13 @@ class FolderLock:
 
     @classmethod
     def acquire(
-        cls, path: Path, work: str, stop: str = "", beside: bool = False, timing: Timing = TIMING
+        cls,
+        path: Path,
+        work: str,
+        stop: str = "",
+        beside: bool = False,
+        timing: Timing = TIMING,
+        is_gone: Callable[[Mapping[str, Any]], bool] = lambda noted: False,
     ) -> FolderLock:
         """Take the lock of a folder; wait only while its owner may be dead.
 
@@ -115,13 +122,14 @@ class FolderLock:
             stop: How to stop the owner, likewise; "": by a signal to this process.
             beside: The lock's files are beside the path, and are removed when it is released.
             timing: Seconds.
+            is_gone: Tells from what the owner has noted that its job has ended; its lock is stale sooner then.
 
         Raises:
             ConfigError: Another process works there, or no lock can be made there.
         """
         files = path.with_name(f"{FOLDER}-{path.name}") if beside else path / FOLDER
         try:
-            waiting = _Waiting(path, timing)
+            waiting = _Waiting(path, timing, is_gone)
             while True:
                 files.mkdir(parents=True, exist_ok=True)
                 top = newest(files)
@@ -162,6 +170,11 @@ class FolderLock:
         if not self.lost and _now() >= self._lease_until:
             self.beat()
         self._raise_if_lost()
+
+    def note(self, noted: Mapping[str, Any]) -> None:
+        """Leave JSON values for the `is_gone` of others."""
+        with contextlib.suppress(OSError):
+            (self._files / f"{self.ticket.generation}.note").write_text(json.dumps(noted))
 
     def beat(self) -> None:
         """Show that this process lives, and look whether the lock is still its owner's."""
@@ -243,10 +256,10 @@ class _Waiting:
         beats: The owner's, as they were seen first.
     """
 
-    def __init__(self, path: Path, timing: Timing):
-        self.path, self.timing = path, timing
+    def __init__(self, path: Path, timing: Timing, is_gone: Callable[[Mapping[str, Any]], bool]):
+        self.path, self.timing, self.is_gone = path, timing, is_gone
         self.beats: tuple[bytes, ...] = ()
-        self._generation, self._began, self._since, self._said = -1, 0.0, 0.0, False
+        self._generation, self._began, self._since, self._said, self._gone = -1, 0.0, 0.0, False, False
 
     def is_stale(self, held: Held) -> bool:
         """Return whether nothing has been heard of the owner for too long.
@@ -257,18 +270,21 @@ class _Waiting:
         now, beats = time.monotonic(), held.beats()
         if held.generation != self._generation:
             self._generation, self.beats, self._began, self._since = held.generation, beats, now, now
+            self._gone = is_dead(held.owner) or self.is_gone(held.noted)
         if beats != self.beats:
             # What a job that was killed has started ends a moment later.
-            if not is_dead(held.owner) or now - self._began > self.timing.stale_s:
+            if not (self._gone or is_dead(held.owner)) or now - self._began > self.timing.stale_s:
                 raise ConfigError(f"{self.path} is in use by {held.described}; {held.how_to_stop}")
             self.beats, self._since = beats, now
+        # Longer than a lease in any case: a process that still works for the owner must ask before it writes.
+        limit_s = self.timing.stale_s / 3 if self._gone else self.timing.stale_s
         if not self._said and now - self._since > SAY_AFTER_S:
             self._said = True
             logger.info(
                 f"{self.path} is locked by {held.described}, of whom nothing is heard; it is taken over if that stays so "
-                f"for {self.timing.stale_s:.0f} s"
+                f"for {limit_s:.0f} s"
             )
-        return now - self._since > self.timing.stale_s
+        return now - self._since > limit_s
 
 
 def _now() -> float:

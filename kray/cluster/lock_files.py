@@ -52,6 +52,11 @@ class Held:
         return "{user} on {host} ({work}, process {pid}, since {since})".format(**found)
 
     @property
+    def noted(self) -> Mapping[str, Any]:
+        """What the owner has noted."""
+        return _read(self.files / f"{self.generation}.note")
+
+    @property
     def how_to_stop(self) -> str:
         """How to have the owner save and end, for people."""
         pid, host = self.owner.get("pid", "its process"), self.owner.get("host", "its host")

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,30 @@ class RayLoss:
 
         alive = {node["NodeID"]: node["Alive"] for node in ray.nodes()}
         return alive.get(self._node_id, True)
+
+
+def this_job() -> dict[str, str]:
+    """Return what `is_gone` needs to know of this process's job in the Ray that it is connected to."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return {"address": context.gcs_address, "job": context.get_job_id()}
+
+
+def is_gone(job: Mapping[str, Any]) -> bool:
+    """Return whether the Ray of a job that `this_job` returned answers and says that the job has ended."""
+    address, name = str(job.get("address", "")), job.get("job")
+    # A loopback address is another Ray's on another machine.
+    if not name or address.startswith(("127.", "localhost", "[::1]")) or not answers(address, ANSWER_S):
+        return False
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        jobs = GcsClient(address).get_all_job_info(timeout=ANSWER_S)
+    except Exception as error:
+        logger.info(f"Ray at {address} does not tell whether job {name} goes on: {error}")
+        return False
+    return all(info.is_dead for key, info in jobs.items() if key.hex() == name)
 
 
 def local_processes() -> list[tuple[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Any
 
 from kray.cluster.folder_lock import FolderLock, Ticket
@@ -25,7 +24,11 @@ class Fence:
         self._lost, loop = asyncio.Event(), asyncio.get_running_loop()
         self._lock: FolderLock | None = None
         if ticket is not None:
-            self._lock = FolderLock.join(ticket, role, on_lost=partial(loop.call_soon_threadsafe, self._lost.set))
+
+            def tell() -> None:
+                loop.call_soon_threadsafe(self._lost.set)
+
+            self._lock = FolderLock.join(ticket, role, on_lost=tell)
 
     def check(self) -> None:
         """Return when the driver may write.

@@ -19,7 +19,7 @@ from kray.config import KrayConfig
 from kray.driver.output import say
 from kray.driver.prepare import LoadedPrompts
 from kray.driver.provenance import tags
-from kray.driver.run_lock import TRAINING, lock_folder
+from kray.driver.run_lock import TRAINING, lock_folder, note_ray
 from kray.driver.stop_signals import caught
 from kray.driver.watch import Watch
 from kray.errors import InfrastructureError, KrayError
@@ -187,6 +187,8 @@ def follow_driver(
     import ray
 
     write_driver_address(folder)
+    if lock is not None:
+        note_ray(lock)
     watch = Watch(driver)
     signals: list[str] = []
     try:

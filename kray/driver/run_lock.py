@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kray.cluster.folder_lock import FolderLock
+from kray.cluster.lost_ray import is_gone, this_job
 from kray.driver.provenance import submission_id
 
 # What a job that trains does, for whoever is refused.
@@ -23,4 +24,9 @@ def lock_folder(path: Path, work: str, beside: bool = False) -> FolderLock:
         ConfigError: Another job works there; the message names it and how to stop it.
     """
     job = submission_id()
-    return FolderLock.acquire(path, work, f"ray job stop {job}" if job else "", beside)
+    return FolderLock.acquire(path, work, f"ray job stop {job}" if job else "", beside, is_gone=is_gone)
+
+
+def note_ray(lock: FolderLock) -> None:
+    """Note the Ray job that this process is, so that others learn from Ray that it has ended."""
+    lock.note(this_job())

@@ -13,7 +13,7 @@ from kray.cluster.lost_ray import RayLoss
 logger = logging.getLogger(__name__)
 
 # Seconds between two questions, after which silence is reported, between two such reports, and for a driver to start.
-ASK_S, SILENT_S, AGAIN_S, START_S = 2.0, 15.0, 60.0, 120.0
+ASK_S, SILENT_S, AGAIN_S, START_S = 2.0, 15.0, 60.0, 300.0
 # Seconds after the death of a driver within which that of its node shows.
 NOTICE_S = 1.0
 

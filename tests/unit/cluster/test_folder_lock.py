@@ -147,6 +147,42 @@ def test_a_far_owner_of_whom_nothing_is_heard_is_taken_over_when_it_is_stale(tmp
         assert lock.ticket.generation == 2
 
 
+def test_an_owner_that_is_gone_by_its_ray_is_taken_over_sooner_but_not_within_its_lease(tmp_path, holder):
+    timing = Timing(beat_s=0.05, stale_s=3.0, lease_s=0.3, poll_s=0.02)
+    first = holder(tmp_path)
+    first.kill()
+    first.wait()
+    elsewhere(tmp_path)
+    generation = newest(tmp_path / ".lock").generation
+    (tmp_path / f".lock/{generation}.note").write_text(json.dumps({"job": "07"}))
+    began = time.monotonic()
+    with FolderLock.acquire(tmp_path, "x", timing=timing, is_gone=lambda noted: noted == {"job": "07"}) as lock:
+        assert timing.lease_s < 1.0 <= time.monotonic() - began < timing.stale_s
+        lock.note({"job": "08"})
+        assert newest(tmp_path / ".lock").noted == {"job": "08"}
+
+
+def test_what_a_killed_job_leaves_running_for_a_moment_is_waited_for(tmp_path, holder):
+    """Its driver beats once more before it ends with its job."""
+    first = holder(tmp_path)
+    first.kill()
+    first.wait()
+    beat = tmp_path / ".lock/1.driver-0.beat"
+    beat.write_text(json.dumps(this_process() | {"count": 1}))
+
+    def end() -> None:
+        for count in range(2, 5):
+            time.sleep(0.1)
+            beat.write_text(json.dumps(this_process() | {"count": count}))
+        beat.write_text(json.dumps(this_process() | {"started": 1}))
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    with acquire(tmp_path) as lock:
+        assert lock.ticket.generation == 2
+    ending.join()
+
+
 def test_clocks_of_two_hosts_are_not_compared(tmp_path, holder, monkeypatch):
     """A beat counts because it changes: times of files and clocks may be years apart."""
     holder(tmp_path)
