@@ -84,10 +84,10 @@ class Driver:
     Attributes:
         training_type: Class of the training loop, for subclasses that observe it.
         workers_type: Class of the workers, likewise.
-        fence: Of what a method of this driver writes.
+        fence: Of what this driver writes.
     """
 
-    fence: Fence
+    fence = Fence()
 
     training_type: type[Training] = Training
     workers_type: type[Workers] = Workers
@@ -141,7 +141,7 @@ class Driver:
     async def _fenced(self, work: Any) -> Any:
         """Return the result of the work, which is given up when the folder's lock is lost."""
         try:
-            self.fence = Fence(self._ticket, f"driver-{self.restarts}")
+            self.fence = Fence.of(self._ticket, f"driver-{self.restarts}")
         except KrayError:
             work.close()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,12 @@ def end_report(summary: Summary) -> str:
     )
     greedy = "" if summary.greedy_after is None else f" (greedy {summary.greedy_after:.3f})"
     shares = ", ".join(f"{part} {share:.0%}" for part, share in summary.shares.items() if part != "idle")
+    measured = (
+        f"  effective rollouts    {summary.effective:.0%} of all\n"
+        f"  time in steps         {shares} (an engine is idle for {summary.shares['idle']:.0%})\n"
+    )
+    # Nothing was measured where no step was done.
+    measured = "" if math.isnan(summary.effective) else measured
     restarts = ", ".join(f"{who} restarts {times}" for who, times in summary.restarts.items())
     left_out = "".join(f"  left out              prompt {name}: {why}\n" for name, why in summary.left_out.items())
     ending = f"stopped {summary.stopped}" if summary.stopped else "finished"
@@ -128,8 +135,7 @@ def end_report(summary: Summary) -> str:
         f"{summary.rollouts:,} rollouts, {summary.tokens:,} tokens\n"
         f"  held-out accuracy     {before} before, {after} after{greedy}, on {summary.test_prompts} prompts\n"
         f"{_answers(summary.answers)}"
-        f"  effective rollouts    {summary.effective:.0%} of all\n"
-        f"  time in steps         {shares} (an engine is idle for {summary.shares['idle']:.0%})\n"
+        f"{measured}"
         f"  engines lost          {summary.engine_deaths}; {restarts}\n"
         f"{left_out}"
         f"  results               {summary.folder}\n"

@@ -9,26 +9,31 @@ from kray.cluster.folder_lock import FolderLock, Ticket
 
 
 class Fence:
-    """A driver's part in the lock of its folder; made in the event loop that the driver works in."""
+    """A driver's part in the lock of its folder; one without a lock refuses nothing."""
 
-    def __init__(self, ticket: Ticket | None, role: str):
-        """Work for the owner of a lock.
+    def __init__(self, lock: FolderLock | None = None, lost: asyncio.Event | None = None):
+        """Take a joined lock and the event that is set when it is lost; see `of`."""
+        self._lock, self._lost = lock, lost
+
+    @classmethod
+    def of(cls, ticket: Ticket | None, role: str) -> Fence:
+        """Work for the owner of a lock, in the event loop that the driver works in.
 
         Args:
-            ticket: Of the lock; None: the folder is not locked, and nothing is refused.
+            ticket: Of the lock; None: the folder is not locked.
             role: A name of this process among those of the owner.
 
         Raises:
             LostLock: The lock is held no more.
         """
-        self._lost, loop = asyncio.Event(), asyncio.get_running_loop()
-        self._lock: FolderLock | None = None
-        if ticket is not None:
+        if ticket is None:
+            return cls()
+        lost, loop = asyncio.Event(), asyncio.get_running_loop()
 
-            def tell() -> None:
-                loop.call_soon_threadsafe(self._lost.set)
+        def tell() -> None:
+            loop.call_soon_threadsafe(lost.set)
 
-            self._lock = FolderLock.join(ticket, role, on_lost=tell)
+        return cls(FolderLock.join(ticket, role, on_lost=tell), lost)
 
     def check(self) -> None:
         """Return when the driver may write.
@@ -45,6 +50,8 @@ class Fence:
         Raises:
             LostLock: The lock was lost; the coroutine was cancelled.
         """
+        if self._lost is None:
+            return await work
         working, losing = asyncio.ensure_future(work), asyncio.ensure_future(self._lost.wait())
         try:
             await asyncio.wait({working, losing}, return_when=asyncio.FIRST_COMPLETED)

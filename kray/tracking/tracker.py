@@ -41,6 +41,8 @@ LOCAL_START_S = 300.0
 SYSTEM_EVERY_S = 5.0
 # The most prompts of a dataset that MLflow shows.
 DATASET_ROWS = 10_000
+# What logs every migration of the tables of a new SQLite store.
+QUIET = ("alembic", "mlflow.store.db.utils")
 
 
 class Tracker:
@@ -82,13 +84,11 @@ class Tracker:
         check()
         self._check = check
         bound_waits()
-        # A new SQLite store logs every migration of its tables.
-        for name in ("alembic", "mlflow.store.db.utils"):
+        for name in QUIET:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._folder = Path(run_folder).absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._nonfinite: set[str] = set()
-        self._on_step = on_step
+        self._nonfinite, self._on_step = set[str](), on_step
         store = locate(track.uri, self._folder)
         reach(store)
         name = "config.yaml" if resume_step is None else f"config-resumed-{max(resume_step, 0):06d}.yaml"

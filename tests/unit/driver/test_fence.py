@@ -30,7 +30,7 @@ def test_work_is_given_up_when_the_lock_is_lost(tmp_path):
 
     async def drive() -> None:
         with FolderLock.acquire(tmp_path, "a training") as lock:
-            fence = Fence(lock.ticket, "driver-0")
+            fence = Fence.of(lock.ticket, "driver-0")
             take_over(tmp_path)
             try:
                 await asyncio.wait_for(fence.unless_lost(work()), 20)
@@ -51,12 +51,12 @@ def test_work_that_ends_returns_its_result_or_error(tmp_path):
 
     async def drive() -> None:
         with FolderLock.acquire(tmp_path, "a training") as lock:
-            fence = Fence(lock.ticket, "driver-0")
+            fence = Fence.of(lock.ticket, "driver-0")
             assert await fence.unless_lost(result()) == 7
             with pytest.raises(ValueError, match="wrong"):
                 await fence.unless_lost(failure())
             fence.close()
-        unlocked = Fence(None, "driver-0")
+        unlocked = Fence.of(None, "driver-0")
         unlocked.check()
         assert await unlocked.unless_lost(result()) == 7
         unlocked.close()
