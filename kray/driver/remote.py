@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 ACTORS_END_S = 60.0
 # Seconds for a driver to give up the step under way and to write a checkpoint.
 STOP_S = 600.0
+# Seconds for a driver to save after its GCS has gone; after 60 Ray ends its processes.
+SAVE_S = 35.0
 
 
 def share_prompts(prompts: LoadedPrompts) -> Any:
@@ -231,6 +233,8 @@ class _Followed:
         self.driver, self.watch, self.lock, self.signals = driver, watch, lock, signals
         self.stop_after_s = stop_after_s
         self._handled, self._stopping, self._deadline = 0, "", float("inf")
+        # When a driver whose Ray is lost is given up.
+        self._save_until: float | None = None
 
     def result(self, items: queue.Queue[Any]) -> Any:
         """Print the lines among the items and return the result."""
@@ -242,9 +246,12 @@ class _Followed:
             except queue.Empty:
                 continue
             if isinstance(item, StopIteration):
+                if self.watch.lost:
+                    raise _lost_ray(self.watch.lost)
                 return result
             if isinstance(item, BaseException):
-                self._raise_if_lost(self.watch.lost_now())
+                if why := self.watch.lost_now():
+                    raise _lost_ray(why)
                 raise _driver_error(item, stopping=bool(self._stopping))
             if isinstance(item, str):
                 say(item)
@@ -254,7 +261,8 @@ class _Followed:
     def _check(self) -> None:
         """Pass a request to stop on to the driver; raise an error where waiting is in vain."""
         self.watch.report()
-        self._raise_if_lost(self.watch.lost)
+        if self.watch.lost:
+            self._save_without_ray(self.watch.lost)
         if self.lock is not None and self.lock.lost:
             self.lock.check()
         if len(self.signals) > self._handled:
@@ -274,9 +282,19 @@ class _Followed:
         self._stopping, self._deadline = reason, time.monotonic() + STOP_S
         self.driver.stop.remote(reason)
 
-    def _raise_if_lost(self, why: str) -> None:
-        if why:
-            raise KrayError(f"Ray was lost on the machine of this job, and the driver with it: {why}")
+    def _save_without_ray(self, why: str) -> None:
+        """Have the driver save in the time that is left to it where only the GCS has gone; then raise an error."""
+        now = time.monotonic()
+        if self._save_until is None:
+            self._save_until = now + (SAVE_S if self.watch.can_save else 0.0)
+            if self.watch.can_save and not self._stopping:
+                self._stop("because Ray was lost", f"Ray was lost: {why}; saving and ending")
+        if now >= self._save_until:
+            raise _lost_ray(why)
+
+
+def _lost_ray(why: str) -> KrayError:
+    return KrayError(f"Ray was lost on the machine of this job, and the driver with it: {why}")
 
 
 def _driver_error(error: BaseException, stopping: bool) -> BaseException:

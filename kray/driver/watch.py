@@ -62,6 +62,11 @@ class Watch:
         """End the watch."""
         self._closed.set()
 
+    @property
+    def can_save(self) -> bool:
+        """Whether a driver whose Ray is lost may go on for a moment: its raylet is there."""
+        return self._loss.local and "raylet" not in self.lost
+
     def lost_now(self) -> str:
         """Return why Ray is lost after an error of the driver, which dies with its node."""
         deadline = time.monotonic() + NOTICE_S

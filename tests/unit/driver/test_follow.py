@@ -20,6 +20,7 @@ class QuietWatch:
     """A watch that is told what it hears."""
 
     lost = ""
+    can_save = False
 
     def report(self) -> None:
         pass
@@ -93,6 +94,21 @@ def test_a_lost_ray_ends_the_wait_with_its_reason():
     one, _ = followed(watch=watch)
     with pytest.raises(KrayError, match=r"Ray was lost on the machine of this job.*raylet ended by SIGKILL"):
         one.result(items())
+
+
+def test_a_driver_saves_when_only_the_gcs_has_gone(monkeypatch):
+    watch = QuietWatch()
+    watch.lost, watch.can_save = "its gcs_server ended by SIGKILL", True
+    one, asked = followed(watch=watch)
+    with pytest.raises(KrayError, match="gcs_server ended by SIGKILL"):
+        one.result(items("step 7", "saved", 7, StopIteration()))
+    assert asked == ["because Ray was lost"]
+    monkeypatch.setattr(remote, "SAVE_S", 0.3)
+    one, asked = followed(watch=watch)
+    began = time.monotonic()
+    with pytest.raises(KrayError, match="gcs_server ended by SIGKILL"):
+        one.result(items())
+    assert time.monotonic() - began >= 0.3
 
 
 def test_a_driver_that_died_with_its_node_is_not_started_again(monkeypatch):
