@@ -197,7 +197,13 @@ class Study:
 
 
 def load_study(
-    path: str, methods: str = "", seeds: str = "", folder: str = "", overrides: Sequence[str] = (), flops: str = ""
+    path: str,
+    methods: str = "",
+    seeds: str = "",
+    folder: str = "",
+    overrides: Sequence[str] = (),
+    flops: str = "",
+    sampled: bool = False,
 ) -> Study:
     """Load a comparison file.
 
@@ -208,6 +214,7 @@ def load_study(
         folder: Of the results, "" for <run.dir>/<run.name>.
         overrides: a.b=c, for all methods.
         flops: Proportions of the modelled FLOPs as in `parse_flops`, "" for the usual ones.
+        sampled: Compute no exact success rates, whatever the file says.
 
     Raises:
         ConfigError: Names the file, the method and the key.
@@ -218,14 +225,15 @@ def load_study(
     exact = document.get("exact", False)
     if not isinstance(exact, bool):
         raise ConfigError(f"{path}: exact must be true or false, not {exact!r}")
+    exact = exact and not sampled
     base = _configure(path, "config", base_path, given, overrides)
-    if exact:
-        _check_exact(base, path)
     root = Path(folder).expanduser().absolute() if folder else Path(base.run.dir).expanduser() / base.run.name
     known = _section(document, "methods", path)
     chosen = [name.strip() for name in methods.split(",") if name.strip()] if methods else list(known)
     numbers = parse_seeds(seeds or str(document.get("seeds", "0")), "--seeds" if seeds else f"{path}: seeds")
     table = {name: _method(path, known, name, exact, base) for name in chosen}
+    if exact:
+        _check_exact(base, path, any(controls.oracle for _, controls in table.values()))
     children = []
     for seed in numbers:
         for name, (keys, controls) in table.items():
@@ -355,10 +363,11 @@ def _share(config: KrayConfig, base: KrayConfig, path: str, name: str) -> None:
             )
 
 
-def _check_exact(base: KrayConfig, path: str) -> None:
+def _check_exact(base: KrayConfig, path: str, train: bool) -> None:
+    """Refuse prompts without exact success rates; those of training prompts are needed by an oracle only."""
     if base.environment.name:
         raise ConfigError(f"{path}: exact: true needs answers that are one response: no environment")
-    for source in (base.prompts.train, *test_sources(base.prompts).values()):
+    for source in (*([base.prompts.train] if train else []), *test_sources(base.prompts).values()):
         gym = source.kind == "reasoning_gym"
         verifier = source.verifier or ("reasoning_gym" if gym else base.reward.verifier)
         options = base.reward.options if verifier == base.reward.verifier else {}
@@ -370,7 +379,9 @@ def _check_exact(base: KrayConfig, path: str) -> None:
                 "reasoning_gym with verifier exact on each source and reward: {verifier: exact, options: {strip: false}}"
             )
     if base.async_.max_staleness:
-        raise ConfigError(f"{path}: exact: true needs async.max_staleness 0: success rates are those of one policy")
+        raise ConfigError(
+            f"{path}: exact: true needs async.max_staleness 0 (or --sampled): success rates are those of one policy"
+        )
 
 
 def _counted(number: int, noun: str) -> str:

@@ -50,6 +50,7 @@ class Fit:
 
     Attributes:
         ranks: group name -> learner ranks.
+        opponents: group name -> engines of opponents that are models (start, past).
         engines: group name -> engines.
         nodes: group name -> nodes in use or always running.
         engines_always: engines that need no further node.
@@ -58,6 +59,7 @@ class Fit:
     """
 
     ranks: Counter[str] = field(default_factory=Counter)
+    opponents: Counter[str] = field(default_factory=Counter)
     engines: Counter[str] = field(default_factory=Counter)
     nodes: Counter[str] = field(default_factory=Counter)
     engines_always: int = 0
@@ -81,6 +83,14 @@ def place(config: KrayConfig, cluster: Cluster) -> Fit:
         if group is None:
             raise ConfigError(_ranks_missing(cluster, rank, train.ranks, placed))
         fit.ranks[group.name] += 1
+    for player in frozen_players(config.environment):
+        group = capacity.take_one(engine)
+        if group is None:
+            raise ConfigError(
+                f"environment: the opponent {player} needs an engine of {engine} of its own, for which {cluster.path} "
+                f"has no place beside {train.ranks} learner ranks ({_where(fit.ranks)}); raise a group's maximum"
+            )
+        fit.opponents[group.name] += 1
     fit.engines_always = capacity.on_running(engine)
     fit.engines_at_most = fit.engines_always + sum(count for _, count in capacity.startable(engine))
     least = rollout.engines if rollout.min_engines is None else max(1, rollout.min_engines)
@@ -172,6 +182,7 @@ def cluster_rows(config: KrayConfig, path: str) -> list[tuple[str, str]]:
         ("cluster", f"{path} ({cluster.kind}): {'; '.join(map(_described, cluster.groups))}"),
         ("driver and scorer on", f"{cluster.head.name}, where a job's entry point runs"),
         ("learner ranks on", _where(fit.ranks)),
+        *([("opponents' engines on", _where(fit.opponents))] if fit.opponents else []),
         ("engines on", _where(fit.engines)),
         ("engines that fit", f"{_many(always)} without another node, at most {_many(most)}"),
         ("nodes in use", _where(fit.nodes)),

@@ -214,7 +214,8 @@ class RolloutConfig:
     """Most rollouts of one prompt in one rollout task."""
 
     task_timeout_s: float = 600.0
-    """Deadline of one rollout task in seconds."""
+    """Longest time in seconds in which an engine with rollout tasks samples no token; then it is replaced. How long a response
+    takes does not count."""
 
     start_timeout_s: float = 600.0
     """Deadline for an engine to start, in seconds."""
@@ -238,8 +239,8 @@ class EnvironmentConfig:
     """What answers the policy, so that a rollout is a conversation of several turns. Off while it has no name."""
 
     name: str = ""
-    """calculator, tools, nim, solver_checker, textarena, skyrl_gym, gem, openenv, verifiers or pkg.module:Class. Empty: a
-    rollout is a single response."""
+    """calculator, tools, nim, solver_checker, textarena, textarena_players, skyrl_gym, gem, openenv, verifiers or
+    pkg.module:Class. Empty: a rollout is a single response."""
 
     max_turns: int = 4
     """Most turns of the policy, of each role where there are several. All tokens of a conversation and the answers in it share

@@ -119,7 +119,18 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 # Built-in environments; pkg.module:Class is allowed as well.
-ENVIRONMENTS = ("calculator", "tools", "nim", "solver_checker", "textarena", "skyrl_gym", "gem", "openenv", "verifiers")
+ENVIRONMENTS = (
+    "calculator",
+    "tools",
+    "nim",
+    "solver_checker",
+    "textarena",
+    "textarena_players",
+    "skyrl_gym",
+    "gem",
+    "openenv",
+    "verifiers",
+)
 
 # Arguments of apply_chat_template that are not variables of a chat template.
 NO_VARIABLES = (

@@ -18,6 +18,7 @@ ENVIRONMENTS = {
     "openenv": "kray.environments.openenv:OpenEnv",
     "tools": "kray.environments.tools:Tools",
     "textarena": "kray.environments.textarena:TextArena",
+    "textarena_players": "kray.environments.textarena_players:TextArenaPlayers",
     "skyrl_gym": "kray.environments.skyrl:SkyRLGym",
     "gem": "kray.environments.gem:Gem",
     "verifiers": "kray.environments.verifiers:Verifiers",
@@ -150,7 +151,8 @@ def stops_of(name: str) -> tuple[str, ...]:
 
 def gives_reward(name: str) -> bool:
     """Return whether an environment always gives the reward, so that answers of prompts are not used."""
-    return bool(getattr(load_environment(name), "gives_reward", False))
+    environment = load_environment(name)
+    return has_roles(environment) or bool(getattr(environment, "gives_reward", False))
 
 
 def options_of(options: Mapping[str, Any], prompt: Prompt) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Games of textarena (PyPI: textarena): played alone, or against a player that the environment provides.
 
+Where the policy plays both players: kray/environments/textarena_players.py.
+
 A prompt is a starting position: its seed (prompts.train.kind: seeds), or its id, decides what textarena draws when the game is
 set up. Chance and the opponent's moves follow from the seed of the group, so rollouts that play the same moves get the same
 answers.
@@ -13,7 +15,7 @@ from typing import Any
 
 from kray.environments.chance import numbered
 from kray.environments.registry import load_object
-from kray.environments.textarena_game import Game
+from kray.environments.textarena_game import Game, open_game
 from kray.records import Prompt, derive_seed
 from kray.rewards.verifiers import Reward
 
@@ -75,14 +77,9 @@ class TextArena:
         """Set up the prompt's position and return what the game tells the policy, as a part of the prompt."""
         self.seed = seed
         position = numbered(prompt)
-        self.game.start(position)
+        open_game(self.game, position, self.random_moves)
         if self.player == "either" or self.game.players == 1:
             self.player = position % self.game.players
-        rng = random.Random(derive_seed(position, "random_moves"))
-        for number in range(self.random_moves):
-            self.game.play(self.game.random_move(rng), derive_seed(position, "move", number))
-            if self.game.over:
-                raise ValueError(f"the game ended within its {self.random_moves} random_moves")
         self._reply()
         if self.game.over:
             raise ValueError("the game ended before the policy's first turn")

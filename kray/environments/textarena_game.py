@@ -17,6 +17,7 @@ from typing import Any
 
 from kray.environments.chance import seeded
 from kray.environments.textarena_moves import MOVES
+from kray.records import derive_seed
 from kray.rewards.verifiers import Reward
 
 try:
@@ -181,6 +182,25 @@ class Game:
     def lost_by_invalid(self, player: int) -> bool:
         """Return whether a player ended the game by an invalid move."""
         return bool(self.state.game_info.get(player, {}).get("invalid_move"))
+
+
+def open_game(game: Game, position: int, random_moves: int) -> None:
+    """Set up a position.
+
+    Args:
+        game: The game.
+        position: Seed of the position.
+        random_moves: Number of random legal moves with which it begins, so that positions differ.
+
+    Raises:
+        ValueError: It is for more than two players, or ended within these moves.
+    """
+    game.start(position)
+    rng = random.Random(derive_seed(position, "random_moves"))
+    for number in range(random_moves):
+        game.play(game.random_move(rng), derive_seed(position, "move", number))
+        if game.over:
+            raise ValueError(f"the game ended within its {random_moves} random_moves")
 
 
 def as_text(messages: Sequence[tuple[int, str, Any]], player: int, roles: Mapping[int, str]) -> str:

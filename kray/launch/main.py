@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 
@@ -14,8 +16,8 @@ from kray.errors import ConfigError, DataError, KrayError
 
 
 def guarded(main: Callable[[], int | None]) -> None:
-    """Run a job's main; expected failures end with one message and exit code 2 (bad input), 1 (failed run) or 130 (Ctrl-C,
-    SIGTERM or SIGHUP).
+    """Run a job's main; expected failures end with one message and exit code 2 (bad input), 1 (failed run), 130 (Ctrl-C,
+    SIGTERM or SIGHUP) or 141 (the reader of what is printed has gone).
 
     Modules of the current folder can be named in the configuration (reward.verifier: mine:judge).
     """
@@ -32,6 +34,19 @@ def guarded(main: Callable[[], int | None]) -> None:
         sys.exit(_complain(f"error: {error}", 1))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted", 130))
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        # Else Python complains when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _reader_gone() -> bool:
+    """Return whether what is printed cannot be read any more, as after `| head`."""
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)  # errors are always reported
+    return any(events & select.POLLERR for _, events in watched.poll(0))
 
 
 def _complain(message: str, code: int) -> int:

@@ -48,12 +48,12 @@ def train(config: KrayConfig, checkpoint: Path | None) -> str:
             checkpoint = intact(_newest_now(config, checkpoint), set_aside=True)
         prompts = load_checked_prompts(config)
         for line in note_changes(config, folder) if folder else []:
-            print(line)
+            say(line)
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         for line in opening(config, prompts, folder, step):
-            print(line, flush=True)
+            say(line)
         for line in warnings(config):
-            print(f"warning: {line}", flush=True)
+            say(f"warning: {line}")
         require_gpus(config)
         model = find_model(config)
         if folder is None or lock is None:

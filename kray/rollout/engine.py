@@ -91,6 +91,8 @@ class Engine:
         self._tasks: dict[int, _RunningTask] = {}
         # Rollouts that ended since the last report.
         self._unreported = 0
+        # Tokens of the step under way.
+        self._sampled = 0
         self._probe_history = ProbeHistory()
         self._ready: Future = Future()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
@@ -166,6 +168,7 @@ class Engine:
     def _run(self) -> None:
         try:
             self._engine = self._make_engine()
+            self._count_tokens()
             self._ready.set_result({"pid": os.getpid(), "vllm": _vllm_version()})
             while True:
                 self._run_pending_commands()
@@ -228,6 +231,17 @@ class Engine:
             )
         )
 
+    def _count_tokens(self) -> None:
+        """Count the tokens of every step: vLLM reports those of ended rollouts alone (FINAL_ONLY)."""
+        processor = self._engine.output_processor
+        process = processor.process_outputs
+
+        def counted(outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+            self._sampled += sum(len(output.new_token_ids) for output in outputs)
+            return process(outputs, *args, **kwargs)
+
+        processor.process_outputs = counted
+
     def _add(self, tasks: list[RolloutTask]) -> None:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
@@ -275,7 +289,7 @@ class Engine:
 
     def _step(self) -> list[Any]:
         """Run one step and return the outputs that belong to no task."""
-        started = time.monotonic()
+        started, self._sampled = time.monotonic(), 0
         outputs = self._engine.step()
         finished, progress, others, ended = [], {}, [], 0
         for output in outputs:  # one for each rollout that ended (FINAL_ONLY)
@@ -299,6 +313,7 @@ class Engine:
             for task_id, _ in finished:
                 self._report.progress.pop(task_id, None)
             self._report.busy_s += busy_s
+            self._report.sampled += self._sampled
             self._unreported += ended
             if self._has_report():
                 self._report_changed.notify_all()

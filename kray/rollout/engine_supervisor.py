@@ -218,14 +218,16 @@ class EngineSupervisor:
         late = schedule.overdue(engine.name, time.monotonic())
         if late:
             raise EngineLost(
-                f"{len(late)} tasks exceeded rollout.task_timeout_s ({late[0].timeout_s:g} s), first prompt "
-                f"{late[0].prompt_id}"
+                f"it sampled no token for {len(late)} tasks within rollout.task_timeout_s ({late[0].timeout_s:g} s), first "
+                f"prompt {late[0].prompt_id}"
             )
 
     def process_report(self, report: EngineReport) -> None:
         """Update the schedule from a report and deliver the outcomes in it."""
         engine, schedule, now = self.engine, self.pool.schedule, time.monotonic()
         engine.busy_s += report.busy_s
+        if report.sampled:
+            schedule.sampled(engine.name, now)
         for task_id, rollouts in report.progress.items():
             schedule.progressed(task_id, engine.name, rollouts, now)
         for task_id, found in report.finished:

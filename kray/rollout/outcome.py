@@ -56,12 +56,14 @@ class EngineReport:
         finished: (task id, its rollouts by index) of each finished task.
         refused: (task id, reason) of each task that no engine can run.
         busy_s: Seconds in which the engine was stepping.
+        sampled: Tokens that it sampled, those of rollouts that have not ended included.
     """
 
     progress: dict[int, int] = field(default_factory=dict)
     finished: list[tuple[int, list[Rollout]]] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)
     busy_s: float = 0.0
+    sampled: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         rollouts = [rollout for _, found in self.finished for rollout in found]
@@ -69,13 +71,14 @@ class EngineReport:
         labels = [(r.prompt_id, r.index, len(r.tokens), r.finish_reason, r.policy_versions) for r in rollouts]
         tokens = np.concatenate([np.zeros(0, np.int32), *(r.tokens for r in rollouts)])
         logprobs = np.concatenate([np.zeros(0, np.float32), *(r.logprobs for r in rollouts)])
-        return _unpack, (self.progress, self.refused, self.busy_s, tasks, labels, tokens, logprobs)
+        return _unpack, (self.progress, self.refused, self.busy_s, self.sampled, tasks, labels, tokens, logprobs)
 
 
 def _unpack(
     progress: dict[int, int],
     refused: list[tuple[int, str]],
     busy_s: float,
+    sampled: int,
     tasks: Sequence[tuple[int, int]],
     labels: Sequence[tuple[str, int, int, str, tuple]],
     tokens: np.ndarray,
@@ -88,4 +91,4 @@ def _unpack(
         for (prompt_id, index, length, reason, versions), end in zip(labels, ends, strict=True)
     )
     finished = [(task_id, [next(rollouts) for _ in range(count)]) for task_id, count in tasks]
-    return EngineReport(progress, finished, refused, busy_s)
+    return EngineReport(progress, finished, refused, busy_s, sampled)

@@ -57,7 +57,7 @@ class _Load:
         tasks: Ids of its tasks.
         rollouts: Unfinished rollouts of its tasks.
         work: Expected tokens of these.
-        last_progress: When it last delivered something or began to work, monotonic s.
+        last_progress: When it last sampled a token, delivered something or began to work, monotonic s.
         min_timeout_s: Shortest timeout of the tasks that it has held.
         offer: Number of its newest offer; older ones are void.
     """
@@ -242,6 +242,11 @@ class Schedule:
         load.last_progress = now
         self._reduce(load, entry, max(0, entry.left - (entry.task.rollouts - finished)))
 
+    def sampled(self, engine: str, now: float) -> None:
+        """Record that the engine has sampled tokens, of rollouts that may not have ended."""
+        if load := self._engines.get(engine):
+            load.last_progress = now
+
     def done(self, task_id: int, engine: str, now: float) -> RolloutTask | None:
         """Record that the engine finished the task.
 
@@ -286,8 +291,8 @@ class Schedule:
     def overdue(self, engine: str, now: float) -> list[RolloutTask]:
         """Return the engine's tasks that are past their deadline.
 
-        A task's time runs only while its engine delivers nothing at all: tasks that wait inside a working engine are not
-        late.
+        A task's time runs only while its engine samples nothing at all: neither long responses nor tasks that wait inside a
+        working engine are late.
         """
         load = self._engines.get(engine)
         if load is None or load.last_progress + load.min_timeout_s > now:

@@ -15,6 +15,7 @@ from tiny_pool import PROBE, PlainLearner, RunningPool, gather, make_pool, outco
 
 from kray.errors import KrayError
 from kray.records import Sampling
+from kray.rollout.engine_supervisor import EngineSupervisor
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +196,25 @@ def test_engine_lost_during_update_is_replaced(shared):
     assert max(gaps) < 1e-4
     assert pool.losses == losses + 1
     assert {rollout.policy_versions[0][0] for rollouts in after.values() for rollout in rollouts} == {version}
+
+
+def test_engines_report_every_token_that_they_sample(shared, monkeypatch):
+    """Not only those of responses that have ended: an engine that works on long ones is not late."""
+    pool, reports = shared.pool, []
+    process = EngineSupervisor.process_report
+
+    def recorded(supervisor, report):
+        reports.append(report)
+        process(supervisor, report)
+
+    async def scenario():
+        await pool.publish(shared.publication())
+        monkeypatch.setattr(EngineSupervisor, "process_report", recorded)
+        return await gather(pool, shared.fresh(tasks(10)))
+
+    found = shared.run(scenario())
+    tokens = sum(len(rollout.tokens) for rollouts in found.values() for rollout in rollouts)
+    assert 0 <= sum(report.sampled for report in reports) - tokens <= len(pool.engines)  # a probe samples one, too
 
 
 def test_invalid_prompt_and_slow_task_fail(shared):

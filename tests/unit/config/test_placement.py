@@ -124,6 +124,18 @@ def test_rows_list_the_placement_of_all_actors(cluster_file):
     assert "note" not in rows
 
 
+def test_opponents_that_are_models_have_engines_of_their_own(cluster_file):
+    asked = config(ranks=(2, 1, 1), engines=(4, 2, 1))
+    asked.environment.roles = {"second": {"opponent": "past", "every": 5}}
+    asked.environment.evaluate_against = {"start": {"opponent": "start"}, "random": {"opponent": "random"}}
+    rows = dict(cluster_rows(asked, cluster_file(RAY_UP)))
+    assert rows["opponents' engines on"] == "learner: 2"
+    assert rows["engines on"] == "rollout: 4"
+    asked.train.ranks = 8
+    with pytest.raises(ConfigError, match=r"the opponent past-5 needs an engine of \{CPU: 2, GPU: 1\} of its own"):
+        place(asked, load_cluster(cluster_file(RAY_UP)))
+
+
 def test_ranks_on_spot_nodes_and_unused_gpus_are_noted(cluster_file):
     cluster = load_cluster(cluster_file(RAY_UP))
     assert any("rollout, which is spot" in note for note in place(config(ranks=(5, 1, 1)), cluster).notes)

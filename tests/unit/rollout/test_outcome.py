@@ -17,7 +17,7 @@ lengths = st.lists(st.integers(0, 9), min_size=1, max_size=4)
 @given(st.lists(lengths, max_size=5), st.dictionaries(st.integers(0, 9), st.integers(1, 9)), st.booleans())
 def test_report_survives_pickling(tasks, progress, refused):
     rng = np.random.default_rng(0)
-    report = EngineReport(progress=progress, refused=[(7, "too long")] if refused else [], busy_s=1.5)
+    report = EngineReport(progress=progress, refused=[(7, "too long")] if refused else [], busy_s=1.5, sampled=7)
     for task_id, sizes in enumerate(tasks):
         rollouts = []
         for index, size in enumerate(sizes):
@@ -27,6 +27,7 @@ def test_report_survives_pickling(tasks, progress, refused):
         report.finished.append((task_id, rollouts))
     found = pickle.loads(pickle.dumps(report, protocol=5))
     assert (found.progress, found.refused, found.busy_s) == (report.progress, report.refused, 1.5)
+    assert found.sampled == 7
     assert [task_id for task_id, _ in found.finished] == list(range(len(tasks)))
     for (_, before), (_, after) in zip(report.finished, found.finished, strict=True):
         assert len(before) == len(after)

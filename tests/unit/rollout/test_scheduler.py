@@ -251,6 +251,18 @@ def test_overdue_tasks_by_engine():
     assert [one.id for one in schedule.overdue("a", 109.0)] == [0]
 
 
+def test_a_long_response_is_not_late_while_tokens_come():
+    schedule = Schedule(1)
+    schedule.engine_up("a", None)
+    schedule.submit([task(0, timeout_s=5.0)])
+    schedule.dispatch(100.0)
+    for now in range(102, 130, 4):
+        schedule.sampled("a", float(now))
+        schedule.sampled("unknown", float(now))
+        assert schedule.overdue("a", now + 4.9) == []
+    assert [one.id for one in schedule.overdue("a", now + 5.0)] == [0]
+
+
 def test_late_result_of_a_moved_task_is_ignored():
     schedule = Schedule(2)
     schedule.engine_up("a", None)
