@@ -76,10 +76,16 @@ def this_job() -> dict[str, str]:
 
 
 def is_gone(job: Mapping[str, Any]) -> bool:
-    """Return whether the Ray of a job that `this_job` returned answers and says that the job has ended."""
-    address, name = str(job.get("address", "")), job.get("job")
-    # A loopback address is another Ray's on another machine.
-    if not name or address.startswith(("127.", "localhost", "[::1]")) or not answers(address, ANSWER_S):
+    """Return whether the Ray of a job that `this_job` returned answers here and says that the job has ended."""
+    # A loopback address is another Ray's on another machine; on this one the job's processes tell.
+    address = str(job.get("address", ""))
+    return bool(address) and not address.startswith(("127.", "localhost", "[::1]")) and has_ended(job)
+
+
+def has_ended(job: Mapping[str, Any]) -> bool:
+    """Return whether the Ray at a job's address answers and says that the job has ended, or knows it no more."""
+    address, name = str(job["address"]), job.get("job")
+    if not answers(address, ANSWER_S):
         return False
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 

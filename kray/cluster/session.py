@@ -63,6 +63,7 @@ def join(cpus: int) -> bool:
 
     Raises:
         ConfigError: the cluster cannot be joined.
+        KrayError: Ray cannot be started here.
     """
     joins = joins_cluster()
     address = require_cluster()
@@ -81,14 +82,19 @@ def join(cpus: int) -> bool:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"{CLUSTER}={address}: this Ray cannot be joined: {why}") from error
         return True
-    with _same_handlers(), _own_sessions():
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, cpus),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    try:
+        with _same_handlers(), _own_sessions():
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, cpus),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:
+        # Ray raises many kinds, on a machine that is too busy for its deadlines even a bare Exception.
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise KrayError(f"Ray could not be started on this machine: {why}") from error
     return False
 
 

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TimeoutExpired
 from typing import Any
 
-from kray.cluster.session import join
+from kray.cluster.session import connected, join
 from kray.driver.stop_signals import caught
 from kray.errors import ConfigError, KrayError
 from kray.serve.access import REQUEST_TIMEOUT_S, Access
@@ -170,10 +170,9 @@ def check_free(name: str, access: Access) -> None:
     Raises:
         ConfigError: One has.
     """
-    from ray import serve
 
     prefixes = taken_prefixes()
-    for other, state in within(CALL_TIMEOUT_S, "Serve's controller", serve.status).applications.items():
+    for other, state in within(CALL_TIMEOUT_S, "Serve's controller", serve_status).applications.items():
         if other == name:
             raise ConfigError(f"{name} already runs on this cluster, at {prefixes.get(other)}")
         if prefixes.get(other) == access.prefix:
@@ -226,14 +225,13 @@ def wait(name: str, signals: Signals, check: Callable[[], None]) -> None:
     Raises:
         KrayError: Serve or the application is gone, or `check` raised it.
     """
-    from ray import serve
 
     checked = time.monotonic()
     while not signals.received:
         time.sleep(POLL_S)
         check()
         if time.monotonic() > checked + CHECK_S:
-            if name not in within(CALL_TIMEOUT_S, "Serve's controller", serve.status).applications:
+            if name not in within(CALL_TIMEOUT_S, "Serve's controller", serve_status).applications:
                 raise KrayError(f"{name} was removed from Serve by another client")
             checked = time.monotonic()
 
@@ -250,7 +248,7 @@ def remove(name: str, shut_down: bool, drain_s: float, signals: Signals) -> None
     from ray import serve
 
     def end() -> None:
-        while name in serve.status().applications:
+        while name in serve_status().applications:
             # It waits for a minute, and running requests may have longer.
             with contextlib.suppress(TimeoutError):
                 serve.delete(name)
@@ -264,15 +262,27 @@ def remove(name: str, shut_down: bool, drain_s: float, signals: Signals) -> None
 
 def startup_error(name: str) -> str:
     """Return Serve's reason why an application does not start, in one line; "" if there is none."""
-    from ray import serve
 
-    state = within(CALL_TIMEOUT_S, "Serve's controller", serve.status).applications.get(name)
+    state = within(CALL_TIMEOUT_S, "Serve's controller", serve_status).applications.get(name)
     if state is None:
         return ""
     messages = [state.message, *(deployment.message for deployment in state.deployments.values())]
     lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
     causes = [line for line in lines if "Error:" in line or "Error(" in line]
     return (causes[-1] if causes else " ".join(lines))[:ERROR_CHARACTERS]
+
+
+def serve_status() -> Any:
+    """Return Serve's status.
+
+    Raises:
+        KrayError: Ray has gone; Serve itself would start or join another one.
+    """
+    from ray import serve
+
+    if not connected():
+        raise KrayError("the Ray that runs the service has gone")
+    return serve.status()
 
 
 def background(function: Callable[..., Any], *arguments: Any, **options: Any) -> Future:
