@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from kray.cluster.address import require_cluster
+from kray.cluster.folder_lock import FolderLock
 from kray.cluster.session import connect
 from kray.compare.report import write_figures, write_report
 from kray.compare.study import Study, load_study
 from kray.compare.verdicts import Verdict, line
 from kray.driver.provenance import tags
 from kray.driver.remote import driver_actor, follow_driver, share_prompts
+from kray.driver.run_lock import lock_folder
 from kray.launch.check import inspect
 from kray.launch.main import guarded
 from kray.launch.preflight import load_checked_prompts
@@ -49,7 +51,11 @@ def main() -> int:
         samples = inspect(study.base).samples
         print("\n".join(["", "first prompts, as the policy reads them", *samples] if samples else []))
         return 0
-    ended = None if given.report else run(study)
+    ended = None
+    if not given.report:
+        require_cluster()
+        with lock_folder(study.folder, "a comparison") as lock:
+            ended = run(study, lock)
     report = ended or write_report(study)
     print("\n".join(line(Verdict(**verdict)) for verdict in report.verdicts))
     if ended is not None:
@@ -61,9 +67,8 @@ def main() -> int:
     return 1 if ended is not None and ended.stopped else 0
 
 
-def run(study: Study) -> Any:
+def run(study: Study, lock: FolderLock) -> Any:
     """Run what is not done on the cluster; return its Outcome."""
-    require_cluster()
     prompts = load_checked_prompts(study.widest)
     model = find_model(study.base)
     connect(study.base)
@@ -71,9 +76,8 @@ def run(study: Study) -> Any:
     del prompts
     from kray.compare.run import Comparison
 
-    study.folder.mkdir(parents=True, exist_ok=True)
-    actor = driver_actor(Comparison, study.folder).remote(study, model, tags(), shared)
-    return follow_driver(actor, "compare", study.folder)
+    actor = driver_actor(Comparison, study.folder).remote(study, model, tags(), shared, lock.ticket)
+    return follow_driver(actor, "compare", study.folder, lock, study.base.run.stop_after_s)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Engines and learner are those of the configuration: `train.ranks=1 rollout.engin
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import tempfile
@@ -20,11 +21,12 @@ from pathlib import Path
 from kray.cluster.address import require_cluster
 from kray.cluster.resources import require_gpus
 from kray.cluster.session import connect
-from kray.config import kept_config, load_checked, to_yaml
+from kray.config import KrayConfig, kept_config, load_checked, to_yaml
 from kray.config.resume import as_begun
 from kray.driver.evaluation_record import EvaluationRecord, table
 from kray.driver.provenance import tags
 from kray.driver.remote import run_on_cluster, share_prompts
+from kray.driver.run_lock import lock_folder
 from kray.errors import ConfigError
 from kray.launch.main import guarded
 from kray.launch.preflight import load_checked_prompts
@@ -56,6 +58,14 @@ def main() -> int:
     config = load_checked(file, overrides)
     if checkpoint is not None:
         config = as_begun(config, checkpoint.parent.parent)
+    with contextlib.ExitStack() as held:
+        if arguments.json:
+            held.enter_context(lock_folder(Path(arguments.json).absolute(), "an evaluation", beside=True))
+        evaluate(config, checkpoint, arguments)
+    return 0
+
+
+def evaluate(config: KrayConfig, checkpoint: Path | None, arguments: argparse.Namespace) -> None:
     prompts = load_checked_prompts(config)
     require_gpus(config)
     model = find_model(config)
@@ -73,7 +83,6 @@ def main() -> int:
     print(f"\npolicy            {found['policy']}\n{table(evaluation)}")
     if record is not None:
         print(f"MLflow            {record.record(evaluation, origin)}")
-    return 0
 
 
 if __name__ == "__main__":

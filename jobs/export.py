@@ -11,12 +11,14 @@ On a cluster all folders must be on storage that its nodes share: a Ray task doe
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from kray.cluster.address import require_cluster
 from kray.cluster.session import connect, run_as_task
-from kray.config import kept_config, load_checked
+from kray.config import KrayConfig, kept_config, load_checked
 from kray.driver.restore import reading
+from kray.driver.run_lock import lock_folder
 from kray.driver.state import RunState
 from kray.errors import ConfigError
 from kray.launch.main import guarded
@@ -49,16 +51,24 @@ def main() -> int:
         raise ConfigError(f"--register: {checkpoint} does not say which MLflow run it belongs to")
     config = load_checked(str(kept_config(run)), [*arguments.overrides, "resume="])
     require_cluster()
-    model = find_model(config)
-    connect(config)
-    work = (checkpoint, model, config.model, arguments.out, arguments.adapters or "")
-    parameters = run_as_task(config.train.timeout_s, export_checkpoint, *work)
-    print(f"exported {checkpoint} ({parameters:,} parameters, {config.model.dtype}) to {arguments.out}", flush=True)
+    with contextlib.ExitStack() as held:
+        for target in filter(None, (arguments.out, arguments.adapters)):
+            held.enter_context(lock_folder(target, "an export", beside=True))
+            check_free(target)
+        export(config, checkpoint, arguments)
     if arguments.register:
         store = locate(config.track.uri, run)
         where = log_model(store, state.mlflow_run_id, arguments.out, arguments.register, state.step, True)
         print(f"registered it as {where} in MLflow at {store.shown}")
     return 0
+
+
+def export(config: KrayConfig, checkpoint: Path, arguments: argparse.Namespace) -> None:
+    model = find_model(config)
+    connect(config)
+    work = (checkpoint, model, config.model, arguments.out, arguments.adapters or "")
+    parameters = run_as_task(config.train.timeout_s, export_checkpoint, *work)
+    print(f"exported {checkpoint} ({parameters:,} parameters, {config.model.dtype}) to {arguments.out}", flush=True)
 
 
 def folder(text: str) -> Path:

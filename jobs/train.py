@@ -16,6 +16,7 @@ import argparse
 from kray.cluster.address import require_cluster
 from kray.config import load_checked
 from kray.config.resume import load_resumed
+from kray.driver.output import say
 from kray.launch.check import check
 from kray.launch.main import guarded
 from kray.launch.train import intact, train
@@ -42,7 +43,7 @@ def main() -> int:
     if arguments.check:
         print(check(config, intact(checkpoint, set_aside=False), arguments.cluster))
     else:
-        print(train(config, checkpoint), flush=True)
+        say(train(config, checkpoint))
     return 0
 
 

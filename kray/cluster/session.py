@@ -1,10 +1,18 @@
-"""Joining a Ray cluster, or starting a local one for this process alone, and running single tasks on it."""
+"""Joining a Ray cluster, or starting a local one for this process alone, and running single tasks on it.
+
+No call of kray joins a Ray that it was not told to join: without a connection Ray's own calls would start or join one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from kray.cluster.address import CLUSTER, require_cluster
@@ -22,6 +30,22 @@ LOCAL_RAY = {
     # Tasks that Ray can show, the newest ones; 3 KiB each, and 100,000 by default.
     "RAY_task_events_max_num_task_in_gcs": "2000",
 }
+# Read by Ray when it is imported: its calls raise an error where no Ray is connected.
+AUTO_CONNECT = "RAY_ENABLE_AUTO_CONNECT"
+
+
+def never_auto_connect() -> None:
+    """Keep Ray's calls in this process from starting or joining a Ray by themselves."""
+    os.environ[AUTO_CONNECT] = "0"
+    if "ray" in sys.modules:
+        from ray._private import auto_init_hook
+
+        auto_init_hook.enable_auto_connect = False
+
+
+def connected() -> bool:
+    """Return whether this process is connected to a Ray; imports none."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def connect(config: KrayConfig) -> None:
@@ -40,6 +64,7 @@ def join(cpus: int) -> bool:
 
     Raises:
         ConfigError: the cluster cannot be joined.
+        KrayError: Ray cannot be started here.
     """
     joins = joins_cluster()
     address = require_cluster()
@@ -48,23 +73,61 @@ def join(cpus: int) -> bool:
         # Ray's processes can import from the current folder, as the job itself can.
         os.environ.update(LOCAL_RAY | {"PYTHONPATH": path})
         protect_token()
+    never_auto_connect()
     import ray
 
     if joins:
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            with _same_handlers():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"{CLUSTER}={address}: this Ray cannot be joined: {why}") from error
         return True
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, cpus),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    try:
+        with _same_handlers(), _own_sessions():
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, cpus),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:
+        # Ray raises many kinds, on a machine that is too busy for its deadlines even a bare Exception.
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise KrayError(f"Ray could not be started on this machine: {why}") from error
     return False
+
+
+@contextlib.contextmanager
+def _own_sessions() -> Iterator[None]:
+    """Start Ray's processes in sessions of their own, which signals to this process's group do not reach.
+
+    timeout, scancel and a closed terminal signal the group: Ray would end before the run is saved.
+    """
+    from ray._private import services
+
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, start_new_session=True)  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _same_handlers() -> Iterator[None]:
+    """Keep this process's signal handlers, which Ray replaces when it connects."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_as_task(timeout_s: float, function: Callable[..., Any], *arguments: Any) -> Any:

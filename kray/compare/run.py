@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kray.cluster.folder_lock import Ticket
 from kray.compare.controlled import ControlledPlanner
 from kray.compare.exact import ExactRates
 from kray.compare.method_run import ComparedTraining
@@ -71,8 +72,15 @@ class Outcome:
 class Comparison(Driver):
     """The actor of a comparison; jobs/compare.py calls `compare` once."""
 
-    def __init__(self, study: Study, model_path: str, tags: dict[str, str], prompts: LoadedPrompts | None = None):
-        super().__init__(study.base, model_path, str(study.folder), "", tags, prompts=prompts)
+    def __init__(
+        self,
+        study: Study,
+        model_path: str,
+        tags: dict[str, str],
+        prompts: LoadedPrompts | None = None,
+        ticket: Ticket | None = None,
+    ):
+        super().__init__(study.base, model_path, str(study.folder), "", tags, prompts=prompts, ticket=ticket)
         self.study = study
         self._version = 0
         self._took: list[float] = []
@@ -130,6 +138,7 @@ class Comparison(Driver):
             to_yaml(study.base),
             known,
             0 if known else None,
+            check=self.fence.check,
         )
         file.write_text(json.dumps({"mlflow_run_id": tracker.mlflow_run_id}) + "\n")
         return tracker
@@ -137,7 +146,7 @@ class Comparison(Driver):
     async def _run_all(self, todo: list[Child], parent: Tracker) -> None:
         """Start the workers and run the children one after the other."""
         study = self.study
-        start = study.folder / f".start-{os.getpid()}"  # another command may be at other children of the same folder
+        start = study.folder / f".start-{os.getpid()}"
         workers = self._workers()
         try:
             loaded, self._prompts = self._prompts, None
@@ -181,6 +190,7 @@ class Comparison(Driver):
         # The figures are what is asked of a comparison.
         shutil.rmtree(child.folder / "checkpoints", ignore_errors=True)
         took_s = time.monotonic() - started
+        self.fence.check()
         child.finish({"took_s": took_s, "mlflow_run_id": run_id, "summary": shown(summary), "origin": self._origin})
         self._took.append(took_s)
         before, after = summary.accuracy_before, summary.accuracy_after
@@ -209,7 +219,7 @@ class Comparison(Driver):
         try:
             base = self._next_versions(config.run.steps)
             await self._stop.unless(begin(workers, child, start, base, components))
-            store = CheckpointStore(child.folder, 1)
+            store = CheckpointStore(child.folder, 1, self.fence.check)
             training = ComparedTraining(config, components, state, workers, tracker, store, self._stop, console, base)
             training.control(child.controls)
             if self.study.exact:
@@ -236,6 +246,7 @@ class Comparison(Driver):
             self.tags | tags | {"model": self.model_path},
             to_yaml(config),
             on_step=self.live_status.record,
+            check=self.fence.check,
         )
 
 

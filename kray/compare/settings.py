@@ -17,8 +17,8 @@ import yaml
 from kray.config import KrayConfig, flat
 from kray.config.reading import Loader, attribute, declared, fields_of, is_section
 
-# Keys that tell where results go and what is shown, not what the results are.
-OWN = ("run.name", "run.dir", "track.", "resume")
+# Keys that tell where results go, what is shown and when the job ends, not what the results are.
+OWN = ("run.name", "run.dir", "run.stop_after_s", "track.", "resume")
 # Newer keys whose default is not what kray did before it had them -> what it did.
 BEFORE: dict[str, Any] = {
     "plan.calibrate": False,

@@ -50,6 +50,10 @@ class RunConfig:
     restart_window_s: float = 86400.0
     """Seconds over which restarts of the driver and of the learner (`train.max_restarts`) are counted. 0: the whole run."""
 
+    stop_after_s: float = 0.0
+    """Seconds after the start of the job after which the run saves and ends by itself, before a batch system ends it. Leave
+    room for a step and a checkpoint. 0: never."""
+
     max_failed_saves: int = 3
     """Failed checkpoints in a row (a full disk) before the run stops. Until then the last good checkpoint is kept."""
 

@@ -49,7 +49,8 @@ LIMITS: dict[str, str] = {
         train.microbatch_tokens track.every evaluate.samples plan.rounds plan.max_wait plan.refit_every
         """,
     "at least 0": """
-        run.seed run.checkpoint_every run.max_restarts run.restart_window_s run.max_failed_saves train.max_restarts
+        run.seed run.checkpoint_every run.max_restarts run.restart_window_s run.max_failed_saves run.stop_after_s
+        train.max_restarts
         prompts.quarantine_after model.tiny.warmup_steps model.tiny.seed prompts.train.limit prompts.test.limit
         prompts.train.seed prompts.test.seed rollout.cpus_per_engine rollout.gpus_per_engine rollout.max_context_tokens
         rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps

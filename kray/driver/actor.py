@@ -18,10 +18,12 @@ from typing import Any
 
 import ray
 
+from kray.cluster.folder_lock import Ticket
 from kray.config import KrayConfig, flat, to_yaml
 from kray.driver.components import Components, load_components, unlearned
 from kray.driver.console import Summary, start_line
 from kray.driver.evaluation import Evaluation, judge
+from kray.driver.fence import Fence
 from kray.driver.loop import Training
 from kray.driver.model_registry import log_trained
 from kray.driver.output import Console, logged_to
@@ -86,7 +88,10 @@ class Driver:
     Attributes:
         training_type: Class of the training loop, for subclasses that observe it.
         workers_type: Class of the workers, likewise.
+        fence: Of what this driver writes.
     """
+
+    fence = Fence()
 
     training_type: type[Training] = Training
     workers_type: type[Workers] = Workers
@@ -100,6 +105,7 @@ class Driver:
         tags: dict[str, str],
         restarts: int = 0,
         prompts: LoadedPrompts | None = None,
+        ticket: Ticket | None = None,
     ):
         """Start nothing.
 
@@ -111,13 +117,14 @@ class Driver:
             tags: Tags of the MLflow run.
             restarts: How many drivers of this run were lost before.
             prompts: The prompts as the job has loaded them; None: they are read from their sources.
+            ticket: Of the run folder's lock, which the job holds; None: the folder is not locked.
         """
         # Not in the runtime_env, which engines and ranks would inherit.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         take_any_text(sys.stdout, sys.stderr)
         self.config, self.model_path, self.folder = config, model_path, Path(run_folder)
         self.checkpoint, self.tags, self.restarts = Path(checkpoint) if checkpoint else None, tags, restarts
-        self._prompts = prompts
+        self._prompts, self._ticket = prompts, ticket
         self._stop = Stop()
         self.live_status = LiveStatus(config, self.folder)
         self.console = RunConsole(self.live_status)
@@ -125,7 +132,7 @@ class Driver:
     async def _stream(self, work: Any) -> AsyncIterator[Any]:
         """Yield the lines that are printed or logged while the work goes on, then its result."""
         with logged_to(self.console):
-            working, watching = asyncio.create_task(work), asyncio.create_task(self.live_status.run())
+            working, watching = asyncio.create_task(self._fenced(work)), asyncio.create_task(self.live_status.run())
             working.add_done_callback(lambda _: self.console.close())
             try:
                 async for line in self.console.lines():
@@ -140,9 +147,25 @@ class Driver:
                 watching.cancel()
                 await asyncio.gather(working, watching, return_exceptions=True)
 
+    async def _fenced(self, work: Any) -> Any:
+        """Return the result of the work, which is given up when the folder's lock is lost."""
+        try:
+            self.fence = Fence.of(self._ticket, f"driver-{self.restarts}")
+        except KrayError:
+            work.close()
+            raise
+        try:
+            return await self.fence.unless_lost(work)
+        finally:
+            self.fence.close()
+
     async def stop(self, reason: str) -> None:
         """Ask the run to save and end; return at once."""
         self._stop.ask(reason)
+
+    @ray.method(concurrency_group="status")
+    async def alive(self) -> None:
+        """Return, as a sign of life."""
 
     @ray.method(concurrency_group="status")
     async def status(self) -> dict[str, Any]:
@@ -208,7 +231,7 @@ class Driver:
 
         def begin() -> tuple[Training, Path | None]:
             nonlocal begun
-            store = CheckpointStore(self.folder, self.config.run.keep_checkpoints)
+            store = CheckpointStore(self.folder, self.config.run.keep_checkpoints, self.fence.check)
             now, at = components, state
             if begun:
                 self.checkpoint = newest_intact(newest_checkpoint(self.folder))
@@ -292,6 +315,7 @@ class Driver:
             known,
             resumed,
             self.live_status.record,
+            self.fence.check,
         )
         deadline = time.monotonic() + (SERVER_WAIT_S if self.restarts else 0.0)
         while True:

@@ -119,34 +119,47 @@ def evaluation_line(step: int, evaluation: Evaluation, when: str, seconds: float
 
 def end_report(summary: Summary) -> str:
     """Return what a run prints when it has ended: what came out, where it is, and which commands go on from there."""
-    bin = ".venv/bin/" if Path(sys.executable).parent.parent.name == ".venv" else ""
+    bin = _bin()
     before, after = (
         "not measured" if value is None or not math.isfinite(value) else f"{value:.3f}"
         for value in (summary.accuracy_before, summary.accuracy_after)
     )
     greedy = "" if summary.greedy_after is None else f" (greedy {summary.greedy_after:.3f})"
     shares = ", ".join(f"{part} {share:.0%}" for part, share in summary.shares.items() if part != "idle")
+    measured = (
+        f"  effective rollouts    {summary.effective:.0%} of all\n"
+        f"  time in steps         {shares} (an engine is idle for {summary.shares['idle']:.0%})\n"
+    )
+    # Nothing was measured where no step was done.
+    measured = "" if math.isnan(summary.effective) else measured
     restarts = ", ".join(f"{who} restarts {times}" for who, times in summary.restarts.items())
     left_out = "".join(
         f"  left out              prompt {one_line(name)}: {one_line(why)}\n" for name, why in summary.left_out.items()
     )
-    kept = kept_config(Path(summary.folder))
     ending = f"stopped {summary.stopped}" if summary.stopped else "finished"
     return (
         f"\n{ending} after {summary.steps} of {summary.of_steps} steps, {format_duration(summary.elapsed_s)}, "
         f"{summary.rollouts:,} rollouts, {summary.tokens:,} tokens\n"
         f"  held-out accuracy     {before} before, {after} after{greedy}, on {summary.test_prompts} prompts\n"
         f"{_answers(summary.answers)}"
-        f"  effective rollouts    {summary.effective:.0%} of all\n"
-        f"  time in steps         {shares} (an engine is idle for {summary.shares['idle']:.0%})\n"
+        f"{measured}"
         f"  engines lost          {summary.engine_deaths}; {restarts}\n"
         f"{left_out}"
         f"  results               {summary.folder}\n"
         f"  open them             {bin if summary.open_command.startswith('mlflow') else ''}{summary.open_command}\n"
         f"  charts                {summary.charts_url}\n"
-        f"  resume                {bin}python jobs/train.py --config {kept} resume={summary.folder}\n"
+        f"  resume                {resume_command(Path(summary.folder))}\n"
         f"  evaluate              {bin}python jobs/evaluate.py {summary.folder}"
     )
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that goes on with the run of a folder."""
+    return f"{_bin()}python jobs/train.py --config {kept_config(folder)} resume={folder}"
+
+
+def _bin() -> str:
+    return ".venv/bin/" if Path(sys.executable).parent.parent.name == ".venv" else ""
 
 
 def _answers(answers: Sequence[ComparedAnswer]) -> str:

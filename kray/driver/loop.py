@@ -16,6 +16,7 @@ import logging
 import resource
 import time
 
+from kray.cluster.folder_lock import LostLock
 from kray.config import KrayConfig
 from kray.driver.checkpointing import Checkpointing
 from kray.driver.components import Components, OfferedPrompts
@@ -208,7 +209,7 @@ class Training:
 
     async def _save_after_error(self, collecting: asyncio.Task, error: Exception) -> None:
         """Save the completed steps before an error ends the training, where the learner is there and between two steps."""
-        if self._learning or isinstance(error, InfrastructureError):
+        if self._learning or isinstance(error, InfrastructureError | LostLock):
             # The checkpoint that is being written may yet be complete.
             with contextlib.suppress(Exception):
                 await self.checkpoints.written()

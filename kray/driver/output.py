@@ -5,7 +5,10 @@ At most one handler carries the records of "kray" at a time, so that no line app
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +16,27 @@ from kray.text import legible
 
 # The parent of every module's logger.
 ROOT = logging.getLogger("kray")
+
+
+def say(line: str) -> None:
+    """Print a line to standard output, at once.
+
+    Lines that nobody can read any more, after a closed terminal or pipe, are dropped: they must not end a run that saves.
+    """
+    try:
+        print(line, flush=True)
+    except OSError:
+        drop_output()
+
+
+def drop_output() -> None:
+    """Send standard output and standard error nowhere from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        # Streams of tests have no descriptor.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class Console:
@@ -25,7 +49,7 @@ class Console:
             line: Text without a line break at its end; what no terminal takes is escaped.
             urgent: The line must not be left out or held back, as a console of many lines may do with others.
         """
-        print(legible(line), flush=True)
+        say(legible(line))
 
 
 class SilentConsole(Console):

@@ -18,7 +18,7 @@ def tags() -> dict[str, str]:
         "git_commit": os.environ.get("KRAY_GIT_COMMIT") or git_commit(),
         "ray_job_id": ray.get_runtime_context().get_job_id(),
     }
-    found["ray_submission_id"] = _submission_id()
+    found["ray_submission_id"] = submission_id()
     # Columns of MLflow's table of runs.
     found |= {"mlflow.user": os.environ.get("USER", ""), "mlflow.source.name": Path(sys.argv[0]).name}
     for name in ("kray", "ray", "torch", "transformers", "mlflow"):
@@ -40,7 +40,8 @@ def git_commit() -> str:
         return ""
 
 
-def _submission_id() -> str:
+def submission_id() -> str:
+    """Return the id of the Ray job that this process is, "" where it is none."""
     import json
 
     described = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")

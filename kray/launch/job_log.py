@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 from aiohttp import ClientError
 
+from kray.driver.stop_signals import caught
 from kray.errors import KrayError
 
 # Seconds between the end of a job's output and its own end.
@@ -30,7 +30,7 @@ CONNECTION_ERRORS = (RuntimeError, OSError, ClientError)
 def follow(client: Any, name: str) -> int:
     """Print a job's output until it ends.
 
-    The first Ctrl-C or SIGTERM stops the job, as soon as the dashboard answers; the second one leaves it running.
+    The first Ctrl-C, SIGTERM or SIGHUP stops the job, as soon as the dashboard answers; the second one leaves it running.
 
     Args:
         client: Ray's JobSubmissionClient.
@@ -50,9 +50,8 @@ def follow(client: Any, name: str) -> int:
     socket.setdefaulttimeout(ANSWER_S)
     try:
         job = _FollowedJob(client, name)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, job.stop)
-        status = job.print_to_the_end()
+        with caught(job.stop):
+            status = job.print_to_the_end()
         if status.value == "SUCCEEDED":
             return 0
         if status.value == "STOPPED":
@@ -72,7 +71,7 @@ class _FollowedJob:
         # A stop that the dashboard has not taken yet.
         self._stop_pending = False
 
-    def stop(self, *_: object) -> None:
+    def stop(self, name: str = "") -> None:
         """Stop the job now or when the dashboard answers; the second call interrupts this process."""
         self._signals += 1
         if self._signals > 1:

@@ -8,22 +8,25 @@ import signal
 import sys
 from collections.abc import Callable
 
+from kray.cluster.session import never_auto_connect
 from kray.config import redact
-from kray.driver.output import Console, logged_to
+from kray.driver.output import Console, drop_output, logged_to
+from kray.driver.stop_signals import caught, interrupt
 from kray.errors import ConfigError, DataError, KrayError
 from kray.text import legible, take_any_text
 
 
 def guarded(main: Callable[[], int | None]) -> None:
-    """Run a job's main; expected failures end with one message and exit code 2 (bad input), 1 (failed run), 130 (Ctrl-C)
-    or 141 (the reader of what is printed has gone).
+    """Run a job's main; expected failures end with one message and exit code 2 (bad input), 1 (failed run), 130 (Ctrl-C,
+    SIGTERM or SIGHUP) or 141 (the reader of what is printed has gone).
 
     Modules of the current folder can be named in the configuration (reward.verifier: mine:judge).
     """
     sys.path.insert(1, os.getcwd())
     take_any_text(sys.stdout, sys.stderr)
+    never_auto_connect()
     try:
-        with logged_to(Console()):
+        with logged_to(Console()), caught(interrupt):
             sys.exit(main() or 0)
     except ConfigError as error:
         sys.exit(_complain(f"config error: {error}", 2))
@@ -49,5 +52,9 @@ def _reader_gone() -> bool:
 
 
 def _complain(message: str, code: int) -> int:
-    print(legible(redact(message)), file=sys.stderr, flush=True)
+    try:
+        print(legible(redact(message)), file=sys.stderr, flush=True)
+    except OSError:
+        # The terminal was closed.
+        drop_output()
     return code

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+from kray.cluster.folder_lock import LostLock
 from kray.cluster.resources import require_gpus
 from kray.cluster.session import connect
 from kray.config import KrayConfig, warnings
 from kray.config.resume import note_changes
 from kray.driver.console import end_report
+from kray.driver.output import say
 from kray.driver.remote import run_on_cluster, share_prompts
 from kray.driver.run_folder import run_folder
-from kray.errors import ConfigError
+from kray.driver.run_lock import TRAINING, lock_folder
+from kray.errors import ConfigError, DataError, KrayError
 from kray.launch.opening import opening
 from kray.launch.preflight import load_checked_prompts
-from kray.train.checkpoints import newest_intact
+from kray.launch.saved import saved_report
+from kray.train.checkpoints import newest_checkpoint, newest_intact
 from kray.train.start_model import find_model
 
 
@@ -33,23 +39,53 @@ def train(config: KrayConfig, checkpoint: Path | None) -> str:
         DataError: The prompts cannot be used; nothing was started.
         KrayError: The run failed.
     """
-    prompts = load_checked_prompts(config)
-    checkpoint = intact(checkpoint, set_aside=True)
-    folder = checkpoint.parent.parent.absolute() if checkpoint else None
-    for line in note_changes(config, folder) if folder else []:
-        print(line)
-    for line in opening(config, prompts, folder, int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0):
-        print(line, flush=True)
-    for line in warnings(config):
-        print(f"warning: {line}", flush=True)
-    require_gpus(config)
-    model = find_model(config)
-    folder = folder or run_folder(config)
-    connect(config)
-    shared = share_prompts(prompts)
-    # The job keeps no copy while the driver runs.
-    del prompts
-    return end_report(run_on_cluster(config, model, folder, checkpoint, "run", prompts=shared))
+    with contextlib.ExitStack() as held:
+        folder, lock = None, None
+        if checkpoint is not None:
+            folder = checkpoint.parent.parent.absolute()
+            # Before anything of the folder is touched, and before the newest checkpoint is chosen: another job may yet save.
+            lock = held.enter_context(lock_folder(folder, TRAINING))
+            checkpoint = intact(_newest_now(config, checkpoint), set_aside=True)
+        prompts = load_checked_prompts(config)
+        for line in note_changes(config, folder) if folder else []:
+            say(line)
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        for line in opening(config, prompts, folder, step):
+            say(line)
+        for line in warnings(config):
+            say(f"warning: {line}")
+        require_gpus(config)
+        model = find_model(config)
+        if folder is None or lock is None:
+            folder = run_folder(config)
+            lock = held.enter_context(lock_folder(folder, TRAINING))
+        connect(config)
+        shared = share_prompts(prompts)
+        # The job keeps no copy while the driver runs.
+        del prompts
+        with _saying_what_is_saved(folder, config):
+            return end_report(run_on_cluster(config, model, folder, checkpoint, "run", prompts=shared, lock=lock))
+
+
+@contextlib.contextmanager
+def _saying_what_is_saved(folder: Path, config: KrayConfig) -> Iterator[None]:
+    """Add to the message of a run that fails or is interrupted what is saved of it and how to go on."""
+    try:
+        yield
+    except (ConfigError, DataError, LostLock):
+        raise
+    except KrayError as error:
+        raise type(error)(f"{error}\n{saved_report(folder, config.run.steps)}") from error
+    except KeyboardInterrupt:
+        say(saved_report(folder, config.run.steps))
+        raise
+
+
+def _newest_now(config: KrayConfig, checkpoint: Path) -> Path:
+    """Return the checkpoint to go on from: the one that was asked for, else the newest in its run folder now."""
+    if Path(config.resume).expanduser().absolute() == checkpoint.absolute():
+        return checkpoint
+    return newest_checkpoint(checkpoint.parent.parent) or checkpoint
 
 
 def intact(checkpoint: Path | None, set_aside: bool) -> Path | None:

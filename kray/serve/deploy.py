@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TimeoutExpired
 from typing import Any
 
-from kray.cluster.session import join
+from kray.cluster.session import connected, join
+from kray.driver.stop_signals import caught
 from kray.errors import ConfigError, KrayError
 from kray.serve.access import REQUEST_TIMEOUT_S, Access
 from kray.serve.gate import LOOPBACK
@@ -47,28 +47,27 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """The SIGINTs and SIGTERMs received inside a `with` block, which do not end the process there.
+    """The signals received inside a `with` block that ask to stop, which do not end the process there.
 
     Attributes:
-        received: Their numbers, in order.
+        received: Their names, in order; see `kray.driver.stop_signals` for which count.
     """
 
     def __init__(self) -> None:
-        self.received: list[int] = []
+        self.received: list[str] = []
+        self._caught = contextlib.ExitStack()
 
     def __enter__(self) -> Signals:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._handlers = {n: signal.signal(n, lambda number, _: self.received.append(number)) for n in numbers}
+        self._caught.enter_context(caught(self.received.append))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._caught.close()
 
     @property
     def first(self) -> str:
         """Name of the first signal."""
-        return signal.Signals(self.received[0]).name
+        return self.received[0]
 
 
 def make_application(replica: type, name: str, access: Access, actor: dict[str, Any], *arguments: Any) -> Any:
@@ -129,8 +128,9 @@ def serve_until_signal(
     access: Access,
     cpus: int,
     ready: Callable[[], None],
+    check: Callable[[], None] = lambda: None,
 ) -> int:
-    """Run an application until SIGINT or SIGTERM; a second signal ends it at once.
+    """Run an application until SIGINT, SIGTERM or SIGHUP; a second signal ends it at once.
 
     Args:
         name: Name of the application.
@@ -138,6 +138,7 @@ def serve_until_signal(
         access: How the service is reached.
         cpus: CPU cores of the first replicas, for a Ray that is started here.
         ready: Called when the service is up.
+        check: Called while it runs; raises a KrayError where it may not go on.
 
     Returns:
         The exit code: 0, or 130 when a signal came before the service was up.
@@ -158,7 +159,7 @@ def serve_until_signal(
         try:
             deploy(name, build, access, signals)
             ready()
-            wait(name, signals)
+            wait(name, signals, check)
             logger.info(f"{signals.first}: stopping; running requests have {access.drain_s:g} s")
         except Interrupted:
             logger.info(f"{signals.first}: stopping before the service was up")
@@ -177,10 +178,9 @@ def check_free(name: str, access: Access) -> None:
     Raises:
         ConfigError: One has.
     """
-    from ray import serve
 
     prefixes = taken_prefixes()
-    for other, state in within(CALL_TIMEOUT_S, "Serve's controller", serve.status).applications.items():
+    for other, state in within(CALL_TIMEOUT_S, "Serve's controller", serve_status).applications.items():
         if other == name:
             raise ConfigError(f"{name} already runs on this cluster, at {prefixes.get(other)}")
         if prefixes.get(other) == access.prefix:
@@ -227,19 +227,19 @@ def unless_interrupted(work: Future, seconds: float, signals: Signals) -> Any:
     return work.result()
 
 
-def wait(name: str, signals: Signals) -> None:
+def wait(name: str, signals: Signals, check: Callable[[], None]) -> None:
     """Wait for a signal.
 
     Raises:
-        KrayError: Serve or the application is gone.
+        KrayError: Serve or the application is gone, or `check` raised it.
     """
-    from ray import serve
 
     checked = time.monotonic()
     while not signals.received:
         time.sleep(POLL_S)
+        check()
         if time.monotonic() > checked + CHECK_S:
-            if name not in within(CALL_TIMEOUT_S, "Serve's controller", serve.status).applications:
+            if name not in within(CALL_TIMEOUT_S, "Serve's controller", serve_status).applications:
                 raise KrayError(f"{name} was removed from Serve by another client")
             checked = time.monotonic()
 
@@ -256,7 +256,7 @@ def remove(name: str, shut_down: bool, drain_s: float, signals: Signals) -> None
     from ray import serve
 
     def end() -> None:
-        while name in serve.status().applications:
+        while name in serve_status().applications:
             # It waits for a minute, and running requests may have longer.
             with contextlib.suppress(TimeoutError):
                 serve.delete(name)
@@ -270,15 +270,27 @@ def remove(name: str, shut_down: bool, drain_s: float, signals: Signals) -> None
 
 def startup_error(name: str) -> str:
     """Return Serve's reason why an application does not start, in one line; "" if there is none."""
-    from ray import serve
 
-    state = within(CALL_TIMEOUT_S, "Serve's controller", serve.status).applications.get(name)
+    state = within(CALL_TIMEOUT_S, "Serve's controller", serve_status).applications.get(name)
     if state is None:
         return ""
     messages = [state.message, *(deployment.message for deployment in state.deployments.values())]
     lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
     causes = [line for line in lines if "Error:" in line or "Error(" in line]
     return (causes[-1] if causes else " ".join(lines))[:ERROR_CHARACTERS]
+
+
+def serve_status() -> Any:
+    """Return Serve's status.
+
+    Raises:
+        KrayError: Ray has gone; Serve itself would start or join another one.
+    """
+    from ray import serve
+
+    if not connected():
+        raise KrayError("the Ray that runs the service has gone")
+    return serve.status()
 
 
 def background(function: Callable[..., Any], *arguments: Any, **options: Any) -> Future:

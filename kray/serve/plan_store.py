@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kray.errors import KrayError
 from kray.planner import Beliefs, KnapsackPlanner, StepPlan
 from kray.serve.allocation import planner_refusals
 from kray.serve.gate import Refusal
@@ -88,15 +89,22 @@ class Run:
 class PlanStore:
     """All runs and their open plans."""
 
-    def __init__(self, max_runs: int = 64, max_prompts: int = 1_000_000, folder: Path | None = None):
+    def __init__(
+        self,
+        max_runs: int = 64,
+        max_prompts: int = 1_000_000,
+        folder: Path | None = None,
+        check: Callable[[], None] = lambda: None,
+    ):
         """Create a store without runs.
 
         Args:
             max_runs: Most runs at a time.
             max_prompts: Most prompts of one run.
             folder: Where beliefs are written when a plan is closed, and read when their run is first named; None: nowhere.
+            check: Raises a KrayError where the folder is another service's by now.
         """
-        self.max_runs, self.max_prompts, self.folder = max_runs, max_prompts, folder
+        self.max_runs, self.max_prompts, self.folder, self.check = max_runs, max_prompts, folder, check
         self._runs: dict[str, Run] = {}
 
     # -- one step ------------------------------------------------------------------------------------------------------
@@ -251,6 +259,7 @@ class PlanStore:
             Refusal: The plan is not open, or the beliefs cannot be written; then it stays open.
         """
         run, plan = self._find(plan_id)
+        self._check_can_write()
         if withdraw:
             plan.step.withdraw()
         steps = run.steps + (not withdraw)
@@ -286,6 +295,7 @@ class PlanStore:
             raise Refusal(409, f"run: {run_name!r} has plan {held.plan.id} open", "conflict", "run")
         run = self._read(run_name, state)
         self._check_can_create(run_name)
+        self._check_can_write()
         self._keep(run, run.steps)
         self._runs[run_name] = run
         return {"run": run_name, "prompts": len(run.beliefs)}
@@ -340,6 +350,13 @@ class PlanStore:
             held = ", ".join(list(self._runs)[:5])
             text = f"run: the limit of {self.max_runs} runs is reached ({held}, ...); DELETE /v1/runs/<run> of a finished one"
             raise Refusal(429, text, "runs", "run")
+
+    def _check_can_write(self) -> None:
+        """Raise Refusal when another service has taken the folder."""
+        try:
+            self.check()
+        except KrayError as error:
+            raise Refusal(503, f"run: {error}", "state", "run") from error
 
     def _known(self, name: str) -> Run:
         if name not in self._runs:

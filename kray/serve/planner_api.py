@@ -15,12 +15,14 @@ examples/plan_client.py is a client.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, StringConstraints, model_validator
 
+from kray.cluster.folder_lock import FolderLock, Ticket
 from kray.plan_modes import (
     GAINS,
     GROUP_LOWER,
@@ -209,7 +211,15 @@ class Observe(Message):
 class Planner:
     """The one replica of the service; it holds all plans, so there can be no second one."""
 
-    def __init__(self, limits: Limits, key_digest: str, max_runs: int, max_prompts: int, folder: str):
+    def __init__(
+        self,
+        limits: Limits,
+        key_digest: str,
+        max_runs: int,
+        max_prompts: int,
+        folder: str,
+        ticket: Ticket | None = None,
+    ):
         """Create the replica.
 
         Args:
@@ -218,13 +228,17 @@ class Planner:
             max_runs: Most runs at a time.
             max_prompts: Most prompts of one run.
             folder: Where beliefs are written; "" for nowhere.
+            ticket: Of the folder's lock, which the job holds; None: it is not locked.
         """
         from kray.serve.meters import Meters
 
         stay_local()
         yield_often()
         self.limits, self.key_digest = limits, key_digest
-        self.store = PlanStore(max_runs, max_prompts, Path(folder) if folder else None)
+        # Serve may start another replica in place of this one.
+        self._lock = FolderLock.join(ticket, f"replica-{os.getpid()}") if ticket else None
+        check = self._lock.check if self._lock else lambda: None
+        self.store = PlanStore(max_runs, max_prompts, Path(folder) if folder else None, check)
         self.queue = WorkQueue(MOST_WAIT_S)
         self.meters = Meters("planner")
 
@@ -245,7 +259,8 @@ class Planner:
             self.queue.check(kind)
 
     async def check_health(self) -> None:
-        """Raise when the folder of the beliefs is gone; called by Serve."""
+        """Raise when the folder of the beliefs is gone or another service's; called by Serve."""
+        self.store.check()
         folder = self.store.folder
         if folder is not None and not folder.is_dir():
             raise RuntimeError(f"the folder of the beliefs is gone: {folder}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kray.cluster.session import run_as_task
+from kray.driver.run_lock import lock_folder
 from kray.errors import ConfigError
 from kray.rewards import VERIFIERS, check_verifier
 from kray.serve.access import Access, cache_folder, key_digest
@@ -83,7 +86,8 @@ def serve_policy(arguments: Any) -> int:
             assert checkpoint is not None
             assert config is not None
             logger.info(f"export     {checkpoint} to {folder}")
-            run_as_task(EXPORT_TIMEOUT_S, export_checkpoint, checkpoint, find_model(config), config.model, folder)
+            with lock_folder(folder, "an export", beside=True):
+                run_as_task(EXPORT_TIMEOUT_S, export_checkpoint, checkpoint, find_model(config), config.model, folder)
         spec = policy_spec(folder, arguments)
         if config is not None:
             # Chats are rendered as in training.
@@ -121,7 +125,11 @@ def serve_planner(arguments: Any) -> int:
             raise ConfigError(f"--state: cannot create {folder}: {error.strerror}") from error
     digest = key_digest(access)
     settings = (arguments.max_runs, arguments.max_prompts, str(folder or ""))
-    return _serve("kray-planner", lambda: planner_application(access, digest, *settings), access, 1, access.address)
+    if folder is None:
+        return _serve("kray-planner", lambda: planner_application(access, digest, *settings), access, 1, access.address)
+    with lock_folder(folder, "the planner's service") as lock:
+        made = partial(planner_application, access, digest, *settings, lock.ticket)
+        return _serve("kray-planner", made, access, 1, access.address, lock.check)
 
 
 def planner_application(access: Access, digest: str, *settings: Any) -> Any:
@@ -130,7 +138,7 @@ def planner_application(access: Access, digest: str, *settings: Any) -> Any:
     Args:
         access: How the service is reached.
         digest: Digest of the key, "" for none.
-        *settings: max_runs, max_prompts and folder of `Planner`.
+        *settings: max_runs, max_prompts, folder and ticket of `Planner`.
     """
     actor = {"num_cpus": 1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
     return make_application(Planner, "planner", access, actor, access.limits, digest, *settings)
@@ -173,12 +181,14 @@ def rewards_application(spec: ScoringSpec, access: Access, digest: str) -> Any:
     return make_application(Rewards, "rewards", access, actor, spec, access.limits, digest)
 
 
-def _serve(name: str, build: Any, access: Access, cpus: int, address: str) -> int:
+def _serve(
+    name: str, build: Any, access: Access, cpus: int, address: str, check: Callable[[], None] = lambda: None
+) -> int:
     def ready() -> None:
         logger.info(f"serving    {address}")
         logger.info("stop       Ctrl-C; a second Ctrl-C stops at once")
 
-    return serve_until_signal(name, build, access, cpus, ready)
+    return serve_until_signal(name, build, access, cpus, ready, check)
 
 
 def _check_minima(arguments: Any, **least: int) -> None:

@@ -43,6 +43,8 @@ LOCAL_START_S = 300.0
 SYSTEM_EVERY_S = 5.0
 # The most prompts of a dataset that MLflow shows.
 DATASET_ROWS = 10_000
+# What logs every migration of the tables of a new SQLite store.
+QUIET = ("alembic", "mlflow.store.db.utils")
 
 
 class Tracker:
@@ -59,6 +61,7 @@ class Tracker:
         mlflow_run_id: str | None = None,
         resume_step: int | None = None,
         on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+        check: Callable[[], None] = lambda: None,
     ):
         """Open the record.
 
@@ -75,18 +78,19 @@ class Tracker:
             resume_step: The step of the checkpoint that is resumed (-1: none yet), after which lines of metrics.jsonl are
                 dropped; None for a new run.
             on_step: Called with the metrics of every step as soon as they are on disk.
+            check: Called before anything is written; raises a KrayError where this process may not write any more.
 
         Raises:
             KrayError: The store cannot be used, or does not answer in time.
         """
+        check()
+        self._check = check
         bound_waits()
-        # A new SQLite store logs every migration of its tables.
-        for name in ("alembic", "mlflow.store.db.utils"):
+        for name in QUIET:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._folder = Path(run_folder).absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._nonfinite: set[str] = set()
-        self._on_step = on_step
+        self._nonfinite, self._on_step = set[str](), on_step
         store = locate(track.uri, self._folder)
         reach(store)
         name = "config.yaml" if resume_step is None else f"config-resumed-{max(resume_step, 0):06d}.yaml"
@@ -114,6 +118,7 @@ class Tracker:
             return SystemSamples(self._run.started_s, SYSTEM_EVERY_S).take
 
         writer = Writer(self._journal, self._run, open_run, sample if system_metrics else None, SYSTEM_EVERY_S)
+        writer.check = self._check
         start_s = SERVER_START_S if store.remote else LOCAL_START_S
         if not writer.opened.wait(start_s):
             writer.abandon()
@@ -157,6 +162,7 @@ class Tracker:
             ValueError: The step is before the newest one.
             KrayError: Two metrics would have one name in MLflow; see kray.tracking.names.
         """
+        self._check()
         names = named(metrics)
         finite = {names[name]: float(value) for name, value in metrics.items() if math.isfinite(value)}
         dropped = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -173,11 +179,13 @@ class Tracker:
 
     def rewind(self, step: int) -> None:
         """Go back to `step` (-1: before the first one) in the same run: later lines of metrics.jsonl are dropped."""
+        self._check()
         self._journal.rewind(step)
         self.set_tags({"kray.resumed_at": step})
 
     def log_table(self, step: int, rows: Sequence[Mapping[str, Any]], name: str = "samples") -> None:
         """Record rows as the table <name>/step-<step>.json; its columns are all keys, in order of appearance."""
+        self._check()
         try:
             path = self._path(name, f"step-{step:06d}.json")
             path.write_text(table_json(rows), encoding="utf-8")
@@ -201,6 +209,7 @@ class Tracker:
 
         def work() -> None:
             try:
+                self._check()
                 draw().savefig(path, dpi=120)
             except Exception as error:
                 # A missing figure must not end a run.
@@ -269,6 +278,12 @@ class Tracker:
             # The last one in the queue.
             self._artist.submit(int).result(deadline_s)
         self._artist.shutdown(wait=False, cancel_futures=True)
+        try:
+            self._check()
+        except KrayError:
+            # The run is another process's now.
+            self._writer.halt()
+            return []
         ended = self._writer.finish(status, deadline_s)
         shown = self._run.store.shown
         missing = []

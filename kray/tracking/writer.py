@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kray.config.redaction import redact
+from kray.errors import KrayError
 from kray.tracking.journal import Journal
 from kray.tracking.refusals import deliver_rows, refusal
 
@@ -89,6 +90,7 @@ class Writer:
         delivered_items: Items that were delivered.
         lost: Labels of the items that were not delivered and will not be.
         refusal: Why the store accepts no metrics of this run any more, "" while it does.
+        check: Raises a KrayError where nothing may be delivered any more.
     """
 
     def __init__(
@@ -115,6 +117,8 @@ class Writer:
         self.put_items = self.delivered_items = 0
         self.lost: list[str] = []
         self.refusal = ""
+        self.check: Callable[[], None] = lambda: None
+        self._halted = False
         self._journal, self._run, self._open_run = journal, run, open_run
         self._sample, self._sample_every_s = sample, sample_every_s
         self._take: Callable[[], dict[str, Any]] | None = None
@@ -174,6 +178,18 @@ class Writer:
         """Give up a run that does not open: if it opens later, it ends at once as FAILED."""
         self._closing = ("FAILED", time.monotonic())
 
+    def halt(self) -> None:
+        """Deliver nothing more, and leave the run as it is."""
+        self._halted = True
+        self._wake.set()
+
+    def _may_deliver(self) -> bool:
+        try:
+            self.check()
+        except KrayError:
+            self.halt()
+        return not self._halted
+
     def _work(self) -> None:
         try:
             self._open_run()
@@ -184,7 +200,7 @@ class Writer:
         finally:
             self.opened.set()
         sample_at = time.monotonic()
-        while self._closing is None:
+        while self._closing is None and self._may_deliver():
             now = time.monotonic()
             if self._take and now >= sample_at:
                 self._measure()
@@ -196,11 +212,14 @@ class Writer:
             pauses += [self._breaker.until - time.monotonic()] if self._breaker.until else []
             self._wake.wait(max(0.05, min(pauses)))
             self._wake.clear()
-        self._close(*self._closing)
+        if self._closing is not None:
+            self._close(*self._closing)
 
     def _close(self, status: str, deadline: float) -> None:
         while True:
             done = self._deliver(deadline)
+            if self._halted:
+                return
             if done or time.monotonic() >= deadline:
                 break
             time.sleep(0.5)
@@ -232,7 +251,7 @@ class Writer:
             return False
 
     def _send_all(self, deadline: float) -> bool:
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._may_deliver():
             rows, mark = self._journal.pending(BATCH_VALUES)
             if rows and not self.refusal:
                 if not self._send_rows(rows, mark):

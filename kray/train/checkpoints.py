@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -188,12 +188,13 @@ class CheckpointStore:
         prune_problem: What the newest `commit` could not remove, and why; "" for nothing.
     """
 
-    def __init__(self, run_folder: str | Path, keep: int):
+    def __init__(self, run_folder: str | Path, keep: int, check: Callable[[], None] = lambda: None):
         """Open a run's checkpoints and clean up after a writer that was killed.
 
         Args:
             run_folder: The run's folder.
             keep: Number of complete checkpoints to keep, at least 1.
+            check: Called before anything is changed; raises where this process may not write any more.
 
         Raises:
             ConfigError: `keep` is less than 1.
@@ -202,8 +203,9 @@ class CheckpointStore:
             raise ConfigError(f"run.keep_checkpoints is {keep}; it must be at least 1")
         self.run_folder = Path(run_folder)
         self.folder = self.run_folder / FOLDER
-        self.keep = keep
+        self.keep, self._check = keep, check
         self.prune_problem = ""
+        check()
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(".old-step-*"):
             if self._path(old.name.removeprefix(".old-")).exists():
@@ -219,6 +221,7 @@ class CheckpointStore:
 
     def begin(self, step: int) -> Path:
         """Return an empty temporary folder for the checkpoint of `step`, with `learner/` in it."""
+        self._check()
         folder = self._path(f".tmp-step-{step:06d}")
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "learner").mkdir(parents=True)
@@ -243,6 +246,7 @@ class CheckpointStore:
         unfinished, final = self._path(f".tmp-step-{step:06d}"), self._path(f"step-{step:06d}")
         if not unfinished.is_dir():
             raise KrayError(f"checkpoint of step {step}: {unfinished} is gone; call begin({step}) first")
+        self._check()
         names = sorted(str(file.relative_to(unfinished)) for file in unfinished.rglob("*") if file.is_file())
         (unfinished / FILES).write_text(json.dumps(_checksums(unfinished, names)) + "\n")
         # All other files must be on disk before state.json marks the checkpoint as complete.
@@ -250,6 +254,8 @@ class CheckpointStore:
         (unfinished / STATE).write_text(json.dumps(state, indent=2) + "\n")
         _sync(unfinished / STATE)
         _sync(unfinished)
+        # Writing to a slow disk may take longer than a lock lasts.
+        self._check()
         old = self._path(f".old-step-{step:06d}")
         if final.exists():
             # One that could not be removed when it was replaced.
@@ -266,10 +272,12 @@ class CheckpointStore:
 
     def discard(self, step: int) -> None:
         """Remove what was written since `begin(step)`."""
+        self._check()
         shutil.rmtree(self._path(f".tmp-step-{step:06d}"), ignore_errors=True)
 
     def set_aside_after(self, step: int) -> list[str]:
         """Set aside the checkpoints of later steps, which a resumed run no longer leads to, and return their names."""
+        self._check()
         later = [folder for number, folder in _steps(self.run_folder) if number > step]
         for folder in later:
             _set_aside(folder)

@@ -207,6 +207,7 @@ CHANGES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "run.max_failed_share": [((), ("run.max_failed_share=1.0",))],
     "run.max_restarts": [((), ("run.max_restarts=0",))],
     "run.restart_window_s": [((), ("run.restart_window_s=0",))],
+    "run.stop_after_s": [((), ("run.stop_after_s=900",))],
     "run.max_failed_saves": [((), ("run.max_failed_saves=0",))],
     "environment.max_turns": [((), ("environment.max_turns=2",))],
     "environment.step_timeout_s": [((), ("environment.step_timeout_s=1",))],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import time
 
@@ -73,7 +74,7 @@ def test_exit_codes_of_failed_and_stopped_jobs(capsys):
 
 def test_a_stop_is_sent_when_the_dashboard_answers_again(monkeypatch, capsys):
     client = Client(["one\n"], away=4)
-    monkeypatch.setattr(job_log.signal, "signal", lambda number, handler: handler(number) if number == 2 else None)
+    monkeypatch.setattr(job_log, "caught", lambda stop: contextlib.nullcontext(stop("SIGINT")))
     assert follow(client, "job") == 130
     assert client.stopped == 1
     printed = capsys.readouterr()

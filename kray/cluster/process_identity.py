@@ -1,0 +1,69 @@
+"""Which process is meant, also by another process that reads it later: a pid alone may belong to a newer one by then."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# States of a process in /proc that has ended.
+ENDED = ("Z", "X", "x")
+
+
+def this_process() -> dict[str, Any]:
+    """Return what identifies this process: host, machine, pid and its start in clock ticks since the machine's."""
+    state = _state(os.getpid())
+    started = state[1] if state else 0
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": started}
+
+
+def is_dead(process: Mapping[str, Any]) -> bool:
+    """Return whether a process is known to have ended; False where that cannot be told from here."""
+    pid, started, machine = process.get("pid"), process.get("started"), process.get("machine")
+    if not isinstance(pid, int) or not started or not machine or machine != _machine():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        # It runs as another user.
+        pass
+    state = _state(pid)
+    return state is not None and (state[0] in ENDED or state[1] != started)
+
+
+def age_s() -> float:
+    """Return the seconds since this process started; since this module was imported where that is unknown."""
+    state = _state(os.getpid())
+    if state is None:
+        return time.monotonic() - _IMPORTED
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - state[1] / os.sysconf("SC_CLK_TCK")
+
+
+_IMPORTED = time.monotonic()
+
+
+def _machine() -> str:
+    """Return a name of the boot of this machine and of the namespace of its pids; "" where there is none (not Linux).
+
+    Host names do not tell containers and copied machines apart.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _state(pid: int) -> tuple[str, int] | None:
+    """Return a process's state and its start in clock ticks; None where they cannot be read."""
+    try:
+        # The name, in brackets, may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
