@@ -22,7 +22,7 @@ import aiohttp
 from kray.environments.interface import Observation
 from kray.environments.live import checked_range, mapped_reward
 from kray.environments.local_server import LocalServer
-from kray.environments.openenv_text import ActionError, ActionReader, observation_text
+from kray.environments.openenv_text import ActionError, ActionReader, check_shown, observation_text
 from kray.records import Prompt
 from kray.rewards.verifiers import Reward
 
@@ -94,6 +94,7 @@ class OpenEnv:
         self.own_python = bool(python)
         uvicorn = [python or sys.executable, "-m", "uvicorn", app, *_UVICORN]
         self.command = [] if url else uvicorn if app else shlex.split(command)
+        check_shown(observation)
         self.resets, self.arguments = dict(reset or {}), dict(arguments or {})
         self.reader = ActionReader(action, action_fields or {}, pattern)
         self.shown, self.role, self.rewarded = observation, role, reward

@@ -9,8 +9,8 @@ text; thinking (<think></think>) does not count. The right answer is one JSON ob
 
 and optionally "tolerance" and, for calls and asserts, "setup" (Python that runs after the program). "call" is any expression
 that evaluates to the function, such as Solution().add. values.py defines equality: numbers by value, True is not 1, NaN
-equals NaN, and in calls a tuple equals a list. A tolerance is relative to the right number; {"relative": r, "absolute": a}
-sets both separately. Output is compared line by line, ignoring spaces at line ends and empty lines at the end.
+equals NaN, and in calls a tuple equals a list. A tolerance is relative to the right number and below 1; {"relative": r,
+"absolute": a} sets both separately. Output is compared line by line, ignoring spaces at line ends and empty lines at the end.
 
 Expected outputs and values never enter the program's process. Outputs and plain values are compared in this process: an
 object of another class cannot influence the comparison (`__eq__`), and one of a subclass counts as the base type's value.
@@ -18,9 +18,11 @@ The program's process evaluates those parts of an assert that need the program; 
 holds no program (asserts.py). Asserts of another form (`assert f(x)`, `abs(f(x) - 2) < 1e-6`) are refused: write them as
 calls, with a tolerance where one is needed. A script gets a process per case; calls and asserts share one.
 
-What cannot be hidden from the program: inputs, "call", and the setup except for what only right sides use. A setup or a
-call that compares the program's results does so in the program's process, where the program can manipulate the comparison;
-the same holds for a method of a result with its arguments (`f(3).startswith("abc")`). Let tests return the value itself.
+What cannot be hidden from the program: inputs, "call", and the setup except for what only right sides use. What no test uses is
+taken for the program's to use, such as a class of the task or a function that it is told to call: a reference that no right
+side calls does not belong into the setup. A setup or a call that compares the program's results does so in the program's
+process, where the program can manipulate the comparison; the same holds for a method of a result with its arguments
+(`f(3).startswith("abc")`). Let tests return the value itself.
 """
 
 from __future__ import annotations
@@ -29,7 +31,6 @@ import ast
 import functools
 import itertools
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -45,6 +46,8 @@ from kray.rewards.verifiers import Reward
 _PYTHON = ("", "python", "python3", "py")
 # Seconds for evaluating the right sides of the data's asserts, once per answer.
 _RIGHT_SIDES_S = 3.0
+# A day; a program that runs longer holds its scoring process for nothing.
+_MOST_S = 86_400.0
 
 
 def verify_code(
@@ -81,8 +84,8 @@ def verify_code(
         ValueError: The answer does not have the described form, or an option is out of range.
         IsolationError: `isolation` is "strict" and a restriction is missing here.
     """
-    if not (isinstance(timeout_s, (int, float)) and 0 < timeout_s < math.inf):
-        raise ValueError(f"code: timeout_s must be positive, not {timeout_s!r}")
+    if not (isinstance(timeout_s, (int, float)) and 0.001 <= timeout_s <= _MOST_S):
+        raise ValueError(f"code: timeout_s must be from 0.001 to {_MOST_S:g} s, not {timeout_s!r:.60}")
     limits = Limits(memory_mib, output_kib, file_mib)
     tests = read_tests(answer)
     rights = _right_sides(answer, isolation, packages) if tests.form == "asserts" else [t.right for t in tests.tests]
@@ -177,7 +180,8 @@ def _left_sides(
 def _failure(result: dict[str, Any], right: Any, tests: Tests) -> str:
     """Return why a result is not the right one; "" when it is."""
     if "value" not in result:
-        return str(result.get("error", "no value"))[:200]
+        error = result.get("error", "no value")
+        return error[:200] or "an error" if isinstance(error, str) else "a result that cannot be read"
     try:
         same = same_value(result["value"], right, tests.tolerance, tuples_are_lists=tests.form == "calls")
         return "" if same else f"gave {json.dumps(result['value'])[:60]}"

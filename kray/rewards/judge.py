@@ -33,9 +33,9 @@ from kray.text import brief, describe, one_line
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 20.0
 _RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+# Tokens of one reply beyond which an endpoint's count is not believed.
+_MOST_TOKENS = 10**9
 _ERROR_CHARACTERS = 300
-# Tokens of one request that are believed.
-_MOST_TOKENS = 2**40
 
 
 @dataclass(slots=True)

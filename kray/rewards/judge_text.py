@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -100,9 +101,11 @@ def read_verdict(judge: JudgeConfig, reply: str) -> Reward:
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    # OverflowError: an integer of hundreds of digits.
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError):
         return None
+    # An integer of hundreds of digits: a number, and outside of every range.
+    except OverflowError:
+        return math.inf
 
 
 def _json_numbers(text: str, name: str) -> Iterator[float]:
