@@ -20,6 +20,7 @@ from kray.cluster.session import connect
 from kray.compare.report import write_figures, write_report
 from kray.compare.study import Study, load_study
 from kray.compare.verdicts import Verdict, line
+from kray.config.actor_options import variables_of
 from kray.driver.provenance import tags
 from kray.driver.remote import driver_actor, follow_driver, share_prompts
 from kray.launch.check import inspect
@@ -71,7 +72,8 @@ def run(study: Study) -> Any:
     from kray.compare.run import Comparison
 
     study.folder.mkdir(parents=True, exist_ok=True)
-    actor = driver_actor(Comparison, study.folder).remote(study, model, tags(), shared)
+    env = variables_of(study.base.run.env)
+    actor = driver_actor(Comparison, study.folder, env=env).remote(study, model, tags(), shared)
     return follow_driver(actor, "compare", study.folder)
 
 

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kray import plan_modes as plan_rules
+from kray.config.devices import settle_by_device
 from kray.config.reading import (
     MISSING,
     Reading,
@@ -66,6 +67,7 @@ def load_config(
         raise ConfigError("\n".join(found))
     config = _merge(trees, places)
     _settle_choices(config, begun)
+    settle_by_device(config, begun)
     if checked:
         found = [located(problem.message, _origin(problem.keys, places) or str(path)) for problem in problems(config)]
     if found:

@@ -32,6 +32,7 @@ from kray.prompts.arithmetic_meaning import problem_meaning
 from kray.prompts.model_files import check_weights
 from kray.prompts.tokenize import as_read
 from kray.records import Prompt
+from kray.rollout.vllm_options import check_options
 from kray.tracking import prompts_digest
 from kray.train.checkpoints import read_state
 from kray.train.start_model import model_path
@@ -91,6 +92,7 @@ def inspect(config: KrayConfig) -> Inspected:
     Raises:
         ConfigError, DataError: What a run would refuse.
     """
+    check_options(config.rollout.vllm)
     loaded = load_prompts(config)
     train, test = loaded.of("train"), loaded.of("test")
     check_prompts(config, train, test)

@@ -5,6 +5,8 @@ Guarantee: where one rank fails, all ranks leave the call with the same error, s
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,7 +14,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from kray.cluster.gpus import require_cuda
 from kray.errors import KrayError
+
+
+def rank_device(kind: str) -> torch.device:
+    """Return the device of this rank.
+
+    Args:
+        kind: "cpu" or "cuda".
+
+    Raises:
+        ConfigError: torch can use no GPU here; names the versions of driver and CUDA.
+    """
+    if kind != "cuda":
+        return torch.device("cpu")
+    require_cuda("train.gpus_per_rank")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def join_process_group(
@@ -23,7 +41,8 @@ def join_process_group(
     Args:
         rank: This process's rank.
         world_size: Number of ranks; a single one needs no address.
-        master_addr: Address of rank 0.
+        master_addr: Address of rank 0's node, as Ray knows it. gloo and nccl use the interface that leads there, unless
+            GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME say otherwise.
         master_port: Free port on that address.
         device: Device of the model; CUDA adds nccl.
         timeout_s: Limit in seconds for joining and for every collective.
@@ -32,10 +51,46 @@ def join_process_group(
     if world_size == 1:
         store: dist.Store = dist.HashStore()
     else:
+        for name, value in interface_variables(interface_to(master_addr, master_port)).items():
+            os.environ.setdefault(name, value)
         store = dist.TCPStore(master_addr, master_port, world_size, is_master=rank == 0, timeout=timeout)
     # gloo also on CUDA: checkpoints and the last sums of the metrics travel between the processes' main memory.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def interface_to(address: str, port: int) -> str:
+    """Return the network interface by which this machine reaches an address, its own too; "" where that is not known.
+
+    By itself gloo takes the address that this host's name resolves to, which on many machines is the loopback, where ranks on
+    other nodes do not find it.
+
+    Args:
+        address: A name or an address.
+        port: Any port; nothing is sent.
+    """
+    import psutil
+
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(target)
+            own = probe.getsockname()[0]
+    except OSError:
+        return ""
+    for name, addresses in psutil.net_if_addrs().items():
+        # An IPv6 address may carry its interface's name.
+        if any(found.address.partition("%")[0] == own.partition("%")[0] for found in addresses):
+            return name
+    return ""
+
+
+def interface_variables(interface: str) -> dict[str, str]:
+    """Return the environment variables that make gloo and nccl use an interface; none for "".
+
+    nccl takes a name as the beginning of names, unless it follows an equals sign.
+    """
+    return {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"} if interface else {}
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:

@@ -208,6 +208,7 @@ CHANGES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "run.max_restarts": [((), ("run.max_restarts=0",))],
     "run.restart_window_s": [((), ("run.restart_window_s=0",))],
     "run.max_failed_saves": [((), ("run.max_failed_saves=0",))],
+    "run.env": [((), ("run.env.NCCL_DEBUG=INFO",))],
     "environment.max_turns": [((), ("environment.max_turns=2",))],
     "environment.step_timeout_s": [((), ("environment.step_timeout_s=1",))],
     "environment.workers": [((), ("environment.workers=2",))],
