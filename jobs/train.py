@@ -29,7 +29,9 @@ def main() -> int:
         "--check", action="store_true", help="read the data and the model's files, print what would run; start nothing"
     )
     parser.add_argument("--cluster", default="", help="with --check: a file of cluster/ to fit the actors on")
-    parser.add_argument("--gpu-gib", type=float, default=0.0, help="with --check: memory of a GPU, if not this machine's")
+    parser.add_argument(
+        "--gpu-gib", type=float, default=0.0, help="with --check: memory of a GPU, if not this machine's"
+    )
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys")
     arguments = parser.parse_intermixed_args()
     if (arguments.cluster or arguments.gpu_gib) and not arguments.check:

@@ -16,26 +16,26 @@ from pathlib import Path
 from kray.train.learner import Learner
 
 
+FIELDS = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
+
+
 class Mallinfo(ctypes.Structure):
     """glibc's struct mallinfo2; hblkhd is the number of bytes in mappings."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
+    _fields_ = [(name, ctypes.c_size_t) for name in FIELDS]
 
 
 def allocated() -> int:
     """Bytes of all tensors that are alive."""
     mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
     mallinfo2.restype = Mallinfo
-    gc.collect()
     return mallinfo2().hblkhd
 
 
 def measure(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
     results = []
     for case in cases:
+        gc.collect()
         before = allocated()
         address = ("127.0.0.1", case["port"])
         learner = Learner(rank, ranks, *address, case["model"], case["train"], case["dtype"], 10, 0)

@@ -69,7 +69,10 @@ def _rank_rows(config: KrayConfig, rank: RankMemory, devices: Devices) -> list[t
     return [
         ("memory of a rank", f"{gib(rank.total)}{_of(devices.gpu if train.gpus_per_rank else None)}"),
         ("  exactly", f"{gib(rank.parameters)} parameters + {kept} + {gib(rank.optimizer)} optimizer{reference}"),
-        ("  about", f"{gib(rank.gathered)} gathered layers, {gib(rank.buffers)} to reduce gradients, {gib(rank.logits)} logits"),
+        (
+            "  about",
+            f"{gib(rank.gathered)} gathered layers, {gib(rank.buffers)} to reduce gradients, {gib(rank.logits)} logits",
+        ),
         ("  activations", f"about {gib(rank.activations)} at {microbatch_tokens(config):,} tokens, {how}"),
     ]
 
@@ -90,7 +93,11 @@ def _engine_rows(config: KrayConfig, engine: EngineMemory, devices: Devices) -> 
         )
     rows = [("memory of an engine", f"{gib(engine.weights)} weights")]
     if rollout.gpus_per_engine:
-        share = "" if devices.gpu is None else f" of {gib(rollout.gpu_memory_share * devices.gpu)} (rollout.gpu_memory_share)"
+        share = (
+            ""
+            if devices.gpu is None
+            else f" of {gib(rollout.gpu_memory_share * devices.gpu)} (rollout.gpu_memory_share)"
+        )
         rows = [(rows[0][0], f"{rows[0][1]} + about {gib(engine.working)} to compute{share}")]
     return [*rows, ("  keys and values", cache)]
 
@@ -101,7 +108,10 @@ def _host_rows(config: KrayConfig, sizes: ModelSizes) -> list[tuple[str, str]]:
     rates = ", ".join(f"{name} {BANDWIDTHS[name] / 1e9:g}" for name in seconds)
     return [
         ("host of rank 0", f"{gib(host.start)} while the model is read"),
-        ("  at an update", f"{gathered}{gib(host.version)} in the object store, twice while one version replaces another"),
+        (
+            "  at an update",
+            f"{gathered}{gib(host.version)} in the object store, twice while one version replaces another",
+        ),
         ("  while a checkpoint waits", f"{gib(host.saving)}, with all ranks on this node"),
         ("a checkpoint", f"{gib(host.checkpoint)} on disk, {config.run.keep_checkpoints} are kept"),
         ("new weights in engines", f"about {sum(seconds.values()):.2g} s, if GB/s are: {rates}"),

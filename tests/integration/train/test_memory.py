@@ -41,10 +41,10 @@ def model(tmp_path_factory) -> str:
 
 
 def test_prediction_is_what_two_ranks_allocate(model, run_ranks, train, some_groups, ragged):
-    settings = [("float32", True, 0.0), ("bfloat16", False, 0.0), ("bfloat16", True, 0.1)]
+    settings = [("float32", True, 0.1), ("bfloat16", False, 0.0)]
     cases, predicted = [], []
     for dtype, reduced, kl in settings:
-        setting = replace(train, ranks=RANKS, reduce_each_microbatch=reduced, kl=kl, microbatch_tokens=24)
+        setting = replace(train, ranks=RANKS, reduce_each_microbatch=reduced, kl=kl, microbatch_tokens=48)
         rows = step_rows(some_groups(0, ragged), setting)
         cases.append({"model": model, "train": setting, "dtype": dtype, "rows": rows})
         config = KrayConfig(model=ModelConfig(path=model, dtype=dtype), train=setting)

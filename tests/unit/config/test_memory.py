@@ -136,11 +136,21 @@ def test_bytes_as_text(count, text):
     [
         (config(), QWEN_7B, H200, ""),
         (config(reduce_each_microbatch=False, microbatch_tokens=4096), QWEN_7B, A100, ""),
-        (config(reduce_each_microbatch=False, microbatch_tokens=8192), QWEN_7B, A100, "train.reduce_each_microbatch=true needs"),
+        (
+            config(reduce_each_microbatch=False, microbatch_tokens=8192),
+            QWEN_7B,
+            A100,
+            "train.reduce_each_microbatch=true needs",
+        ),
         (config(), QWEN_7B, A100, "train.activation_checkpointing=true needs"),
         (config(activation_checkpointing=True), QWEN_7B, CARD, "train.ranks=16 train.microbatch_tokens=8192 needs"),
         (config(ranks=1, activation_checkpointing=True), QWEN_7B, A100, "train.ranks=2 needs"),
-        (config(ranks=16, activation_checkpointing=True), LLAMA_70B, A100, "train.ranks=32 train.microbatch_tokens=8192 needs"),
+        (
+            config(ranks=16, activation_checkpointing=True),
+            LLAMA_70B,
+            A100,
+            "train.ranks=32 train.microbatch_tokens=8192 needs",
+        ),
         (config(ranks=1024, activation_checkpointing=True), LLAMA_70B, 8 * GIB, "use model.lora, or a smaller model"),
     ],
 )
@@ -151,7 +161,9 @@ def test_a_rank_that_cannot_fit_is_refused_with_the_nearest_setting(chosen, size
         return
     with pytest.raises(ConfigError) as error:
         require_fits(chosen, sizes, Devices(gpu=gpu))
-    assert str(error.value).startswith(f"train.ranks: a rank needs {gib(rank_memory(chosen, sizes).total)} and its GPU has")
+    assert str(error.value).startswith(
+        f"train.ranks: a rank needs {gib(rank_memory(chosen, sizes).total)} and its GPU has"
+    )
     assert advice in str(error.value)
 
 

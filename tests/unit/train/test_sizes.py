@@ -45,7 +45,9 @@ def test_tied_embeddings_are_counted_once_and_adapters_not_in_engines():
     assert sum(weight.trained for weight in adapted.weights) == 4 * 7 * 2
 
 
-@pytest.mark.parametrize("tiny", [TinyPolicyConfig(), TinyPolicyConfig(hidden_size=48, heads=3, kv_heads=1, tie_embeddings=False)])
+@pytest.mark.parametrize(
+    "tiny", [TinyPolicyConfig(), TinyPolicyConfig(hidden_size=48, heads=3, kv_heads=1, tie_embeddings=False)]
+)
 def test_a_tiny_policy_has_its_sizes_before_it_is_made(tiny):
     tokenizer = tokenizer_of(tiny, [])
     made, predicted = sizes_of(make_model(tiny, tokenizer)), tiny_sizes(tiny, len(tokenizer))
@@ -57,7 +59,7 @@ def test_a_tiny_policy_has_its_sizes_before_it_is_made(tiny):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_activations_are_what_autograd_keeps(dtype):
-    """Of the decoder and its final norm, with attention that stores no scores; estimated within 20 %."""
+    """Of the decoder and its final norm, with attention that stores no scores; estimated within 10 %."""
     model, tokens = qwen2(num_hidden_layers=4).to(getattr(torch, dtype)), 512
     model.set_attn_implementation("sdpa")
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -73,8 +75,10 @@ def test_activations_are_what_autograd_keeps(dtype):
         output = model.base_model(torch.randint(512, (1, tokens)), use_cache=False)[0]
     found = sum(kept.values()) / tokens
     estimated = activation_bytes(KrayConfig(model=ModelConfig(dtype=dtype)), sizes_of(model))
-    print(f"\n{dtype}: autograd keeps {found:,.0f} bytes a token, estimated {estimated:,}: {estimated / found - 1:+.1%}")
-    assert estimated == pytest.approx(found, rel=0.2)
+    print(
+        f"\n{dtype}: autograd keeps {found:,.0f} bytes a token, estimated {estimated:,}: {estimated / found - 1:+.1%}"
+    )
+    assert estimated == pytest.approx(found, rel=0.1)
     assert output.requires_grad
 
 
