@@ -15,7 +15,6 @@ from pathlib import Path
 
 from kray.train.learner import Learner
 
-
 FIELDS = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
 
 
