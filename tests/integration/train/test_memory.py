@@ -19,13 +19,16 @@ RANKS = 2
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """Large enough that tensors of a few bytes do not count; its vocabulary is not a multiple of the ranks."""
+    """Large enough that small tensors do not count, of so many layers that a gathered one is a small part of it.
+
+    Its vocabulary is no multiple of the ranks.
+    """
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=8191,
         hidden_size=256,
         intermediate_size=1024,
-        num_hidden_layers=4,
+        num_hidden_layers=16,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
