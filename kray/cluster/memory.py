@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 
-from kray.cluster.resources import joins_cluster, required_gpus
+from kray.cluster.resources import gpus_here, joins_cluster, missing_gpus, required_gpus
 from kray.config import KrayConfig
 from kray.config.memory_check import Devices
 
 
 def devices_here(config: KrayConfig, elsewhere: bool) -> Devices:
-    """Return the memory that is known.
+    """Return the memory that is known: none of a run that this machine has too few GPUs for.
 
     Args:
         config: The configuration; a run without GPUs asks for none, since importing torch takes seconds.
         elsewhere: Whether the run is checked for a cluster.
     """
-    if elsewhere or joins_cluster():
+    if elsewhere or joins_cluster() or missing_gpus(config, gpus_here(config)):
         return Devices()
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Devices(_gpu_bytes() if required_gpus(config) else None, machine)

@@ -48,7 +48,7 @@ def shortages(config: KrayConfig, cpus: int, gpus: int) -> list[str]:
 
 def shortages_here(config: KrayConfig) -> list[str]:
     """List the shortages of this machine; where the run joins a cluster, none but those of the build of vLLM."""
-    found = [] if joins_cluster() else shortages(config, os.cpu_count() or 1, _gpus_here(config))
+    found = [] if joins_cluster() else shortages(config, os.cpu_count() or 1, gpus_here(config))
     return [*filter(None, [wrong_build(config)]), *found]
 
 
@@ -71,14 +71,14 @@ def require_gpus(config: KrayConfig) -> None:
     if joins_cluster():
         lacking = ""
     else:
-        lacking = missing_gpus(config, _gpus_here(config))
+        lacking = missing_gpus(config, gpus_here(config))
     if lacking := lacking or wrong_build(config):
         raise ConfigError(lacking)
     if required_gpus(config) and not joins_cluster():
         require_cuda("rollout.gpus_per_engine, train.gpus_per_rank")
 
 
-def _gpus_here(config: KrayConfig) -> int:
+def gpus_here(config: KrayConfig) -> int:
     """Count the GPUs of this machine; 0 without counting where the run needs none, since importing torch takes seconds."""
     if not required_gpus(config):
         return 0
