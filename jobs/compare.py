@@ -21,6 +21,7 @@ from kray.cluster.session import connect
 from kray.compare.report import write_figures, write_report
 from kray.compare.study import Study, load_study
 from kray.compare.verdicts import Verdict, line
+from kray.config.actor_options import variables_of
 from kray.driver.provenance import tags
 from kray.driver.remote import driver_actor, follow_driver, share_prompts
 from kray.driver.run_lock import lock_folder
@@ -76,7 +77,8 @@ def run(study: Study, lock: FolderLock) -> Any:
     del prompts
     from kray.compare.run import Comparison
 
-    actor = driver_actor(Comparison, study.folder).remote(study, model, tags(), shared, lock.ticket)
+    env = variables_of(study.base.run.env)
+    actor = driver_actor(Comparison, study.folder, env=env).remote(study, model, tags(), shared, lock.ticket)
     return follow_driver(actor, "compare", study.folder, lock, study.base.run.stop_after_s)
 
 

@@ -1,7 +1,7 @@
 """Train a policy: GRPO whose rollouts are spent by a knapsack planner.
 
     python jobs/train.py --config configs/quickstart.yaml --check
-    python jobs/train.py --config configs/gsm8k.yaml --check --cluster cluster/aws.yaml
+    python jobs/train.py --config configs/gsm8k.yaml --check --cluster cluster/aws.yaml --gpu-gib 48
     python jobs/train.py --config configs/gsm8k.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct train.lr=2e-6
     python jobs/train.py --config configs/quickstart.yaml resume=auto
 
@@ -30,10 +30,15 @@ def main() -> int:
         "--check", action="store_true", help="read the data and the model's files, print what would run; start nothing"
     )
     parser.add_argument("--cluster", default="", help="with --check: a file of cluster/ to fit the actors on")
+    parser.add_argument(
+        "--gpu-gib", type=float, default=0.0, help="with --check: memory of a GPU, if not this machine's"
+    )
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides of single keys")
     arguments = parser.parse_intermixed_args()
-    if arguments.cluster and not arguments.check:
-        parser.error("--cluster goes with --check")
+    if (arguments.cluster or arguments.gpu_gib) and not arguments.check:
+        parser.error(f"{'--cluster' if arguments.cluster else '--gpu-gib'} goes with --check")
+    if not 0 <= arguments.gpu_gib < 1e6:
+        parser.error(f"--gpu-gib must be a number of GiB, not {arguments.gpu_gib:g}")
     config = load_checked(arguments.config, arguments.overrides)
     if not arguments.check:
         require_cluster()
@@ -41,7 +46,7 @@ def main() -> int:
     if checkpoint is not None:
         config = load_resumed(arguments.config, arguments.overrides, checkpoint.parent.parent)
     if arguments.check:
-        print(check(config, intact(checkpoint, set_aside=False), arguments.cluster))
+        print(check(config, intact(checkpoint, set_aside=False), arguments.cluster, arguments.gpu_gib))
     else:
         say(train(config, checkpoint))
     return 0

@@ -129,9 +129,14 @@ def some_conversations(some_groups):
 
 @pytest.fixture
 def run_ranks(tmp_path):
-    """run_ranks(n, cases): the cases in n processes that learn together; what each rank found (see learner_rank_process.py)."""
+    """run_ranks(n, cases): the cases in n processes that learn together; what each rank found (see learner_rank_process.py).
 
-    def run(ranks: int, cases: list[dict]) -> list[list[dict]]:
+    Another program, and variables of its environment, can be given.
+    """
+
+    def run(
+        ranks: int, cases: list[dict], program: str = "learner_rank_process.py", **variables: str
+    ) -> list[list[dict]]:
         folder = tmp_path / f"ranks-{ranks}"
         folder.mkdir()
         for number, case in enumerate(cases):
@@ -141,8 +146,8 @@ def run_ranks(tmp_path):
             case["checkpoint"] = str(folder / f"checkpoint-{number}")
         (folder / "job").write_bytes(pickle.dumps((ranks, cases)))
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-        program = [sys.executable, str(Path(__file__).with_name("learner_rank_process.py")), str(folder / "job")]
-        started = subprocess.Popen(program, env=environment, start_new_session=True)
+        command = [sys.executable, str(Path(__file__).with_name(program)), str(folder / "job")]
+        started = subprocess.Popen(command, env=environment | variables, start_new_session=True)
         try:
             assert started.wait(timeout=240) == 0
         finally:

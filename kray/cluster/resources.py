@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from kray.cluster.address import given_cluster
+from kray.cluster.gpus import build_problem, require_cuda, vllm_build
 from kray.config import KrayConfig
 from kray.config.placement import requested
 from kray.errors import ConfigError
@@ -46,22 +47,38 @@ def shortages(config: KrayConfig, cpus: int, gpus: int) -> list[str]:
 
 
 def shortages_here(config: KrayConfig) -> list[str]:
-    """List the shortages of this machine; none where the run joins a cluster."""
-    return [] if joins_cluster() else shortages(config, os.cpu_count() or 1, _gpus_here(config))
+    """List the shortages of this machine; where the run joins a cluster, none but those of the build of vLLM."""
+    found = [] if joins_cluster() else shortages(config, os.cpu_count() or 1, gpus_here(config))
+    return [*filter(None, [wrong_build(config)]), *found]
+
+
+def wrong_build(config: KrayConfig) -> str:
+    """Return why engines cannot compute with the build of vLLM that is installed here, else "".
+
+    The nodes of a cluster are installed alike, but its head may have no GPU and the CPU build.
+    """
+    build = vllm_build()
+    gpus = config.rollout.gpus_per_engine
+    return "" if build == "cpu" and joins_cluster() else build_problem(gpus, build)
 
 
 def require_gpus(config: KrayConfig) -> None:
-    """Refuse a run whose GPUs this machine lacks; Ray would wait for them without end.
+    """Refuse a run whose GPUs this machine lacks or cannot use; Ray would wait for them, or engines fail one after the other.
 
     Raises:
-        ConfigError: GPUs are missing; the message names the keys and the counts.
+        ConfigError: The message names the keys and the counts, the build of vLLM, or the versions of driver and CUDA.
     """
-    lacking = "" if joins_cluster() else missing_gpus(config, _gpus_here(config))
-    if lacking:
+    if joins_cluster():
+        lacking = ""
+    else:
+        lacking = missing_gpus(config, gpus_here(config))
+    if lacking := lacking or wrong_build(config):
         raise ConfigError(lacking)
+    if required_gpus(config) and not joins_cluster():
+        require_cuda("rollout.gpus_per_engine, train.gpus_per_rank")
 
 
-def _gpus_here(config: KrayConfig) -> int:
+def gpus_here(config: KrayConfig) -> int:
     """Count the GPUs of this machine; 0 without counting where the run needs none, since importing torch takes seconds."""
     if not required_gpus(config):
         return 0

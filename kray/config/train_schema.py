@@ -127,9 +127,9 @@ class TrainConfig:
     """Put sequences one behind the other without padding and compute a group's prompt once. Models that cannot be packed are
     padded anyway."""
 
-    reduce_each_microbatch: bool = False
-    """Reduce gradients after each micro-batch, on several ranks: less memory, because no rank holds a whole gradient, and more
-    communication."""
+    reduce_each_microbatch: bool | None = None
+    """Reduce gradients after each micro-batch, on several ranks: less memory, because no rank holds a whole gradient (4 bytes
+    a trained parameter), and more communication. null: where a whole gradient takes more than 4 GiB."""
 
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
@@ -157,6 +157,9 @@ BUILT_WITH = (
     "timeout_s",
 )
 
+# Bytes of a whole float32 gradient above which ranks reduce it after each micro-batch by default.
+WHOLE_GRADIENT_BYTES = 4 * 2**30
+
 # The advantage and the aggregation of each loss's paper.
 PAPERS = {
     "grpo": ("std", "sequence_mean"),
@@ -175,6 +178,18 @@ def advantage_of(train: TrainConfig) -> str:
 def aggregation_of(train: TrainConfig) -> str:
     """Return the aggregation in use: token_mean, sequence_mean, prompt_mean or constant."""
     return PAPERS[train.loss][1] if train.aggregation == "auto" else train.aggregation
+
+
+def reduces_each_microbatch(train: TrainConfig, trained: int) -> bool:
+    """Return whether gradients are reduced after each micro-batch.
+
+    Args:
+        train: The section `train`.
+        trained: Number of parameters that are trained.
+    """
+    if train.reduce_each_microbatch is not None:
+        return train.reduce_each_microbatch
+    return train.ranks > 1 and 4 * trained > WHOLE_GRADIENT_BYTES
 
 
 @dataclass

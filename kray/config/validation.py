@@ -14,6 +14,7 @@ from typing import Any
 
 from kray import plan_modes as plan_rules
 from kray import reward_settings as reward_rules
+from kray.config.actor_options import option_problems
 from kray.config.export import flat
 from kray.config.players import player_problems
 from kray.config.prompts_schema import SourceConfig
@@ -53,7 +54,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prompts.test.kind": PROMPT_KINDS,
     "prompts.train.prompt_format": ("auto", "text", "json"),
     "prompts.test.prompt_format": ("auto", "text", "json"),
-    "model.dtype": ("float32", "bfloat16"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
     "train.loss": ("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
     "train.baseline": ("auto", "group", "belief", "batch"),
     "train.advantage": ("auto", "std", "mean"),
@@ -338,6 +339,7 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
     if rollout.gpus_per_engine > 1:
         text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
         yield Problem(("rollout.gpus_per_engine",), text)
+    yield from (Problem((key,), text) for key, text in option_problems(config.run.env, rollout.vllm))
 
 
 def _dotted(config: KrayConfig) -> Iterator[Problem]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from kray.config import KrayConfig
+from kray.config.actor_options import variables_of
+from kray.config.devices import dtype_of, eager_of
 from kray.config.threads import threads_of
 from kray.driver.prepare import LoadedPrompts, context_tokens, encode, load_prompts, read_policy, turn_stops
 from kray.driver.restore import make_admission, prior_labels, restore
@@ -149,7 +151,7 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
     rollout = config.rollout
     return EngineSpec(
         model_path=model_path,
-        dtype=config.model.dtype,
+        dtype=dtype_of(config),
         context_tokens=context_tokens(config),
         max_sequences=rollout.max_sequences,
         cpus=rollout.cpus_per_engine,
@@ -157,10 +159,12 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
         gpus=rollout.gpus_per_engine,
         kv_cache_gib=rollout.kv_cache_gib,
         gpu_memory_share=rollout.gpu_memory_share,
-        eager=rollout.eager,
+        eager=eager_of(config),
         seed=config.run.seed % 2**31,
         reads_text=bool(turn_stops(config)),
         overlap=config.async_.max_staleness > 0,
+        vllm=dict(rollout.vllm),
+        env=variables_of(config.run.env),
     )
 
 

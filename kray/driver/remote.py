@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from kray.cluster.lost_ray import end_lost_ray
 from kray.cluster.process_identity import age_s
 from kray.cluster.session import connected
 from kray.config import KrayConfig
+from kray.config.actor_options import variables_of
 from kray.driver.output import say
 from kray.driver.prepare import LoadedPrompts
 from kray.driver.provenance import tags
@@ -43,7 +45,7 @@ def share_prompts(prompts: LoadedPrompts) -> Any:
     return ray.put(prompts)
 
 
-def driver_actor(kind: type, folder: Path, restarts: int = 0) -> Any:
+def driver_actor(kind: type, folder: Path, restarts: int = 0, env: Mapping[str, str] | None = None) -> Any:
     """Return the actor class of a driver; `.remote(...)` creates the actor.
 
     It runs on this node, which has the run folder, and asks for no CPU, since it mostly waits. Other jobs of the cluster find
@@ -53,6 +55,7 @@ def driver_actor(kind: type, folder: Path, restarts: int = 0) -> Any:
         kind: Driver or a subclass.
         folder: The run folder.
         restarts: Drivers of this run that have died before.
+        env: Environment variables of the driver, in place of kray's own.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -63,7 +66,7 @@ def driver_actor(kind: type, folder: Path, restarts: int = 0) -> Any:
         "num_cpus": 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
         # The driver's child processes inherit these.
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}},
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"} | dict(env or {})},
     }
     # `status` has a thread of its own, so that no step delays it.
     return ray.remote(concurrency_groups={"status": 1})(kind).options(**options)  # type: ignore[call-overload]
@@ -110,7 +113,7 @@ def run_on_cluster(
     ticket = lock.ticket if lock else None
     restarts = Restarts(config.run.max_restarts if method == "run" else 0, config.run.restart_window_s)
     for number in count():
-        created = driver_actor(actor or Driver, folder, number)
+        created = driver_actor(actor or Driver, folder, number, variables_of(config.run.env))
         driver = created.remote(config, model, str(folder), str(checkpoint or ""), tags(), number, prompts, ticket)
         try:
             return follow_driver(driver, method, folder, lock, config.run.stop_after_s)

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from kray.config import KrayConfig, RewardConfig, SourceConfig
+from kray.config.actor_options import variables_of
+from kray.config.devices import dtype_of
 from kray.config.players import START, Player
 from kray.driver.components import Components, engine_spec
 from kray.driver.opponents import Opponents, training_players
@@ -67,7 +69,7 @@ class Workers:
         self.ready = False
         self.learners = LearnerGroup(
             config.train,
-            config.model.dtype,
+            dtype_of(config),
             model_path,
             config.run.steps,
             config.run.seed,
@@ -75,6 +77,7 @@ class Workers:
             placement_timeout_s=config.rollout.start_timeout_s,
             lora=config.model.lora,
             label=label,
+            env=variables_of(config.run.env),
         )
         self.restarts = {"learner": 0, "driver": 0}
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label)

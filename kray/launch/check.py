@@ -7,11 +7,15 @@ The policy's tokenizer and configuration are read and all prompts encoded by the
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kray.cluster.memory import devices_here
 from kray.cluster.resources import shortages_here
 from kray.config import KrayConfig, preview
+from kray.config.memory import GIB
+from kray.config.memory_check import memory_rows, require_fits
+from kray.config.model_sizes import ModelSizes, tiny_sizes
 from kray.config.resume import note_changes
 from kray.config.schema import ModelConfig
 from kray.driver.prepare import (
@@ -32,6 +36,7 @@ from kray.prompts.arithmetic_meaning import problem_meaning
 from kray.prompts.model_files import check_weights
 from kray.prompts.tokenize import as_read
 from kray.records import Prompt
+from kray.rollout.vllm_options import check_options
 from kray.text import one_line
 from kray.tracking import prompts_digest
 from kray.train.checkpoints import read_state
@@ -44,19 +49,20 @@ SHOWN = 2
 HEAD_CHARACTERS, TAIL_CHARACTERS = 1500, 500
 
 
-def check(config: KrayConfig, checkpoint: Path | None, cluster: str) -> str:
+def check(config: KrayConfig, checkpoint: Path | None, cluster: str, gpu_gib: float = 0.0) -> str:
     """Check a configuration as far as it can be without weights and actors.
 
     Args:
         config: A validated configuration.
         checkpoint: The checkpoint that the run would resume from, None for a new run.
         cluster: A cluster file that the actors must fit on, or "".
+        gpu_gib: Memory of a GPU in GiB; 0: that of this machine's, where a run would use them.
 
     Returns:
         What would run, as text for people.
 
     Raises:
-        ConfigError, DataError: What the run would refuse.
+        ConfigError, DataError: What the run would refuse, or what does not fit into memory.
     """
     for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
         logger.info(line)
@@ -67,8 +73,14 @@ def check(config: KrayConfig, checkpoint: Path | None, cluster: str) -> str:
             state = RunState.from_dict(read_state(checkpoint))
             check_same_prompts(state, digest)
             check_learned(config, state, seen.train)
+    memory: list[tuple[str, str]] = []
+    if seen.sizes is not None:
+        devices = devices_here(config, bool(cluster))
+        devices = replace(devices, gpu=int(gpu_gib * GIB)) if gpu_gib else devices
+        memory = memory_rows(config, seen.sizes, devices)
+        require_fits(config, seen.sizes, devices)
     shortages = [] if cluster else [f"warning: on this machine alone: {line}" for line in shortages_here(config)]
-    return "\n".join([preview(config, seen.train, seen.test, cluster, seen.samples), *shortages])
+    return "\n".join([preview(config, seen.train, seen.test, cluster, seen.samples, memory), *shortages])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +91,13 @@ class Inspected:
         train: The training prompts; where the tokenizer could be read, those that fit.
         test: The test prompts, likewise.
         samples: Lines that show some as the policy reads them; None where the tokenizer could not be read.
+        sizes: Of the model; None where its configuration could not be read.
     """
 
     train: list[Prompt]
     test: list[Prompt]
     samples: list[str] | None
+    sizes: ModelSizes | None = None
 
 
 def inspect(config: KrayConfig) -> Inspected:
@@ -92,6 +106,7 @@ def inspect(config: KrayConfig) -> Inspected:
     Raises:
         ConfigError, DataError: What a run would refuse.
     """
+    check_options(config.rollout.vllm)
     loaded = load_prompts(config)
     train, test = loaded.of("train"), loaded.of("test")
     check_prompts(config, train, test)
@@ -102,8 +117,11 @@ def inspect(config: KrayConfig) -> Inspected:
     encoded = [[encode(config, source, reader) for source in sources] for sources in (loaded.train, loaded.test)]
     train, test = ([prompt for source in part for prompt, _ in source.encoded] for part in encoded)
     if config.model.tiny is None:
-        _check_model_builds(model_path(config), config.model)
-    return Inspected(train, test, [line for part in encoded for source in part for line in _shown(source, reader)])
+        sizes = _check_model_builds(model_path(config), config.model)
+    else:
+        sizes = tiny_sizes(config.model.tiny, reader.vocabulary)
+    shown = [line for part in encoded for source in part for line in _shown(source, reader)]
+    return Inspected(train, test, shown, sizes)
 
 
 def _reader(config: KrayConfig) -> PolicyTokenizer | None:
@@ -123,17 +141,21 @@ def _reader(config: KrayConfig) -> PolicyTokenizer | None:
         return None
 
 
-def _check_model_builds(path: str, model: ModelConfig) -> None:
+def _check_model_builds(path: str, model: ModelConfig) -> ModelSizes:
     """Build the model without memory for its weights, LoRA's adapters too, and look for files of weights.
+
+    Returns:
+        The model's sizes.
 
     Raises:
         ConfigError: What a learner would refuse of the model's folder or hub id, or of model.lora.
     """
     # Loads torch.
     from kray.train.model import load_policy
+    from kray.train.sizes import sizes_of
 
     check_weights(path)
-    load_policy(path, model.dtype, lora=model.lora, empty=True)
+    return sizes_of(load_policy(path, model.dtype, lora=model.lora, empty=True))
 
 
 def _unreachable(error: BaseException | None) -> bool:

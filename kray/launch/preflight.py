@@ -11,6 +11,7 @@ from kray.config.players import Player, read_players
 from kray.errors import ConfigError, DataError
 from kray.records import Prompt
 from kray.reward_settings import FUNCTIONS, JUDGE, judges_of, reward_functions
+from kray.rollout.vllm_options import check_options
 
 if TYPE_CHECKING:
     from kray.driver.prepare import LoadedPrompts
@@ -25,6 +26,7 @@ def load_checked_prompts(config: KrayConfig) -> LoadedPrompts:
     """
     from kray.driver.prepare import load_prompts
 
+    check_options(config.rollout.vllm)
     prompts = load_prompts(config)
     check_prompts(config, prompts.of("train"), prompts.of("test"))
     return prompts

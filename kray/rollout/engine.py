@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 import ray
 
+from kray.cluster.gpus import require_device
 from kray.records import Rollout, RolloutTask
-from kray.rollout.engine_spec import EngineSpec, cpu_options
+from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.outcome import EngineReport
 from kray.rollout.vllm_transport import TRANSPORT, register_transport
 from kray.weight_sync.flat_weights import FlatWeights
@@ -197,39 +198,10 @@ class Engine:
     def _make_engine(self) -> Any:
         from vllm import EngineArgs, LLMEngine
 
-        spec = self.spec
+        require_device(self.spec.gpus)
         register_transport()
-        options: dict[str, Any] = {"dtype": spec.dtype, "weight_transfer_config": {"backend": TRANSPORT}}
-        device: dict[str, Any] = {
-            "gpu_memory_utilization": spec.gpu_memory_share,
-            "tensor_parallel_size": max(1, spec.gpus),
-        }
-        if spec.overlap:
-            # A batch in progress while weights change would be reported as sampled by the new ones.
-            device["async_scheduling"] = False
-        if spec.gpus == 0:
-            device = cpu_options(spec.kv_cache_gib, spec.context_tokens)
-        return LLMEngine.from_engine_args(
-            EngineArgs(
-                model=spec.model_path,
-                # Prompts and results are tokens.
-                skip_tokenizer_init=not spec.reads_text,
-                max_model_len=spec.context_tokens,
-                max_num_seqs=spec.max_sequences,
-                enforce_eager=spec.eager,
-                # A group shares its prompt, a conversation's turn all that came before it.
-                enable_prefix_caching=True,
-                # Logprobs of the distribution that was sampled, after temperature.
-                logprobs_mode="processed_logprobs",
-                distributed_executor_backend="uni",
-                # Sampling parameters come with the task, never from the model's folder.
-                generation_config="vllm",
-                disable_log_stats=True,
-                seed=spec.seed,
-                **options,
-                **device,
-            )
-        )
+        arguments = self.spec.vllm_options() | {"weight_transfer_config": {"backend": TRANSPORT}}
+        return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
     def _count_tokens(self) -> None:
         """Count the tokens of every step: vLLM reports those of ended rollouts alone (FINAL_ONLY)."""

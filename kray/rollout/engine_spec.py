@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 # Prompt tokens that one step of an engine may process on CPU.
@@ -62,6 +63,8 @@ class EngineSpec:
         reads_text: Tasks may have text `stops`, so vLLM needs the tokenizer.
         overlap: New weights may arrive while rollouts run.
         threads: Threads with which it computes on CPU; 0: as many as `cpus`.
+        vllm: Further options of vLLM, by their names in EngineArgs.
+        env: Environment variables of the actor's process, in place of kray's own.
     """
 
     model_path: str
@@ -77,10 +80,14 @@ class EngineSpec:
     reads_text: bool = False
     overlap: bool = False
     threads: int = 0
+    vllm: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables of the actor's process."""
-        return vllm_environment(self.threads or self.cpus) | {
+        # Ray hides no GPU from an actor that asks for none.
+        hidden = {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        own = vllm_environment(self.threads or self.cpus) | {
             # In the actor's own process vLLM starts faster and takes commands between steps.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # New weights are repacked in memory that glibc would give back, to have each of its pages cleared next time.
@@ -89,3 +96,35 @@ class EngineSpec:
             # oneDNN keeps 1,024 kernels, one for each batch size and layer: 300 MiB that take hundreds of steps to fill.
             "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
         }
+        return own | hidden | dict(self.env)
+
+    def vllm_options(self) -> dict[str, Any]:
+        """Return the options of the engine's vLLM by their names in EngineArgs; those of `vllm` come last."""
+        device: dict[str, Any] = {
+            "gpu_memory_utilization": self.gpu_memory_share,
+            "tensor_parallel_size": max(1, self.gpus),
+        }
+        if self.overlap:
+            # A batch in progress while weights change would be reported as sampled by the new ones.
+            device["async_scheduling"] = False
+        if self.gpus == 0:
+            device = cpu_options(self.kv_cache_gib, self.context_tokens)
+        own = {
+            "model": self.model_path,
+            "dtype": self.dtype,
+            # Prompts and results are tokens.
+            "skip_tokenizer_init": not self.reads_text,
+            "max_model_len": self.context_tokens,
+            "max_num_seqs": self.max_sequences,
+            "enforce_eager": self.eager,
+            # A group shares its prompt, a conversation's turn all that came before it.
+            "enable_prefix_caching": True,
+            # Logprobs of the distribution that was sampled, after temperature.
+            "logprobs_mode": "processed_logprobs",
+            "distributed_executor_backend": "uni",
+            # Sampling parameters come with the task, never from the model's folder.
+            "generation_config": "vllm",
+            "disable_log_stats": True,
+            "seed": self.seed,
+        }
+        return own | device | dict(self.vllm)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from kray.config.schema import LoraConfig
-from kray.config.train_schema import BUILT_WITH, TrainConfig
+from kray.config.train_schema import BUILT_WITH, TrainConfig, reduces_each_microbatch
 from kray.errors import ConfigError
 from kray.metrics import TRAIN_LOGPROB_GAP_MAX, TRAIN_LR, TRAIN_UPDATE_S
 from kray.train import model as policy
@@ -36,7 +36,7 @@ from kray.train.loss import LossConfig, LossInputs, policy_loss
 from kray.train.metrics import SUMS, batch_sums, no_sums, update_metrics
 from kray.train.optimizer import ShardedAdamW
 from kray.train.packing import MicroBatch, collate, split_ranks
-from kray.train.process_group import join_process_group, run_on_rank_0
+from kray.train.process_group import join_process_group, rank_device, run_on_rank_0
 from kray.train.schedule import schedule_share, update_order
 from kray.train.sharded_checkpoint import CheckpointWriter, read_checkpoint
 from kray.train.supported_models import check_length
@@ -82,11 +82,11 @@ class Learner:
             lora: Trains adapters instead of all weights.
 
         Raises:
-            ConfigError: The model cannot be loaded or trained.
+            ConfigError: The model cannot be loaded or trained, or this process can use no GPU.
         """
         self.rank, self.world_size, self.train, self.dtype = rank, world_size, train, dtype
         self.model_path, self.seed, self.temperature, self.lora = model_path, seed, temperature, lora
-        self.device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
+        self.device = rank_device(device)
         torch.manual_seed(seed)
         join_process_group(rank, world_size, master_addr, master_port, self.device, train.timeout_s)
         try:
@@ -131,6 +131,7 @@ class Learner:
         # Numbers of steps that were learned from, and of optimizer steps.
         self.steps_done = self.updates_done = 0
         self.optimizer = ShardedAdamW(self.model, train)
+        self.reduces = reduces_each_microbatch(train, sum(p.numel() for _, p in self.optimizer.named))
 
     def __repr__(self) -> str:
         # Ray puts it before the rank's log lines.
@@ -218,7 +219,7 @@ class Learner:
         sums, gap_max = no_sums(self.device)
         for k, batch in enumerate(batches):
             last = k == len(batches) - 1
-            self.model.set_requires_gradient_sync(last or self.train.reduce_each_microbatch)
+            self.model.set_requires_gradient_sync(last or self.reduces)
             self.model.set_is_last_backward(last)
             found, batch_gap, old[k] = self._backward(batch, old[k])
             sums += found
@@ -335,8 +336,7 @@ class Learner:
         state = policy.gathered_state(self.model, self.dtype, keep=self.rank == 0)
         gathered = time.monotonic()
         weights = FlatWeights.pack(state)
-        times = gathered - started, time.monotonic() - gathered
-        return Gathered(weights.nbytes, weights.checksum, *times), weights
+        return Gathered(weights.nbytes, weights.checksum, gathered - started, time.monotonic() - gathered), weights
 
     def export(self, folder: str | Path) -> None:
         """Write a Hugging Face folder with its tokenizer; rank 0 writes."""

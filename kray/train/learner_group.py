@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ FAILURE_GRACE_S = 5.0
 WATCH_INTERVAL_S = 2.0
 # Seconds between two checks whether a checkpoint is on disk; a write takes about this long at least.
 SAVED_POLL_S = 0.2
-# glibc settings, bytes: freed activations are kept for the next step instead of being returned and cleared again.
+# glibc settings, bytes: freed activations, and on GPUs the weights that are gathered for engines, are kept for the next step
+# instead of being returned and cleared again.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
 
@@ -73,6 +74,7 @@ class LearnerGroup:
         placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
         lora: LoraConfig | None = None,
         label: str = "",
+        env: Mapping[str, str] | None = None,
     ):
         """Keep the settings; `start` starts the ranks.
 
@@ -86,8 +88,9 @@ class LearnerGroup:
             placement_timeout_s: Seconds to wait for the ranks' resources.
             lora: See `Learner`.
             label: Part of the actors' names, unique to this group.
+            env: Environment variables of the ranks, in place of kray's own.
         """
-        self.train = train
+        self.train, self.env = train, dict(env or {})
         self.arguments = (model_path, train, dtype, total_steps, seed)
         self.options = (temperature, lora)
         self.placement_timeout_s = placement_timeout_s
@@ -278,16 +281,16 @@ class LearnerGroup:
 
     def _make_actor(self, rank: int, address: str, port: int, suffix: str) -> Any:
         threads = str(threads_of(self.train.threads_per_rank, self.train.cpus_per_rank))
-        environment = {"OMP_NUM_THREADS": threads}
+        environment = {"OMP_NUM_THREADS": threads} | KEEP_MEMORY
         if not self.train.gpus_per_rank:
             # Without this setting a process without GPUs sees all of them.
-            environment |= {"CUDA_VISIBLE_DEVICES": ""} | KEEP_MEMORY
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         options = ray.remote(Learner).options(
             name=f"kray-{self.label}-learner-{rank}-{suffix}",
             num_cpus=self.train.cpus_per_rank,
             num_gpus=self.train.gpus_per_rank,
             scheduling_strategy=self._strategy(rank),
-            runtime_env={"env_vars": environment},
+            runtime_env={"env_vars": environment | self.env},
         )
         device = "cuda" if self.train.gpus_per_rank else "cpu"
         return options.remote(rank, self.train.ranks, address, port, *self.arguments, device, *self.options)

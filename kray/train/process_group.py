@@ -2,7 +2,7 @@
 
 The ranks listen only where their peers reach them: a single rank on the loopback interface, others at the address and on the
 interface by which rank 0's node is reached. Left alone, torch's store would listen on all interfaces and gloo on that of the
-machine's name. nccl chooses its interface itself (NCCL_SOCKET_IFNAME).
+machine's name. nccl is told the same interface as gloo.
 
 Guarantee: where one rank fails, all ranks leave the call with the same error, so that none waits for a rank that gave up.
 """
@@ -19,11 +19,25 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from kray.cluster.gpus import require_cuda
 from kray.errors import KrayError
 
 LOOPBACK = "127.0.0.1"
-# Variable of gloo for the interface that it listens on.
-GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+def rank_device(kind: str) -> torch.device:
+    """Return the device of this rank.
+
+    Args:
+        kind: "cpu" or "cuda".
+
+    Raises:
+        ConfigError: torch can use no GPU here; names the versions of driver and CUDA.
+    """
+    if kind != "cuda":
+        return torch.device("cpu")
+    require_cuda("train.gpus_per_rank")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def join_process_group(
@@ -34,14 +48,16 @@ def join_process_group(
     Args:
         rank: This process's rank.
         world_size: Number of ranks; a single one needs no address.
-        master_addr: Address of rank 0.
+        master_addr: Address of rank 0's node, as Ray knows it. gloo and nccl use the interface that leads there, unless
+            GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME say otherwise.
         master_port: Free port on that address.
         device: Device of the model; CUDA adds nccl.
         timeout_s: Limit in seconds for joining and for every collective.
     """
     timeout = timedelta(seconds=timeout_s)
-    if interface := interface_towards(master_addr if world_size > 1 else LOOPBACK):
-        os.environ.setdefault(GLOO_INTERFACE, interface)
+    interface = interface_to(master_addr, master_port) if world_size > 1 else interface_to(LOOPBACK, 0)
+    for name, value in interface_variables(interface).items():
+        os.environ.setdefault(name, value)
     if world_size == 1:
         store: dist.Store = dist.HashStore()
     else:
@@ -52,18 +68,36 @@ def join_process_group(
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
-def interface_towards(address: str) -> str:
-    """Return the name of the network interface by which an IP address is reached from here, "" where that is not known."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+def interface_to(address: str, port: int) -> str:
+    """Return the network interface by which this machine reaches an address, its own too; "" where that is not known.
+
+    By itself gloo takes the address that this host's name resolves to, which on many machines is the loopback, where ranks on
+    other nodes do not find it.
+
+    Args:
+        address: A name or an address.
+        port: Any port; nothing is sent.
+    """
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            # Sends nothing.
-            probe.connect((address, 9))
+        family, kind, protocol, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(target)
             own = probe.getsockname()[0]
     except OSError:
         return ""
-    names = [name for name, addresses in psutil.net_if_addrs().items() if own in [one.address for one in addresses]]
-    return names[0] if names else ""
+    for name, addresses in psutil.net_if_addrs().items():
+        # An IPv6 address may carry its interface's name.
+        if any(found.address.partition("%")[0] == own.partition("%")[0] for found in addresses):
+            return name
+    return ""
+
+
+def interface_variables(interface: str) -> dict[str, str]:
+    """Return the environment variables that make gloo and nccl use an interface; none for "".
+
+    nccl takes a name as the beginning of names, unless it follows an equals sign.
+    """
+    return {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"} if interface else {}
 
 
 def _listening(address: str, port: int) -> dict[str, Any]:

@@ -209,6 +209,7 @@ CHANGES: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "run.restart_window_s": [((), ("run.restart_window_s=0",))],
     "run.stop_after_s": [((), ("run.stop_after_s=900",))],
     "run.max_failed_saves": [((), ("run.max_failed_saves=0",))],
+    "run.env": [((), ("run.env.NCCL_DEBUG=INFO",))],
     "environment.max_turns": [((), ("environment.max_turns=2",))],
     "environment.step_timeout_s": [((), ("environment.step_timeout_s=1",))],
     "environment.workers": [((), ("environment.workers=2",))],

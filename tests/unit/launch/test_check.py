@@ -271,3 +271,35 @@ def test_a_comparison_shows_prompts_as_they_are_read(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "first prompts, as the policy reads them" in done.stdout
     assert "  | 8+8=" in done.stdout
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_are_printed_and_what_cannot_fit_is_refused(chat):
+    done = check(*arguments(chat))
+    assert done.returncode == 0, done.stderr
+    for label in (
+        "parameters",
+        "memory of a rank",
+        "  exactly",
+        "  keys and values",
+        "a checkpoint",
+        "new weights in engines",
+    ):
+        assert f"\n{label:<26} " in done.stdout, label
+    on_gpus = arguments(chat, "train.gpus_per_rank=1", "rollout.gpus_per_engine=1")
+    done = check("--gpu-gib", "80", *on_gpus)
+    assert done.returncode == 0, done.stderr
+    assert " of 80.0 GiB\n" in done.stdout
+    assert "computed in bfloat16\n" in done.stdout
+    done = check("--gpu-gib", "0.001", *on_gpus)
+    assert done.returncode == 2
+    assert "config error: train.ranks: a rank needs" in done.stderr
+    assert "its GPU has 1.02 MiB" in done.stderr
+
+
+def test_options_of_vllm_are_checked_by_name(chat):
+    done = check(*arguments(chat, "rollout.vllm.max_batched_tokens=9"))
+    assert done.returncode == 2
+    assert "rollout.vllm.max_batched_tokens is not an option" in done.stderr

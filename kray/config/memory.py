@@ -1,0 +1,199 @@
+"""Bytes that a configuration needs: of learner ranks, engines, rank 0's node and a checkpoint. Pure.
+
+Parameters, gradients, optimizer states and weights are exact, as FSDP2 and AdamW allocate them. Activations, gathered layers,
+buffers and an engine's working memory are estimates of what is held at the worst moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from kray.config.devices import dtype_of
+from kray.config.model_sizes import ModelSizes
+from kray.config.schema import KrayConfig
+from kray.config.train_schema import reduces_each_microbatch
+
+GIB = 2**30
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+# Logits that kray/train/logprobs.py holds at once, and bytes of each at the worst moment of its forward pass: in the compute
+# dtype, in float32, divided by the temperature, their probabilities and three terms of the entropy, and a mask.
+CHUNK_LOGITS = 2**26
+LOGIT_BYTES = 27
+# Tokens that one step of an engine processes on a GPU, by vLLM's default, and bytes that its sampler needs for each logit.
+STEP_TOKENS = 8192
+SAMPLER_BYTES = 12
+# Seconds of a weight update are computed from these bytes a second, which are assumed, not measured on the machine.
+BANDWIDTHS = {
+    "gather and copy to the host": 6e9,
+    "checksums": 8e9,
+    "into the object store": 4e9,
+    "network": 1.25e9,
+    "verification": 8e9,
+    "load": 6e9,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RankMemory:
+    """Bytes of one learner rank on its device.
+
+    Attributes:
+        parameters: float32 shards.
+        reference: The start model's shards in the compute dtype, for train.kl without LoRA.
+        gradients: float32 shards.
+        whole_gradients: float32 gradients of all parameters, where they are not reduced after each micro-batch.
+        optimizer: Two float32 moments of each trained parameter.
+        gathered: Whole layers in the compute dtype, while they are used.
+        buffers: Of the reduction of a layer's gradient.
+        activations: Of one micro-batch.
+        logits: Of one chunk.
+    """
+
+    parameters: int
+    reference: int
+    gradients: int
+    whole_gradients: int
+    optimizer: int
+    gathered: int
+    buffers: int
+    activations: int
+    logits: int
+
+    @property
+    def state(self) -> int:
+        """Bytes that FSDP2 and AdamW hold, exactly."""
+        return self.parameters + self.reference + self.gradients + self.whole_gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(getattr(self, part.name) for part in fields(self))
+
+
+def rank_memory(config: KrayConfig, sizes: ModelSizes) -> RankMemory:
+    """Return the memory of a learner rank, of the first one, whose shards are the largest."""
+    train, ranks = config.train, config.train.ranks
+    compute = ELEMENT_BYTES[dtype_of(config)]
+    shards = sum(weight.shard(ranks) for weight in sizes.weights)
+    trained = sum(weight.shard(ranks) for weight in sizes.weights if weight.trained)
+    # A single rank that reduces nothing before the end turns its whole gradient into its shard, layer by layer.
+    whole = 4 * sizes.trained if ranks > 1 and not reduces_each_microbatch(train, sizes.trained) else 0
+    largest, outside = sizes.largest_layer, sizes.of_layer(-1)
+    tokens = microbatch_tokens(config)
+    return RankMemory(
+        parameters=4 * shards,
+        reference=compute * shards if train.kl and config.model.lora is None else 0,
+        gradients=4 * trained,
+        whole_gradients=whole,
+        optimizer=8 * trained,
+        # One layer is used, the next one arrives in a buffer and is copied out of it.
+        gathered=compute * (outside + 3 * largest),
+        buffers=(compute + 4) * max(largest, outside) if trained else 0,
+        activations=tokens * activation_bytes(config, sizes),
+        logits=LOGIT_BYTES * min(CHUNK_LOGITS, tokens * sizes.vocabulary),
+    )
+
+
+def longest_rollout(config: KrayConfig) -> int:
+    """Return the most tokens of a prompt and its response, which are never divided."""
+    return config.prompts.max_tokens + config.rollout.max_response_tokens
+
+
+def microbatch_tokens(config: KrayConfig) -> int:
+    """Return the most tokens of one forward pass on a rank; a step of few rollouts has fewer than train allows."""
+    step = -(-config.plan.budget // (config.train.ranks * config.train.updates)) * longest_rollout(config)
+    return max(longest_rollout(config), min(config.train.microbatch_tokens, step))
+
+
+def activation_bytes(config: KrayConfig, sizes: ModelSizes) -> int:
+    """Return the bytes that the backward pass keeps for each token, with attention that stores no scores.
+
+    Of a layer: the input of both norms in float32 and their outputs, queries, keys, values and the output of attention, and
+    four tensors of the feed-forward part.
+    """
+    compute = ELEMENT_BYTES[dtype_of(config)]
+    norms = 2 * (4 * sizes.hidden + 2 * compute * sizes.hidden)
+    attention = 2 * compute * (sizes.queries + sizes.keys)
+    layer = norms + attention + 4 * compute * sizes.intermediate
+    outside = compute * sizes.hidden + norms // 2
+    if config.train.activation_checkpointing:
+        return sizes.layers * compute * sizes.hidden + layer + outside
+    return sizes.layers * layer + outside
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMemory:
+    """Bytes of one engine on its device.
+
+    Attributes:
+        weights: In the compute dtype.
+        working: For activations of a step and for sampling.
+        cache: For keys and values; None on a GPU whose memory is unknown.
+        token: Keys and values of one token.
+    """
+
+    weights: int
+    working: int
+    cache: int | None
+    token: int
+
+    def sequences(self, tokens: int) -> int | None:
+        """Return how many sequences of so many tokens the cache holds."""
+        return None if self.cache is None else max(0, self.cache) // (self.token * tokens)
+
+
+def engine_memory(config: KrayConfig, sizes: ModelSizes, gpu_bytes: int | None) -> EngineMemory:
+    """Return the memory of an engine.
+
+    Args:
+        config: The configuration.
+        sizes: Of the model.
+        gpu_bytes: Memory of a GPU, None where it is not known.
+    """
+    rollout, compute = config.rollout, ELEMENT_BYTES[dtype_of(config)]
+    weights, token = compute * sizes.served, 2 * sizes.layers * sizes.keys * compute
+    given = rollout.vllm.get("max_num_batched_tokens")
+    tokens = given if isinstance(given, int) else STEP_TOKENS
+    width = 2 * sizes.intermediate + sizes.queries + 2 * sizes.keys + 3 * sizes.hidden
+    working = tokens * compute * width + SAMPLER_BYTES * rollout.max_sequences * sizes.vocabulary
+    cache: int | None = int(rollout.kv_cache_gib * GIB)
+    if rollout.gpus_per_engine:
+        cache = None if gpu_bytes is None else int(rollout.gpu_memory_share * gpu_bytes) - weights - working
+    return EngineMemory(weights, working, cache, token)
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Bytes in main memory of the node of rank 0, beside what ranks and engines on CPU hold themselves, and on disk.
+
+    Attributes:
+        start: While rank 0 reads the model.
+        gathered: Rank 0's whole weights at an update; a single rank on CPU in float32 hands over its own.
+        version: One version of the weights in the object store.
+        saving: Copies of the shards of all ranks while a checkpoint is written.
+        checkpoint: A checkpoint on disk, without what the driver adds.
+    """
+
+    start: int
+    gathered: int
+    version: int
+    saving: int
+    checkpoint: int
+
+
+def host_memory(config: KrayConfig, sizes: ModelSizes) -> HostMemory:
+    """Return what the node of rank 0 and the disk need, with all ranks on that node."""
+    version = ELEMENT_BYTES[dtype_of(config)] * sizes.served
+    own = config.train.ranks == 1 and not config.train.gpus_per_rank and dtype_of(config) == "float32"
+    own = own and config.model.lora is None
+    saved = 12 * sizes.trained
+    return HostMemory(4 * sizes.elements, 0 if own else version, version, saved, saved)
+
+
+def update_seconds(config: KrayConfig, sizes: ModelSizes) -> dict[str, float]:
+    """Return the seconds of each part of a weight update by BANDWIDTHS; the network is used where there are GPUs."""
+    version = ELEMENT_BYTES[dtype_of(config)] * sizes.served
+    parts = {name: version / rate for name, rate in BANDWIDTHS.items()}
+    if not (config.rollout.gpus_per_engine or config.train.gpus_per_rank):
+        del parts["network"], parts["gather and copy to the host"]
+    return parts

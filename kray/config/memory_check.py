@@ -1,0 +1,234 @@
+"""What `--check` says about memory: a table of bytes, and a refusal with the nearest setting that fits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kray.config.devices import dtype_of
+from kray.config.memory import (
+    BANDWIDTHS,
+    GIB,
+    EngineMemory,
+    RankMemory,
+    engine_memory,
+    host_memory,
+    longest_rollout,
+    microbatch_tokens,
+    rank_memory,
+    update_seconds,
+)
+from kray.config.model_sizes import ModelSizes
+from kray.config.schema import KrayConfig
+from kray.errors import ConfigError
+
+# Most learner ranks that are proposed, and shares of a GPU's memory for engines.
+MOST_RANKS = 1024
+SHARES = (0.9, 0.95)
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Memory that is known, in bytes; None where it is not.
+
+    Attributes:
+        gpu: Of one GPU.
+        machine: Main memory of the machine on which all actors run.
+    """
+
+    gpu: int | None = None
+    machine: int | None = None
+
+
+def gib(count: float) -> str:
+    """Return a number of bytes as text: 3.55 GiB, 12 MiB."""
+    if count < 0.1 * GIB:
+        return f"{count / 2**20:.3g} MiB"
+    return f"{count / GIB:,.2f} GiB" if count < 10 * GIB else f"{count / GIB:,.1f} GiB"
+
+
+def memory_rows(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> list[tuple[str, str]]:
+    """Return (label, value) rows of the bytes that a configuration needs."""
+    trained = "all trained" if sizes.trained == sizes.elements else f"{sizes.trained:,} trained"
+    return [
+        ("parameters", f"{sizes.elements:,}, {trained}; computed in {dtype_of(config)}"),
+        *_rank_rows(config, rank_memory(config, sizes), devices),
+        *_engine_rows(config, engine_memory(config, sizes, devices.gpu), devices),
+        *_host_rows(config, sizes),
+    ]
+
+
+def _rank_rows(config: KrayConfig, rank: RankMemory, devices: Devices) -> list[tuple[str, str]]:
+    train = config.train
+    how = "recomputed in the backward pass" if train.activation_checkpointing else "all kept for the backward pass"
+    kept = f"{gib(rank.gradients)} gradients"
+    if rank.whole_gradients:
+        kept += f" + {gib(rank.whole_gradients)} whole ones (train.reduce_each_microbatch false)"
+    reference = f" + {gib(rank.reference)} start model" if rank.reference else ""
+    return [
+        ("memory of a rank", f"{gib(rank.total)}{_of(devices.gpu if train.gpus_per_rank else None)}"),
+        ("  exactly", f"{gib(rank.parameters)} parameters + {kept} + {gib(rank.optimizer)} optimizer{reference}"),
+        (
+            "  about",
+            f"{gib(rank.gathered)} gathered layers, {gib(rank.buffers)} to reduce gradients, {gib(rank.logits)} logits",
+        ),
+        ("  activations", f"about {gib(rank.activations)} at {microbatch_tokens(config):,} tokens, {how}"),
+    ]
+
+
+def _of(known: int | None) -> str:
+    return "" if known is None else f" of {gib(known)}"
+
+
+def _engine_rows(config: KrayConfig, engine: EngineMemory, devices: Devices) -> list[tuple[str, str]]:
+    context, rollout = _context(config), config.rollout
+    fitting = engine.sequences(context)
+    if engine.cache is None:
+        cache = f"{engine.token:,} bytes a token; give --gpu-gib to see how many sequences fit"
+    else:
+        cache = (
+            f"{gib(max(0, engine.cache))}, {engine.token:,} bytes a token: {fitting:,} sequences of {context:,} tokens "
+            f"(rollout.max_sequences {rollout.max_sequences})"
+        )
+    rows = [("memory of an engine", f"{gib(engine.weights)} weights")]
+    if rollout.gpus_per_engine:
+        share = (
+            ""
+            if devices.gpu is None
+            else f" of {gib(rollout.gpu_memory_share * devices.gpu)} (rollout.gpu_memory_share)"
+        )
+        rows = [(rows[0][0], f"{rows[0][1]} + about {gib(engine.working)} to compute{share}")]
+    return [*rows, ("  keys and values", cache)]
+
+
+def _host_rows(config: KrayConfig, sizes: ModelSizes) -> list[tuple[str, str]]:
+    host, seconds = host_memory(config, sizes), update_seconds(config, sizes)
+    gathered = f"{gib(host.gathered)} gathered + " if host.gathered else ""
+    rates = ", ".join(f"{name} {BANDWIDTHS[name] / 1e9:g}" for name in seconds)
+    return [
+        ("host of rank 0", f"{gib(host.start)} while the model is read"),
+        (
+            "  at an update",
+            f"{gathered}{gib(host.version)} in the object store, twice while one version replaces another",
+        ),
+        ("  while a checkpoint waits", f"{gib(host.saving)}, with all ranks on this node"),
+        ("a checkpoint", f"{gib(host.checkpoint)} on disk, {config.run.keep_checkpoints} are kept"),
+        ("new weights in engines", f"about {sum(seconds.values()):.2g} s, if GB/s are: {rates}"),
+    ]
+
+
+def require_fits(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> None:
+    """Refuse a configuration that cannot fit where memory is known.
+
+    Raises:
+        ConfigError: Names the parts, what is there, and the nearest setting that fits.
+    """
+    if devices.gpu is not None and config.train.gpus_per_rank:
+        _require_rank(config, sizes, devices.gpu)
+    if devices.gpu is not None and config.rollout.gpus_per_engine:
+        _require_engine(config, sizes, devices.gpu)
+    if devices.machine is not None:
+        _require_machine(config, sizes, devices.machine)
+
+
+def _require_rank(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
+    rank = rank_memory(config, sizes)
+    if rank.total <= known:
+        return
+    for changes in _rank_changes(config, bool(rank.whole_gradients)):
+        found = rank_memory(_changed(config, changes), sizes).total
+        if found <= known:
+            advice = f"{_overrides(changes)} needs {gib(found)}"
+            break
+    else:
+        advice = "no number of ranks, micro-batches or recomputation makes it fit: use model.lora, or a smaller model"
+    parts = (
+        f"parameters, gradients and optimizer {gib(rank.state)}, gathered layers and buffers "
+        f"{gib(rank.gathered + rank.buffers)}, activations {gib(rank.activations)}, logits {gib(rank.logits)}"
+    )
+    raise ConfigError(f"train.ranks: a rank needs {gib(rank.total)} and its GPU has {gib(known)} ({parts}); {advice}")
+
+
+def _rank_changes(config: KrayConfig, whole: bool) -> Iterator[dict[str, Any]]:
+    """Yield changes of `train` that save memory: on as few ranks as possible, and of those the ones that cost least.
+
+    Args:
+        config: The configuration.
+        whole: Whether ranks hold whole gradients.
+    """
+    train, least = config.train, longest_rollout(config)
+    early: dict[str, Any] = {"train.reduce_each_microbatch": True} if whole else {}
+    less: dict[str, Any] = {} if train.activation_checkpointing else {"train.activation_checkpointing": True}
+    sizes = [train.microbatch_tokens >> k for k in range(1, 32) if train.microbatch_tokens >> k >= least]
+    shorter = [{"train.microbatch_tokens": tokens} for tokens in sizes]
+    more = [{"train.ranks": train.ranks << k} for k in range(1, 11) if train.ranks << k <= MOST_RANKS]
+    for ranks in [{}, *more]:
+        single = [ranks, *(ranks | each for each in (early, less, *shorter) if each)]
+        yield from (each for each in [*single, *(ranks | early | less | each for each in [{}, *shorter])] if each)
+
+
+def _changed(config: KrayConfig, changes: Mapping[str, Any]) -> KrayConfig:
+    """Return the configuration with other values of `train`."""
+    values = {key.removeprefix("train."): value for key, value in changes.items()}
+    if config.train.ranks == 1 and "ranks" in values:
+        # A rank alone has false here, whatever was given.
+        values.setdefault("reduce_each_microbatch", None)
+    return replace(config, train=replace(config.train, **values))
+
+
+def _overrides(changes: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
+
+
+def _context(config: KrayConfig) -> int:
+    return config.rollout.max_context_tokens or longest_rollout(config)
+
+
+def _require_engine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
+    rollout, engine = config.rollout, engine_memory(config, sizes, known)
+    if engine.sequences(_context(config)):
+        return
+    share = gib(rollout.gpu_memory_share * known)
+    needed = engine.weights + engine.working + engine.token * _context(config)
+    larger = [value for value in SHARES if value > rollout.gpu_memory_share and needed <= value * known]
+    room = max(0, engine.cache or 0) // engine.token
+    if larger:
+        advice = f"rollout.gpu_memory_share={larger[0]:g} fits one"
+    elif room > config.prompts.max_tokens:
+        advice = f"rollout.max_response_tokens={room - config.prompts.max_tokens} fits one"
+    elif dtype_of(config) == "float32":
+        advice = "model.dtype=bfloat16 halves it"
+    else:
+        advice = "an engine on several GPUs is not supported yet: choose a smaller model"
+    raise ConfigError(
+        f"rollout.gpu_memory_share: an engine has {share} of its GPU, and needs {gib(engine.weights)} for weights, about "
+        f"{gib(engine.working)} to compute, and {gib(engine.token * _context(config))} for one sequence of "
+        f"{_context(config):,} tokens; {advice}"
+    )
+
+
+def _require_machine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
+    """Refuse what the main memory of one machine cannot hold, by what is held for sure and at the same time."""
+    if _on_machine(config, sizes) <= known:
+        return
+    rollout = config.rollout
+    fewer = [replace(rollout, engines=count, min_engines=None) for count in range(rollout.engines - 1, 0, -1)]
+    smaller = [replace(rollout, kv_cache_gib=rollout.kv_cache_gib / 2**k) for k in (1, 2, 3)]
+    advice = "choose a smaller model, model.lora, or a larger machine"
+    for changed in [*fewer, *smaller]:
+        if (found := _on_machine(replace(config, rollout=changed), sizes)) <= known:
+            key = "engines" if changed.engines != rollout.engines else "kv_cache_gib"
+            advice = f"rollout.{key}={getattr(changed, key):g} needs {gib(found)}"
+            break
+    raise ConfigError(
+        f"train.ranks, rollout.engines: ranks, engines and the object store need {gib(_on_machine(config, sizes))} of main "
+        f"memory, and this machine has {gib(known)}; {advice}"
+    )
+
+
+def _on_machine(config: KrayConfig, sizes: ModelSizes) -> int:
+    rollout, engine, host = config.rollout, engine_memory(config, sizes, None), host_memory(config, sizes)
+    ranks = 0 if config.train.gpus_per_rank else config.train.ranks * rank_memory(config, sizes).state
+    engines = 0 if rollout.gpus_per_engine else rollout.engines * (engine.weights + (engine.cache or 0))
+    return max(host.start, ranks + engines + host.gathered + host.version)

@@ -1,0 +1,235 @@
+"""Bytes of a configuration, their sums, and what is refused with the nearest setting that fits."""
+
+from __future__ import annotations
+
+import pytest
+
+from kray.config import KrayConfig, ModelConfig, RolloutConfig, TrainConfig
+from kray.config.memory import GIB, engine_memory, host_memory, rank_memory, update_seconds
+from kray.config.memory_check import Devices, gib, memory_rows, require_fits
+from kray.config.model_sizes import ModelSizes, Weight
+from kray.config.schema import LoraConfig
+from kray.errors import ConfigError
+
+H200, A100, CARD = 140 * GIB, 80 * GIB, 24 * GIB
+
+
+def decoder(layers: int, hidden: int, inner: int, heads: int, kv_heads: int, vocabulary: int, bias: bool) -> ModelSizes:
+    """The sizes of a Qwen2.5 (bias) or Llama with untied embeddings and heads of 128."""
+    queries, keys = 128 * heads, 128 * kv_heads
+    shapes = [(queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries), (hidden, 1), (hidden, 1)]
+    shapes += [(inner, hidden), (inner, hidden), (hidden, inner)]
+    shapes += [(queries, 1), (keys, 1), (keys, 1)] * bias
+    weights = [Weight(*shape, True, layer) for layer in range(layers) for shape in shapes]
+    weights += [Weight(*shape, True, -1) for shape in [(vocabulary, hidden), (vocabulary, hidden), (hidden, 1)]]
+    return ModelSizes(
+        tuple(weights), sum(w.elements for w in weights), vocabulary, layers, hidden, inner, queries, keys
+    )
+
+
+SMALL = decoder(24, 896, 4864, 7, 1, 151936, True)
+QWEN_7B = decoder(28, 3584, 18944, 28, 4, 152064, True)
+QWEN_32B = decoder(64, 5120, 27648, 40, 8, 152064, True)
+LLAMA_70B = decoder(80, 8192, 28672, 64, 8, 128256, False)
+
+
+def config(ranks: int = 8, engines: int = 8, gpus: int = 1, **train) -> KrayConfig:
+    found = KrayConfig(model=ModelConfig(path="x"))
+    found.train = TrainConfig(ranks=ranks, gpus_per_rank=gpus, **train)
+    found.rollout = RolloutConfig(engines=engines, gpus_per_engine=gpus, max_response_tokens=3072)
+    found.prompts.max_tokens = 1024
+    found.plan.budget = 1024
+    return found
+
+
+def test_the_models_have_the_sizes_that_their_publishers_state():
+    assert QWEN_7B.elements == 7_615_616_512
+    assert QWEN_32B.elements == 32_763_876_352
+    assert LLAMA_70B.elements == 70_553_706_496
+
+
+@pytest.mark.parametrize(("sizes", "whole_gb"), [(QWEN_7B, 30.5), (QWEN_32B, 131), (LLAMA_70B, 282)])
+def test_states_of_large_models(sizes, whole_gb):
+    memory = rank_memory(config(reduce_each_microbatch=False), sizes)
+    assert memory.whole_gradients / 1e9 == pytest.approx(whole_gb, rel=0.005)
+    shard = sizes.elements / 8
+    assert memory.parameters == memory.gradients == pytest.approx(4 * shard, rel=1e-3)
+    assert memory.optimizer == 2 * memory.gradients
+    early = rank_memory(config(), sizes)
+    # The default reduces gradients of this size after each micro-batch.
+    assert early.whole_gradients == 0
+    assert memory.total - early.total == memory.whole_gradients
+
+
+def test_parts_add_up_and_follow_their_keys():
+    memory = rank_memory(config(), QWEN_7B)
+    assert memory.total == memory.state + memory.gathered + memory.buffers + memory.activations + memory.logits
+    assert rank_memory(config(kl=0.1), QWEN_7B).reference == memory.parameters // 2
+    assert memory.reference == 0
+    assert rank_memory(config(activation_checkpointing=True), QWEN_7B).activations < memory.activations / 5
+    assert rank_memory(config(microbatch_tokens=8192), QWEN_7B).activations == memory.activations // 2
+    # A rollout is never divided.
+    assert rank_memory(config(microbatch_tokens=16), QWEN_7B).activations == memory.activations // 4
+    one = rank_memory(config(ranks=1), QWEN_7B)
+    assert one.whole_gradients == 0
+    assert one.parameters == 4 * QWEN_7B.elements
+
+
+def test_shards_are_padded_to_the_first_rank():
+    assert [Weight(5, 7, True, 0).shard(ranks) for ranks in (1, 2, 3, 8)] == [35, 21, 14, 7]
+
+
+def test_only_what_is_trained_has_gradients_and_moments():
+    frozen = tuple(Weight(w.rows, w.columns, w.rows == 3584, w.layer) for w in QWEN_7B.weights)
+    lora = ModelSizes(frozen, QWEN_7B.served, 152064, 28, 3584, 18944, 3584, 512)
+    chosen = config(kl=0.1)
+    chosen.model.lora = LoraConfig()
+    memory = rank_memory(chosen, lora)
+    assert memory.parameters == rank_memory(config(), QWEN_7B).parameters
+    assert memory.gradients < memory.parameters / 1.5
+    assert memory.reference == 0
+    assert host_memory(chosen, lora).checkpoint == 12 * lora.trained
+
+
+def test_keys_and_values_of_an_engine():
+    memory = engine_memory(config(), QWEN_7B, A100)
+    assert memory.token == 57344
+    assert memory.weights == 2 * QWEN_7B.elements
+    assert memory.cache == int(0.85 * A100) - memory.weights - memory.working
+    assert memory.sequences(4096) == memory.cache // (57344 * 4096)
+    assert engine_memory(config(), QWEN_7B, None).sequences(4096) is None
+    on_cpu = engine_memory(config(gpus=0), SMALL, None)
+    assert on_cpu.cache == GIB
+    assert on_cpu.weights == 4 * SMALL.elements
+
+
+def test_host_store_and_update():
+    host = host_memory(config(), QWEN_7B)
+    assert (host.start, host.version, host.gathered) == (4 * QWEN_7B.elements, 2 * QWEN_7B.elements, host.version)
+    assert host.saving == host.checkpoint == 12 * QWEN_7B.elements
+    # A single rank on CPU hands over the tensors that it trains.
+    assert host_memory(config(ranks=1, gpus=0), SMALL).gathered == 0
+    assert 20 < sum(update_seconds(config(), QWEN_7B).values()) < 30
+    assert "network" not in update_seconds(config(gpus=0), SMALL)
+
+
+def test_the_table_names_every_part():
+    rows = dict(memory_rows(config(), QWEN_7B, Devices(gpu=A100)))
+    assert rows["parameters"] == "7,615,616,512, all trained; computed in bfloat16"
+    assert rows["memory of a rank"].endswith(" of 80.0 GiB")
+    assert rows["  exactly"] == "3.55 GiB parameters + 3.55 GiB gradients + 7.09 GiB optimizer"
+    assert "sequences of 4,096 tokens" in rows["  keys and values"]
+    assert rows["a checkpoint"] == "85.1 GiB on disk, 2 are kept"
+    assert "network 1.25" in rows["new weights in engines"]
+    whole = dict(memory_rows(config(reduce_each_microbatch=False), QWEN_7B, Devices()))
+    assert "28.4 GiB whole ones" in whole["  exactly"]
+    assert "give --gpu-gib" in whole["  keys and values"]
+
+
+@pytest.mark.parametrize(("count", "text"), [(3 * 2**20, "3 MiB"), (GIB // 2, "0.50 GiB"), (12.34 * GIB, "12.3 GiB")])
+def test_bytes_as_text(count, text):
+    assert gib(count) == text
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sizes", "gpu", "advice"),
+    [
+        (config(), QWEN_7B, H200, ""),
+        (config(reduce_each_microbatch=False, microbatch_tokens=4096), QWEN_7B, A100, ""),
+        (
+            config(reduce_each_microbatch=False, microbatch_tokens=8192),
+            QWEN_7B,
+            A100,
+            "train.reduce_each_microbatch=true needs",
+        ),
+        (config(), QWEN_7B, A100, "train.activation_checkpointing=true needs"),
+        (config(activation_checkpointing=True), QWEN_7B, CARD, "train.ranks=16 train.microbatch_tokens=8192 needs"),
+        (config(ranks=1, activation_checkpointing=True), QWEN_7B, A100, "train.ranks=2 needs"),
+        (
+            config(ranks=16, activation_checkpointing=True),
+            LLAMA_70B,
+            A100,
+            "train.ranks=32 train.microbatch_tokens=8192 needs",
+        ),
+        (config(ranks=1024, activation_checkpointing=True), LLAMA_70B, 8 * GIB, "use model.lora, or a smaller model"),
+    ],
+)
+def test_a_rank_that_cannot_fit_is_refused_with_the_nearest_setting(chosen, sizes, gpu, advice):
+    chosen.rollout.gpus_per_engine = 0
+    if not advice:
+        require_fits(chosen, sizes, Devices(gpu=gpu))
+        return
+    with pytest.raises(ConfigError) as error:
+        require_fits(chosen, sizes, Devices(gpu=gpu))
+    assert str(error.value).startswith(
+        f"train.ranks: a rank needs {gib(rank_memory(chosen, sizes).total)} and its GPU has"
+    )
+    assert advice in str(error.value)
+
+
+def test_what_is_proposed_fits():
+    for sizes in (QWEN_7B, QWEN_32B, LLAMA_70B):
+        for gpu in (CARD, A100, H200):
+            for ranks in (1, 8, 64):
+                chosen = config(ranks=ranks)
+                chosen.rollout.gpus_per_engine = 0
+                try:
+                    require_fits(chosen, sizes, Devices(gpu=gpu))
+                except ConfigError as error:
+                    proposed = str(error).partition("); ")[2].partition(" needs ")[0]
+                    if "=" not in proposed:
+                        continue
+                    values = dict(part.removeprefix("train.").split("=") for part in proposed.split())
+                    for name, text in values.items():
+                        setattr(chosen.train, name, text == "true" if text in ("true", "false") else int(text))
+                    require_fits(chosen, sizes, Devices(gpu=gpu))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "gpu", "rollout", "advice"),
+    [
+        (QWEN_7B, A100, {}, ""),
+        (QWEN_32B, A100, {}, ""),
+        (QWEN_32B, 74 * GIB, {"gpu_memory_share": 0.85}, "rollout.gpu_memory_share=0.9 fits one"),
+        (QWEN_7B, CARD, {"max_response_tokens": 200_000}, "rollout.max_response_tokens="),
+        (LLAMA_70B, A100, {}, "an engine on several GPUs is not supported yet"),
+    ],
+)
+def test_an_engine_without_room_for_one_sequence_is_refused(sizes, gpu, rollout, advice):
+    chosen = config()
+    chosen.train.gpus_per_rank = 0
+    for key, value in rollout.items():
+        setattr(chosen.rollout, key, value)
+    if not advice:
+        require_fits(chosen, sizes, Devices(gpu=gpu))
+        return
+    with pytest.raises(ConfigError) as error:
+        require_fits(chosen, sizes, Devices(gpu=gpu))
+    assert str(error.value).startswith("rollout.gpu_memory_share: an engine has ")
+    assert advice in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("engines", "machine", "advice"),
+    [
+        (4, 64 * GIB, ""),
+        (4, 24 * GIB, "rollout.engines=3 needs"),
+        (1, 148 * GIB // 10, "rollout.kv_cache_gib=0.5 needs"),
+        (1, 4 * GIB, "choose a smaller model"),
+    ],
+)
+def test_main_memory_is_counted_for_actors_on_cpu(engines, machine, advice):
+    chosen = config(ranks=1, engines=engines, gpus=0)
+    chosen.rollout.kv_cache_gib = 1.0
+    # 0.63 billion parameters: 9.4 GiB for the learner, 2.4 + 1 for each engine, 2.4 for a version of the weights.
+    if not advice:
+        require_fits(chosen, SMALL, Devices(machine=machine))
+        return
+    with pytest.raises(ConfigError) as error:
+        require_fits(chosen, SMALL, Devices(machine=machine))
+    assert "of main memory, and this machine has" in str(error.value)
+    assert advice in str(error.value)
+
+
+def test_nothing_is_refused_where_memory_is_unknown():
+    require_fits(config(), LLAMA_70B, Devices())

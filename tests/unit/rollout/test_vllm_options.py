@@ -1,0 +1,80 @@
+"""Names of vLLM's options are those of the vLLM that is installed, without importing it."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from kray.config.actor_options import OWN_KEYS, REFUSED
+from kray.errors import ConfigError
+from kray.rollout.engine_spec import EngineSpec
+from kray.rollout.vllm_options import check_options, option_names
+
+SPEC = EngineSpec("model", "float32", 128, 16, 2, 0, 0.1, 0.85, eager=True, seed=3)
+ON_GPU = EngineSpec("model", "bfloat16", 128, 16, 2, 1, 0.1, 0.85, eager=False, seed=3, overlap=True)
+
+
+def test_every_option_that_is_used_or_refused_exists():
+    known = option_names()
+    assert known is not None
+    assert len(known) > 100
+    assert {*REFUSED, *OWN_KEYS} - known == set()
+    assert {*SPEC.vllm_options(), *ON_GPU.vllm_options()} - known == set()
+
+
+def test_an_unknown_option_is_refused_with_a_similar_one():
+    check_options([])
+    check_options(["max_num_batched_tokens", "kv_cache_dtype"])
+    with pytest.raises(ConfigError, match=r"rollout\.vllm\.max_batched_tokens is not .*mean max_num_batched_tokens\?"):
+        check_options(["max_num_batched_tokens", "max_batched_tokens"])
+
+
+def test_without_vllm_the_engines_find_out(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert option_names() is None
+    check_options(["nothing_of_that_name"])
+
+
+def test_names_are_read_without_importing_vllm():
+    code = (
+        "import sys, kray.rollout.vllm_options as o; o.option_names(); "
+        "print([n for n in ('vllm', 'torch', 'ray') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_options_of_the_configuration_come_last():
+    given = EngineSpec(
+        "model", "float32", 128, 16, 2, 0, 0.1, 0.85, eager=True, seed=3, vllm={"max_num_batched_tokens": 99}
+    )
+    changed = {key: value for key, value in given.vllm_options().items() if SPEC.vllm_options().get(key) != value}
+    assert changed == {"max_num_batched_tokens": 99}
+
+
+def test_an_engine_without_a_gpu_sees_none():
+    assert SPEC.environment()["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in ON_GPU.environment()
+
+
+def test_variables_of_the_configuration_replace_those_of_kray():
+    given = EngineSpec(
+        "model", "float32", 1, 1, 2, 0, 0.1, 0.8, eager=True, seed=0, env={"VLLM_LOGGING_LEVEL": "INFO", "X": "1"}
+    )
+    changed = {key: value for key, value in given.environment().items() if SPEC.environment().get(key) != value}
+    assert changed == {"VLLM_LOGGING_LEVEL": "INFO", "X": "1"}
+
+
+def test_a_gpu_engine_gets_graphs_and_its_share_of_the_memory():
+    options = ON_GPU.vllm_options()
+    assert (options["enforce_eager"], options["gpu_memory_utilization"], options["tensor_parallel_size"]) == (
+        False,
+        0.85,
+        1,
+    )
+    assert options["async_scheduling"] is False
+    assert "kv_cache_memory_bytes" not in options
+    assert "gpu_memory_utilization" not in SPEC.vllm_options()

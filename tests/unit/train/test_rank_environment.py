@@ -1,0 +1,47 @@
+"""What a rank's process gets from Ray; Ray is recorded, not started."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from kray.config.train_schema import TrainConfig
+from kray.train import learner_group
+from kray.train.learner_group import KEEP_MEMORY, LearnerGroup
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The options and arguments of the actors that are made."""
+    found = []
+
+    def options(**given):
+        return SimpleNamespace(remote=lambda *arguments: found.append((given, arguments)))
+
+    monkeypatch.setattr(learner_group.ray, "remote", lambda kind: SimpleNamespace(options=options))
+    monkeypatch.setattr(LearnerGroup, "_strategy", lambda self, rank: None)
+    return found
+
+
+def environment(made, gpus: int, **env: str) -> dict[str, str]:
+    group = LearnerGroup(TrainConfig(gpus_per_rank=gpus, cpus_per_rank=3), "float32", "x", 1, 0, env=env)
+    group._make_actor(0, "", 0, "a")
+    options, arguments = made.pop()
+    assert ("cuda" if gpus else "cpu") in arguments
+    return options["runtime_env"]["env_vars"]
+
+
+def test_ranks_keep_their_memory_with_and_without_gpus(made):
+    assert KEEP_MEMORY.items() <= environment(made, 0).items()
+    assert KEEP_MEMORY.items() <= environment(made, 1).items()
+
+
+def test_a_rank_sees_gpus_only_if_it_asks_for_one(made):
+    assert environment(made, 0)["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in environment(made, 1)
+
+
+def test_variables_of_the_configuration_replace_those_of_kray(made):
+    found = environment(made, 1, NCCL_DEBUG="INFO", MALLOC_TRIM_THRESHOLD_="1")
+    assert (found["NCCL_DEBUG"], found["MALLOC_TRIM_THRESHOLD_"], found["OMP_NUM_THREADS"]) == ("INFO", "1", "3")
