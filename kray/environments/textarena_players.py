@@ -9,6 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kray.config.templates import check_template, fill
 from kray.environments.chance import numbered
 from kray.environments.interface import Observation
 from kray.environments.textarena import REWARDS
@@ -54,8 +55,10 @@ class TextArenaPlayers:
         """
         if reward not in REWARDS:
             raise ValueError(f"reward must be one of {', '.join(REWARDS)}, not {reward!r}")
-        if "\0" not in shown.format("\0"):
-            raise ValueError(f"shown must hold {{}}, not {shown!r}")
+        try:
+            check_template(shown)
+        except ValueError as error:
+            raise ValueError(f"shown {error}") from None
         self.random_moves, self.win_only, self.chat, self.shown = random_moves, reward == "win", chat, shown
         self.game = Game(game, arguments or {}, moves)
         self.game.start(0)
@@ -92,4 +95,4 @@ class TextArenaPlayers:
         self.begun[role] = True
         if self.chat:
             return role, {role: [{"role": "user", "content": text}] if begun else text}
-        return role, {role: self.shown.format(text) if begun else text}
+        return role, {role: fill(self.shown, text) if begun else text}

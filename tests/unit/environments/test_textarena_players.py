@@ -98,7 +98,7 @@ def test_it_is_an_environment_with_roles():
     [
         ({"game": "GuessTheNumber-v0"}, "is played alone: use environment.name: textarena"),
         ({"game": "TicTacToe-v0", "reward": "best"}, "reward must be one of graded, win"),
-        ({"game": "TicTacToe-v0", "shown": "?"}, "shown must hold"),
+        ({"game": "TicTacToe-v0", "shown": "?"}, "shown must contain"),
         ({}, "missing 1 required positional argument: 'game'"),
     ],
 )
