@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Ray's variable for a function that an HTTP proxy calls when it starts, and the one that gives heads a deadline.
 PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-HEAD_DEADLINE = "kray.serve.head_deadline.install"
+HEAD_DEADLINE = "kray.serve.head_deadline:install"
 # Requests that Serve passes on to a replica, in those that its gate lets in: the gate refuses the others faster than Serve.
 PASSED_ON = 8
 # Seconds between two checks for a signal.
