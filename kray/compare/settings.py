@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kray.config import KrayConfig, flat
-from kray.config.reading import Loader, attribute, declared, fields_of, is_section
+from kray.config.reading import attribute, declared, document, fields_of, is_section, read_bounded
 
 # Keys that tell where results go and what is shown, not what the results are.
 OWN = ("run.name", "run.dir", "track.", "resume")
@@ -101,7 +99,7 @@ def _tree(file: Path) -> Mapping[str, Any]:
     """Return a configuration as it was written; empty where there is none."""
     if not file.is_file():
         return {}
-    tree = yaml.load(file.read_text(encoding="utf-8"), Loader)  # a SafeLoader
+    tree = document(read_bounded(file).decode(), str(file))
     return tree if isinstance(tree, Mapping) else {}
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +34,7 @@ import yaml
 from kray.compare.controls import NAMES, Controls, check_controls, read_controls
 from kray.compare.costs import FlopsModel, parse_flops
 from kray.compare.settings import OWN, same_settings, settings_digest
-from kray.config import KrayConfig, changed_keys, load_config, to_yaml
-from kray.config.reading import Loader
+from kray.config import KrayConfig, changed_keys, load_config, reading, to_yaml
 from kray.config.train_schema import BUILT_WITH
 from kray.errors import ConfigError
 from kray.prompts.sources import test_sources
@@ -42,6 +42,9 @@ from kray.prompts.sources import test_sources
 KEYS = ("base", "config", "exact", "seeds", "methods", "curves", "tried")
 # Methods of the first figure where the file names none.
 CURVES = ("uniform", "uniform_twice", "uniform_4x", "grpo_best", "kray")
+_SEED = re.compile(r"[0-9]{1,18}")
+# Seeds of a comparison, each of which is a training for each method.
+_MOST_SEEDS = 1_000
 # Files of a child; method_run.py describes the last two.
 DONE, VISITS, RATES = "done.json", "visits.jsonl", "rates.jsonl"
 # Keys in which the runs on the same workers may differ; all others belong to engines, ranks, scorers or the prompts.
@@ -255,23 +258,26 @@ def parse_seeds(text: str, where: str) -> tuple[int, ...]:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise ConfigError(f"{where}: {part.strip()!r} is neither a seed nor a range such as 0-5")
+        fits = _SEED.fullmatch(first) and (not dash or _SEED.fullmatch(last))
+        if not fits or (dash and int(last) < int(first)):
+            raise ConfigError(f"{where}: {part.strip()!r:.80} is neither a seed nor a range such as 0-5")
+        if len(found) + int(last or first) - int(first) >= _MOST_SEEDS:
+            raise ConfigError(f"{where}: more than {_MOST_SEEDS:,} seeds")
         found += range(int(first), int(last or first) + 1)
     return tuple(dict.fromkeys(found))
 
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)  # a SafeLoader
+        found = reading.document(reading.read_bounded(path).decode("utf-8-sig"), path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict) or set(document) - set(KEYS):
-        odd = sorted(map(str, set(document) - set(KEYS)))[0] if isinstance(document, dict) else "what it holds"
+    if not isinstance(found, dict) or set(found) - set(KEYS):
+        odd = sorted(map(str, set(found) - set(KEYS)))[0] if isinstance(found, dict) else "what it holds"
         raise ConfigError(f"{path}: {odd} is not a key of a comparison: {', '.join(KEYS)}")
-    return document
+    return found
 
 
 def _text(document: Mapping[str, Any], key: str, path: str) -> str:

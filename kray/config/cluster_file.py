@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from kray.config.reading import located
+from kray.config.reading import constructed, located, read_bounded
 from kray.errors import ConfigError
 
 KINDS = ("ray up", "RayCluster", "RayJob")
@@ -99,23 +99,25 @@ def load_cluster(path: str | Path) -> Cluster:
 def _described(path: str) -> tuple[str, Mapping[str, Any]]:
     """Return (kind, the mapping that holds the groups) of the one cluster in the file."""
     try:
-        documents = [item for item in yaml.safe_load_all(Path(path).read_text()) if isinstance(item, Mapping)]
+        nodes = list(yaml.compose_all(read_bounded(path).decode(), yaml.SafeLoader))
+        found = [constructed(node, path, yaml.SafeLoader) for node in nodes if node is not None]
+        documents = [item for item in found if isinstance(item, Mapping)]
     except OSError as error:
         raise ConfigError(f"--cluster: {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         raise ConfigError(f"--cluster: {path} is not YAML: {' '.join(str(error).split())}") from error
-    found: list[tuple[str, Any]] = []
+    described: list[tuple[str, Any]] = []
     for item in documents:
         if "available_node_types" in item:
-            found.append(("ray up", item))
+            described.append(("ray up", item))
         elif item.get("kind") == "RayCluster":
-            found.append(("RayCluster", item.get("spec")))
+            described.append(("RayCluster", item.get("spec")))
         elif item.get("kind") == "RayJob":
-            found.append(("RayJob", (item.get("spec") or {}).get("rayClusterSpec")))
-    if len(found) != 1 or not isinstance(found[0][1], Mapping):
+            described.append(("RayJob", (item.get("spec") or {}).get("rayClusterSpec")))
+    if len(described) != 1 or not isinstance(described[0][1], Mapping):
         wanted = "a ray up file (available_node_types), a RayCluster or a RayJob with a rayClusterSpec"
-        raise ConfigError(f"--cluster: {path} describes {len(found) or 'no'} clusters; exactly one is needed: {wanted}")
-    return found[0]
+        raise ConfigError(f"--cluster: {path} describes {len(described) or 'no'} clusters; exactly one is needed: {wanted}")
+    return described[0]
 
 
 def _ray_up_groups(spec: Mapping[str, Any]) -> Iterator[Group]:

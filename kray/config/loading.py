@@ -17,8 +17,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kray import plan_modes as plan_rules
+from kray.config.bounds import interpolation_problem
 from kray.config.reading import (
     MISSING,
+    MOST_PROBLEMS,
     Reading,
     all_keys,
     attribute,
@@ -28,6 +30,7 @@ from kray.config.reading import (
     is_section,
     located,
     parse,
+    read_bounded,
     suggestion,
 )
 from kray.config.schema import KrayConfig
@@ -62,15 +65,20 @@ def load_config(
         trees.append(tree)
         places.update(reading.places)
         found.extend(reading.problems)
-    if found:
-        raise ConfigError("\n".join(found))
-    config = _merge(trees, places)
+    _refuse(found, str(path))
+    config = _merge(trees, places, str(path))
     _settle_choices(config, begun)
     if checked:
         found = [located(problem.message, _origin(problem.keys, places) or str(path)) for problem in problems(config)]
-    if found:
-        raise ConfigError("\n".join(found))
+        _refuse(found, str(path))
     return config
+
+
+def _refuse(found: Sequence[str], path: str) -> None:
+    """Raise ConfigError with the problems if there are any."""
+    more = [located(f"and {len(found) - MOST_PROBLEMS:,} more problems", path)] if len(found) > MOST_PROBLEMS else []
+    if found:
+        raise ConfigError("\n".join([*found[:MOST_PROBLEMS], *more]))
 
 
 def _readings(path: str | Path, overrides: Sequence[str]) -> Iterable[tuple[Reading, dict]]:
@@ -91,7 +99,7 @@ def _readings(path: str | Path, overrides: Sequence[str]) -> Iterable[tuple[Read
 def _text(path: str | Path) -> str:
     """Return the file's text; raise ConfigError with the file's name and, where it is missing, one of a similar name."""
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return read_bounded(path).decode("utf-8-sig")
     except FileNotFoundError:
         folder = Path(path).parent
         names = [str(near) for near in folder.glob("*.y*ml")] if folder.is_dir() else []
@@ -155,11 +163,17 @@ def _override_value(reading: Reading, annotation: Any, text: str, key: str, plac
     return reading.value(annotation, node, key)
 
 
-def _merge(trees: Sequence[dict], places: Mapping[str, str]) -> KrayConfig:
+def _merge(trees: Sequence[dict], places: Mapping[str, str], path: str) -> KrayConfig:
     """Return the typed union of the trees with all interpolations resolved; raise ConfigError that names the key."""
     key = ""
     try:
         named = [{attribute(section): value for section, value in tree.items()} for tree in trees]
+        for length in range(1, len(named) + 1):
+            # OmegaConf may resolve what is merged so far.
+            if (wrong := interpolation_problem(_union(named[:length]))) is not None:
+                section, dot, rest = wrong[0].partition(".")
+                key = f"{section.rstrip('_')}{dot}{rest}"
+                raise ValueError(wrong[1])
         merged = OmegaConf.merge(OmegaConf.structured(KrayConfig), *named)
         # one by one, so that a failure names its key; a key may be gone under a later null
         for key in places:
@@ -171,11 +185,22 @@ def _merge(trees: Sequence[dict], places: Mapping[str, str]) -> KrayConfig:
         key = getattr(error, "full_key", None) or key
         reason = "an interpolation refers to itself" if isinstance(error, RecursionError) else str(error)
         first = reason.splitlines()[0] if reason else type(error).__name__
-        raise ConfigError(located(f"{key or 'the configuration'}: {first}", _origin([key], places))) from None
+        raise ConfigError(located(f"{key or 'the configuration'}: {first}", _origin([key], places) or path)) from None
     wrong = _settle(config, "")
     if wrong:
         raise ConfigError("\n".join(located(text, _origin([key], places)) for key, text in wrong))
     return config
+
+
+def _union(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the trees, each on top of those before it, with interpolations as they are."""
+    found: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            below = found.get(key)
+            both = isinstance(value, Mapping) and isinstance(below, Mapping)
+            found[key] = _union([below, value]) if both else value
+    return found
 
 
 def _settle_choices(config: KrayConfig, begun: KrayConfig | None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from kray.config.ranges import RANGES, number_problem
 from kray.config.schema import EnvironmentConfig
 from kray.errors import ConfigError
 
@@ -142,8 +143,8 @@ def _every(given: dict[str, Any], key: str) -> int:
     if others := set(given) - {"every"}:
         raise ConfigError(f"{key}.{min(others)} is not a key of opponent: {PAST}; its key: every")
     every = given.get("every")
-    if type(every) is not int or every < 1:
-        found = "is missing" if every is None else f"must be a whole number of at least 1, not {every!r:.80}"
+    if type(every) is not int or RANGES["run.steps"].problem(every):
+        found = "is missing" if every is None else f"must be a whole number, {RANGES['run.steps']}, not {every!r:.80}"
         raise ConfigError(f"{key}.every {found}: the steps after which the older version is refreshed")
     return every
 
@@ -169,6 +170,7 @@ def _endpoint(given: dict[str, Any], key: str) -> EndpointConfig:
         raise ConfigError(f"{key}.url must begin with http:// or https:// and hold no user; key_env names the key")
     if found.api not in APIS:
         raise ConfigError(f"{key}.api must be one of {', '.join(APIS)}, not {found.api!r}")
-    if found.deadline_s <= 0 or found.max_tokens < 1 or found.temperature < 0:
-        raise ConfigError(f"{key}: deadline_s must be above 0, max_tokens at least 1 and temperature at least 0")
+    for option in types:
+        if text := number_problem(f"reward.judge.{option}", getattr(found, option), f"{key}.{option}"):
+            raise ConfigError(text)
     return found

@@ -16,14 +16,19 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from kray.config.bounds import MOST_BYTES, MOST_VALUES, contains_itself, excess
 from kray.errors import ConfigError
 
 # In place of a value that could not be read; its problem has been noted.
 MISSING = object()
+
+# Problems that are described; of further ones the number is told.
+MOST_PROBLEMS = 20
 
 # Types as errors name them.
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
@@ -32,6 +37,8 @@ FLOAT = re.compile(
     r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
     r"|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
+# Characters of the longest scalar that is read as something else than text.
+_NUMBER_CHARACTERS = 1000
 INTEGER = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$")
 
 
@@ -125,6 +132,46 @@ def suggestion(key: str, keys: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
+def read_bounded(path: str | Path) -> bytes:
+    """Return the content of a file of at most MOST_BYTES.
+
+    Raises:
+        ConfigError: the file is larger.
+        OSError, ValueError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ConfigError(f"{path} is longer than {MOST_BYTES >> 10} KiB, too long for a configuration")
+    return content
+
+
+def document(text: str, where: str) -> Any:
+    """Return a YAML text as plain values; None when it is empty.
+
+    Raises:
+        ConfigError: as in `parse`, or something contains itself.
+        yaml.YAMLError: a value cannot be read.
+    """
+    node = parse(text, where)
+    return None if node is None else constructed(node, where)
+
+
+def constructed(node: yaml.Node, where: str, loader: type[yaml.SafeLoader] = Loader) -> Any:
+    """Return a node tree as plain values; see `document`."""
+    _check_size(node, where)
+    if contains_itself(node):
+        raise ConfigError(located("something in it contains itself", where))
+    return loader("").construct_document(node)
+
+
+def _check_size(node: yaml.Node, where: str) -> None:
+    if (found := excess(node)) is not None:
+        place = where if where.startswith("command line") else f"{where}:{found.node.start_mark.line + 1}"
+        message = f"{found.key or 'it'} stands for more than {MOST_VALUES:,} values (aliases count as what they repeat)"
+        raise ConfigError(located(message, place))
+
+
 def parse(text: str, where: str) -> yaml.Node | None:
     """Return the node tree of a YAML text; None when it is empty.
 
@@ -133,10 +180,12 @@ def parse(text: str, where: str) -> yaml.Node | None:
         where: name of the file, or the override.
 
     Raises:
-        ConfigError: a syntax error, with its line.
+        ConfigError: a syntax error, with its line, or the text is too long or stands for too many values.
     """
+    if len(text) > MOST_BYTES:
+        raise ConfigError(located(f"it is longer than {MOST_BYTES >> 10} KiB", where.partition("=")[0]))
     try:
-        return yaml.compose(text, Loader=Loader)
+        node = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark and not where.startswith("command line") else where
@@ -147,6 +196,9 @@ def parse(text: str, where: str) -> yaml.Node | None:
         raise ConfigError(located(f"not valid YAML: the character U+{ord(text[error.position]):04X}", place)) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(located(f"not valid YAML: {str(error) or type(error).__name__}", where)) from None
+    if node is not None:
+        _check_size(node, where)
+    return node
 
 
 class Reading:
@@ -179,7 +231,9 @@ class Reading:
 
     def unknown(self, key: str, node: yaml.Node) -> Any:
         """Note a key that the schema does not have; return MISSING."""
-        return self.problem(f"{key} is not a key{suggestion(key, all_keys(self.schema))}", node)
+        # A suggestion takes a millisecond.
+        near = suggestion(key, all_keys(self.schema)) if len(self.problems) < MOST_PROBLEMS else ""
+        return self.problem(f"{key} is not a key{near}", node)
 
     def section(self, section: type, node: yaml.Node, prefix: str = "") -> Any:
         """Return {key: value} of a mapping node; MISSING when it is none."""
@@ -266,6 +320,8 @@ class Reading:
             return self.problem(f"{key} is ??? (a value is needed)", node)
         if "${" in node.value or kind is str:
             return node.value
+        if node.tag != "tag:yaml.org,2002:str" and len(node.value) > _NUMBER_CHARACTERS:
+            return self.problem(f"{key} cannot be read: {len(node.value):,} characters are too long for a number", node)
         try:
             value = self._loader.construct_object(node)
         # LookupError: "!!int _" raises IndexError

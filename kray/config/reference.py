@@ -13,13 +13,14 @@ from typing import Any
 
 import yaml
 
+from kray.config.ranges import FIXED, RANGES
 from kray.config.reading import declared, fields_of, is_section
 from kray.config.schema import KrayConfig
-from kray.config.validation import CHOICES, FIXED, LIMITS
+from kray.config.validation import CHOICES
 from kray.metrics import METRICS, STATUS_VIEW, STEP_LINE, Metric
 
 # Range or choices of each key that has one.
-ALLOWED = {key: rule for rule, keys in LIMITS.items() for key in keys.split()}
+ALLOWED = {key: str(found) for key, found in RANGES.items()}
 ALLOWED |= {key: f"{value:g} in training" for key, (value, _) in FIXED.items()}
 ALLOWED |= {key: ", ".join(choice or '""' for choice in choices) for key, choices in CHOICES.items()}
 

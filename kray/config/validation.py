@@ -1,7 +1,6 @@
 """Checks of a configuration beyond its types.
 
-`problems` checks single keys (ranges, choices), then keys against each other; each problem names its keys. Every numeric key of
-the schema is in LIMITS or FIXED exactly once (a test holds it). Pure: opens no file.
+`problems` checks single keys (ranges, choices), then keys against each other; each problem names its keys. Pure: opens no file.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,68 +17,13 @@ from kray import reward_settings as reward_rules
 from kray.config.export import flat
 from kray.config.players import player_problems
 from kray.config.prompts_schema import SourceConfig
+from kray.config.ranges import FIXED, RANGES, WEIGHT, number_problem
 from kray.config.reading import attribute
 from kray.config.redaction import HIDDEN, is_secret_key
 from kray.config.schema import KrayConfig
+from kray.config.templates import check_template
 from kray.config.train_schema import aggregation_of
 from kray.errors import ConfigError
-
-# Rule, as errors and the reference page name it -> check of a value.
-RULES: dict[str, Callable[[float], bool]] = {
-    "at least 1": lambda value: value >= 1,
-    "at least 2": lambda value: value >= 2,
-    "at least 0": lambda value: value >= 0,
-    "-1, 0, or at least 1": lambda value: value in (-1, 0) or value >= 1,
-    "above 0": lambda value: value > 0,
-    "in [0, 1]": lambda value: 0 <= value <= 1,
-    "in (0, 1]": lambda value: 0 < value <= 1,
-    "in [0, 1)": lambda value: 0 <= value < 1,
-    "0 or 1": lambda value: value in (0, 1),
-}
-
-# Rule -> keys that it applies to.
-LIMITS: dict[str, str] = {
-    "at least 1": """
-        run.steps run.keep_checkpoints prompts.per_step prompts.max_tokens prompts.train.size prompts.test.size
-        model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
-        model.tiny.batch_size model.lora.rank plan.budget plan.upper rollout.engines rollout.max_response_tokens
-        rollout.max_sequences rollout.split rollout.max_attempts reward.workers environment.max_turns
-        reward.judge.max_tokens reward.judge.concurrency
-        environment.workers train.ranks train.updates train.epochs
-        train.microbatch_tokens track.every evaluate.samples plan.rounds plan.max_wait plan.refit_every
-        """,
-    "at least 0": """
-        run.seed run.checkpoint_every run.max_restarts run.restart_window_s run.max_failed_saves train.max_restarts
-        prompts.quarantine_after model.tiny.warmup_steps model.tiny.seed prompts.train.limit prompts.test.limit
-        prompts.train.seed prompts.test.seed rollout.cpus_per_engine rollout.gpus_per_engine rollout.max_context_tokens
-        rollout.max_restarts rollout.probe_tolerance train.cpus_per_rank train.lr train.lr_warmup_steps
-        train.weight_decay train.grad_clip train.clip_high train.constant_tokens train.advantage_clip train.tis train.kl
-        evaluate.every track.samples track.traces reward.memory_gib reward.judge.temperature
-        reward.judge.prompt_price reward.judge.completion_price train.max_nonfinite train.advantage_floor train.max_kl
-        model.tiny.draft_digits
-        plan.lower plan.token_budget plan.in_flight plan.tau plan.pilot plan.target_groups rollout.min_engines
-        async.max_staleness
-        """,
-    "at least 2": "plan.target_size",
-    "-1, 0, or at least 1": "plan.candidates rollout.threads_per_engine train.threads_per_rank",
-    "above 0": """
-        model.tiny.lr model.lora.alpha plan.prior_alpha plan.prior_beta rollout.temperature rollout.kv_cache_gib
-        rollout.task_timeout_s rollout.start_timeout_s rollout.sync_timeout_s rollout.idle_s reward.timeout_s train.eps
-        reward.deadline_s reward.judge.deadline_s environment.step_timeout_s train.timeout_s evaluate.temperature
-        """,
-    "in [0, 1]": """
-        run.max_failed_share plan.discount train.clip_low train.lr_final model.tiny.clean_share model.tiny.tool_share
-        model.tiny.check_share
-        """,
-    "in (0, 1]": "rollout.gpu_memory_share train.thin",
-    "in [0, 1)": "train.beta1 train.beta2",
-    "0 or 1": "train.gpus_per_rank",
-}
-# Key -> the one value that training allows, and why.
-FIXED = {
-    "rollout.top_p": (1.0, "truncated sampling draws from another distribution than the one of the logprobs"),
-    "rollout.top_k": (0, "truncated sampling draws from another distribution than the one of the logprobs"),
-}
 
 # Kinds of prompt sources.
 PROMPT_KINDS = (
@@ -190,11 +134,10 @@ def value_at(config: KrayConfig, key: str) -> Any:
 
 
 def _single(config: KrayConfig) -> Iterator[Problem]:
-    for rule, keys in LIMITS.items():
-        for key in keys.split():
-            value = value_at(config, key)
-            if value is not None and not RULES[rule](value):
-                yield Problem((key,), f"{key} must be {rule}, not {value}")
+    for key in RANGES:
+        value = value_at(config, key)
+        if value is not None and (text := number_problem(key, value)):
+            yield Problem((key,), text)
     for key, (only, reason) in FIXED.items():
         if value_at(config, key) != only:
             yield Problem((key,), f"{key} must stay {only} in training, not {value_at(config, key)}: {reason}")
@@ -255,8 +198,35 @@ def _prompts(config: KrayConfig) -> Iterator[Problem]:
         text = f"reward.options.timeout_s {own_s:g} (of the code verifier) must be below reward.timeout_s"
         yield Problem(("reward.options.timeout_s", "reward.timeout_s"), f"{text} {config.reward.timeout_s:g}")
     sources = {f"prompts.{part}.verifier": getattr(config.prompts, part).verifier for part in ("train", "test")}
-    for keys, text in reward_rules.contradictions(config.reward, sources):
-        yield Problem(keys, text)
+    wrong = reward_rules.contradictions(config.reward, sources)
+    yield from (Problem(keys, text) for keys, text in wrong)
+    if not wrong:
+        yield from (Problem((key,), text) for key, text in _reward_numbers(config.reward))
+
+
+def _reward_numbers(reward: reward_rules.RewardConfig) -> Iterator[tuple[str, str]]:
+    """Yield (key, message) of numbers out of range in mappings of the section, in which nothing else is wrong."""
+    judges: dict[str, Mapping[str, Any]] = {"reward.judge": {"range": reward.judge.range}}
+    if reward.verifier == reward_rules.JUDGE:
+        judges["reward.options"] = reward.options
+    sizes: list[tuple[str, float]] = []
+    for name, function in reward_rules.reward_functions(reward.functions).items():
+        place = f"reward.functions.{name}"
+        low, high = function.range or (0.0, 1.0)
+        sizes += [(f"{place}.weight", function.weight), *((f"{place}.range", each) for each in (low, high, high - low))]
+        if function.verifier == reward_rules.JUDGE:
+            judges[f"{place}.options"] = function.options
+    for place, given in judges.items():
+        for key, value in given.items():
+            if key == "range":
+                sizes += [(f"{place}.range", each) for each in (*value, value[-1] - value[0])]
+            elif f"reward.judge.{key}" in RANGES and (
+                text := number_problem(f"reward.judge.{key}", value, f"{place}.{key}")
+            ):
+                yield f"{place}.{key}", text
+    for key, size in sizes:
+        if text := WEIGHT.problem(abs(size)):
+            yield key, f"{key}: the size of its numbers must be {text}, not {size}"
 
 
 def _is_path(name: str) -> bool:
@@ -291,12 +261,9 @@ def _source(key: str, source: SourceConfig) -> Iterator[Problem]:
         yield Problem((f"{key}.chat_template_kwargs", f"{key}.chat"), text)
     if source.template:
         try:
-            fits = "\x00prompt\x00" in source.template.format(prompt="\x00prompt\x00")
-        except (ValueError, LookupError, AttributeError):
-            fits = False
-        if not fits:
-            rule = "must contain {prompt}, with every other brace doubled"
-            yield Problem((f"{key}.template",), f"{key}.template {rule}, not {source.template!r}")
+            check_template(source.template, "prompt")
+        except ValueError as error:
+            yield Problem((f"{key}.template",), f"{key}.template {error}")
 
 
 def _plan(config: KrayConfig) -> Iterator[Problem]:

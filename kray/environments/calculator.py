@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from kray.config.templates import check_template, fill
 from kray.records import Prompt
 
 # Digits of the longest number that is read or returned, so that no call takes long.
@@ -80,8 +81,10 @@ class Calculator:
         Raises:
             ValueError: `shown` holds no {}.
         """
-        if "\0" not in shown.format("\0"):
-            raise ValueError(f"shown must hold {{}}, not {shown!r}")
+        try:
+            check_template(shown)
+        except ValueError as error:
+            raise ValueError(f"shown {error}") from None
         self.least_first, self.shown, self.unclear = least_first, shown, unclear
 
     def reset(self, prompt: Prompt, seed: int) -> str:
@@ -92,7 +95,7 @@ class Calculator:
         """Evaluate the call at the end of the turn; a turn without one is the last."""
         if not action.endswith("]"):
             return "", True
-        return self.shown.format(self.result(action[:-1].rpartition("[")[2])), False
+        return fill(self.shown, self.result(action[:-1].rpartition("[")[2])), False
 
     def reward(self) -> None:
         """Leave the reward to the prompt's verifier."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from kray.config.templates import check_template, fill
 from kray.environments.chance import numbered, seeded
 from kray.records import Prompt, derive_seed
 from kray.rewards.verifiers import Reward
@@ -57,8 +58,10 @@ class Gem:
             raise ValueError(f'env "{env}" is neither a game (game:...) nor a task of reasoning_gym (rg:...)')
         if env not in library.envs.registration.ENV_REGISTRY:
             raise ValueError(f'env "{env}" is not among those of gem')
-        if "\0" not in shown.format("\0"):
-            raise ValueError(f"shown must hold {{}}, not {shown!r}")
+        try:
+            check_template(shown)
+        except ValueError as error:
+            raise ValueError(f"shown {error}") from None
         self.name, self.arguments, self.chat, self.shown = env, dict(arguments or {}), chat, shown
         self.env: Any = None
         self.seed, self.turn, self.total = 0, 0, 0.0
@@ -78,7 +81,7 @@ class Gem:
         self.turn += 1
         self.total += float(reward)
         text = _text(observation, info)
-        reply = [{"role": "user", "content": text}] if self.chat else self.shown.format(text)
+        reply = [{"role": "user", "content": text}] if self.chat else fill(self.shown, text)
         return reply, bool(terminated or truncated)
 
     def reward(self) -> Reward:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
 # Fields that every action and observation has; they are not for the policy.
 _COMMON = ("metadata", "reward", "done")
+# A field of an observation and its items, and a number's format, of at most 99 characters.
+_FIELD = re.compile(r"\w+(?:\[[^\[\]{}]+\])*")
+_FORMAT = re.compile(r"[-+ ]?0?\d{0,2},?(?:\.\d{1,2})?[defgs%]?")
 _NUMBERS: dict[str, Callable[[str], Any]] = {"integer": int, "number": float}
 
 
@@ -124,6 +128,26 @@ def _without_fence(text: str) -> str:
     return found[1] if found else text
 
 
+def check_shown(shown: str) -> None:
+    """Check the text in which observations are shown.
+
+    Raises:
+        ValueError: A brace holds something else than a field, or an item of one: formats may ask for any width.
+    """
+    try:
+        parts = list(string.Formatter().parse(shown))
+    except ValueError as error:
+        raise ValueError(f"observation {shown!r:.200}: {error}; double braces that are text") from None
+    for _, field, form, conversion in parts:
+        if field is not None and (not _FIELD.fullmatch(field) or not _FORMAT.fullmatch(form or "") or conversion):
+            raise ValueError(f"observation {shown!r:.200}: {{{field:.60}}} is no field; double braces that are text")
+
+
+def _shown(shown: str, fields: Mapping[str, Any]) -> str:
+    check_shown(shown)
+    return shown.format_map(fields)
+
+
 def observation_text(observation: Mapping[str, Any], shown: str) -> str:
     """Return an observation as the policy reads it.
 
@@ -139,8 +163,8 @@ def observation_text(observation: Mapping[str, Any], shown: str) -> str:
         texts = list(own.values())
         return texts[0] if len(texts) == 1 and isinstance(texts[0], str) else json.dumps(own, ensure_ascii=False)
     try:
-        return shown.format_map(own) if "{" in shown else str(own[shown])
-    except (KeyError, IndexError, AttributeError) as error:
+        return _shown(shown, own) if "{" in shown else str(own[shown])
+    except (LookupError, TypeError) as error:
         raise ValueError(
             f"observation {shown!r}: {error} is no field of the observation, which has {list(own)}"
         ) from None

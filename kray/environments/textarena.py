@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from kray.config.templates import check_template, fill
 from kray.environments.chance import numbered
 from kray.environments.registry import load_object
 from kray.environments.textarena_game import Game
@@ -63,8 +64,10 @@ class TextArena:
             raise ValueError(f"player must be 0, 1 or either, not {player!r}")
         if reward not in REWARDS:
             raise ValueError(f"reward must be one of {', '.join(REWARDS)}, not {reward!r}")
-        if "\0" not in shown.format("\0"):
-            raise ValueError(f"shown must hold {{}}, not {shown!r}")
+        try:
+            check_template(shown)
+        except ValueError as error:
+            raise ValueError(f"shown {error}") from None
         self.player, self.opponent, self.random_moves = player, opponent, random_moves
         self.win_only, self.chat, self.shown = reward == "win", chat, shown
         self.game = Game(game, arguments or {}, moves)
@@ -96,7 +99,7 @@ class TextArena:
         if self.game.over:
             return "", True
         text = self.game.read()
-        return [{"role": "user", "content": text}] if self.chat else self.shown.format(text), False
+        return [{"role": "user", "content": text}] if self.chat else fill(self.shown, text), False
 
     def reward(self) -> Reward:
         """Return the policy's reward; see `Game.reward`."""

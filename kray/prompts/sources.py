@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from kray.config.prompts_schema import PromptsConfig, SourceConfig
+from kray.config.ranges import RANGES, number_problem
 from kray.errors import ConfigError, DataError
 from kray.metrics import EVAL_ACCURACY_OF_SET
 from kray.prompts.fields import FORMATS, content, scalar
@@ -85,7 +86,9 @@ def test_sources(config: PromptsConfig) -> dict[str, SourceConfig]:
             if key not in known or type(value) is not type(getattr(config.test, key)):
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f" (did you mean {near[0]}?)" if near and key not in known else ""
-                raise ConfigError(f"{place}.{key}: {value!r} is no value of a key of prompts.test{hint}")
+                raise ConfigError(f"{place}.{key}: {value!r:.80} is no value of a key of prompts.test{hint}")
+            if (of := f"prompts.test.{key}") in RANGES and (wrong := number_problem(of, value, f"{place}.{key}")):
+                raise ConfigError(wrong)
         found[name] = replace(config.test, **keys)
     return found
 

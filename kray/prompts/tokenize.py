@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from kray.config.prompts_schema import SourceConfig
+from kray.config.templates import fill
 from kray.errors import DataError
 from kray.records import EncodedPrompt, Prompt
 
@@ -221,13 +222,9 @@ def _wrap(prompt: Prompt, source: SourceConfig) -> str:
     if not source.template:
         return prompt.text or ""
     try:
-        wrapped = source.template.format(prompt=prompt.text)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        message = f"template {source.template!r}: {type(error).__name__}: {error} (braces of its own are written {{{{ and }}}})"
-        raise DataError(message) from None
-    if prompt.text and prompt.text not in wrapped:
-        raise DataError(f"template {source.template!r} does not hold {{prompt}}")
-    return wrapped
+        return fill(source.template, prompt.text or "", "prompt")
+    except ValueError as error:
+        raise DataError(f"template {error}") from None
 
 
 def messages_of(prompt: Prompt, source: SourceConfig) -> list[dict[str, str]]:

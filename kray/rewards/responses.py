@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-# A fenced block: its info string's first word ("" without one) and its content. An unclosed block goes to the end.
-FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+# A fenced block: its info string's first word ("" without one) and its content. An unclosed block goes to the end. Possessive:
+# a long line would take time quadratic in its length.
+FENCED = re.compile(r"^[ \t]*+```[ \t]*+([\w+#.-]*+)[^\n]*+\n(.*?)(?:^[ \t]*+```|\Z)", re.DOTALL | re.MULTILINE)
 # Pattern of the innermost <answer>...</answer>; to be compiled with re.DOTALL.
 ANSWER_TAG = r"<answer>((?:(?!<answer>).)*?)</answer>"
 

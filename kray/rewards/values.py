@@ -24,10 +24,11 @@ from typing import Any
 _SPACES = " \t\r"
 _WORD = re.compile(rf"[^{_SPACES}]+")
 _NUMBER = re.compile(
-    r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|(nan|inf|infinity))", re.IGNORECASE | re.ASCII
+    # Possessive: a long word that is no number would take time quadratic in its length.
+    r"[+-]?(?:(?:[0-9]++\.?[0-9]*+|\.[0-9]++)(?:e[+-]?[0-9]++)?|(nan|inf|infinity))", re.IGNORECASE | re.ASCII
 )
-# Largest tolerance that is accepted.
-_MAX_TOLERANCE = 1e300
+# Largest absolute tolerance that is accepted.
+_MAX_ABSOLUTE = 1e300
 # Rounding error of the comparison itself, as a share of the tolerance: 1.1 lies within .1 of 1.0.
 _ROUNDING = 1e-9
 
@@ -49,14 +50,17 @@ class Tolerance:
         """Read a number or {"relative": number, "absolute": number}.
 
         Raises:
-            ValueError: The value is neither, or a number is negative or too large.
+            ValueError: The value is neither, a number is negative or too large, or the relative one is not below 1: any
+                number of the right sign that is nearer to 0 would be right.
         """
         parts = value if isinstance(value, dict) else {"relative": value}
         valid = parts and set(parts) <= {"relative", "absolute"}
-        if not valid or not all(type(part) in (int, float) and 0 <= part <= _MAX_TOLERANCE for part in parts.values()):
+        if not valid or not all(type(part) in (int, float) and 0 <= part <= _MAX_ABSOLUTE for part in parts.values()):
             raise ValueError(
                 f'must be a number of at least 0 or {{"relative": number, "absolute": number}}, not {value!r:.60}'
             )
+        if parts.get("relative", 0) >= 1:
+            raise ValueError(f'is relative to the right number and must be below 1, not {value!r:.60}; or {{"absolute": number}}')
         return cls(float(parts.get("relative", 0.0)), float(parts.get("absolute", 0.0)) if value is parts else None)
 
     def near(self, given: float, right: float) -> bool:

@@ -48,7 +48,7 @@ def test_every_shipped_environment_loads():
         (f"{HERE}:os", {}, "is no class"),
         ("kray.records:Prompt", {}, "has no method reset, step, reward"),
         ("calculator", {"leastfirst": True}, "leastfirst"),
-        ("calculator", {"shown": "result"}, "shown must hold"),
+        ("calculator", {"shown": "result"}, "shown must contain"),
         ("tools", {"tools": ["kray.environments.calculator:nothing"]}, "has no nothing"),
     ],
 )

@@ -77,7 +77,7 @@ def test_positions_differ_by_seed():
     [
         ({"env": "math:GSM8K"}, "neither a game"),
         ({"env": "game:Go"}, "not among those of gem"),
-        ({"env": "game:GuessTheNumber-v0-easy", "shown": ""}, "shown must hold"),
+        ({"env": "game:GuessTheNumber-v0-easy", "shown": ""}, "shown must contain"),
     ],
 )
 def test_invalid_options_are_named(options, message):

@@ -251,7 +251,7 @@ def test_invalid_move_of_an_opponent_is_an_error():
         ({"game": "TicTacToe-v0", "player": 2}, "player must be 0, 1 or either"),
         ({"game": "TicTacToe-v0", "reward": "best"}, "reward must be one of graded, win"),
         ({"game": "TicTacToe-v0", "opponent": "nobody"}, "pkg.module:name"),
-        ({"game": "TicTacToe-v0", "shown": "?"}, "shown must hold"),
+        ({"game": "TicTacToe-v0", "shown": "?"}, "shown must contain"),
         ({"game": "TicTacToe-v0", "arguments": {"size": 4}}, "unexpected keyword argument 'size'"),
         ({}, "missing 1 required positional argument: 'game'"),
     ],

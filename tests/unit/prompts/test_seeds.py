@@ -49,5 +49,5 @@ def test_invalid_sources_are_named(settings, message):
 
 def test_options_of_prompts_are_checked_before_a_run():
     override = ["prompts.train.kind=seeds", "prompts.train.tasks={good: {}, bad: {shown: x}}"]
-    with pytest.raises(ConfigError, match="shown must hold"):
+    with pytest.raises(ConfigError, match="shown must contain"):
         load_checked_prompts(load_config("configs/calculator.yaml", override))
