@@ -15,7 +15,7 @@ import yaml
 # Bytes of a file, or characters of an override. The configurations in configs/ have 1 to 5 KiB.
 MOST_BYTES = 256 << 10
 # Values that a text may stand for, with each alias counted as what it repeats. A long scalar counts as several.
-MOST_VALUES = 20_000
+MOST_VALUES = 5_000
 _SCALAR_CHARACTERS = 64
 # Interpolations that may be resolved for all values together, and how many may lead to one another.
 MOST_RESOLVED = 1_000
@@ -161,7 +161,11 @@ class _Interpolations:
             raise _Problem((".".join(path), message))
         self._enter(path)
         parts = [_Cost(1, len(text), 0)]
-        for name in references(text):
+        try:
+            names = list(references(text))
+        except ValueError as error:
+            raise _Problem((".".join(path), str(error))) from None
+        for name in names:
             parts.append(_Cost(1, 0, 0))
             if (target := self._target(path, name)) is not None:
                 parts.append(self._cost(*target))
@@ -204,10 +208,16 @@ class _Interpolations:
 
 
 def references(text: str) -> Iterator[str]:
-    """Yield the name in each interpolation of a text; of a name that another one completes, what stands before that."""
+    """Yield the name in each interpolation of a text; of a name that another one completes, what stands before that.
+
+    Raises:
+        ValueError: Braces stand within more than MOST_DEPTH others.
+    """
     starts: list[int | None] = []
     at = 0
     while at < len(text):
+        if len(starts) > MOST_DEPTH:
+            raise ValueError(f"has braces of interpolations within more than {MOST_DEPTH} others")
         if text[at] == "\\":
             # What follows is escaped.
             at += 2

@@ -20,7 +20,8 @@ _LEAST_CHARACTERS = 8
 _NAME = re.compile(
     r"(?:^|[_-])(?:token|secret|password|passwd|pass|pat|key|api_?key|credentials?)$|secret|password", re.I
 )
-_ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^\s/@:]*)(?P<password>:[^\s/]*)?@", re.I)
+# From the beginning of a word, and possessive: a long one would take time quadratic in its length.
+_ADDRESS = re.compile(r"(?P<scheme>(?<![a-z0-9+.-])[a-z0-9+.-]++://)(?P<user>[^\s/@:]*)(?P<password>:[^\s/]*)?@", re.I)
 _QUERY = re.compile(r"(?P<name>[?&][\w-]*(?:token|secret|password|passwd|key)=)(?P<value>[^\s&#'\"]+)", re.I)
 
 

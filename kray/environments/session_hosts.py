@@ -4,7 +4,8 @@ Invariants
 - Every requested turn gets exactly one result, in the order given: a Turn, or a text with the reason why there is none.
 - Every wait has a deadline. A host that exits, or does not answer in time, is killed with all that it started, and replaced
   when it is next needed; its sessions are lost, those of other hosts are not.
-- A rollout's state is plain data: before its first turn what opens a session, then the host's number and the session's.
+- A rollout's state is an Opening before its first turn, then a Session. Nothing that a host sent is in either but the text of
+  the first observation.
 
 For one event loop.
 """
@@ -14,14 +15,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kray.config.schema import EnvironmentConfig
 from kray.environments.host_process import HostError, HostProcess
 from kray.environments.registry import path_of
-from kray.environments.turns import Turn
+from kray.environments.turns import PlainObservation, Turn
 from kray.errors import KrayError
 from kray.records import Prompt
 
@@ -36,6 +37,34 @@ _CONCURRENT = 64
 _CALLS = 3
 # Seconds beyond the deadlines that a host keeps itself, after which it is taken for hung.
 _GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What the sessions of a group's rollouts open with.
+
+    Attributes:
+        prompt: The prompt.
+        seed: Of the group.
+        observation: What the environment said first.
+    """
+
+    prompt: Prompt
+    seed: int
+    observation: PlainObservation
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session that has begun.
+
+    Attributes:
+        host: Number of its host.
+        key: Its number there.
+    """
+
+    host: int
+    key: int
 
 
 class _Slot:
@@ -85,20 +114,19 @@ class SessionHosts:
         """Return the first observation of each group, with the state from which its rollouts open their sessions."""
         return await asyncio.gather(*(self._begin(prompt, seed) for prompt, seed in starts))
 
-    async def step(self, moves: Sequence[tuple[bytes, str, bool]]) -> list[Turn | str]:
+    async def step(self, moves: Sequence[tuple[Any, str, bool]]) -> list[Turn | str]:
         """Pass turns of the policy to their sessions, which open with the first turn."""
         return await asyncio.gather(*(self._step(*move) for move in moves))
 
-    async def finish(self, states: Sequence[bytes]) -> list[Turn | str]:
+    async def finish(self, states: Sequence[Any]) -> list[Turn | str]:
         """End rollouts that their environment would have continued."""
         return await asyncio.gather(*(self._resume(state, {"op": "finish"}) for state in states))
 
-    def release(self, states: Sequence[bytes]) -> None:
+    def release(self, states: Sequence[Any]) -> None:
         """Close the sessions of rollouts whose reward is not needed, without waiting."""
         for state in states:
-            kind, *rest = pickle.loads(state)
-            if kind == "session" and (host := self._hosts.get(rest[0])) is not None:
-                host.notify({"op": "close", "session": rest[1]})
+            if isinstance(state, Session) and (host := self._hosts.get(state.host)) is not None:
+                host.notify({"op": "close", "session": state.key})
 
     def close(self) -> None:
         """End the hosts; pending requests fail. Can be called twice, and from any thread."""
@@ -120,39 +148,30 @@ class SessionHosts:
                 continue
             if isinstance(turn, str):
                 return turn
-            return Turn(pickle.dumps(("opening", prompt, seed, turn.observation)), turn.observation)
+            return Turn(Opening(prompt, seed, turn.observation), turn.observation)
         return reason
 
-    async def _step(self, state: bytes, action: str, last: bool) -> Turn | str:
-        kind, *rest = pickle.loads(state)
-        if kind == "session":
+    async def _step(self, state: Opening | Session, action: str, last: bool) -> Turn | str:
+        if isinstance(state, Session):
             return await self._resume(state, {"op": "step", "action": action, "last": last})
-        prompt, seed, observation = rest
         key = next(self._keys)
-        request = {"op": "open", "session": key, "prompt": prompt, "seed": seed, "observation": observation}
+        start = {"prompt": state.prompt, "seed": state.seed, "observation": state.observation}
         try:
-            host, turn = await self._request({**request, "action": action, "last": last})
+            host, turn = await self._request({"op": "open", "session": key, **start, "action": action, "last": last})
         except HostError as error:
             return str(error)
-        return turn if isinstance(turn, str) else self._with_state(turn, host, key)
+        return turn if isinstance(turn, str) else _with_state(turn, Session(host, key))
 
-    async def _resume(self, state: bytes, request: dict[str, Any]) -> Turn | str:
+    async def _resume(self, state: Opening | Session, request: dict[str, Any]) -> Turn | str:
         """Send a request to the session that a state names."""
-        kind, *rest = pickle.loads(state)
-        assert kind == "session", "a rollout ends after its first turn at the earliest"
-        number, key = rest
-        if (host := self._hosts.get(number)) is None:
+        assert isinstance(state, Session), "a rollout ends after its first turn at the earliest"
+        if (host := self._hosts.get(state.host)) is None:
             return "the host of its session was lost"
         try:
-            _, turn = await self._request({**request, "session": key}, host)
+            _, turn = await self._request({**request, "session": state.key}, host)
         except HostError as error:
             return str(error)
-        return turn if isinstance(turn, str) else self._with_state(turn, number, key)
-
-    def _with_state(self, turn: Turn, number: int, key: int) -> Turn:
-        if turn.ended:
-            return turn
-        return Turn(pickle.dumps(("session", number, key)), turn.observation)
+        return turn if isinstance(turn, str) else _with_state(turn, state)
 
     async def _request(self, request: dict[str, Any], host: HostProcess | None = None) -> tuple[int, Turn | str]:
         """Send a request to a host.
@@ -232,3 +251,8 @@ class SessionHosts:
                     break
             slot.broken = f"environment: no session host could be started in {_START_ATTEMPTS} attempts: {reason}"
             raise KrayError(slot.broken)
+
+
+def _with_state(turn: Turn, state: Session) -> Turn:
+    """Return a turn with the state that its session has here, whatever its host sent as one."""
+    return replace(turn, state=b"") if turn.ended else Turn(state, turn.observation)

@@ -25,14 +25,14 @@ class Turn:
     """Result of `begin`, `step` or `finish`.
 
     Attributes:
-        state: The pickled environment; empty when the rollout has ended.
+        state: The pickled environment, or what names a live one's session; empty when the rollout has ended.
         observation: What the policy reads next, as text or as messages.
         ended: Whether the rollout has ended.
         reward: The environment's reward in [0, 1]; None: a verifier is to score the rollout.
         detail: Explanation of the reward.
     """
 
-    state: bytes
+    state: Any
     observation: str | tuple[dict[str, str], ...] = ""
     ended: bool = False
     reward: float | None = None

@@ -8,6 +8,7 @@ process that exits or hangs is replaced. The rollouts of other environments cont
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from kray.config.schema import EnvironmentConfig
 from kray.environments.live import is_live
@@ -64,11 +65,11 @@ class EnvironmentWorkers:
         items = [(f"{_TURNS}:begin", "", (name, options, prompt, seed)) for prompt, seed in starts]
         return [_turn(outcome) for outcome in await self._scorer.score(items)]
 
-    async def step(self, moves: Sequence[tuple[bytes, str, bool]]) -> list[Turn | str]:
+    async def step(self, moves: Sequence[tuple[Any, str, bool]]) -> list[Turn | str]:
         """Pass turns of the policy to their environments.
 
         Args:
-            moves: (pickled environment, text of the turn, whether it is the policy's last turn) of each.
+            moves: (state of the rollout, text of the turn, whether it is the policy's last turn) of each.
 
         Raises:
             KrayError: No process starts.
@@ -78,11 +79,11 @@ class EnvironmentWorkers:
         items = [(f"{_TURNS}:step", action, (state, last)) for state, action, last in moves]
         return [_turn(outcome) for outcome in await self._scorer.score(items)]
 
-    async def finish(self, states: Sequence[bytes]) -> list[Turn | str]:
+    async def finish(self, states: Sequence[Any]) -> list[Turn | str]:
         """End rollouts that their environments would have continued.
 
         Args:
-            states: The pickled environments.
+            states: The states of the rollouts.
 
         Raises:
             KrayError: No process starts.
@@ -92,7 +93,7 @@ class EnvironmentWorkers:
         outcomes = await self._scorer.score([(f"{_TURNS}:finish", "", state) for state in states])
         return [_turn(outcome) for outcome in outcomes]
 
-    def release(self, states: Sequence[bytes]) -> None:
+    def release(self, states: Sequence[Any]) -> None:
         """Drop rollouts whose reward is not needed, without waiting.
 
         Args:

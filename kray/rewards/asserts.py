@@ -7,7 +7,8 @@ on the plain values that came back, so that no object of the program takes part 
 numbers.
 
 The program's process gets the part of the setup that right sides do not use. A name that both sides use cannot be hidden
-from the program; such asserts are refused.
+from the program; such asserts are refused. So are right sides that take names from the setup which it does not bind in plain
+sight (`exec`, `globals()`): what makes them cannot be told apart from the rest.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from dataclasses import dataclass
 _COMPARES = {f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "contains", "bool")}
 _SCOPES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda, ast.NamedExpr)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+# What makes or reads names that the source does not show.
+_MAKE_NAMES = {"exec", "globals", "locals", "vars"}
+_READ_NAMES = _MAKE_NAMES | {"eval", "__import__"}
 # Name that stands for the value of the expression with this index.
 _PLACEHOLDER = "__answer{}__"
 
@@ -56,7 +60,13 @@ class Setup:
         self._statements = parse(text)
         self._binds = [_bound(statement) for statement in self._statements]
         self._reads = [names_of(statement) for statement in self._statements]
+        # Binding the variable of a loop again changes nothing that others need.
+        uses = zip(self._statements, self._binds, self._reads, strict=True)
+        self._uses = [(binds | reads) - _loop_variables(statement) for statement, binds, reads in uses]
         self._imports = _imported(self._statements)
+        self._makes_names = any(
+            names_of(each) & _MAKE_NAMES for each in self._statements if not isinstance(each, _FUNCTIONS)
+        )
         self.names = frozenset[str]().union(*self._binds)
 
     def dependencies(self, names: Collection[str]) -> set[str]:
@@ -68,6 +78,41 @@ class Setup:
             needed = [{*b, *r} for b, r in zip(self._binds, self._reads, strict=True) if b & pending]
             pending = (set[str]().union(*needed) & self.names) - found
         return found
+
+    def hidden_names(self, names: Collection[str]) -> set[str]:
+        """Return the names that must be kept from who may not know `names`.
+
+        They are what `names` need; what uses any of that; and what statements need that may fill or change any of that when
+        they run: after `WANTED = {}`, `for x in range(9): WANTED[x] = solve(x)` tells that solve is hidden, too.
+        """
+        hidden = self.dependencies(names)
+        while True:
+            using = [i for i, uses in enumerate(self._uses) if uses & hidden]
+            changing = set[str]().union(*(self._uses[i] for i in using if not _only_binds(self._statements[i])))
+            grown = hidden.union(self.dependencies(changing), *(self._binds[i] & self._uses[i] for i in using))
+            if grown == hidden:
+                return hidden
+            hidden = grown
+
+    def check_right(self, right: ast.expr) -> None:
+        """Check that the source shows which names of the setup a right side needs.
+
+        Raises:
+            ValueError: It does not.
+        """
+        own = {name for node in ast.walk(right) for name in _stored(node)}
+        names = names_of(right) - own
+        unknown = names - self.names - self._imports - set(dir(builtins))
+        unseen = sorted(names & _READ_NAMES) if self.names else []
+        if unseen:
+            raise ValueError(f"its right side reads names by {unseen[0]}, so they cannot be kept from the program")
+        if unknown and ("*" not in self._imports or self._makes_names):
+            raise ValueError(f"its right side needs {min(unknown)}, which the setup does not bind in plain sight")
+        if names & self.names and self._makes_names:
+            raise ValueError(
+                f"its right side needs {min(names & self.names)} of a setup that makes names by exec or globals(), which "
+                "cannot be kept from the program; write the value out"
+            )
 
     def program_independent_names(self) -> set[str]:
         """Return the names that exist without the program: builtins, imports, and setup names that do not need it."""
@@ -81,12 +126,9 @@ class Setup:
         return available - {name for name in self.names if self.dependencies([name]) & lacking}
 
     def without(self, names: set[str]) -> str:
-        """Return the source of the statements that, directly or indirectly, neither bind nor use `names`."""
-        hidden, kept = set(names), list(range(len(self._statements)))
-        while removed := [index for index in kept if (self._binds[index] | self._reads[index]) & hidden]:
-            hidden = hidden.union(*(self._binds[index] for index in removed))
-            kept = [index for index in kept if index not in removed]
-        return "\n".join(ast.unparse(self._statements[index]) for index in kept)
+        """Return the source of the statements that neither bind nor use `names`, which `hidden_names` returned."""
+        parts = zip(self._statements, self._uses, strict=True)
+        return "\n".join(ast.unparse(statement) for statement, uses in parts if not uses & names)
 
 
 def parse(text: str) -> list[ast.stmt]:
@@ -119,6 +161,7 @@ def read_assert(test: object, setup: Setup) -> Assert:
         raise ValueError(f"must be one `assert <call> == <value>`, not {test[:80]!r}; else use calls")
     if any(isinstance(node, (ast.Compare, ast.BoolOp)) or _compares(node) for node in ast.walk(compared.left)):
         raise ValueError(f"its left side compares, so the program would see what is right: {test[:80]!r}")
+    setup.check_right(compared.comparators[0])
     right = ast.unparse(compared.comparators[0])
     program_names = names_of(compared.left) - setup.program_independent_names()
     expressions: list[ast.expr] = []
@@ -169,6 +212,19 @@ class _ProgramParts(ast.NodeTransformer):
                 return False
         parts = [part for part in parts if not isinstance(part, (ast.operator, ast.unaryop))]
         return bool(parts) and all(map(self._needs_program, parts))
+
+
+def _loop_variables(statement: ast.stmt) -> set[str]:
+    loops = [node.target for node in ast.walk(statement) if isinstance(node, (ast.For, ast.AsyncFor))]
+    return {name for target in loops for node in ast.walk(target) for name in _stored(node)}
+
+
+def _only_binds(statement: ast.stmt) -> bool:
+    """Return whether a statement defines names and changes nothing else."""
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        return not any(isinstance(node, (ast.Attribute, ast.Subscript)) for each in targets for node in ast.walk(each))
+    return isinstance(statement, (*_FUNCTIONS, ast.Import, ast.ImportFrom))
 
 
 def _compares(node: ast.AST) -> bool:

@@ -138,7 +138,7 @@ def _program_setup(parsed: Setup, setup: str, tests: tuple[Test, ...], places: l
     needed = parsed.dependencies(set().union(*(_names(text) for test in tests for text in test.inputs)))
     hidden: set[str] = set()
     for test, place in zip(tests, places, strict=True):
-        right = parsed.dependencies(_names(test.right) | (_names(test.combine) if test.combine else set()))
+        right = parsed.hidden_names(_names(test.right) | (_names(test.combine) if test.combine else set()))
         if both := needed & right:
             raise ValueError(
                 f"code: {place}: {', '.join(sorted(both))} of the setup is used both on the right side and by the expressions "

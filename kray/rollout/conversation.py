@@ -51,14 +51,14 @@ class Conversation:
     Attributes:
         task: The task of its first turn.
         index: The rollout's index in its group.
-        state: The pickled environment before the turn that is being generated.
+        state: The environment's, before the turn that is being generated; see kray/environments/turns.py.
         turns: Turns of the policy so far.
         size: Tokens so far, sampled and observed.
         action: Text of the latest turn.
         finish_reason: Why the latest turn ended.
     """
 
-    def __init__(self, task: RolloutTask, index: int, state: bytes):
+    def __init__(self, task: RolloutTask, index: int, state: Any):
         self.task, self.index, self.state = task, index, state
         self.turns = 0
         self.size = 0
@@ -84,7 +84,7 @@ class Conversation:
         self._append(turn.tokens, turn.logprobs, True)
         self.turns, self.action, self.finish_reason = self.turns + 1, text, turn.finish_reason
 
-    def add_observation(self, tokens: Sequence[int], state: bytes) -> None:
+    def add_observation(self, tokens: Sequence[int], state: Any) -> None:
         """Append the tokens of an observation and replace the environment's state."""
         observed = np.array(tokens, dtype=np.int32)
         self._append(observed, np.zeros(len(observed), np.float32), False)
@@ -186,7 +186,7 @@ class Conversations:
     Attributes:
         runner: What they run on.
         prompts: The prompts, each with its opening observation.
-        states: Prompt id -> its pickled environment before the first turn.
+        states: Prompt id -> its environment's state before the first turn.
         broken: Prompt id -> why its environment could not be reset.
         variables: Prompt id -> variables of the chat template.
     """
@@ -194,7 +194,7 @@ class Conversations:
     def __init__(self, runner: ConversationRunner):
         self.runner = runner
         self.prompts: list[EncodedPrompt] = []
-        self.states: dict[str, bytes] = {}
+        self.states: dict[str, Any] = {}
         self.broken: dict[str, str] = {}
         self.variables: dict[str, Mapping[str, Any]] = {}
         # Task id of the turn that is being generated -> its conversation, from the second turn on.

@@ -21,9 +21,10 @@ from kray.config import (
     to_yaml,
     warnings,
 )
+from kray.config.ranges import FIXED, LIMITS
 from kray.config.reading import all_keys, declared, fields_of
 from kray.config.redaction import is_secret_key
-from kray.config.validation import CHOICES, FIXED, LIMITS, value_at
+from kray.config.validation import CHOICES, value_at
 from kray.errors import ConfigError
 
 MODEL = "model:\n  path: x\n"
@@ -204,13 +205,13 @@ def test_interpolations_and_merge_keys(load, monkeypatch):
         ),
         (["rollout.top_p=0.9"], ["rollout.top_p must stay 1", "logprobs"]),
         (["rollout.top_k=5"], ["rollout.top_k must stay 0"]),
-        (["rollout.temperature=0"], ["rollout.temperature must be above 0"]),
+        (["rollout.temperature=0"], ["rollout.temperature must be at least 0.01, not 0.0"]),
         (["model.path="], ["no model"]),
         (["model.tiny.layers=2"], ["two models"]),
         (["train.updates=65"], ["train.updates 65 is above prompts.per_step 64"]),
         (["plan.value=baseline", "train.baseline=group"], ["no gradient with train.baseline group: use belief"]),
-        (["plan.discount=1.5"], ["plan.discount must be in [0, 1]"]),
-        (["plan.prior_alpha=0"], ["plan.prior_alpha must be above 0"]),
+        (["plan.discount=1.5"], ["plan.discount must be at most 1, not 1.5"]),
+        (["plan.prior_alpha=0"], ["plan.prior_alpha must be at least 1e-09, not 0.0"]),
         (["rollout.gpus_per_engine=2"], ["rollout.gpus_per_engine 2"]),
         (["prompts.train.kind=jsonl"], ["prompts.train.path is empty"]),
         (["prompts.test.kind=reasoning_gym"], ["prompts.test.tasks is empty"]),

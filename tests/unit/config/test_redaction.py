@@ -1,5 +1,7 @@
 """Secrets are kept out of everything that is written, and what was written can be loaded again."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,3 +117,10 @@ def test_no_secret_survives_anywhere(environment, around, data):
     value = data.draw(st.sampled_from(sorted(environment.values())))
     for text in (value, around + value + around, f"http://u:{value}@h", f"{value}{value}", repr([around, value])):
         assert value not in redact(text, environment)
+
+
+@pytest.mark.parametrize("text", ["x" * 200_000, "x://" * 50_000, "x:" * 100_000, "?key" * 50_000, "?" + "a" * 200_000])
+def test_long_texts_are_redacted_soon(text):
+    started = time.process_time()
+    redact(text + " http://me:password@host")
+    assert time.process_time() - started < 2

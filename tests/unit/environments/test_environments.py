@@ -85,7 +85,7 @@ def test_invalid_environment_is_a_config_error():
     for override, message in [
         ("environment.name=calculater", r"environment\.name must be one of .*did you mean calculator"),
         ("environment.max_turns=0", r"environment\.max_turns must be at least 1"),
-        ("environment.step_timeout_s=0", r"environment\.step_timeout_s must be above 0"),
+        ("environment.step_timeout_s=0", r"environment\.step_timeout_s must be at least 0\.001"),
         ("environment.name=nowhere_at_all:E", "environment: .*importing nowhere_at_all failed"),
         ("environment.options.x=1", "environment: .*unexpected keyword argument 'x'"),
     ]:
