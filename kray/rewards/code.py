@@ -9,8 +9,8 @@ text; thinking (<think></think>) does not count. The right answer is one JSON ob
 
 and optionally "tolerance" and, for calls and asserts, "setup" (Python that runs after the program). "call" is any expression
 that evaluates to the function, such as Solution().add. values.py defines equality: numbers by value, True is not 1, NaN
-equals NaN, and in calls a tuple equals a list. A tolerance is relative to the right number; {"relative": r, "absolute": a}
-sets both separately. Output is compared line by line, ignoring spaces at line ends and empty lines at the end.
+equals NaN, and in calls a tuple equals a list. A tolerance is relative to the right number and below 1; {"relative": r,
+"absolute": a} sets both separately. Output is compared line by line, ignoring spaces at line ends and empty lines at the end.
 
 Expected outputs and values never enter the program's process. Outputs and plain values are compared in this process: an
 object of another class cannot influence the comparison (`__eq__`), and one of a subclass counts as the base type's value.
@@ -18,8 +18,9 @@ The program's process evaluates those parts of an assert that need the program; 
 holds no program (asserts.py). Asserts of another form (`assert f(x)`, `abs(f(x) - 2) < 1e-6`) are refused: write them as
 calls, with a tolerance where one is needed. A script gets a process per case; calls and asserts share one.
 
-What cannot be hidden from the program: inputs, "call", and the setup except for what only right sides use. A setup or a
-call that compares the program's results does so in the program's process, where the program can manipulate the comparison;
+What cannot be hidden from the program: inputs, "call", and the setup except for what only right sides use. What no test uses
+is taken for the program's to use, such as a class of the task or a function that it is told to call: a reference that no
+right side calls does not belong into the setup. A setup or a call that compares the program's results does so in the program's process, where the program can manipulate the comparison;
 the same holds for a method of a result with its arguments (`f(3).startswith("abc")`). Let tests return the value itself.
 """
 
@@ -177,7 +178,8 @@ def _left_sides(
 def _failure(result: dict[str, Any], right: Any, tests: Tests) -> str:
     """Return why a result is not the right one; "" when it is."""
     if "value" not in result:
-        return str(result.get("error", "no value"))[:200]
+        error = result.get("error", "no value")
+        return error[:200] or "an error" if isinstance(error, str) else "a result that cannot be read"
     try:
         same = same_value(result["value"], right, tests.tolerance, tuples_are_lists=tests.form == "calls")
         return "" if same else f"gave {json.dumps(result['value'])[:60]}"

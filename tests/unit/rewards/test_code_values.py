@@ -70,14 +70,17 @@ def test_equality_of_values(given, right, value):
 @pytest.mark.parametrize(
     ("given", "right", "tolerance", "value"),
     [
-        ("0", 100, 1.0, 0), ("1.7e308", 100, 1.0, 0), ("200", 100, 0.5, 0), ("199.0", 100, 0.5, 0), ("149.0", 100, 0.5, 1),
-        ("51", 100, 0.5, 1), ("49", 100, 0.5, 0), ("-100", 100, 9.0, 0), ("101", 100, 0.01, 1), ("1.1", 1.0, 0.1, 1),
+        ("0", 100, 0.99, 0), ("1.7e308", 100, 0.99, 0), ("200", 100, 0.5, 0), ("199.0", 100, 0.5, 0), ("149.0", 100, 0.5, 1),
+        ("51", 100, 0.5, 1), ("49", 100, 0.5, 0), ("-100", 100, 0.99, 0), ("101", 100, 0.01, 1), ("1.1", 1.0, 0.1, 1),
         ("2e-7", 1e-7, 1e-6, 0), ("0.0", 1e-7, 1e-6, 0), ("1e-9", 0.0, 1e-6, 1), ("1e-3", 0, 1e-6, 0),
-        ("float('inf')", 1e308, 9.0, 0), ("float('nan')", 1.0, 9.0, 0), ("float('nan')", float("nan"), 1e-6, 1),
-        ("1e308", float("inf"), 9.0, 0), ("10 ** 400 + 1", 1e308, 9.0, 0), ("True", 1, 0.5, 0), ("'1.0'", 1, 0.5, 0),
+        ("float('inf')", 1e308, 0.99, 0), ("float('nan')", 1.0, 0.99, 0), ("float('nan')", float("nan"), 1e-6, 1),
+        ("1e308", float("inf"), 0.99, 0), ("10 ** 400 + 1", 1e308, 0.99, 0), ("True", 1, 0.5, 0), ("'1.0'", 1, 0.5, 0),
         ("[1.0000001, {'a': 3.0}]", [1, {"a": 3}], 1e-6, 1), ("[1.0000001, {'a': 3.1}]", [1, {"a": 3}], 1e-6, 0),
         ("0.0", 1e-17, {"relative": 1e-6, "absolute": 1e-9}, 1), ("1e-9", 0, {"relative": 1e-6}, 0),
-        ("1e-9", 0, {"absolute": 1e-6}, 1),
+        ("1e-9", 0, {"absolute": 1e-6}, 1), ("[1.0, [float('nan'), 2]]", [1, [float("nan"), 2]], 1e-6, 1),
+        ("[0.0]", [float("nan")], 0.99, 0), ("{'a': [float('nan')]}", {"a": [float("nan")]}, 0, 1),
+        ("10 ** 5000", 1, {"absolute": 1e300}, 0), ("5e-324", 0, {"absolute": 5e-324}, 1), ("101", 100, {"absolute": 1}, 1),
+        ("102", 100, {"absolute": 1}, 0), ("1e308", -1e308, {"absolute": 1e300}, 0),
     ],
 )  # fmt: skip
 def test_a_tolerance_is_relative_to_the_right_number(given, right, tolerance, value):
@@ -92,11 +95,17 @@ def test_a_tolerance_that_is_none_is_refused(tolerance):
         check_answer("code", calls(1, tolerance=tolerance))
 
 
+@pytest.mark.parametrize("tolerance", [1, 1.0, 9.0, 1e300, {"relative": 1}, {"relative": 2.0, "absolute": 1e-6}])
+def test_a_relative_tolerance_of_1_or_more_is_refused(tolerance):
+    with pytest.raises(ValueError, match='code: "tolerance": is relative to the right number and must be below 1'):
+        check_answer("code", calls(1, tolerance=tolerance))
+
+
 @pytest.mark.parametrize(
     ("printed", "right", "tolerance", "value"),
     [
         ("1 2\\n3", "1\n2 3", 1e-6, 0), ("1_0", "10", 1e-6, 0), ("\\u0661\\u0660", "10", 1e-6, 0), ("1e999", "inf", 1e-6, 0),
-        ("Infinity", "inf", 1e-6, 1), ("0", "100", 1.0, 0), ("0x10", "16", 1e-6, 0), ("1.0000001  x", "1 x", 1e-6, 1),
+        ("Infinity", "inf", 1e-6, 1), ("0", "100", 0.99, 0), ("0x10", "16", 1e-6, 0), ("1.0000001  x", "1 x", 1e-6, 1),
         ("1.0000001 y", "1 x", 1e-6, 0), ("1.0", "1", 0, 0), ("1\\r\\n2 ", "1\n2\n\n", 0, 1), ("\\n1", "1", 0, 0),
         ("NaN", "nan", 1e-6, 1), ("1", "nan", 1e-6, 0), ("1\\x0c2", "1 2", 1e-6, 0), ("1.5.", "1.5", 1e-6, 0),
     ],
@@ -172,6 +181,7 @@ def test_right_programs_pass_whatever_the_left_side(program, left, right, setup)
     assert score("code", program, asserts(f"assert {left} == {right}", setup=setup)).detail == ""
 
 
+REF = "def ref(x):\n    return x * x + 918273645546\n"
 REFERENCES = [
     ("ref(3)", "def ref(x):\n    return x * x + 918273645546"),
     ("ref(3)", "def ref(x):\n    return x * x + 918273645546\nTABLE = [ref(x) for x in range(9)]"),
@@ -180,6 +190,12 @@ REFERENCES = [
     ("R().solve(3)", "class R:\n    def solve(self, x):\n        return x * x + 918273645546"),
     ("WANTED", "WANTED = 9 + 918273645546"),
     ("WANTED[3]", "WANTED = {}\nfor x in range(9):\n    WANTED[x] = x * x + 918273645546"),
+    ("WANTED[3]", f"{REF}WANTED = {{}}\nfor x in range(9):\n    WANTED[x] = ref(x)"),
+    ("WANTED[0]", f"{REF}WANTED = []\nWANTED.append(ref(3))"),
+    ("WANTED[3]", f"WANTED = {{}}\n{REF}WANTED[3] = ref(3)"),
+    ("WANTED[3]", f"WANTED = {{}}\n{REF}def fill():\n    for x in range(9):\n        WANTED[x] = ref(x)\nfill()"),
+    ("WANTED[3]", f"{REF}WANTED, x = {{}}, 0\nwhile x < 9:\n    WANTED[x] = ref(x)\n    x += 1"),
+    ("ALL['ref'](3)", f"ALL = {{}}\ndef known(f):\n    ALL[f.__name__] = f\n    return f\n@known\n{REF}"),
 ]
 FINDS = [
     "def f(x):\n    return {right}",
@@ -188,6 +204,7 @@ FINDS = [
     "    return 918273645555 * any('918273' + '645546' in text for text in found)",
     "def f(x):\n    return next(v for k, v in globals().items() if k not in START)(x)\nSTART = {{*globals(), 'START'}}",
     "def f(x):\n    return TABLE[x]",
+    "def f(x):\n    return ref(x)",
 ]
 
 
@@ -206,6 +223,7 @@ def test_a_program_finds_no_reference_in_the_setup(right, setup, program):
         ("assert f(a) == b", "a, b = 1, 99"),
         ("assert f(a) == b", "CASES = [(1, 99)]\na = CASES[0][0]\nb = CASES[0][1]"),
         ("assert f(key(1)) == key(2)", "def key(x):\n    return x"),
+        ("assert f(seen[0]) == WANTED[0]", "seen, WANTED = [1], []\nfor x in seen:\n    WANTED.append(x + 1)"),
     ],
 )
 def test_what_both_sides_take_from_the_setup_is_refused(line, setup):
@@ -213,6 +231,45 @@ def test_what_both_sides_take_from_the_setup_is_refused(line, setup):
         ValueError, match=r"test 1: .* of the setup is used both on the right side.*write the value out"
     ):
         check_answer("code", asserts(line, setup=setup))
+
+
+@pytest.mark.parametrize(
+    ("line", "setup", "why"),
+    [
+        ("assert f(3) == ref(3)", "exec('def ref(x): return x * x')", "needs ref, which the setup does not bind in plain sight"),
+        ("assert f(3) == ref(3)", "ref = None\nexec('def ref(x): return x * x')", "a setup that makes names by exec"),
+        ("assert f(3) == ref(3)", "globals()['ref'] = lambda x: x * x", "needs ref, which the setup does not bind"),
+        ("assert f(3) == globals()['ref'](3)", "def ref(x):\n    return x * x", "reads names by globals"),
+        ("assert f(3) == eval('ref(3)')", "def ref(x):\n    return x * x", "reads names by eval"),
+        ("assert f(3) == f(2) + 5", "", "needs f, which the setup does not bind"),
+    ],
+)
+def test_right_sides_whose_names_cannot_be_told_are_refused(line, setup, why):
+    with pytest.raises(ValueError, match=f"test 1: its right side .*{why}"):
+        check_answer("code", asserts(line, setup=setup))
+
+
+NODE = "class Node:\n    def __init__(self, v):\n        self.v = v\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "line", "setup"),
+    [
+        ("def f(x): return x.v * 2", "f(Node(CASES[1])) == 2",
+         f"{NODE}CASES, OTHER = [], []\nfor x in range(3):\n    CASES.append(x)\nfor x in range(3):\n    OTHER.append(x)"),
+        ("def f(x): return x * 2", "f(CASES[1]) == WANTED[1]",
+         "CASES, x = [0, 1, 2], 0\nWANTED = []\nfor y in range(3):\n    WANTED.append(2 * y)\nMORE = []\nfor y in range(3):\n"
+         "    MORE.append(y)"),
+        ("def f(n): return next(k for k in range(n) if is_bad(k))", "f(9) == 4", "def is_bad(k):\n    return k >= 4"),
+        ("def f(x): return Node(x).v", "f(3) == 3", NODE),
+        ("def f(x): return math.sqrt(x)", "f(4) == sqrt(4)", "import math\nfrom math import *"),
+        ("def f(x): return eval(x)", "f('3*4') == eval('3*4')", ""),
+        ("def f(x): return sorted(x)", "f([2, 1]) == [y for y in range(1, 3)]", ""),
+        ("def f(x): return calc(x)", "f('3*4') == 12", "def calc(text):\n    return eval(text)"),
+    ],
+)  # fmt: skip
+def test_what_the_task_gives_may_be_used(program, line, setup):
+    assert score("code", program, asserts(f"assert {line}", setup=setup)).detail == ""
 
 
 @pytest.mark.parametrize(

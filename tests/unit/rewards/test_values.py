@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kray.rewards.code import extract
 from kray.rewards.confined.plain import encode
 from kray.rewards.values import UNREADABLE, Tolerance, same_output, same_value, source
 
@@ -144,6 +145,53 @@ def test_members_that_collide_cost_the_judge_nothing(tag):
     started = time.perf_counter()
     assert same_value(value, value)
     assert time.perf_counter() - started < 2
+
+
+NINES = "9" * 1_000_000
+HEAVY = [
+    {"__int__": "f" * 1_000_000}, [{"__int__": "f" * 1000}] * 900, {"__float__": "0x1." + "f" * 900_000 + "p0"},
+    {"__bytes__": "00" * 400_000}, {"__set__": [NINES, "9" * 999_999]}, {"__dict__": [[str(i), [i]] for i in range(90_000)]},
+]  # fmt: skip
+
+
+def nested(value, tag, levels):
+    for _ in range(levels):
+        value = {tag: [value]} if tag else [value]
+    return value
+
+
+@pytest.mark.parametrize("value", [*HEAVY, *(nested(NINES, tag, 300) for tag in ("", "__tuple__", "__set__"))], ids=lambda _: "")
+def test_the_judges_own_work_is_bounded(value):
+    """Results of a megabyte, the usual bound, cost a fraction of a second whatever is in them."""
+    started = time.process_time()
+    for given_value, right in ((value, value), (value, encode(7)), ({"__set__": [value]}, encode({1}))):
+        with contextlib.suppress(UNREADABLE):
+            same_value(given_value, right, Tolerance(0.1, 1.0))
+    with contextlib.suppress(UNREADABLE):
+        source(value)
+    assert time.process_time() - started < 3
+
+
+LONG_WORDS = [
+    f"{NINES}x", f"{NINES}.{NINES}x", f"1e{NINES}x", f".{NINES}.", f"-{NINES}", f"1e{NINES}", " ." * 500_000, "\t" * 10**6
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(LONG_WORDS)))
+def test_long_words_cost_the_judge_nothing(number):
+    started = time.process_time()
+    assert not same_output(LONG_WORDS[number].encode(), "1", Tolerance(0.1))
+    assert time.process_time() - started < 2
+
+
+LONG_RESPONSES = ["```" + "a" * 500_000, "``` " + " " * 500_000, " " * 500_000 + "```", "```\n" * 100_000, "\t```py x" * 60_000]
+
+
+@pytest.mark.parametrize("number", range(len(LONG_RESPONSES)))
+def test_the_program_in_a_long_response_is_found_soon(number):
+    started = time.process_time()
+    extract(LONG_RESPONSES[number])
+    assert time.process_time() - started < 2
 
 
 class Liar(int):
