@@ -116,7 +116,9 @@ def _described(path: str) -> tuple[str, Mapping[str, Any]]:
             described.append(("RayJob", (item.get("spec") or {}).get("rayClusterSpec")))
     if len(described) != 1 or not isinstance(described[0][1], Mapping):
         wanted = "a ray up file (available_node_types), a RayCluster or a RayJob with a rayClusterSpec"
-        raise ConfigError(f"--cluster: {path} describes {len(described) or 'no'} clusters; exactly one is needed: {wanted}")
+        raise ConfigError(
+            f"--cluster: {path} describes {len(described) or 'no'} clusters; exactly one is needed: {wanted}"
+        )
     return described[0]
 
 

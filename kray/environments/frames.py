@@ -1,6 +1,7 @@
 """Messages between the driver and a session host: frames of a 4-byte length and a body.
 
-Requests are pickled. Replies are JSON, so that nothing that an environment writes can run code in the driver.
+Requests are pickled, as the driver alone writes them. Replies are JSON, so that nothing that an environment writes can run code
+in the driver.
 """
 
 from __future__ import annotations

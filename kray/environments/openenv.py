@@ -22,7 +22,7 @@ import aiohttp
 from kray.environments.interface import Observation
 from kray.environments.live import checked_range, mapped_reward
 from kray.environments.local_server import LocalServer
-from kray.environments.openenv_text import ActionError, ActionReader, observation_text
+from kray.environments.openenv_text import ActionError, ActionReader, check_shown, observation_text
 from kray.records import Prompt
 from kray.rewards.verifiers import Reward
 
@@ -96,6 +96,8 @@ class OpenEnv:
         self.command = [] if url else uvicorn if app else shlex.split(command)
         self.resets, self.arguments = dict(reset or {}), dict(arguments or {})
         self.reader = ActionReader(action, action_fields or {}, pattern)
+        if "{" in observation:
+            check_shown(observation)
         self.shown, self.role, self.rewarded = observation, role, reward
         self.low, self.high = checked_range(reward_range)
         self.field = self.kind = ""

@@ -23,6 +23,8 @@ _BATCH_ROWS = 1024
 ALL_COLUMNS = "*"
 # Longest line, in bytes; a longer one is probably a file without line ends.
 _LINE_BYTES = 64 << 20
+# Blank lines in a row, and their bytes, after which a file is refused: a small gzip file holds any number of them.
+_BLANK_LINES, _BLANK_BYTES = 1_000_000, 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,14 @@ def jsonl_rows(source: SourceConfig) -> Iterator[Row]:
 
 def _lines(path: str) -> Iterator[bytes]:
     """Yield lines of bounded length, so that a huge file without line ends is refused rather than held in memory."""
-    number = 0
+    number = blank = blank_bytes = 0
     try:
         with _opened(path) as file:
             while raw := file.readline(_LINE_BYTES + 1):
                 number += 1
+                blank, blank_bytes = (0, 0) if raw.strip() else (blank + 1, blank_bytes + len(raw))
+                if blank > _BLANK_LINES or blank_bytes > _BLANK_BYTES:
+                    raise DataError(f"{path}:{number}: the last {blank:,} lines are blank")
                 if len(raw) > _LINE_BYTES:
                     raise DataError(f"{path}:{number}: the line is longer than {_LINE_BYTES >> 20} MiB")
                 yield raw

@@ -18,10 +18,11 @@ The program's process evaluates those parts of an assert that need the program; 
 holds no program (asserts.py). Asserts of another form (`assert f(x)`, `abs(f(x) - 2) < 1e-6`) are refused: write them as
 calls, with a tolerance where one is needed. A script gets a process per case; calls and asserts share one.
 
-What cannot be hidden from the program: inputs, "call", and the setup except for what only right sides use. What no test uses
-is taken for the program's to use, such as a class of the task or a function that it is told to call: a reference that no
-right side calls does not belong into the setup. A setup or a call that compares the program's results does so in the program's process, where the program can manipulate the comparison;
-the same holds for a method of a result with its arguments (`f(3).startswith("abc")`). Let tests return the value itself.
+What cannot be hidden from the program: inputs, "call", and the setup except for what only right sides use. What no test uses is
+taken for the program's to use, such as a class of the task or a function that it is told to call: a reference that no right
+side calls does not belong into the setup. A setup or a call that compares the program's results does so in the program's
+process, where the program can manipulate the comparison; the same holds for a method of a result with its arguments
+(`f(3).startswith("abc")`). Let tests return the value itself.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ import ast
 import functools
 import itertools
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -46,6 +46,8 @@ from kray.rewards.verifiers import Reward
 _PYTHON = ("", "python", "python3", "py")
 # Seconds for evaluating the right sides of the data's asserts, once per answer.
 _RIGHT_SIDES_S = 3.0
+# A day; a program that runs longer holds its scoring process for nothing.
+_MOST_S = 86_400.0
 
 
 def verify_code(
@@ -82,8 +84,8 @@ def verify_code(
         ValueError: The answer does not have the described form, or an option is out of range.
         IsolationError: `isolation` is "strict" and a restriction is missing here.
     """
-    if not (isinstance(timeout_s, (int, float)) and 0 < timeout_s < math.inf):
-        raise ValueError(f"code: timeout_s must be positive, not {timeout_s!r}")
+    if not (isinstance(timeout_s, (int, float)) and 0.001 <= timeout_s <= _MOST_S):
+        raise ValueError(f"code: timeout_s must be from 0.001 to {_MOST_S:g} s, not {timeout_s!r:.60}")
     limits = Limits(memory_mib, output_kib, file_mib)
     tests = read_tests(answer)
     rights = _right_sides(answer, isolation, packages) if tests.form == "asserts" else [t.right for t in tests.tests]

@@ -29,6 +29,8 @@ ISOLATION = ("strict", "best_effort")
 _CONFINED = Path(__file__).parent / "confined"
 # Bytes at the end of standard error that are kept for error messages.
 _STDERR_BYTES = 4096
+# Largest limit in its unit: a tebibyte of memory.
+_MOST = 1 << 20
 # Seconds to wait until a killed process has exited.
 _EXIT_WAIT_S = 5.0
 
@@ -57,8 +59,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"code: {name} must be a whole number of at least 1, not {value!r}")
+            if type(value) is not int or not 1 <= value <= _MOST:
+                raise ValueError(f"code: {name} must be a whole number from 1 to {_MOST:,}, not {value!r:.60}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ _SPACES = " \t\r"
 _WORD = re.compile(rf"[^{_SPACES}]+")
 _NUMBER = re.compile(
     # Possessive: a long word that is no number would take time quadratic in its length.
-    r"[+-]?(?:(?:[0-9]++\.?[0-9]*+|\.[0-9]++)(?:e[+-]?[0-9]++)?|(nan|inf|infinity))", re.IGNORECASE | re.ASCII
+    r"[+-]?(?:(?:[0-9]++\.?[0-9]*+|\.[0-9]++)(?:e[+-]?[0-9]++)?|(nan|inf|infinity))",
+    re.IGNORECASE | re.ASCII,
 )
 # Largest absolute tolerance that is accepted.
 _MAX_ABSOLUTE = 1e300
@@ -60,7 +61,9 @@ class Tolerance:
                 f'must be a number of at least 0 or {{"relative": number, "absolute": number}}, not {value!r:.60}'
             )
         if parts.get("relative", 0) >= 1:
-            raise ValueError(f'is relative to the right number and must be below 1, not {value!r:.60}; or {{"absolute": number}}')
+            raise ValueError(
+                f'is relative to the right number and must be below 1, not {value!r:.60}; or {{"absolute": number}}'
+            )
         return cls(float(parts.get("relative", 0.0)), float(parts.get("absolute", 0.0)) if value is parts else None)
 
     def near(self, given: float, right: float) -> bool:

@@ -1,12 +1,12 @@
 """One scoring process: reads chunks of answers and sends each outcome as soon as it is known.
 
-Both directions use one socket and frames of a 4-byte length and a message. Requests are pickled: (default, table, timeout_s,
-memory_gib) once, where the table has the verifier and the options behind a name, then lists of (name, response, answer or
-Sample); a name that is not in the table is a verifier without options. Replies are JSON, so that nothing a verifier writes can
-run code in the parent: ["ready"] once; ["loading"] and ["loaded"] around the import of a further verifier; one ["scored",
-value, detail, elapsed_s], ["failed", error, elapsed_s] or, of a function that does not apply to the prompt, ["skipped",
-elapsed_s] per answer, in order. A function with an attribute `gives_no_reward` is called like a verifier, but the `plain()`
-of its result, which must be JSON-serializable, is sent as ["given", plain, elapsed_s].
+Both directions use one socket and frames of a 4-byte length and a message. Requests are pickled, as the parent alone writes
+them: (default, table, timeout_s, memory_gib) once, where the table has the verifier and the options behind a name, then lists
+of (name, response, answer or Sample); a name that is not in the table is a verifier without options. Replies are JSON, so that
+nothing a verifier writes can run code in the parent: ["ready"] once; ["loading"] and ["loaded"] around the import of a further
+verifier; one ["scored", value, detail, elapsed_s], ["failed", error, elapsed_s] or, of a function that does not apply to the
+prompt, ["skipped", elapsed_s] per answer, in order. A function with an attribute `gives_no_reward` is called like a verifier,
+but the `plain()` of its result, which must be JSON-serializable, is sent as ["given", plain, elapsed_s].
 
 The process exits when its parent does: on end of file, by a thread that polls the socket while a verifier runs, and by an
 alarm for verifiers that never let that thread run (a regular expression holds the interpreter lock).

@@ -124,6 +124,42 @@ def test_few_modules_lie_outside_packages():
     assert len(loose) <= LOOSE_MODULES, loose
 
 
+# Modules that read pickles -> whose. What a less trusted process, a file or a network peer writes is data.
+UNPICKLERS = {
+    "kray.rewards.worker": "a scoring process, of its driver",
+    "kray.environments.frames": "a session host, of its driver",
+    "kray.environments.turns": "an environment process, of those of the same environment",
+    "kray.environments.role_turns": "an environment process, of those of the same environment",
+    "kray.environments.registry": "the check of an environment, of itself",
+    "kray.environments.textarena_game": "a game, of itself",
+    "kray.bench.driver_scale": "a benchmark, of itself",
+    # A subclass that builds descriptions of tensors and nothing else.
+    "kray.train.sharded_checkpoint": "a checkpoint",
+}
+
+
+def unpickles(call: ast.Call) -> bool:
+    """Return whether a call may run what a file or a message names."""
+    name = ast.unparse(call.func)
+    keywords = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    if name.endswith("torch.load"):
+        return keywords.get("weights_only") != "True"
+    if name.split(".")[0] in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"):
+        return name.rpartition(".")[2] in ("load", "loads", "open", "Unpickler")
+    return name in ("yaml.unsafe_load", "yaml.full_load", "yaml.load") or keywords.get("allow_pickle") == "True"
+
+
+def test_nothing_from_outside_is_unpickled():
+    found = {
+        name
+        for name, file in MODULES.items()
+        for node in ast.walk(parsed(file))
+        if (isinstance(node, ast.Call) and unpickles(node))
+        or (isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(ast.unparse, node.bases))
+    }
+    assert found == set(UNPICKLERS)
+
+
 def test_files_are_short():
     lengths = {file: len(file.read_text().splitlines()) for file in SOURCES}
     assert [f"{place(file, lines)}" for file, lines in lengths.items() if lines > FILE_LINES] == []

@@ -75,6 +75,32 @@ def test_observations_as_text():
 
 
 @pytest.mark.parametrize(
+    "shown",
+    [
+        "{x:>1000000000}",
+        "{x:{x}}",
+        "{x.__class__}",
+        "{x!r:>1000000000}",
+        "{x[0].real}",
+        "{x:0>1000}",
+        "{0.x}",
+        "{x",
+        "}",
+    ],
+)
+def test_a_shown_text_holds_fields_and_nothing_else(shown):
+    with pytest.raises(ValueError, match="observation"):
+        observation_text({"x": [1, 2]}, shown + " {x}")
+
+
+def test_a_shown_text_may_name_items_and_formats():
+    board = {"board": [[1, 2], [3, 4]], "score": {"mine": 0.123}}
+    assert observation_text(board, "{board[1][0]} {score[mine]:.2f} {{x}} {score[mine]:8.1%}") == "3 0.12 {x}    12.3%"
+    with pytest.raises(ValueError, match="is no field of the observation"):
+        observation_text(board, "{board[7]}")
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "one of url, app and command"),

@@ -236,7 +236,11 @@ def test_what_both_sides_take_from_the_setup_is_refused(line, setup):
 @pytest.mark.parametrize(
     ("line", "setup", "why"),
     [
-        ("assert f(3) == ref(3)", "exec('def ref(x): return x * x')", "needs ref, which the setup does not bind in plain sight"),
+        (
+            "assert f(3) == ref(3)",
+            "exec('def ref(x): return x * x')",
+            "needs ref, which the setup does not bind in plain sight",
+        ),
         ("assert f(3) == ref(3)", "ref = None\nexec('def ref(x): return x * x')", "a setup that makes names by exec"),
         ("assert f(3) == ref(3)", "globals()['ref'] = lambda x: x * x", "needs ref, which the setup does not bind"),
         ("assert f(3) == globals()['ref'](3)", "def ref(x):\n    return x * x", "reads names by globals"),

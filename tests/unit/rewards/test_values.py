@@ -142,9 +142,9 @@ def test_what_was_not_encoded_has_no_value(value):
 def test_members_that_collide_cost_the_judge_nothing(tag):
     numbers = [i * (2**61 - 1) for i in range(1, 50_000)]
     value = {tag: numbers if tag == "__set__" else [[number, 1] for number in numbers]}
-    started = time.perf_counter()
+    started = time.process_time()
     assert same_value(value, value)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 NINES = "9" * 1_000_000
@@ -160,7 +160,9 @@ def nested(value, tag, levels):
     return value
 
 
-@pytest.mark.parametrize("value", [*HEAVY, *(nested(NINES, tag, 300) for tag in ("", "__tuple__", "__set__"))], ids=lambda _: "")
+@pytest.mark.parametrize(
+    "value", [*HEAVY, *(nested(NINES, tag, 300) for tag in ("", "__tuple__", "__set__"))], ids=lambda _: ""
+)
 def test_the_judges_own_work_is_bounded(value):
     """Results of a megabyte, the usual bound, cost a fraction of a second whatever is in them."""
     started = time.process_time()
@@ -184,7 +186,13 @@ def test_long_words_cost_the_judge_nothing(number):
     assert time.process_time() - started < 2
 
 
-LONG_RESPONSES = ["```" + "a" * 500_000, "``` " + " " * 500_000, " " * 500_000 + "```", "```\n" * 100_000, "\t```py x" * 60_000]
+LONG_RESPONSES = [
+    "```" + "a" * 500_000,
+    "``` " + " " * 500_000,
+    " " * 500_000 + "```",
+    "```\n" * 100_000,
+    "\t```py x" * 60_000,
+]
 
 
 @pytest.mark.parametrize("number", range(len(LONG_RESPONSES)))
