@@ -170,10 +170,10 @@ def _merge(trees: Sequence[dict], places: Mapping[str, str], path: str) -> KrayC
         named = [{attribute(section): value for section, value in tree.items()} for tree in trees]
         for length in range(1, len(named) + 1):
             # OmegaConf may resolve what is merged so far.
-            if (wrong := interpolation_problem(_union(named[:length]))) is not None:
-                section, dot, rest = wrong[0].partition(".")
+            if (found := interpolation_problem(_union(named[:length]))) is not None:
+                section, dot, rest = found[0].partition(".")
                 key = f"{section.rstrip('_')}{dot}{rest}"
-                raise ValueError(wrong[1])
+                raise ValueError(found[1])
         merged = OmegaConf.merge(OmegaConf.structured(KrayConfig), *named)
         # one by one, so that a failure names its key; a key may be gone under a later null
         for key in places:
@@ -198,8 +198,9 @@ def _union(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for tree in trees:
         for key, value in tree.items():
             below = found.get(key)
-            both = isinstance(value, Mapping) and isinstance(below, Mapping)
-            found[key] = _union([below, value]) if both else value
+            if isinstance(value, Mapping) and isinstance(below, Mapping):
+                value = _union([below, value])
+            found[key] = value
     return found
 
 

@@ -130,7 +130,8 @@ class EndpointPlayer:
                 return response.status, json.loads(text) if response.status == 200 else _message(text)
         except TimeoutError:
             return 0, f"no answer after {timeout_s:.1f} s"
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        # RecursionError: JSON that is nested too deeply.
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             return 0, f"{type(error).__name__}: {error}"
 
     def _text(self, reply: Any) -> str:
@@ -151,6 +152,6 @@ class EndpointPlayer:
 
 def _message(text: str) -> str:
     """Return the message of an error reply, in one line."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         text = json.loads(text)["error"]["message"]
     return " ".join(str(text).split())[:REPLY_CHARACTERS]

@@ -32,6 +32,8 @@ from kray.rewards.signatures import Sample
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 20.0
 _RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+# Tokens of one reply beyond which an endpoint's count is not believed.
+_MOST_TOKENS = 10**9
 _ERROR_CHARACTERS = 300
 
 
@@ -190,14 +192,16 @@ class Judge:
                 if reply.status != 200:
                     return reply.status, _message(text), _seconds(reply.headers.get("Retry-After", ""))
                 return 200, json.loads(text), 0.0
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        # RecursionError: JSON that is nested too deeply.
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             return 0, self._shown(f"{type(error).__name__}: {error}")[:_ERROR_CHARACTERS], 0.0
 
     def _count(self, reply: Any) -> None:
         """Add the tokens of a reply to the usage; endpoints may leave them out."""
         given = reply.get("usage") if isinstance(reply, dict) else None
-        tokens = [(given or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
-        asked, said = (number if isinstance(number, int) and number > 0 else 0 for number in tokens)
+        known = given if isinstance(given, dict) else {}
+        tokens = [known.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        asked, said = (number if isinstance(number, int) and 0 < number < _MOST_TOKENS else 0 for number in tokens)
         self.usage.prompt_tokens += asked
         self.usage.completion_tokens += said
         prices = self.settings.prompt_price, self.settings.completion_price
@@ -238,7 +242,7 @@ def _reply(reply: Any) -> tuple[str, bool]:
 
 def _message(text: str) -> str:
     """Return the message of an error reply, in one line."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         text = json.loads(text)["error"]["message"]
     return " ".join(str(text).split())[:_ERROR_CHARACTERS]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +30,8 @@ _IMITATIONS = re.compile(
     re.IGNORECASE,
 )
 _REPLY_CHARACTERS = 300
+# Numbers from here on are outside of every range, and may be larger than any float.
+_MOST = 1e300
 
 
 def judge_request(judge: JudgeConfig, prompt: Prompt, response: str) -> tuple[dict[str, Any], bool]:
@@ -118,7 +121,7 @@ def _json_numbers(text: str, name: str) -> Iterator[float]:
             if isinstance(value, str):
                 value = _number(value)
             if isinstance(value, int | float):
-                yield float(value)
+                yield float(value) if abs(value) < _MOST else math.inf
         at = text.find("{", end)
 
 

@@ -180,7 +180,8 @@ class RemoteScorer:
                 return 200, json.loads(text)
         except TimeoutError:
             return 0, f"no answer after {timeout_s:.1f} s"
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        # RecursionError: JSON that is nested too deeply.
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             return 0, f"{type(error).__name__}: {error}"
 
 
@@ -214,7 +215,8 @@ def _outcomes(reply: Any, expected: int) -> list[Outcome]:
     try:
         outcomes = [Outcome(**outcome) for outcome in reply["outcomes"]]
         finite = all(outcome.reward is None or math.isfinite(outcome.reward) for outcome in outcomes)
-    except (TypeError, KeyError) as error:
+    # OverflowError: an integer that no float holds.
+    except (TypeError, KeyError, OverflowError) as error:
         return _failed(expected, f"the reward service's answer cannot be read: {error}")
     if not finite:
         return _failed(expected, "the reward service gave a reward that is not finite")
@@ -229,7 +231,7 @@ def _failed(number: int, error: str) -> list[Outcome]:
 
 def _message(text: str) -> str:
     """Return the message of an error reply, in one line."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         text = json.loads(text)["error"]["message"]
     return " ".join(str(text).split())[:300]
 

@@ -24,6 +24,8 @@ VALUES = [
     "${oc.env:NO_SUCH_VARIABLE}",
     "${oc.decode:'['}", "${", "$", "<<", "|", ">-", "%", "@", "`", "é", "{prompt}",
     "{prompt", "{0}", "pkg.mod:fn", "../..", "/",
+    "{prompt:>1000000000}", "{prompt.__class__}", "1e308", "1e-320", "-1e308", "[&a [1, 2], *a, *a]",
+    "${run.name}${run.name}", "${run}", "${.}", "${..}", "${" * 40, "!!int 1:" + "1:" * 2000 + "1", "9" * 2000,
     "jsonl", "tokens", "online", "dr_grpo", "a" * 10_000,
 ]  # fmt: skip
 

@@ -20,7 +20,8 @@ ROWS = [
 
 
 ODD = [
-    None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**400, "", " ", "x", "\ud800", "\0", "x" * 100_000, [], [[]],
+    None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**400, 1e308,
+    5e-324, "", " ", "x", "\ud800", "\0", "x" * 100_000, [], [[]],
     {}, {"role": "user"}, ["x", None], [{"role": "user", "content": None}], [{"role": "assistant", "content": "x"}],
     [{"role": "root", "content": "x"}],
 ]  # fmt: skip

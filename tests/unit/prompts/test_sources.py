@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -349,3 +350,15 @@ def test_gsm8k_solutions_are_judged_right_by_the_math_verifier():
         final = prompt.answer.rpartition("####")[2].strip()
         assert score("math", f"So it is ${final}.", prompt.answer).value == 1.0
         assert score("math", f"#### {final}1", prompt.answer).value == 0.0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_of_blank_lines_is_refused_soon(packed, tmp_path):
+    """A gzip file of a few kilobytes can hold any number of them."""
+    content = b'{"prompt": "1+1?", "answer": "2"}\n' + b"\n" * 3_000_000
+    file = tmp_path / "p.jsonl"
+    file.write_bytes(gzip.compress(content, 1) if packed else content)
+    started = time.process_time()
+    with pytest.raises(DataError, match=r"p\.jsonl:1000002: the last 1,000,001 lines are blank"):
+        load_prompts(SourceConfig(kind="jsonl", path=str(file)), "exact")
+    assert time.process_time() - started < 5

@@ -154,6 +154,13 @@ def test_verdicts_are_read(settings, reply, reward):
     assert read_verdict(JudgeConfig(**settings), reply).value == reward
 
 
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 4000, "1e999", "-1e308", "NaN", "Infinity", "9" * 5000])
+def test_a_number_that_no_float_holds_is_outside_the_range(number):
+    for reply in (f'{{"score": {number}}}', f'{{"score": "{number}"}}'):
+        with pytest.raises(ValueError, match="the judge's"):
+            read_verdict(JudgeConfig(json_field="score", range=[0.0, 10.0]), reply)
+
+
 @pytest.mark.parametrize(
     ("settings", "reply", "message"),
     [
