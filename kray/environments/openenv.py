@@ -94,10 +94,9 @@ class OpenEnv:
         self.own_python = bool(python)
         uvicorn = [python or sys.executable, "-m", "uvicorn", app, *_UVICORN]
         self.command = [] if url else uvicorn if app else shlex.split(command)
+        check_shown(observation)
         self.resets, self.arguments = dict(reset or {}), dict(arguments or {})
         self.reader = ActionReader(action, action_fields or {}, pattern)
-        if "{" in observation:
-            check_shown(observation)
         self.shown, self.role, self.rewarded = observation, role, reward
         self.low, self.high = checked_range(reward_range)
         self.field = self.kind = ""

@@ -129,13 +129,13 @@ def _without_fence(text: str) -> str:
 
 
 def check_shown(shown: str) -> None:
-    """Check the text in which observations are shown.
+    """Check the text in which observations are shown, or the name of their field.
 
     Raises:
         ValueError: A brace holds something else than a field, or an item of one: formats may ask for any width.
     """
     try:
-        parts = list(string.Formatter().parse(shown))
+        parts = list(string.Formatter().parse(shown)) if "{" in shown else []
     except ValueError as error:
         raise ValueError(f"observation {shown!r:.200}: {error}; double braces that are text") from None
     for _, field, form, conversion in parts:
