@@ -135,7 +135,7 @@ def run_ranks(tmp_path):
     """
 
     def run(
-        ranks: int, cases: list[dict], program: str = "learner_rank_process.py", **variables: str
+        ranks: int, cases: list[dict], program: str = "learner_rank_process.py", limit_s: float = 240, **variables: str
     ) -> list[list[dict]]:
         folder = tmp_path / f"ranks-{ranks}"
         folder.mkdir()
@@ -149,7 +149,7 @@ def run_ranks(tmp_path):
         command = [sys.executable, str(Path(__file__).with_name(program)), str(folder / "job")]
         started = subprocess.Popen(command, env=environment | variables, start_new_session=True)
         try:
-            assert started.wait(timeout=240) == 0
+            assert started.wait(timeout=limit_s) == 0
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(started.pid, signal.SIGKILL)  # the ranks too
