@@ -225,8 +225,7 @@ def load_study(
     document = _read(path)
     given = _dotted(_section(document, "config", path))
     base_path = Path(path).parent / _text(document, "base", path)
-    exact = document.get("exact", False)
-    if not isinstance(exact, bool):
+    if not isinstance(exact := document.get("exact", False), bool):
         raise ConfigError(f"{path}: exact must be true or false, not {exact!r}")
     exact = exact and not sampled
     base = _configure(path, "config", base_path, given, overrides)
