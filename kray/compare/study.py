@@ -235,7 +235,7 @@ def load_study(
     numbers = parse_seeds(seeds or str(document.get("seeds", "0")), "--seeds" if seeds else f"{path}: seeds")
     table = {name: _method(path, known, name, exact, base) for name in chosen}
     if exact:
-        _check_exact(base, path, any(controls.oracle for _, controls in table.values()))
+        _check_exact(base, path)
     children = []
     for seed in numbers:
         for name, (keys, controls) in table.items():
@@ -368,11 +368,10 @@ def _share(config: KrayConfig, base: KrayConfig, path: str, name: str) -> None:
             )
 
 
-def _check_exact(base: KrayConfig, path: str, train: bool) -> None:
-    """Refuse prompts without exact success rates; those of training prompts are needed by an oracle only."""
+def _check_exact(base: KrayConfig, path: str) -> None:
     if base.environment.name:
         raise ConfigError(f"{path}: exact: true needs answers that are one response: no environment")
-    for source in (*([base.prompts.train] if train else []), *test_sources(base.prompts).values()):
+    for source in (base.prompts.train, *test_sources(base.prompts).values()):
         gym = source.kind == "reasoning_gym"
         verifier = source.verifier or ("reasoning_gym" if gym else base.reward.verifier)
         options = base.reward.options if verifier == base.reward.verifier else {}

@@ -12,7 +12,6 @@ from kray.errors import ConfigError
 BASE = Path(__file__).parents[3] / "configs" / "tiny.yaml"
 GYM = "{{train: {{kind: reasoning_gym, tasks: {{gcd: {{}}}}, verifier: exact}}}}"  # "5 " would be right, too
 DRAFTS = "{{options: {{after: '='}}}}"  # "1=2" and "=2" would both be right
-GRADED = "prompts: {{train: {{kind: reasoning_gym, tasks: {{gcd: {{}}}}}}, test: {{size: 8}}}}, run: {{name"
 LOOSE = "{{more_tests: {{loose: {{verifier: math}}}}}}"
 TEXT = """
 base: {base}
@@ -171,13 +170,6 @@ def test_seeds_are_numbers_and_ranges():
 )
 def test_the_files_that_come_with_kray_can_be_run(name):
     assert load_study(str(BASE.with_name(f"{name}.yaml")), seeds="0").children
-
-
-def test_training_prompts_need_no_exact_rates_unless_an_oracle_asks(write, tmp_path):
-    file = write(**{"run: {{name": GRADED})
-    assert load_study(file, "uniform", folder=str(tmp_path)).exact
-    with pytest.raises(ConfigError, match="answers that can be given in one way"):
-        load_study(file, "uniform,oracle", folder=str(tmp_path))
 
 
 def test_accuracies_are_sampled_on_request(write, tmp_path):
