@@ -1,6 +1,6 @@
 """Bytes that a configuration needs: of learner ranks, engines, rank 0's node and a checkpoint. Pure.
 
-Parameters, gradients, optimizer states and weights are exact, as FSDP2 and AdamW allocate them. Activations, gathered layers,
+Parameters, gradients, optimizer states and weights are counted as FSDP2 and AdamW allocate them. Activations, gathered layers,
 buffers and an engine's working memory are estimates of what is held at the worst moment.
 """
 
@@ -61,7 +61,7 @@ class RankMemory:
 
     @property
     def state(self) -> int:
-        """Bytes that FSDP2 and AdamW hold, exactly."""
+        """Bytes of what FSDP2 and AdamW hold."""
         return self.parameters + self.reference + self.gradients + self.whole_gradients + self.optimizer
 
     @property
