@@ -58,7 +58,7 @@ def words_of(command: str) -> list[str]:
     words = shlex.split(text)
     while words and re.fullmatch(r"[A-Z_]+=\S+", words[0]):
         words.pop(0)
-    return words
+    return words[2:] if words[:1] == ["timeout"] else words
 
 
 @functools.cache

@@ -31,6 +31,14 @@ child.kill()
 """
 
 
+@pytest.fixture(autouse=True)
+def hangups_are_not_ignored():
+    """Children inherit what is ignored, as SIGHUP is where tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def catcher(expected: int, **options) -> subprocess.Popen:
     command = [sys.executable, "-c", CATCHER, str(expected)]
     started = subprocess.Popen(

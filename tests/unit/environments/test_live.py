@@ -47,7 +47,8 @@ def run_workers(work, **settings):
 
 
 def hosts_of(pid: int) -> list[psutil.Process]:
-    return [p for p in psutil.Process(pid).children() if any("kray.environments.host" in part for part in p.cmdline())]
+    children = [child for child in psutil.Process(pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in children if any("kray.environments.host" in part for part in child.cmdline())]
 
 
 async def until(condition, what: str, seconds: float = 20.0):
