@@ -102,6 +102,14 @@ class Job:
         return pid
 
 
+@pytest.fixture(autouse=True)
+def hangups_are_not_ignored():
+    """Children inherit what is ignored, as SIGHUP is where tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def start(warm_policy, tmp_path):
     """Start jobs in one folder of runs; what is left of them is killed."""
