@@ -13,16 +13,15 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kray.config.templates import check_template, fill
+from kray.config.templates import fill
 from kray.environments.chance import numbered
 from kray.environments.registry import load_object
-from kray.environments.textarena_game import Game, open_game
+from kray.environments.textarena_game import Game, check_shape, open_game
 from kray.records import Prompt, derive_seed
 from kray.rewards.verifiers import Reward
 
 # Moves of the opponent between two turns of the policy after which the game is taken to be stuck.
 _MOST_REPLIES = 1000
-REWARDS = ("graded", "win")
 
 
 class TextArena:
@@ -64,12 +63,7 @@ class TextArena:
         """
         if player not in (0, 1, "either"):
             raise ValueError(f"player must be 0, 1 or either, not {player!r}")
-        if reward not in REWARDS:
-            raise ValueError(f"reward must be one of {', '.join(REWARDS)}, not {reward!r}")
-        try:
-            check_template(shown)
-        except ValueError as error:
-            raise ValueError(f"shown {error}") from None
+        check_shape(reward, shown)
         self.player, self.opponent, self.random_moves = player, opponent, random_moves
         self.win_only, self.chat, self.shown = reward == "win", chat, shown
         self.game = Game(game, arguments or {}, moves)

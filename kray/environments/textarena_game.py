@@ -15,6 +15,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kray.config.templates import check_template
 from kray.environments.chance import seeded
 from kray.environments.live import held_reward
 from kray.environments.textarena_moves import MOVES
@@ -26,6 +27,7 @@ try:
 except ImportError:
     library = None
 
+REWARDS = ("graded", "win")
 MISSING = 'the environment textarena needs the package textarena: pip install "textarena>=0.7,<0.8"'
 
 
@@ -183,6 +185,20 @@ class Game:
     def lost_by_invalid(self, player: int) -> bool:
         """Return whether a player ended the game by an invalid move."""
         return bool(self.state.game_info.get(player, {}).get("invalid_move"))
+
+
+def check_shape(reward: str, shown: str) -> None:
+    """Check the options that say how games are rewarded and shown.
+
+    Raises:
+        ValueError: One is invalid.
+    """
+    if reward not in REWARDS:
+        raise ValueError(f"reward must be one of {', '.join(REWARDS)}, not {reward!r}")
+    try:
+        check_template(shown)
+    except ValueError as error:
+        raise ValueError(f"shown {error}") from None
 
 
 def open_game(game: Game, position: int, random_moves: int) -> None:

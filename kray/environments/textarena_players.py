@@ -9,11 +9,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kray.config.templates import check_template, fill
+from kray.config.templates import fill
 from kray.environments.chance import numbered
 from kray.environments.interface import Observation
-from kray.environments.textarena import REWARDS
-from kray.environments.textarena_game import Game, open_game
+from kray.environments.textarena_game import Game, check_shape, open_game
 from kray.records import Prompt, derive_seed
 from kray.rewards.verifiers import Reward
 
@@ -53,12 +52,7 @@ class TextArenaPlayers:
             ImportError: textarena is not installed.
             ValueError: An option is invalid, or the game cannot be created or cannot be played by two.
         """
-        if reward not in REWARDS:
-            raise ValueError(f"reward must be one of {', '.join(REWARDS)}, not {reward!r}")
-        try:
-            check_template(shown)
-        except ValueError as error:
-            raise ValueError(f"shown {error}") from None
+        check_shape(reward, shown)
         self.random_moves, self.win_only, self.chat, self.shown = random_moves, reward == "win", chat, shown
         self.game = Game(game, arguments or {}, moves)
         self.game.start(0)

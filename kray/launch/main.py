@@ -40,7 +40,7 @@ def guarded(main: Callable[[], int | None]) -> None:
         if not _reader_gone():
             raise
         # Else Python complains when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         sys.exit(128 + signal.SIGPIPE)
 
 
