@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from kray.train.learner import Learner
@@ -59,14 +60,15 @@ def measure(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
     job.with_name(f"result-{rank}").write_bytes(pickle.dumps(results))
 
 
-def main(job: Path) -> int:
+def run_forked(work: Callable[[Path, int, int, list[dict]], None], job: Path) -> int:
+    """work(job, rank, ranks, cases) in a process for each rank; 1 when one fails."""
     ranks, cases = pickle.loads(job.read_bytes())
     children = []
     for rank in range(ranks):
         child = os.fork()
         if not child:
             try:
-                measure(job, rank, ranks, cases)
+                work(job, rank, ranks, cases)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
@@ -76,4 +78,4 @@ def main(job: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(run_forked(measure, Path(sys.argv[1])))

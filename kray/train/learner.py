@@ -39,6 +39,7 @@ from kray.train.packing import MicroBatch, collate, split_ranks
 from kray.train.process_group import join_process_group, rank_device, run_on_rank_0
 from kray.train.schedule import schedule_share, update_order
 from kray.train.sharded_checkpoint import CheckpointWriter, read_checkpoint
+from kray.train.sharding import load_sharded
 from kray.train.supported_models import check_length
 from kray.train.training_rows import TrainingRows, unscored_rows
 from kray.weight_sync.flat_weights import FlatWeights, Gathered
@@ -92,14 +93,12 @@ class Learner:
         try:
             self.mesh = init_device_mesh(self.device.type, (world_size,))
             # An FSDPModule and a PreTrainedModel.
-            self.model: Any = policy.load_sharded(model_path, dtype, self.mesh, train.activation_checkpointing, lora)
+            self.model: Any = load_sharded(model_path, dtype, self.mesh, train.activation_checkpointing, lora)
             # The start model, for train.kl: with LoRA the model without its adapters.
             self.reference: Any = None
             if train.kl:
                 frozen = lora is None
-                self.reference = (
-                    policy.load_sharded(model_path, dtype, self.mesh, frozen=True) if frozen else self.model
-                )
+                self.reference = load_sharded(model_path, dtype, self.mesh, frozen=True) if frozen else self.model
             self.configure(train, total_steps)
             self.writer = CheckpointWriter(rank, train.timeout_s)
             self.layout, self.rejected_layouts = choose_layout(self.model, self._row_logprobs, dtype, train.packing)

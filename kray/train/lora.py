@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -41,9 +42,29 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> None:
     options: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets}
     config = PeftConfig(**options, lora_dropout=0.0, bias="none")
     try:
-        inject_adapter_in_model(config, model, ADAPTER)
+        with _on_cpu(model):
+            inject_adapter_in_model(config, model, ADAPTER)
     except ValueError as error:
         raise ConfigError(f"model.lora: peft cannot adapt this model: {error}") from error
+
+
+@contextmanager
+def _on_cpu(model: nn.Module) -> Iterator[None]:
+    """Within the context, parameters on the meta device are on the CPU, still without memory.
+
+    peft makes a layer's adapter on the device of the layer, and there its start values would be lost.
+    """
+    places = [(module, name, p) for module in model.modules() for name, p in module._parameters.items()]
+    meta = [(module, name, p) for module, name, p in places if p is not None and p.is_meta]
+    stands_for = {id(p): nn.Parameter(torch.zeros((), dtype=p.dtype).expand(p.shape)) for _, _, p in meta}
+    for module, name, parameter in meta:
+        module._parameters[name] = stands_for[id(parameter)]
+    try:
+        yield
+    finally:
+        for module, name, parameter in meta:
+            parameter.requires_grad_(stands_for[id(parameter)].requires_grad)
+            module._parameters[name] = parameter
 
 
 def _layers(model: nn.Module) -> list[Any]:

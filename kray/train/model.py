@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -31,9 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from kray.config.schema import LoraConfig
 from kray.errors import ConfigError, KrayError
-from kray.train.logprobs import add_score_method
 from kray.train.lora import add_lora, lora_merges, plain_name
-from kray.train.process_group import first_problem
 from kray.train.supported_models import check_supported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -108,48 +103,6 @@ def load_policy(
     return model.eval()
 
 
-def load_sharded(
-    path: str,
-    dtype: str,
-    mesh: DeviceMesh,
-    activation_checkpointing: bool = False,
-    lora: LoraConfig | None = None,
-    frozen: bool = False,
-) -> Any:
-    """Load a model, shard it over the ranks of `mesh` and give it the method `score` of logprobs.py. A collective.
-
-    Args:
-        path: A Hugging Face folder or a hub id.
-        dtype: Compute dtype.
-        mesh: One-dimensional mesh of all ranks.
-        activation_checkpointing: See `load_policy`.
-        lora: See `load_policy`.
-        frozen: Whether the model is never trained; its parameters are then kept in the compute dtype.
-
-    Raises:
-        ConfigError: On all ranks, when one of them cannot load the model.
-    """
-    model: Any = None
-    problem = ""
-    try:
-        model = load_policy(path, dtype, activation_checkpointing, lora, empty=dist.get_rank() > 0)
-    except ConfigError as error:
-        problem = str(error)
-    problem = first_problem(problem)
-    if problem:
-        raise ConfigError(problem)
-    if frozen:
-        model.requires_grad_(False)
-        # Not the buffers: rotary frequencies stay float32, as the policy's do.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(DTYPES[dtype])
-    model = shard(model, mesh, dtype)
-    # FSDP does not move the buffers.
-    model.to(mesh.device_type)
-    add_score_method(model)
-    return model
-
-
 def set_attention(model: Any, name: str) -> bool:
     """Set the attention function of a model.
 
@@ -187,34 +140,6 @@ def _without_memory() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _fill_from_rank_0(module: nn.Module, done: dict[int, Any]) -> None:
-    """Allocate the module's parameters and buffers where needed and copy rank 0's values. A collective.
-
-    `done` maps the id of what was filled to its replacement, so that tied parameters stay tied.
-    """
-    for part in module.modules():
-        for name, parameter in list(part._parameters.items()):
-            if parameter is None or isinstance(parameter, DTensor):
-                continue
-            if id(parameter) not in done:
-                filled: nn.Parameter = parameter
-                if parameter.is_meta:
-                    filled = nn.Parameter(torch.empty_like(parameter, device="cpu"), parameter.requires_grad)
-                _broadcast(filled.detach())
-                done[id(parameter)], done[id(filled)] = filled, filled
-            setattr(part, name, done[id(parameter)])
-        for buffer in part._buffers.values():
-            if buffer is not None and id(buffer) not in done:
-                _broadcast(buffer)
-                done[id(buffer)] = buffer
-
-
-def _broadcast(tensor: Tensor) -> None:
-    """Copy rank 0's tensor to all ranks, as bytes: gloo does not know every dtype."""
-    if tensor.numel():
-        dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=0)
-
-
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """Return the ModuleList that holds the most parameters: the decoder layers, under whatever name.
 
@@ -225,39 +150,6 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     if not lists:
         raise ConfigError(f"model.path: {type(model).__name__} has no list of layers that could be sharded")
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
-
-
-def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> nn.Module:
-    """Shard each decoder layer, then the rest, over the ranks, in place (FSDP2).
-
-    Values are rank 0's: they are sent to the other ranks one layer at a time, so that a rank holds at most its shards and
-    one whole layer (rank 0 holds the model that it has read). Parameters are gathered in `dtype` and stay float32 in the
-    shards; gradients are reduced in float32.
-
-    Args:
-        model: The model; parameters of ranks other than 0 may be on the meta device.
-        mesh: One-dimensional mesh of all ranks.
-        dtype: Compute dtype.
-
-    Returns:
-        The model.
-    """
-    policy = MixedPrecisionPolicy()
-    if DTYPES[dtype] != torch.float32:
-        policy = MixedPrecisionPolicy(param_dtype=DTYPES[dtype], reduce_dtype=torch.float32)
-    done: dict[int, Any] = {}
-    # Keeps the originals alive: their ids, the keys of `done`, must not be reused.
-    originals = [*model.parameters(), *model.buffers()]
-    layers = list(decoder_layers(model))
-    # FSDP cannot shard a parameter in two groups: layers that share parameters (Zamba) are sharded with the rest.
-    owners = Counter(id(parameter) for layer in layers for parameter in layer.parameters())
-    layers = [layer for layer in layers if all(owners[id(parameter)] == 1 for parameter in layer.parameters())]
-    for part in [*layers, model]:
-        if mesh.size() > 1:
-            _fill_from_rank_0(part, done)
-        fully_shard(part, mesh=mesh, mp_policy=policy)
-    del originals
-    return model
 
 
 def state_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
