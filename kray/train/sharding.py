@@ -107,8 +107,8 @@ def _read_shards(model: Any, files: WeightFiles, device: torch.device) -> None:
     problem = ""
     try:
         for name, parameter in model.named_parameters():
-            if name in files.place_of:
-                local, start = _own_rows(parameter.detach())
+            local, start = _own_rows(parameter.detach())
+            if name in files.place_of and len(local):
                 local.copy_(files.rows(name, start, start + len(local)))
         for name, buffer in model.named_buffers():
             if name in files.place_of:

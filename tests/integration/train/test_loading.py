@@ -60,8 +60,7 @@ def test_ranks_read_their_own_rows(large, models, run_ranks, tmp_path):
     lora = LoraConfig(rank=2)
     cases = [
         {"model": str(path), "lora": each, "digest": True}
-        for path in (models[False], tmp_path / "odd", tmp_path / "bin")
-        for each in (None, lora)
+        for path, each in ((models[False], None), (tmp_path / "odd", lora), (tmp_path / "bin", lora))
     ]
     results = run_ranks(RANKS, [*cases, {"model": large, "lora": None, "digest": False}], "learner_loading_process.py")
     for number, case in enumerate(cases):
