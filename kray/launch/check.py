@@ -31,6 +31,7 @@ from kray.driver.prepare import (
 from kray.driver.restore import check_learned, reading
 from kray.driver.state import RunState, check_same_prompts
 from kray.errors import ConfigError
+from kray.launch.first_turns import first_turns
 from kray.launch.preflight import check_prompts
 from kray.prompts.arithmetic_meaning import problem_meaning
 from kray.prompts.model_files import check_weights
@@ -120,7 +121,9 @@ def inspect(config: KrayConfig) -> Inspected:
         sizes = _check_model_builds(model_path(config), config.model)
     else:
         sizes = tiny_sizes(config.model.tiny, reader.vocabulary)
-    shown = [line for part in encoded for source in part for line in _shown(source, reader)]
+    shown = []
+    for source in [source for part in encoded for source in part]:
+        shown += [*_shown(source, reader), *first_turns(config, source, reader, _printable)]
     return Inspected(train, test, shown, sizes)
 
 
