@@ -42,7 +42,7 @@ KINDS: dict[str, int | None] = {
 PARTS = {"raylet killed": "raylet/raylet", "GCS killed": "gcs/gcs_server"}
 SIGNALS = {f"{name} to the group": getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")}
 # Seconds for a job to start and to do its steps, to end after a fault, and for its processes to end.
-START_S, END_S, GONE_S = 300.0, 60.0, 20.0
+START_S, END_S, GONE_S = 300.0, 90.0, 30.0
 # Seconds for which a driver is stopped: above those after which the job reports it.
 STOPPED_S = 20.0
 # Steps of a run for each fault.
@@ -55,6 +55,8 @@ SETTINGS = (
     "reward.verifier=exact",
     "reward.options={}",
     "evaluate.every=0",
+    # Fewer steps than lie between two faults.
+    "run.max_failed_saves=1",
 )
 
 
@@ -219,7 +221,7 @@ class Resumed:
             self.problems.append(f"{fault.kind}: ended with {code}, not {wanted}: {job.text[-2000:]}")
         if "Traceback" in job.text:
             self.problems.append(f"{fault.kind}: ended with a traceback: {job.text[-2000:]}")
-        if code != -signal.SIGKILL and "resume=" not in job.text.partition("results")[2]:
+        if code != -signal.SIGKILL and f"resume={self.run}" not in job.text:
             self.problems.append(f"{fault.kind}: no command that resumes was printed")
         if left := left_over(started):
             self.problems.append(f"{fault.kind}: processes are left: {', '.join(left)[:300]}")
@@ -235,7 +237,11 @@ class Resumed:
         """Inject a fault; what must be undone is undone in the end."""
         if fault.kind in PARTS:
             pid = job.find(PARTS[fault.kind])
-            os.kill(pid or job.process.pid, signal.SIGKILL)
+            if pid is None:
+                self.problems.append(f"{fault.kind}: there is no {PARTS[fault.kind]}")
+                job.process.terminate()
+            else:
+                os.kill(pid, signal.SIGKILL)
         elif fault.kind == "job killed":
             job.process.kill()
         elif fault.kind in SIGNALS:
