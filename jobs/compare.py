@@ -32,6 +32,9 @@ from kray.launch.main import guarded
 from kray.launch.preflight import load_checked_prompts
 from kray.train.start_model import find_model
 
+# Runs that are not done and are named.
+SHOWN = 6
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,9 +63,7 @@ def main() -> int:
         with lock_folder(study.folder, "a comparison") as lock:
             ended = run(study, lock)
     report = ended or report_of(study)
-    print("\n".join(line(Verdict(**verdict)) for verdict in report.verdicts))
-    for name, why in missing(study).items():
-        print(f"missing {name}: {why or 'not done'}")
+    print("\n".join([*(line(Verdict(**verdict)) for verdict in report.verdicts), *gaps(missing(study))]))
     if ended is not None:
         stopped = f", stopped {ended.stopped}: the same command goes on" if ended.stopped else ""
         print(f"\n{ended.done} of {ended.of} runs done{stopped}\nMLflow  {ended.open_command}")
@@ -70,6 +71,14 @@ def main() -> int:
     if given.json and report.page:
         write_figures(study, Path(report.page), Path(given.json))
     return 1 if ended is not None and (ended.stopped or ended.failed) else 0
+
+
+def gaps(missing: dict[str, str]) -> list[str]:
+    """Return lines on the runs that are not done, those that were given up first."""
+    lines = [f"given up  {name}: {why}" for name, why in missing.items() if why]
+    left = [name for name, why in missing.items() if not why]
+    few = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+    return [*lines, f"not done  {', '.join(left[:SHOWN])}{few}"] if left else lines
 
 
 def report_of(study: Study) -> Report:

@@ -43,10 +43,12 @@ PARTS = {"raylet killed": "raylet/raylet", "GCS killed": "gcs/gcs_server"}
 SIGNALS = {f"{name} to the group": getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")}
 # Seconds for a job to start and to do its steps, to end after a fault, and for its processes to end.
 START_S, END_S, GONE_S = 300.0, 90.0, 30.0
+# Seconds for a step, at most.
+STEP_S = 5.0
 # Seconds for which a driver is stopped: above those after which the job reports it.
 STOPPED_S = 20.0
-# Steps of a run for each fault.
-STEPS = 8
+# Steps of a run for each fault: more than are done while a second job is refused.
+STEPS = 40
 SETTINGS = (
     "run.name=jobs",
     "run.checkpoint_every=2",
@@ -77,7 +79,7 @@ def plan_endings(kinds: list[str], count: int, steps: int, seed: int) -> list[En
     chosen = [kinds[i % len(kinds)] for i in range(count)]
     rng.shuffle(chosen)
     width = max(4, steps // (count + 1))
-    return [Ended(kind, i * width + rng.randint(3, width - 1)) for i, kind in enumerate(chosen)]
+    return [Ended(kind, i * width + rng.randint(3, max(3, width // 2))) for i, kind in enumerate(chosen)]
 
 
 class Job:
@@ -92,7 +94,7 @@ class Job:
             text=True,
             errors="replace",
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])},
+            env=environment(),
             # Ignored signals are inherited, as SIGHUP is under nohup.
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
@@ -154,6 +156,13 @@ class Job:
         self.process.wait(GONE_S)
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of a job that starts a Ray of its own and records in its run folder."""
+    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")]))
+    left = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    return left | {"PYTHONPATH": path}
+
+
 def command_of(pid: int) -> str:
     """Return the command line of a process, "" when it is gone or only its parent's wait is left of it."""
     with contextlib.suppress(OSError):
@@ -176,7 +185,7 @@ class Resumed:
     """A training under faults that end its jobs."""
 
     def __init__(self, config: Path, folder: Path, model: str, steps: int):
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.steps = config, folder, steps
         self.overrides = [f"model.path={model}", "model.tiny=null", f"run.dir={folder}", f"run.steps={steps}"]
         self.problems: list[str] = []
         self.restarts = 0
@@ -193,7 +202,7 @@ class Resumed:
             for fault in faults:
                 job = self._through(job, fault)
                 logger.info(f"fault at step {fault.step}: {fault.kind}, {fault.said}")
-            code = job.end(START_S + 20.0 * len(faults))
+            code = job.end(START_S + STEP_S * self.steps)
             if code != 0:
                 self.problems.append(f"the last job ended with {code}, not 0: {job.text[-2000:]}")
         finally:
@@ -204,7 +213,7 @@ class Resumed:
 
     def _through(self, job: Job, fault: Ended) -> Job:
         """Inject a fault, check how the job ends, and return the job that goes on."""
-        wanted, started = KINDS[fault.kind], {}
+        wanted = KINDS[fault.kind]
         saved = job.until(lambda: job.step >= fault.step and newest_checkpoint(self.run) is not None, START_S)
         if not saved:
             self.problems.append(f"step {fault.step} was not reached before {fault.kind!r}: {job.text[-2000:]}")

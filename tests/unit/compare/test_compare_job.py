@@ -31,7 +31,7 @@ def test_a_report_is_not_written_while_another_job_works_in_the_folder(tmp_path)
     arguments = (QUICK, "--report", "--dir", str(tmp_path / "out"))
     done = run_job("compare", *arguments)
     assert done.returncode == 0, done.stderr
-    assert "missing uniform seed 0: not done" in done.stdout
+    assert "not done  uniform seed 0, kray seed 0, exact_p seed 0" in done.stdout
     assert not (tmp_path / "out").exists()
     with lock_folder(tmp_path / "out", "a comparison"):
         done = run_job("compare", *arguments)

@@ -15,7 +15,7 @@ from kray.faults.chaos import select
 from kray.faults.compared import metrics
 from kray.faults.injector import KINDS, plan_faults
 from kray.faults.instrumented import CLOCK, WallClock
-from kray.faults.jobs import command_of, left_over, plan_endings
+from kray.faults.jobs import STEPS, command_of, left_over, plan_endings
 
 
 def test_a_whole_run_has_all_kinds_and_a_selection_those_that_are_named():
@@ -37,14 +37,18 @@ def test_planned_faults_are_of_the_chosen_kinds_and_in_order():
         "reward raises",
         "driver killed",
     }
-    planned = plan_endings(list(jobs.KINDS), 12, 8 * 13, 3)
-    assert planned == plan_endings(list(jobs.KINDS), 12, 8 * 13, 3) != plan_endings(list(jobs.KINDS), 12, 8 * 13, 4)
+    planned = plan_endings(list(jobs.KINDS), 12, STEPS * 13, 3)
+    assert (
+        planned
+        == plan_endings(list(jobs.KINDS), 12, STEPS * 13, 3)
+        != plan_endings(list(jobs.KINDS), 12, STEPS * 13, 4)
+    )
     assert {fault.kind for fault in planned} == jobs.KINDS.keys()
     steps = [fault.step for fault in planned]
     # The first checkpoint is that of step 2, and the last fault leaves some steps to do.
     assert steps == sorted(steps)
     assert steps[0] > 2
-    assert steps[-1] < 8 * 13 - 4
+    assert steps[-1] < STEPS * 12
     assert plan_endings(["GCS killed"], 1, 16, 0)[0].step < 12
 
 
