@@ -258,6 +258,9 @@ class EngineSupervisor:
         for task in pool.schedule.engine_down(engine.name, forgive=preempted):
             tries = pool.rollout.max_attempts
             pool.deliver(TaskOutcome(task, [], f"failed {tries} times, the last time: {reason}", tries))
+        for name in pool.schedule.crashes.take_excused():
+            # A prompt that crashes engines uses up no restarts.
+            pool.engines[name].health.restarts -= 1
         delay_s = engine.health.plan_restart()
         if delay_s is None:
             restart = "no restart left"
