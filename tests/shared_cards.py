@@ -53,13 +53,16 @@ class Cards:
         log: (party, method) of all calls.
         errors: What parties did that the real ones could not do.
         deaths: Party -> the call at which it dies, counted from 0; each happens once.
+        kills: Call of the learner -> the engine that dies while it sleeps, during this call, which takes long.
+        engines: The newest engine of each name.
     """
 
-    def __init__(self, deaths: dict[str, int] | None = None):
+    def __init__(self, deaths: dict[str, int] | None = None, kills: dict[int, str] | None = None):
         self.held: dict[int, Counter[str]] = {}
         self.log: list[tuple[str, str]] = []
         self.errors: list[str] = []
-        self.deaths = dict(deaths or {})
+        self.deaths, self.kills = dict(deaths or {}), dict(kills or {})
+        self.engines: dict[str, RecordedEngine] = {}
         self._calls: Counter[str] = Counter()
 
     def take(self, card: int, party: str, amount: int) -> None:
@@ -79,8 +82,13 @@ class Cards:
     async def called(self, party: str, method: str) -> None:
         """Note a call; raise RayActorError where the party dies at it."""
         self.log.append((party, method))
-        await asyncio.sleep(0.1)
+        # The second engine is the slower one.
+        await asyncio.sleep(0.3 if party == "engine-1" else 0.1)
         self._calls[party] += 1
+        victim = self.kills.pop(self._calls[party] - 1, "") if party == "learner" else ""
+        if victim in self.engines:
+            self.engines[victim].kill()
+            await asyncio.sleep(60.0)
         if self.deaths.get(party) == self._calls[party] - 1:
             del self.deaths[party]
             raise RayActorError(error_msg=f"{party} died in {method}")
@@ -104,6 +112,7 @@ class RecordedEngine:
         self.dead = self.asleep = False
         self.tasks: list[Any] = []
         self.changed = asyncio.Event()
+        cards.engines[self.name] = self
 
     def __getattr__(self, method: str) -> Any:
         return _Method(self, "ready" if method == "__ray_ready__" else method)

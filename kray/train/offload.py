@@ -163,7 +163,7 @@ class DeviceState:
             found[name] = tensor
             if copy is not None:
                 view = torch.empty(0, dtype=own.dtype)
-                view.set_(copy.untyped_storage(), own.storage_offset(), own.shape, own.stride())  # type: ignore[call-overload]
+                view.set_(copy.untyped_storage(), own.storage_offset(), own.shape, own.stride())
                 # Not from_local, which would move it to the mesh's device.
                 found[name] = DTensor(view, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else view
         return found
@@ -176,7 +176,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def _bytes(storage: torch.UntypedStorage) -> Tensor:
     whole = torch.empty(0, dtype=torch.uint8, device=storage.device)
-    whole.set_(storage, 0, (storage.nbytes(),), (1,))  # type: ignore[call-overload]
+    whole.set_(storage, 0, (storage.nbytes(),), (1,))
     return whole
 
 

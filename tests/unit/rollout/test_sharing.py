@@ -114,6 +114,8 @@ class Run:
         sharing = replace(self.colocation.sharing, options=lambda name: {"card": int(name[-1])})
         self.pool = self.colocation.pool = Pool(rollout, SPEC, "shared", sharing)
         self.version = -1
+        # Engines that served after each hand-over.
+        self.served: list[int] = []
 
     async def train(self) -> None:
         while True:
@@ -148,6 +150,7 @@ class Run:
                 await asyncio.gather(serving, return_exceptions=True)
                 raise InfrastructureError("the learner was lost while engines loaded")
         serving.result()
+        self.served.append(self.pool.serving)
 
     async def generate(self) -> None:
         work = [replace(task, policy_version=self.version) for task in tasks(4, 2, first_id=100 * self.version)]
@@ -160,8 +163,8 @@ class Run:
                 await self.learners._called("watched")
 
 
-def run(ranks: int, steps: int, deaths: dict[str, int]) -> Run:
-    cards, loop = Cards(deaths), ClocklessLoop()
+def run(ranks: int, steps: int, deaths: dict[str, int], kills: dict[int, str] | None = None) -> Run:
+    cards, loop = Cards(deaths, kills), ClocklessLoop()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(SharingSupervisor, "actor_class", RecordedActors(cards))
         patched.setattr(pool_state.ray, "kill", lambda actor: actor.kill())
@@ -208,14 +211,32 @@ def test_a_step_has_this_order():
     ranks=st.integers(1, 2),
     learner=st.none() | st.integers(0, 40),
     engines=st.lists(st.none() | st.integers(0, 25), min_size=2, max_size=2),
+    kills=st.dictionaries(st.integers(0, 30), st.sampled_from(["engine-0", "engine-1"]), max_size=2),
 )
-def test_runs_end_whoever_dies_in_whatever_phase(ranks, learner, engines):
+def test_runs_end_whoever_dies_in_whatever_phase(ranks, learner, engines, kills):
     deaths = {"learner": learner, "engine-0": engines[0], "engine-1": engines[1]}
-    done = run(ranks, 3, {party: call for party, call in deaths.items() if call is not None})
+    done = run(ranks, 3, {party: call for party, call in deaths.items() if call is not None}, kills)
     assert done.done == 3
     assert not done.cards.errors
     assert done.losses == int(learner is not None and "learner" not in done.cards.deaths)
     assert done.colocation.turns.learner is Place.DEVICE
+
+
+def test_an_engine_that_dies_while_it_sleeps_starts_when_the_learner_is_done():
+    calls = [call for call in run(1, 2, {}).cards.log if call[0] == "learner"]
+    for number, (_, method) in enumerate(calls):
+        if method == "watched":
+            continue
+        done = run(1, 2, {}, {number: "engine-0"})
+        assert not done.cards.errors
+        assert done.done == 2
+        log = [call for call in done.cards.log if call[1] in ("start", "leave_device")]
+        starts = [i for i, call in enumerate(log) if call == ("engine-0", "start")]
+        assert all(log[i - 1] == ("learner", "leave_device") for i in starts)
+
+
+def test_a_hand_over_waits_for_all_engines():
+    assert run(2, 3, {}).served[1:] == [2, 2, 2]
 
 
 def test_every_phase_is_hit_by_a_death():
