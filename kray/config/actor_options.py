@@ -23,6 +23,7 @@ OWN_KEYS = {
     "gpu_memory_utilization": "rollout.gpu_memory_share",
     "tensor_parallel_size": "rollout.gpus_per_engine",
     "seed": "run.seed",
+    "enable_sleep_mode": "rollout.colocate",
 }
 ANOTHER_MODEL = "the engine would compute another model than the learner"
 ROUNDED = "the engine would compute with rounded numbers, and its log-probabilities would not be those of the learner's policy"

@@ -72,6 +72,14 @@ class ModelSizes:
         return sum(weight.elements for weight in self.weights if weight.layer == layer)
 
     @property
+    def largest_trained(self) -> int:
+        """Number of trained elements of the largest decoder layer, or of all that is outside of them if that is more."""
+        found: dict[int, int] = {}
+        for weight in self.weights:
+            found[weight.layer] = found.get(weight.layer, 0) + weight.trained * weight.elements
+        return max(found.values(), default=0)
+
+    @property
     def largest_layer(self) -> int:
         """Number of elements of the largest decoder layer."""
         return max((self.of_layer(layer) for layer in {w.layer for w in self.weights} - {-1}), default=0)

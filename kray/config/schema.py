@@ -211,6 +211,11 @@ class RolloutConfig:
     gpu_memory_share: float = 0.85
     """Share of a GPU's memory that an engine may use."""
 
+    colocate: bool = False
+    """Give each engine the GPU of a learner rank. They take turns: the engine discards its weights, keys and values while the
+    learner updates, and the learner's state is in main memory while the engine generates. Needs as many engines as ranks and
+    `async.max_staleness` 0. On CPU, where vLLM cannot sleep, the engine keeps its memory."""
+
     eager: bool | None = None
     """Skip compilation and graph capture: faster to start, right for small models. null: true on CPU, false on GPUs."""
 

@@ -129,10 +129,15 @@ class TrainConfig:
 
     reduce_each_microbatch: bool | None = None
     """Reduce gradients after each micro-batch, on several ranks: less memory, because no rank holds a whole gradient (4 bytes
-    a trained parameter), and more communication. null: where a whole gradient takes more than 4 GiB."""
+    a trained parameter), and more communication. null: above 4 GiB of whole gradients, and with `offload: all`."""
 
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+
+    offload: str = "none"
+    """What of a rank's state is kept in main memory instead of on its GPU. optimizer: AdamW's moments, which are brought to the
+    GPU a part at a time. all: parameters and gradients, too; a layer is on the GPU while it is used, and AdamW runs on the
+    CPU. Less memory, more time; the update is the same."""
 
     compile: bool = False
     """Compile the decoder layers with torch.compile."""
@@ -153,12 +158,16 @@ BUILT_WITH = (
     "kl",
     "packing",
     "activation_checkpointing",
+    "offload",
     "compile",
     "timeout_s",
 )
 
 # Bytes of a whole float32 gradient above which ranks reduce it after each micro-batch by default.
 WHOLE_GRADIENT_BYTES = 4 * 2**30
+
+# Bytes of moments that train.offload optimizer brings to the device at once; a larger parameter is a part of its own.
+OFFLOAD_PART_BYTES = 2**28
 
 # The advantage and the aggregation of each loss's paper.
 PAPERS = {
@@ -189,7 +198,8 @@ def reduces_each_microbatch(train: TrainConfig, trained: int) -> bool:
     """
     if train.reduce_each_microbatch is not None:
         return train.reduce_each_microbatch
-    return train.ranks > 1 and 4 * trained > WHOLE_GRADIENT_BYTES
+    # Gradients leave the device when they are reduced.
+    return train.offload == "all" or (train.ranks > 1 and 4 * trained > WHOLE_GRADIENT_BYTES)
 
 
 @dataclass

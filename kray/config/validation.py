@@ -59,6 +59,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.baseline": ("auto", "group", "belief", "batch"),
     "train.advantage": ("auto", "std", "mean"),
     "train.lr_schedule": ("constant", "linear", "cosine"),
+    "train.offload": ("none", "optimizer", "all"),
     "train.aggregation": ("auto", "token_mean", "sequence_mean", "prompt_mean", "constant"),
     "train.lr_scaling": ("none", "sqrt", "linear"),
     "track.log_model": ("", "log", "register"),
@@ -134,6 +135,7 @@ def problems(config: KrayConfig) -> list[Problem]:
         *_train(config),
         *_track(config),
         *_resources(config),
+        *_colocation(config),
         *_hidden(dataclasses.asdict(config), ""),
         *_dotted(config),
     ]
@@ -340,6 +342,27 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
         text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
         yield Problem(("rollout.gpus_per_engine",), text)
     yield from (Problem((key,), text) for key, text in option_problems(config.run.env, rollout.vllm))
+
+
+def _colocation(config: KrayConfig) -> Iterator[Problem]:
+    rollout, train = config.rollout, config.train
+    if not rollout.colocate:
+        return
+    if config.async_.max_staleness:
+        text = (
+            f"rollout.colocate has engines and learner take turns, and async.max_staleness {config.async_.max_staleness} "
+            "has them overlap: set it to 0"
+        )
+        yield Problem(("rollout.colocate", "async.max_staleness"), text)
+    fewest = rollout.engines if rollout.min_engines is None else rollout.min_engines
+    if not fewest == rollout.engines == train.ranks:
+        keys = ("rollout.colocate", "rollout.engines", "rollout.min_engines", "train.ranks")
+        text = f"rollout.engines {rollout.engines} and rollout.min_engines must equal train.ranks {train.ranks}"
+        yield Problem(keys, f"rollout.colocate places one engine beside each rank: {text}")
+    if rollout.gpus_per_engine != train.gpus_per_rank:
+        keys = ("rollout.colocate", "rollout.gpus_per_engine", "train.gpus_per_rank")
+        text = f"rollout.gpus_per_engine {rollout.gpus_per_engine} must equal train.gpus_per_rank {train.gpus_per_rank}"
+        yield Problem(keys, f"rollout.colocate has an engine and a rank share what they compute on: {text}")
 
 
 def _dotted(config: KrayConfig) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from kray.config import KrayConfig, RewardConfig, SourceConfig
 from kray.config.actor_options import variables_of
 from kray.config.devices import dtype_of
 from kray.config.players import START, Player
+from kray.driver.colocation import Colocation
 from kray.driver.components import Components, engine_spec
 from kray.driver.opponents import Opponents, training_players
 from kray.driver.stop import Stop
@@ -53,6 +55,7 @@ class Workers:
         environments: Processes of the environment; None without one.
         roles: Of the environment; () for one without.
         opponents: Players that do not learn.
+        colocation: Turns of engines and learner; None where they do not share devices.
         restarts: How often learner and driver were started again.
     """
 
@@ -80,7 +83,8 @@ class Workers:
             env=variables_of(config.run.env),
         )
         self.restarts = {"learner": 0, "driver": 0}
-        self.pool = Pool(config.rollout, engine_spec(config, model_path), label)
+        self.colocation = Colocation(config.rollout, self.learners) if config.rollout.colocate else None
+        self.pool = self._make_pool(model_path, label)
         sources = [config.prompts.train, *test_sources(config.prompts).values()]
         self.scorer = make_scorer(config.reward, [source.verifier for source in sources])
         environment, memory_gib = config.environment, config.reward.memory_gib
@@ -91,6 +95,13 @@ class Workers:
         elif environment.name:
             self.environments = EnvironmentWorkers(environment, memory_gib)
         self.opponents = Opponents(config, model_path, label)
+
+    def _make_pool(self, model_path: str, label: str) -> Pool:
+        rollout, spec = self.config.rollout, engine_spec(self.config, model_path)
+        if self.colocation is None:
+            return Pool(rollout, spec, label)
+        self.colocation.pool = Pool(rollout, replace(spec, sleeps=True), label, self.colocation.sharing)
+        return self.colocation.pool
 
     def collector(self, components: Components) -> Collector:
         """Return a collector that carries out plans with these workers."""
@@ -125,9 +136,14 @@ class Workers:
         """
         started = time.monotonic()
         # The learner gets its place first, since engines can wait; they load while the learner does.
+        if self.colocation is not None:
+            await self.stop.unless(self.colocation.learners_turn())
         await self.stop.unless(self.learners.place())
-        self.pool.start()
+        if self.colocation is None:
+            self.pool.start()
         rank = (await self.stop.unless(self.learners.start()))[0]
+        if self.colocation is not None:
+            self.colocation.learner_started()
         if rank["rejected_layouts"]:
             logger.info(f"the learner computes {rank['layout']}; not taken: {'; '.join(rank['rejected_layouts'])}")
         if self.opponents.needs_start:
@@ -154,6 +170,9 @@ class Workers:
             The largest gap on the probe in nats; NaN without an engine.
         """
         gathered, weights = await self.learners.gather_weights()
+        if self.colocation is not None:
+            expected = await self._probe_logprobs(probe)
+            return await self.colocation.hand_over(Published(version, weights, gathered.checksum, probe, expected))
         # The learner computes them while the engines load.
         logprobs = asyncio.ensure_future(self._probe_logprobs(probe))
         published = Published(version, weights, gathered.checksum, probe, logprobs)
@@ -193,6 +212,8 @@ class Workers:
         """End the learner ranks, in any state."""
         self.ready = False
         self.learners.kill()
+        if self.colocation is not None:
+            self.colocation.learner_lost()
 
     @property
     def next_version(self) -> int:

@@ -297,6 +297,7 @@ class Engine:
         self._engine.set_weight_version(str(version))
         self._version = version
         clock.done("load")
+        self._loaded(clock)
         logprobs = self._score_probe(probe)
         clock.done("probe")
         # In a batch with other requests the last bits of the probe's logprobs vary.
@@ -307,6 +308,9 @@ class Engine:
                 clock.done("sensitivity")
             self._probe_history.record(weights, probe, logprobs)
         return Proof(logprobs, weights.checksum, clock.seconds)
+
+    def _loaded(self, clock: Stopwatch) -> None:
+        """Do what is due between new weights and their proof; see sleeping_engine.py."""
 
     def _load(self, tensors: Iterable[tuple[str, Any]]) -> None:
         self._rpc("start_weight_update", {})

@@ -65,6 +65,7 @@ class EngineSpec:
         threads: Threads with which it computes on CPU; 0: as many as `cpus`.
         vllm: Further options of vLLM, by their names in EngineArgs.
         env: Environment variables of the actor's process, in place of kray's own.
+        sleeps: It shares its device with a learner rank.
     """
 
     model_path: str
@@ -82,6 +83,7 @@ class EngineSpec:
     threads: int = 0
     vllm: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    sleeps: bool = False
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables of the actor's process."""
@@ -107,7 +109,10 @@ class EngineSpec:
         if self.overlap:
             # A batch in progress while weights change would be reported as sampled by the new ones.
             device["async_scheduling"] = False
+        if self.sleeps:
+            device["enable_sleep_mode"] = True
         if self.gpus == 0:
+            # vLLM refuses its sleep mode there.
             device = cpu_options(self.kv_cache_gib, self.context_tokens)
         own = {
             "model": self.model_path,

@@ -57,7 +57,13 @@ class WeightsUnavailable(Exception):
 
 
 class EngineSupervisor:
-    """Supervises one engine of a pool."""
+    """Supervises one engine of a pool.
+
+    Attributes:
+        actor_class: Of the engine's actor.
+    """
+
+    actor_class: Any = EngineActor
 
     def __init__(self, pool: PoolState, engine: PooledEngine):
         """Create a supervisor; `run` starts it."""
@@ -71,9 +77,12 @@ class EngineSupervisor:
             try:
                 if engine.health.state is State.RESTING:
                     await self._wait_until_needed()
+                await self._until_startable()
                 if await self._start_actor():
                     while engine.needed or self.pool.schedule.load(engine.name):
-                        if await self._serve_newest():
+                        if self._resting_due():
+                            await self._rest()
+                        elif await self._serve_newest():
                             await self._collect_report()
                 self._stop_idle()
             except EngineLost as loss:
@@ -87,6 +96,22 @@ class EngineSupervisor:
             self.engine.changed.clear()
             await event_set(self.engine.changed, HEARTBEAT_S)
         self.engine.health.mark_needed()
+
+    # An engine that shares its device (sharing_supervisor.py) waits for its turn, and sleeps when it is over.
+
+    async def _until_startable(self) -> None:
+        """Return when the engine may take memory of its device."""
+
+    def _resting_due(self) -> bool:
+        """Return whether the engine is to sleep now."""
+        return False
+
+    async def _rest(self) -> None:
+        """Sleep until the engine may take memory of its device again."""
+
+    def _placement(self) -> dict[str, Any]:
+        """Return the options of the actor that say what it asks Ray for."""
+        return {"num_cpus": self.pool.spec.cpus, "num_gpus": self.pool.spec.gpus}
 
     def _stop_idle(self) -> None:
         """Stop an engine that is not needed and holds no tasks."""
@@ -102,14 +127,13 @@ class EngineSupervisor:
         spec, engine = self.pool.spec, self.engine
         options = {
             "name": f"kray-{self.pool.label}-{engine.name}-{self._actors_started}",
-            "num_cpus": spec.cpus,
-            "num_gpus": spec.gpus,
+            **self._placement(),
             "max_concurrency": 4,
             "runtime_env": {"env_vars": spec.environment()},
         }
         self._actors_started += 1
         try:
-            engine.actor = EngineActor.options(**options).remote(spec)
+            engine.actor = self.actor_class.options(**options).remote(spec)
         except ValueError as error:  # an actor that is still exiting has the name
             raise EngineLost(str(error)) from error
         if not await self._wait_for_placement():
@@ -149,15 +173,23 @@ class EngineSupervisor:
             placement.cancel()
 
     async def _serve_newest(self) -> bool:
-        """Wait until the engine has proved the newest version and may take tasks; False when it is no longer needed."""
+        """Wait until the engine has proved the newest version and may take tasks.
+
+        Returns:
+            False when it is no longer needed, or is to sleep.
+        """
         engine = self.engine
         unavailable: Published | None = None
         while not engine.health.serving:
-            while (published := self.pool.published) is None or published is unavailable:
+            if self._resting_due():
+                return False
+            published = self.pool.published
+            if published is None or published is unavailable:
                 if not engine.needed:
                     return False
                 engine.changed.clear()
                 await event_set(engine.changed, HEARTBEAT_S)
+                continue
             try:
                 await self._prove(published)
             except WeightsUnavailable as loss:

@@ -15,6 +15,7 @@ from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.health import Health, State
 from kray.rollout.outcome import TaskOutcome
 from kray.rollout.scheduler import Schedule
+from kray.rollout.sharing import Sharing
 from kray.weight_sync.proof import Proof
 
 # Nats, mean absolute difference over the probe's tokens, where rollout.probe_tolerance is not set. In bfloat16 engine and
@@ -97,6 +98,7 @@ class PoolState:
         preemptions: Engines lost with preempted nodes so far.
         engine_changed: Set when the state of an engine changes.
         waiting: Task id -> the queue that its outcome goes to.
+        sharing: How engines share their devices with learner ranks; None where they do not.
     """
 
     rollout: RolloutConfig
@@ -109,6 +111,7 @@ class PoolState:
     preemptions: int = 0
     engine_changed: asyncio.Event = field(default_factory=asyncio.Event)
     waiting: dict[int, asyncio.Queue[TaskOutcome]] = field(default_factory=dict)
+    sharing: Sharing | None = None
 
     @property
     def tolerance(self) -> float:
@@ -151,7 +154,8 @@ class PoolState:
 
     def missing_resources(self) -> str:
         """Describe what the cluster lacks for one more engine; empty when that cannot be why engines are not up."""
-        if not any(engine.health.state is State.STARTING for engine in self.engines.values()):
+        # What a bundle holds is not free, and an engine of a bundle waits for its turn.
+        if self.sharing or not any(engine.health.state is State.STARTING for engine in self.engines.values()):
             return ""
         free = ray.available_resources()
         wanted = {"CPU": self.spec.cpus, "GPU": self.spec.gpus}

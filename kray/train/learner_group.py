@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from kray.config.threads import threads_of
 from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.records import RolloutGroup
+from kray.train.colocated_learner import ColocatedLearner
 from kray.train.learner import Learner
 from kray.train.metrics import count_nonfinite_steps
 from kray.train.training_rows import step_rows
@@ -44,6 +45,11 @@ FAILURE_GRACE_S = 5.0
 WATCH_INTERVAL_S = 2.0
 # Seconds between two checks whether a checkpoint is on disk; a write takes about this long at least.
 SAVED_POLL_S = 0.2
+# Methods of a rank that compute with its state, which must be on the device; so does `weights`.
+USES_DEVICE = ("configure", "update", "logprobs", "load", "export")
+# Share of a GPU that a rank asks for, and its engine, where they share one: Ray gives actors of one bundle the same GPU only if
+# their requests fit into it together. The share limits nothing else.
+GPU_SHARE = 0.5
 # glibc settings, bytes: freed activations, and on GPUs the weights that are gathered for engines, are kept for the next step
 # instead of being returned and cleared again.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
@@ -99,14 +105,31 @@ class LearnerGroup:
         self.nonfinite_steps = 0
         self.actors: list[Any] = []
         self.placement: PlacementGroup | None = None
+        # Where each rank shares its bundle with an engine: CPUs of the engine, and what is awaited before the device is used.
+        self.engine_cpus = 0
+        self.before_use: Callable[[], Awaitable[None]] | None = None
         # Number of times that ranks were started.
         self._starts = 0
 
     @property
     def bundle(self) -> dict[str, float]:
-        """The resources of one rank."""
-        wanted = {"CPU": float(self.train.cpus_per_rank), "GPU": float(self.train.gpus_per_rank)}
+        """The resources of one rank, and of the engine beside it."""
+        cpus = self.train.cpus_per_rank + self.engine_cpus
+        wanted = {"CPU": float(cpus), "GPU": float(self.train.gpus_per_rank)}
         return {name: amount for name, amount in wanted.items() if amount > 0}
+
+    def share(self, engine_cpus: int, before_use: Callable[[], Awaitable[None]]) -> None:
+        """Make place for an engine in each rank's bundle, before `place`.
+
+        Args:
+            engine_cpus: CPUs of the engine.
+            before_use: Awaited before ranks use their device; it calls `move` where needed.
+        """
+        self.engine_cpus, self.before_use = engine_cpus, before_use
+
+    async def move(self, method: str) -> list[Any]:
+        """Have ranks that share their device `enter_device` or `leave_device`; return what each of them returned."""
+        return await self._all(method, f"to {method.replace('_', ' the ')}")
 
     async def start(self) -> list[dict[str, Any]]:
         """Place the ranks, let them join and load the model; closes the group when that fails.
@@ -174,6 +197,8 @@ class LearnerGroup:
         Returns:
             Size, checksum and timings, and a reference to the weights (FlatWeights).
         """
+        if self.before_use is not None:
+            await self.before_use()
         pairs = [actor.weights.options(num_returns=2).remote() for actor in self.actors]
         gathered = await self._wait([gathered for gathered, _ in pairs], "to gather the weights")
         return gathered[0], pairs[0][1]
@@ -285,10 +310,11 @@ class LearnerGroup:
         if not self.train.gpus_per_rank:
             # Without this setting a process without GPUs sees all of them.
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        options = ray.remote(Learner).options(
+        alone = self.before_use is None
+        options = ray.remote(Learner if alone else ColocatedLearner).options(
             name=f"kray-{self.label}-learner-{rank}-{suffix}",
             num_cpus=self.train.cpus_per_rank,
-            num_gpus=self.train.gpus_per_rank,
+            num_gpus=self.train.gpus_per_rank * (1 if alone else GPU_SHARE),
             scheduling_strategy=self._strategy(rank),
             runtime_env={"env_vars": environment | self.env},
         )
@@ -299,6 +325,8 @@ class LearnerGroup:
         """Call a method on all ranks and return their results, rank 0's first."""
         if not self.actors:
             raise InfrastructureError(f"learner: cannot {purpose.removeprefix('to ')}: it is not running")
+        if self.before_use is not None and method in USES_DEVICE:
+            await self.before_use()
         return await self._wait([getattr(actor, method).remote(*arguments) for actor in self.actors], purpose)
 
     async def _wait(self, refs: list[ray.ObjectRef], purpose: str, limit_s: float | None = None) -> list[Any]:

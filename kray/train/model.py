@@ -33,6 +33,7 @@ from kray.config.schema import LoraConfig
 from kray.errors import ConfigError, KrayError
 from kray.train.logprobs import add_score_method
 from kray.train.lora import add_lora, lora_merges, plain_name
+from kray.train.offload import fsdp_options, move_buffers
 from kray.train.process_group import first_problem
 from kray.train.supported_models import check_supported
 
@@ -115,6 +116,7 @@ def load_sharded(
     activation_checkpointing: bool = False,
     lora: LoraConfig | None = None,
     frozen: bool = False,
+    offload: str = "none",
 ) -> Any:
     """Load a model, shard it over the ranks of `mesh` and give it the method `score` of logprobs.py. A collective.
 
@@ -125,6 +127,7 @@ def load_sharded(
         activation_checkpointing: See `load_policy`.
         lora: See `load_policy`.
         frozen: Whether the model is never trained; its parameters are then kept in the compute dtype.
+        offload: train.offload.
 
     Raises:
         ConfigError: On all ranks, when one of them cannot load the model.
@@ -143,9 +146,9 @@ def load_sharded(
         # Not the buffers: rotary frequencies stay float32, as the policy's do.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(DTYPES[dtype])
-    model = shard(model, mesh, dtype)
+    model = shard(model, mesh, dtype, offload)
     # FSDP does not move the buffers.
-    model.to(mesh.device_type)
+    move_buffers(model, mesh.device_type)
     add_score_method(model)
     return model
 
@@ -227,7 +230,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> nn.Module:
+def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32", offload: str = "none") -> nn.Module:
     """Shard each decoder layer, then the rest, over the ranks, in place (FSDP2).
 
     Values are rank 0's: they are sent to the other ranks one layer at a time, so that a rank holds at most its shards and
@@ -238,6 +241,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> nn.Modu
         model: The model; parameters of ranks other than 0 may be on the meta device.
         mesh: One-dimensional mesh of all ranks.
         dtype: Compute dtype.
+        offload: train.offload.
 
     Returns:
         The model.
@@ -255,7 +259,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32") -> nn.Modu
     for part in [*layers, model]:
         if mesh.size() > 1:
             _fill_from_rank_0(part, done)
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+        fully_shard(part, mesh=mesh, mp_policy=policy, **fsdp_options(offload, mesh))
     del originals
     return model
 

@@ -19,7 +19,7 @@ class Proof:
         logprobs: (P - 1,) float32 logprobs of the probe's tokens after the first.
         checksum: `FlatWeights.checksum` of the weights that it loaded.
         seconds: Seconds of each part: "verify", "load", "probe" and, if the engine's sensitivity was verified,
-            "sensitivity".
+            "sensitivity"; "wake" of an engine that slept, until it had memory for keys and values.
     """
 
     logprobs: np.ndarray
