@@ -209,7 +209,7 @@ class CoinFlipWorkers:
     def collector(self, parts: Components) -> CoinFlipCollector:
         return CoinFlipCollector()
 
-    async def serve(self, version: int, probe: tuple[int, ...]) -> float:
+    async def serve(self, version: int) -> float:
         self.pool.published = await self.weights()
         return 0.0
 

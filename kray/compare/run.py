@@ -171,7 +171,7 @@ class Comparison(Driver):
             variables = [source.chat_template_kwargs for source in (study.base.prompts.train, study.base.prompts.test)]
             prompts = prompts_digest([prompt for prompt, _ in (*components.train, *components.test)], *variables)
             self._origin = {
-                "policy": workers.pool.published.checksum,
+                "policy": await workers.weights_checksum(),
                 "prompts": prompts,
                 "commit": self.tags.get("git_commit", ""),
             }
@@ -292,8 +292,8 @@ async def begin(workers: Workers, child: Child, start: Path, version: int, compo
     """Bring the workers into the state of a new process: the start model, a new optimizer, engines that serve `version`."""
     await workers.learners.configure(child.config.train, child.config.run.steps)
     await workers.learners.load(start)
-    await workers.serve(version, components.probe)
-    await workers.restore_opponents(None, components.probe)
+    await workers.serve(version)
+    await workers.restore_opponents(None)
 
 
 def shown(summary: Summary) -> dict[str, Any]:

@@ -27,6 +27,7 @@ OWN_KEYS = {
 }
 ANOTHER_MODEL = "the engine would compute another model than the learner"
 ROUNDED = "the engine would compute with rounded numbers, and its log-probabilities would not be those of the learner's policy"
+ADAPTERS = "model.lora and rollout.lora decide which adapters an engine takes"
 ONE_GPU = "an engine has one GPU at most; rollout.engines adds engines"
 LOADED = "weights reach the engine from the learner, by kray's own transport and in the actor's process"
 STOPS = "a rollout is sampled as `rollout` says and ends at the learner's stop tokens alone"
@@ -47,7 +48,12 @@ REFUSED = {
     "tokenizer": ANOTHER_MODEL,
     "tokenizer_revision": ANOTHER_MODEL,
     "diffusion_config": ANOTHER_MODEL,
-    "enable_lora": "adapters reach the engine merged into the weights",
+    "enable_lora": ADAPTERS,
+    "max_loras": ADAPTERS,
+    "max_cpu_loras": ADAPTERS,
+    "max_lora_rank": ADAPTERS,
+    "lora_dtype": ADAPTERS,
+    "lora_target_modules": ADAPTERS,
     "kv_sharing_fast_prefill": "the log-probabilities of a prompt, by which an engine proves its weights, would be wrong",
     "generation_config": STOPS,
     "override_generation_config": STOPS,

@@ -132,7 +132,7 @@ class TinyPolicyConfig:
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters (arXiv 2106.09685). Engines get them merged into the weights."""
+    """Low-rank adapters (arXiv 2106.09685); `rollout.lora` says how engines get them."""
 
     rank: int = 16
     """Rank of the adapters."""
@@ -240,7 +240,12 @@ class RolloutConfig:
 
     probe_tolerance: float = 0.0
     """Largest allowed difference between the engine's and the learner's log-probabilities of the probe, in nats. 0: 1e-3 in
-    float32, 0.1 in bfloat16."""
+    float32, 0.1 in bfloat16, and less by what the engine differed by with the start model (docs/engines.md)."""
+
+    lora: str = "auto"
+    """How adapters (`model.lora`) reach the engines. adapter: as vLLM's own adapters, megabytes an update, beside base weights
+    that never move. merged: as whole weights. auto: adapter where engines have GPUs, for Llama, Mistral, Qwen2 and
+    Qwen3, otherwise merged; the start of a run says which."""
 
     vllm: dict[str, Any] = field(default_factory=dict)
     """Further options of vLLM, by the names of its EngineArgs, such as `{max_num_batched_tokens: 16384}`. Refused: those that

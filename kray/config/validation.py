@@ -15,6 +15,7 @@ from typing import Any
 from kray import plan_modes as plan_rules
 from kray import reward_settings as reward_rules
 from kray.config.actor_options import option_problems
+from kray.config.adapters import adapters_impossible
 from kray.config.export import flat
 from kray.config.players import player_problems
 from kray.config.prompts_schema import SourceConfig
@@ -55,6 +56,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prompts.train.prompt_format": ("auto", "text", "json"),
     "prompts.test.prompt_format": ("auto", "text", "json"),
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "rollout.lora": ("auto", "adapter", "merged"),
     "train.loss": ("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
     "train.baseline": ("auto", "group", "belief", "batch"),
     "train.advantage": ("auto", "std", "mean"),
@@ -326,6 +328,10 @@ def _train(config: KrayConfig) -> Iterator[Problem]:
         yield Problem(("train.tis", "async.max_staleness"), text)
     if config.model.lora is not None and not config.model.lora.targets:
         yield Problem(("model.lora.targets",), "model.lora.targets is empty: name linear layers, or [all-linear]")
+    if config.rollout.lora == "adapter" and config.model.lora is None:
+        yield Problem(("rollout.lora", "model.lora"), "rollout.lora adapter: there are none, model.lora is null")
+    elif config.rollout.lora == "adapter" and (reason := adapters_impossible(config)):
+        yield Problem(("rollout.lora",), f"rollout.lora adapter: {reason}; set rollout.lora to merged or auto")
 
 
 def _resources(config: KrayConfig) -> Iterator[Problem]:

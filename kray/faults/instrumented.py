@@ -105,10 +105,10 @@ class InstrumentedWorkers(Workers):
     folder: Path
     clock: WallClock
 
-    async def serve(self, version: int, probe: tuple[int, ...]) -> float:
+    async def serve(self, version: int) -> float:
         """Write that weights are being sent, and send them."""
         write(self.folder, self.restarts["driver"], "phase", name="sync", step=version)
-        return await super().serve(version, probe)
+        return await super().serve(version)
 
     async def look(self) -> None:
         """Write every change of the workers' state, for as long as the run lasts."""

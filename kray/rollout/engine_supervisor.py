@@ -19,6 +19,8 @@ from kray.rollout.engine import EngineActor
 from kray.rollout.health import State
 from kray.rollout.outcome import EngineReport, TaskOutcome
 from kray.rollout.pool_state import PooledEngine, PoolState, Published, event_set
+from kray.weight_sync.proof import Proof
+from kray.weight_sync.tolerance import Calibration, mean_gap
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +134,7 @@ class EngineSupervisor:
             "runtime_env": {"env_vars": spec.environment()},
         }
         self._actors_started += 1
+        engine.calibrated = None
         try:
             engine.actor = self.actor_class.options(**options).remote(spec)
         except ValueError as error:  # an actor that is still exiting has the name
@@ -225,18 +228,34 @@ class EngineSupervisor:
         self.engine.proof = proof
         if proof.checksum != published.checksum:
             raise EngineLost(f"it loaded other weights than those of version {version}")
-        expected = published.logprobs
-        if isinstance(expected, asyncio.Future):
-            try:
-                expected = await asyncio.shield(expected)
-            except KrayError as error:
-                raise WeightsUnavailable(str(error)) from error
-        self.engine.gap = gap = float(np.abs(proof.logprobs - expected).mean())
-        if not gap <= self.pool.tolerance:
+        try:
+            expected: np.ndarray = await _settled(published.logprobs)
+        except KrayError as error:
+            raise WeightsUnavailable(str(error)) from error
+        self._calibrate(published, proof)
+        self.engine.gap = gap = mean_gap(proof.logprobs, expected)
+        limit = self.pool.limit(self.engine, published.probe, expected)
+        if not gap <= limit:
             raise EngineLost(
                 f"its weights of version {version} are not the learner's: logprobs of the probe differ by {gap:.1e} nats, "
-                f"rollout.probe_tolerance is {self.pool.tolerance:.0e}"
+                f"allowed are {limit:.1e} (rollout.probe_tolerance)"
             )
+
+    def _calibrate(self, published: Published, proof: Proof) -> None:
+        """Note the rounding of an actor that has computed the probe with the start model.
+
+        Raises:
+            EngineLost: With the model that it read from its folder it computes something else than the learner.
+        """
+        if published.start is None or proof.start is None:
+            return
+        calibration = Calibration.of(proof.start, published.start)
+        if not calibration.gap <= self.pool.tolerance:
+            raise EngineLost(
+                f"it does not compute the learner's start model: logprobs of the probe differ by {calibration.gap:.1e} nats, "
+                f"allowed are {self.pool.tolerance:.1e} (rollout.probe_tolerance)"
+            )
+        self.engine.calibrated = (published.probe, calibration)
 
     async def _collect_report(self) -> None:
         """Collect what the engine has finished; without tasks, wait for a change or check that the engine replies."""
@@ -320,6 +339,10 @@ class EngineSupervisor:
 def _preempted(error: RayError) -> bool:
     """Return whether the actor was lost because the cluster took its node away."""
     return bool(getattr(error, "preempted", False))
+
+
+async def _settled(value: Any) -> Any:
+    return await asyncio.shield(value) if isinstance(value, asyncio.Future) else value
 
 
 async def _value(reference: Any) -> Any:

@@ -17,10 +17,7 @@ from kray.rollout.outcome import TaskOutcome
 from kray.rollout.scheduler import Schedule
 from kray.rollout.sharing import Sharing
 from kray.weight_sync.proof import Proof
-
-# Nats, mean absolute difference over the probe's tokens, where rollout.probe_tolerance is not set. In bfloat16 engine and
-# learner agree to 0.1 nats only.
-PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+from kray.weight_sync.tolerance import TOLERANCE, Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +31,8 @@ class Published:
         probe: (P,) token ids of the probe.
         logprobs: (P - 1,) the learner's logprobs of probe[1:], or a future of them, so that learner and engines can compute
             at the same time.
+        start: (P - 1,) the learner's logprobs of probe[1:] with the start model, by which engines are calibrated; None where
+            they are not known.
     """
 
     version: int
@@ -41,6 +40,7 @@ class Published:
     checksum: str
     probe: tuple[int, ...]
     logprobs: np.ndarray | asyncio.Future
+    start: np.ndarray | None = None
 
 
 class PooledEngine:
@@ -53,6 +53,7 @@ class PooledEngine:
         needed: Whether the pool needs it; if not, it finishes its tasks and is stopped.
         proof: Its reply to the newest weights.
         gap: Mean absolute difference in nats between its and the learner's logprobs at its last proof.
+        calibrated: The probe by which its current actor was calibrated, and the result; None while it was not.
         busy_s: Seconds in which it was stepping, over all its actors.
         up_s: Seconds in which its former actors were up.
         up_since: Since when its current actor is up, monotonic s; None while none is.
@@ -68,6 +69,7 @@ class PooledEngine:
         self.needed = False
         self.proof: Proof | None = None
         self.gap = 0.0
+        self.calibrated: tuple[tuple[int, ...], Calibration] | None = None
         self.busy_s = self.up_s = 0.0
         self.up_since: float | None = None
         self.tokens = 0
@@ -115,8 +117,14 @@ class PoolState:
 
     @property
     def tolerance(self) -> float:
-        """Largest gap in nats between an engine's and the learner's logprobs of the probe."""
-        return self.rollout.probe_tolerance or PROBE_TOLERANCE[self.spec.dtype]
+        """Largest gap in nats between an engine's and the learner's logprobs of the probe, whatever its calibration."""
+        return self.rollout.probe_tolerance or TOLERANCE[self.spec.dtype]
+
+    def limit(self, engine: PooledEngine, probe: tuple[int, ...], learner: np.ndarray) -> float:
+        """Return the largest gap that an engine may have on a probe of which the learner computes these logprobs."""
+        if self.rollout.probe_tolerance or engine.calibrated is None or engine.calibrated[0] != probe:
+            return self.tolerance
+        return engine.calibrated[1].limit(self.spec.dtype, learner)
 
     @property
     def serving(self) -> int:

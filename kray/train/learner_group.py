@@ -31,8 +31,10 @@ from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.records import RolloutGroup
 from kray.train.colocated_learner import ColocatedLearner
+from kray.train.adapter_weights import adapter_weights
 from kray.train.learner import Learner
 from kray.train.metrics import count_nonfinite_steps
+from kray.train.probe_sample import sample_tokens
 from kray.train.training_rows import step_rows
 from kray.weight_sync.flat_weights import Gathered
 
@@ -188,18 +190,24 @@ class LearnerGroup:
         self.nonfinite_steps = count_nonfinite_steps(self.nonfinite_steps, metrics, self.train.max_nonfinite)
         return metrics
 
-    async def gather_weights(self) -> tuple[Gathered, ray.ObjectRef]:
+    async def gather_weights(self, adapters: bool = False) -> tuple[Gathered, ray.ObjectRef]:
         """Gather the weights on rank 0; returns when they are in the object store.
 
         They do not pass through this process. Actors that get the reference as an argument read them from shared memory
         without copying.
+
+        Args:
+            adapters: Gather LoRA's adapters alone, else the whole model with the adapters merged.
 
         Returns:
             Size, checksum and timings, and a reference to the weights (FlatWeights).
         """
         if self.before_use is not None:
             await self.before_use()
-        pairs = [actor.weights.options(num_returns=2).remote() for actor in self.actors]
+        if adapters:
+            pairs = [actor.__ray_call__.options(num_returns=2).remote(adapter_weights) for actor in self.actors]
+        else:
+            pairs = [actor.weights.options(num_returns=2).remote() for actor in self.actors]
         gathered = await self._wait([gathered for gathered, _ in pairs], "to gather the weights")
         return gathered[0], pairs[0][1]
 
@@ -220,6 +228,10 @@ class LearnerGroup:
             For each pair (T,) float32, nats.
         """
         return (await self._all("logprobs", "to compute log-probabilities", list(token_rows), temperature))[0]
+
+    async def sample(self, prompt: Sequence[int], count: int, seed: int) -> tuple[int, ...]:
+        """Continue a prompt by so many tokens of the policy; see `sample_tokens`."""
+        return (await self._all("__ray_call__", "to sample a probe", sample_tokens, tuple(prompt), count, seed))[0]
 
     async def save(self, folder: str | Path, wait: bool = True) -> None:
         """Write a sharded checkpoint; an earlier write is waited for.

@@ -8,6 +8,7 @@ import torch
 
 from kray.weight_sync.flat_weights import FlatWeights
 from kray.weight_sync.proof import Proof
+from kray.weight_sync.tolerance import TOLERANCE
 
 PROBE = tuple(int(token) for token in np.random.default_rng(0).integers(2, 40, 24))
 
@@ -70,10 +71,8 @@ def start_faulty_engine(ray, folder, dtype: str):
 
 @pytest.mark.parametrize(("kind", "dtype"), [("tied", "float32"), ("untied", "bfloat16")])
 def test_engine_that_loads_no_weights_is_detected(ray_local, kind, dtype, request):
-    from kray.rollout.pool_state import PROBE_TOLERANCE
-
     policy = request.getfixturevalue(f"{kind}_policy")
-    learner, tolerance = Policy(policy, dtype), PROBE_TOLERANCE[dtype]
+    learner, tolerance = Policy(policy, dtype), TOLERANCE[dtype]
     actor = start_faulty_engine(ray_local, policy, dtype)
 
     def attempt(weights, *fault):
