@@ -26,8 +26,8 @@ OWN_KEYS = {
     "enable_sleep_mode": "rollout.colocate",
 }
 ANOTHER_MODEL = "the engine would compute another model than the learner"
-ROUNDED = "the engine would compute with rounded numbers, and its log-probabilities would not be those of the learner's policy"
 ADAPTERS = "model.lora and rollout.lora decide which adapters an engine takes"
+SCHEMES = "rollout.vllm.quantization names the schemes that are possible"
 ONE_GPU = "an engine has one GPU at most; rollout.engines adds engines"
 LOADED = "weights reach the engine from the learner, by kray's own transport and in the actor's process"
 STOPS = "a rollout is sampled as `rollout` says and ends at the learner's stop tokens alone"
@@ -36,8 +36,7 @@ REFUSED = {
     "logprobs_mode": "the update needs the log-probabilities of the distribution that was sampled",
     "logits_processors": "tokens would be drawn from another distribution than the policy",
     "watermark_config": "tokens would be drawn from another distribution than the policy",
-    "quantization": ROUNDED,
-    "quantization_config": ROUNDED,
+    "quantization_config": SCHEMES,
     "speculative_config": "drafted tokens are not drawn by the rollout's seed, and the draft model would not be trained",
     "hf_overrides": ANOTHER_MODEL,
     "model_class_overrides": ANOTHER_MODEL,
@@ -92,14 +91,12 @@ def option_problems(variables: Mapping[str, Any], options: Mapping[str, Any]) ->
             yield key, f"{key} must be text or a number, not {value!r}: put it in quotes"
         elif "\0" in str(value):
             yield key, f"{key} holds a zero byte"
-    for name, value in options.items():
+    for name in options:
         key = f"rollout.vllm.{name}"
         if name in OWN_KEYS:
             yield key, f"{key} is set by {OWN_KEYS[name]}"
         elif name in REFUSED:
             yield key, f"{key} cannot be set: {REFUSED[name]}"
-        elif name == "kv_cache_dtype" and value != "auto":
-            yield key, f"{key} must stay auto, not {value!r}: {ROUNDED}"
 
 
 def variables_of(env: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 
 from kray.config.devices import dtype_of
 from kray.config.model_sizes import ModelSizes
+from kray.config.rounding import rounds_cache, rounds_weights
 from kray.config.schema import KrayConfig
 from kray.config.train_schema import OFFLOAD_PART_BYTES, reduces_each_microbatch
 
@@ -148,7 +149,7 @@ class EngineMemory:
     """Bytes of one engine on its device.
 
     Attributes:
-        weights: In the compute dtype.
+        weights: In the compute dtype, or rounded.
         working: For activations of a step and for sampling.
         cache: For keys and values; None on a GPU whose memory is unknown.
         token: Keys and values of one token.
@@ -173,7 +174,10 @@ def engine_memory(config: KrayConfig, sizes: ModelSizes, gpu_bytes: int | None) 
         gpu_bytes: Memory of a GPU, None where it is not known.
     """
     rollout, compute = config.rollout, ELEMENT_BYTES[dtype_of(config)]
-    weights, token = compute * sizes.served, 2 * sizes.layers * sizes.keys * compute
+    token = 2 * sizes.layers * sizes.keys * (1 if rounds_cache(rollout.vllm) else compute)
+    # Of the layers, linear ones have one byte for each weight; embeddings, norms and the output layer stay as they are.
+    rounded = sizes.served_matrices if rounds_weights(rollout.vllm) else 0
+    weights = compute * (sizes.served - rounded) + rounded
     given = rollout.vllm.get("max_num_batched_tokens")
     tokens = given if isinstance(given, int) else STEP_TOKENS
     width = 2 * sizes.intermediate + sizes.queries + 2 * sizes.keys + 3 * sizes.hidden

@@ -67,6 +67,13 @@ class ModelSizes:
         """Number of elements that are trained."""
         return sum(weight.elements for weight in self.weights if weight.trained)
 
+    @property
+    def served_matrices(self) -> int:
+        """Number of elements of the matrices in decoder layers that engines hold."""
+        adapters = self.trained < self.elements
+        matrices = (weight for weight in self.weights if weight.layer >= 0 and weight.columns > 1)
+        return sum(weight.elements for weight in matrices if not (adapters and weight.trained))
+
     def of_layer(self, layer: int) -> int:
         """Return the elements of a decoder layer, or of all that is outside of them (-1)."""
         return sum(weight.elements for weight in self.weights if weight.layer == layer)

@@ -240,7 +240,8 @@ class RolloutConfig:
 
     probe_tolerance: float = 0.0
     """Largest allowed difference between the engine's and the learner's log-probabilities of the probe, in nats. 0: 1e-3 in
-    float32, 0.1 in bfloat16, and less by what the engine differed by with the start model (docs/engines.md)."""
+    float32, 0.1 in bfloat16, 1 where engines compute with 8-bit numbers, and less by what the engine differed by with the
+    start model (docs/engines.md)."""
 
     lora: str = "auto"
     """How adapters (`model.lora`) reach the engines. adapter: as vLLM's own adapters, megabytes an update, beside base weights
@@ -249,7 +250,8 @@ class RolloutConfig:
 
     vllm: dict[str, Any] = field(default_factory=dict)
     """Further options of vLLM, by the names of its EngineArgs, such as `{max_num_batched_tokens: 16384}`. Refused: those that
-    another key sets, and those with which an engine would compute other log-probabilities than the learner."""
+    another key sets, and those with which an engine would compute another model than the learner. `{quantization:
+    fp8_per_tensor}` and `{kv_cache_dtype: fp8}` round to 8 bits, for which `train.tis` corrects."""
 
 
 @dataclass

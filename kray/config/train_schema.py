@@ -89,8 +89,9 @@ class TrainConfig:
     advantage_clip: float = 0.0
     """Largest size of an advantage. 0: no bound. The only success among N rollouts has sqrt(N - 1)."""
 
-    tis: float = 0.0
-    """Upper bound of the truncated importance weight between engine and learner; 2 is usual. 0: no such weight."""
+    tis: float | None = None
+    """Upper bound of the truncated importance weight between engine and learner; 2 is usual. 0: no such weight. null: 2 where
+    engines compute with 8-bit numbers (`rollout.vllm` with quantization or kv_cache_dtype), else 0."""
 
     kl: float = 0.0
     """Coefficient of the KL divergence from the start model, on the rollouts that have an advantage. 0: no such term."""
@@ -162,6 +163,9 @@ BUILT_WITH = (
     "compile",
     "timeout_s",
 )
+
+# Upper bound of truncated importance weights where they are on by default.
+TIS_CAP = 2.0
 
 # Bytes of a whole float32 gradient above which ranks reduce it after each micro-batch by default.
 WHOLE_GRADIENT_BYTES = 4 * 2**30

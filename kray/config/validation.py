@@ -22,6 +22,7 @@ from kray.config.prompts_schema import SourceConfig
 from kray.config.ranges import FIXED, RANGES, WEIGHT, number_problem
 from kray.config.reading import attribute
 from kray.config.redaction import HIDDEN, is_secret_key
+from kray.config.rounding import rounding_problems
 from kray.config.schema import KrayConfig
 from kray.config.templates import check_template
 from kray.config.train_schema import aggregation_of
@@ -348,6 +349,7 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
         text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
         yield Problem(("rollout.gpus_per_engine",), text)
     yield from (Problem((key,), text) for key, text in option_problems(config.run.env, rollout.vllm))
+    yield from (Problem((key,), text) for key, text in rounding_problems(rollout.vllm, rollout.gpus_per_engine))
 
 
 def _colocation(config: KrayConfig) -> Iterator[Problem]:

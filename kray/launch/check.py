@@ -13,9 +13,11 @@ from pathlib import Path
 from kray.cluster.memory import devices_here
 from kray.cluster.resources import shortages_here
 from kray.config import KrayConfig, preview
+from kray.config.cluster_file import load_cluster
 from kray.config.memory import GIB
 from kray.config.memory_check import memory_rows, require_fits
 from kray.config.model_sizes import ModelSizes, tiny_sizes
+from kray.config.node_memory import node_rows
 from kray.config.resume import note_changes
 from kray.config.schema import ModelConfig
 from kray.driver.prepare import (
@@ -79,6 +81,7 @@ def check(config: KrayConfig, checkpoint: Path | None, cluster: str, gpu_gib: fl
         devices = devices_here(config, bool(cluster))
         devices = replace(devices, gpu=int(gpu_gib * GIB)) if gpu_gib else devices
         memory = memory_rows(config, seen.sizes, devices)
+        memory += node_rows(config, seen.sizes, load_cluster(cluster)) if cluster else []
         require_fits(config, seen.sizes, devices)
     shortages = [] if cluster else [f"warning: on this machine alone: {line}" for line in shortages_here(config)]
     return "\n".join([preview(config, seen.train, seen.test, cluster, seen.samples, memory), *shortages])
