@@ -180,7 +180,9 @@ def _rank_changes(config: KrayConfig, whole: bool) -> Iterator[dict[str, Any]]:
     less: dict[str, Any] = {} if train.activation_checkpointing else {"train.activation_checkpointing": True}
     sizes = [train.microbatch_tokens >> k for k in range(1, 32) if train.microbatch_tokens >> k >= least]
     shorter = [{"train.microbatch_tokens": tokens} for tokens in sizes]
-    more = [{"train.ranks": train.ranks << k} for k in range(1, 11) if train.ranks << k <= MOST_RANKS]
+    more: list[dict[str, Any]] = [
+        {"train.ranks": train.ranks << k} for k in range(1, 11) if train.ranks << k <= MOST_RANKS
+    ]
     if config.rollout.colocate:
         # As many engines would be needed as ranks.
         places = ("none", "optimizer", "all")

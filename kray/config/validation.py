@@ -368,9 +368,9 @@ def _colocation(config: KrayConfig) -> Iterator[Problem]:
         text = f"rollout.engines {rollout.engines} and rollout.min_engines must equal train.ranks {train.ranks}"
         yield Problem(keys, f"rollout.colocate places one engine beside each rank: {text}")
     if rollout.gpus_per_engine != train.gpus_per_rank:
-        keys = ("rollout.colocate", "rollout.gpus_per_engine", "train.gpus_per_rank")
+        shared = ("rollout.colocate", "rollout.gpus_per_engine", "train.gpus_per_rank")
         text = f"rollout.gpus_per_engine {rollout.gpus_per_engine} must equal train.gpus_per_rank {train.gpus_per_rank}"
-        yield Problem(keys, f"rollout.colocate has an engine and a rank share what they compute on: {text}")
+        yield Problem(shared, f"rollout.colocate has an engine and a rank share what they compute on: {text}")
 
 
 def _dotted(config: KrayConfig) -> Iterator[Problem]:

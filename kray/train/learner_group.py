@@ -30,8 +30,8 @@ from kray.config.threads import threads_of
 from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.records import RolloutGroup
-from kray.train.colocated_learner import ColocatedLearner
 from kray.train.adapter_weights import adapter_weights
+from kray.train.colocated_learner import ColocatedLearner
 from kray.train.learner import Learner
 from kray.train.metrics import count_nonfinite_steps
 from kray.train.probe_sample import sample_tokens
