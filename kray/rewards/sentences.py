@@ -8,8 +8,8 @@ The answer is taken from the first of these that is present:
 4. the last paragraph.
 
 That text is a candidate as it stands, and so are its first line, sentence, clause and value, without Markdown, quotes, dollar
-signs and a final full stop; of "No, it does not follow" also "No". Only this one place is read: an answer stated elsewhere,
-or two answers of which one is right, are not found.
+signs and a final full stop; and the yes, no, true or false with which it, or a response without 1 to 3, begins. Only these
+places are read: an answer stated elsewhere, or two answers of which one is right, are not found.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def answer_candidates(text: str) -> list[str]:
     elif is_answer := _IS_THE_ANSWER.search(line := last_line(whole)):
         found = _unwrapped(_SO.sub("", line[: is_answer.start()], count=1))
     else:
-        found = [whole, *_last_paragraph(whole)]
+        found = [*_verdict(whole), whole, *_last_paragraph(whole)]
     found = [candidate for candidate in found if candidate] or [""]
     return [*dict.fromkeys(candidate for candidate in found if candidate != found[-1]), found[-1]]
 

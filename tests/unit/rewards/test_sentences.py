@@ -183,6 +183,7 @@ def test_an_entry_that_cannot_be_scored_is_an_error():
         ("Yes - it does", "Yes"),
         ("I think.\n\nTrue. All of them are.", "True"),
         ("Yes, it follows that no spiders are birds", "Yes"),
+        ("No.\n\nThis is a classic", "No"),
     ],
 )
 def test_the_word_that_opens_a_sentence_is_an_answer(text, verdict):
@@ -190,7 +191,15 @@ def test_the_word_that_opens_a_sentence_is_an_answer(text, verdict):
 
 
 @pytest.mark.parametrize(
-    "text", ["Yes. No.", "No, wait. Yes, it does", "No one knows, yes", "no-one, he said", "Nothing, really"]
+    "text",
+    [
+        "Yes. No.",
+        "No, wait. Yes, it does",
+        "No.\n\nYes, I mean, no.",
+        "No one knows, yes",
+        "no-one, he said",
+        "Nothing, really",
+    ],
 )
 def test_two_verdicts_are_no_answer(text):
     assert not {"yes", "no", "nothing"} & {candidate.lower() for candidate in answer_candidates(text)}
