@@ -24,7 +24,7 @@ class Probe:
         Args:
             learners: The learner.
             dtype: Compute dtype. In bfloat16 the second half of the tokens is sampled from the start model: two computations
-                agree much better on what the policy would say than on random tokens.
+                agree better on what the policy would say than on random tokens.
             seed: Of these samples.
         """
         self._learners, self._sampled, self._seed = learners, dtype == "bfloat16", seed

@@ -18,8 +18,9 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 # Nats. What an engine may differ by however little it rounds with the start model: in float32 the differences of two
 # libraries grow by more than their logits, in bfloat16 a probe of 64 tokens measures an engine's rounding to about 15 %.
 FLOOR = {"float32": 1e-4, "bfloat16": 0.01}
-# Allowed difference as a multiple of that with the start model; docs/engines.md shows what it detects, and false alarms.
-MARGIN = 2.0
+# Allowed difference as a multiple of that with the start model. In six runs in float32 of up to 60 steps the difference grew
+# to at most 1.7 times that of the first step; a good engine that is ended costs more than a small fault that is found later.
+MARGIN = 3.0
 
 
 @dataclass(frozen=True, slots=True)
