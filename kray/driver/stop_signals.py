@@ -27,7 +27,11 @@ def counts(now: float) -> bool:
 
 @contextlib.contextmanager
 def caught(handle: Callable[[str], None]) -> Iterator[None]:
-    """Call `handle` with the name of each signal that counts, in place of what the signals did; for the main thread."""
+    """Call `handle` with the name of each signal that counts, in place of what the signals did; for the main thread.
+
+    What they did is put back at the end, unless that is a KeyboardInterrupt: while the process ends, the same signal may come
+    again, and would end it without its exit code.
+    """
 
     def handler(number: int, _: object) -> None:
         if counts(time.monotonic()):
@@ -38,10 +42,14 @@ def caught(handle: Callable[[str], None]) -> Iterator[None]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in numbers}
+    interrupted = False
     try:
         yield
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
-        for number, previous in before.items():
+        for number, previous in before.items() if not interrupted else ():
             signal.signal(number, previous)
 
 

@@ -100,13 +100,15 @@ def test_handlers_are_put_back():
 
 
 JOB = """
-import sys, time
+import atexit, sys, time
 from kray.launch.main import guarded
 
 def main():
     print("ready", flush=True)
     time.sleep(30)
 
+# Python's last steps take long on a busy machine.
+atexit.register(time.sleep, 0.5)
 guarded(main)
 """
 
@@ -124,5 +126,6 @@ def test_a_job_that_has_not_begun_ends_with_one_message_and_130(name):
     assert process.stdout.readline() == "ready\n"
     for _ in range(3):
         os.killpg(process.pid, getattr(signal, name))
+        time.sleep(0.1)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "interrupted\n")
