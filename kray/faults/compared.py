@@ -7,22 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kray.metrics import TRAIN_PEAK_MEMORY_GIB, TRAIN_UPDATE_S
 from kray.train.checkpoints import newest_checkpoint, read_state
 
-# Beginnings of metrics that depend on the clock, the machine, or on what happened to the run.
-CIRCUMSTANCES = (
-    "time",
-    "timing_s/",
-    "memory/",
-    "throughput/",
-    "pool/",
-    "train/update_s",
-    "train/peak",
-    "planner/seconds",
-    "checkpoint/",
-    "driver/restarts",
-    "learner/restarts",
-)
+# Groups of metrics, and single ones, that depend on the clock, the machine, or on what happened to the run.
+GROUPS = frozenset(("time", "timing_s", "memory", "throughput", "pool", "checkpoint", "driver", "learner"))
+SINGLE = frozenset((TRAIN_UPDATE_S, TRAIN_PEAK_MEMORY_GIB))
 # What a checkpoint's state holds of the planner and the lengths of responses.
 LEARNED = ("step", "planner", "lengths", "calibration", "rollouts", "tokens", "accuracy_before")
 
@@ -50,7 +40,11 @@ def differences(one: Path, other: Path) -> list[str]:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl without what depends on circumstances."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.startswith(CIRCUMSTANCES)} for line in lines]
+    return [{name: value for name, value in line.items() if not _circumstance(name)} for line in lines]
+
+
+def _circumstance(name: str) -> bool:
+    return name in SINGLE or name.partition("/")[0] in GROUPS
 
 
 def tensors(checkpoint: Path) -> dict[str, Any]:
