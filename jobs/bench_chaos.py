@@ -1,7 +1,7 @@
 """How a run survives faults: one run on several local nodes that is hit again and again, audited, and set against a calm one.
 
-    python jobs/bench_chaos.py --faults 60 --json chaos.json              # the whole: all kinds, an hour on two cores
-    python jobs/bench_chaos.py --faults 4 --calm 0 --kinds "reward raises,scorer,GCS"   # a quick selection: five minutes
+    python jobs/bench_chaos.py --faults 60 --json chaos.json              # the whole: all kinds
+    python jobs/bench_chaos.py --faults 4 --calm 0 --kinds "reward raises,scorer,GCS"   # a quick selection
     python jobs/bench_chaos.py --list                                     # the kinds
 
 At random moments of a tiny run (2 engines, 2 learner ranks, nodes that are raylets of this machine) engines are killed or

@@ -35,7 +35,7 @@ from kray.driver.prepare import LoadedPrompts
 from kray.driver.state import RunState
 from kray.driver.stop import Stopped
 from kray.driver.workers import Workers
-from kray.errors import ConfigError, InfrastructureError, KrayError
+from kray.errors import ConfigError, InfrastructureError, KrayError, StorageError
 from kray.monitor.durations import format_duration
 from kray.text import legible
 from kray.tracking import Tracker, end_run, locate, prompts_digest
@@ -204,10 +204,13 @@ class Comparison(Driver):
         except Stopped:
             note_under_way(self.study, None)
             raise
-        except (ConfigError, InfrastructureError, LostLock):
+        except (ConfigError, InfrastructureError, StorageError, LostLock):
             # Of all runs, or worth another driver.
             raise
         except KrayError as error:
+            if not workers.pool.serving:
+                # The other runs would end like this one.
+                raise
             self.fence.check()
             give_up(child, str(error), 1)
             logger.warning(f"[{place}] {child.name} failed, the others go on: {error}")

@@ -29,8 +29,9 @@ class Losses:
 
     def __init__(self, study: Study):
         self.study = study
-        # A run was being trained when a driver was lost: what else could prevent all of them is out of question.
+        # A run was being trained when a driver was lost, or is done: what else could prevent all of them is out of question.
         self._begun = False
+        self._to_do = len(study.todo())
         self._restarts: dict[str, Restarts] = {}
 
     def lost(self, loss: InfrastructureError, now: float) -> float:
@@ -52,7 +53,7 @@ class Losses:
             child = None
         name = child.name if child else ""
         first = name not in self._restarts
-        if child is None and not self._begun:
+        if child is None and not self._begun and len(self.study.todo()) == self._to_do:
             raise KrayError(f"{loss}; no run had begun") from loss
         self._begun = True
         restarts = self._restarts.setdefault(name, Restarts(run.max_restarts, run.restart_window_s))

@@ -243,10 +243,9 @@ class RolloutConfig:
     float32, 0.1 in bfloat16, 1 where engines compute with 8-bit numbers, and less by what the engine differed by with the
     start model (docs/engines.md)."""
 
-    lora: str = "auto"
-    """How adapters (`model.lora`) reach the engines. adapter: as vLLM's own adapters, megabytes an update, beside base weights
-    that never move. merged: as whole weights. auto: adapter where engines have GPUs, for Llama, Mistral, Qwen2 and
-    Qwen3, otherwise merged; the start of a run says which."""
+    lora: str = "merged"
+    """How adapters (`model.lora`) reach the engines. merged: as whole weights. adapter: as vLLM's own adapters, megabytes an
+    update, beside base weights that never move; tested on CPU with Qwen3."""
 
     vllm: dict[str, Any] = field(default_factory=dict)
     """Further options of vLLM, by the names of its EngineArgs, such as `{max_num_batched_tokens: 16384}`. Refused: those that

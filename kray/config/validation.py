@@ -57,7 +57,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prompts.train.prompt_format": ("auto", "text", "json"),
     "prompts.test.prompt_format": ("auto", "text", "json"),
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "rollout.lora": ("auto", "adapter", "merged"),
+    "rollout.lora": ("merged", "adapter"),
     "train.loss": ("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
     "train.baseline": ("auto", "group", "belief", "batch"),
     "train.advantage": ("auto", "std", "mean"),
@@ -332,7 +332,7 @@ def _train(config: KrayConfig) -> Iterator[Problem]:
     if config.rollout.lora == "adapter" and config.model.lora is None:
         yield Problem(("rollout.lora", "model.lora"), "rollout.lora adapter: there are none, model.lora is null")
     elif config.rollout.lora == "adapter" and (reason := adapters_impossible(config)):
-        yield Problem(("rollout.lora",), f"rollout.lora adapter: {reason}; set rollout.lora to merged or auto")
+        yield Problem(("rollout.lora",), f"rollout.lora adapter: {reason}; set rollout.lora to merged")
 
 
 def _resources(config: KrayConfig) -> Iterator[Problem]:

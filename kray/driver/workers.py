@@ -26,7 +26,6 @@ from kray.environments import roles_of
 from kray.environments.role_workers import RoleWorkers
 from kray.environments.workers import EnvironmentWorkers
 from kray.errors import ConfigError
-from kray.prompts.model_files import read_config
 from kray.prompts.sources import test_sources
 from kray.reward_settings import FUNCTIONS, JUDGE, function_key, judges_of, read_range, reward_functions
 from kray.rewards.composed import ComposedScorer
@@ -34,7 +33,7 @@ from kray.rewards.judge import Judge, JudgeUsage, api_key
 from kray.rewards.outcome import Ranges
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
-from kray.rollout.adapters import choose_adapters
+from kray.rollout.adapters import adapters_of
 from kray.rollout.collector import EVALUATION, TRAINING, Collector
 from kray.rollout.conversation import ConversationRunner
 from kray.rollout.episodes import EpisodeRunner
@@ -89,9 +88,7 @@ class Workers:
         self.probe = Probe(self.learners, dtype_of(config), config.run.seed)
         self.restarts = {"learner": 0, "driver": 0}
         self.colocation = Colocation(config.rollout, self.learners) if config.rollout.colocate else None
-        self.adapters, self._merged_because, self._update_bytes = None, "", 0
-        if config.model.lora is not None:
-            self.adapters, self._merged_because = choose_adapters(config, read_config(model_path))
+        self.adapters, self._update_bytes = adapters_of(config), 0
         self.pool = self._make_pool(model_path, label)
         sources = [config.prompts.train, *test_sources(config.prompts).values()]
         self.scorer = make_scorer(config.reward, [source.verifier for source in sources])
@@ -170,7 +167,7 @@ class Workers:
         )
 
     def _log_adapters(self, rank: dict[str, Any]) -> None:
-        """Say how adapters reach the engines, and what an update weighs.
+        """Say what an update of adapters weighs.
 
         rank: `Learner.describe` of a rank.
         """
@@ -178,10 +175,6 @@ class Workers:
         if self.adapters is not None:
             sent = f"{self._update_bytes / 1e6:,.2f} MB of adapters; whole weights would be {whole / 1e6:,.1f} MB"
             logger.info(f"an update of the engines sends {sent}")
-        elif self._merged_because:
-            logger.info(
-                f"adapters reach the engines merged into {whole / 1e6:,.1f} MB of weights: {self._merged_because}"
-            )
 
     async def serve(self, version: int) -> float:
         """Have every engine load and prove the learner's weights.

@@ -115,9 +115,6 @@ class EngineSpec:
             device["async_scheduling"] = False
         if self.sleeps:
             device["enable_sleep_mode"] = True
-        if self.dtype == "bfloat16":
-            # vLLM multiplies into float32 on GPUs: rounded logits would be a large part of its difference to the learner.
-            device["hf_overrides"] = {"head_dtype": "float32"}
         if self.gpus == 0:
             # vLLM refuses its sleep mode there.
             device = cpu_options(self.kv_cache_gib, self.context_tokens)

@@ -236,10 +236,19 @@ class EngineSupervisor:
         self.engine.gap = gap = mean_gap(proof.logprobs, expected)
         limit = self.pool.limit(self.engine, published.probe, expected)
         if not gap <= limit:
-            raise EngineLost(
+            problem = (
                 f"its weights of version {version} are not the learner's: logprobs of the probe differ by {gap:.1e} nats, "
                 f"allowed are {limit:.1e} (rollout.probe_tolerance)"
             )
+            if not gap <= self.pool.tolerance or self.engine.doubts == 0:
+                self.engine.doubts += gap <= self.pool.tolerance
+                raise EngineLost(problem)
+            # Another process with the same weights differs as much: it rounds more than it did with the start model.
+            if self.engine.doubts == 1:
+                logger.warning(
+                    f"pool: {self.engine.name} serves all the same, as its last process differed, too: {problem}"
+                )
+            self.engine.doubts += 1
 
     def _calibrate(self, published: Published, proof: Proof) -> None:
         """Note the rounding of an actor that has computed the probe with the start model.

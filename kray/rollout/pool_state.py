@@ -54,6 +54,7 @@ class PooledEngine:
         proof: Its reply to the newest weights.
         gap: Mean absolute difference in nats between its and the learner's logprobs at its last proof.
         calibrated: The probe by which its current actor was calibrated, and the result; None while it was not.
+        doubts: How often it differed from the learner by more than its calibration allows and less than any engine may.
         busy_s: Seconds in which it was stepping, over all its actors.
         up_s: Seconds in which its former actors were up.
         up_since: Since when its current actor is up, monotonic s; None while none is.
@@ -70,6 +71,7 @@ class PooledEngine:
         self.proof: Proof | None = None
         self.gap = 0.0
         self.calibrated: tuple[tuple[int, ...], Calibration] | None = None
+        self.doubts = 0
         self.busy_s = self.up_s = 0.0
         self.up_since: float | None = None
         self.tokens = 0

@@ -38,6 +38,8 @@ class SleepingEngine(Engine):
     def _sleep(self) -> None:
         self._sleep_state.sleep(len(self._tasks))
         self._vllm_sleep("sleep", level=SLEEP_LEVEL)
+        # The weights of the model's folder are gone, so they cannot calibrate the engine any more.
+        self._version = max(self._version, 0)
 
     def _wake_weights(self) -> None:
         self._sleep_state.wake()

@@ -87,13 +87,7 @@ class ShardedAdamW:
         for (name, parameter), shard in zip(self.named, self.shards, strict=True):
             for key, value in self.adamw.state[shard].items():
                 if isinstance(parameter, DTensor) and value.shape == shard.shape and key != "step":
-                    value = DTensor.from_local(
-                        value,
-                        parameter.device_mesh,
-                        parameter.placements,
-                        run_check=False,
-                        shape=parameter.shape,
-                        stride=parameter.stride(),
-                    )
+                    # Not from_local, which would copy moments in main memory to the mesh's device.
+                    value = DTensor(value, parameter._spec, requires_grad=False)
                 tensors[f"{name}.{key}"] = value
         return tensors

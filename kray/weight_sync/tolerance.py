@@ -16,7 +16,7 @@ import numpy as np
 # Nats. What any engine may differ by.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 # Nats. What an engine may differ by however little it rounds with the start model: in float32 the differences of two
-# libraries grow by more than their logits, in bfloat16 a probe of 64 tokens measures an engine's rounding to about 15 %.
+# libraries grow by more than their logits, and a probe of 64 tokens measures an engine's rounding roughly.
 FLOOR = {"float32": 1e-4, "bfloat16": 0.01}
 # Allowed difference as a multiple of that with the start model. In six runs in float32 of up to 60 steps the difference grew
 # to at most 1.7 times that of the first step; a good engine that is ended costs more than a small fault that is found later.

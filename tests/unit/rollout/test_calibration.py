@@ -72,3 +72,17 @@ def test_float32_is_stricter_than_its_tolerance():
     prove(supervisor, Proof(START + 0.004 * NOISE, "sum", {}), START)
     with pytest.raises(EngineLost, match=r"allowed are 1\.0e-04"):
         prove(supervisor, Proof(START + 0.02 * NOISE, "sum", {}), START)
+
+
+def test_an_engine_whose_new_process_differs_as_much_serves_with_a_warning(caplog):
+    supervisor, wrong = supervised("float32"), Proof(START + 0.02 * NOISE, "sum", {}, START)
+    with pytest.raises(EngineLost):
+        prove(supervisor, wrong, START)
+    with caplog.at_level("WARNING"):
+        prove(supervisor, wrong, START)
+        prove(supervisor, wrong, START)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["pool"]
+    assert "engine-0 serves all the same" in caplog.text
+    # beyond what any engine may differ by
+    with pytest.raises(EngineLost, match="are not the learner's"):
+        prove(supervisor, Proof(START + NOISE, "sum", {}), START)

@@ -78,9 +78,3 @@ def test_a_gpu_engine_gets_graphs_and_its_share_of_the_memory():
     assert options["async_scheduling"] is False
     assert "kv_cache_memory_bytes" not in options
     assert "gpu_memory_utilization" not in SPEC.vllm_options()
-
-
-def test_a_gpu_engine_in_bfloat16_computes_its_logits_in_float32():
-    assert ON_GPU.vllm_options()["hf_overrides"] == {"head_dtype": "float32"}
-    assert "hf_overrides" not in SPEC.vllm_options()
-    assert "hf_overrides" not in EngineSpec("model", "bfloat16", 1, 1, 2, 0, 0.1, 0.8, True, 0).vllm_options()
