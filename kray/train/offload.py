@@ -110,7 +110,8 @@ class DeviceState:
         storages: dict[int, torch.UntypedStorage] = {}
         for tensor in tensors:
             storage = local(tensor).untyped_storage()
-            if storage.device.type == device.type and storage.nbytes() > SMALL_BYTES:
+            # On CPU some are views of memory of another owner, such as NumPy's, which cannot be freed.
+            if storage.device.type == device.type and storage.nbytes() > SMALL_BYTES and storage.resizable():
                 storages[storage._cdata] = storage
         self._storages = list(storages.values())
         self._sizes = [storage.nbytes() for storage in self._storages]

@@ -116,26 +116,16 @@ def test_engine_that_loads_no_weights_is_detected(ray_local, kind, dtype, reques
 
 @pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="vLLM has 8-bit caches on CPUs with AVX-512 alone")
 def test_engine_with_an_8_bit_cache_proves_its_weights(ray_local, tied_policy):
-    """Its parameters include one that vLLM has computed from weights, as the scales of rounded weights are on GPUs."""
     from kray.config.rounding import ROUNDED_TOLERANCE
     from kray.rollout.engine import Engine
     from kray.rollout.engine_spec import EngineSpec
 
-    class Rounding(Engine):
-        def add_scale(self):
-            def add(model):
-                scale = torch.nn.Parameter(torch.ones(1), requires_grad=False)
-                model.model.layers[0].mlp.down_proj.register_parameter("weight_scale", scale)
-
-            self._command(self._engine.apply_model, add)
-
     options = {"kv_cache_dtype": "fp8"}
     spec = EngineSpec(str(tied_policy), "float32", 128, 16, 1, 0, 0.1, 0.0, eager=True, seed=0, vllm=options)
-    actor = ray_local.remote(max_concurrency=2, concurrency_groups={"commands": 1})(Rounding)
+    actor = ray_local.remote(max_concurrency=2, concurrency_groups={"commands": 1})(Engine)
     actor = actor.options(num_cpus=1, runtime_env={"env_vars": spec.environment()}).remote(spec)
     learner = Policy(tied_policy, "float32")
     ray_local.get(actor.start.remote(), timeout=180)
-    ray_local.get(actor.add_scale.remote(), timeout=60)
     gaps = []
     for version in range(2):
         learner.change(0.1 * version)
