@@ -110,8 +110,7 @@ class DeviceState:
         storages: dict[int, torch.UntypedStorage] = {}
         for tensor in tensors:
             storage = local(tensor).untyped_storage()
-            # On CPU some are views of memory of another owner, such as NumPy's, which cannot be freed.
-            if storage.device.type == device.type and storage.nbytes() > SMALL_BYTES and storage.resizable():
+            if storage.device.type == device.type and storage.nbytes() > SMALL_BYTES:
                 storages[storage._cdata] = storage
         self._storages = list(storages.values())
         self._sizes = [storage.nbytes() for storage in self._storages]
@@ -132,7 +131,9 @@ class DeviceState:
             self._copies = [torch.empty(size, dtype=torch.uint8, pin_memory=self._keep) for size in self._sizes]
         for storage, copy in zip(self._storages, self._copies, strict=True):
             copy.copy_(_bytes(storage))
-            storage.resize_(0)
+            # Not so on CPU where NumPy has seen it, as when weights are gathered; such memory stays.
+            if storage.resizable():
+                storage.resize_(0)
         self.present = False
         release_memory(self.device)
 
@@ -141,7 +142,8 @@ class DeviceState:
         if self.present:
             return
         for i, storage in enumerate(self._storages):
-            storage.resize_(self._sizes[i])
+            if storage.resizable():
+                storage.resize_(self._sizes[i])
             _bytes(storage).copy_(self._copies[i])
             if not self._keep:
                 # One at a time, so that both copies are never held whole.
