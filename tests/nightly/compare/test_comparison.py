@@ -20,7 +20,17 @@ from kray.train.start_model import find_model
 
 ROOT = Path(__file__).parents[3]
 QUICK = str(ROOT / "configs" / "compare-quick.yaml")
-CLOCKED = ("time", "timing_s/", "memory/", "throughput/", "pool/", "train/update_s", "train/peak", "planner/seconds")
+CLOCKED = (
+    "driver/restarts",
+    "time",
+    "timing_s/",
+    "memory/",
+    "throughput/",
+    "pool/",
+    "train/update_s",
+    "train/peak",
+    "planner/seconds",
+)
 
 
 @pytest.fixture
