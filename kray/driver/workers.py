@@ -171,8 +171,8 @@ class Workers:
 
         rank: `Learner.describe` of a rank.
         """
-        whole = (rank["parameters"] - rank["trained"]) * ELEMENT_BYTES[dtype_of(self.config)]
         if self.adapters is not None:
+            whole = (rank["parameters"] - rank["trained"]) * ELEMENT_BYTES[dtype_of(self.config)]
             sent = f"{self._update_bytes / 1e6:,.2f} MB of adapters; whole weights would be {whole / 1e6:,.1f} MB"
             logger.info(f"an update of the engines sends {sent}")
 

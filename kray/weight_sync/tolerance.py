@@ -5,6 +5,7 @@ The rule, in nats, mean absolute difference over the probe's tokens:
 - An engine is calibrated with the start model, which it reads from its folder as the learner does: the difference there is
   its own rounding. Later differences may be MARGIN times as large, at least FLOOR of the dtype. The allowance grows with
   the size of the learner's log-probabilities of the probe: rounding grows with the logits, and training makes them larger.
+  An engine beyond it is started again; if the new process differs as much, it serves with a warning (engine_supervisor.py).
 """
 
 from __future__ import annotations
