@@ -4,9 +4,11 @@
     python jobs/compare.py configs/compare-arithmetic.yaml --seeds 0-5
     python jobs/compare.py configs/compare-arithmetic.yaml --methods uniform,paper,static --dir ~/study train.lr=5e-5
 
-The same command goes on where it was interrupted: runs that are done are not run again. Methods, seeds and what they share
-are in the file (kray/compare/study.py); `a.b=c` overrides a key for all methods but those that set it themselves. All runs
-share one learner and its engines. The report (HTML, Markdown, PNG, SVG, JSON) is in <dir>/report and in MLflow.
+The same command goes on where it was interrupted: runs that are done are not run again. A run whose driver or learner is lost
+begins anew, at most run.max_restarts times; then it is given up, the others go on, and the exit code is 1. Methods, seeds and
+what they share are in the file (kray/compare/study.py); `a.b=c` overrides a key for all methods but those that set it
+themselves. All runs share one learner and its engines. The report (HTML, Markdown, PNG, SVG, JSON) is in <dir>/report and in
+MLflow.
 """
 
 from __future__ import annotations
@@ -18,17 +20,20 @@ from typing import Any
 from kray.cluster.address import require_cluster
 from kray.cluster.folder_lock import FolderLock
 from kray.cluster.session import connect
-from kray.compare.report import write_figures, write_report
+from kray.compare.failures import missing
+from kray.compare.report import Report, write_figures, write_report
 from kray.compare.study import Study, load_study
+from kray.compare.supervision import run_comparison
 from kray.compare.verdicts import Verdict, line
-from kray.config.actor_options import variables_of
-from kray.driver.provenance import tags
-from kray.driver.remote import driver_actor, follow_driver, share_prompts
+from kray.driver.remote import share_prompts
 from kray.driver.run_lock import lock_folder
 from kray.launch.check import inspect
 from kray.launch.main import guarded
 from kray.launch.preflight import load_checked_prompts
 from kray.train.start_model import find_model
+
+# Runs that are not done and are named.
+SHOWN = 6
 
 
 def main() -> int:
@@ -57,15 +62,31 @@ def main() -> int:
         require_cluster()
         with lock_folder(study.folder, "a comparison") as lock:
             ended = run(study, lock)
-    report = ended or write_report(study)
-    print("\n".join(line(Verdict(**verdict)) for verdict in report.verdicts))
+    report = ended or report_of(study)
+    print("\n".join([*(line(Verdict(**verdict)) for verdict in report.verdicts), *gaps(missing(study))]))
     if ended is not None:
         stopped = f", stopped {ended.stopped}: the same command goes on" if ended.stopped else ""
         print(f"\n{ended.done} of {ended.of} runs done{stopped}\nMLflow  {ended.open_command}")
     print(f"report  {report.page or 'none: no run is done'}", flush=True)
     if given.json and report.page:
         write_figures(study, Path(report.page), Path(given.json))
-    return 1 if ended is not None and ended.stopped else 0
+    return 1 if ended is not None and (ended.stopped or ended.failed) else 0
+
+
+def gaps(missing: dict[str, str]) -> list[str]:
+    """Return lines on the runs that are not done, those that were given up first."""
+    lines = [f"given up  {name}: {why}" for name, why in missing.items() if why]
+    left = [name for name, why in missing.items() if not why]
+    few = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+    return [*lines, f"not done  {', '.join(left[:SHOWN])}{few}"] if left else lines
+
+
+def report_of(study: Study) -> Report:
+    """Write the report of what is done; no other job may write in the folder meanwhile."""
+    if not study.folder.is_dir():
+        return Report("", [], [])
+    with lock_folder(study.folder, "the report of a comparison"):
+        return write_report(study)
 
 
 def run(study: Study, lock: FolderLock) -> Any:
@@ -75,11 +96,7 @@ def run(study: Study, lock: FolderLock) -> Any:
     connect(study.base)
     shared = share_prompts(prompts)
     del prompts
-    from kray.compare.run import Comparison
-
-    env = variables_of(study.base.run.env)
-    actor = driver_actor(Comparison, study.folder, env=env).remote(study, model, tags(), shared, lock.ticket)
-    return follow_driver(actor, "compare", study.folder, lock, study.base.run.stop_after_s)
+    return run_comparison(study, model, shared, lock)
 
 
 if __name__ == "__main__":

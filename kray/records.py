@@ -101,6 +101,7 @@ class Rollout:
     reward: float | None = None
     reward_detail: str = ""
     reward_parts: Mapping[str, float] = field(default_factory=dict)  # value of each of reward.functions that applies
+    reward_late: bool = False  # judging exceeded its deadline, which no text says: a policy may write any
     sampled: np.ndarray | None = None
     turns: int = 1
     # Of an episode with roles: the role that this is the view of, the prompt as this role read it, where that differs

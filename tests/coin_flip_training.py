@@ -209,7 +209,7 @@ class CoinFlipWorkers:
     def collector(self, parts: Components) -> CoinFlipCollector:
         return CoinFlipCollector()
 
-    async def serve(self, version: int, probe: tuple[int, ...]) -> float:
+    async def serve(self, version: int) -> float:
         self.pool.published = await self.weights()
         return 0.0
 
@@ -264,7 +264,7 @@ def begin(
         state = RunState.from_dict(read_state(checkpoint))
         parts.load(state)
         workers.learners.load(checkpoint / "learner")
-    asyncio.run(workers.serve(0, ()))
+    asyncio.run(workers.serve(0))
     asyncio.run(workers.opponents.restore(checkpoint, workers.weights))
     store = CheckpointStore(folder, config.run.keep_checkpoints)
     return kind(config, parts, state, workers, record or Record(), store, Stop(), SilentConsole())

@@ -6,6 +6,7 @@ The marker of a test is the folder that it lies in: unit, integration or nightly
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def same_gpus():
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     if before is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+@pytest.fixture
+def same_signals():
+    """Restore what signals do, for a test that runs a job's main in this process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

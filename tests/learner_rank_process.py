@@ -12,7 +12,9 @@ from pathlib import Path
 from listening_sockets import open_to_others
 from state_digest import state_digest
 
+from kray.train.adapter_weights import adapter_weights
 from kray.train.learner import Learner
+from kray.train.probe_sample import sample_tokens
 
 
 def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
@@ -22,6 +24,8 @@ def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
         learner = Learner(rank, ranks, *address, case["model"], case["train"], "float32", 10, 0, lora=case["lora"])
         metrics = [learner.update(rows) for rows in case["rows"]]
         probe = learner.logprobs(case["probe"])
+        sampled = sample_tokens(learner, (3, 4, 5), 4, 0)
+        adapters = adapter_weights(learner)[1].tensors() if case["lora"] else []
         learner.save(case["checkpoint"], background=True)
         state = [(name, tensor.numpy()) for name, tensor in learner.state()]
         learner.update(case["rows"][0])  # goes on while the checkpoint is written, and must not show in it
@@ -32,6 +36,7 @@ def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
         learner.load(case["start"])  # written by one rank
         loaded = [(name, tensor.numpy()) for name, tensor in learner.state()]
         found = {"metrics": metrics, "probe": probe, "state": state, "digests": digests, "loaded": loaded}
+        found |= {"sampled": sampled, "adapters": [(name, tensor.numpy()) for name, tensor in adapters]}
         results.append(found | {"open": open_to_others([os.getpid()])})
         learner.shutdown()
     job.with_name(f"result-{rank}").write_bytes(pickle.dumps(results))

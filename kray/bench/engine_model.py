@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kray.records import RolloutTask, Sampling
-from kray.rollout.scheduler import Schedule, largest_part, split_rollouts
+from kray.rollout.parts import largest_part, split_rollouts
+from kray.rollout.scheduler import Schedule
 
 # Required by tasks, not used by the simulation.
 SAMPLING = Sampling(4096)

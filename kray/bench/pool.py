@@ -29,9 +29,10 @@ from kray.config.schema import RolloutConfig
 from kray.errors import KrayError
 from kray.records import RolloutTask, Sampling
 from kray.rollout.engine_spec import EngineSpec
+from kray.rollout.parts import largest_part, split_rollouts
 from kray.rollout.pool import Pool
 from kray.rollout.pool_state import Published
-from kray.rollout.scheduler import Schedule, largest_part, split_rollouts
+from kray.rollout.scheduler import Schedule
 from kray.weight_sync.flat_weights import FlatWeights
 
 logger = logging.getLogger(__name__)

@@ -194,7 +194,9 @@ class FolderLock:
         """End the beats of this process; the owner's others go on."""
         self._ended.set()
         self._thread.join(OTHERS_END_S)
-        self._file.unlink(missing_ok=True)
+        # A folder that cannot be written any more: others see that this process is dead.
+        with contextlib.suppress(OSError):
+            self._file.unlink()
 
     def release(self) -> None:
         """Give the lock up, as soon as the owner's other processes have ended."""

@@ -19,6 +19,8 @@ def joins_cluster() -> bool:
 def required_gpus(config: KrayConfig) -> int:
     """Count the GPUs that a run needs to begin: those of its ranks and of its fewest engines, at least one."""
     rollout, train = config.rollout, config.train
+    if rollout.colocate:
+        return train.ranks * train.gpus_per_rank
     fewest = rollout.engines if rollout.min_engines is None else max(1, rollout.min_engines)
     return fewest * rollout.gpus_per_engine + train.ranks * train.gpus_per_rank
 
@@ -28,10 +30,13 @@ def missing_gpus(config: KrayConfig, gpus: int) -> str:
     rollout, train = config.rollout, config.train
     if required_gpus(config) <= gpus:
         return ""
-    parts = f"train.ranks {train.ranks} x train.gpus_per_rank {train.gpus_per_rank} + engines x rollout.gpus_per_engine"
+    parts = f"train.ranks {train.ranks} x train.gpus_per_rank {train.gpus_per_rank}"
+    if not rollout.colocate:
+        parts += f" + engines x rollout.gpus_per_engine {rollout.gpus_per_engine}"
+    share = ", have both share one (rollout.colocate=true)" if gpus and not rollout.colocate else ""
     return (
-        f"train.gpus_per_rank, rollout.gpus_per_engine: {parts} {rollout.gpus_per_engine} = {required_gpus(config)} GPUs, and "
-        f"this machine has {gpus}: set both to 0, or submit to a cluster (jobs/submit.py)"
+        f"train.gpus_per_rank, rollout.gpus_per_engine: {parts} = {required_gpus(config)} GPUs, and "
+        f"this machine has {gpus}: set both to 0{share}, or submit to a cluster (jobs/submit.py)"
     )
 
 

@@ -89,12 +89,16 @@ def read_controls(keys: Mapping[str, Any], exact: bool, where: str) -> Controls:
 
 
 def check_controls(controls: Controls, config: KrayConfig, where: str) -> None:
-    """Refuse a configuration whose plan does not go by the values that a control replaces.
+    """Refuse a configuration whose plan does not go by the values that a control replaces, and rollout.colocate.
 
     Raises:
         ConfigError: Names the key.
     """
     plan = config.plan
+    if config.rollout.colocate:
+        raise ConfigError(
+            f"{where}: rollout.colocate must be false: a comparison asks the learner while engines generate"
+        )
     if controls.mixed_only and config.train.baseline != "belief":
         raise ConfigError(f"{where}: mixed_only needs train.baseline belief, not {config.train.baseline}")
     if plan.adapt and (controls.knows_plan or controls.shuffle_budgets):

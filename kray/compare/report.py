@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kray.compare.failures import missing
 from kray.compare.figures import figures
 from kray.compare.page import cards, page, table
 from kray.compare.progress import progress
@@ -64,10 +65,17 @@ def write_report(study: Study) -> Report:
     found = verdicts(results)
     numbers, between = summary(results), pairs(results)
     files.append(folder / "results.md")
-    files[-1].write_text(markdown(numbers, between, RIVALS, study.flops, study.folder.name), encoding="utf-8")
+    text = markdown(numbers, between, RIVALS, study.flops, study.folder.name, missing(study))
+    files[-1].write_text(text, encoding="utf-8")
     files.append(folder / "results.json")
     content = finite(
-        {"methods": numbers, "pairs": between, "flops": asdict(study.flops), "verdicts": [asdict(v) for v in found]}
+        {
+            "methods": numbers,
+            "pairs": between,
+            "flops": asdict(study.flops),
+            "verdicts": [asdict(v) for v in found],
+            "missing": missing(study),
+        }
     )
     text = json.dumps(content, indent=1, default=float, allow_nan=False)
     files[-1].write_text(text + "\n")
@@ -100,7 +108,7 @@ def _head(results: Results, found: Sequence[Verdict]) -> tuple[str, str]:
     """(title, paragraphs): what was compared, what is done, and whether the setting can show anything."""
     study, setting = results.study, [verdict for verdict in found if verdict.whose == "setting"]
     done = sum(map(len, results.runs.values()))
-    lines = [f"{escape(study.describe())}. {done} of {len(study.children)} runs are done."]
+    lines = [f"{escape(study.describe())}. {done} of {len(study.children)} runs are done.", *_missing(study)]
     if separates(list(found)):
         lines.append("More rollouts help here (n/2 &lt; n &lt; 2n), so the setting can tell allocations of them apart.")
     elif all(verdict.outcome in ("held", "failed") for verdict in setting[:2]):
@@ -118,6 +126,14 @@ def _head(results: Results, found: Sequence[Verdict]) -> tuple[str, str]:
     if max(map(len, results.runs.values())) < 2:
         lines.append("There is one seed: nothing here has an interval, and no claim can be decided.")
     return study.folder.name, "".join(f"<p>{line}</p>" for line in lines)
+
+
+def _missing(study: Study) -> list[str]:
+    """Return a line that says which runs are missing and why, none when all are done."""
+    failed = [f"{escape(name)} ({escape(why)})" for name, why in missing(study).items() if why]
+    left = [escape(name) for name, why in missing(study).items() if not why]
+    lines = [f"<b>Given up</b>: {'; '.join(failed)}."] if failed else []
+    return [*lines, f"Not done: {', '.join(left)}."] if left else lines
 
 
 def _methods(results: Results, numbers: dict[str, dict[str, Any]]) -> str:

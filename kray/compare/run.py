@@ -2,7 +2,8 @@
 
 A child that runs third gives the same results as when it runs first, because each begins with the start model's weights, a
 new optimizer and components of its own; engines never go back to an older policy version, so each child's versions follow
-on those of the one before. An early end keeps the children that are done; the one under way is repeated next time.
+on those of the one before. An early end keeps the children that are done; the one under way is repeated next time. A child
+that fails by itself is given up (failures.py) and the others go on; what a lost driver costs decides supervision.py.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kray.cluster.folder_lock import Ticket
+from kray.cluster.folder_lock import LostLock, Ticket
 from kray.compare.controlled import ControlledPlanner
 from kray.compare.exact import ExactRates
+from kray.compare.failures import failure, give_up, missing, note_under_way, under_way
 from kray.compare.method_run import ComparedTraining
 from kray.compare.report import write_report
 from kray.compare.study import Child, Study, keep
@@ -33,9 +35,10 @@ from kray.driver.prepare import LoadedPrompts
 from kray.driver.state import RunState
 from kray.driver.stop import Stopped
 from kray.driver.workers import Workers
+from kray.errors import ConfigError, InfrastructureError, KrayError, StorageError
 from kray.monitor.durations import format_duration
 from kray.text import legible
-from kray.tracking import Tracker, prompts_digest
+from kray.tracking import Tracker, end_run, locate, prompts_digest
 from kray.train.checkpoints import CheckpointStore
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ class Outcome:
         page: The report, "" when no child is done.
         open_command: How to open it in MLflow.
         verdicts: As dicts, see kray.compare.verdicts.Verdict.
+        failed: Runs that were given up -> why.
     """
 
     folder: str
@@ -67,6 +71,7 @@ class Outcome:
     page: str
     open_command: str
     verdicts: list[dict[str, Any]]
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 class Comparison(Driver):
@@ -79,8 +84,9 @@ class Comparison(Driver):
         tags: dict[str, str],
         prompts: LoadedPrompts | None = None,
         ticket: Ticket | None = None,
+        restarts: int = 0,
     ):
-        super().__init__(study.base, model_path, str(study.folder), "", tags, prompts=prompts, ticket=ticket)
+        super().__init__(study.base, model_path, str(study.folder), "", tags, restarts, prompts, ticket)
         self.study = study
         self._version = 0
         self._took: list[float] = []
@@ -96,8 +102,9 @@ class Comparison(Driver):
             yield item
 
     async def _compare(self) -> Outcome:
-        study, todo = self.study, self.study.todo()
+        study, todo = self.study, [child for child in self.study.todo() if not failure(child)]
         keep(study)
+        await asyncio.to_thread(self._end_lost_run)
         logger.info(f"{study.folder}: {study.describe()}; {len(study.children) - len(todo)} done, {len(todo)} to run")
         parent = await asyncio.to_thread(self._open_parent)
         ending = "FAILED"
@@ -120,9 +127,17 @@ class Comparison(Driver):
                 report.page,
                 parent.open_command,
                 report.verdicts,
+                {name: why for name, why in missing(study).items() if why},
             )
         finally:
             await asyncio.to_thread(parent.finish, ending)
+
+    def _end_lost_run(self) -> None:
+        """Mark the MLflow run as failed that a driver which was lost has left."""
+        lost = under_way(self.study)
+        if lost is not None and lost.mlflow_run_id:
+            end_run(locate(self.study.base.track.uri, self.study.folder), lost.mlflow_run_id, "FAILED")
+        note_under_way(self.study, None)
 
     def _open_parent(self) -> Tracker:
         """Open the MLflow run that the children belong to; the same one when the comparison is continued."""
@@ -156,17 +171,20 @@ class Comparison(Driver):
             variables = [source.chat_template_kwargs for source in (study.base.prompts.train, study.base.prompts.test)]
             prompts = prompts_digest([prompt for prompt, _ in (*components.train, *components.test)], *variables)
             self._origin = {
-                "policy": workers.pool.published.checksum,
+                "policy": await workers.weights_checksum(),
                 "prompts": prompts,
                 "commit": self.tags.get("git_commit", ""),
             }
             study.check_origin(self._origin)
-            shutil.rmtree(start, ignore_errors=True)
+            # Drivers that were lost may have left theirs.
+            for left in study.folder.glob(".start-*"):
+                shutil.rmtree(left, ignore_errors=True)
             await workers.learners.save(start)
             for number, child in enumerate(todo, 1):
-                await self._run_child(child, workers, components, start, parent.mlflow_run_id, f"{number}/{len(todo)}")
-                left_s = sorted(self._took)[len(self._took) // 2] * (len(todo) - number)
-                if number < len(todo):
+                place = f"{number}/{len(todo)}"
+                await self._try_child(child, workers, components, start, parent.mlflow_run_id, place)
+                left_s = sorted(self._took)[len(self._took) // 2] * (len(todo) - number) if self._took else 0.0
+                if number < len(todo) and left_s:
                     logger.info(f"  {len(todo) - number} to run, about {format_duration(left_s)}")
         finally:
             await workers.close()
@@ -177,6 +195,27 @@ class Comparison(Driver):
         first, self._version = self._version, self._version + count + 1
         return first
 
+    async def _try_child(
+        self, child: Child, workers: Workers, shared: Components, start: Path, parent_id: str, place: str
+    ) -> None:
+        """Run a child; give it up where it fails by itself, which it would do again."""
+        try:
+            await self._run_child(child, workers, shared, start, parent_id, place)
+        except Stopped:
+            note_under_way(self.study, None)
+            raise
+        except (ConfigError, InfrastructureError, StorageError, LostLock):
+            # Of all runs, or worth another driver.
+            raise
+        except KrayError as error:
+            if not workers.pool.serving:
+                # The other runs would end like this one.
+                raise
+            self.fence.check()
+            give_up(child, str(error), 1)
+            logger.warning(f"[{place}] {child.name} failed, the others go on: {error}")
+        note_under_way(self.study, None)
+
     async def _run_child(
         self, child: Child, workers: Workers, shared: Components, start: Path, parent_id: str, place: str
     ) -> None:
@@ -184,6 +223,7 @@ class Comparison(Driver):
         started = time.monotonic()
         shutil.rmtree(child.folder, ignore_errors=True)
         child.folder.mkdir(parents=True)
+        note_under_way(self.study, child)
         console = ChildConsole(self.console, f"[{place}] {child.name}: ", child.folder / "log.txt")
         with logged_to(console):
             summary, run_id = await self._train_child(child, workers, shared, start, parent_id, place, console)
@@ -215,6 +255,7 @@ class Comparison(Driver):
         state = RunState(prompts=prompts_digest([prompt for prompt, _ in components.train], variables))
         tracker = await asyncio.to_thread(self._open_child, child, parent_id)
         state.mlflow_run_id = tracker.mlflow_run_id
+        note_under_way(self.study, child, state.mlflow_run_id)
         ending = "FAILED"
         try:
             base = self._next_versions(config.run.steps)
@@ -254,8 +295,8 @@ async def begin(workers: Workers, child: Child, start: Path, version: int, compo
     """Bring the workers into the state of a new process: the start model, a new optimizer, engines that serve `version`."""
     await workers.learners.configure(child.config.train, child.config.run.steps)
     await workers.learners.load(start)
-    await workers.serve(version, components.probe)
-    await workers.restore_opponents(None, components.probe)
+    await workers.serve(version)
+    await workers.restore_opponents(None)
 
 
 def shown(summary: Summary) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from kray.compare.costs import FlopsModel
@@ -27,6 +28,7 @@ def markdown(
     rivals: Sequence[str],
     model: FlopsModel,
     title: str,
+    missing: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return the results as Markdown: a table of the methods, and one of what each spends until a rival's accuracy.
 
@@ -36,6 +38,7 @@ def markdown(
         rivals: Whose final accuracies are to be reached.
         model: Of the FLOPs.
         title: Of the page.
+        missing: Runs that are not done -> why each was given up, "" where it was not.
     """
     unit = "in steps of `uniform`" if "uniform" in numbers else "for each parameter"
     parts = [
@@ -44,6 +47,9 @@ def markdown(
         f"Accuracy: held-out, at the end; ±: half the 95 % interval, of differences paired by seed. Entropy: nats a token. "
         f"FLOPs: {unit}; {model.text}. Gen. x {model.generation_factor:g}: generation counted at its lower utilisation.",
     ]
+    if missing:
+        gaps = [f"{name}{f' ({why})' if why else ''}" for name, why in missing.items()]
+        parts.insert(1, f"Missing runs: {'; '.join(gaps)}.")
     known = [rival for rival in rivals if rival in numbers]
     if any(method != rival for method in numbers for rival in known):
         parts += [

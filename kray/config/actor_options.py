@@ -23,9 +23,11 @@ OWN_KEYS = {
     "gpu_memory_utilization": "rollout.gpu_memory_share",
     "tensor_parallel_size": "rollout.gpus_per_engine",
     "seed": "run.seed",
+    "enable_sleep_mode": "rollout.colocate",
 }
 ANOTHER_MODEL = "the engine would compute another model than the learner"
-ROUNDED = "the engine would compute with rounded numbers, and its log-probabilities would not be those of the learner's policy"
+ADAPTERS = "model.lora and rollout.lora decide which adapters an engine takes"
+SCHEMES = "rollout.vllm.quantization names the schemes that are possible"
 ONE_GPU = "an engine has one GPU at most; rollout.engines adds engines"
 LOADED = "weights reach the engine from the learner, by kray's own transport and in the actor's process"
 STOPS = "a rollout is sampled as `rollout` says and ends at the learner's stop tokens alone"
@@ -34,8 +36,7 @@ REFUSED = {
     "logprobs_mode": "the update needs the log-probabilities of the distribution that was sampled",
     "logits_processors": "tokens would be drawn from another distribution than the policy",
     "watermark_config": "tokens would be drawn from another distribution than the policy",
-    "quantization": ROUNDED,
-    "quantization_config": ROUNDED,
+    "quantization_config": SCHEMES,
     "speculative_config": "drafted tokens are not drawn by the rollout's seed, and the draft model would not be trained",
     "hf_overrides": ANOTHER_MODEL,
     "model_class_overrides": ANOTHER_MODEL,
@@ -46,7 +47,12 @@ REFUSED = {
     "tokenizer": ANOTHER_MODEL,
     "tokenizer_revision": ANOTHER_MODEL,
     "diffusion_config": ANOTHER_MODEL,
-    "enable_lora": "adapters reach the engine merged into the weights",
+    "enable_lora": ADAPTERS,
+    "max_loras": ADAPTERS,
+    "max_cpu_loras": ADAPTERS,
+    "max_lora_rank": ADAPTERS,
+    "lora_dtype": ADAPTERS,
+    "lora_target_modules": ADAPTERS,
     "kv_sharing_fast_prefill": "the log-probabilities of a prompt, by which an engine proves its weights, would be wrong",
     "generation_config": STOPS,
     "override_generation_config": STOPS,
@@ -85,14 +91,12 @@ def option_problems(variables: Mapping[str, Any], options: Mapping[str, Any]) ->
             yield key, f"{key} must be text or a number, not {value!r}: put it in quotes"
         elif "\0" in str(value):
             yield key, f"{key} holds a zero byte"
-    for name, value in options.items():
+    for name in options:
         key = f"rollout.vllm.{name}"
         if name in OWN_KEYS:
             yield key, f"{key} is set by {OWN_KEYS[name]}"
         elif name in REFUSED:
             yield key, f"{key} cannot be set: {REFUSED[name]}"
-        elif name == "kv_cache_dtype" and value != "auto":
-            yield key, f"{key} must stay auto, not {value!r}: {ROUNDED}"
 
 
 def variables_of(env: Mapping[str, Any]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from kray import plan_modes as plan_rules
 from kray.config.devices import dtype_of
+from kray.config.rounding import rounds_cache, rounds_weights
 from kray.config.schema import KrayConfig
 from kray.config.train_schema import TrainConfig, advantage_of
 
@@ -23,7 +24,7 @@ GSPO_LARGE = 0.05
 def warnings(config: KrayConfig) -> list[str]:
     """Return a sentence for each doubtful choice of a configuration that has passed `check`."""
     found = [*_advantage_clip(config), *_clips(config.train), *_memory(config), *_rendering(config)]
-    return [*found, *_partial_credit(config), *_baseline(config), *_float32_on_gpus(config)]
+    return [*found, *_partial_credit(config), *_baseline(config), *_float32_on_gpus(config), *_rounding(config)]
 
 
 def first_cut(clip: float, scaled: bool) -> float:
@@ -111,6 +112,15 @@ def _float32_on_gpus(config: KrayConfig) -> Iterator[str]:
             "" if config.rollout.probe_tolerance else ", and engines may round more than rollout.probe_tolerance allows"
         )
         yield f"model.dtype float32 on GPUs: there is no flash attention for it{tolerance}; auto is bfloat16 there"
+
+
+def _rounding(config: KrayConfig) -> Iterator[str]:
+    options = config.rollout.vllm
+    if (rounds_weights(options) or rounds_cache(options)) and not config.train.tis:
+        yield (
+            "rollout.vllm lets engines compute with 8-bit numbers, and train.tis 0 does not correct for the difference to the "
+            "learner: null is 2 here"
+        )
 
 
 def _rendering(config: KrayConfig) -> Iterator[str]:

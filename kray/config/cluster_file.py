@@ -21,6 +21,19 @@ from kray.errors import ConfigError
 KINDS = ("ray up", "RayCluster", "RayJob")
 # Suffixes of Kubernetes quantities that a CPU or GPU count can carry.
 SCALES = {"m": 1e-3, "k": 1e3}
+# Suffixes of Kubernetes quantities of memory, and of Docker's --shm-size.
+BYTE_SCALES = {
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
+DOCKER_SCALES = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,9 @@ class Group:
         most: maximum number of nodes.
         spot: whether the nodes can be preempted.
         idle_timeout_s: seconds after which an idle node is stopped; None: the cluster's setting.
+        memory: main memory of one node, in bytes; None where the file does not say.
+        shm: its /dev/shm, in bytes; None likewise.
+        store: its object store by ray start's parameter, in bytes; None: Ray's default.
     """
 
     name: str
@@ -44,6 +60,9 @@ class Group:
     most: int
     spot: bool = False
     idle_timeout_s: float | None = None
+    memory: int | None = None
+    shm: int | None = None
+    store: int | None = None
 
     @property
     def always(self) -> bool:
@@ -146,7 +165,17 @@ def _ray_up_groups(spec: Mapping[str, Any]) -> Iterator[Group]:
             most=1 if name == head else _count(group.get("max_workers", limit), f"{key}.max_workers"),
             spot=market == "spot" or any(r.get("preemptible") or r.get("provisioningModel") == "SPOT" for r in rules),
             idle_timeout_s=group.get("idle_timeout_s"),
+            memory=_bytes(resources.get("memory"), f"{key}.resources.memory"),
+            shm=_docker_shm(spec, group),
         )
+
+
+def _docker_shm(spec: Mapping[str, Any], group: Mapping[str, Any]) -> int | None:
+    """Return the bytes of --shm-size among the options with which containers are started."""
+    own, common = group.get("docker") or {}, spec.get("docker") or {}
+    options = [*(common.get("run_options") or []), *(own.get("worker_run_options") or [])]
+    given = [str(option).partition("=")[2] for option in options if str(option).startswith("--shm-size=")]
+    return _bytes(given[-1], "docker: --shm-size", DOCKER_SCALES) if given else None
 
 
 def _kuberay_groups(spec: Mapping[str, Any]) -> Iterator[Group]:
@@ -154,11 +183,12 @@ def _kuberay_groups(spec: Mapping[str, Any]) -> Iterator[Group]:
     if not isinstance(head, Mapping):
         raise ConfigError("headGroupSpec is missing")
     cpus, gpus = _pod_resources(head, "headGroupSpec")
-    yield Group("head", cpus, gpus, 1, 1)
+    yield Group("head", cpus, gpus, 1, 1, False, None, *_pod_memory(head, "headGroupSpec"))
     for number, group in enumerate(spec.get("workerGroupSpecs") or []):
         key = f"workerGroupSpecs[{number}]"
         hosts = _count(group.get("numOfHosts", 1), f"{key}.numOfHosts")
         cpus, gpus = _pod_resources(group, key)
+        memory, shm, store = _pod_memory(group, key)
         pod = (group.get("template") or {}).get("spec") or {}
         yield Group(
             name=str(group.get("groupName", number)),
@@ -168,6 +198,9 @@ def _kuberay_groups(spec: Mapping[str, Any]) -> Iterator[Group]:
             most=hosts * _count(group.get("maxReplicas", 2**31 - 1), f"{key}.maxReplicas"),
             spot=any("spot" in f"{label}={value}" for label, value in (pod.get("nodeSelector") or {}).items()),
             idle_timeout_s=group.get("idleTimeoutSeconds"),
+            memory=memory,
+            shm=shm,
+            store=store,
         )
 
 
@@ -185,6 +218,27 @@ def _pod_resources(group: Mapping[str, Any], key: str) -> tuple[float, float]:
     return float(math.ceil(_amount(cpus, f"{key}: CPUs"))), _amount(gpus, f"{key}: GPUs")
 
 
+def _pod_memory(group: Mapping[str, Any], key: str) -> tuple[int | None, int | None, int | None]:
+    """Return the bytes of (main memory, /dev/shm, object store) of the Ray container of a group's pod, None if not given."""
+    pod = (group.get("template") or {}).get("spec") or {}
+    container = (pod.get("containers") or [{}])[0]
+    memory = _bytes(((container.get("resources") or {}).get("limits") or {}).get("memory"), f"{key}: memory")
+    mounted = {
+        mount.get("name") for mount in container.get("volumeMounts") or [] if mount.get("mountPath") == "/dev/shm"
+    }
+    sizes = [
+        (volume.get("emptyDir") or {}).get("sizeLimit")
+        for volume in pod.get("volumes") or []
+        if volume.get("name") in mounted
+    ]
+    store = (group.get("rayStartParams") or {}).get("object-store-memory")
+    return (
+        memory,
+        _bytes(next(iter(sizes), None), f"{key}: /dev/shm"),
+        _bytes(store, f"{key}.rayStartParams.object-store-memory"),
+    )
+
+
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
@@ -200,6 +254,18 @@ def _amount(value: Any, key: str) -> float:
     if not 0 <= amount < math.inf:
         raise ConfigError(f"{key} must be at least 0, not {value!r}")
     return amount
+
+
+def _bytes(value: Any, key: str, scales: Mapping[str, int] = BYTE_SCALES) -> int | None:
+    """Return an amount of memory in bytes; None for None."""
+    if value is None:
+        return None
+    text = str(value).strip()
+    digits = text.rstrip("".join(set("".join(scales))))
+    try:
+        return int(float(digits) * scales[text[len(digits) :]])
+    except (ValueError, KeyError, OverflowError):
+        raise ConfigError(f"{key} must be an amount of memory such as 64Gi or 64g, not {value!r}") from None
 
 
 def _count(value: Any, key: str) -> int:

@@ -33,6 +33,6 @@ def settle_by_device(config: KrayConfig, begun: KrayConfig | None) -> None:
         if config.train.reduce_each_microbatch is None:
             config.train.reduce_each_microbatch = begun.train.reduce_each_microbatch
     config.model.dtype, config.rollout.eager = dtype_of(config), eager_of(config)
-    if config.train.ranks == 1 and config.train.reduce_each_microbatch is None:
+    if config.train.ranks == 1 and config.train.offload != "all" and config.train.reduce_each_microbatch is None:
         # One rank holds the whole gradient in any case.
         config.train.reduce_each_microbatch = False

@@ -34,6 +34,7 @@ from kray.config.reading import (
     read_bounded,
     suggestion,
 )
+from kray.config.rounding import settle_rounding
 from kray.config.schema import KrayConfig
 from kray.config.validation import problems, require
 from kray.errors import ConfigError
@@ -70,6 +71,7 @@ def load_config(
     config = _merge(trees, places, str(path))
     _settle_choices(config, begun)
     settle_by_device(config, begun)
+    settle_rounding(config, begun)
     if checked:
         found = [located(problem.message, _origin(problem.keys, places) or str(path)) for problem in problems(config)]
         _refuse(found, str(path))

@@ -10,8 +10,9 @@ from dataclasses import dataclass, fields
 
 from kray.config.devices import dtype_of
 from kray.config.model_sizes import ModelSizes
+from kray.config.rounding import rounds_cache, rounds_weights
 from kray.config.schema import KrayConfig
-from kray.config.train_schema import reduces_each_microbatch
+from kray.config.train_schema import OFFLOAD_PART_BYTES, reduces_each_microbatch
 
 GIB = 2**30
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -38,12 +39,13 @@ class RankMemory:
     """Bytes of one learner rank on its device.
 
     Attributes:
-        parameters: float32 shards.
+        parameters: float32 shards; none with train.offload all, and then no gradients, moments and start model either.
         reference: The start model's shards in the compute dtype, for train.kl without LoRA.
         gradients: float32 shards.
         whole_gradients: float32 gradients of all parameters, where they are not reduced after each micro-batch.
-        optimizer: Two float32 moments of each trained parameter.
-        gathered: Whole layers in the compute dtype, while they are used.
+        optimizer: Two float32 moments of each trained parameter; with train.offload optimizer what a part of them needs beyond
+            the memory of activations and logits, which are gone by then.
+        gathered: Whole layers in the compute dtype, while they are used, and with train.offload all the float32 copy of one.
         buffers: Of the reduction of a layer's gradient.
         activations: Of one micro-batch.
         logits: Of one chunk.
@@ -77,21 +79,42 @@ def rank_memory(config: KrayConfig, sizes: ModelSizes) -> RankMemory:
     shards = sum(weight.shard(ranks) for weight in sizes.weights)
     trained = sum(weight.shard(ranks) for weight in sizes.weights if weight.trained)
     # A single rank that reduces nothing before the end turns its whole gradient into its shard, layer by layer.
-    whole = 4 * sizes.trained if ranks > 1 and not reduces_each_microbatch(train, sizes.trained) else 0
+    early = reduces_each_microbatch(train, sizes.trained)
+    whole = 0 if early or (ranks == 1 and train.offload != "all") else 4 * sizes.trained
     largest, outside = sizes.largest_layer, sizes.of_layer(-1)
     tokens = microbatch_tokens(config)
+    activations = tokens * activation_bytes(config, sizes)
+    logits = LOGIT_BYTES * min(CHUNK_LOGITS, tokens * sizes.vocabulary)
+    kept = 0 if train.offload == "all" else 1
+    moments = 8 * trained * kept
+    if train.offload == "optimizer":
+        part = max(OFFLOAD_PART_BYTES, 8 * max((w.shard(ranks) for w in sizes.weights if w.trained), default=0))
+        moments = max(0, min(part, moments) - activations - logits)
     return RankMemory(
-        parameters=4 * shards,
-        reference=compute * shards if train.kl and config.model.lora is None else 0,
-        gradients=4 * trained,
+        parameters=4 * shards * kept,
+        reference=compute * shards * kept if train.kl and config.model.lora is None else 0,
+        gradients=4 * trained * kept,
         whole_gradients=whole,
-        optimizer=8 * trained,
+        optimizer=moments,
         # One layer is used, the next one arrives in a buffer and is copied out of it.
-        gathered=compute * (outside + 3 * largest),
-        buffers=(compute + 4) * max(largest, outside) if trained else 0,
-        activations=tokens * activation_bytes(config, sizes),
-        logits=LOGIT_BYTES * min(CHUNK_LOGITS, tokens * sizes.vocabulary),
+        gathered=compute * (outside + 3 * largest) + 4 * max(largest, outside) * (1 - kept),
+        buffers=(compute + 4) * sizes.largest_trained,
+        activations=activations,
+        logits=logits,
     )
+
+
+def state_in_main_memory(config: KrayConfig, sizes: ModelSizes) -> int:
+    """Return the bytes of a rank's state that are in main memory: by train.offload, or while an engine has its GPU."""
+    train, ranks = config.train, config.train.ranks
+    if not train.gpus_per_rank or not (config.rollout.colocate or train.offload != "none"):
+        return 0
+    shards = sum(weight.shard(ranks) for weight in sizes.weights)
+    trained = sum(weight.shard(ranks) for weight in sizes.weights if weight.trained)
+    reference = ELEMENT_BYTES[dtype_of(config)] * shards if train.kl and config.model.lora is None else 0
+    if train.offload == "all":
+        return 4 * shards + 12 * trained + reference
+    return 8 * trained + (4 * shards + reference if config.rollout.colocate else 0)
 
 
 def longest_rollout(config: KrayConfig) -> int:
@@ -126,7 +149,7 @@ class EngineMemory:
     """Bytes of one engine on its device.
 
     Attributes:
-        weights: In the compute dtype.
+        weights: In the compute dtype, or rounded.
         working: For activations of a step and for sampling.
         cache: For keys and values; None on a GPU whose memory is unknown.
         token: Keys and values of one token.
@@ -151,7 +174,10 @@ def engine_memory(config: KrayConfig, sizes: ModelSizes, gpu_bytes: int | None) 
         gpu_bytes: Memory of a GPU, None where it is not known.
     """
     rollout, compute = config.rollout, ELEMENT_BYTES[dtype_of(config)]
-    weights, token = compute * sizes.served, 2 * sizes.layers * sizes.keys * compute
+    token = 2 * sizes.layers * sizes.keys * (1 if rounds_cache(rollout.vllm) else compute)
+    # Of the layers, linear ones have one byte for each weight; embeddings, norms and the output layer stay as they are.
+    rounded = sizes.served_matrices if rounds_weights(rollout.vllm) else 0
+    weights = compute * (sizes.served - rounded) + rounded
     given = rollout.vllm.get("max_num_batched_tokens")
     tokens = given if isinstance(given, int) else STEP_TOKENS
     width = 2 * sizes.intermediate + sizes.queries + 2 * sizes.keys + 3 * sizes.hidden
@@ -167,7 +193,7 @@ class HostMemory:
     """Bytes in main memory of the node of rank 0, beside what ranks and engines on CPU hold themselves, and on disk.
 
     Attributes:
-        start: While rank 0 reads the model.
+        start: While rank 0 reads the model; 0 where each rank reads its own rows.
         gathered: Rank 0's whole weights at an update; a single rank on CPU in float32 hands over its own.
         version: One version of the weights in the object store.
         saving: Copies of the shards of all ranks while a checkpoint is written.
@@ -187,7 +213,7 @@ def host_memory(config: KrayConfig, sizes: ModelSizes) -> HostMemory:
     own = config.train.ranks == 1 and not config.train.gpus_per_rank and dtype_of(config) == "float32"
     own = own and config.model.lora is None
     saved = 12 * sizes.trained
-    return HostMemory(4 * sizes.elements, 0 if own else version, version, saved, saved)
+    return HostMemory(4 * sizes.elements if sizes.read_whole else 0, 0 if own else version, version, saved, saved)
 
 
 def update_seconds(config: KrayConfig, sizes: ModelSizes) -> dict[str, float]:

@@ -11,18 +11,21 @@ from kray.config.memory import (
     BANDWIDTHS,
     GIB,
     EngineMemory,
-    RankMemory,
     engine_memory,
     host_memory,
     longest_rollout,
     microbatch_tokens,
     rank_memory,
+    state_in_main_memory,
     update_seconds,
 )
 from kray.config.model_sizes import ModelSizes
 from kray.config.schema import KrayConfig
 from kray.errors import ConfigError
 
+# Bytes of a GPU that an engine which sleeps and a rank whose state is away keep, assumed: contexts of CUDA, graphs, buffers of
+# nccl.
+ENGINE_ASLEEP, RANK_AWAY = 2 * GIB, GIB
 # Most learner ranks that are proposed, and shares of a GPU's memory for engines.
 MOST_RANKS = 1024
 SHARES = (0.9, 0.95)
@@ -53,14 +56,14 @@ def memory_rows(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> list
     trained = "all trained" if sizes.trained == sizes.elements else f"{sizes.trained:,} trained"
     return [
         ("parameters", f"{sizes.elements:,}, {trained}; computed in {dtype_of(config)}"),
-        *_rank_rows(config, rank_memory(config, sizes), devices),
+        *_rank_rows(config, sizes, devices),
         *_engine_rows(config, engine_memory(config, sizes, devices.gpu), devices),
         *_host_rows(config, sizes),
     ]
 
 
-def _rank_rows(config: KrayConfig, rank: RankMemory, devices: Devices) -> list[tuple[str, str]]:
-    train = config.train
+def _rank_rows(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> list[tuple[str, str]]:
+    train, rank = config.train, rank_memory(config, sizes)
     how = "recomputed in the backward pass" if train.activation_checkpointing else "all kept for the backward pass"
     kept = f"{gib(rank.gradients)} gradients"
     if rank.whole_gradients:
@@ -74,7 +77,17 @@ def _rank_rows(config: KrayConfig, rank: RankMemory, devices: Devices) -> list[t
             f"{gib(rank.gathered)} gathered layers, {gib(rank.buffers)} to reduce gradients, {gib(rank.logits)} logits",
         ),
         ("  activations", f"about {gib(rank.activations)} at {microbatch_tokens(config):,} tokens, {how}"),
+        *_main_memory_rows(config, sizes),
     ]
+
+
+def _main_memory_rows(config: KrayConfig, sizes: ModelSizes) -> Iterator[tuple[str, str]]:
+    if config.train.gpus_per_rank and config.rollout.colocate:
+        yield "  beside an engine", f"about {gib(ENGINE_ASLEEP)} that it keeps while it sleeps (rollout.colocate)"
+    if state := state_in_main_memory(config, sizes):
+        moments = ", the moments always" if config.train.offload == "optimizer" else ""
+        away = config.rollout.colocate and config.train.offload != "all"
+        yield "  in main memory", f"{gib(state)} {f'while the engine generates{moments}' if away else 'always'}"
 
 
 def _of(known: int | None) -> str:
@@ -107,7 +120,12 @@ def _host_rows(config: KrayConfig, sizes: ModelSizes) -> list[tuple[str, str]]:
     gathered = f"{gib(host.gathered)} gathered + " if host.gathered else ""
     rates = ", ".join(f"{name} {BANDWIDTHS[name] / 1e9:g}" for name in seconds)
     return [
-        ("host of rank 0", f"{gib(host.start)} while the model is read"),
+        (
+            "host of rank 0",
+            f"{gib(host.start)} while it reads the model"
+            if host.start
+            else "each rank reads its own rows of the model",
+        ),
         (
             "  at an update",
             f"{gathered}{gib(host.version)} in the object store, twice while one version replaces another",
@@ -133,7 +151,9 @@ def require_fits(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> Non
 
 
 def _require_rank(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
-    rank = rank_memory(config, sizes)
+    rank, beside = rank_memory(config, sizes), ""
+    if config.rollout.colocate:
+        known, beside = known - ENGINE_ASLEEP, f" beside the {gib(ENGINE_ASLEEP)} of an engine that sleeps"
     if rank.total <= known:
         return
     for changes in _rank_changes(config, bool(rank.whole_gradients)):
@@ -142,12 +162,15 @@ def _require_rank(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
             advice = f"{_overrides(changes)} needs {gib(found)}"
             break
     else:
-        advice = "no number of ranks, micro-batches or recomputation makes it fit: use model.lora, or a smaller model"
+        ways = "offload" if config.rollout.colocate else "number of ranks"
+        advice = f"no {ways}, micro-batches or recomputation makes it fit: use model.lora, or a smaller model"
     parts = (
         f"parameters, gradients and optimizer {gib(rank.state)}, gathered layers and buffers "
         f"{gib(rank.gathered + rank.buffers)}, activations {gib(rank.activations)}, logits {gib(rank.logits)}"
     )
-    raise ConfigError(f"train.ranks: a rank needs {gib(rank.total)} and its GPU has {gib(known)} ({parts}); {advice}")
+    raise ConfigError(
+        f"train.ranks: a rank needs {gib(rank.total)} and its GPU has {gib(known)}{beside} ({parts}); {advice}"
+    )
 
 
 def _rank_changes(config: KrayConfig, whole: bool) -> Iterator[dict[str, Any]]:
@@ -162,7 +185,13 @@ def _rank_changes(config: KrayConfig, whole: bool) -> Iterator[dict[str, Any]]:
     less: dict[str, Any] = {} if train.activation_checkpointing else {"train.activation_checkpointing": True}
     sizes = [train.microbatch_tokens >> k for k in range(1, 32) if train.microbatch_tokens >> k >= least]
     shorter = [{"train.microbatch_tokens": tokens} for tokens in sizes]
-    more = [{"train.ranks": train.ranks << k} for k in range(1, 11) if train.ranks << k <= MOST_RANKS]
+    more: list[dict[str, Any]] = [
+        {"train.ranks": train.ranks << k} for k in range(1, 11) if train.ranks << k <= MOST_RANKS
+    ]
+    if config.rollout.colocate:
+        # As many engines would be needed as ranks.
+        places = ("none", "optimizer", "all")
+        more = [{"train.offload": place} for place in places[places.index(train.offload) + 1 :]]
     for ranks in [{}, *more]:
         single = [ranks, *(ranks | each for each in (early, less, *shorter) if each)]
         yield from (each for each in [*single, *(ranks | early | less | each for each in [{}, *shorter])] if each)
@@ -171,6 +200,9 @@ def _rank_changes(config: KrayConfig, whole: bool) -> Iterator[dict[str, Any]]:
 def _changed(config: KrayConfig, changes: Mapping[str, Any]) -> KrayConfig:
     """Return the configuration with other values of `train`."""
     values = {key.removeprefix("train."): value for key, value in changes.items()}
+    if values.get("offload") == "all":
+        # Gradients leave the device when they are reduced, which is the default then.
+        values.setdefault("reduce_each_microbatch", None)
     if config.train.ranks == 1 and "ranks" in values:
         # A rank alone has false here, whatever was given.
         values.setdefault("reduce_each_microbatch", None)
@@ -187,6 +219,13 @@ def _context(config: KrayConfig) -> int:
 
 def _require_engine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
     rollout, engine = config.rollout, engine_memory(config, sizes, known)
+    most = int(100 * (known - RANK_AWAY) / known) / 100
+    if rollout.colocate and rollout.gpu_memory_share > most:
+        raise ConfigError(
+            f"rollout.gpu_memory_share {rollout.gpu_memory_share:g} leaves less of a GPU of {gib(known)} than the "
+            f"{gib(RANK_AWAY)} that a rank keeps of it while the engine generates (rollout.colocate); "
+            f"rollout.gpu_memory_share={most:g} fits"
+        )
     if engine.sequences(_context(config)):
         return
     share = gib(rollout.gpu_memory_share * known)
@@ -229,6 +268,7 @@ def _require_machine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
 
 def _on_machine(config: KrayConfig, sizes: ModelSizes) -> int:
     rollout, engine, host = config.rollout, engine_memory(config, sizes, None), host_memory(config, sizes)
-    ranks = 0 if config.train.gpus_per_rank else config.train.ranks * rank_memory(config, sizes).state
+    each = state_in_main_memory(config, sizes) if config.train.gpus_per_rank else rank_memory(config, sizes).state
+    ranks = config.train.ranks * each
     engines = 0 if rollout.gpus_per_engine else rollout.engines * (engine.weights + (engine.cache or 0))
     return max(host.start, ranks + engines + host.gathered + host.version)

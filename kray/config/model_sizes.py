@@ -46,6 +46,7 @@ class ModelSizes:
         intermediate: Width of the feed-forward layers.
         queries: Query heads times their size.
         keys: Key heads times their size; as many values.
+        read_whole: Whether rank 0 reads the whole model, because ranks cannot read their own rows of its files.
     """
 
     weights: tuple[Weight, ...]
@@ -56,6 +57,7 @@ class ModelSizes:
     intermediate: int
     queries: int
     keys: int
+    read_whole: bool = False
 
     @property
     def elements(self) -> int:
@@ -67,9 +69,24 @@ class ModelSizes:
         """Number of elements that are trained."""
         return sum(weight.elements for weight in self.weights if weight.trained)
 
+    @property
+    def served_matrices(self) -> int:
+        """Number of elements of the matrices in decoder layers that engines hold."""
+        adapters = self.trained < self.elements
+        matrices = (weight for weight in self.weights if weight.layer >= 0 and weight.columns > 1)
+        return sum(weight.elements for weight in matrices if not (adapters and weight.trained))
+
     def of_layer(self, layer: int) -> int:
         """Return the elements of a decoder layer, or of all that is outside of them (-1)."""
         return sum(weight.elements for weight in self.weights if weight.layer == layer)
+
+    @property
+    def largest_trained(self) -> int:
+        """Number of trained elements of the largest decoder layer, or of all that is outside of them if that is more."""
+        found: dict[int, int] = {}
+        for weight in self.weights:
+            found[weight.layer] = found.get(weight.layer, 0) + weight.trained * weight.elements
+        return max(found.values(), default=0)
 
     @property
     def largest_layer(self) -> int:

@@ -74,14 +74,15 @@ def place(config: KrayConfig, cluster: Cluster) -> Fit:
         ConfigError: they do not fit; the message has one line with what is missing and what to change.
     """
     rollout, train = config.rollout, config.train
-    rank = Shape(train.cpus_per_rank, train.gpus_per_rank)
+    beside = rollout.cpus_per_engine if rollout.colocate else 0
+    rank = Shape(train.cpus_per_rank + beside, train.gpus_per_rank)
     engine = Shape(rollout.cpus_per_engine, rollout.gpus_per_engine)
     capacity = _Capacity(cluster)
     fit = Fit()
     for placed in range(train.ranks):
         group = capacity.take_one(rank)
         if group is None:
-            raise ConfigError(_ranks_missing(cluster, rank, train.ranks, placed))
+            raise ConfigError(_ranks_missing(cluster, rank, train.ranks, placed, rollout.colocate))
         fit.ranks[group.name] += 1
     for player in frozen_players(config.environment):
         group = capacity.take_one(engine)
@@ -91,6 +92,11 @@ def place(config: KrayConfig, cluster: Cluster) -> Fit:
                 f"has no place beside {train.ranks} learner ranks ({_where(fit.ranks)}); raise a group's maximum"
             )
         fit.opponents[group.name] += 1
+    if rollout.colocate:
+        fit.engines, fit.nodes = fit.ranks.copy(), Counter(node.group.name for node in capacity.nodes)
+        fit.engines_always = fit.engines_at_most = train.ranks
+        fit.notes = list(_notes(cluster, fit, rank, engine))
+        return fit
     fit.engines_always = capacity.on_running(engine)
     fit.engines_at_most = fit.engines_always + sum(count for _, count in capacity.startable(engine))
     least = rollout.engines if rollout.min_engines is None else max(1, rollout.min_engines)
@@ -195,7 +201,9 @@ def requested(config: KrayConfig) -> tuple[int, int]:
     rollout, train = config.rollout, config.train
     engines = rollout.engines + len(frozen_players(config.environment))
     cpus = engines * rollout.cpus_per_engine + train.ranks * train.cpus_per_rank
-    return cpus, engines * rollout.gpus_per_engine + train.ranks * train.gpus_per_rank
+    # An engine that shares the GPU of a rank asks for none of its own.
+    own = engines - rollout.engines if rollout.colocate else engines
+    return cpus, own * rollout.gpus_per_engine + train.ranks * train.gpus_per_rank
 
 
 def amounts(cpus: float, gpus: float) -> str:
@@ -228,14 +236,14 @@ def _notes(cluster: Cluster, fit: Fit, rank: Shape, engine: Shape) -> Iterable[s
             yield f"{what} request no GPU, so those of {', '.join(idle)} stay idle{reason}"
 
 
-def _ranks_missing(cluster: Cluster, rank: Shape, ranks: int, placed: int) -> str:
+def _ranks_missing(cluster: Cluster, rank: Shape, ranks: int, placed: int, colocated: bool) -> str:
     offers = "; ".join(
         f"{g.name} takes {rank.times_in(g.cpus, g.gpus)} a node on {_nodes(g.most)} of {amounts(g.cpus, g.gpus)}"
         for g in cluster.groups
     )
-    lacking = ranks - placed
+    lacking, each = ranks - placed, "learner ranks, each with its engine," if colocated else "learner ranks"
     return (
-        f"train.ranks: {ranks} learner ranks of {rank} do not fit on {cluster.path}: {placed} do, "
+        f"train.ranks: {ranks} {each} of {rank} do not fit on {cluster.path}: {placed} do, "
         f"{amounts(lacking * rank.cpus, lacking * rank.gpus)} are missing ({offers}{_limit(cluster)}); "
         "lower train.ranks or raise a group's maximum"
     )

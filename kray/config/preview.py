@@ -83,9 +83,10 @@ def derived(config: KrayConfig, train_prompts: int, test_prompts: int) -> list[t
 
 def _actors(config: KrayConfig) -> list[tuple[str, str]]:
     rollout, train = config.rollout, config.train
+    shared = ", each on the device of a rank" if rollout.colocate else ""
     return [
         ("driver", f"1 x {amounts(0, 0)}"),
-        ("engines", f"{rollout.engines} x {amounts(rollout.cpus_per_engine, rollout.gpus_per_engine)}"),
+        ("engines", f"{rollout.engines} x {amounts(rollout.cpus_per_engine, rollout.gpus_per_engine)}{shared}"),
         ("learner ranks", f"{train.ranks} x {amounts(train.cpus_per_rank, train.gpus_per_rank)}"),
         ("scorer processes", config.reward.url or f"{config.reward.workers}, in the driver's node"),
         *_functions(config),

@@ -132,7 +132,7 @@ class TinyPolicyConfig:
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters (arXiv 2106.09685). Engines get them merged into the weights."""
+    """Low-rank adapters (arXiv 2106.09685); `rollout.lora` says how engines get them."""
 
     rank: int = 16
     """Rank of the adapters."""
@@ -211,6 +211,11 @@ class RolloutConfig:
     gpu_memory_share: float = 0.85
     """Share of a GPU's memory that an engine may use."""
 
+    colocate: bool = False
+    """Give each engine the GPU of a learner rank. They take turns: the engine discards its weights, keys and values while the
+    learner updates, and the learner's state is in main memory while the engine generates. Needs as many engines as ranks and
+    `async.max_staleness` 0. On CPU, where vLLM cannot sleep, the engine keeps its memory."""
+
     eager: bool | None = None
     """Skip compilation and graph capture: faster to start, right for small models. null: true on CPU, false on GPUs."""
 
@@ -235,11 +240,17 @@ class RolloutConfig:
 
     probe_tolerance: float = 0.0
     """Largest allowed difference between the engine's and the learner's log-probabilities of the probe, in nats. 0: 1e-3 in
-    float32, 0.1 in bfloat16."""
+    float32, 0.1 in bfloat16, 1 where engines compute with 8-bit numbers, and less by what the engine differed by with the
+    start model (docs/engines.md)."""
+
+    lora: str = "merged"
+    """How adapters (`model.lora`) reach the engines. merged: as whole weights. adapter: as vLLM's own adapters, megabytes an
+    update, beside base weights that never move; tested on CPU with Qwen3."""
 
     vllm: dict[str, Any] = field(default_factory=dict)
     """Further options of vLLM, by the names of its EngineArgs, such as `{max_num_batched_tokens: 16384}`. Refused: those that
-    another key sets, and those with which an engine would compute other log-probabilities than the learner."""
+    another key sets, and those with which an engine would compute another model than the learner. `{quantization:
+    fp8_per_tensor}` and `{kv_cache_dtype: fp8}` round to 8 bits, for which `train.tis` corrects."""
 
 
 @dataclass

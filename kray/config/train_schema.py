@@ -89,8 +89,9 @@ class TrainConfig:
     advantage_clip: float = 0.0
     """Largest size of an advantage. 0: no bound. The only success among N rollouts has sqrt(N - 1)."""
 
-    tis: float = 0.0
-    """Upper bound of the truncated importance weight between engine and learner; 2 is usual. 0: no such weight."""
+    tis: float | None = None
+    """Upper bound of the truncated importance weight between engine and learner; 2 is usual. 0: no such weight. null: 2 where
+    engines compute with 8-bit numbers (`rollout.vllm` with quantization or kv_cache_dtype), else 0."""
 
     kl: float = 0.0
     """Coefficient of the KL divergence from the start model, on the rollouts that have an advantage. 0: no such term."""
@@ -129,10 +130,15 @@ class TrainConfig:
 
     reduce_each_microbatch: bool | None = None
     """Reduce gradients after each micro-batch, on several ranks: less memory, because no rank holds a whole gradient (4 bytes
-    a trained parameter), and more communication. null: where a whole gradient takes more than 4 GiB."""
+    a trained parameter), and more communication. null: above 4 GiB of whole gradients, and with `offload: all`."""
 
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+
+    offload: str = "none"
+    """What of a rank's state is kept in main memory instead of on its GPU. optimizer: AdamW's moments, which are brought to the
+    GPU a part at a time. all: parameters and gradients, too; a layer is on the GPU while it is used, and AdamW runs on the
+    CPU. Less memory, more time; the update is the same."""
 
     compile: bool = False
     """Compile the decoder layers with torch.compile."""
@@ -153,12 +159,19 @@ BUILT_WITH = (
     "kl",
     "packing",
     "activation_checkpointing",
+    "offload",
     "compile",
     "timeout_s",
 )
 
+# Upper bound of truncated importance weights where they are on by default.
+TIS_CAP = 2.0
+
 # Bytes of a whole float32 gradient above which ranks reduce it after each micro-batch by default.
 WHOLE_GRADIENT_BYTES = 4 * 2**30
+
+# Bytes of moments that train.offload optimizer brings to the device at once; a larger parameter is a part of its own.
+OFFLOAD_PART_BYTES = 2**28
 
 # The advantage and the aggregation of each loss's paper.
 PAPERS = {
@@ -189,7 +202,8 @@ def reduces_each_microbatch(train: TrainConfig, trained: int) -> bool:
     """
     if train.reduce_each_microbatch is not None:
         return train.reduce_each_microbatch
-    return train.ranks > 1 and 4 * trained > WHOLE_GRADIENT_BYTES
+    # Gradients leave the device when they are reduced.
+    return train.offload == "all" or (train.ranks > 1 and 4 * trained > WHOLE_GRADIENT_BYTES)
 
 
 @dataclass

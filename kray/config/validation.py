@@ -15,12 +15,14 @@ from typing import Any
 from kray import plan_modes as plan_rules
 from kray import reward_settings as reward_rules
 from kray.config.actor_options import option_problems
+from kray.config.adapters import adapters_impossible
 from kray.config.export import flat
 from kray.config.players import player_problems
 from kray.config.prompts_schema import SourceConfig
 from kray.config.ranges import FIXED, RANGES, WEIGHT, number_problem
 from kray.config.reading import attribute
 from kray.config.redaction import HIDDEN, is_secret_key
+from kray.config.rounding import rounding_problems
 from kray.config.schema import KrayConfig
 from kray.config.templates import check_template
 from kray.config.train_schema import aggregation_of
@@ -55,10 +57,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prompts.train.prompt_format": ("auto", "text", "json"),
     "prompts.test.prompt_format": ("auto", "text", "json"),
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "rollout.lora": ("merged", "adapter"),
     "train.loss": ("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
     "train.baseline": ("auto", "group", "belief", "batch"),
     "train.advantage": ("auto", "std", "mean"),
     "train.lr_schedule": ("constant", "linear", "cosine"),
+    "train.offload": ("none", "optimizer", "all"),
     "train.aggregation": ("auto", "token_mean", "sequence_mean", "prompt_mean", "constant"),
     "train.lr_scaling": ("none", "sqrt", "linear"),
     "track.log_model": ("", "log", "register"),
@@ -134,6 +138,7 @@ def problems(config: KrayConfig) -> list[Problem]:
         *_train(config),
         *_track(config),
         *_resources(config),
+        *_colocation(config),
         *_hidden(dataclasses.asdict(config), ""),
         *_dotted(config),
     ]
@@ -324,6 +329,10 @@ def _train(config: KrayConfig) -> Iterator[Problem]:
         yield Problem(("train.tis", "async.max_staleness"), text)
     if config.model.lora is not None and not config.model.lora.targets:
         yield Problem(("model.lora.targets",), "model.lora.targets is empty: name linear layers, or [all-linear]")
+    if config.rollout.lora == "adapter" and config.model.lora is None:
+        yield Problem(("rollout.lora", "model.lora"), "rollout.lora adapter: there are none, model.lora is null")
+    elif config.rollout.lora == "adapter" and (reason := adapters_impossible(config)):
+        yield Problem(("rollout.lora",), f"rollout.lora adapter: {reason}; set rollout.lora to merged")
 
 
 def _resources(config: KrayConfig) -> Iterator[Problem]:
@@ -340,6 +349,28 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
         text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
         yield Problem(("rollout.gpus_per_engine",), text)
     yield from (Problem((key,), text) for key, text in option_problems(config.run.env, rollout.vllm))
+    yield from (Problem((key,), text) for key, text in rounding_problems(rollout.vllm, rollout.gpus_per_engine))
+
+
+def _colocation(config: KrayConfig) -> Iterator[Problem]:
+    rollout, train = config.rollout, config.train
+    if not rollout.colocate:
+        return
+    if config.async_.max_staleness:
+        text = (
+            f"rollout.colocate has engines and learner take turns, and async.max_staleness {config.async_.max_staleness} "
+            "has them overlap: set it to 0"
+        )
+        yield Problem(("rollout.colocate", "async.max_staleness"), text)
+    fewest = rollout.engines if rollout.min_engines is None else rollout.min_engines
+    if not fewest == rollout.engines == train.ranks:
+        keys = ("rollout.colocate", "rollout.engines", "rollout.min_engines", "train.ranks")
+        text = f"rollout.engines {rollout.engines} and rollout.min_engines must equal train.ranks {train.ranks}"
+        yield Problem(keys, f"rollout.colocate places one engine beside each rank: {text}")
+    if rollout.gpus_per_engine != train.gpus_per_rank:
+        shared = ("rollout.colocate", "rollout.gpus_per_engine", "train.gpus_per_rank")
+        text = f"rollout.gpus_per_engine {rollout.gpus_per_engine} must equal train.gpus_per_rank {train.gpus_per_rank}"
+        yield Problem(shared, f"rollout.colocate has an engine and a rank share what they compute on: {text}")
 
 
 def _dotted(config: KrayConfig) -> Iterator[Problem]:

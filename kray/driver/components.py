@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from kray.prompts import PromptSampler
 from kray.prompts.admission import Admission
 from kray.prompts.full_admission import FullAdmission
 from kray.records import EncodedPrompt, Prompt, Sampling
+from kray.rollout.adapters import AdapterSpec
 from kray.rollout.engine_spec import EngineSpec
 
 # Tokens of the probe: enough to involve every layer, few enough to cost nothing.
@@ -61,7 +63,7 @@ class Components:
         planner: Gives each prompt its budget.
         labels: Prompt id -> the label of its prior (plan.prior_by); None: all prompts share one.
         features: Prompt id -> (F,) float features (plan.prior_features); None without.
-        probe: Token ids on which engines must agree with the learner.
+        probe: Token ids of a prompt and at random, from which the run's probe is made (kray/driver/probe.py).
     """
 
     tokenizer: Any
@@ -113,7 +115,7 @@ def load_components(config: KrayConfig, model_path: str, prompts: LoadedPrompts 
         train=train,
         test=test,
         **_planning_parts(config, train),
-        probe=_probe(test[0][1], reader.vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
+        probe=_probe(test, reader.vocabulary, min(PROBE_TOKENS, context_tokens(config) - 1)),
     )
 
 
@@ -146,8 +148,14 @@ def sampling(config: KrayConfig, components: Components, temperature: float | No
     )
 
 
-def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
-    """Return the settings with which every engine of the run is started."""
+def engine_spec(config: KrayConfig, model_path: str, adapters: AdapterSpec | None = None) -> EngineSpec:
+    """Return the settings with which every engine of the run is started.
+
+    Args:
+        config: The configuration.
+        model_path: The start model's folder or hub id.
+        adapters: What engines take in place of whole weights.
+    """
     rollout = config.rollout
     return EngineSpec(
         model_path=model_path,
@@ -165,6 +173,7 @@ def engine_spec(config: KrayConfig, model_path: str) -> EngineSpec:
         overlap=config.async_.max_staleness > 0,
         vllm=dict(rollout.vllm),
         env=variables_of(config.run.env),
+        adapters=adapters,
     )
 
 
@@ -182,7 +191,7 @@ def _belongs(prompt: Prompt) -> set[str]:
     return {f"{key}={value}" for key, value in known.items() if value is not None}
 
 
-def _probe(start: tuple[int, ...], vocabulary: int, length: int) -> tuple[int, ...]:
-    """Return the start of a prompt followed by random tokens: fixed for a run, and sensitive to every layer."""
-    real = list(start[: length // 2])
+def _probe(prompts: list[EncodedPrompt], vocabulary: int, length: int) -> tuple[int, ...]:
+    """Return half a probe of prompts and half of random tokens: fixed for a run, and sensitive to every layer."""
+    real = list(islice(chain.from_iterable(tokens for _, tokens in prompts), max(1, length // 2)))
     return (*real, *np.random.default_rng(0).integers(vocabulary, size=length - len(real)).tolist())

@@ -71,12 +71,14 @@ def read(checkpoint: Path, player: Player) -> HeldPolicy | None:
         found = torch.load(file, weights_only=True)
         weights = FlatWeights.pack(found["weights"])
         probe, logprobs = tuple(found["probe"]), found["logprobs"].numpy()
+        # Checkpoints of earlier versions lack it.
+        start = None if (start := found.get("start")) is None else start.numpy()
         step, expected = int(found["step"]), found["checksum"]
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
         raise StorageError(f"{file} cannot be read: {type(error).__name__}: {error}".splitlines()[0]) from error
     if weights.checksum != expected:
         raise StorageError(f"{file}: its weights are not those that were written")
-    return HeldPolicy(step, Published(0, weights, expected, probe, logprobs))
+    return HeldPolicy(step, Published(0, weights, expected, probe, logprobs, start))
 
 
 def settled(published: Published) -> Published:
@@ -86,12 +88,13 @@ def settled(published: Published) -> Published:
 
 
 def _write(file: Path, policy: HeldPolicy, weights: FlatWeights) -> None:
-    published = policy.published
+    published, start = policy.published, policy.published.start
     content = {
         "step": policy.step,
         "checksum": published.checksum,
         "probe": list(published.probe),
         "logprobs": torch.from_numpy(np.array(published.logprobs)),
+        "start": None if start is None else torch.from_numpy(np.array(start)),
         "weights": weights.tensors(),
     }
     try:

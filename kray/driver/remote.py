@@ -125,12 +125,22 @@ def run_on_cluster(
                 raise KrayError(f"{loss}; resume goes on from the newest checkpoint in {folder}{spent}") from loss
             logger.info(f"{loss}; starting another{f' in {wait_s:.0f} s' if wait_s else ''}")
             time.sleep(wait_s)
-            if lock is not None:
-                lock.check()
-            kill_actors(f"kray-{folder.name}-")
-            free_placement_groups(f"kray-{folder.name}-")
+            clear_after_loss(folder, lock)
             checkpoint = newest_intact(newest_checkpoint(folder))
     return None
+
+
+def clear_after_loss(folder: Path, lock: FolderLock | None) -> None:
+    """End what a driver that was lost has left in Ray.
+
+    Raises:
+        LostLock: The folder is another job's now.
+        KrayError: An actor cannot be ended.
+    """
+    if lock is not None:
+        lock.check()
+    kill_actors(f"kray-{folder.name}-")
+    free_placement_groups(f"kray-{folder.name}-")
 
 
 def kill_actors(prefix: str) -> None:

@@ -139,7 +139,7 @@ class StepRunner:
         seed = derive_seed(self.config.run.seed, version - self.base, "update")
         before = self.workers.pool.published
         update, update_s = await timed(self.workers.learners.update(groups, seed))
-        gap, sync_s = await timed(self.workers.serve(version + 1, self.components.probe))
+        gap, sync_s = await timed(self.workers.serve(version + 1))
         _, refresh_s = await timed(self.workers.opponents.refresh(version - self.base, before))
         step_s = time.monotonic() - started
         times = {"wait": wait_s, "update": update_s, "sync": sync_s + refresh_s, "step": step_s}

@@ -8,17 +8,19 @@ import math
 import os
 import time
 from collections.abc import Iterable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from kray.config import KrayConfig, RewardConfig, SourceConfig
 from kray.config.actor_options import variables_of
 from kray.config.devices import dtype_of
+from kray.config.memory import ELEMENT_BYTES
 from kray.config.players import START, Player
+from kray.driver.colocation import Colocation
 from kray.driver.components import Components, engine_spec
 from kray.driver.opponents import Opponents, training_players
+from kray.driver.probe import Probe
 from kray.driver.stop import Stop
 from kray.environments import roles_of
 from kray.environments.role_workers import RoleWorkers
@@ -31,6 +33,7 @@ from kray.rewards.judge import Judge, JudgeUsage, api_key
 from kray.rewards.outcome import Ranges
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
+from kray.rollout.adapters import adapters_of
 from kray.rollout.collector import EVALUATION, TRAINING, Collector
 from kray.rollout.conversation import ConversationRunner
 from kray.rollout.episodes import EpisodeRunner
@@ -53,6 +56,9 @@ class Workers:
         environments: Processes of the environment; None without one.
         roles: Of the environment; () for one without.
         opponents: Players that do not learn.
+        colocation: Turns of engines and learner; None where they do not share devices.
+        probe: By which engines prove their weights.
+        adapters: LoRA adapters that engines take instead of whole weights; None: they take whole weights.
         restarts: How often learner and driver were started again.
     """
 
@@ -79,8 +85,11 @@ class Workers:
             label=label,
             env=variables_of(config.run.env),
         )
+        self.probe = Probe(self.learners, dtype_of(config), config.run.seed)
         self.restarts = {"learner": 0, "driver": 0}
-        self.pool = Pool(config.rollout, engine_spec(config, model_path), label)
+        self.colocation = Colocation(config.rollout, self.learners) if config.rollout.colocate else None
+        self.adapters, self._update_bytes = adapters_of(config), 0
+        self.pool = self._make_pool(model_path, label)
         sources = [config.prompts.train, *test_sources(config.prompts).values()]
         self.scorer = make_scorer(config.reward, [source.verifier for source in sources])
         environment, memory_gib = config.environment, config.reward.memory_gib
@@ -91,6 +100,13 @@ class Workers:
         elif environment.name:
             self.environments = EnvironmentWorkers(environment, memory_gib)
         self.opponents = Opponents(config, model_path, label)
+
+    def _make_pool(self, model_path: str, label: str) -> Pool:
+        rollout, spec = self.config.rollout, engine_spec(self.config, model_path, self.adapters)
+        if self.colocation is None:
+            return Pool(rollout, spec, label)
+        self.colocation.pool = Pool(rollout, replace(spec, sleeps=True), label, self.colocation.sharing)
+        return self.colocation.pool
 
     def collector(self, components: Components) -> Collector:
         """Return a collector that carries out plans with these workers."""
@@ -117,7 +133,7 @@ class Workers:
         Args:
             checkpoint: Whose policy the learner loads; None: the start model.
             version: The policy's version, above all that were served.
-            probe: Token ids on which engines must agree with the learner.
+            probe: Token ids on which engines must agree with the learner; see `Probe.settle`.
 
         Raises:
             KrayError: Learner or engines cannot be started.
@@ -125,38 +141,61 @@ class Workers:
         """
         started = time.monotonic()
         # The learner gets its place first, since engines can wait; they load while the learner does.
+        if self.colocation is not None:
+            await self.stop.unless(self.colocation.learners_turn())
         await self.stop.unless(self.learners.place())
-        self.pool.start()
+        if self.colocation is None:
+            self.pool.start()
         rank = (await self.stop.unless(self.learners.start()))[0]
+        if self.colocation is not None:
+            self.colocation.learner_started()
         if rank["rejected_layouts"]:
             logger.info(f"the learner computes {rank['layout']}; not taken: {'; '.join(rank['rejected_layouts'])}")
+        await self.stop.unless(self.probe.settle(probe))
         if self.opponents.needs_start:
-            await self.stop.unless(self._publish_start(probe))
+            await self.stop.unless(self._publish_start())
         if checkpoint is not None:
             await self.learners.load(checkpoint / "learner")
-        await self.stop.unless(self.restore_opponents(checkpoint, probe))
+        await self.stop.unless(self.restore_opponents(checkpoint))
         self.ready = True
-        gap = await self.stop.unless(self.serve(version, probe))
+        gap = await self.stop.unless(self.serve(version))
+        self._log_adapters(rank)
         agree = "" if math.isnan(gap) else f"; engine and learner agree to {gap:.1e} nats"
         logger.info(
             f"{self.pool.serving} of {self.config.rollout.engines} engines and {self.config.train.ranks} learner ranks up "
             f"after {time.monotonic() - started:.0f} s{agree}"
         )
 
-    async def serve(self, version: int, probe: tuple[int, ...]) -> float:
+    def _log_adapters(self, rank: dict[str, Any]) -> None:
+        """Say what an update of adapters weighs.
+
+        rank: `Learner.describe` of a rank.
+        """
+        if self.adapters is not None:
+            whole = (rank["parameters"] - rank["trained"]) * ELEMENT_BYTES[dtype_of(self.config)]
+            sent = f"{self._update_bytes / 1e6:,.2f} MB of adapters; whole weights would be {whole / 1e6:,.1f} MB"
+            logger.info(f"an update of the engines sends {sent}")
+
+    async def serve(self, version: int) -> float:
         """Have every engine load and prove the learner's weights.
 
         Args:
             version: Of the weights.
-            probe: Token ids on which engines must agree with the learner.
 
         Returns:
             The largest gap on the probe in nats; NaN without an engine.
         """
-        gathered, weights = await self.learners.gather_weights()
+        gathered, weights = await self.learners.gather_weights(adapters=self.adapters is not None)
+        self._update_bytes = gathered.nbytes
+        if self.colocation is not None:
+            probe = self.probe
+            expected = await probe.logprobs(probe.tokens)
+            published = Published(version, weights, gathered.checksum, probe.tokens, expected, probe.start)
+            return await self.colocation.hand_over(published)
         # The learner computes them while the engines load.
-        logprobs = asyncio.ensure_future(self._probe_logprobs(probe))
-        published = Published(version, weights, gathered.checksum, probe, logprobs)
+        probe = self.probe
+        logprobs = asyncio.ensure_future(probe.logprobs(probe.tokens))
+        published = Published(version, weights, gathered.checksum, probe.tokens, logprobs, probe.start)
         publishing = asyncio.ensure_future(self.pool.publish(published))
         try:
             await asyncio.wait({logprobs, publishing}, return_when=asyncio.FIRST_EXCEPTION)
@@ -169,30 +208,35 @@ class Workers:
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
 
-    async def restore_opponents(self, checkpoint: Path | None, probe: tuple[int, ...]) -> None:
+    async def restore_opponents(self, checkpoint: Path | None) -> None:
         """Give older versions of the policy, as opponents, what they had at a checkpoint, else the learner's weights.
 
         Args:
             checkpoint: What the learner has loaded; None: the start model.
-            probe: Token ids on which engines must agree with the learner.
         """
-        await self.opponents.restore(checkpoint, partial(self._learner_weights, probe))
+        await self.opponents.restore(checkpoint, self._learner_weights)
 
-    async def _publish_start(self, probe: tuple[int, ...]) -> None:
+    async def _publish_start(self) -> None:
         """Give the weights that the learner began with to the engine of the opponent `start`."""
-        await self.opponents.publish(Player(START), await self._learner_weights(probe))
+        await self.opponents.publish(Player(START), await self._learner_weights())
 
-    async def _learner_weights(self, probe: tuple[int, ...]) -> Published:
+    async def _learner_weights(self) -> Published:
         gathered, weights = await self.learners.gather_weights()
-        return Published(0, weights, gathered.checksum, probe, await self._probe_logprobs(probe))
+        tokens = self.probe.tokens
+        return Published(0, weights, gathered.checksum, tokens, await self.probe.logprobs(tokens), self.probe.start)
 
-    async def _probe_logprobs(self, probe: tuple[int, ...]) -> np.ndarray:
-        return (await self.learners.logprobs([(probe[:1], probe[1:])]))[0]
+    async def weights_checksum(self) -> str:
+        """Return the checksum of the learner's whole weights, which are published unless engines take adapters."""
+        if self.adapters is None and self.pool.published is not None:
+            return self.pool.published.checksum
+        return (await self.learners.gather_weights())[0].checksum
 
     def drop_learners(self) -> None:
         """End the learner ranks, in any state."""
         self.ready = False
         self.learners.kill()
+        if self.colocation is not None:
+            self.colocation.learner_lost()
 
     @property
     def next_version(self) -> int:

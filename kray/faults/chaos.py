@@ -1,4 +1,7 @@
-"""One run that is hit by many faults, audited, and compared with one that is left alone. See jobs/bench_chaos.py."""
+"""One run that is hit by many faults, audited, and compared with one that is left alone. See jobs/bench_chaos.py.
+
+Faults that end a run's job have a run of their own, in jobs.py.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,18 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from kray.config import KrayConfig, load_config
 from kray.driver.remote import run_on_cluster
-from kray.errors import KrayError
+from kray.errors import ConfigError, KrayError
+from kray.faults import jobs
 from kray.faults.audit import audit, regenerated, surviving
 from kray.faults.cluster import Nodes, Server
-from kray.faults.injector import Fault, Injector, plan_faults
+from kray.faults.injector import KINDS, Fault, Injector, plan_faults
 from kray.faults.instrumented import InstrumentedDriver, read
 from kray.prompts import load_prompts
 from kray.prompts.sampler import PromptSampler
@@ -49,12 +54,77 @@ track: {every: 20, samples: 4, system_metrics: false}
 """
 
 
-def study(faults: int, seed: int, steps: int, calm: int, folder: Path) -> dict[str, Any]:
-    """Run with and without faults; return the figures of jobs/bench_chaos.py."""
+@dataclass(frozen=True)
+class Selection:
+    """Which faults are injected.
+
+    Attributes:
+        inside: Kinds that a run must survive, and how many.
+        ending: Kinds that end the run's job, and how many.
+    """
+
+    inside: tuple[tuple[str, ...], int]
+    ending: tuple[tuple[str, ...], int]
+
+    @property
+    def kinds(self) -> int:
+        """How many kinds there are."""
+        return sum(min(len(kinds), count) for kinds, count in (self.inside, self.ending))
+
+
+def select(count: int, words: str = "") -> Selection:
+    """Distribute `count` faults: a quarter ends jobs, where both sorts are chosen.
+
+    Args:
+        count: Faults in all.
+        words: Parts of names of kinds, separated by commas; "": all kinds.
+
+    Raises:
+        ConfigError: A word is in no kind's name.
+    """
+    parts = [word.strip() for word in words.split(",") if word.strip()]
+    every = (tuple(KINDS), tuple(jobs.KINDS))
+    for part in parts:
+        if not any(part in kind for kind in (*every[0], *every[1])):
+            raise ConfigError(
+                f"--kinds: no kind of fault has {part!r} in its name: {'; '.join((*every[0], *every[1]))}"
+            )
+    inside, ending = (
+        tuple(kind for kind in kinds if not parts or any(part in kind for part in parts)) for kinds in every
+    )
+    last = (count if not inside else max(1, count // 4)) if ending else 0
+    return Selection((inside, count - last), (ending, last))
+
+
+def study(chosen: Selection, seed: int, steps: int, calm: int, folder: Path) -> dict[str, Any]:
+    """Run with and without faults; return the figures of jobs/bench_chaos.py.
+
+    Args:
+        chosen: The faults.
+        seed: Of kinds and moments.
+        steps: Of the run that survives faults; 0: thirty for each.
+        calm: Steps of a run without faults; 0: none.
+        folder: For runs and their logs, emptied first.
+    """
     shutil.rmtree(folder, ignore_errors=True)
-    control = folder / "control"
-    control.mkdir(parents=True)
+    folder.mkdir(parents=True)
     (folder / "chaos.yaml").write_text(CONFIG)
+    found: dict[str, Any] = {"problems": [], "kinds": {}}
+    kinds, count = chosen.inside
+    if count:
+        found = inside(kinds, count, seed, steps or 30 * count, calm, folder)
+    kinds, count = chosen.ending
+    if count:
+        model = find_model(load_config(str(folder / "chaos.yaml"), []))
+        found |= jobs.study(folder / "chaos.yaml", folder, model, list(kinds), count, seed)
+        found["problems"] += found["job_problems"]
+    return found
+
+
+def inside(kinds: tuple[str, ...], faults: int, seed: int, steps: int, calm: int, folder: Path) -> dict[str, Any]:
+    """Run with faults that a run must survive, and without; return figures."""
+    control = folder / "control"
+    control.mkdir()
     server = Server(folder / "mlflow", free_port())
     settings = [f"run.dir={folder}", f"track.uri={server.uri}", f"reward.options.control={control}"]
     config = load_config(str(folder / "chaos.yaml"), [*settings, f"run.steps={steps}"])
@@ -71,7 +141,7 @@ def study(faults: int, seed: int, steps: int, calm: int, folder: Path) -> dict[s
                 raise KrayError(f"the calm run was stopped {calmed.stopped}")
             calm_rate = rate(read(run))
         with small_disk(folder / "hit" / "checkpoints"):
-            planned = plan_faults(faults, steps, seed)
+            planned = plan_faults(faults, steps, seed, kinds)
             injector = Injector(folder / "hit", ENGINES, nodes, server, control, Random(seed))
             return hit(config, model, folder / "hit", planned, injector) | against(calm_rate, folder / "hit")
     finally:

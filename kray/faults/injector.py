@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,9 @@ from typing import Any
 
 from kray.faults import rewards
 from kray.faults.cluster import Nodes, Server
-from kray.faults.instrumented import read
+from kray.faults.instrumented import CLOCK, read
 from kray.faults.targets import Target, actors
+from kray.faults.unwritable import read_only, writable
 from kray.train.checkpoints import newest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 PHASE_WAIT_S = 20.0  # for the phase that a fault wants to hit; then it comes anyway
 RECOVERY_WAIT_S = 240.0
 BALLAST = "ballast"
+# Seconds for which a driver is stopped, and by which its wall clock is made to jump.
+STOPPED_S = 20.0
+JUMPS_S = (-86400.0, -3600.0, 3600.0, 86400.0)
 # Kind -> its share among the faults: those that cost the run most come least.
 KINDS = {
     "engine killed, idle": 2,
@@ -40,10 +44,14 @@ KINDS = {
     "learner rank killed": 4,
     "scorer process killed": 7,
     "driver killed": 2,
+    "driver stopped for a while": 1,
+    "driver killed, MLflow away": 1,
+    "wall clock jumps": 4,
     "node removed": 1,
     "node preempted": 1,
     "MLflow server killed": 2,
     "checkpoint disk full": 5,
+    "checkpoints read-only": 2,
     "newest checkpoint corrupt": 2,
     "reward raises": 10,
     "reward hangs": 8,
@@ -66,17 +74,18 @@ class Fault:
     kind: str
     step: int
     hit: str = ""  # who
-    at: float = 0.0  # seconds since 1970
+    at: float = 0.0  # monotonic seconds
     recovered_s: float | None = None
     before: dict[str, Any] = field(default_factory=dict)
     after_step: int = 0  # learned when it had been done
 
 
-def plan_faults(count: int, steps: int, seed: int) -> list[Fault]:
-    """`count` faults of all kinds by their shares, in random order, at random steps; the last tenth is for late ones."""
-    rng, total = Random(seed), sum(KINDS.values())
-    kinds = [kind for kind, share in KINDS.items() for _ in range(max(1, round(count * share / total)))]
-    kinds += rng.choices(list(KINDS), list(KINDS.values()), k=max(0, count - len(kinds)))
+def plan_faults(count: int, steps: int, seed: int, chosen: Collection[str] = tuple(KINDS)) -> list[Fault]:
+    """`count` faults of the kinds by their shares, in random order, at random steps; the last tenth is for late ones."""
+    shares = {kind: share for kind, share in KINDS.items() if kind in chosen}
+    rng, total = Random(seed), sum(shares.values())
+    kinds = [kind for kind, share in shares.items() for _ in range(max(1, round(count * share / total)))]
+    kinds += rng.choices(list(shares), list(shares.values()), k=max(0, count - len(kinds)))
     rng.shuffle(kinds)
     kinds = kinds if len(kinds) <= count else _trimmed(kinds, count)
     at = sorted(rng.randint(1, max(1, steps * 9 // 10 - 4)) for _ in kinds)
@@ -107,7 +116,7 @@ class Injector:
             if phase:
                 self._until(partial(self._in_phase, phase), PHASE_WAIT_S)
             time.sleep(self.rng.uniform(0, 0.3))
-            fault.before, fault.at = self._standing(), time.time()
+            fault.before, fault.at = self._standing(), time.monotonic()
             fault.hit = self._inject(fault.kind)
             self.lines = read(self.folder)
             fault.after_step = self._step()
@@ -167,9 +176,11 @@ class Injector:
             return True
         if kind == "MLflow server killed":
             return line["event"] == "learned" and self._delivered() > fault.after_step
-        if kind == "checkpoint disk full":
-            return line["event"] == "printed" and line["line"].startswith("saved ") and not self._full()
-        if kind == "driver killed":
+        if kind in ("checkpoint disk full", "checkpoints read-only"):
+            return line["event"] == "printed" and line["line"].startswith("saved ") and not self._unwritable()
+        if kind in ("driver stopped for a while", "wall clock jumps"):
+            return line["event"] == "learned" and line["step"] > fault.after_step
+        if kind.startswith("driver killed"):
             return False
         if line["event"] != "state":
             return False
@@ -195,8 +206,8 @@ class Injector:
             return self._kill("-engine-", signal.SIGSTOP if kind == "engine stopped" else signal.SIGKILL)
         if kind == "learner rank killed":
             return self._kill("-learner-", signal.SIGKILL)
-        if kind == "driver killed":
-            return self._kill("-driver", signal.SIGKILL)
+        if kind.startswith("driver"):
+            return self._hit_driver(kind)
         if kind == "scorer process killed":
             return self._kill_scorer()
         if kind.startswith("node"):
@@ -208,6 +219,13 @@ class Injector:
             return "and started again"
         if kind == "checkpoint disk full":
             return self._fill_disk()
+        if kind == "checkpoints read-only":
+            with read_only(self.folder / "checkpoints"):
+                return self._until_unsaved()
+        if kind == "wall clock jumps":
+            wrong_s = self.rng.choice(JUMPS_S)
+            (self.folder / CLOCK).write_text(str(wrong_s))
+            return f"to {wrong_s:+.0f} s"
         if kind == "newest checkpoint corrupt":
             return f"{self._damage()}, then {self._kill('-learner-', signal.SIGKILL)} killed"
         rewards.order(self.control, DEFECTS[kind], self.count)
@@ -225,6 +243,20 @@ class Injector:
         if sign is signal.SIGSTOP:
             self._stopped.append(target)
         return target.name
+
+    def _hit_driver(self, kind: str) -> str:
+        """Kill the driver, also while MLflow is away for a moment, or stop it for a while."""
+        stopped, away = kind == "driver stopped for a while", kind == "driver killed, MLflow away"
+        if away:
+            self.server.kill()
+        name = self._kill("-driver", signal.SIGSTOP if stopped else signal.SIGKILL)
+        if stopped:
+            time.sleep(STOPPED_S)
+            self._stopped.pop().send(signal.SIGCONT) if self._stopped else None
+        if away:
+            time.sleep(self.rng.uniform(5, 10))
+            self.server.start()
+        return name
 
     def close(self) -> None:
         """End processes that were stopped and are still there."""
@@ -261,22 +293,27 @@ class Injector:
 
     def _fill_disk(self) -> str:
         """Fill the disk until a checkpoint could not be written."""
-        disk, known = self.folder / "checkpoints", len(self._unsaved())
+        disk = self.folder / "checkpoints"
         with (disk / BALLAST).open("wb") as ballast, contextlib.suppress(OSError):
             while True:
                 ballast.write(b"\0" * 65536)
                 ballast.flush()
-        self._until(lambda: len(self._unsaved()) > known, RECOVERY_WAIT_S)
+        said = self._until_unsaved()
         with contextlib.suppress(FileNotFoundError):
             (disk / BALLAST).unlink()
+        return said
+
+    def _until_unsaved(self) -> str:
+        known = len(self._unsaved())
+        self._until(lambda: len(self._unsaved()) > known, RECOVERY_WAIT_S)
         return f"until {len(self._unsaved()) - known} was not written"
 
     def _unsaved(self) -> list[str]:
         lines = [line["line"] for line in self.lines if line["event"] == "printed"]
         return [line for line in lines if "checkpoint of step" in line and "not written" in line]
 
-    def _full(self) -> bool:
-        return (self.folder / "checkpoints" / BALLAST).exists()
+    def _unwritable(self) -> bool:
+        return (self.folder / "checkpoints" / BALLAST).exists() or not writable(self.folder / "checkpoints")
 
     def _damage(self) -> str:
         """Flip bits in the middle of the largest file of the newest checkpoint."""

@@ -1,6 +1,7 @@
 """A driver that writes down what it does while faults are injected; the injector and the audit read this log.
 
-watch.jsonl, a line an event: t (seconds since 1970), life (drivers before this one), event, and
+watch.jsonl, a line an event: t (seconds of the machine's monotonic clock, since wall clocks are made to jump), life (drivers
+before this one), event, and
     phase    name: collect | update | sync | rest, which has begun; step
     state    serving, losses (of engines), learner (restarts), scorer (restarts), unsaved (failed saves), when one changes
     visits   what came back of a step's prompts, as a comparison writes it down (kray/driver/visits.py)
@@ -24,13 +25,36 @@ from kray.driver.workers import Workers
 from kray.rollout.collected import CollectedStep
 
 WATCH = "watch.jsonl"
+# File of the run folder: seconds by which the driver's wall clock is wrong.
+CLOCK = "clock"
 # Seconds between two looks at the workers.
 LOOK_S = 0.1
 
 
+class WallClock:
+    """A wall clock in place of `time.time` that a file can make jump.
+
+    Attributes:
+        wrong_s: Seconds by which it is wrong.
+    """
+
+    def __init__(self, folder: Path):
+        self.wrong_s, self._file, self._true = 0.0, folder / CLOCK, time.time
+        time.time = self.now
+
+    def now(self) -> float:
+        """Return seconds since 1970, as this clock has them."""
+        return self._true() + self.wrong_s
+
+    def read(self) -> None:
+        """Jump to what the file says."""
+        if self._file.is_file():
+            self.wrong_s = float(self._file.read_text() or self.wrong_s)
+
+
 def write(folder: Path, life: int, event: str, **what: Any) -> None:
     """Append a line to watch.jsonl."""
-    line = {"t": time.time(), "life": life, "event": event} | what
+    line = {"t": time.monotonic(), "life": life, "event": event} | what
     with (folder / WATCH).open("a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -79,16 +103,18 @@ class InstrumentedWorkers(Workers):
     """Workers that write down weight updates and every change of their state."""
 
     folder: Path
+    clock: WallClock
 
-    async def serve(self, version: int, probe: tuple[int, ...]) -> float:
+    async def serve(self, version: int) -> float:
         """Write that weights are being sent, and send them."""
         write(self.folder, self.restarts["driver"], "phase", name="sync", step=version)
-        return await super().serve(version, probe)
+        return await super().serve(version)
 
     async def look(self) -> None:
         """Write every change of the workers' state, for as long as the run lasts."""
         before: dict[str, int] = {}
         while True:
+            self.clock.read()
             pool = self.pool
             now = {"serving": pool.serving, "losses": pool.losses + pool.preemptions, "scorer": self.scorer.restarts}
             now |= {
@@ -123,11 +149,11 @@ class InstrumentedDriver(Driver):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.console = InstrumentedConsole(self)
+        self.console, self.clock = InstrumentedConsole(self), WallClock(self.folder)
 
     def _workers(self) -> Workers:
         workers = super()._workers()
         assert isinstance(workers, InstrumentedWorkers)
-        workers.folder = self.folder
+        workers.folder, workers.clock = self.folder, self.clock
         self._look = asyncio.ensure_future(workers.look())
         return workers

@@ -13,9 +13,11 @@ from pathlib import Path
 from kray.cluster.memory import devices_here
 from kray.cluster.resources import shortages_here
 from kray.config import KrayConfig, preview
+from kray.config.cluster_file import load_cluster
 from kray.config.memory import GIB
 from kray.config.memory_check import memory_rows, require_fits
 from kray.config.model_sizes import ModelSizes, tiny_sizes
+from kray.config.node_memory import node_rows
 from kray.config.resume import note_changes
 from kray.config.schema import ModelConfig
 from kray.driver.prepare import (
@@ -31,6 +33,7 @@ from kray.driver.prepare import (
 from kray.driver.restore import check_learned, reading
 from kray.driver.state import RunState, check_same_prompts
 from kray.errors import ConfigError
+from kray.launch.first_turns import first_turns
 from kray.launch.preflight import check_prompts
 from kray.prompts.arithmetic_meaning import problem_meaning
 from kray.prompts.model_files import check_weights
@@ -78,6 +81,7 @@ def check(config: KrayConfig, checkpoint: Path | None, cluster: str, gpu_gib: fl
         devices = devices_here(config, bool(cluster))
         devices = replace(devices, gpu=int(gpu_gib * GIB)) if gpu_gib else devices
         memory = memory_rows(config, seen.sizes, devices)
+        memory += node_rows(config, seen.sizes, load_cluster(cluster)) if cluster else []
         require_fits(config, seen.sizes, devices)
     shortages = [] if cluster else [f"warning: on this machine alone: {line}" for line in shortages_here(config)]
     return "\n".join([preview(config, seen.train, seen.test, cluster, seen.samples, memory), *shortages])
@@ -120,7 +124,9 @@ def inspect(config: KrayConfig) -> Inspected:
         sizes = _check_model_builds(model_path(config), config.model)
     else:
         sizes = tiny_sizes(config.model.tiny, reader.vocabulary)
-    shown = [line for part in encoded for source in part for line in _shown(source, reader)]
+    shown = []
+    for source in [source for part in encoded for source in part]:
+        shown += [*_shown(source, reader), *first_turns(config, source, reader, _printable)]
     return Inspected(train, test, shown, sizes)
 
 
@@ -153,9 +159,13 @@ def _check_model_builds(path: str, model: ModelConfig) -> ModelSizes:
     # Loads torch.
     from kray.train.model import load_policy
     from kray.train.sizes import sizes_of
+    from kray.train.weight_files import find_weights
 
     check_weights(path)
-    return sizes_of(load_policy(path, model.dtype, lora=model.lora, empty=True))
+    built = load_policy(path, model.dtype, lora=model.lora, empty=True)
+    # The files of a hub are not fetched for this.
+    read_whole = Path(path).is_dir() and find_weights(built, path)[0] is None
+    return replace(sizes_of(built), read_whole=read_whole)
 
 
 def _unreachable(error: BaseException | None) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from kray.cluster.session import never_auto_connect
 from kray.config import redact
 from kray.driver.output import Console, drop_output, logged_to
-from kray.driver.stop_signals import caught, interrupt
+from kray.driver.stop_signals import caught, ignored_while_ending, interrupt
 from kray.errors import ConfigError, DataError, KrayError
 from kray.text import legible, take_any_text
 
@@ -25,6 +25,7 @@ def guarded(main: Callable[[], int | None]) -> None:
     sys.path.insert(1, os.getcwd())
     take_any_text(sys.stdout, sys.stderr)
     never_auto_connect()
+    ignored_while_ending()
     try:
         with logged_to(Console()), caught(interrupt):
             sys.exit(main() or 0)

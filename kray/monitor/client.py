@@ -6,6 +6,7 @@ holds the address of its Ray.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -61,7 +62,9 @@ def write_driver_address(folder: Path) -> None:
 
 def remove_driver_address(folder: Path) -> None:
     """Remove driver.json: the run has no driver any more."""
-    (folder / ADDRESS_FILE).unlink(missing_ok=True)
+    # Also where the folder cannot be written any more: nothing will answer at the address.
+    with contextlib.suppress(OSError):
+        (folder / ADDRESS_FILE).unlink()
 
 
 def read_driver_address(folder: Path) -> tuple[str, str]:

@@ -38,7 +38,7 @@ class LiveStatus:
         # Every metric as it was last recorded, and the accuracies of the first and the newest evaluation by step.
         self._newest: dict[str, float] = {}
         self._evaluations: dict[int, float] = {}
-        self._recorded_at = time.time()
+        self._recorded_at = time.monotonic()
         # Engine -> seconds (busy, up), one dict a sample.
         self._samples: deque[dict[str, tuple[float, float]]] = deque(maxlen=WINDOW)
         self._exporter = Exporter()
@@ -58,7 +58,7 @@ class LiveStatus:
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take the metrics of a line that was written to metrics.jsonl, and export them."""
         self._newest = self._newest | {"step": step} | dict(metrics)
-        self._recorded_at = time.time()
+        self._recorded_at = time.monotonic()
         if EVAL_ACCURACY in metrics:
             first = dict(list(self._evaluations.items())[:1])
             self._evaluations = first | {step: metrics[EVAL_ACCURACY]}
@@ -85,7 +85,7 @@ class LiveStatus:
             "state": "starting",
             "said": self.last_line,
             "asked_at": time.time(),
-            "since_step_s": time.time() - self._recorded_at if self._newest else None,
+            "since_step_s": time.monotonic() - self._recorded_at if self._newest else None,
         }
         if training is None:
             return found

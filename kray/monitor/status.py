@@ -137,7 +137,8 @@ def from_folder(folder: Path) -> dict[str, Any]:
                 evaluations = dict(list(evaluations.items())[:1]) | {row["step"]: row[EVAL_ACCURACY]}
     found = summary(folder, config, newest, evaluations)
     done = found["step"] >= found["steps"]
-    age_s = time.time() - newest.get("time", time.time())
+    # Another process wrote the time, perhaps before this machine's clock was set back.
+    age_s = max(0.0, time.time() - newest.get("time", time.time()))
     found |= {
         "state": "finished" if done else "not running, or its driver does not answer",
         "left_s": (found["steps"] - found["step"]) * float(np.median(steps_s)) if steps_s and not done else None,

@@ -8,8 +8,8 @@ The answer is taken from the first of these that is present:
 4. the last paragraph.
 
 That text is a candidate as it stands, and so are its first line, sentence, clause and value, without Markdown, quotes, dollar
-signs and a final full stop. Only this one place is read: an answer stated elsewhere, or two answers of which one is right,
-are not found.
+signs and a final full stop; and the yes, no, true or false with which it, or a response without 1 to 3, begins. Only these
+places are read: an answer stated elsewhere, or two answers of which one is right, are not found.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[*_`]*\s")
 _CLAUSE_END = re.compile(
     r"(?<!\s)(?:[,;]?\s+(?:because|since|as|so|which|for|where|with)\b|\s+\((?=[a-z]{2}))", re.IGNORECASE
 )
+# "No, it does not": the word that a sentence opens with is its answer.
+_VERDICT = re.compile(r"\b(yes|no|true|false)\b[*_`]*\s*(?=[,.;:!?\u2013\u2014]|-\s|\Z)", re.IGNORECASE)
 _VALUE = re.compile(r".*(?:[=:]|\b(?:is|are|equals)\b)(?=\s)", re.IGNORECASE | re.DOTALL)
 _NUMBER = re.compile(r"[-+]?[0-9][0-9.,/%]*")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}|\\\((.*)\\\)|\\\[(.*)\\\]|(__?)([^_]+)\4", re.DOTALL)
@@ -63,7 +65,7 @@ def answer_candidates(text: str) -> list[str]:
     elif is_answer := _IS_THE_ANSWER.search(line := last_line(whole)):
         found = _unwrapped(_SO.sub("", line[: is_answer.start()], count=1))
     else:
-        found = [whole, *_last_paragraph(whole)]
+        found = [*_verdict(whole), whole, *_last_paragraph(whole)]
     found = [candidate for candidate in found if candidate] or [""]
     return [*dict.fromkeys(candidate for candidate in found if candidate != found[-1]), found[-1]]
 
@@ -82,7 +84,7 @@ def _narrowed(stated: str) -> list[str]:
     line = paragraph.partition("\n")[0]
     sentence = _SENTENCE_END.split(line, maxsplit=1)[0]
     clause = _CLAUSE_END.split(sentence, maxsplit=1)[0]
-    return _in_order([stated, paragraph, line, sentence, clause], paragraph)
+    return _in_order([*_verdict(line), stated, paragraph, line, sentence, clause], paragraph)
 
 
 def _last_paragraph(text: str) -> list[str]:
@@ -93,7 +95,15 @@ def _last_paragraph(text: str) -> list[str]:
     value = line[before.end() :] if before else ""
     # A line without a number at its end may be the answer as it stands: "There is fog".
     is_number = _NUMBER.fullmatch(_unwrapped(value)[-1])
-    return _in_order([paragraph, line, value] if is_number else [value, paragraph, line], paragraph)
+    found = [paragraph, line, value] if is_number else [value, paragraph, line]
+    return _in_order([*_verdict(paragraph), *found], paragraph)
+
+
+def _verdict(text: str) -> list[str]:
+    """Return the yes, no, true or false with which a text begins; nothing where it also gives another ("Yes. No.")."""
+    begins = _VERDICT.match(text.lstrip(_AROUND))
+    others = {found[1].lower() for found in _VERDICT.finditer(text)}
+    return [begins[1]] if begins and others == {begins[1].lower()} else []
 
 
 def _in_order(found: list[str], paragraph: str) -> list[str]:

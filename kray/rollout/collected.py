@@ -10,7 +10,6 @@ import numpy as np
 
 from kray.errors import KrayError
 from kray.records import Allocation, RolloutGroup
-from kray.rewards.scorer import TIMED_OUT
 from kray.rollout.outcome import Failure
 from kray.text import one_line
 
@@ -81,7 +80,7 @@ class CollectedStep:
         Returns:
             Ids of the prompts with something to learn from, sorted; and (tries, reason) of the others by id.
         """
-        slow = [g.prompt.id for g in self.groups if all(r.reward_detail.startswith(TIMED_OUT) for r in g.rollouts)]
+        slow = [g.prompt.id for g in self.groups if all(r.reward_late for r in g.rollouts)]
         failed = {prompt_id: (1, "judging it takes longer than reward.timeout_s") for prompt_id in slow}
         usable = {group.prompt.id for group in self.groups} - set(slow)
         for failure in self.failures:

@@ -28,9 +28,9 @@ from kray.rollout.collected import CollectedStep
 from kray.rollout.conversation import ConversationRunner, Conversations, TurnResult
 from kray.rollout.episodes import EpisodeRunner, Episodes
 from kray.rollout.outcome import Failure, TaskOutcome
+from kray.rollout.parts import largest_part, split_rollouts
 from kray.rollout.plans import Plan
 from kray.rollout.pool import Pool, Session
-from kray.rollout.scheduler import largest_part, split_rollouts
 from kray.rollout.views import split_roles
 
 # Priorities of rollout tasks: the lower one is generated first.
@@ -199,6 +199,7 @@ class Collector:
                     verdict.detail,
                     verdict.parts,
                 )
+                rollout.reward_late = verdict.timed_out
                 result.scored.append(rollout)
         return result
 

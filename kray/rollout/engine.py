@@ -1,4 +1,4 @@
-"""One vLLM engine in one actor. Only this module, vllm_transport.py and kray/serve/policy_api.py import vLLM.
+"""One vLLM engine in one actor. Only this module, its neighbours vllm_*.py and kray/serve/policy_api.py import vLLM.
 
 Everything that touches vLLM happens in one thread of this process, which runs commands between two steps of the engine. The
 actor's other threads only enqueue commands and collect results, so a long step blocks none of them.
@@ -31,6 +31,7 @@ from kray.cluster.gpus import require_device
 from kray.records import Rollout, RolloutTask
 from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.outcome import EngineReport
+from kray.rollout.vllm_adapters import adapter_request, load_adapters, perturbed_adapters
 from kray.rollout.vllm_transport import TRANSPORT, register_transport
 from kray.weight_sync.flat_weights import FlatWeights
 from kray.weight_sync.proof import ProbeHistory, Proof, perturbed
@@ -89,6 +90,8 @@ class Engine:
         self._woken = False
         # Of the weights that are loaded; -1 for those of the model's folder.
         self._version = -1
+        # Names the adapters to vLLM; None before any were loaded, and where weights come whole.
+        self._adapters: Any = None
         self._tasks: dict[int, _RunningTask] = {}
         # Rollouts that ended since the last report.
         self._unreported = 0
@@ -244,7 +247,7 @@ class Engine:
                     if i:
                         params = copy.copy(params)
                         params.seed = task.seed + task.first_index + i
-                    self._engine.add_request(f"{task.id}/{i}", prompt, params)
+                    self._engine.add_request(f"{task.id}/{i}", prompt, params, lora_request=self._adapters)
             except (VLLMClientError, ValueError) as error:
                 # The prompt is too long or holds a token that does not exist.
                 with self._report_changed:
@@ -292,11 +295,14 @@ class Engine:
         return others
 
     def _update(self, version: int, weights: FlatWeights, probe: list[int]) -> Proof:
+        # Calibrates the engine: with the weights of the model's folder, which the learner has read as well.
+        start = None if self._version >= 0 or self._tasks else self._score_probe(probe)
         clock = Stopwatch()
         self._load(clock.each("verify", weights.verified()))
         self._engine.set_weight_version(str(version))
         self._version = version
         clock.done("load")
+        self._loaded(clock)
         logprobs = self._score_probe(probe)
         clock.done("probe")
         # In a batch with other requests the last bits of the probe's logprobs vary.
@@ -306,9 +312,16 @@ class Engine:
                 logprobs = self._verify_sensitivity(weights, unchanged, probe, logprobs)
                 clock.done("sensitivity")
             self._probe_history.record(weights, probe, logprobs)
-        return Proof(logprobs, weights.checksum, clock.seconds)
+        return Proof(logprobs, weights.checksum, clock.seconds, start)
+
+    def _loaded(self, clock: Stopwatch) -> None:
+        """Do what is due between new weights and their proof; see sleeping_engine.py."""
 
     def _load(self, tensors: Iterable[tuple[str, Any]]) -> None:
+        if self.spec.adapters is not None:
+            load_adapters(self._engine, self.spec.adapters, tensors)
+            self._adapters = adapter_request()
+            return
         self._rpc("start_weight_update", {})
         self._rpc("update_weights", {"update_info": {"tensors": tensors}})
         self._rpc("finish_weight_update", {})
@@ -317,7 +330,8 @@ class Engine:
         self, weights: FlatWeights, names: list[str], probe: list[int], before: np.ndarray
     ) -> np.ndarray:
         """Raise RuntimeError when even a large change of the named tensors does not change the probe's logprobs."""
-        self._load(perturbed(weights, names).verified())
+        changed = perturbed(weights, names) if self.spec.adapters is None else perturbed_adapters(weights)
+        self._load(changed.verified())
         if np.array_equal(self._score_probe(probe), before, equal_nan=True):
             raise RuntimeError(f"{len(names)} tensors changed, first {names[0]}, but the engine's logprobs did not")
         self._load(weights.verified())
@@ -331,7 +345,8 @@ class Engine:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
-        self._engine.add_request("probe", {"prompt_token_ids": probe, "cache_salt": "probe"}, params)
+        prompt = {"prompt_token_ids": probe, "cache_salt": "probe"}
+        self._engine.add_request("probe", prompt, params, lora_request=self._adapters)
         found: list[Any] = []
         while not found:  # running tasks take part in these steps
             found = [output for output in self._step() if output.request_id == "probe" and output.finished]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kray.rollout.adapters import AdapterSpec
+
 # Prompt tokens that one step of an engine may process on CPU.
 CPU_STEP_TOKENS = 8192
 
@@ -65,6 +67,8 @@ class EngineSpec:
         threads: Threads with which it computes on CPU; 0: as many as `cpus`.
         vllm: Further options of vLLM, by their names in EngineArgs.
         env: Environment variables of the actor's process, in place of kray's own.
+        sleeps: It shares its device with a learner rank.
+        adapters: LoRA adapters that it takes instead of whole weights; None: it takes whole weights.
     """
 
     model_path: str
@@ -82,6 +86,8 @@ class EngineSpec:
     threads: int = 0
     vllm: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    sleeps: bool = False
+    adapters: AdapterSpec | None = None
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables of the actor's process."""
@@ -107,7 +113,10 @@ class EngineSpec:
         if self.overlap:
             # A batch in progress while weights change would be reported as sampled by the new ones.
             device["async_scheduling"] = False
+        if self.sleeps:
+            device["enable_sleep_mode"] = True
         if self.gpus == 0:
+            # vLLM refuses its sleep mode there.
             device = cpu_options(self.kv_cache_gib, self.context_tokens)
         own = {
             "model": self.model_path,
@@ -127,4 +136,5 @@ class EngineSpec:
             "disable_log_stats": True,
             "seed": self.seed,
         }
-        return own | device | dict(self.vllm)
+        adapters = self.adapters.vllm_options() if self.adapters else {}
+        return own | device | adapters | dict(self.vllm)

@@ -19,6 +19,8 @@ from kray.rollout.engine import EngineActor
 from kray.rollout.health import State
 from kray.rollout.outcome import EngineReport, TaskOutcome
 from kray.rollout.pool_state import PooledEngine, PoolState, Published, event_set
+from kray.weight_sync.proof import Proof
+from kray.weight_sync.tolerance import Calibration, mean_gap
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,13 @@ class WeightsUnavailable(Exception):
 
 
 class EngineSupervisor:
-    """Supervises one engine of a pool."""
+    """Supervises one engine of a pool.
+
+    Attributes:
+        actor_class: Of the engine's actor.
+    """
+
+    actor_class: Any = EngineActor
 
     def __init__(self, pool: PoolState, engine: PooledEngine):
         """Create a supervisor; `run` starts it."""
@@ -71,9 +79,12 @@ class EngineSupervisor:
             try:
                 if engine.health.state is State.RESTING:
                     await self._wait_until_needed()
+                await self._until_startable()
                 if await self._start_actor():
                     while engine.needed or self.pool.schedule.load(engine.name):
-                        if await self._serve_newest():
+                        if self._resting_due():
+                            await self._rest()
+                        elif await self._serve_newest():
                             await self._collect_report()
                 self._stop_idle()
             except EngineLost as loss:
@@ -87,6 +98,22 @@ class EngineSupervisor:
             self.engine.changed.clear()
             await event_set(self.engine.changed, HEARTBEAT_S)
         self.engine.health.mark_needed()
+
+    # An engine that shares its device (sharing_supervisor.py) waits for its turn, and sleeps when it is over.
+
+    async def _until_startable(self) -> None:
+        """Return when the engine may take memory of its device."""
+
+    def _resting_due(self) -> bool:
+        """Return whether the engine is to sleep now."""
+        return False
+
+    async def _rest(self) -> None:
+        """Sleep until the engine may take memory of its device again."""
+
+    def _placement(self) -> dict[str, Any]:
+        """Return the options of the actor that say what it asks Ray for."""
+        return {"num_cpus": self.pool.spec.cpus, "num_gpus": self.pool.spec.gpus}
 
     def _stop_idle(self) -> None:
         """Stop an engine that is not needed and holds no tasks."""
@@ -102,14 +129,14 @@ class EngineSupervisor:
         spec, engine = self.pool.spec, self.engine
         options = {
             "name": f"kray-{self.pool.label}-{engine.name}-{self._actors_started}",
-            "num_cpus": spec.cpus,
-            "num_gpus": spec.gpus,
+            **self._placement(),
             "max_concurrency": 4,
             "runtime_env": {"env_vars": spec.environment()},
         }
         self._actors_started += 1
+        engine.calibrated = None
         try:
-            engine.actor = EngineActor.options(**options).remote(spec)
+            engine.actor = self.actor_class.options(**options).remote(spec)
         except ValueError as error:  # an actor that is still exiting has the name
             raise EngineLost(str(error)) from error
         if not await self._wait_for_placement():
@@ -149,15 +176,23 @@ class EngineSupervisor:
             placement.cancel()
 
     async def _serve_newest(self) -> bool:
-        """Wait until the engine has proved the newest version and may take tasks; False when it is no longer needed."""
+        """Wait until the engine has proved the newest version and may take tasks.
+
+        Returns:
+            False when it is no longer needed, or is to sleep.
+        """
         engine = self.engine
         unavailable: Published | None = None
         while not engine.health.serving:
-            while (published := self.pool.published) is None or published is unavailable:
+            if self._resting_due():
+                return False
+            published = self.pool.published
+            if published is None or published is unavailable:
                 if not engine.needed:
                     return False
                 engine.changed.clear()
                 await event_set(engine.changed, HEARTBEAT_S)
+                continue
             try:
                 await self._prove(published)
             except WeightsUnavailable as loss:
@@ -193,18 +228,43 @@ class EngineSupervisor:
         self.engine.proof = proof
         if proof.checksum != published.checksum:
             raise EngineLost(f"it loaded other weights than those of version {version}")
-        expected = published.logprobs
-        if isinstance(expected, asyncio.Future):
-            try:
-                expected = await asyncio.shield(expected)
-            except KrayError as error:
-                raise WeightsUnavailable(str(error)) from error
-        self.engine.gap = gap = float(np.abs(proof.logprobs - expected).mean())
-        if not gap <= self.pool.tolerance:
-            raise EngineLost(
+        try:
+            expected: np.ndarray = await _settled(published.logprobs)
+        except KrayError as error:
+            raise WeightsUnavailable(str(error)) from error
+        self._calibrate(published, proof)
+        self.engine.gap = gap = mean_gap(proof.logprobs, expected)
+        limit = self.pool.limit(self.engine, published.probe, expected)
+        if not gap <= limit:
+            problem = (
                 f"its weights of version {version} are not the learner's: logprobs of the probe differ by {gap:.1e} nats, "
-                f"rollout.probe_tolerance is {self.pool.tolerance:.0e}"
+                f"allowed are {limit:.1e} (rollout.probe_tolerance)"
             )
+            if not gap <= self.pool.tolerance or self.engine.doubts == 0:
+                self.engine.doubts += gap <= self.pool.tolerance
+                raise EngineLost(problem)
+            # Another process with the same weights differs as much: it rounds more than it did with the start model.
+            if self.engine.doubts == 1:
+                logger.warning(
+                    f"pool: {self.engine.name} serves all the same, as its last process differed, too: {problem}"
+                )
+            self.engine.doubts += 1
+
+    def _calibrate(self, published: Published, proof: Proof) -> None:
+        """Note the rounding of an actor that has computed the probe with the start model.
+
+        Raises:
+            EngineLost: With the model that it read from its folder it computes something else than the learner.
+        """
+        if published.start is None or proof.start is None:
+            return
+        calibration = Calibration.of(proof.start, published.start)
+        if not calibration.gap <= self.pool.tolerance:
+            raise EngineLost(
+                f"it does not compute the learner's start model: logprobs of the probe differ by {calibration.gap:.1e} nats, "
+                f"allowed are {self.pool.tolerance:.1e} (rollout.probe_tolerance)"
+            )
+        self.engine.calibrated = (published.probe, calibration)
 
     async def _collect_report(self) -> None:
         """Collect what the engine has finished; without tasks, wait for a change or check that the engine replies."""
@@ -258,6 +318,9 @@ class EngineSupervisor:
         for task in pool.schedule.engine_down(engine.name, forgive=preempted):
             tries = pool.rollout.max_attempts
             pool.deliver(TaskOutcome(task, [], f"failed {tries} times, the last time: {reason}", tries))
+        for name in pool.schedule.crashes.take_excused():
+            # A prompt that crashes engines uses up no restarts.
+            pool.engines[name].health.restarts -= 1
         delay_s = engine.health.plan_restart()
         if delay_s is None:
             restart = "no restart left"
@@ -285,6 +348,10 @@ class EngineSupervisor:
 def _preempted(error: RayError) -> bool:
     """Return whether the actor was lost because the cluster took its node away."""
     return bool(getattr(error, "preempted", False))
+
+
+async def _settled(value: Any) -> Any:
+    return await asyncio.shield(value) if isinstance(value, asyncio.Future) else value
 
 
 async def _value(reference: Any) -> Any:

@@ -5,6 +5,7 @@ version makes a serving engine STALE again. Any failure makes the engine DEAD; w
 
     RESTING -> STARTING -> STALE -> SERVING -> STALE -> ... -> DEAD -> STARTING | GONE
        ^_________|___________|________|                          (no longer needed)
+                           STALE | SERVING -> ASLEEP -> STALE    (a learner rank uses its device)
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class State(Enum):
         STARTING: Its actor is being placed or loads the model.
         STALE: Up, but its weights are not the newest or not proved.
         SERVING: Takes rollout tasks.
+        ASLEEP: Up, without weights, keys and values, while a learner rank uses its device.
         DEAD: Its actor was lost; it may start again.
         GONE: Its actor was lost and no restart is left.
     """
@@ -34,6 +36,7 @@ class State(Enum):
     STARTING = "starting"
     STALE = "stale"
     SERVING = "serving"
+    ASLEEP = "asleep"
     DEAD = "dead"
     GONE = "gone"
 
@@ -87,6 +90,20 @@ class Health:
         """Record that a newer policy version exists."""
         if self.state is State.SERVING:
             self.state = State.STALE
+
+    def mark_asleep(self) -> None:
+        """Record that the engine has discarded its weights.
+
+        Raises:
+            ValueError: It is not up.
+        """
+        if self.state not in (State.STALE, State.SERVING):
+            raise ValueError(f"an engine that is {self.state.value} cannot sleep")
+        self.state = State.ASLEEP
+
+    def mark_awake(self) -> None:
+        """Record that the engine has memory for weights again."""
+        self._move(State.ASLEEP, State.STALE)
 
     def mark_proved(self, version: int) -> None:
         """Record that the engine has proved a policy version: it serves.

@@ -27,6 +27,8 @@ from kray.rollout.health import State
 from kray.rollout.outcome import TaskOutcome
 from kray.rollout.pool_state import PooledEngine, PoolState, Published, event_set
 from kray.rollout.scheduler import Schedule
+from kray.rollout.sharing import Sharing
+from kray.rollout.sharing_supervisor import SharingSupervisor
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +48,24 @@ class Pool:
         task_ids: Numbers tasks; an id is used once in the life of the pool, whoever makes the tasks.
     """
 
-    def __init__(self, rollout: RolloutConfig, spec: EngineSpec, label: str):
+    def __init__(self, rollout: RolloutConfig, spec: EngineSpec, label: str, sharing: Sharing | None = None):
         """Create a pool; no engine is started.
 
         Args:
             rollout: The run's rollout settings.
             spec: What every engine is started with.
             label: Part of the actors' names.
+            sharing: How engines share their devices with learner ranks.
         """
         names = [f"engine-{i}" for i in range(rollout.engines)]
         engines = {name: PooledEngine(name, rollout.max_restarts) for name in names}
-        self.state = PoolState(rollout, spec, label, Schedule(rollout.max_attempts), engines)
+        self.state = PoolState(rollout, spec, label, Schedule(rollout.max_attempts), engines, sharing=sharing)
         min_engines = rollout.engines if rollout.min_engines is None else rollout.min_engines
         self.autoscaler = Autoscaler(min_engines, rollout.engines, spec.max_sequences, rollout.idle_s)
-        self.supervisors = [EngineSupervisor(self.state, engine) for engine in engines.values()]
+        self.supervisors = [
+            SharingSupervisor(self.state, engine, sharing) if sharing else EngineSupervisor(self.state, engine)
+            for engine in engines.values()
+        ]
         self.task_ids = count()
         # Engines that were desired when the pool was last resized.
         self._last_desired = -1
@@ -126,7 +132,7 @@ class Pool:
             KrayError: No engine serves it within rollout.start_timeout_s, or none is left.
         """
         self.state.published = published
-        to_update = [engine for engine in self.engines if engine.health.serving]
+        to_update = [engine for engine in self.engines if engine.health.state in (State.SERVING, State.ASLEEP)]
         for engine in to_update:
             engine.health.mark_stale()
             self.state.hold(engine, True)
@@ -135,10 +141,23 @@ class Pool:
 
         def all_serve() -> bool:
             enough = self.serving > 0 or self.autoscaler.min_engines == 0
-            return enough and all(engine.health.state is not State.STALE for engine in to_update)
+            return enough and all(engine.health.state not in (State.STALE, State.ASLEEP) for engine in to_update)
 
         await self._wait_until(all_serve)
         return max((engine.gap for engine in self.engines if engine.health.serving), default=float("nan"))
+
+    async def rest(self) -> None:
+        """Have engines that share their devices end their tasks and go to sleep, those that start after their start.
+
+        Raises:
+            KrayError: That takes longer than rollout.start_timeout_s, or no engine is left.
+        """
+        assert self.state.sharing is not None
+        for engine in self.engines:
+            self.state.hold(engine, True)
+            self.state.wake(engine)
+        turns = self.state.sharing.turns
+        await self._wait_until(lambda: turns.all_asleep)
 
     def open(self, priority: int = 0) -> Session:
         """Return a session for tasks.

@@ -15,11 +15,9 @@ from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.health import Health, State
 from kray.rollout.outcome import TaskOutcome
 from kray.rollout.scheduler import Schedule
+from kray.rollout.sharing import Sharing
 from kray.weight_sync.proof import Proof
-
-# Nats, mean absolute difference over the probe's tokens, where rollout.probe_tolerance is not set. In bfloat16 engine and
-# learner agree to 0.1 nats only.
-PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+from kray.weight_sync.tolerance import TOLERANCE, Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,8 @@ class Published:
         probe: (P,) token ids of the probe.
         logprobs: (P - 1,) the learner's logprobs of probe[1:], or a future of them, so that learner and engines can compute
             at the same time.
+        start: (P - 1,) the learner's logprobs of probe[1:] with the start model, by which engines are calibrated; None where
+            they are not known.
     """
 
     version: int
@@ -40,6 +40,7 @@ class Published:
     checksum: str
     probe: tuple[int, ...]
     logprobs: np.ndarray | asyncio.Future
+    start: np.ndarray | None = None
 
 
 class PooledEngine:
@@ -52,6 +53,8 @@ class PooledEngine:
         needed: Whether the pool needs it; if not, it finishes its tasks and is stopped.
         proof: Its reply to the newest weights.
         gap: Mean absolute difference in nats between its and the learner's logprobs at its last proof.
+        calibrated: The probe by which its current actor was calibrated, and the result; None while it was not.
+        doubts: How often it differed from the learner by more than its calibration allows and less than any engine may.
         busy_s: Seconds in which it was stepping, over all its actors.
         up_s: Seconds in which its former actors were up.
         up_since: Since when its current actor is up, monotonic s; None while none is.
@@ -67,6 +70,8 @@ class PooledEngine:
         self.needed = False
         self.proof: Proof | None = None
         self.gap = 0.0
+        self.calibrated: tuple[tuple[int, ...], Calibration] | None = None
+        self.doubts = 0
         self.busy_s = self.up_s = 0.0
         self.up_since: float | None = None
         self.tokens = 0
@@ -97,6 +102,7 @@ class PoolState:
         preemptions: Engines lost with preempted nodes so far.
         engine_changed: Set when the state of an engine changes.
         waiting: Task id -> the queue that its outcome goes to.
+        sharing: How engines share their devices with learner ranks; None where they do not.
     """
 
     rollout: RolloutConfig
@@ -109,11 +115,18 @@ class PoolState:
     preemptions: int = 0
     engine_changed: asyncio.Event = field(default_factory=asyncio.Event)
     waiting: dict[int, asyncio.Queue[TaskOutcome]] = field(default_factory=dict)
+    sharing: Sharing | None = None
 
     @property
     def tolerance(self) -> float:
-        """Largest gap in nats between an engine's and the learner's logprobs of the probe."""
-        return self.rollout.probe_tolerance or PROBE_TOLERANCE[self.spec.dtype]
+        """Largest gap in nats between an engine's and the learner's logprobs of the probe, whatever its calibration."""
+        return self.rollout.probe_tolerance or TOLERANCE[self.spec.dtype]
+
+    def limit(self, engine: PooledEngine, probe: tuple[int, ...], learner: np.ndarray) -> float:
+        """Return the largest gap that an engine may have on a probe of which the learner computes these logprobs."""
+        if self.rollout.probe_tolerance or engine.calibrated is None or engine.calibrated[0] != probe:
+            return self.tolerance
+        return engine.calibrated[1].limit(self.spec.dtype, learner)
 
     @property
     def serving(self) -> int:
@@ -151,7 +164,8 @@ class PoolState:
 
     def missing_resources(self) -> str:
         """Describe what the cluster lacks for one more engine; empty when that cannot be why engines are not up."""
-        if not any(engine.health.state is State.STARTING for engine in self.engines.values()):
+        # What a bundle holds is not free, and an engine of a bundle waits for its turn.
+        if self.sharing or not any(engine.health.state is State.STARTING for engine in self.engines.values()):
             return ""
         free = ray.available_resources()
         wanted = {"CPU": self.spec.cpus, "GPU": self.spec.gpus}

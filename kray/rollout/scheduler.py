@@ -11,6 +11,8 @@ submitted == waiting + running + ended, checked after every event.
 - While a task waits, no engine can take one.
 - A task that was lost with two engines or more makes its last attempt alone on an engine, so that a prompt that crashes
   engines is identified without losing other tasks. Such tasks go first, to engines without tasks.
+- A prompt is identified when a task of it is lost alone: its other tasks that wait fail with it, and the losses on the way
+  are not held against the engines (crashes.py).
 - An event costs O(log tasks + log engines).
 """
 
@@ -22,6 +24,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from kray.records import RolloutTask
+from kray.rollout.crashes import Crashes
 
 
 class Ending(Enum):
@@ -37,6 +40,8 @@ class _Entry:
     task: RolloutTask
     priority: int
     attempts: int = 0
+    # Numbers of the losses of engines that it was lost with.
+    losses: list[int] = field(default_factory=list)
     # None while the task waits.
     engine: str | None = None
     # Start of the current attempt, monotonic s.
@@ -84,32 +89,6 @@ def expected_work(task: RolloutTask) -> float:
     return task.rollouts * task.expected_tokens
 
 
-def split_rollouts(rollouts: int, largest: int) -> list[tuple[int, int]]:
-    """Split a group's rollouts into the fewest parts of at most `largest`, as even as possible: 70 by 32 is 24 + 23 + 23.
-
-    Returns:
-        (first index, count) of each part, in order.
-    """
-    parts = -(-rollouts // largest)
-    base, extra = divmod(rollouts, parts) if parts else (0, 0)
-    return [(i * base + min(i, extra), base + (i < extra)) for i in range(parts)]
-
-
-def largest_part(rollouts: int, engines: int, most: int) -> int:
-    """Return how many rollouts of one prompt to put into one task.
-
-    An eighth of an engine's even share, so that the last parts balance the engines, but at least 2, because every part on
-    another engine computes its prompt again. In simulated steps (jobs/bench_pool.py) with few rollouts per engine this
-    reduces the makespan by up to a quarter against fixed parts of 32; above 256 rollouts per engine it equals `most`.
-
-    Args:
-        rollouts: Rollouts of the whole step.
-        engines: Engines of the pool.
-        most: Upper limit (rollout.split).
-    """
-    return min(most, max(2, round(rollouts / (8 * engines))))
-
-
 class Schedule:
     """All tasks and engines of a pool; see the module's docstring.
 
@@ -121,6 +100,7 @@ class Schedule:
         retried: Times that a task was queued again.
         rollouts: Rollouts of all tasks that have not ended.
         ended: Tasks by how they ended.
+        crashes: Losses of engines that were the fault of a prompt.
     """
 
     def __init__(self, max_attempts: int):
@@ -138,6 +118,7 @@ class Schedule:
         # Heap of (work, engine, number): one valid offer of each engine that takes tasks, and void ones.
         self._offers: list[tuple[float, str, int]] = []
         self._offers_made = 0
+        self.crashes = Crashes()
 
     def load(self, engine: str) -> int:
         """Return the unfinished rollouts that the engine holds."""
@@ -179,13 +160,30 @@ class Schedule:
             forgive: The lost attempt does not count.
 
         Returns:
-            Tasks that have failed because they are out of attempts.
+            Tasks that have failed because they are out of attempts, or with another task of their prompt.
         """
         load = self._engines.pop(engine, None)
         lost = [self._entries[task_id] for task_id in sorted(load.tasks)] if load else []
+        number = None if forgive or not lost else self.crashes.lost(engine)
         for entry in lost:
-            entry.attempts -= forgive
-        return [entry.task for entry in lost if not self._retry(entry)]
+            if number is None:
+                entry.attempts -= 1
+            else:
+                entry.losses.append(number)
+        failed = [entry for entry in lost if not self._retry(entry)]
+        if load and load.isolated and failed:
+            failed += self._identify(failed[0])
+        return [entry.task for entry in failed]
+
+    def _identify(self, guilty: _Entry) -> list[_Entry]:
+        """End the waiting tasks of a prompt that crashes engines; return them."""
+        prompt_id = guilty.task.prompt_id
+        same = [e for e in self._entries.values() if e.task.prompt_id == prompt_id and e.engine is None]
+        for entry in same:
+            self._end(entry, Ending.FAILED)
+        losses = [number for entry in (guilty, *same) for number in entry.losses]
+        self.crashes.identified(prompt_id, losses, self.ended[Ending.DONE])
+        return same
 
     def hold(self, engine: str, held: bool) -> None:
         """Hold an engine, which then keeps its tasks and gets no new ones, or release it.

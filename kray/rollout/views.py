@@ -51,7 +51,7 @@ class View:
             DataError: It is text as well as messages.
         """
         unread, self.unread = self.unread, []
-        return _merged(unread)
+        return merged(unread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Opening:
 
     def read_by(self, role: str) -> PlainObservation:
         """Return what a role reads of the reset."""
-        return _merged([seen for reader, seen in self.turn.observed if reader == role])
+        return merged([seen for reader, seen in self.turn.observed if reader == role])
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class Episode:
             DataError: What it has read is text as well as messages.
         """
         view = self.views[self.role]
-        turns = [*view.history, (_merged(view.unread), "")]
+        turns = [*view.history, (merged(view.unread), "")]
         opened = with_opening(self.opening.prompt.prompt, turns[0][0], self.opening.source)
         messages = [dict(message) for message in messages_of(opened, self.opening.source)]
         for (_, action), (read, _) in pairwise(turns):
@@ -228,7 +228,8 @@ class Episode:
         return rollout
 
 
-def _merged(unread: Sequence[PlainObservation]) -> PlainObservation:
+def merged(unread: Sequence[PlainObservation]) -> PlainObservation:
+    """Return several observations of a role as one; DataError where some are text and some messages."""
     texts = [seen for seen in unread if isinstance(seen, str)]
     messages = [message for seen in unread if not isinstance(seen, str) for message in seen]
     if any(texts) and messages:

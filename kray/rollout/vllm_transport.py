@@ -49,8 +49,11 @@ def register_transport() -> None:
             """Do nothing: the tensors come with the call."""
 
         def start_weight_update(self) -> None:
-            self.missing = {name for name, _ in self.model.named_parameters()}
+            used = {name for name, _ in self.model.named_parameters()}
             initialize_layerwise_reload(self.model)
+            # Not a tied output layer, which has no name in `used`, nor what vLLM computes from weights, such as the scales of
+            # rounded ones, which the model as it was built does not have.
+            self.missing = used & {name for name, _ in self.model.named_parameters()}
 
         def update_weights(self, update_info: dict[str, Any]) -> None:
             self.receive_weights(self.parse_update_info(update_info))

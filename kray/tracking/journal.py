@@ -7,10 +7,12 @@ one that reads and delivers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +73,21 @@ class Journal:
                 return
             self._end = self._starts[kept]
             del self._steps[kept:], self._starts[kept:]
-            self._file.truncate(self._end)
-            os.fsync(self._file.fileno())
+            with self._writing(f"that the run goes back to step {step}"):
+                self._file.truncate(self._end)
+                os.fsync(self._file.fileno())
             self._sent = min(self._sent, kept)
             self._changed_from(kept)
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Name the file, and what is to be written, where it cannot be: its folder is read-only or full."""
+        try:
+            yield
+        except OSError as error:
+            why = f"cannot be written ({error.strerror or error})"
+            text = f"{self.path} {why}, so {what} cannot be recorded; what was saved before stays whole"
+            raise KrayError(text) from error
 
     def _changed_from(self, line: int) -> None:
         """Note that lines from here on may differ from what the reader has read."""
@@ -101,8 +114,9 @@ class Journal:
 
         Raises:
             ValueError: The step is before the newest one.
+            KrayError: The file cannot be written any more.
         """
-        with self._lock:
+        with self._lock, self._writing(f"the metrics of step {step}"):
             last = self.last_step
             if last is not None and step < last:
                 raise ValueError(f"step {step} comes after step {last}: {self.path} holds each step once, in order")

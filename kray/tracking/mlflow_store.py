@@ -250,6 +250,24 @@ def newest_table(run_id: str, name: str) -> list[dict[str, Any]]:
     return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
 
+def end_run(store: Store, run_id: str, status: str) -> None:
+    """Mark a run as ended whose process is gone; where the store does not take that, it is logged.
+
+    Args:
+        store: The store of the run.
+        run_id: The run.
+        status: FAILED or KILLED.
+    """
+    bound_waits()
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient(tracking_uri=store.uri).set_terminated(run_id, status)
+    except Exception as error:
+        # Errors of MLflow, requests or SQLAlchemy.
+        logger.warning("MLflow at %s has not recorded that run %s ended as %s: %s", store.shown, run_id, status, error)
+
+
 def log_model(store: Store, run_id: str, folder: Path, name: str, step: int, register: bool) -> str:
     """Record a Hugging Face folder as a logged model of a run; blocks for as long as the upload takes.
 

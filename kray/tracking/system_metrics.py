@@ -15,8 +15,9 @@ class SystemSamples:
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-        self.started_s = started_s
         self.every_s = every_s
+        # Seconds since the run began are counted by a clock that does not jump.
+        self._began_s = time.monotonic() - max(0.0, time.time() - started_s)
         self._monitors: list[Any] = []
         for monitor in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
             try:
@@ -27,8 +28,8 @@ class SystemSamples:
 
     def take(self) -> dict[str, Any]:
         """Return one row; its step counts sampling intervals since the run began, so that they increase in a resumed run."""
-        now = time.time()
-        row: dict[str, Any] = {"step": int((now - self.started_s) / self.every_s), "time": now}
+        ran_s = time.monotonic() - self._began_s
+        row: dict[str, Any] = {"step": int(ran_s / self.every_s), "time": time.time()}
         for monitor in self._monitors:
             monitor.collect_metrics()
             row.update({f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()})

@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,12 @@ class Learner:
         try:
             self.mesh = init_device_mesh(self.device.type, (world_size,))
             # An FSDPModule and a PreTrainedModel.
-            self.model: Any = load_sharded(model_path, dtype, self.mesh, train.activation_checkpointing, lora)
+            load = partial(load_sharded, model_path, dtype, self.mesh, offload=train.offload)
+            self.model: Any = load(train.activation_checkpointing, lora)
             # The start model, for train.kl: with LoRA the model without its adapters.
             self.reference: Any = None
             if train.kl:
-                frozen = lora is None
-                self.reference = load_sharded(model_path, dtype, self.mesh, frozen=True) if frozen else self.model
+                self.reference = load(frozen=True) if lora is None else self.model
             self.configure(train, total_steps)
             self.writer = CheckpointWriter(rank, train.timeout_s)
             self.layout, self.rejected_layouts = choose_layout(self.model, self._row_logprobs, dtype, train.packing)

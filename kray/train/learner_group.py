@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,11 @@ from kray.config.threads import threads_of
 from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.records import RolloutGroup
+from kray.train.adapter_weights import adapter_weights
+from kray.train.colocated_learner import ColocatedLearner
 from kray.train.learner import Learner
 from kray.train.metrics import count_nonfinite_steps
+from kray.train.probe_sample import sample_tokens
 from kray.train.training_rows import step_rows
 from kray.weight_sync.flat_weights import Gathered
 
@@ -44,6 +47,11 @@ FAILURE_GRACE_S = 5.0
 WATCH_INTERVAL_S = 2.0
 # Seconds between two checks whether a checkpoint is on disk; a write takes about this long at least.
 SAVED_POLL_S = 0.2
+# Methods of a rank that compute with its state, which must be on the device; so does `weights`.
+USES_DEVICE = ("configure", "update", "logprobs", "load", "export")
+# Share of a GPU that a rank asks for, and its engine, where they share one: Ray gives actors of one bundle the same GPU only if
+# their requests fit into it together. The share limits nothing else.
+GPU_SHARE = 0.5
 # glibc settings, bytes: freed activations, and on GPUs the weights that are gathered for engines, are kept for the next step
 # instead of being returned and cleared again.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
@@ -99,14 +107,31 @@ class LearnerGroup:
         self.nonfinite_steps = 0
         self.actors: list[Any] = []
         self.placement: PlacementGroup | None = None
+        # Where each rank shares its bundle with an engine: CPUs of the engine, and what is awaited before the device is used.
+        self.engine_cpus = 0
+        self.before_use: Callable[[], Awaitable[None]] | None = None
         # Number of times that ranks were started.
         self._starts = 0
 
     @property
     def bundle(self) -> dict[str, float]:
-        """The resources of one rank."""
-        wanted = {"CPU": float(self.train.cpus_per_rank), "GPU": float(self.train.gpus_per_rank)}
+        """The resources of one rank, and of the engine beside it."""
+        cpus = self.train.cpus_per_rank + self.engine_cpus
+        wanted = {"CPU": float(cpus), "GPU": float(self.train.gpus_per_rank)}
         return {name: amount for name, amount in wanted.items() if amount > 0}
+
+    def share(self, engine_cpus: int, before_use: Callable[[], Awaitable[None]]) -> None:
+        """Make place for an engine in each rank's bundle, before `place`.
+
+        Args:
+            engine_cpus: CPUs of the engine.
+            before_use: Awaited before ranks use their device; it calls `move` where needed.
+        """
+        self.engine_cpus, self.before_use = engine_cpus, before_use
+
+    async def move(self, method: str) -> list[Any]:
+        """Have ranks that share their device `enter_device` or `leave_device`; return what each of them returned."""
+        return await self._all(method, f"to {method.replace('_', ' the ')}")
 
     async def start(self) -> list[dict[str, Any]]:
         """Place the ranks, let them join and load the model; closes the group when that fails.
@@ -165,16 +190,24 @@ class LearnerGroup:
         self.nonfinite_steps = count_nonfinite_steps(self.nonfinite_steps, metrics, self.train.max_nonfinite)
         return metrics
 
-    async def gather_weights(self) -> tuple[Gathered, ray.ObjectRef]:
+    async def gather_weights(self, adapters: bool = False) -> tuple[Gathered, ray.ObjectRef]:
         """Gather the weights on rank 0; returns when they are in the object store.
 
         They do not pass through this process. Actors that get the reference as an argument read them from shared memory
         without copying.
 
+        Args:
+            adapters: Gather LoRA's adapters alone, else the whole model with the adapters merged.
+
         Returns:
             Size, checksum and timings, and a reference to the weights (FlatWeights).
         """
-        pairs = [actor.weights.options(num_returns=2).remote() for actor in self.actors]
+        if self.before_use is not None:
+            await self.before_use()
+        if adapters:
+            pairs = [actor.__ray_call__.options(num_returns=2).remote(adapter_weights) for actor in self.actors]
+        else:
+            pairs = [actor.weights.options(num_returns=2).remote() for actor in self.actors]
         gathered = await self._wait([gathered for gathered, _ in pairs], "to gather the weights")
         return gathered[0], pairs[0][1]
 
@@ -195,6 +228,10 @@ class LearnerGroup:
             For each pair (T,) float32, nats.
         """
         return (await self._all("logprobs", "to compute log-probabilities", list(token_rows), temperature))[0]
+
+    async def sample(self, prompt: Sequence[int], count: int, seed: int) -> tuple[int, ...]:
+        """Continue a prompt by so many tokens of the policy; see `sample_tokens`."""
+        return (await self._all("__ray_call__", "to sample a probe", sample_tokens, tuple(prompt), count, seed))[0]
 
     async def save(self, folder: str | Path, wait: bool = True) -> None:
         """Write a sharded checkpoint; an earlier write is waited for.
@@ -285,10 +322,11 @@ class LearnerGroup:
         if not self.train.gpus_per_rank:
             # Without this setting a process without GPUs sees all of them.
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        options = ray.remote(Learner).options(
+        alone = self.before_use is None
+        options = ray.remote(Learner if alone else ColocatedLearner).options(
             name=f"kray-{self.label}-learner-{rank}-{suffix}",
             num_cpus=self.train.cpus_per_rank,
-            num_gpus=self.train.gpus_per_rank,
+            num_gpus=self.train.gpus_per_rank * (1 if alone else GPU_SHARE),
             scheduling_strategy=self._strategy(rank),
             runtime_env={"env_vars": environment | self.env},
         )
@@ -299,6 +337,8 @@ class LearnerGroup:
         """Call a method on all ranks and return their results, rank 0's first."""
         if not self.actors:
             raise InfrastructureError(f"learner: cannot {purpose.removeprefix('to ')}: it is not running")
+        if self.before_use is not None and method in USES_DEVICE:
+            await self.before_use()
         return await self._wait([getattr(actor, method).remote(*arguments) for actor in self.actors], purpose)
 
     async def _wait(self, refs: list[ray.ObjectRef], purpose: str, limit_s: float | None = None) -> list[Any]:

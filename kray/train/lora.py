@@ -1,6 +1,6 @@
-"""LoRA (arXiv 2106.09685): peft's adapters inside the policy, merged whenever the policy's weights leave the learner.
+"""LoRA (arXiv 2106.09685): peft's adapters inside the policy, merged when whole weights leave the learner.
 
-Guarantees: engines, exports and probes get ordinary weights, W + (alpha / rank) B A, under their ordinary names. With the
+Guarantees: whole weights are ordinary ones, W + (alpha / rank) B A, under their ordinary names. With the
 adapters off the model equals the start model bit for bit, so it is its own reference.
 """
 
@@ -117,6 +117,11 @@ def plain_name(name: str) -> str | None:
     return None if ".lora_" in name else name.replace(".base_layer.", ".")
 
 
+def peft_name(name: str) -> str:
+    """Return the name of an adapter's parameter in a peft folder."""
+    return f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}"
+
+
 def save_adapters(model: nn.Module, lora: LoraConfig, base: str, folder: Path) -> None:
     """Write the adapters as a peft folder.
 
@@ -131,8 +136,7 @@ def save_adapters(model: nn.Module, lora: LoraConfig, base: str, folder: Path) -
     tensors = {}
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
-            plain = name.replace(f".{ADAPTER}.", ".")
-            tensors[f"base_model.model.{plain}"] = parameter.detach().contiguous()
+            tensors[peft_name(name)] = parameter.detach().contiguous()
     targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors})
     options: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets}
     config = PeftConfig(**options, task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True)

@@ -41,7 +41,7 @@ class LossConfig:
     @classmethod
     def from_train(cls, train: TrainConfig) -> LossConfig:
         """Return the loss that a run's `train` section asks for."""
-        return cls(train.loss, train.clip_low, train.clip_high, train.tis, train.kl)
+        return cls(train.loss, train.clip_low, train.clip_high, train.tis or 0.0, train.kl)
 
 
 @dataclass(frozen=True, slots=True)

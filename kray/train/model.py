@@ -177,7 +177,7 @@ def _policy_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
             yield name, plain, tensor
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
     """Return the whole tensor: itself where one rank holds all of it, else gathered. A collective."""
     if not isinstance(tensor, DTensor):
         return tensor
@@ -188,9 +188,9 @@ def _gathered(model: nn.Module, dtype: str | None) -> Iterator[tuple[str, Tensor
     """(name, whole tensor) of the state, one at a time on the model's device, floats in `dtype`. A collective."""
     merge_of = lora_merges(model)
     for name, plain, tensor in _policy_tensors(model):
-        tensor = _whole(tensor.detach())
+        tensor = whole(tensor.detach())
         if name in merge_of:
-            tensor = merge_of[name](tensor, _whole)
+            tensor = merge_of[name](tensor, whole)
         yield plain, tensor.to(DTYPES[dtype]) if dtype and tensor.is_floating_point() else tensor
 
 

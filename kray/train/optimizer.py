@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from kray.config.train_schema import TrainConfig
+from kray.train.offload import moments_like, step_in_parts
 
 
 def _shard(tensor: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ class ShardedAdamW:
     """AdamW for a sharded model; matrices decay, norms and biases do not."""
 
     def __init__(self, model: nn.Module, train: TrainConfig):
-        self.grad_clip = train.grad_clip
+        self.grad_clip, self.offload = train.grad_clip, train.offload
         self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.shards = [nn.Parameter(_shard(p.detach())) for _, p in self.named]
         pairs = [(p.ndim > 1, shard) for (_, p), shard in zip(self.named, self.shards, strict=True)]
@@ -41,8 +42,7 @@ class ShardedAdamW:
         for shard in self.shards:
             self.adamw.state[shard] = {
                 "step": torch.zeros((), dtype=torch.float32, device=shard.device),
-                "exp_avg": torch.zeros_like(shard),
-                "exp_avg_sq": torch.zeros_like(shard),
+                **moments_like(shard, self.offload),
             }
 
     def step(self, lr: float) -> float:
@@ -68,7 +68,10 @@ class ShardedAdamW:
                 shard.grad = gradient
             for group in self.adamw.param_groups:
                 group["lr"] = lr
-            self.adamw.step()
+            if self.offload == "optimizer":
+                step_in_parts(self.adamw)
+            else:
+                self.adamw.step()
         self.clear()
         return norm
 
@@ -84,13 +87,7 @@ class ShardedAdamW:
         for (name, parameter), shard in zip(self.named, self.shards, strict=True):
             for key, value in self.adamw.state[shard].items():
                 if isinstance(parameter, DTensor) and value.shape == shard.shape and key != "step":
-                    value = DTensor.from_local(
-                        value,
-                        parameter.device_mesh,
-                        parameter.placements,
-                        run_check=False,
-                        shape=parameter.shape,
-                        stride=parameter.stride(),
-                    )
+                    # Not from_local, which would copy moments in main memory to the mesh's device.
+                    value = DTensor(value, parameter._spec, requires_grad=False)
                 tensors[f"{name}.{key}"] = value
         return tensors

@@ -22,6 +22,7 @@ from kray.config.schema import LoraConfig
 from kray.errors import ConfigError
 from kray.train.logprobs import add_score_method
 from kray.train.model import DTYPES, decoder_layers, load_policy
+from kray.train.offload import fsdp_options, move_buffers
 from kray.train.process_group import first_problem
 from kray.train.weight_files import WeightFiles, find_weights
 
@@ -35,6 +36,7 @@ def load_sharded(
     activation_checkpointing: bool = False,
     lora: LoraConfig | None = None,
     frozen: bool = False,
+    offload: str = "none",
 ) -> Any:
     """Load a model, shard it over the ranks of `mesh` and give it the method `score` of logprobs.py. A collective.
 
@@ -45,6 +47,7 @@ def load_sharded(
         activation_checkpointing: See `load_policy`.
         lora: See `load_policy`.
         frozen: Whether the model is never trained; its parameters are then kept in the compute dtype.
+        offload: train.offload.
 
     Raises:
         ConfigError: On all ranks, when one of them cannot load the model.
@@ -61,12 +64,11 @@ def load_sharded(
         # Not the buffers: rotary frequencies stay float32, as the policy's do.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(DTYPES[dtype])
-    model = shard(model, mesh, dtype, send=files is None)
-    if files is None:
-        # FSDP does not move the buffers.
-        model.to(mesh.device_type)
-    else:
-        _read_shards(model, files, torch.device(mesh.device_type))
+    model = shard(model, mesh, dtype, offload, send=files is None)
+    if files is not None:
+        _read_shards(model, files, torch.device("cpu" if offload == "all" else mesh.device_type))
+    # FSDP does not move the buffers.
+    move_buffers(model, mesh.device_type)
     add_score_method(model)
     return model
 
@@ -159,7 +161,9 @@ def _broadcast(tensor: Tensor) -> None:
         dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=0)
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32", send: bool = True) -> nn.Module:
+def shard(
+    model: nn.Module, mesh: DeviceMesh, dtype: str = "float32", offload: str = "none", send: bool = True
+) -> nn.Module:
     """Shard each decoder layer, then the rest, over the ranks, in place (FSDP2).
 
     Parameters are gathered in `dtype` and stay float32 in the shards; gradients are reduced in float32.
@@ -168,6 +172,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32", send: bool
         model: The model; parameters of ranks other than 0 may be on the meta device.
         mesh: One-dimensional mesh of all ranks.
         dtype: Compute dtype.
+        offload: train.offload.
         send: Whether parameters on the meta device get rank 0's values, one layer at a time, so that a rank holds at most
             its shards and one whole layer (rank 0 holds the model that it has read). Else they stay there. What has
             memory gets rank 0's values anyway.
@@ -188,6 +193,6 @@ def shard(model: nn.Module, mesh: DeviceMesh, dtype: str = "float32", send: bool
     for part in [*layers, model]:
         if mesh.size() > 1:
             _fill_from_rank_0(part, done, send)
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+        fully_shard(part, mesh=mesh, mp_policy=policy, **fsdp_options(offload, mesh))
     del originals
     return model

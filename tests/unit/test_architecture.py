@@ -133,6 +133,7 @@ UNPICKLERS = {
     "kray.environments.registry": "the check of an environment, of itself",
     "kray.environments.textarena_game": "a game, of itself",
     "kray.bench.driver_scale": "a benchmark, of itself",
+    "kray.faults.compared": "a benchmark, of its own runs",
     # A subclass that builds descriptions of tensors and nothing else.
     "kray.train.sharded_checkpoint": "a checkpoint",
 }

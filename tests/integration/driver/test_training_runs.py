@@ -69,8 +69,8 @@ def test_overlapped_generation_bounds_staleness(run_tiny, tmp_path):
     assert more.rollouts == 10 * 48
 
 
-def test_killed_engine_loses_no_rollout(run_tiny, tmp_path):
-    """Two engines, two learner ranks, the paper's plan; an engine is killed while it generates."""
+def test_killed_engine_loses_no_rollout(run_tiny, tmp_path, capsys):
+    """Two engines that take adapters, two learner ranks, the paper's plan; an engine is killed while it generates."""
     import ray
 
     killed = threading.Event()
@@ -93,9 +93,12 @@ def test_killed_engine_loses_no_rollout(run_tiny, tmp_path):
         "rollout.max_response_tokens=40",
         "rollout.split=4",
         "plan.budget=96",
+        "model.lora.rank=4",
+        "rollout.lora=adapter",
     )
     thread.join()
     assert killed.is_set()
+    assert "MB of adapters; whole weights would be" in capsys.readouterr().out
     assert summary.engine_deaths == 1
     assert (summary.steps, summary.rollouts) == (10, 10 * 96)
     lines = steps_of(tmp_path / "run")

@@ -8,6 +8,7 @@ import torch
 
 from kray.weight_sync.flat_weights import FlatWeights
 from kray.weight_sync.proof import Proof
+from kray.weight_sync.tolerance import TOLERANCE
 
 PROBE = tuple(int(token) for token in np.random.default_rng(0).integers(2, 40, 24))
 
@@ -70,10 +71,8 @@ def start_faulty_engine(ray, folder, dtype: str):
 
 @pytest.mark.parametrize(("kind", "dtype"), [("tied", "float32"), ("untied", "bfloat16")])
 def test_engine_that_loads_no_weights_is_detected(ray_local, kind, dtype, request):
-    from kray.rollout.pool_state import PROBE_TOLERANCE
-
     policy = request.getfixturevalue(f"{kind}_policy")
-    learner, tolerance = Policy(policy, dtype), PROBE_TOLERANCE[dtype]
+    learner, tolerance = Policy(policy, dtype), TOLERANCE[dtype]
     actor = start_faulty_engine(ray_local, policy, dtype)
 
     def attempt(weights, *fault):
@@ -112,4 +111,28 @@ def test_engine_that_loads_no_weights_is_detected(ray_local, kind, dtype, reques
     assert gap(attempt(learner.packed(), "stale one", old)) > tolerance
     assert gap(attempt(learner.packed())) < tolerance
     assert "1 parameters received none, first model.embed_tokens.weight" in attempt(learner.packed(), "drop one")
+    ray_local.kill(actor)
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="vLLM has 8-bit caches on CPUs with AVX-512 alone")
+def test_engine_with_an_8_bit_cache_proves_its_weights(ray_local, tied_policy):
+    from kray.config.rounding import ROUNDED_TOLERANCE
+    from kray.rollout.engine import Engine
+    from kray.rollout.engine_spec import EngineSpec
+
+    options = {"kv_cache_dtype": "fp8"}
+    spec = EngineSpec(str(tied_policy), "float32", 128, 16, 1, 0, 0.1, 0.0, eager=True, seed=0, vllm=options)
+    actor = ray_local.remote(max_concurrency=2, concurrency_groups={"commands": 1})(Engine)
+    actor = actor.options(num_cpus=1, runtime_env={"env_vars": spec.environment()}).remote(spec)
+    learner = Policy(tied_policy, "float32")
+    ray_local.get(actor.start.remote(), timeout=180)
+    gaps = []
+    for version in range(2):
+        learner.change(0.1 * version)
+        weights = learner.packed()
+        proof = ray_local.get(actor.update.remote(version, ray_local.put(weights), list(PROBE)), timeout=60)
+        assert proof.checksum == weights.checksum
+        gaps.append(float(np.abs(proof.logprobs - learner.logprobs()).mean()))
+    # More than without rounding, and less than what is allowed.
+    assert 1e-3 < min(gaps) <= max(gaps) < ROUNDED_TOLERANCE
     ray_local.kill(actor)

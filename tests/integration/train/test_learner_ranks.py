@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from kray.config.schema import LoraConfig
+from kray.train.adapter_weights import adapter_weights
+from kray.train.probe_sample import sample_tokens
 from kray.train.training_rows import step_rows
 
 # What says something about the machine or the split, not about what was learned.
@@ -30,6 +32,8 @@ def compare(run_ranks, make, ranks: int, cases: list[dict], folder: Path) -> Non
         metrics = [learner.update(rows) for rows in case["rows"]]
         case["start"] = str(folder / f"alone-{number}")
         learner.save(case["start"])
+        case["sampled"] = sample_tokens(learner, (3, 4, 5), 4, 0)
+        case["adapters"] = adapter_weights(learner)[1].tensors() if case["lora"] else []
         alone.append((metrics, arrays(learner)))
     results = run_ranks(ranks, cases)
     largest = 0.0
@@ -46,6 +50,11 @@ def compare(run_ranks, make, ranks: int, cases: list[dict], folder: Path) -> Non
         for (name, expected), (got_name, array) in zip(state, first["state"], strict=True):
             assert got_name == name
             largest = max(largest, np.abs(array - expected).max())
+            np.testing.assert_allclose(array, expected, rtol=0, atol=3e-6)
+        assert {result[number]["sampled"] for result in results} == {case["sampled"]}
+        assert all(other["adapters"] == [] for other in others)
+        for (name, expected), (got_name, array) in zip(case["adapters"], first["adapters"], strict=True):
+            assert got_name == name
             np.testing.assert_allclose(array, expected, rtol=0, atol=3e-6)
         uninterrupted, resumed = first["digests"]
         assert resumed == uninterrupted  # bit for bit, on any number of ranks

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import threading
 from pathlib import Path
 
 import pytest
 import ray
+from logged_lines import logged_lines
+from tiny_runs import wait_for_line
 
 from kray.compare.study import RATES, VISITS, load_study
-from kray.driver.remote import driver_actor, follow_driver
+from kray.compare.supervision import run_comparison
+from kray.driver.run_lock import lock_folder
 from kray.train.start_model import find_model
 
 ROOT = Path(__file__).parents[3]
 QUICK = str(ROOT / "configs" / "compare-quick.yaml")
-CLOCKED = ("time", "timing_s/", "memory/", "throughput/", "pool/", "train/update_s", "train/peak", "planner/seconds")
+CLOCKED = (
+    "driver/restarts",
+    "time",
+    "timing_s/",
+    "memory/",
+    "throughput/",
+    "pool/",
+    "train/update_s",
+    "train/peak",
+    "planner/seconds",
+)
 
 
 @pytest.fixture
 def compare(ray_local, tmp_path, monkeypatch):
     """Run a part of the quick comparison into a folder and return its Outcome."""
-    from kray.compare.run import Comparison
-
     monkeypatch.setenv("KRAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def run(folder: str, methods: str, seeds: str):
         study = load_study(QUICK, methods, seeds, str(tmp_path / folder))
-        study.folder.mkdir(exist_ok=True)
-        actor = driver_actor(Comparison, study.folder)
-        return follow_driver(actor.remote(study, find_model(study.base), {}), "compare", study.folder)
+        with lock_folder(study.folder, "a comparison") as lock:
+            return run_comparison(study, find_model(study.base), None, lock)
 
     return run
 
@@ -67,6 +78,15 @@ def steps_of(folder: Path) -> list[dict]:
     return found
 
 
+def kill_driver(file: Path) -> None:
+    """Kill the driver when the run has recorded its first step."""
+    from kray.faults.targets import actors
+
+    wait_for_line(file, 2, 200.0)
+    (driver,) = actors("kray-all-driver")
+    assert driver.send(signal.SIGKILL)
+
+
 def test_comparison_reports_resumes_and_isolates_its_runs(compare, tmp_path, capsys):
     from mlflow import MlflowClient
 
@@ -99,12 +119,19 @@ def test_comparison_reports_resumes_and_isolates_its_runs(compare, tmp_path, cap
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert "report/index.html" in {file.path for file in client.list_artifacts(parents[0].info.run_id, "report")}
 
-    # the third child again, now as the first one; the others are taken as done
+    # the third child again, now as the first one, whose driver is killed once; the others are taken as done
     (tmp_path / "all/exact_p").rename(tmp_path / "third")
     before = (tmp_path / "all/uniform/seed-0/metrics.jsonl").stat().st_mtime_ns
     capsys.readouterr()
-    again = compare("all", "", "0")
-    assert again.done == 3
+    killer = threading.Thread(target=kill_driver, args=(tmp_path / "all/exact_p/seed-0/metrics.jsonl",))
+    killer.start()
+    with logged_lines() as lines:
+        again = compare("all", "", "0")
+    killer.join()
+    assert (again.done, again.failed) == (3, {})
     assert "2 done, 1 to run" in capsys.readouterr().out
+    assert any("starting another driver; exact_p seed 0 begins anew" in line for line in lines)
     assert (tmp_path / "all/uniform/seed-0/metrics.jsonl").stat().st_mtime_ns == before
     assert steps_of(tmp_path / "all/exact_p/seed-0") == steps_of(tmp_path / "third/seed-0")
+    states = [run.info.status for run in client.search_runs([e.experiment_id for e in client.search_experiments()])]
+    assert sorted(states) == ["FAILED", *["FINISHED"] * 5], "the run that was lost is not marked as failed"

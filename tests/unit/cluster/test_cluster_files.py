@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "cluster"
 RAY_UP = ["aws.yaml", "gcp.yaml"]
 KUBERAY = ["kuberay-job.yaml", "kuberay-cluster.yaml", "kuberay-cpu.yaml"]
+FLEETS = sorted(path.name for path in FOLDER.glob("fleet-*.yaml"))
 STUDIES = "compare-"  # files of jobs/compare.py, which are no configurations of a run
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith(STUDIES))
 CRDS = Path(os.environ.get("KRAY_KUBERAY_CRDS") or ROOT.parent / "shared" / "data" / "kuberay-crds")
@@ -252,6 +253,29 @@ def test_kuberay_job_runs_once_with_a_command_of_the_image():
     assert load_config(ROOT / config, overrides).run.dir.startswith("/mnt/kray/")
 
 
+@pytest.mark.parametrize("name", FLEETS)
+def test_a_fleet_is_whole_machines_for_its_configuration(name):
+    document = read(name)
+    assert crd_errors(document) == []
+    spec, cluster = document["spec"], ray_cluster(name)["spec"]
+    assert (spec["backoffLimit"], spec["shutdownAfterJobFinishes"]) == (0, True)
+    assert (cluster["rayVersion"], cluster["authOptions"]) == (RAY, {"mode": "token"})
+    words = spec["entrypoint"].split()
+    assert not re.search(r"[^\w\s./=:@,-]", spec["entrypoint"]), "KubeRay pastes it into a shell script, unquoted"
+    assert words[3] == f"/home/ray/kray/configs/{name}"
+    config = load_config(ROOT / "configs" / name, [word for word in words if "=" in word])
+    assert config.run.dir.startswith("/mnt/kray/")
+    stop_s = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
+    assert float(stop_s) >= 600, "for a checkpoint"
+    (node,) = cluster["workerGroupSpecs"]
+    assert node["replicas"] == node["minReplicas"] == node["maxReplicas"]
+    pods = [group["template"]["spec"] for group in (cluster["headGroupSpec"], node)]
+    assert {pod["containers"][0]["image"] for pod in pods} == {f"REGISTRY/kray:{kray.__version__}-gpu"}
+    assert all(pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "kray-results" for pod in pods)
+    assert (pods[1]["hostNetwork"], pods[1]["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    assert pods[1]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
+
+
 # -- images -----------------------------------------------------------------------------------------------------------
 
 
@@ -295,11 +319,11 @@ def test_install_script_pins_torch_and_removes_torchvision(build, tmp_path):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_fits_a_shipped_cluster(config):
     fitting = []
-    for name in RAY_UP + KUBERAY:
+    for name in RAY_UP + KUBERAY + FLEETS:
         try:
             fit = place(load_config(ROOT / "configs" / config), load_cluster(FOLDER / name))
         except ConfigError:
             continue
         if not fit.notes:  # no rank on spot, no GPU left idle by actors that ask for none
             fitting.append(name)
-    assert fitting, f"{config} fits none of {RAY_UP + KUBERAY}"
+    assert fitting, f"{config} fits none of {RAY_UP + KUBERAY + FLEETS}"

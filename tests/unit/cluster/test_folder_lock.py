@@ -391,3 +391,12 @@ def test_an_unreadable_lock_is_taken_when_nothing_changes(tmp_path):
     with acquire(tmp_path) as lock:
         assert lock.ticket.generation == 5
     assert time.monotonic() - began >= FAST.stale_s
+
+
+def test_a_lock_in_a_folder_that_became_read_only_is_left_without_an_error(tmp_path, monkeypatch):
+    lock = acquire(tmp_path)
+    with monkeypatch.context() as patched:
+        for name in ("unlink", "touch"):
+            patched.setattr(Path, name, lambda *_, **__: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+        lock.release()
+    assert (tmp_path / ".lock" / "1.job.beat").exists()

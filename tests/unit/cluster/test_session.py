@@ -75,6 +75,7 @@ def test_a_ray_is_joined_or_started_in_few_places_and_always_the_one_that_was_ch
     # The first of session.py joins the cluster of RAY_ADDRESS, or of the Ray job that this process is.
     assert found.pop("kray/cluster/session.py") == [False, True]
     assert set(found) == {
+        "kray/bench/colocation.py",
         "kray/bench/pool.py",
         "kray/bench/weight_sync.py",
         "kray/faults/cluster.py",

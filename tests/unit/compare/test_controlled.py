@@ -174,6 +174,14 @@ def test_mixed_only_needs_the_belief_as_baseline():
         check_controls(Controls(mixed_only=True), KrayConfig(train=TrainConfig(baseline="group")), "m")
 
 
+def test_a_comparison_does_not_colocate():
+    config = KrayConfig()
+    check_controls(Controls(), config, "m")
+    config.rollout.colocate = True
+    with pytest.raises(ConfigError, match=r"m: rollout\.colocate must be false"):
+        check_controls(Controls(), config, "m")
+
+
 @pytest.mark.parametrize("controls", [Controls("plan"), Controls(shuffle_budgets=True)])
 def test_limits_by_kind_go_with_no_control_of_the_plan(controls):
     config = KrayConfig(plan=PlanConfig(adapt=True))

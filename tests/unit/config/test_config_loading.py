@@ -340,7 +340,7 @@ def test_a_dumped_configuration_loads_as_itself(tmp_path_factory, text, options)
     config.train.baseline, config.plan.value, config.plan.lower = "group", "paper", 2
     config.plan.candidates = 2.0  # a loaded configuration leaves nothing open
     config.model.dtype, config.rollout.eager, config.train.reduce_each_microbatch = "float32", True, False
-    config.model.path = "x"
+    config.model.path, config.train.tis = "x", 0.0
     config.prompts.train.system = text
     config.reward.options = options
     file = tmp_path_factory.mktemp("config") / "c.yaml"

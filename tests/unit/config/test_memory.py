@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kray.config import KrayConfig, ModelConfig, RolloutConfig, TrainConfig
@@ -105,7 +107,8 @@ def test_keys_and_values_of_an_engine():
 
 def test_host_store_and_update():
     host = host_memory(config(), QWEN_7B)
-    assert (host.start, host.version, host.gathered) == (4 * QWEN_7B.elements, 2 * QWEN_7B.elements, host.version)
+    assert (host.start, host.version, host.gathered) == (0, 2 * QWEN_7B.elements, host.version)
+    assert host_memory(config(), replace(QWEN_7B, read_whole=True)).start == 4 * QWEN_7B.elements
     assert host.saving == host.checkpoint == 12 * QWEN_7B.elements
     # A single rank on CPU hands over the tensors that it trains.
     assert host_memory(config(ranks=1, gpus=0), SMALL).gathered == 0

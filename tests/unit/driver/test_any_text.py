@@ -254,6 +254,7 @@ def console_takes(line: str, folder: Path) -> None:
     Terminal(file=io.TextIOWrapper(io.BytesIO(), "utf-8")).print(render(found))
 
 
+@pytest.mark.usefixtures("same_signals")
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_job_ends_with_its_message_whatever_that_holds_and_whatever_the_terminal_takes(text, monkeypatch):
     def run(main):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,21 @@ def held(value=1.5, step=6):
 def begun(folder, *overrides, past):
     folder.mkdir(exist_ok=True)
     return begin(folder, configured(folder, "run.checkpoint_every=1", "run.keep_checkpoints=20", *overrides), past=past)
+
+
+@pytest.mark.parametrize("start", [None, np.array([-1.5, -2.0], dtype=np.float32)])
+def test_calibration_of_an_older_version_is_read_back(tmp_path, start):
+    policy = held()
+    policy = replace(policy, published=replace(policy.published, start=start))
+    asyncio.run(write(tmp_path, {PAST: policy}, 10.0))
+    found = read(tmp_path, PAST).published.start
+    assert (found is None) if start is None else np.array_equal(found, start)
+    # a checkpoint of an earlier version
+    file = tmp_path / f"{PAST}.pt"
+    content = torch.load(file, weights_only=True)
+    del content["start"]
+    torch.save(content, file)
+    assert read(tmp_path, PAST).published.start is None
 
 
 @pytest.mark.parametrize("staleness", [0, 2])

@@ -100,29 +100,84 @@ def test_handlers_are_put_back():
 
 
 JOB = """
-import sys, time
+import atexit, sys, time
 from kray.launch.main import guarded
 
+class AfterAll:
+    def __del__(self, sleep=time.sleep, write=sys.stdout.write, flush=sys.stdout.flush):
+        write("last steps\\n")
+        flush()
+        sleep(0.5)
+
+last = AfterAll()
+
 def main():
+    # Python's last steps take long on a busy machine.
+    atexit.register(lambda: [print("ending", flush=True), time.sleep(0.5)])
     print("ready", flush=True)
-    time.sleep(30)
+    time.sleep(float(sys.argv[1]))
 
 guarded(main)
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_a_job_that_has_not_begun_ends_with_one_message_and_130(name):
-    process = subprocess.Popen(
-        [sys.executable, "-c", JOB],
+def job(seconds: float) -> subprocess.Popen:
+    started = subprocess.Popen(
+        [sys.executable, "-c", JOB, str(seconds)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    assert process.stdout.readline() == "ready\n"
+    assert started.stdout.readline() == "ready\n"
+    return started
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_job_that_has_not_begun_ends_with_one_message_and_130(name):
+    process = job(30)
     for _ in range(3):
         os.killpg(process.pid, getattr(signal, name))
+        time.sleep(0.1)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize("until", ["ending\n", "last steps\n"])
+def test_a_signal_while_a_job_ends_does_not_take_away_its_exit_code(name, until):
+    process = job(0)
+    while process.stdout.readline() != until:
+        assert process.poll() is None
+    os.killpg(process.pid, getattr(signal, name))
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+
+
+ENDLESS_END = """
+import atexit, time
+from kray.driver import stop_signals
+from kray.launch.main import guarded
+stop_signals.SAME_S = 0.05
+
+def main():
+    atexit.register(lambda: [print("ending", flush=True), time.sleep(60)])
+
+guarded(main)
+"""
+
+
+def test_a_job_that_does_not_end_is_ended_by_the_second_signal():
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS_END],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout.readline() == "ending\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130

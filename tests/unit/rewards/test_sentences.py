@@ -88,10 +88,10 @@ def test_any_text_has_some_readings(text):
 )
 def test_readings_of_long_texts_are_quick(piece):
     text = "The answer is " + piece * (50_000 // len(piece))
-    started = time.perf_counter()
+    started = time.process_time()
     answer_candidates(outside_thinking(text))
     answer_candidates(piece * (50_000 // len(piece)) + "x")
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 TASKS = (
@@ -172,3 +172,43 @@ def test_what_a_task_cannot_read_is_wrong(task):
 def test_an_entry_that_cannot_be_scored_is_an_error():
     with pytest.raises((ValueError, KeyError, TypeError)):
         score("reasoning_gym", "no", json.dumps({"task": "prime_factorization", "entry": {"answer": "x"}}))
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("No, it does not logically follow that some spiders are birds.", "No"),
+        ("The answer is: No, it does not", "No"),
+        ("**Yes**, because all birds are.", "Yes"),
+        ("Yes - it does", "Yes"),
+        ("I think.\n\nTrue. All of them are.", "True"),
+        ("Yes, it follows that no spiders are birds", "Yes"),
+        ("No.\n\nThis is a classic", "No"),
+    ],
+)
+def test_the_word_that_opens_a_sentence_is_an_answer(text, verdict):
+    assert verdict in answer_candidates(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Yes. No.",
+        "No, wait. Yes, it does",
+        "No.\n\nYes, I mean, no.",
+        "No one knows, yes",
+        "no-one, he said",
+        "Nothing, really",
+    ],
+)
+def test_two_verdicts_are_no_answer(text):
+    assert not {"yes", "no", "nothing"} & {candidate.lower() for candidate in answer_candidates(text)}
+
+
+def test_a_verdict_in_a_sentence_earns_full_marks():
+    entries = reasoning_gym.create_dataset("syllogism", size=20, seed=3)
+    entry = next(each for each in entries if each["answer"] == "No")
+    packed = pack_entry("syllogism", entry)
+    assert score("reasoning_gym", "No, it does not follow.", packed, extract=True, partial=False).value == 1
+    assert score("reasoning_gym", "Yes, it does follow.", packed, extract=True, partial=False).value == 0
+    assert score("reasoning_gym", "Yes. No.", packed, extract=True, partial=False).value == 0

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from kray.records import RolloutTask, Sampling
 from kray.rollout.health import Health, State
-from kray.rollout.scheduler import Ending, Schedule, expected_work, largest_part, split_rollouts
+from kray.rollout.parts import largest_part, split_rollouts
+from kray.rollout.scheduler import Ending, Schedule, expected_work
 
 
 def task(number: int, rollouts: int = 1, tokens: float = 10.0, timeout_s: float = 60.0) -> RolloutTask:

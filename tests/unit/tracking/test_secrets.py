@@ -80,6 +80,7 @@ def test_errors_about_a_server_hold_no_password(tmp_path):
     assert IN_ADDRESSES not in locate(f"postgresql://me:{IN_ADDRESSES}@host/db", tmp_path).shown
 
 
+@pytest.mark.usefixtures("same_signals")
 def test_a_jobs_last_message_holds_no_secret(capsys):
     def fails() -> int:
         raise KrayError(f"cannot read https://me:{IN_ADDRESSES}@host with {PLANTED['HF_TOKEN']}")

@@ -48,6 +48,19 @@ def test_resume_drops_the_abandoned_future_and_a_torn_line(tmp_path):
     assert steps_in(Journal(tmp_path, resume_step=-1)) == []
 
 
+def test_a_file_that_cannot_be_written_any_more_is_named(tmp_path):
+    journal = Journal(tmp_path)
+    for step in range(3):
+        journal.append(step, {"a": 1.0}, 0.0)
+    journal.close()
+    with open("/dev/full", "r+b", buffering=0) as journal._file:
+        with pytest.raises(KrayError, match=r"metrics.jsonl cannot be written \(No space.*metrics of step 3"):
+            journal.append(3, {"a": 1.0}, 0.0)
+        with pytest.raises(KrayError, match=r"metrics.jsonl cannot be written .*goes back to step 1"):
+            journal.rewind(1)
+    assert steps_in(Journal(tmp_path, resume_step=2)) == [0, 1, 2]
+
+
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n')
     with pytest.raises(KrayError, match=r"metrics.jsonl:2"):

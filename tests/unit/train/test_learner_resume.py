@@ -40,6 +40,7 @@ CHANGES = {
     "packing": False,
     "reduce_each_microbatch": True,
     "activation_checkpointing": True,
+    "offload": "optimizer",
     "timeout_s": 90.0,
 }
 ELSEWHERE = {

@@ -95,6 +95,41 @@ def test_the_first_step_of_every_loss_is_the_policy_gradient(kind):
     torch.testing.assert_close(new.grad, -advantages)
 
 
+def test_truncated_importance_weights_by_hand():
+    """Probabilities of the learner over those of the engine: 1/2, 3/2 and 4, which is cut at 2."""
+    old = torch.log(torch.tensor([0.1, 0.6, 0.8], dtype=torch.float64))
+    engine = torch.log(torch.tensor([0.2, 0.4, 0.2], dtype=torch.float64))
+    new = old.clone().requires_grad_()
+    advantages, weights = torch.tensor([1.0, -2.0, 3.0]).double(), torch.tensor([0.5, 0.25, 0.25]).double()
+    inputs = LossInputs(new, old, engine, advantages, weights, torch.tensor([0, 1, 1]))
+    result = policy_loss(inputs, LossConfig("dapo", LOW, HIGH, tis_cap=2.0))
+    result.loss.backward()
+    # - (1/2 * 1/2 * 1 + 1/4 * 3/2 * -2 + 1/4 * 2 * 3)
+    assert result.loss.item() == pytest.approx(-1.0)
+    np.testing.assert_allclose(new.grad.numpy(), [-0.25, 0.75, -1.5], rtol=1e-12)
+    assert result.truncated.item() == 1
+
+
+@pytest.mark.parametrize("kind", sorted(OBJECTIVES))
+def test_importance_weights_of_1_change_no_bit(kind):
+    """An engine whose log-probabilities are the learner's."""
+    generator = torch.Generator().manual_seed(3)
+    old = -3 * torch.rand(40, generator=generator)
+    moved = old + 0.3 * torch.randn(40, generator=generator)
+    advantages, weights = torch.randn(40, generator=generator), torch.rand(40, generator=generator)
+    found = []
+    for cap in (0.0, 1.0, 2.0):
+        new = moved.clone().requires_grad_()
+        inputs = LossInputs(new, old, old.clone(), advantages, weights, torch.arange(10).repeat_interleave(4))
+        result = policy_loss(inputs, LossConfig(kind, LOW, HIGH, cap))
+        result.loss.backward()
+        assert result.truncated.item() == 0
+        found.append((result.loss.detach(), new.grad))
+    for loss, gradient in found[1:]:
+        assert torch.equal(loss, found[0][0])
+        assert torch.equal(gradient, found[0][1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_scores_do_not_depend_on_the_chunks(dtype, temperature):

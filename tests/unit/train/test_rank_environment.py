@@ -8,6 +8,8 @@ import pytest
 
 from kray.config.train_schema import TrainConfig
 from kray.train import learner_group
+from kray.train.colocated_learner import ColocatedLearner
+from kray.train.learner import Learner
 from kray.train.learner_group import KEEP_MEMORY, LearnerGroup
 
 
@@ -19,7 +21,11 @@ def made(monkeypatch):
     def options(**given):
         return SimpleNamespace(remote=lambda *arguments: found.append((given, arguments)))
 
-    monkeypatch.setattr(learner_group.ray, "remote", lambda kind: SimpleNamespace(options=options))
+    def remote(kind):
+        found.append(kind)
+        return SimpleNamespace(options=options)
+
+    monkeypatch.setattr(learner_group.ray, "remote", remote)
     monkeypatch.setattr(LearnerGroup, "_strategy", lambda self, rank: None)
     return found
 
@@ -45,3 +51,20 @@ def test_a_rank_sees_gpus_only_if_it_asks_for_one(made):
 def test_variables_of_the_configuration_replace_those_of_kray(made):
     found = environment(made, 1, NCCL_DEBUG="INFO", MALLOC_TRIM_THRESHOLD_="1")
     assert (found["NCCL_DEBUG"], found["MALLOC_TRIM_THRESHOLD_"], found["OMP_NUM_THREADS"]) == ("INFO", "1", "3")
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(0, 0), (1, 0.5)])
+def test_a_rank_beside_an_engine_asks_for_half_of_the_bundles_gpu(made, gpus, share):
+    async def turn():
+        pass
+
+    group = LearnerGroup(TrainConfig(gpus_per_rank=gpus, cpus_per_rank=3), "float32", "x", 1, 0)
+    group._make_actor(0, "", 0, "a")
+    (kind, (options, _)) = made
+    assert (kind, options["num_gpus"]) == (Learner, gpus)
+    made.clear()
+    group.share(2, turn)
+    assert group.bundle == {"CPU": 5.0} | ({"GPU": 1.0} if gpus else {})
+    group._make_actor(0, "", 0, "a")
+    (kind, (options, _)) = made
+    assert (kind, options["num_gpus"], options["num_cpus"]) == (ColocatedLearner, share, 3)
