@@ -18,6 +18,7 @@ from kray.config.actor_options import variables_of
 from kray.config.devices import dtype_of
 from kray.config.players import START, Player
 from kray.driver.components import Components, engine_spec
+from kray.driver.model_on_nodes import look_everywhere
 from kray.driver.opponents import Opponents, training_players
 from kray.driver.stop import Stop
 from kray.environments import roles_of
@@ -65,7 +66,7 @@ class Workers:
             label: Part of the actors' names.
             stop: Tells that the run is to end; waits are given up then.
         """
-        self.config, self.stop = config, stop
+        self.config, self.stop, self.model_path = config, stop, model_path
         self.ready = False
         self.learners = LearnerGroup(
             config.train,
@@ -109,6 +110,12 @@ class Workers:
                 )
         return Collector(self.pool, self.scorer, components.tokenizer, self.config.rollout, host)
 
+    async def _look_at_model(self) -> None:
+        rollout = self.config.rollout
+        engine = {"CPU": rollout.cpus_per_engine, "GPU": rollout.gpus_per_engine}
+        limit_s, env = self.config.train.timeout_s, variables_of(self.config.run.env)
+        await look_everywhere(self.model_path, [self.learners.bundle, engine], limit_s, env)
+
     async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:
         """Start learner and engines; return when engines serve the policy.
 
@@ -126,6 +133,7 @@ class Workers:
         started = time.monotonic()
         # The learner gets its place first, since engines can wait; they load while the learner does.
         await self.stop.unless(self.learners.place())
+        await self.stop.unless(self._look_at_model())
         self.pool.start()
         rank = (await self.stop.unless(self.learners.start()))[0]
         if rank["rejected_layouts"]:
