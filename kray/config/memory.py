@@ -42,10 +42,10 @@ class RankMemory:
         reference: The start model's shards in the compute dtype, for train.kl without LoRA.
         gradients: float32 shards.
         whole_gradients: float32 gradients of all parameters, where they are not reduced after each micro-batch.
-        optimizer: Two float32 moments of each trained parameter.
+        optimizer: Two moments of each trained parameter, in float32 or train.moments.
         gathered: Whole layers in the compute dtype, while they are used.
         buffers: Of the reduction of a layer's gradient.
-        activations: Of one micro-batch.
+        activations: Of one micro-batch, without what train.activation_offload has moved to main memory.
         logits: Of one chunk.
     """
 
@@ -73,9 +73,11 @@ class RankMemory:
 def rank_memory(config: KrayConfig, sizes: ModelSizes) -> RankMemory:
     """Return the memory of a learner rank, of the first one, whose shards are the largest."""
     train, ranks = config.train, config.train.ranks
+    # Ranks over which one copy is sharded.
+    shared = ranks // train.replicas
     compute = ELEMENT_BYTES[dtype_of(config)]
-    shards = sum(weight.shard(ranks) for weight in sizes.weights)
-    trained = sum(weight.shard(ranks) for weight in sizes.weights if weight.trained)
+    shards = sum(weight.shard(shared) for weight in sizes.weights)
+    trained = sum(weight.shard(shared) for weight in sizes.weights if weight.trained)
     # A single rank that reduces nothing before the end turns its whole gradient into its shard, layer by layer.
     whole = 4 * sizes.trained if ranks > 1 and not reduces_each_microbatch(train, sizes.trained) else 0
     largest, outside = sizes.largest_layer, sizes.of_layer(-1)
@@ -85,7 +87,7 @@ def rank_memory(config: KrayConfig, sizes: ModelSizes) -> RankMemory:
         reference=compute * shards if train.kl and config.model.lora is None else 0,
         gradients=4 * trained,
         whole_gradients=whole,
-        optimizer=8 * trained,
+        optimizer=2 * ELEMENT_BYTES[train.moments] * trained,
         # One layer is used, the next one arrives in a buffer and is copied out of it.
         gathered=compute * (outside + 3 * largest),
         buffers=(compute + 4) * max(largest, outside) if trained else 0,
@@ -117,8 +119,15 @@ def activation_bytes(config: KrayConfig, sizes: ModelSizes) -> int:
     layer = norms + attention + 4 * compute * sizes.intermediate
     outside = compute * sizes.hidden + norms // 2
     if config.train.activation_checkpointing:
-        return sizes.layers * compute * sizes.hidden + layer + outside
+        # With offload one layer's input leaves while the next one is computed.
+        kept = 2 if _offloads(config) else sizes.layers
+        return kept * compute * sizes.hidden + layer + outside
     return sizes.layers * layer + outside
+
+
+def _offloads(config: KrayConfig) -> bool:
+    """Return whether activations leave the memory that they are computed in; on CPU that is main memory."""
+    return config.train.activation_offload and config.train.gpus_per_rank > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +176,11 @@ class HostMemory:
     """Bytes in main memory of the node of rank 0, beside what ranks and engines on CPU hold themselves, and on disk.
 
     Attributes:
-        start: While rank 0 reads the model.
+        start: While the ranks read the model: beside its shards each holds one tensor's rows. The whole model where rank 0
+            must read it whole.
         gathered: Rank 0's whole weights at an update; a single rank on CPU in float32 hands over its own.
         version: One version of the weights in the object store.
+        activations: Inputs of layers that all ranks keep there (train.activation_offload).
         saving: Copies of the shards of all ranks while a checkpoint is written.
         checkpoint: A checkpoint on disk, without what the driver adds.
     """
@@ -177,6 +188,7 @@ class HostMemory:
     start: int
     gathered: int
     version: int
+    activations: int
     saving: int
     checkpoint: int
 
@@ -186,8 +198,13 @@ def host_memory(config: KrayConfig, sizes: ModelSizes) -> HostMemory:
     version = ELEMENT_BYTES[dtype_of(config)] * sizes.served
     own = config.train.ranks == 1 and not config.train.gpus_per_rank and dtype_of(config) == "float32"
     own = own and config.model.lora is None
-    saved = 12 * sizes.trained
-    return HostMemory(4 * sizes.elements, 0 if own else version, version, saved, saved)
+    train = config.train
+    saved = (4 + 2 * ELEMENT_BYTES[train.moments]) * sizes.trained
+    rows = 4 * train.ranks * max(weight.shard(train.ranks // train.replicas) for weight in sizes.weights)
+    inputs = ELEMENT_BYTES[dtype_of(config)] * sizes.layers * sizes.hidden * microbatch_tokens(config)
+    activations = train.ranks * inputs if _offloads(config) else 0
+    start = 4 * sizes.elements if sizes.read_whole else rows
+    return HostMemory(start, 0 if own else version, version, activations, train.replicas * saved, saved)
 
 
 def update_seconds(config: KrayConfig, sizes: ModelSizes) -> dict[str, float]:

@@ -46,6 +46,7 @@ class ModelSizes:
         intermediate: Width of the feed-forward layers.
         queries: Query heads times their size.
         keys: Key heads times their size; as many values.
+        read_whole: Whether the ranks cannot read its files in parts, so that rank 0 reads all of them.
     """
 
     weights: tuple[Weight, ...]
@@ -56,6 +57,7 @@ class ModelSizes:
     intermediate: int
     queries: int
     keys: int
+    read_whole: bool = False
 
     @property
     def elements(self) -> int:

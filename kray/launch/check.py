@@ -153,9 +153,13 @@ def _check_model_builds(path: str, model: ModelConfig) -> ModelSizes:
     # Loads torch.
     from kray.train.model import load_policy
     from kray.train.sizes import sizes_of
+    from kray.train.weight_files import find_weights
 
     check_weights(path)
-    return sizes_of(load_policy(path, model.dtype, lora=model.lora, empty=True))
+    policy = load_policy(path, model.dtype, lora=model.lora, empty=True)
+    # Nothing is fetched from a hub to find out.
+    whole = Path(path).is_dir() and find_weights(policy, path)[0] is None
+    return replace(sizes_of(policy), read_whole=whole)
 
 
 def _unreachable(error: BaseException | None) -> bool:

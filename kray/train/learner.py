@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 
 from kray.config.schema import LoraConfig
 from kray.config.train_schema import BUILT_WITH, TrainConfig, reduces_each_microbatch
@@ -39,7 +38,7 @@ from kray.train.packing import MicroBatch, collate, split_ranks
 from kray.train.process_group import join_process_group, rank_device, run_on_rank_0
 from kray.train.schedule import schedule_share, update_order
 from kray.train.sharded_checkpoint import CheckpointWriter, read_checkpoint
-from kray.train.sharding import load_sharded
+from kray.train.sharding import load_sharded, rank_mesh
 from kray.train.supported_models import check_length
 from kray.train.training_rows import TrainingRows, unscored_rows
 from kray.weight_sync.flat_weights import FlatWeights, Gathered
@@ -91,14 +90,14 @@ class Learner:
         torch.manual_seed(seed)
         join_process_group(rank, world_size, master_addr, master_port, self.device, train.timeout_s)
         try:
-            self.mesh = init_device_mesh(self.device.type, (world_size,))
+            self.mesh = rank_mesh(self.device.type, world_size, train.replicas)
             # An FSDPModule and a PreTrainedModel.
-            self.model: Any = load_sharded(model_path, dtype, self.mesh, train.activation_checkpointing, lora)
+            self.model: Any = load_sharded(model_path, dtype, self.mesh, train, lora)
             # The start model, for train.kl: with LoRA the model without its adapters.
             self.reference: Any = None
             if train.kl:
-                frozen = lora is None
-                self.reference = load_sharded(model_path, dtype, self.mesh, frozen=True) if frozen else self.model
+                whole = lora is None
+                self.reference = load_sharded(model_path, dtype, self.mesh, train, frozen=True) if whole else self.model
             self.configure(train, total_steps)
             self.writer = CheckpointWriter(rank, train.timeout_s)
             self.layout, self.rejected_layouts = choose_layout(self.model, self._row_logprobs, dtype, train.packing)
@@ -219,6 +218,8 @@ class Learner:
         for k, batch in enumerate(batches):
             last = k == len(batches) - 1
             self.model.set_requires_gradient_sync(last or self.reduces)
+            # Between replicas once a step: what the ranks of one have reduced is added up until then.
+            self.model.set_requires_all_reduce(last)
             self.model.set_is_last_backward(last)
             found, batch_gap, old[k] = self._backward(batch, old[k])
             sums += found

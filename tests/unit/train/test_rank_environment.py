@@ -8,7 +8,7 @@ import pytest
 
 from kray.config.train_schema import TrainConfig
 from kray.train import learner_group
-from kray.train.learner_group import KEEP_MEMORY, LearnerGroup
+from kray.train.learner_group import KEEP_MEMORY, LearnerGroup, node_order
 
 
 @pytest.fixture
@@ -45,3 +45,9 @@ def test_a_rank_sees_gpus_only_if_it_asks_for_one(made):
 def test_variables_of_the_configuration_replace_those_of_kray(made):
     found = environment(made, 1, NCCL_DEBUG="INFO", MALLOC_TRIM_THRESHOLD_="1")
     assert (found["NCCL_DEBUG"], found["MALLOC_TRIM_THRESHOLD_"], found["OMP_NUM_THREADS"]) == ("INFO", "1", "3")
+
+
+def test_ranks_of_a_copy_are_neighbours():
+    assert node_order({0: "a", 1: "b", 2: "a", 3: "b"}) == [0, 2, 1, 3]
+    assert node_order({3: "a", 2: "b", 1: "a", 0: "b"}) == [0, 2, 1, 3]
+    assert node_order({0: "a", 1: "a"}) == [0, 1]
