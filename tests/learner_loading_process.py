@@ -13,6 +13,7 @@ from learner_memory_process import run_forked
 from state_digest import state_digest
 from torch.distributed.device_mesh import init_device_mesh
 
+from kray.config.train_schema import TrainConfig
 from kray.train import model as policy
 from kray.train.process_group import join_process_group
 from kray.train.sharding import load_sharded
@@ -33,7 +34,7 @@ def load(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         torch.manual_seed(7)
-        model = load_sharded(case["model"], "float32", mesh, lora=case["lora"])
+        model = load_sharded(case["model"], "float32", mesh, TrainConfig(), case["lora"])
         peak = resident("VmHWM") - before
         held = sum(p.to_local().numel() * 4 for p in model.parameters())
         dist.barrier()

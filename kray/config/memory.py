@@ -43,11 +43,11 @@ class RankMemory:
         reference: The start model's shards in the compute dtype, for train.kl without LoRA.
         gradients: float32 shards.
         whole_gradients: float32 gradients of all parameters, where they are not reduced after each micro-batch.
-        optimizer: Two float32 moments of each trained parameter; with train.offload optimizer what a part of them needs beyond
-            the memory of activations and logits, which are gone by then.
+        optimizer: Two moments of each trained parameter, in train.moments; with train.offload optimizer what a part of them
+            needs beyond the memory of activations and logits, which are gone by then.
         gathered: Whole layers in the compute dtype, while they are used, and with train.offload all the float32 copy of one.
         buffers: Of the reduction of a layer's gradient.
-        activations: Of one micro-batch.
+        activations: Of one micro-batch, without what train.activation_offload has moved to main memory.
         logits: Of one chunk.
     """
 
@@ -75,9 +75,11 @@ class RankMemory:
 def rank_memory(config: KrayConfig, sizes: ModelSizes) -> RankMemory:
     """Return the memory of a learner rank, of the first one, whose shards are the largest."""
     train, ranks = config.train, config.train.ranks
+    # Ranks over which one copy is sharded.
+    shared = ranks // train.replicas
     compute = ELEMENT_BYTES[dtype_of(config)]
-    shards = sum(weight.shard(ranks) for weight in sizes.weights)
-    trained = sum(weight.shard(ranks) for weight in sizes.weights if weight.trained)
+    shards = sum(weight.shard(shared) for weight in sizes.weights)
+    trained = sum(weight.shard(shared) for weight in sizes.weights if weight.trained)
     # A single rank that reduces nothing before the end turns its whole gradient into its shard, layer by layer.
     early = reduces_each_microbatch(train, sizes.trained)
     whole = 0 if early or (ranks == 1 and train.offload != "all") else 4 * sizes.trained
@@ -86,9 +88,10 @@ def rank_memory(config: KrayConfig, sizes: ModelSizes) -> RankMemory:
     activations = tokens * activation_bytes(config, sizes)
     logits = LOGIT_BYTES * min(CHUNK_LOGITS, tokens * sizes.vocabulary)
     kept = 0 if train.offload == "all" else 1
-    moments = 8 * trained * kept
+    moments = 2 * ELEMENT_BYTES[train.moments] * trained * kept
     if train.offload == "optimizer":
-        part = max(OFFLOAD_PART_BYTES, 8 * max((w.shard(ranks) for w in sizes.weights if w.trained), default=0))
+        largest_shard = max((w.shard(shared) for w in sizes.weights if w.trained), default=0)
+        part = max(OFFLOAD_PART_BYTES, 2 * ELEMENT_BYTES[train.moments] * largest_shard)
         moments = max(0, min(part, moments) - activations - logits)
     return RankMemory(
         parameters=4 * shards * kept,
@@ -106,15 +109,16 @@ def rank_memory(config: KrayConfig, sizes: ModelSizes) -> RankMemory:
 
 def state_in_main_memory(config: KrayConfig, sizes: ModelSizes) -> int:
     """Return the bytes of a rank's state that are in main memory: by train.offload, or while an engine has its GPU."""
-    train, ranks = config.train, config.train.ranks
+    train, ranks = config.train, config.train.ranks // config.train.replicas
     if not train.gpus_per_rank or not (config.rollout.colocate or train.offload != "none"):
         return 0
     shards = sum(weight.shard(ranks) for weight in sizes.weights)
     trained = sum(weight.shard(ranks) for weight in sizes.weights if weight.trained)
     reference = ELEMENT_BYTES[dtype_of(config)] * shards if train.kl and config.model.lora is None else 0
+    moments = 2 * ELEMENT_BYTES[train.moments] * trained
     if train.offload == "all":
-        return 4 * shards + 12 * trained + reference
-    return 8 * trained + (4 * shards + reference if config.rollout.colocate else 0)
+        return 4 * shards + 4 * trained + moments + reference
+    return moments + (4 * shards + reference if config.rollout.colocate else 0)
 
 
 def longest_rollout(config: KrayConfig) -> int:
@@ -140,8 +144,15 @@ def activation_bytes(config: KrayConfig, sizes: ModelSizes) -> int:
     layer = norms + attention + 4 * compute * sizes.intermediate
     outside = compute * sizes.hidden + norms // 2
     if config.train.activation_checkpointing:
-        return sizes.layers * compute * sizes.hidden + layer + outside
+        # With offload one layer's input leaves while the next one is computed.
+        kept = 2 if _offloads(config) else sizes.layers
+        return kept * compute * sizes.hidden + layer + outside
     return sizes.layers * layer + outside
+
+
+def _offloads(config: KrayConfig) -> bool:
+    """Return whether activations leave the memory that they are computed in; on CPU that is main memory."""
+    return config.train.activation_offload and config.train.gpus_per_rank > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +204,11 @@ class HostMemory:
     """Bytes in main memory of the node of rank 0, beside what ranks and engines on CPU hold themselves, and on disk.
 
     Attributes:
-        start: While rank 0 reads the model; 0 where each rank reads its own rows.
+        start: While the ranks read the model: beside its shards each holds one tensor's rows. The whole model where rank 0
+            must read it whole.
         gathered: Rank 0's whole weights at an update; a single rank on CPU in float32 hands over its own.
         version: One version of the weights in the object store.
+        activations: Inputs of layers that all ranks keep there (train.activation_offload).
         saving: Copies of the shards of all ranks while a checkpoint is written.
         checkpoint: A checkpoint on disk, without what the driver adds.
     """
@@ -203,6 +216,7 @@ class HostMemory:
     start: int
     gathered: int
     version: int
+    activations: int
     saving: int
     checkpoint: int
 
@@ -212,8 +226,13 @@ def host_memory(config: KrayConfig, sizes: ModelSizes) -> HostMemory:
     version = ELEMENT_BYTES[dtype_of(config)] * sizes.served
     own = config.train.ranks == 1 and not config.train.gpus_per_rank and dtype_of(config) == "float32"
     own = own and config.model.lora is None
-    saved = 12 * sizes.trained
-    return HostMemory(4 * sizes.elements if sizes.read_whole else 0, 0 if own else version, version, saved, saved)
+    train = config.train
+    saved = (4 + 2 * ELEMENT_BYTES[train.moments]) * sizes.trained
+    rows = 4 * train.ranks * max(weight.shard(train.ranks // train.replicas) for weight in sizes.weights)
+    inputs = ELEMENT_BYTES[dtype_of(config)] * sizes.layers * sizes.hidden * microbatch_tokens(config)
+    activations = train.ranks * inputs if _offloads(config) else 0
+    start = 4 * sizes.elements if sizes.read_whole else rows
+    return HostMemory(start, 0 if own else version, version, activations, train.replicas * saved, saved)
 
 
 def update_seconds(config: KrayConfig, sizes: ModelSizes) -> dict[str, float]:

@@ -65,6 +65,8 @@ def memory_rows(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> list
 def _rank_rows(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> list[tuple[str, str]]:
     train, rank = config.train, rank_memory(config, sizes)
     how = "recomputed in the backward pass" if train.activation_checkpointing else "all kept for the backward pass"
+    if train.activation_offload and train.gpus_per_rank:
+        how = "recomputed, inputs of layers in main memory"
     kept = f"{gib(rank.gradients)} gradients"
     if rank.whole_gradients:
         kept += f" + {gib(rank.whole_gradients)} whole ones (train.reduce_each_microbatch false)"
@@ -122,14 +124,13 @@ def _host_rows(config: KrayConfig, sizes: ModelSizes) -> list[tuple[str, str]]:
     return [
         (
             "host of rank 0",
-            f"{gib(host.start)} while it reads the model"
-            if host.start
-            else "each rank reads its own rows of the model",
+            f"{gib(host.start)} while {'it reads the model' if sizes.read_whole else 'ranks read their rows'}",
         ),
         (
             "  at an update",
             f"{gathered}{gib(host.version)} in the object store, twice while one version replaces another",
         ),
+        *([("  in an update", f"{gib(host.activations)} inputs of layers, of all ranks")] if host.activations else []),
         ("  while a checkpoint waits", f"{gib(host.saving)}, with all ranks on this node"),
         ("a checkpoint", f"{gib(host.checkpoint)} on disk, {config.run.keep_checkpoints} are kept"),
         ("new weights in engines", f"about {sum(seconds.values()):.2g} s, if GB/s are: {rates}"),
@@ -182,6 +183,7 @@ def _rank_changes(config: KrayConfig, whole: bool) -> Iterator[dict[str, Any]]:
     """
     train, least = config.train, longest_rollout(config)
     early: dict[str, Any] = {"train.reduce_each_microbatch": True} if whole else {}
+    single_copy: dict[str, Any] = {"train.replicas": 1} if train.replicas > 1 else {}
     less: dict[str, Any] = {} if train.activation_checkpointing else {"train.activation_checkpointing": True}
     sizes = [train.microbatch_tokens >> k for k in range(1, 32) if train.microbatch_tokens >> k >= least]
     shorter = [{"train.microbatch_tokens": tokens} for tokens in sizes]
@@ -193,8 +195,10 @@ def _rank_changes(config: KrayConfig, whole: bool) -> Iterator[dict[str, Any]]:
         places = ("none", "optimizer", "all")
         more = [{"train.offload": place} for place in places[places.index(train.offload) + 1 :]]
     for ranks in [{}, *more]:
-        single = [ranks, *(ranks | each for each in (early, less, *shorter) if each)]
-        yield from (each for each in [*single, *(ranks | early | less | each for each in [{}, *shorter])] if each)
+        single = [ranks, *(ranks | each for each in (early, single_copy, less, *shorter) if each)]
+        yield from (
+            each for each in [*single, *(ranks | early | single_copy | less | each for each in [{}, *shorter])] if each
+        )
 
 
 def _changed(config: KrayConfig, changes: Mapping[str, Any]) -> KrayConfig:

@@ -27,7 +27,7 @@ class NodeNeed:
     """Bytes of main memory that one node of a group needs beside its processes.
 
     Attributes:
-        start: While rank 0 reads the model; 0 on other nodes, and where each rank reads its own rows.
+        start: While the model is read; 0 on other nodes than that of rank 0.
         gathered: Rank 0's whole weights at an update; 0 on other nodes.
         store: Of Ray's object store: two versions of the weights on rank 0's node, one where engines are.
         saving: Copies of the shards of this node's ranks while a checkpoint is written.
@@ -131,10 +131,9 @@ def _larger(group: Group, need: NodeNeed) -> str:
 def _require(group: Group, need: NodeNeed, path: str) -> None:
     """Refuse a node without the memory for what is held for sure: weights while they are read or handed over."""
     least = max(need.start, need.gathered + need.store)
-    reading = f"{gib(need.start)} while they are read, " if need.start else ""
     if group.memory is not None and group.memory < least:
         raise ConfigError(
             f"{path}: nodes of {group.name} have {gib(group.memory)} of memory, and the one of rank 0 needs {gib(least)} for "
-            f"weights alone ({reading}{gib(need.gathered + need.store)} at an update); give it "
+            f"weights alone ({gib(need.start)} while they are read, {gib(need.gathered + need.store)} at an update); give it "
             f"{-(-least // GIB)}Gi or more"
         )

@@ -12,6 +12,11 @@ class TrainConfig:
     ranks: int = 1
     """Learner ranks. Each is a Ray actor; model and optimizer are sharded over them with FSDP2."""
 
+    replicas: int = 1
+    """Copies of the sharded model and optimizer (HSDP): `ranks / replicas` ranks share one, and gradients are exchanged between
+    copies once for each optimizer step. With as many ranks a copy as GPUs a node, layers are gathered within nodes; a rank
+    then holds `replicas` times as much as with 1. Divides `ranks`."""
+
     cpus_per_rank: int = 1
     """CPU cores of a rank."""
 
@@ -45,6 +50,10 @@ class TrainConfig:
 
     eps: float = 1e-8
     """AdamW's epsilon."""
+
+    moments: str = "float32"
+    """How AdamW's two moments are kept: float32, or bfloat16, which takes 4 bytes a trained parameter instead of 8. bfloat16
+    values are rounded at random without bias, each within 2^-7 of its size."""
 
     grad_clip: float = 1.0
     """Largest global gradient norm. 0: no clipping."""
@@ -139,6 +148,9 @@ class TrainConfig:
     """What of a rank's state is kept in main memory instead of on its GPU. optimizer: AdamW's moments, which are brought to the
     GPU a part at a time. all: parameters and gradients, too; a layer is on the GPU while it is used, and AdamW runs on the
     CPU. Less memory, more time; the update is the same."""
+    activation_offload: bool = False
+    """Keep the inputs of decoder layers, all that `activation_checkpointing` keeps of them, in main memory until the backward
+    pass. Needs `activation_checkpointing`; the gradient is the same."""
 
     compile: bool = False
     """Compile the decoder layers with torch.compile."""
@@ -153,6 +165,7 @@ class TrainConfig:
 # Keys of `train` with which learner ranks are built; the others may change between two runs on the same ranks.
 BUILT_WITH = (
     "ranks",
+    "replicas",
     "cpus_per_rank",
     "threads_per_rank",
     "gpus_per_rank",
@@ -160,6 +173,7 @@ BUILT_WITH = (
     "packing",
     "activation_checkpointing",
     "offload",
+    "activation_offload",
     "compile",
     "timeout_s",
 )

@@ -64,6 +64,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.lr_schedule": ("constant", "linear", "cosine"),
     "train.offload": ("none", "optimizer", "all"),
     "train.aggregation": ("auto", "token_mean", "sequence_mean", "prompt_mean", "constant"),
+    "train.moments": ("float32", "bfloat16"),
     "train.lr_scaling": ("none", "sqrt", "linear"),
     "track.log_model": ("", "log", "register"),
 }
@@ -327,6 +328,12 @@ def _train(config: KrayConfig) -> Iterator[Problem]:
     if config.async_.max_staleness and not train.tis:
         text = f"async.max_staleness {config.async_.max_staleness} trains on older rollouts: set train.tis, usually 2"
         yield Problem(("train.tis", "async.max_staleness"), text)
+    if train.ranks % train.replicas:
+        text = f"train.ranks {train.ranks} cannot be divided evenly among train.replicas {train.replicas}"
+        yield Problem(("train.replicas", "train.ranks"), text)
+    if train.activation_offload and not train.activation_checkpointing:
+        text = "train.activation_offload moves what train.activation_checkpointing keeps: set that, too"
+        yield Problem(("train.activation_offload", "train.activation_checkpointing"), text)
     if config.model.lora is not None and not config.model.lora.targets:
         yield Problem(("model.lora.targets",), "model.lora.targets is empty: name linear layers, or [all-linear]")
     if config.rollout.lora == "adapter" and config.model.lora is None:

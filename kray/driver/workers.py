@@ -19,6 +19,7 @@ from kray.config.memory import ELEMENT_BYTES
 from kray.config.players import START, Player
 from kray.driver.colocation import Colocation
 from kray.driver.components import Components, engine_spec
+from kray.driver.model_on_nodes import look_everywhere
 from kray.driver.opponents import Opponents, training_players
 from kray.driver.probe import Probe
 from kray.driver.stop import Stop
@@ -71,7 +72,7 @@ class Workers:
             label: Part of the actors' names.
             stop: Tells that the run is to end; waits are given up then.
         """
-        self.config, self.stop = config, stop
+        self.config, self.stop, self.model_path = config, stop, model_path
         self.ready = False
         self.learners = LearnerGroup(
             config.train,
@@ -125,6 +126,12 @@ class Workers:
                 )
         return Collector(self.pool, self.scorer, components.tokenizer, self.config.rollout, host)
 
+    async def _look_at_model(self) -> None:
+        rollout = self.config.rollout
+        engine = {"CPU": rollout.cpus_per_engine, "GPU": rollout.gpus_per_engine}
+        limit_s, env = self.config.train.timeout_s, variables_of(self.config.run.env)
+        await look_everywhere(self.model_path, [self.learners.bundle, engine], limit_s, env)
+
     async def start(self, checkpoint: Path | None, version: int, probe: tuple[int, ...]) -> None:
         """Start learner and engines; return when engines serve the policy.
 
@@ -144,6 +151,7 @@ class Workers:
         if self.colocation is not None:
             await self.stop.unless(self.colocation.learners_turn())
         await self.stop.unless(self.learners.place())
+        await self.stop.unless(self._look_at_model())
         if self.colocation is None:
             self.pool.start()
         rank = (await self.stop.unless(self.learners.start()))[0]

@@ -4,7 +4,7 @@ A run folder holds
 
     checkpoints/step-000020/state.json    the driver's state, written last: without it the folder is no checkpoint
     checkpoints/step-000020/files.json    size and CRC-32 of all other files but state.json
-    checkpoints/step-000020/learner/      model and optimizer, written by the learner ranks
+    checkpoints/step-000020/learner/      model and optimizer, written by the learner ranks with their checksums
     checkpoints/step-000020/past-10.pt    an older version of the policy that is an opponent, refreshed every 10 steps
     checkpoints/.tmp-step-000040/         being written, or being removed
     checkpoints/.old-step-000040/         being replaced
@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from kray.errors import ConfigError, KrayError
+from kray.errors import ConfigError, KrayError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ FILES = "files.json"
 # Threads that compute checksums; reading is bound by the disk beyond a few.
 READERS = 4
 FOLDER = "checkpoints"
+# What a learner rank leaves beside the files that it wrote: their sizes and CRC-32s, by name.
+RANK_CHECKSUMS = re.compile(r"checksums-\d+\.json")
 STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -79,6 +81,24 @@ def _checksum(file: Path) -> list[int]:
 def _checksums(folder: Path, names: list[str]) -> dict[str, list[int]]:
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(names, pool.map(_checksum, [folder / name for name in names]), strict=True))
+
+
+def _all_checksums(folder: Path, names: list[str]) -> dict[str, list[int]]:
+    """Return the checksums of files; those that learner ranks computed while they wrote are taken from what they left.
+
+    Raises:
+        StorageError: A file is not as long as what was written into it.
+    """
+    known: dict[str, list[int]] = {}
+    for name in names:
+        if RANK_CHECKSUMS.fullmatch(Path(name).name):
+            of_rank = json.loads((folder / name).read_text())
+            known |= {str(Path(name).with_name(file)): checksum for file, checksum in of_rank.items()}
+    for name, (size, _) in known.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if found != size:
+            raise StorageError(f"checkpoint: {folder / name} has {found} bytes, {size} were written")
+    return _checksums(folder, [name for name in names if name not in known]) | known
 
 
 def _expected(checkpoint: Path) -> dict[str, list[int]]:
@@ -242,13 +262,14 @@ class CheckpointStore:
 
         Raises:
             KrayError: `begin` was not called.
+            StorageError: A file is not as long as what a rank wrote into it.
         """
         unfinished, final = self._path(f".tmp-step-{step:06d}"), self._path(f"step-{step:06d}")
         if not unfinished.is_dir():
             raise KrayError(f"checkpoint of step {step}: {unfinished} is gone; call begin({step}) first")
         self._check()
         names = sorted(str(file.relative_to(unfinished)) for file in unfinished.rglob("*") if file.is_file())
-        (unfinished / FILES).write_text(json.dumps(_checksums(unfinished, names)) + "\n")
+        (unfinished / FILES).write_text(json.dumps(_all_checksums(unfinished, names)) + "\n")
         # All other files must be on disk before state.json marks the checkpoint as complete.
         _sync_tree(unfinished)
         (unfinished / STATE).write_text(json.dumps(state, indent=2) + "\n")

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 
 from kray.config.schema import LoraConfig
 from kray.config.train_schema import BUILT_WITH, TrainConfig, reduces_each_microbatch
@@ -40,7 +39,7 @@ from kray.train.packing import MicroBatch, collate, split_ranks
 from kray.train.process_group import join_process_group, rank_device, run_on_rank_0
 from kray.train.schedule import schedule_share, update_order
 from kray.train.sharded_checkpoint import CheckpointWriter, read_checkpoint
-from kray.train.sharding import load_sharded
+from kray.train.sharding import load_sharded, rank_mesh
 from kray.train.supported_models import check_length
 from kray.train.training_rows import TrainingRows, unscored_rows
 from kray.weight_sync.flat_weights import FlatWeights, Gathered
@@ -92,10 +91,10 @@ class Learner:
         torch.manual_seed(seed)
         join_process_group(rank, world_size, master_addr, master_port, self.device, train.timeout_s)
         try:
-            self.mesh = init_device_mesh(self.device.type, (world_size,))
+            self.mesh = rank_mesh(self.device.type, world_size, train.replicas)
             # An FSDPModule and a PreTrainedModel.
-            load = partial(load_sharded, model_path, dtype, self.mesh, offload=train.offload)
-            self.model: Any = load(train.activation_checkpointing, lora)
+            load = partial(load_sharded, model_path, dtype, self.mesh, train)
+            self.model: Any = load(lora)
             # The start model, for train.kl: with LoRA the model without its adapters.
             self.reference: Any = None
             if train.kl:
@@ -220,6 +219,8 @@ class Learner:
         for k, batch in enumerate(batches):
             last = k == len(batches) - 1
             self.model.set_requires_gradient_sync(last or self.reduces)
+            # Between replicas once a step: what the ranks of one have reduced is added up until then.
+            self.model.set_requires_all_reduce(last)
             self.model.set_is_last_backward(last)
             found, batch_gap, old[k] = self._backward(batch, old[k])
             sums += found

@@ -22,7 +22,12 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from kray.config.schema import LoraConfig
@@ -66,6 +71,17 @@ def _free_address() -> tuple[str, int]:
 
 def _counts(resources: dict[str, float]) -> str:
     return "{" + ", ".join(f"{name}: {amount:g}" for name, amount in sorted(resources.items())) + "}"
+
+
+def node_order(node_of: Mapping[int, str]) -> list[int]:
+    """Return bundles in the order of the ranks: node by node, so that the ranks of one copy are on as few nodes as can be.
+
+    Args:
+        node_of: The node of each bundle.
+    """
+    bundles = sorted(node_of)
+    first = {node_of[bundle]: bundle for bundle in reversed(bundles)}
+    return sorted(bundles, key=lambda bundle: (first[node_of[bundle]], bundle))
 
 
 class LearnerGroup:
@@ -308,7 +324,10 @@ class LearnerGroup:
 
     def _strategy(self, rank: int) -> PlacementGroupSchedulingStrategy:
         assert self.placement is not None
-        return PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=rank)
+        bundle = rank
+        if self.train.replicas > 1:
+            bundle = node_order(placement_group_table(self.placement)["bundles_to_node_id"])[rank]
+        return PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=bundle)
 
     async def _rendezvous(self) -> tuple[str, int]:
         if self.train.ranks == 1:

@@ -13,7 +13,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -55,7 +53,6 @@ TOKENIZER_FILES = (
 def load_policy(
     path: str,
     dtype: str = "float32",
-    activation_checkpointing: bool = False,
     lora: LoraConfig | None = None,
     empty: bool = False,
     checked: bool = True,
@@ -68,7 +65,6 @@ def load_policy(
     Args:
         path: A Hugging Face folder or a hub id.
         dtype: Compute dtype, kept in the config for exports.
-        activation_checkpointing: Whether the decoder layers' activations are recomputed in the backward pass.
         lora: Adds adapters and freezes everything else.
         empty: Whether parameters get a shape but no memory.
         checked: Whether models that kray does not train are refused. Exports also accept what earlier versions trained.
@@ -96,10 +92,6 @@ def load_policy(
     model.config.use_cache = False
     if lora is not None:
         add_lora(model, lora)
-    if activation_checkpointing:
-        for layer in decoder_layers(model):
-            # transformers' own switch works in train mode only.
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     return model.eval()
 
 

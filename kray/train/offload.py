@@ -12,7 +12,7 @@ FSDP2's CPUOffloadPolicy: a layer is copied to the device while it is used, and 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,26 +40,28 @@ def move_buffers(model: nn.Module, device: str) -> None:
         buffer.data = buffer.data.to(device)
 
 
-def moments_like(shard: Tensor, offload: str) -> dict[str, Tensor]:
+def moments_like(shard: Tensor, offload: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return zero moments of a shard, in main memory with train.offload optimizer."""
     if offload != "optimizer":
-        return {name: torch.zeros_like(shard) for name in ("exp_avg", "exp_avg_sq")}
+        return {name: torch.zeros_like(shard, dtype=dtype) for name in ("exp_avg", "exp_avg_sq")}
     pinned = shard.device.type == "cuda"
-    return {name: torch.zeros(shard.shape, pin_memory=pinned) for name in ("exp_avg", "exp_avg_sq")}
+    return {name: torch.zeros(shard.shape, dtype=dtype, pin_memory=pinned) for name in ("exp_avg", "exp_avg_sq")}
 
 
-def step_in_parts(adamw: torch.optim.AdamW, part_bytes: int = 0) -> None:
+def step_in_parts(adamw: torch.optim.AdamW, step: Callable[[], None], part_bytes: int = 0) -> None:
     """Take one step with the gradients of the optimizer's shards, whose moments are in main memory.
 
     Args:
-        adamw: The optimizer. Its step treats every parameter by itself, so that parts give what the whole gives.
+        adamw: The optimizer.
+        step: Takes the step of the shards that have gradients, each by itself, so that parts give what the whole gives.
         part_bytes: Bytes of moments that are on the device at once; 0: OFFLOAD_PART_BYTES.
     """
     found = [shard for group in adamw.param_groups for shard in group["params"] if shard.grad is not None]
     gradients = {shard: shard.grad for shard in found}
     for shard in found:
         shard.grad = None
-    for part in _parts(found, part_bytes or OFFLOAD_PART_BYTES):
+    sizes = [2 * adamw.state[shard]["exp_avg"].nbytes for shard in found]
+    for part in _parts(found, sizes, part_bytes or OFFLOAD_PART_BYTES):
         kept = [dict(adamw.state[shard]) for shard in part]
         for shard, home in zip(part, kept, strict=True):
             shard.grad = gradients[shard]
@@ -67,7 +69,7 @@ def step_in_parts(adamw: torch.optim.AdamW, part_bytes: int = 0) -> None:
                 name: home[name].to(shard.device, copy=True, non_blocking=True) for name in ("exp_avg", "exp_avg_sq")
             }
             adamw.state[shard].update(moved)
-        adamw.step()
+        step()
         for shard, home in zip(part, kept, strict=True):
             shard.grad = None
             for name in ("exp_avg", "exp_avg_sq"):
@@ -77,12 +79,11 @@ def step_in_parts(adamw: torch.optim.AdamW, part_bytes: int = 0) -> None:
         shard.grad = gradients[shard]
 
 
-def _parts(shards: Sequence[Any], part_bytes: int) -> Iterator[list[Any]]:
-    """Divide shards into runs whose two moments take at most so many bytes, or that are single shards."""
+def _parts(shards: Sequence[Any], sizes: Sequence[int], part_bytes: int) -> Iterator[list[Any]]:
+    """Divide shards into runs whose moments, of `sizes` bytes, take at most `part_bytes`, or that are single shards."""
     part: list[Any] = []
     held = 0
-    for shard in shards:
-        needed = 2 * shard.numel() * shard.element_size()
+    for shard, needed in zip(shards, sizes, strict=True):
         if part and held + needed > part_bytes:
             yield part
             part, held = [], 0

@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor
 
 from kray.config.train_schema import TrainConfig
 from kray.train.offload import moments_like, step_in_parts
+from kray.train.rounded_moments import step_rounded
+from kray.train.shards import own_rows, replicas_of
 
 
 def _shard(tensor: Tensor) -> Tensor:
@@ -38,11 +40,12 @@ class ShardedAdamW:
         self.adamw = torch.optim.AdamW(
             groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.eps, fused=bool(self.shards)
         )
+        self.moments: torch.dtype = getattr(torch, train.moments)
         # As AdamW's first step would make them, so that a checkpoint can be loaded before it.
         for shard in self.shards:
             self.adamw.state[shard] = {
                 "step": torch.zeros((), dtype=torch.float32, device=shard.device),
-                **moments_like(shard, self.offload),
+                **moments_like(shard, self.offload, self.moments),
             }
 
     def step(self, lr: float) -> float:
@@ -60,6 +63,8 @@ class ShardedAdamW:
         device = self.shards[0].device if self.shards else torch.device("cpu")
         total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
         dist.all_reduce(total)
+        # Each shard was counted by every rank that holds it.
+        total /= next((replicas_of(p) for _, p in self.named), 1)
         norm = total.sqrt().item()
         if total.isfinite():
             if 0 < self.grad_clip < norm:
@@ -69,11 +74,28 @@ class ShardedAdamW:
             for group in self.adamw.param_groups:
                 group["lr"] = lr
             if self.offload == "optimizer":
-                step_in_parts(self.adamw)
+                step_in_parts(self.adamw, self._step)
             else:
-                self.adamw.step()
+                self._step()
         self.clear()
         return norm
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        """Take one step of the shards that have gradients."""
+        if self.moments == torch.float32:
+            self.adamw.step()
+            return
+        number_of = {id(shard): number for number, shard in enumerate(self.shards)}
+        for group in self.adamw.param_groups:
+            beta1, beta2 = group["betas"]
+            options = {name: float(group[name]) for name in ("lr", "eps", "weight_decay")}
+            options |= {"beta1": beta1, "beta2": beta2}
+            for shard in group["params"]:
+                if shard.grad is not None:
+                    number = number_of[id(shard)]
+                    start = own_rows(self.named[number][1])[1] * (shard[:1].numel())
+                    step_rounded(shard, shard.grad, self.adamw.state[shard], options, number, start)
 
     def clear(self) -> None:
         """Forget the gradients."""

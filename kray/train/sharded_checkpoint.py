@@ -2,6 +2,7 @@
 
 Guarantees
 - What is written is the state at the time of the call, whatever the learner does meanwhile.
+- Each rank leaves the checksums of its files, computed from what it wrote, in checksums-<rank>.json for checkpoints.py.
 - The background write uses a process group of its own, so that its collectives never mix with those of training.
 - Reading runs no code from the files and opens no others: only tensors are read, and of the pickle that torch writes as
   .metadata only torch's own descriptions of them, which may name files of the folder alone.
@@ -10,6 +11,7 @@ Guarantees
 
 from __future__ import annotations
 
+import json
 import pickle
 import threading
 import warnings
@@ -25,6 +27,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from kray.errors import KrayError, StorageError
 from kray.train.process_group import first_problem
+from kray.train.summed_files import SummedFiles
 
 # What torch raises on files that were not written by it, or not completely.
 DAMAGE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
@@ -76,11 +79,19 @@ class CheckpointWriter:
         problem = first_problem(problem, self.group)
         if problem:
             raise StorageError(f"checkpoint: {problem}")
+        writer = dcp.FileSystemWriter(str(folder))
+        writer.fs = files = SummedFiles()
         try:
-            dcp.save(state, checkpoint_id=str(folder), process_group=self.group)
+            dcp.save(state, storage_writer=writer, process_group=self.group)
         except (OSError, dcp.api.CheckpointException) as error:
             raise StorageError(f"checkpoint: a rank could not write: {_reason(error)}") from error
-        dist.barrier(self.group)
+        try:
+            (folder / f"checksums-{self.rank}.json").write_text(json.dumps(files.checksums))
+        except OSError as error:
+            problem = f"rank {self.rank} could not write: {_reason(error)}"
+        problem = first_problem(problem, self.group)
+        if problem:
+            raise StorageError(f"checkpoint: {problem}")
 
     def _guarded(self, folder: Path, state: dict[str, Tensor], own: dict[str, Any]) -> None:
         try:

@@ -14,71 +14,87 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from kray.config.schema import LoraConfig
+from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError
+from kray.train.activations import recompute
 from kray.train.logprobs import add_score_method
 from kray.train.model import DTYPES, decoder_layers, load_policy
 from kray.train.offload import fsdp_options, move_buffers
 from kray.train.process_group import first_problem
+from kray.train.shards import own_rows
 from kray.train.weight_files import WeightFiles, find_weights
 
 logger = logging.getLogger(__name__)
+
+
+def rank_mesh(device: str, ranks: int, replicas: int) -> DeviceMesh:
+    """Return the mesh of all ranks, by which parameters are sharded. A collective.
+
+    Args:
+        device: "cpu" or "cuda".
+        ranks: Number of ranks.
+        replicas: Copies of the sharded model; above 1 the mesh has a first dimension over which they are replicated.
+    """
+    if replicas == 1:
+        return init_device_mesh(device, (ranks,))
+    return init_device_mesh(device, (replicas, ranks // replicas), mesh_dim_names=("replicate", "shard"))
 
 
 def load_sharded(
     path: str,
     dtype: str,
     mesh: DeviceMesh,
-    activation_checkpointing: bool = False,
+    train: TrainConfig,
     lora: LoraConfig | None = None,
     frozen: bool = False,
-    offload: str = "none",
 ) -> Any:
     """Load a model, shard it over the ranks of `mesh` and give it the method `score` of logprobs.py. A collective.
 
     Args:
         path: A Hugging Face folder or a hub id.
         dtype: Compute dtype.
-        mesh: One-dimensional mesh of all ranks.
-        activation_checkpointing: See `load_policy`.
+        mesh: See `rank_mesh`.
+        train: The run's `train` section.
         lora: See `load_policy`.
         frozen: Whether the model is never trained; its parameters are then kept in the compute dtype.
-        offload: train.offload.
 
     Raises:
         ConfigError: On all ranks, when one of them cannot load the model.
     """
     random_state = torch.get_rng_state()
-    model = _load(path, dtype, activation_checkpointing, lora, True)
+    model = _load(path, dtype, lora, True)
     files = _agreed_files(model, path)
     if files is None:
         # Adapters start with the same values either way.
         torch.set_rng_state(random_state)
-        model = _load(path, dtype, activation_checkpointing, lora, dist.get_rank() > 0)
+        model = _load(path, dtype, lora, dist.get_rank() > 0)
+    if train.activation_checkpointing and not frozen:
+        recompute(decoder_layers(model), train.activation_offload)
     if frozen:
         model.requires_grad_(False)
         # Not the buffers: rotary frequencies stay float32, as the policy's do.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(DTYPES[dtype])
-    model = shard(model, mesh, dtype, offload, send=files is None)
+    model = shard(model, mesh, dtype, train.offload, send=files is None)
     if files is not None:
-        _read_shards(model, files, torch.device("cpu" if offload == "all" else mesh.device_type))
+        _read_shards(model, files, torch.device("cpu" if train.offload == "all" else mesh.device_type))
     # FSDP does not move the buffers.
     move_buffers(model, mesh.device_type)
     add_score_method(model)
     return model
 
 
-def _load(path: str, dtype: str, activation_checkpointing: bool, lora: LoraConfig | None, empty: bool) -> Any:
+def _load(path: str, dtype: str, lora: LoraConfig | None, empty: bool) -> Any:
     """Load a model on this rank alone. A collective, which fails on all ranks where it fails on one."""
     model: Any = None
     problem = ""
     try:
-        model = load_policy(path, dtype, activation_checkpointing, lora, empty)
+        model = load_policy(path, dtype, lora, empty)
     except ConfigError as error:
         problem = str(error)
     problem = first_problem(problem)
@@ -109,7 +125,7 @@ def _read_shards(model: Any, files: WeightFiles, device: torch.device) -> None:
     problem = ""
     try:
         for name, parameter in model.named_parameters():
-            local, start = _own_rows(parameter.detach())
+            local, start = own_rows(parameter)
             if name in files.place_of and len(local):
                 local.copy_(files.rows(name, start, start + len(local)))
         for name, buffer in model.named_buffers():
@@ -120,17 +136,6 @@ def _read_shards(model: Any, files: WeightFiles, device: torch.device) -> None:
     problem = first_problem(problem)
     if problem:
         raise ConfigError(problem)
-
-
-def _own_rows(parameter: Any) -> tuple[Tensor, int]:
-    """Return the rows of a sharded parameter that this rank holds, and the number of the first of them."""
-    local, rows = parameter.to_local(), parameter.shape[0]
-    # The last dimension of the mesh is that over which parameters are sharded.
-    mesh = parameter.device_mesh
-    size = -(-rows // mesh.size(mesh.ndim - 1))
-    start = min(rows, mesh.get_local_rank(mesh.ndim - 1) * size)
-    assert len(local) == min(rows, start + size) - start, (parameter.placements, local.shape)
-    return local, start
 
 
 def _fill_from_rank_0(module: nn.Module, done: dict[int, Any], allocate: bool) -> None:
@@ -170,7 +175,7 @@ def shard(
 
     Args:
         model: The model; parameters of ranks other than 0 may be on the meta device.
-        mesh: One-dimensional mesh of all ranks.
+        mesh: See `rank_mesh`.
         dtype: Compute dtype.
         offload: train.offload.
         send: Whether parameters on the meta device get rank 0's values, one layer at a time, so that a rank holds at most

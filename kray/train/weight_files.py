@@ -82,7 +82,7 @@ def find_weights(model: nn.Module, path: str) -> tuple[WeightFiles | None, str]:
         Its files, None where transformers must load it; and why, as a part of a sentence.
     """
     try:
-        stored = _stored(path)
+        stored = stored_tensors(path)
         if not stored:
             return None, "it has no safetensors files"
         if why := _converted(model):
@@ -127,8 +127,15 @@ def _shape(place: tuple[str, str]) -> list[int]:
         return list(opened.get_slice(place[1]).get_shape())
 
 
-def _stored(path: str) -> dict[str, str]:
-    """Return the file of each stored tensor, by its name; {} where there are no safetensors files."""
+def stored_tensors(path: str) -> dict[str, str]:
+    """Return the file of each stored tensor, by its name; {} where there are no safetensors files.
+
+    Args:
+        path: Hugging Face folder or hub id; a hub id's files are fetched when they are not in its cache.
+
+    Raises:
+        Exception: Of many kinds: files are missing, damaged, or cannot be fetched.
+    """
     single = _file(path, SAFE_WEIGHTS_NAME)
     if single:
         with safe_open(single, framework="pt") as opened:
@@ -140,6 +147,10 @@ def _stored(path: str) -> dict[str, str]:
     files = {name: _file(path, name) for name in sorted(set(listed.values()))}
     if missing := [name for name, file in files.items() if not file]:
         raise FileNotFoundError(f"{missing[0]} is missing")
+    for file in files.values():
+        # Compares the file's length with its header.
+        with safe_open(str(file), framework="pt"):
+            pass
     return {tensor: str(files[name]) for tensor, name in listed.items()}
 
 

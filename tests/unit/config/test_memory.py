@@ -93,6 +93,29 @@ def test_only_what_is_trained_has_gradients_and_moments():
     assert host_memory(chosen, lora).checkpoint == 12 * lora.trained
 
 
+def test_copies_hold_more_and_moments_less():
+    plain = rank_memory(config(), QWEN_7B)
+    copies = rank_memory(config(replicas=2), QWEN_7B)
+    assert copies.state == rank_memory(config(ranks=4), QWEN_7B).state == pytest.approx(2 * plain.state, rel=1e-3)
+    small = rank_memory(config(moments="bfloat16"), QWEN_7B)
+    assert small.optimizer == plain.optimizer // 2
+    assert host_memory(config(replicas=2), QWEN_7B).saving == 2 * 12 * QWEN_7B.elements
+    saved = host_memory(config(replicas=2, moments="bfloat16"), QWEN_7B)
+    assert (saved.checkpoint, saved.saving) == (8 * QWEN_7B.elements, 16 * QWEN_7B.elements)
+
+
+def test_inputs_of_layers_move_to_main_memory():
+    kept = config(activation_checkpointing=True)
+    moved = config(activation_checkpointing=True, activation_offload=True)
+    inputs = 28 * 3584 * 2 * 16384
+    saved = rank_memory(kept, QWEN_7B).activations - rank_memory(moved, QWEN_7B).activations
+    assert saved == inputs * 26 // 28
+    assert (host_memory(kept, QWEN_7B).activations, host_memory(moved, QWEN_7B).activations) == (0, 8 * inputs)
+    assert "inputs of layers" in dict(memory_rows(moved, QWEN_7B, Devices()))["  in an update"]
+    on_cpu = config(gpus=0, activation_checkpointing=True, activation_offload=True)
+    assert host_memory(on_cpu, QWEN_7B).activations == 0
+
+
 def test_keys_and_values_of_an_engine():
     memory = engine_memory(config(), QWEN_7B, A100)
     assert memory.token == 57344
@@ -107,8 +130,10 @@ def test_keys_and_values_of_an_engine():
 
 def test_host_store_and_update():
     host = host_memory(config(), QWEN_7B)
-    assert (host.start, host.version, host.gathered) == (0, 2 * QWEN_7B.elements, host.version)
+    # Each of the ranks reads its rows of one tensor after the other.
+    assert host.start == 4 * 152064 * 3584
     assert host_memory(config(), replace(QWEN_7B, read_whole=True)).start == 4 * QWEN_7B.elements
+    assert (host.version, host.gathered) == (2 * QWEN_7B.elements, host.version)
     assert host.saving == host.checkpoint == 12 * QWEN_7B.elements
     # A single rank on CPU hands over the tensors that it trains.
     assert host_memory(config(ranks=1, gpus=0), SMALL).gathered == 0

@@ -24,6 +24,7 @@ CHANGES = {
     "beta1": 0.5,
     "beta2": 0.9,
     "eps": 1e-8,
+    "moments": "bfloat16",
     "grad_clip": 0.0,
     "loss": "gspo",
     "clip_low": 0.1,
@@ -45,6 +46,8 @@ CHANGES = {
 }
 ELSEWHERE = {
     "ranks": "test_learner_ranks.py",
+    "replicas": "test_learner_ranks.py",
+    "activation_offload": "test_activations.py",
     "gpus_per_rank": "needs a GPU",
     "compile": "takes a compiler minutes",
     "cpus_per_rank": "of the actors, not of the learner",

@@ -10,7 +10,7 @@ from kray.config.train_schema import TrainConfig
 from kray.train import learner_group
 from kray.train.colocated_learner import ColocatedLearner
 from kray.train.learner import Learner
-from kray.train.learner_group import KEEP_MEMORY, LearnerGroup
+from kray.train.learner_group import KEEP_MEMORY, LearnerGroup, node_order
 
 
 @pytest.fixture
@@ -68,3 +68,9 @@ def test_a_rank_beside_an_engine_asks_for_half_of_the_bundles_gpu(made, gpus, sh
     group._make_actor(0, "", 0, "a")
     (kind, (options, _)) = made
     assert (kind, options["num_gpus"], options["num_cpus"]) == (ColocatedLearner, share, 3)
+
+
+def test_ranks_of_a_copy_are_neighbours():
+    assert node_order({0: "a", 1: "b", 2: "a", 3: "b"}) == [0, 2, 1, 3]
+    assert node_order({3: "a", 2: "b", 1: "a", 0: "b"}) == [0, 2, 1, 3]
+    assert node_order({0: "a", 1: "a"}) == [0, 1]
