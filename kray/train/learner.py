@@ -96,9 +96,8 @@ class Learner:
             load = partial(load_sharded, model_path, dtype, self.mesh, train)
             self.model: Any = load(lora)
             # The start model, for train.kl: with LoRA the model without its adapters.
-            self.reference: Any = None
-            if train.kl:
-                self.reference = load(frozen=True) if lora is None else self.model
+            start = load(frozen=True) if train.kl and lora is None else self.model
+            self.reference: Any = start if train.kl else None
             self.configure(train, total_steps)
             self.writer = CheckpointWriter(rank, train.timeout_s)
             self.layout, self.rejected_layouts = choose_layout(self.model, self._row_logprobs, dtype, train.packing)

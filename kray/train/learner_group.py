@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +21,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from kray.config.schema import LoraConfig
@@ -40,6 +34,7 @@ from kray.train.colocated_learner import ColocatedLearner
 from kray.train.learner import Learner
 from kray.train.metrics import count_nonfinite_steps
 from kray.train.probe_sample import sample_tokens
+from kray.train.rank_places import free_address, rank_strategy
 from kray.train.training_rows import step_rows
 from kray.weight_sync.flat_weights import Gathered
 
@@ -62,26 +57,8 @@ GPU_SHARE = 0.5
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
 
-def _free_address() -> tuple[str, int]:
-    """Return this node's address and a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), probe.getsockname()[1]
-
-
 def _counts(resources: dict[str, float]) -> str:
     return "{" + ", ".join(f"{name}: {amount:g}" for name, amount in sorted(resources.items())) + "}"
-
-
-def node_order(node_of: Mapping[int, str]) -> list[int]:
-    """Return bundles in the order of the ranks: node by node, so that the ranks of one copy are on as few nodes as can be.
-
-    Args:
-        node_of: The node of each bundle.
-    """
-    bundles = sorted(node_of)
-    first = {node_of[bundle]: bundle for bundle in reversed(bundles)}
-    return sorted(bundles, key=lambda bundle: (first[node_of[bundle]], bundle))
 
 
 class LearnerGroup:
@@ -324,15 +301,12 @@ class LearnerGroup:
 
     def _strategy(self, rank: int) -> PlacementGroupSchedulingStrategy:
         assert self.placement is not None
-        bundle = rank
-        if self.train.replicas > 1:
-            bundle = node_order(placement_group_table(self.placement)["bundles_to_node_id"])[rank]
-        return PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=bundle)
+        return rank_strategy(self.placement, rank, self.train.replicas)
 
     async def _rendezvous(self) -> tuple[str, int]:
         if self.train.ranks == 1:
             return "", 0
-        task = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=self._strategy(0))
+        task = ray.remote(free_address).options(num_cpus=0, scheduling_strategy=self._strategy(0))
         return (await self._wait([task.remote()], "to find a free address"))[0]
 
     def _make_actor(self, rank: int, address: str, port: int, suffix: str) -> Any:

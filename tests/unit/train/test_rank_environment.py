@@ -10,7 +10,8 @@ from kray.config.train_schema import TrainConfig
 from kray.train import learner_group
 from kray.train.colocated_learner import ColocatedLearner
 from kray.train.learner import Learner
-from kray.train.learner_group import KEEP_MEMORY, LearnerGroup, node_order
+from kray.train.learner_group import KEEP_MEMORY, LearnerGroup
+from kray.train.rank_places import node_order
 
 
 @pytest.fixture
