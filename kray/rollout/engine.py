@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,7 @@ from kray.cluster.process_identity import this_process
 from kray.records import Rollout, RolloutTask
 from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.outcome import EngineReport
+from kray.rollout.stopwatch import Stopwatch
 from kray.rollout.vllm_transport import TRANSPORT, register_transport
 from kray.weight_sync.flat_weights import FlatWeights
 from kray.weight_sync.proof import ProbeHistory, Proof, perturbed
@@ -46,34 +47,6 @@ class _RunningTask:
 
     task: RolloutTask
     finished: list[Rollout] = field(default_factory=list)
-
-
-class Stopwatch:
-    """Measures the seconds of each part of an operation, from its creation on."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
-
-    def done(self, part: str) -> None:
-        """Count the time since the last call, without what `each` has counted meanwhile, as this part's."""
-        now = time.monotonic()
-        self.seconds[part] = now - self._since
-        self._since = now
-
-    def each(self, part: str, items: Iterable[Any]) -> Iterator[Any]:
-        """Yield the items and count the time that it takes to produce them as this part's."""
-        self.seconds[part] = 0.0
-        iterator = iter(items)
-        while True:
-            started = time.monotonic()
-            item = next(iterator, None)
-            passed = time.monotonic() - started
-            self.seconds[part] += passed
-            self._since += passed
-            if item is None:
-                return
-            yield item
 
 
 class Engine:
