@@ -29,6 +29,7 @@ from kray.rollout.pool_state import PooledEngine, PoolState, Published, event_se
 from kray.rollout.scheduler import Schedule
 from kray.rollout.sharing import Sharing
 from kray.rollout.sharing_supervisor import SharingSupervisor
+from kray.rollout.spare import spare_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Pool:
         names = [f"engine-{i}" for i in range(rollout.engines)]
         engines = {name: PooledEngine(name, rollout.max_restarts) for name in names}
         self.state = PoolState(rollout, spec, label, Schedule(rollout.max_attempts), engines, sharing=sharing)
+        self.state.spare = spare_of(spec, label) if rollout.spare else None
         min_engines = rollout.engines if rollout.min_engines is None else rollout.min_engines
         self.autoscaler = Autoscaler(min_engines, rollout.engines, spec.max_sequences, rollout.idle_s)
         self.supervisors = [
@@ -190,6 +192,8 @@ class Pool:
         await asyncio.gather(*self._background, return_exceptions=True)
         for engine in self.engines:
             engine.kill()
+        if self.state.spare is not None:
+            self.state.spare.close()
 
     # -- how many engines ---------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from kray.rollout.health import Health, State
 from kray.rollout.outcome import TaskOutcome
 from kray.rollout.scheduler import Schedule
 from kray.rollout.sharing import Sharing
+from kray.rollout.spare import Spare
 from kray.weight_sync.proof import Proof
 from kray.weight_sync.tolerance import TOLERANCE, Calibration
 
@@ -103,6 +104,7 @@ class PoolState:
         engine_changed: Set when the state of an engine changes.
         waiting: Task id -> the queue that its outcome goes to.
         sharing: How engines share their devices with learner ranks; None where they do not.
+        spare: The process that takes the place of the next engine that is lost; None without rollout.spare.
     """
 
     rollout: RolloutConfig
@@ -116,6 +118,7 @@ class PoolState:
     engine_changed: asyncio.Event = field(default_factory=asyncio.Event)
     waiting: dict[int, asyncio.Queue[TaskOutcome]] = field(default_factory=dict)
     sharing: Sharing | None = None
+    spare: Spare | None = None
 
     @property
     def tolerance(self) -> float:

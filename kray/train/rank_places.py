@@ -1,0 +1,42 @@
+"""Where learner ranks are placed, and where they meet."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+
+def free_address() -> tuple[str, int]:
+    """Return this node's address and a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
+def node_order(node_of: Mapping[int, str]) -> list[int]:
+    """Return bundles in the order of the ranks: node by node, so that the ranks of one copy are on as few nodes as can be.
+
+    Args:
+        node_of: The node of each bundle.
+    """
+    bundles = sorted(node_of)
+    first = {node_of[bundle]: bundle for bundle in reversed(bundles)}
+    return sorted(bundles, key=lambda bundle: (first[node_of[bundle]], bundle))
+
+
+def rank_strategy(placement: PlacementGroup, rank: int, replicas: int) -> PlacementGroupSchedulingStrategy:
+    """Return how Ray is asked for a rank's place.
+
+    Args:
+        placement: Has a bundle for each rank.
+        rank: The rank.
+        replicas: train.replicas; above 1 ranks are numbered node by node.
+    """
+    bundle = rank
+    if replicas > 1:
+        bundle = node_order(placement_group_table(placement)["bundles_to_node_id"])[rank]
+    return PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=bundle)
