@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# States of a process in /proc that has ended.
+# States of a process in /proc that has ended, and of one that a signal has stopped.
 ENDED = ("Z", "X", "x")
+STOPPED = "T"
 
 
 def this_process() -> dict[str, Any]:
@@ -34,6 +35,14 @@ def is_dead(process: Mapping[str, Any]) -> bool:
         pass
     state = _state(pid)
     return state is not None and (state[0] in ENDED or state[1] != started)
+
+
+def is_stopped(process: Mapping[str, Any]) -> bool:
+    """Return whether a process is known to be stopped by a signal; False where that cannot be told from here."""
+    pid, started, machine = process.get("pid"), process.get("started"), process.get("machine")
+    if not isinstance(pid, int) or not started or not machine or machine != _machine():
+        return False
+    return _state(pid) == (STOPPED, started)
 
 
 def age_s() -> float:

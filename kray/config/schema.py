@@ -233,6 +233,10 @@ class RolloutConfig:
     max_restarts: int = 5
     """Restarts of one engine in a run."""
 
+    spare: bool = False
+    """Keep a process ready, with vLLM imported, that takes the place of the next engine that is lost. It needs no CPU while it
+    waits, but the memory of the imported libraries, on the driver's node. Only for engines on CPU."""
+
     probe_tolerance: float = 0.0
     """Largest allowed difference between the engine's and the learner's log-probabilities of the probe, in nats. 0: 1e-3 in
     float32, 0.1 in bfloat16, 1 where engines compute with 8-bit numbers."""

@@ -340,6 +340,11 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
     if rollout.gpus_per_engine > 1:
         text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
         yield Problem(("rollout.gpus_per_engine",), text)
+    if rollout.spare and rollout.gpus_per_engine:
+        text = (
+            "rollout.spare prepares engines on CPU alone: an engine on GPUs gets them from Ray when its process starts"
+        )
+        yield Problem(("rollout.spare", "rollout.gpus_per_engine"), text)
     yield from (Problem((key,), text) for key, text in option_problems(config.run.env, rollout.vllm))
     yield from (Problem((key,), text) for key, text in rounding_problems(rollout.vllm, rollout.gpus_per_engine))
 

@@ -28,6 +28,7 @@ import numpy as np
 import ray
 
 from kray.cluster.gpus import require_device
+from kray.cluster.process_identity import this_process
 from kray.records import Rollout, RolloutTask
 from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.outcome import EngineReport
@@ -78,9 +79,17 @@ class Stopwatch:
 class Engine:
     """A rollout engine; as an actor, Ray runs its methods in several threads."""
 
-    def __init__(self, spec: EngineSpec):
-        """Start loading the model in a thread of its own and return at once."""
+    def __init__(self, spec: EngineSpec, waits: bool = False):
+        """Start loading the model in a thread of its own and return at once.
+
+        Args:
+            spec: Settings of the engine.
+            waits: Import vLLM alone, and load the model when `begin` is called.
+        """
         self.spec = spec
+        self._begun = threading.Event()
+        if not waits:
+            self._begun.set()
         self._commands: queue.SimpleQueue[tuple[Callable[..., Any], tuple, Future]] = queue.SimpleQueue()
         self._report = EngineReport()
         # Guards the report and is notified when there is something to collect.
@@ -104,7 +113,7 @@ class Engine:
         """Wait until the model is loaded.
 
         Returns:
-            "pid", the process id, and "vllm", the version of vLLM.
+            "pid", the process id, "process", what identifies the process, and "vllm", the version of vLLM.
         """
         return self._ready.result()
 
@@ -136,6 +145,13 @@ class Engine:
     def _has_report(self) -> bool:
         many = self._unreported >= REPORT_SHARE * self.spec.max_sequences
         return bool(self._report.finished or self._report.refused or self._failure or self._woken or many)
+
+    def begin(self) -> None:
+        """Load the model, where the engine was told to wait."""
+        self._begun.set()
+
+    def ping(self) -> None:
+        """Answer at once, also while the engine computes or loads weights; a stopped process does not."""
 
     def wake(self) -> None:
         """End the wait of the current or the next call of `collect`."""
@@ -170,7 +186,7 @@ class Engine:
         try:
             self._engine = self._make_engine()
             self._count_tokens()
-            self._ready.set_result({"pid": os.getpid(), "vllm": _vllm_version()})
+            self._ready.set_result({"pid": os.getpid(), "process": this_process(), "vllm": _vllm_version()})
             while True:
                 self._run_pending_commands()
                 self._step()
@@ -198,6 +214,7 @@ class Engine:
     def _make_engine(self) -> Any:
         from vllm import EngineArgs, LLMEngine
 
+        self._begun.wait()
         require_device(self.spec.gpus)
         register_transport()
         arguments = self.spec.vllm_options() | {"weight_transfer_config": {"backend": TRANSPORT}}

@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
+from kray.cluster.process_identity import is_stopped
 from kray.errors import KrayError
 from kray.rollout.engine import EngineActor
 from kray.rollout.health import State
 from kray.rollout.outcome import EngineReport, TaskOutcome
 from kray.rollout.pool_state import PooledEngine, PoolState, Published, event_set
+from kray.rollout.replies import while_alive, within
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +36,10 @@ HEARTBEAT_S = 15.0
 PLACEMENT_POLL_S = 1.0
 # Seconds between two log lines about a long wait.
 STALL_WARNING_S = 30.0
-# Seconds without a reply to `collect` after which an engine counts as lost.
-RESPONSE_TIMEOUT_S = 60.0
+# Seconds without a reply to `collect` or `ping`, which wait for no computation, after which an engine counts as lost.
+RESPONSE_TIMEOUT_S = 30.0
+# Seconds between an answer to a ping and the next one, while an engine loads new weights.
+PING_S = 5.0
 # Characters of an error that are logged.
 ERROR_CHARACTERS = 300
 
@@ -63,6 +68,8 @@ class EngineSupervisor:
         """Create a supervisor; `run` starts it."""
         self.pool, self.engine = pool, engine
         self._actors_started = 0
+        # What identifies the process of the actor, once it has started.
+        self._process: Mapping[str, Any] = {}
 
     async def run(self) -> None:
         """Keep the engine up and at work while it is needed; return when its restarts are used up."""
@@ -99,6 +106,34 @@ class EngineSupervisor:
 
     async def _start_actor(self) -> bool:
         """Start an actor and load its model; False when the engine was no longer needed before it was placed."""
+        self._process = {}
+        if await self._take_spare() or await self._place_actor():
+            started = await self._call("start", self.pool.rollout.start_timeout_s)
+            self._process = started["process"]
+            self.engine.up_since = time.monotonic()
+            self.engine.health.mark_started()
+            self.pool.engine_changed.set()
+            return True
+        return False
+
+    async def _take_spare(self) -> bool:
+        """Make the pool's spare process this engine's actor; False where there is none that answers."""
+        actor = None if self.pool.spare is None else self.pool.spare.take()
+        if actor is None:
+            return False
+        self.engine.actor = actor
+        try:
+            await self._ping()
+        except (TimeoutError, RayError) as error:
+            logger.warning(f"pool: the spare process does not answer ({type(error).__name__}); starting another")
+            self.engine.kill()
+            return False
+        actor.begin.remote()
+        logger.info(f"pool: the spare process becomes {self.engine.name}")
+        return True
+
+    async def _place_actor(self) -> bool:
+        """Create an actor and wait until it is placed; False when the engine was no longer needed before that."""
         spec, engine = self.pool.spec, self.engine
         options = {
             "name": f"kray-{self.pool.label}-{engine.name}-{self._actors_started}",
@@ -112,13 +147,7 @@ class EngineSupervisor:
             engine.actor = EngineActor.options(**options).remote(spec)
         except ValueError as error:  # an actor that is still exiting has the name
             raise EngineLost(str(error)) from error
-        if not await self._wait_for_placement():
-            return False
-        await self._call("start", self.pool.rollout.start_timeout_s)
-        engine.up_since = time.monotonic()
-        engine.health.mark_started()
-        self.pool.engine_changed.set()
-        return True
+        return await self._wait_for_placement()
 
     async def _wait_for_placement(self) -> bool:
         """Wait until the cluster has placed the actor, however long its autoscaler takes.
@@ -178,6 +207,9 @@ class EngineSupervisor:
             capacity = round(CAPACITY_BATCHES * self.pool.spec.max_sequences) if len(self.pool.engines) > 1 else None
             schedule.engine_up(engine.name, capacity)
         schedule.hold(engine.name, not engine.needed)
+        if self.pool.spare is not None and self.pool.serving >= self.pool.needed:
+            # Not earlier: it would take time from engines that are starting.
+            self.pool.spare.prepare()
         self.pool.engine_changed.set()
         self.pool.dispatch()
 
@@ -269,12 +301,25 @@ class EngineSupervisor:
         pool.dispatch()
         return delay_s
 
+    def _stopped(self) -> bool:
+        return is_stopped(self._process)
+
+    async def _ping(self) -> None:
+        """Wait for a sign of life; raise TimeoutError without one."""
+        await within(_value(self.engine.actor.ping.remote()), RESPONSE_TIMEOUT_S, self._stopped)
+
     async def _call(self, method: str, limit_s: float, *args: Any) -> Any:
         """Call the actor with a deadline; raise EngineLost on any failure, WeightsUnavailable when weights are lost."""
         try:
-            return await asyncio.wait_for(getattr(self.engine.actor, method).remote(*args), limit_s)
+            reply = _value(getattr(self.engine.actor, method).remote(*args))
+            if method != "update":
+                return await within(reply, limit_s, self._stopped)
+            return await while_alive(reply, limit_s, self._ping, PING_S)
         except TimeoutError:
-            raise EngineLost(f"no reply to {method} within {limit_s:g} s") from None
+            if self._stopped():
+                raise EngineLost(f"its process is stopped and does not reply to {method}") from None
+            silent = f", or to a ping within {RESPONSE_TIMEOUT_S:g} s" if method == "update" else ""
+            raise EngineLost(f"no reply to {method} within {limit_s:g} s{silent}") from None
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if method == "update" and isinstance(cause, ObjectLostError):  # the weights' node is gone

@@ -27,6 +27,7 @@ from kray.rollout.health import State
 from kray.rollout.outcome import TaskOutcome
 from kray.rollout.pool_state import PooledEngine, PoolState, Published, event_set
 from kray.rollout.scheduler import Schedule
+from kray.rollout.spare import spare_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Pool:
         names = [f"engine-{i}" for i in range(rollout.engines)]
         engines = {name: PooledEngine(name, rollout.max_restarts) for name in names}
         self.state = PoolState(rollout, spec, label, Schedule(rollout.max_attempts), engines)
+        self.state.spare = spare_of(spec, label) if rollout.spare else None
         min_engines = rollout.engines if rollout.min_engines is None else rollout.min_engines
         self.autoscaler = Autoscaler(min_engines, rollout.engines, spec.max_sequences, rollout.idle_s)
         self.supervisors = [EngineSupervisor(self.state, engine) for engine in engines.values()]
@@ -171,6 +173,8 @@ class Pool:
         await asyncio.gather(*self._background, return_exceptions=True)
         for engine in self.engines:
             engine.kill()
+        if self.state.spare is not None:
+            self.state.spare.close()
 
     # -- how many engines ---------------------------------------------------------------------------------------------
 

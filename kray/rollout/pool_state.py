@@ -15,6 +15,7 @@ from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.health import Health, State
 from kray.rollout.outcome import TaskOutcome
 from kray.rollout.scheduler import Schedule
+from kray.rollout.spare import Spare
 from kray.weight_sync.proof import Proof
 
 # Nats, mean absolute difference over the probe's tokens, where rollout.probe_tolerance is not set. In bfloat16 engine and
@@ -97,6 +98,7 @@ class PoolState:
         preemptions: Engines lost with preempted nodes so far.
         engine_changed: Set when the state of an engine changes.
         waiting: Task id -> the queue that its outcome goes to.
+        spare: The process that takes the place of the next engine that is lost; None without rollout.spare.
     """
 
     rollout: RolloutConfig
@@ -109,6 +111,7 @@ class PoolState:
     preemptions: int = 0
     engine_changed: asyncio.Event = field(default_factory=asyncio.Event)
     waiting: dict[int, asyncio.Queue[TaskOutcome]] = field(default_factory=dict)
+    spare: Spare | None = None
 
     @property
     def tolerance(self) -> float:
