@@ -48,6 +48,8 @@ OVERRIDES = (
     "evaluate.every=50",
     "evaluate.samples=2",
 )
+# Generation runs ahead of the learner, and each step's rollouts teach twice, half of them each time.
+OVERLAP = ("async.max_staleness=1", "train.tis=2", "train.epochs=2", "train.thin=0.5")
 ROLES = {"ray::Driver": "driver", "ray::Engine": "engine", "ray::Learner": "learner"}
 RECORDS = ("metrics.jsonl", "mlflow.db", "mlruns-artifacts", "samples", "transitions", "beliefs", "figures")
 MIB = 2**20
@@ -58,9 +60,18 @@ FLAT_SHARE, FLAT_MIB, FLAT_COUNT, FLAT_S = 0.01, 1.0, 0.5, 0.01
 LINEAR = 1.25
 
 
-def soak_config(path: str, folder: str, steps: int, overrides: Sequence[str]) -> KrayConfig:
-    """Return a configuration with many short steps and its results under `folder`."""
-    return load_checked(path, [*OVERRIDES, f"run.dir={folder}", f"run.steps={steps}", "run.name=soak", *overrides])
+def soak_config(path: str, folder: str, steps: int, overrides: Sequence[str], overlap: bool = False) -> KrayConfig:
+    """Return a configuration with many short steps and its results under `folder`.
+
+    Args:
+        path: Of the configuration's file.
+        folder: Where results go.
+        steps: Of the run.
+        overrides: Of single keys, which come last.
+        overlap: Whether generation and learning overlap and rollouts are used twice.
+    """
+    own = [*OVERRIDES, *(OVERLAP if overlap else ()), f"run.dir={folder}", f"run.steps={steps}", "run.name=soak"]
+    return load_checked(path, [*own, *overrides])
 
 
 def run_soak(config: KrayConfig, model: str, every_s: float) -> dict[str, Any]:
@@ -137,12 +148,17 @@ def processes() -> dict[str, float]:
 
 
 def object_store() -> dict[str, float]:
-    """Sample the use of Ray's object stores, MiB."""
+    """Sample the use of Ray's object stores: MiB, and how many objects they hold."""
     import ray
+    from ray._private.internal_api import node_stats
 
     name = "object_store_memory"
     used = ray.cluster_resources().get(name, 0.0) - ray.available_resources().get(name, 0.0)
-    return {"object store mib": used / MIB}
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    stats = [
+        node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False) for node in nodes
+    ]
+    return {"object store mib": used / MIB, "object store objects": sum(s.store_stats.num_local_objects for s in stats)}
 
 
 def sizes(folder: Path) -> dict[str, float]:
@@ -175,7 +191,7 @@ def check_series(samples: list[dict[str, float]], rows: list[dict[str, Any]]) ->
     times = np.diff([rows[0]["time"], *(row["time"] for row in steps)])
     series["step s"] = [(row["step"], float(seconds)) for row, seconds in zip(steps, times, strict=True)]
     for part in ("generate", "update", "sync"):
-        series[f"{part} s"] = [(row["step"], row[timing(part)]) for row in steps]
+        series[f"{part} s"] = [(row["step"], row[timing(part)]) for row in steps if timing(part) in row]
     last = steps[-1]["step"]
     return {name: _check(name, points, last) for name, points in sorted(series.items()) if len(points) >= 9}
 
@@ -196,6 +212,27 @@ def _check(name: str, points: list[tuple[float, float]], last: int) -> dict[str,
         least = {"mib": FLAT_MIB, "kib": 1024 * FLAT_MIB, "s": FLAT_S}.get(unit, FLAT_COUNT)
         row |= {"must": "flat", "holds": bool(slope <= max(least, FLAT_SHARE * abs(end)))}
     return row
+
+
+def verdict(series: dict[str, dict[str, Any]], steps: int) -> dict[str, Any]:
+    """Return whether the run degraded: "holds", the "failed" series with what they must be, and a "sentence".
+
+    Args:
+        series: By `check_series`.
+        steps: That the run was to do.
+    """
+    failed = {name: row["must"] for name, row in series.items() if not row["holds"]}
+    missing = [role for role in ROLES.values() if f"{role} rss_mib" not in series]
+    if missing:
+        sentence = (
+            f"{steps:,} steps: no verdict, since {', '.join(missing)} had too few samples (a shorter --every helps)"
+        )
+    elif failed:
+        beyond = ", ".join(f"{name} (not {must})" for name, must in failed.items())
+        sentence = f"{steps:,} steps: {len(failed)} of {len(series)} series are beyond their bounds: {beyond}"
+    else:
+        sentence = f"{steps:,} steps: all {len(series)} series are within their bounds"
+    return {"holds": not failed and not missing, "failed": failed, "sentence": sentence}
 
 
 def table(series: dict[str, dict[str, Any]]) -> str:
