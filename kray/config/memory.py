@@ -123,7 +123,7 @@ def activation_bytes(config: KrayConfig, sizes: ModelSizes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """Bytes of one engine on its device.
+    """Bytes of one engine on its device, of one with several GPUs on each.
 
     Attributes:
         weights: In the compute dtype.
@@ -143,18 +143,20 @@ class EngineMemory:
 
 
 def engine_memory(config: KrayConfig, sizes: ModelSizes, gpu_bytes: int | None) -> EngineMemory:
-    """Return the memory of an engine.
+    """Return the memory of an engine; several GPUs divide its layers, and each has the norms and the sampler's logits.
 
     Args:
         config: The configuration.
         sizes: Of the model.
         gpu_bytes: Memory of a GPU, None where it is not known.
     """
-    rollout, compute = config.rollout, ELEMENT_BYTES[dtype_of(config)]
-    weights, token = compute * sizes.served, 2 * sizes.layers * sizes.keys * compute
+    rollout, compute, gpus = config.rollout, ELEMENT_BYTES[dtype_of(config)], max(1, config.rollout.gpus_per_engine)
+    weights = -(-compute * sizes.served // gpus)
+    keys = sizes.counts.key_heads_on_each(gpus) * sizes.keys // sizes.key_heads
+    token = 2 * sizes.layers * keys * compute
     given = rollout.vllm.get("max_num_batched_tokens")
     tokens = given if isinstance(given, int) else STEP_TOKENS
-    width = 2 * sizes.intermediate + sizes.queries + 2 * sizes.keys + 3 * sizes.hidden
+    width = (2 * sizes.intermediate + sizes.queries) // gpus + 2 * keys + 3 * sizes.hidden
     working = tokens * compute * width + SAMPLER_BYTES * rollout.max_sequences * sizes.vocabulary
     cache: int | None = int(rollout.kv_cache_gib * GIB)
     if rollout.gpus_per_engine:

@@ -336,9 +336,6 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
     if rollout.min_engines is not None and rollout.min_engines > rollout.engines:
         text = f"rollout.min_engines {rollout.min_engines} is above rollout.engines {rollout.engines}"
         yield Problem(("rollout.min_engines", "rollout.engines"), text)
-    if rollout.gpus_per_engine > 1:
-        text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
-        yield Problem(("rollout.gpus_per_engine",), text)
     yield from (Problem((key,), text) for key, text in option_problems(config.run.env, rollout.vllm))
 
 
