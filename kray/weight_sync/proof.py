@@ -18,8 +18,8 @@ class Proof:
     Attributes:
         logprobs: (P - 1,) float32 logprobs of the probe's tokens after the first.
         checksum: `FlatWeights.checksum` of the weights that it loaded.
-        seconds: Seconds of each part: "verify", "load", "probe" and, if the engine's sensitivity was verified,
-            "sensitivity".
+        seconds: Seconds of each part: "verify" (in an engine of several processes "copy": to these, which verify while they
+            load), "load", "probe" and, if the engine's sensitivity was verified, "sensitivity".
     """
 
     logprobs: np.ndarray
