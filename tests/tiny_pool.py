@@ -47,7 +47,7 @@ class PlainLearner:
         return Published(version, ray.put(weights), weights.checksum, probe, self.logprobs(probe))
 
 
-def make_pool(folder, engines: int, label: str, reads_text: bool = False, **changes):
+def make_pool(folder, engines: int, label: str, reads_text: bool = False, parts: int = 1, **changes):
     from kray.rollout.engine_spec import EngineSpec
     from kray.rollout.pool import Pool
 
@@ -64,6 +64,9 @@ def make_pool(folder, engines: int, label: str, reads_text: bool = False, **chan
         eager=True,
         seed=0,
         reads_text=reads_text,
+        tensor_parallel=parts,
+        # Some of the policy's layers are in two buckets.
+        bucket_bytes=24 * 2**10,
     )
     return Pool(rollout, spec, label)
 
@@ -102,14 +105,14 @@ class RunningPool:
     leaves all engines serving.
     """
 
-    def __init__(self, folder, engines: int, label: str):
+    def __init__(self, folder, engines: int, label: str, parts: int = 1):
         self.learner = PlainLearner(folder)
         self._loop, self._version, self._task_id = asyncio.new_event_loop(), -1, 0
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self.pool = self.run(self._start(folder, engines, label))
+        self.pool = self.run(self._start(folder, engines, label, parts))
 
-    async def _start(self, folder, engines: int, label: str):
-        pool = make_pool(folder, engines, label)
+    async def _start(self, folder, engines: int, label: str, parts: int):
+        pool = make_pool(folder, engines, label, parts=parts)
         pool.start()
         return pool
 

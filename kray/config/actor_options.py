@@ -28,8 +28,8 @@ OWN_KEYS = {
 ANOTHER_MODEL = "the engine would compute another model than the learner"
 ADAPTERS = "model.lora and rollout.lora decide which adapters an engine takes"
 SCHEMES = "rollout.vllm.quantization names the schemes that are possible"
-ONE_GPU = "an engine has one GPU at most; rollout.engines adds engines"
-LOADED = "weights reach the engine from the learner, by kray's own transport and in the actor's process"
+ONLY_LAYERS = "the GPUs of an engine divide its layers (rollout.gpus_per_engine); rollout.engines adds engines"
+LOADED = "weights reach the engine from the learner, by kray's own transport, on the node of the engine's actor"
 STOPS = "a rollout is sampled as `rollout` says and ends at the learner's stop tokens alone"
 # Options of vLLM that break what kray guarantees -> the reason.
 REFUSED = {
@@ -64,11 +64,11 @@ REFUSED = {
     "worker_cls": LOADED,
     "worker_extension_cls": LOADED,
     "async_scheduling": "with async.max_staleness above 0, tokens would be reported with the wrong policy version",
-    "pipeline_parallel_size": ONE_GPU,
-    "data_parallel_size": ONE_GPU,
-    "prefill_context_parallel_size": ONE_GPU,
-    "decode_context_parallel_size": ONE_GPU,
-    "nnodes": ONE_GPU,
+    "pipeline_parallel_size": ONLY_LAYERS,
+    "data_parallel_size": ONLY_LAYERS,
+    "prefill_context_parallel_size": ONLY_LAYERS,
+    "decode_context_parallel_size": ONLY_LAYERS,
+    "nnodes": ONLY_LAYERS,
 }
 # Short names of the parts of an option that is refused.
 REFUSED |= {name: REFUSED["speculative_config"] for name in ("spec_method", "spec_model", "spec_tokens")}

@@ -20,6 +20,8 @@ def adapters_impossible(config: KrayConfig) -> str:
         return "vLLM takes no adapter of the output layer (model.lora.targets)"
     if config.rollout.gpus_per_engine and dtype_of(config) == "float32":
         return "vLLM's kernels for adapters on GPUs compute in bfloat16, model.dtype is float32"
+    if config.rollout.gpus_per_engine > 1:
+        return "adapters of an engine on several GPUs (rollout.gpus_per_engine) have not been tested"
     if config.rollout.colocate:
         return "engines discard the model's weights when they leave the GPU to the learner (rollout.colocate)"
     if frozen_players(config.environment):

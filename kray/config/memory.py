@@ -157,7 +157,7 @@ def _offloads(config: KrayConfig) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """Bytes of one engine on its device.
+    """Bytes of one engine on its device, of one with several GPUs on each.
 
     Attributes:
         weights: In the compute dtype, or rounded.
@@ -177,21 +177,22 @@ class EngineMemory:
 
 
 def engine_memory(config: KrayConfig, sizes: ModelSizes, gpu_bytes: int | None) -> EngineMemory:
-    """Return the memory of an engine.
+    """Return the memory of an engine; several GPUs divide its layers, and each has the norms and the sampler's logits.
 
     Args:
         config: The configuration.
         sizes: Of the model.
         gpu_bytes: Memory of a GPU, None where it is not known.
     """
-    rollout, compute = config.rollout, ELEMENT_BYTES[dtype_of(config)]
-    token = 2 * sizes.layers * sizes.keys * (1 if rounds_cache(rollout.vllm) else compute)
+    rollout, compute, gpus = config.rollout, ELEMENT_BYTES[dtype_of(config)], max(1, config.rollout.gpus_per_engine)
     # Of the layers, linear ones have one byte for each weight; embeddings, norms and the output layer stay as they are.
     rounded = sizes.served_matrices if rounds_weights(rollout.vllm) else 0
-    weights = compute * (sizes.served - rounded) + rounded
+    weights = -(-(compute * (sizes.served - rounded) + rounded) // gpus)
+    keys = sizes.counts.key_heads_on_each(gpus) * sizes.keys // sizes.key_heads
+    token = 2 * sizes.layers * keys * (1 if rounds_cache(rollout.vllm) else compute)
     given = rollout.vllm.get("max_num_batched_tokens")
     tokens = given if isinstance(given, int) else STEP_TOKENS
-    width = 2 * sizes.intermediate + sizes.queries + 2 * sizes.keys + 3 * sizes.hidden
+    width = (2 * sizes.intermediate + sizes.queries) // gpus + 2 * keys + 3 * sizes.hidden
     working = tokens * compute * width + SAMPLER_BYTES * rollout.max_sequences * sizes.vocabulary
     cache: int | None = int(rollout.kv_cache_gib * GIB)
     if rollout.gpus_per_engine:

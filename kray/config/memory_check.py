@@ -107,6 +107,8 @@ def _engine_rows(config: KrayConfig, engine: EngineMemory, devices: Devices) -> 
             f"(rollout.max_sequences {rollout.max_sequences})"
         )
     rows = [("memory of an engine", f"{gib(engine.weights)} weights")]
+    if rollout.gpus_per_engine > 1:
+        rows = [(f"each of an engine's {rollout.gpus_per_engine} GPUs", rows[0][1])]
     if rollout.gpus_per_engine:
         share = (
             ""
@@ -233,22 +235,37 @@ def _require_engine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
     if engine.sequences(_context(config)):
         return
     share = gib(rollout.gpu_memory_share * known)
-    needed = engine.weights + engine.working + engine.token * _context(config)
-    larger = [value for value in SHARES if value > rollout.gpu_memory_share and needed <= value * known]
-    room = max(0, engine.cache or 0) // engine.token
-    if larger:
-        advice = f"rollout.gpu_memory_share={larger[0]:g} fits one"
-    elif room > config.prompts.max_tokens:
-        advice = f"rollout.max_response_tokens={room - config.prompts.max_tokens} fits one"
-    elif dtype_of(config) == "float32":
-        advice = "model.dtype=bfloat16 halves it"
-    else:
-        advice = "an engine on several GPUs is not supported yet: choose a smaller model"
+    advice = (
+        " or ".join(_engine_changes(config, sizes, known)) or "no number of GPUs makes it fit: choose a smaller model"
+    )
+    whose = "its GPU" if rollout.gpus_per_engine == 1 else f"each of its {rollout.gpus_per_engine} GPUs"
     raise ConfigError(
-        f"rollout.gpu_memory_share: an engine has {share} of its GPU, and needs {gib(engine.weights)} for weights, about "
+        f"rollout.gpu_memory_share: an engine has {share} of {whose}, and needs {gib(engine.weights)} for weights, about "
         f"{gib(engine.working)} to compute, and {gib(engine.token * _context(config))} for one sequence of "
         f"{_context(config):,} tokens; {advice}"
     )
+
+
+def _engine_changes(config: KrayConfig, sizes: ModelSizes, known: int) -> Iterator[str]:
+    """Yield settings with which an engine holds one sequence: a larger share of its GPUs, else shorter responses, more GPUs."""
+
+    def fits(key: str, value: Any) -> bool:
+        changed = replace(config, rollout=replace(config.rollout, **{key: value}))
+        return bool(engine_memory(changed, sizes, known).sequences(_context(changed)))
+
+    rollout, engine = config.rollout, engine_memory(config, sizes, known)
+    for share in SHARES:
+        if share > rollout.gpu_memory_share and fits("gpu_memory_share", share):
+            yield f"rollout.gpu_memory_share={share:g} fits one"
+            return
+    room = max(0, engine.cache or 0) // engine.token - config.prompts.max_tokens
+    if room > 0:
+        yield f"rollout.max_response_tokens={room} fits one"
+    more = (gpus for gpus in sizes.counts.possible() if gpus > rollout.gpus_per_engine)
+    if gpus := next((gpus for gpus in more if fits("gpus_per_engine", gpus)), 0):
+        yield f"rollout.gpus_per_engine={gpus} fits one"
+    if dtype_of(config) == "float32":
+        yield "model.dtype=bfloat16 halves it"
 
 
 def _require_machine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:

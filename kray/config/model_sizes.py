@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kray.config.parallel import LayerCounts
 from kray.config.schema import TinyPolicyConfig
 
 
@@ -46,6 +47,8 @@ class ModelSizes:
         intermediate: Width of the feed-forward layers.
         queries: Query heads times their size.
         keys: Key heads times their size; as many values.
+        heads: Query heads.
+        key_heads: Key heads.
         read_whole: Whether rank 0 reads the whole model, because ranks cannot read their own rows of its files.
     """
 
@@ -57,7 +60,14 @@ class ModelSizes:
     intermediate: int
     queries: int
     keys: int
+    heads: int
+    key_heads: int
     read_whole: bool = False
+
+    @property
+    def counts(self) -> LayerCounts:
+        """What an engine's GPUs divide among themselves."""
+        return LayerCounts(self.heads, self.key_heads, self.intermediate, self.vocabulary)
 
     @property
     def elements(self) -> int:
@@ -113,4 +123,5 @@ def tiny_sizes(tiny: TinyPolicyConfig, vocabulary: int) -> ModelSizes:
     weights = [Weight(rows, columns, True, layer) for layer in range(tiny.layers) for rows, columns in shapes]
     weights += [Weight(rows, columns, True, -1) for rows, columns in outside]
     served = sum(weight.elements for weight in weights)
-    return ModelSizes(tuple(weights), served, vocabulary, tiny.layers, hidden, inner, queries, keys)
+    counts = (vocabulary, tiny.layers, hidden, inner, queries, keys, tiny.heads, tiny.kv_heads)
+    return ModelSizes(tuple(weights), served, *counts)

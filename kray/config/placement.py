@@ -259,6 +259,12 @@ def _engines_missing(
     for group, count in capacity.startable(engine):
         offers[group.name] += count
     lacking = engines - fit.engines_at_most
+    most_gpus = max(group.gpus for group in cluster.groups)
+    if engine.gpus > max(1, most_gpus):
+        return (
+            f"rollout.gpus_per_engine: the {engine.gpus:g} GPUs of an engine must be on one node, and none of {cluster.path} "
+            f"has more than {most_gpus:g}; lower it or use nodes with more GPUs"
+        )
     return (
         f"{key}: {engines} engines of {engine} do not fit on {cluster.path} beside {fit.ranks.total()} learner "
         f"ranks ({_where(fit.ranks)}): at most {fit.engines_at_most} do ({_where(offers)}{_limit(cluster)}), "

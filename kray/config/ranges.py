@@ -81,7 +81,9 @@ LIMITS: dict[Range, str] = {
         model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
         model.tiny.batch_size model.lora.rank
         """,
-    _FEW_OR_0: "rollout.min_engines rollout.cpus_per_engine rollout.gpus_per_engine train.cpus_per_rank",
+    _FEW_OR_0: "rollout.min_engines rollout.cpus_per_engine train.cpus_per_rank",
+    # More than a node has.
+    Range(0, 64): "rollout.gpus_per_engine",
     Range(0, 10**7): "model.tiny.warmup_steps",
     Range(0, 1000): "model.tiny.draft_digits",
     Range(1, 100_000, also=(-1, 0)): "rollout.threads_per_engine train.threads_per_rank",

@@ -185,7 +185,7 @@ class RolloutConfig:
     that is faster for models of 100 million parameters or more, and slower for tiny ones."""
 
     gpus_per_engine: int = 0
-    """GPUs of an engine: 0 (CPU) or 1."""
+    """GPUs of an engine, all on one node; 0: it computes on CPU. Several divide the model's layers (tensor parallelism)."""
 
     max_response_tokens: int = 512
     """Most tokens of a response; of a conversation, all its turns and answers together."""

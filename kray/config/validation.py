@@ -352,9 +352,6 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
     if rollout.min_engines is not None and rollout.min_engines > rollout.engines:
         text = f"rollout.min_engines {rollout.min_engines} is above rollout.engines {rollout.engines}"
         yield Problem(("rollout.min_engines", "rollout.engines"), text)
-    if rollout.gpus_per_engine > 1:
-        text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
-        yield Problem(("rollout.gpus_per_engine",), text)
     if rollout.spare and rollout.gpus_per_engine:
         text = (
             "rollout.spare prepares engines on CPU alone: an engine on GPUs gets them from Ray when its process starts"

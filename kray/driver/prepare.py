@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kray.config import KrayConfig, TinyPolicyConfig
+from kray.config.parallel import LayerCounts
 from kray.config.prompts_schema import SourceConfig
 from kray.environments import stops_of
 from kray.errors import ConfigError, DataError
 from kray.prompts import load_prompts as load_source
 from kray.prompts import load_tests
 from kray.prompts.chat_templates import check_template, lost_messages
-from kray.prompts.model_files import check_context, load_tokenizer, read_config, stop_ids
+from kray.prompts.model_files import check_context, check_divisible, load_tokenizer, read_config, stop_ids
 from kray.prompts.tokenize import encode_all, reads_chat, special_in, special_text
 from kray.records import EncodedPrompt, Prompt
 from kray.train.supported_models import check_supported
@@ -122,10 +123,11 @@ def read_policy(config: KrayConfig, model_path: str) -> PolicyTokenizer:
     """Read what prompts need of a model's folder or hub id, no weights.
 
     Raises:
-        ConfigError: The model is not supported, its tokenizer cannot be used or is larger than it, or it has fewer positions
-            than prompt and response take.
+        ConfigError: The model is not supported, the GPUs of an engine cannot divide it, its tokenizer cannot be used or is
+            larger than it, or it has fewer positions than prompt and response take.
     """
     check_supported(read_config(model_path), context_tokens(config))
+    check_divisible(model_path, config.rollout.gpus_per_engine)
     tokenizer, vocabulary = load_tokenizer(model_path)
     check_context(model_path, context_tokens(config))
     stops = stop_ids(model_path, tokenizer)
@@ -152,6 +154,9 @@ def read_tiny(config: KrayConfig, tiny: TinyPolicyConfig) -> PolicyTokenizer:
     if (needed := context_tokens(config)) > MAX_POSITIONS:
         keys = "prompts.max_tokens + rollout.max_response_tokens (or rollout.max_context_tokens)"
         raise ConfigError(f"{keys} = {needed} is above the {MAX_POSITIONS} positions of a tiny policy (model.tiny)")
+    counts = LayerCounts(tiny.heads, tiny.kv_heads, tiny.intermediate_size, len(tokenizer))
+    if problem := counts.problem(config.rollout.gpus_per_engine):
+        raise ConfigError(f"{problem} (model.tiny)")
     return PolicyTokenizer(tokenizer, len(tokenizer), (tokenizer.eos_token_id,))
 
 

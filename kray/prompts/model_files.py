@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from kray.config.parallel import LayerCounts
 from kray.errors import ConfigError
 
 # Files of weights, in the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# What the GPUs of an engine divide, by its names in a model's configuration.
+COUNTED = tuple(field.name for field in fields(LayerCounts))
 # Context lengths from here on mean that there is no limit.
 _NO_LIMIT = 10**9
 
@@ -112,6 +116,27 @@ def check_context(model_path: str, needed: int) -> None:
     if isinstance(most, int) and 0 < most < min(needed, _NO_LIMIT):
         keys = "prompts.max_tokens + rollout.max_response_tokens (or rollout.max_context_tokens)"
         raise ConfigError(f"{keys} = {needed} is above the {most} positions of model.path {model_path}")
+
+
+def check_divisible(model_path: str, gpus: int) -> None:
+    """Check that the GPUs of an engine can divide the model's layers.
+
+    Args:
+        model_path: Folder or hub id.
+        gpus: rollout.gpus_per_engine.
+
+    Raises:
+        ConfigError: They cannot; names the model's own number and the nearest that work.
+    """
+    if gpus <= 1:
+        return
+    text = read_config(model_path).get_text_config()
+    # Some families give one value for each layer, or none: what is not known is not checked.
+    found = {name: value for name in COUNTED if isinstance(value := getattr(text, name, None), int)}
+    heads = found.get("num_attention_heads", 0)
+    counts = LayerCounts(**(dict.fromkeys(COUNTED, 0) | {"num_key_value_heads": heads} | found))
+    if problem := counts.problem(gpus):
+        raise ConfigError(f"{problem} (model.path {model_path})")
 
 
 def stop_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:

@@ -1,14 +1,16 @@
 """One vLLM engine in one actor. Only this module, its neighbours vllm_*.py and kray/serve/policy_api.py import vLLM.
 
 Everything that touches vLLM happens in one thread of this process, which runs commands between two steps of the engine. The
-actor's other threads only enqueue commands and collect results, so a long step blocks none of them.
+actor's other threads only enqueue commands and collect results, so a long step blocks none of them. The model is in this
+process, or divided among processes that vLLM starts beside it, which end when this one does.
 
 - Rollout i of a group is sampled with the task's seed + i, whatever else is in the batch and however the group was split.
 - Weights are replaced between two steps, and the reply to them is a proof (vllm_transport.py). Rollouts that are running
   continue with the new weights and the keys and values that the old ones computed; vLLM reports which version sampled which
   token. Prompts that the prefix cache knows from old weights are not used by later tasks.
 - Commands (submit, cancel, update) run one after the other, in the order in which they were given.
-- After the first failure of that thread every call fails with that failure: the engine's owner must end the process.
+- After the first failure of that thread, or the end of one of vLLM's processes, every call fails with that failure: the
+  engine's owner must end the process.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from typing import Any
 
 import numpy as np
@@ -34,12 +37,14 @@ from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.outcome import EngineReport
 from kray.rollout.stopwatch import Stopwatch
 from kray.rollout.vllm_adapters import adapter_request, load_adapters, perturbed_adapters
-from kray.rollout.vllm_transport import TRANSPORT, register_transport
 from kray.weight_sync.flat_weights import FlatWeights
 from kray.weight_sync.proof import ProbeHistory, Proof, perturbed
+from kray.weight_sync.shared_buckets import SharedBuckets
 
 # Share of max_sequences: so many ended rollouts are worth a report although no task is finished.
 REPORT_SHARE = 0.125
+# Seconds between two checks, while a command is waited for, whether the engine has failed.
+FAILURE_POLL_S = 1.0
 
 
 @dataclass(slots=True)
@@ -80,6 +85,7 @@ class Engine:
         # Tokens of the step under way.
         self._sampled = 0
         self._probe_history = ProbeHistory()
+        self._buckets = SharedBuckets(spec.bucket_bytes) if spec.parts > 1 else None
         self._ready: Future = Future()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
@@ -150,27 +156,33 @@ class Engine:
         self._raise_failure()
         future: Future = Future()
         self._commands.put((function, args, future))
+        while not wait([future], FAILURE_POLL_S).done:
+            self._raise_failure()
         return future.result()
 
     def _raise_failure(self) -> None:
         if self._failure:
             raise RuntimeError(f"the engine failed earlier: {self._failure}")
 
+    def _fail(self, reason: str) -> None:
+        """Report a failure to every later call, unless there was another before; the pool ends this process."""
+        with self._report_changed:
+            self._failure = self._failure or reason
+            self._report_changed.notify_all()
+
     # -- the engine's thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             self._engine = self._make_engine()
+            self._watch_processes()
             self._count_tokens()
             self._ready.set_result({"pid": os.getpid(), "process": this_process(), "vllm": _vllm_version()})
             while True:
                 self._run_pending_commands()
                 self._step()
         except BaseException as error:
-            # Reported to every later call; the pool ends this process.
-            with self._report_changed:
-                self._failure = "".join(traceback.format_exception(error)[-4:]).strip()
-                self._report_changed.notify_all()
+            self._fail("".join(traceback.format_exception(error)[-4:]).strip())
             if not self._ready.done():
                 self._ready.set_exception(error)
             while True:
@@ -192,9 +204,19 @@ class Engine:
 
         self._begun.wait()
         require_device(self.spec.gpus)
-        register_transport()
-        arguments = self.spec.vllm_options() | {"weight_transfer_config": {"backend": TRANSPORT}}
-        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        return LLMEngine.from_engine_args(EngineArgs(**self.spec.vllm_options()))
+
+    def _watch_processes(self) -> None:
+        """Watch vLLM's processes: without one of them a step may never end."""
+        if self.spec.parts == 1:
+            return
+        processes = {worker.proc.sentinel: worker.proc for worker in self._engine.model_executor.workers}
+
+        def watch() -> None:
+            ended = processes[connection.wait(list(processes))[0]]
+            self._fail(f"vLLM's process {ended.name} (pid {ended.pid}) ended")
+
+        threading.Thread(target=watch, name="watch", daemon=True).start()
 
     def _count_tokens(self) -> None:
         """Count the tokens of every step: vLLM reports those of ended rollouts alone (FINAL_ONLY)."""
@@ -288,7 +310,7 @@ class Engine:
         # Calibrates the engine: with the weights of the model's folder, which the learner has read as well.
         start = None if self._version >= 0 or self._tasks else self._score_probe(probe)
         clock = Stopwatch()
-        self._load(clock.each("verify", weights.verified()))
+        self._load(weights, clock)
         self._engine.set_weight_version(str(version))
         self._version = version
         clock.done("load")
@@ -307,24 +329,31 @@ class Engine:
     def _loaded(self, clock: Stopwatch) -> None:
         """Do what is due between new weights and their proof; see sleeping_engine.py."""
 
-    def _load(self, tensors: Iterable[tuple[str, Any]]) -> None:
+    def _load(self, weights: FlatWeights, clock: Stopwatch) -> None:
         if self.spec.adapters is not None:
-            load_adapters(self._engine, self.spec.adapters, tensors)
+            load_adapters(self._engine, self.spec.adapters, clock.each("verify", weights.verified()))
             self._adapters = adapter_request()
             return
         self._rpc("start_weight_update", {})
-        self._rpc("update_weights", {"update_info": {"tensors": tensors}})
+        for tensors in self._for_vllm(weights, clock):
+            self._rpc("update_weights", {"update_info": {"tensors": tensors}})
         self._rpc("finish_weight_update", {})
+
+    def _for_vllm(self, weights: FlatWeights, clock: Stopwatch) -> Iterable[Iterable[tuple[str, Any]]]:
+        """Yield the (name, tensor) pairs in as many portions as vLLM gets them in; each is verified while it is read."""
+        if self._buckets is None:
+            return [clock.each("verify", weights.verified())]
+        return clock.each("copy", self._buckets.fill(weights))
 
     def _verify_sensitivity(
         self, weights: FlatWeights, names: list[str], probe: list[int], before: np.ndarray
     ) -> np.ndarray:
         """Raise RuntimeError when even a large change of the named tensors does not change the probe's logprobs."""
         changed = perturbed(weights, names) if self.spec.adapters is None else perturbed_adapters(weights)
-        self._load(changed.verified())
+        self._load(changed, Stopwatch())
         if np.array_equal(self._score_probe(probe), before, equal_nan=True):
             raise RuntimeError(f"{len(names)} tensors changed, first {names[0]}, but the engine's logprobs did not")
-        self._load(weights.verified())
+        self._load(weights, Stopwatch())
         return self._score_probe(probe)
 
     def _rpc(self, method: str, kwargs: dict[str, Any]) -> None:

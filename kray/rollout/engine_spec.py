@@ -8,6 +8,12 @@ from typing import Any
 
 from kray.rollout.adapters import AdapterSpec
 
+# Name of kray's transport of weights in vLLM's registry, and the class whose module registers it: vLLM imports the module in
+# every process that holds a part of the model.
+TRANSPORT = "kray_shared_memory"
+WORKER_EXTENSION = "kray.rollout.vllm_transport.WorkerExtension"
+# Most bytes of weights that an engine's actor hands to vLLM's processes at a time, unless a single tensor is larger.
+BUCKET_BYTES = 512 * 2**20
 # Prompt tokens that one step of an engine may process on CPU.
 CPU_STEP_TOKENS = 8192
 
@@ -57,7 +63,7 @@ class EngineSpec:
         context_tokens: Longest prompt plus response, in tokens.
         max_sequences: Rollouts that it generates at a time.
         cpus: CPU cores that it asks Ray for.
-        gpus: GPUs that it asks Ray for; its tensor parallel size.
+        gpus: GPUs that it asks Ray for, all on one node.
         kv_cache_gib: Memory for keys and values on CPU, in GiB.
         gpu_memory_share: Share of each GPU's memory that vLLM may use, in (0, 1].
         eager: Run without CUDA graphs and compilation.
@@ -65,6 +71,8 @@ class EngineSpec:
         reads_text: Tasks may have text `stops`, so vLLM needs the tokenizer.
         overlap: New weights may arrive while rollouts run.
         threads: Threads with which it computes on CPU; 0: as many as `cpus`.
+        tensor_parallel: Parts into which each layer is divided, each in a process of its own; 0: one for each GPU.
+        bucket_bytes: Most bytes of weights that the actor hands to these processes at a time, unless a single tensor is larger.
         vllm: Further options of vLLM, by their names in EngineArgs.
         env: Environment variables of the actor's process, in place of kray's own.
         sleeps: It shares its device with a learner rank.
@@ -84,17 +92,24 @@ class EngineSpec:
     reads_text: bool = False
     overlap: bool = False
     threads: int = 0
+    tensor_parallel: int = 0
+    bucket_bytes: int = BUCKET_BYTES
     vllm: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     sleeps: bool = False
     adapters: AdapterSpec | None = None
 
+    @property
+    def parts(self) -> int:
+        """Number of parts of the model; with several, vLLM computes in as many processes beside the actor's."""
+        return self.tensor_parallel or max(1, self.gpus)
+
     def environment(self) -> dict[str, str]:
         """Return the environment variables of the actor's process."""
         # Ray hides no GPU from an actor that asks for none.
         hidden = {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}
-        own = vllm_environment(self.threads or self.cpus) | {
-            # In the actor's own process vLLM starts faster and takes commands between steps.
+        own = vllm_environment((self.threads or self.cpus) // self.parts) | {
+            # In the actor's own process vLLM's scheduler starts faster and takes commands between steps.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # New weights are repacked in memory that glibc would give back, to have each of its pages cleared next time.
             "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
@@ -106,18 +121,14 @@ class EngineSpec:
 
     def vllm_options(self) -> dict[str, Any]:
         """Return the options of the engine's vLLM by their names in EngineArgs; those of `vllm` come last."""
-        device: dict[str, Any] = {
-            "gpu_memory_utilization": self.gpu_memory_share,
-            "tensor_parallel_size": max(1, self.gpus),
-        }
+        device: dict[str, Any] = {"gpu_memory_utilization": self.gpu_memory_share}
         if self.overlap:
             # A batch in progress while weights change would be reported as sampled by the new ones.
             device["async_scheduling"] = False
         if self.sleeps:
             device["enable_sleep_mode"] = True
         if self.gpus == 0:
-            # vLLM refuses its sleep mode there.
-            device = cpu_options(self.kv_cache_gib, self.context_tokens)
+            device = cpu_options(self.kv_cache_gib / self.parts, self.context_tokens)
         own = {
             "model": self.model_path,
             "dtype": self.dtype,
@@ -130,7 +141,11 @@ class EngineSpec:
             "enable_prefix_caching": True,
             # Logprobs of the distribution that was sampled, after temperature.
             "logprobs_mode": "processed_logprobs",
-            "distributed_executor_backend": "uni",
+            "tensor_parallel_size": self.parts,
+            # uni computes in this process alone: it would wait for the others for ever.
+            "distributed_executor_backend": "uni" if self.parts == 1 else "mp",
+            "worker_extension_cls": WORKER_EXTENSION,
+            "weight_transfer_config": {"backend": TRANSPORT},
             # Sampling parameters come with the task, never from the model's folder.
             "generation_config": "vllm",
             "disable_log_stats": True,

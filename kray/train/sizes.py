@@ -30,6 +30,7 @@ def sizes_of(model: Any) -> ModelSizes:
     config = model.config.get_text_config()
     hidden = int(config.hidden_size)
     heads = int(_first(config, ("num_attention_heads",), 1))
+    key_heads = int(_first(config, ("num_key_value_heads",), heads))
     head = int(_first(config, ("head_dim",), hidden // heads))
     return ModelSizes(
         weights=weights,
@@ -39,7 +40,9 @@ def sizes_of(model: Any) -> ModelSizes:
         hidden=hidden,
         intermediate=int(_first(config, ("intermediate_size", "n_inner", "ffn_dim"), 4 * hidden)),
         queries=heads * head,
-        keys=int(_first(config, ("num_key_value_heads",), heads)) * head,
+        keys=key_heads * head,
+        heads=heads,
+        key_heads=key_heads,
     )
 
 

@@ -103,14 +103,18 @@ class FlatWeights:
         """Unpack without verifying anything; the tensors share the parts' memory and are read-only."""
         return [(entry.name, _tensor(entry, part)) for entry, part in zip(self.manifest, self.parts, strict=True)]
 
+    def require_complete(self) -> None:
+        """Raise KrayError where a part is missing."""
+        if len(self.parts) != len(self.manifest):
+            raise KrayError(f"weights: {len(self.parts)} of {len(self.manifest)} tensors arrived")
+
     def verified(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what `tensors` returns, each tensor after its checksum was verified.
 
         Raises:
             KrayError: A part is missing, or the bytes of the named tensor are not those that were packed.
         """
-        if len(self.parts) != len(self.manifest):
-            raise KrayError(f"weights: {len(self.parts)} of {len(self.manifest)} tensors arrived")
+        self.require_complete()
         for entry, part in zip(self.manifest, self.parts, strict=True):
             found = checksum(part)
             if found != entry.checksum:

@@ -18,8 +18,9 @@ class Proof:
     Attributes:
         logprobs: (P - 1,) float32 logprobs of the probe's tokens after the first.
         checksum: `FlatWeights.checksum` of the weights that it loaded.
-        seconds: Seconds of each part: "verify", "load", "probe" and, if the engine's sensitivity was verified,
-            "sensitivity"; "wake" of an engine that slept, until it had memory for keys and values.
+        seconds: Seconds of each part: "verify" (in an engine of several processes "copy": to these, which verify while they
+            load), "load", "probe" and, if the engine's sensitivity was verified, "sensitivity"; "wake" of an engine that slept,
+            until it had memory for keys and values.
         start: (P - 1,) float32 logprobs of the same tokens with the weights of the model's folder, in the first reply of an
             engine that nothing had been loaded into; else None.
     """

@@ -51,18 +51,18 @@ def start_faulty_engine(ray, folder, dtype: str):
             except Exception as error:
                 return str(error)
 
-        def _load(self, tensors):
-            if self.fault == "load nothing":
-                for _ in tensors:
-                    pass
-                return
+        def _load(self, weights, clock):
+            if self.fault != "load nothing":
+                super()._load(weights, clock)
+
+        def _for_vllm(self, weights, clock):
             faulty = {"drop one": lambda name, tensor: None, "stale one": lambda name, tensor: self.old[name]}
-            change = faulty.get(self.fault)
-            if change is not None:
-                name_of = "model.embed_tokens.weight"
-                given = ((name, change(name, t) if name == name_of else t) for name, t in tensors)
-                tensors = ((name, t) for name, t in given if t is not None)
-            super()._load(tensors)
+            change, name_of = faulty.get(self.fault), "model.embed_tokens.weight"
+            for tensors in super()._for_vllm(weights, clock):
+                if change is not None:
+                    given = [(name, change(name, t) if name == name_of else t) for name, t in tensors]
+                    tensors = [(name, t) for name, t in given if t is not None]
+                yield tensors
 
     spec = EngineSpec(str(folder), dtype, 128, 16, 1, 0, 0.1, 0.0, eager=True, seed=0)
     actor = ray.remote(max_concurrency=2, concurrency_groups={"commands": 1})(Faulty)

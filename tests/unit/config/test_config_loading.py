@@ -212,7 +212,7 @@ def test_interpolations_and_merge_keys(load, monkeypatch):
         (["plan.value=baseline", "train.baseline=group"], ["no gradient with train.baseline group: use belief"]),
         (["plan.discount=1.5"], ["plan.discount must be at most 1, not 1.5"]),
         (["plan.prior_alpha=0"], ["plan.prior_alpha must be at least 1e-09, not 0.0"]),
-        (["rollout.gpus_per_engine=2"], ["rollout.gpus_per_engine 2"]),
+        (["rollout.gpus_per_engine=65"], ["rollout.gpus_per_engine must be at most 64"]),
         (["prompts.train.kind=jsonl"], ["prompts.train.path is empty"]),
         (["prompts.test.kind=reasoning_gym"], ["prompts.test.tasks is empty"]),
         (["prompts.train.template=no braces"], ["prompts.train.template must contain {prompt}"]),

@@ -24,9 +24,8 @@ def decoder(layers: int, hidden: int, inner: int, heads: int, kv_heads: int, voc
     shapes += [(queries, 1), (keys, 1), (keys, 1)] * bias
     weights = [Weight(*shape, True, layer) for layer in range(layers) for shape in shapes]
     weights += [Weight(*shape, True, -1) for shape in [(vocabulary, hidden), (vocabulary, hidden), (hidden, 1)]]
-    return ModelSizes(
-        tuple(weights), sum(w.elements for w in weights), vocabulary, layers, hidden, inner, queries, keys
-    )
+    counts = (vocabulary, layers, hidden, inner, queries, keys, heads, kv_heads)
+    return ModelSizes(tuple(weights), sum(w.elements for w in weights), *counts)
 
 
 SMALL = decoder(24, 896, 4864, 7, 1, 151936, True)
@@ -83,7 +82,7 @@ def test_shards_are_padded_to_the_first_rank():
 
 def test_only_what_is_trained_has_gradients_and_moments():
     frozen = tuple(Weight(w.rows, w.columns, w.rows == 3584, w.layer) for w in QWEN_7B.weights)
-    lora = ModelSizes(frozen, QWEN_7B.served, 152064, 28, 3584, 18944, 3584, 512)
+    lora = ModelSizes(frozen, QWEN_7B.served, 152064, 28, 3584, 18944, 3584, 512, 28, 4)
     chosen = config(kl=0.1)
     chosen.model.lora = LoraConfig()
     memory = rank_memory(chosen, lora)
@@ -126,6 +125,23 @@ def test_keys_and_values_of_an_engine():
     on_cpu = engine_memory(config(gpus=0), SMALL, None)
     assert on_cpu.cache == GIB
     assert on_cpu.weights == 4 * SMALL.elements
+
+
+def test_gpus_of_an_engine_divide_weights_and_keys():
+    chosen = config()
+    one, parts = engine_memory(chosen, LLAMA_70B, A100), {}
+    for gpus in (2, 4, 8, 16):
+        chosen.rollout.gpus_per_engine = gpus
+        parts[gpus] = engine_memory(chosen, LLAMA_70B, A100)
+        assert parts[gpus].weights == -(-one.weights // gpus)
+    assert [parts[gpus].token for gpus in (2, 4, 8)] == [one.token // gpus for gpus in (2, 4, 8)]
+    # 8 key heads: on 16 GPUs each is held twice.
+    assert parts[16].token == parts[8].token
+    assert one.sequences(4096) == 0
+    assert 1 == parts[2].sequences(4096) < parts[4].sequences(4096) < parts[8].sequences(4096)
+    chosen.rollout.gpus_per_engine = 4
+    rows = dict(memory_rows(chosen, LLAMA_70B, Devices(gpu=A100)))
+    assert rows["each of an engine's 4 GPUs"].startswith("32.9 GiB weights + about ")
 
 
 def test_host_store_and_update():
@@ -220,7 +236,12 @@ def test_what_is_proposed_fits():
         (QWEN_32B, A100, {}, ""),
         (QWEN_32B, 74 * GIB, {"gpu_memory_share": 0.85}, "rollout.gpu_memory_share=0.9 fits one"),
         (QWEN_7B, CARD, {"max_response_tokens": 200_000}, "rollout.max_response_tokens="),
-        (LLAMA_70B, A100, {}, "an engine on several GPUs is not supported yet"),
+        (QWEN_7B, CARD, {"max_response_tokens": 200_000}, " or rollout.gpus_per_engine=2 fits one"),
+        (LLAMA_70B, A100, {}, "tokens; rollout.gpus_per_engine=2 fits one"),
+        (LLAMA_70B, A100, {"gpus_per_engine": 2}, ""),
+        (LLAMA_70B, CARD, {"gpus_per_engine": 2}, "of each of its 2 GPUs, and needs 65.7 GiB for weights"),
+        (LLAMA_70B, CARD, {"gpus_per_engine": 2}, "tokens; rollout.gpus_per_engine=8 fits one"),
+        (LLAMA_70B, GIB, {}, "no number of GPUs makes it fit: choose a smaller model"),
     ],
 )
 def test_an_engine_without_room_for_one_sequence_is_refused(sizes, gpu, rollout, advice):

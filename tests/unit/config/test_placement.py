@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kray.config import KrayConfig
 from kray.config.cluster_file import Cluster, Group, load_cluster
-from kray.config.placement import Shape, cluster_rows, place
+from kray.config.placement import Shape, cluster_rows, place, requested
 from kray.config.threads import ALL_CORES, cores_here, threads_of
 from kray.driver.components import engine_spec
 from kray.errors import ConfigError
@@ -134,6 +134,22 @@ def test_opponents_that_are_models_have_engines_of_their_own(cluster_file):
     asked.train.ranks = 8
     with pytest.raises(ConfigError, match=r"the opponent past-5 needs an engine of \{CPU: 2, GPU: 1\} of its own"):
         place(asked, load_cluster(cluster_file(RAY_UP)))
+
+
+def test_the_gpus_of_an_engine_are_on_one_node(cluster_file):
+    cluster = load_cluster(cluster_file(RAY_UP))
+    fit = place(config(ranks=(2, 1, 1), engines=(1, 1, 2)), cluster)
+    assert (fit.engines, fit.engines_at_most) == (Counter(learner=1), 1)
+    # Two GPUs are free there, one more on each of four nodes.
+    with pytest.raises(
+        ConfigError, match=r"rollout\.engines: 2 engines of \{CPU: 1, GPU: 2\} do not fit.*at most 1 do"
+    ):
+        place(config(ranks=(2, 1, 1), engines=(2, 1, 2)), cluster)
+    with pytest.raises(
+        ConfigError, match=r"rollout\.gpus_per_engine: the 8 GPUs .* on one node, and none of .* more than 4;"
+    ):
+        place(config(ranks=(2, 1, 1), engines=(1, 1, 8)), cluster)
+    assert requested(config(ranks=(2, 1, 1), engines=(3, 1, 4))) == (5, 14)
 
 
 def test_ranks_on_spot_nodes_and_unused_gpus_are_noted(cluster_file):

@@ -6,7 +6,7 @@ import pytest
 
 from kray.config.prompts_schema import SourceConfig
 from kray.errors import ConfigError, DataError
-from kray.prompts.model_files import check_context, load_tokenizer, stop_ids
+from kray.prompts.model_files import check_context, check_divisible, load_tokenizer, stop_ids
 from kray.prompts.tokenize import encode_all
 from kray.records import Prompt
 
@@ -85,6 +85,23 @@ def test_prompts_and_responses_must_fit_into_the_models_context(model):
     path = model(eos_token="<end>")
     check_context(path, 64)
     assert "= 65 is above the 64 positions" in refused(check_context, path, 65)
+
+
+def test_the_gpus_of_an_engine_must_divide_the_model(tmp_path):
+    def write(**values):
+        shape = {"num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 192}
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": 96} | shape | values))
+
+    write()
+    for gpus in (0, 1, 2, 6):
+        check_divisible(str(tmp_path), gpus)
+    with pytest.raises(
+        ConfigError, match=r"rollout\.gpus_per_engine 4: the model has 6 attention heads .*; 2 and 6 work"
+    ):
+        check_divisible(str(tmp_path), 4)
+    write(num_key_value_heads=4)
+    with pytest.raises(ConfigError, match=r"4 key-value heads \(num_key_value_heads\), which 3 GPUs cannot divide"):
+        check_divisible(str(tmp_path), 3)
 
 
 def test_long_prompts_are_counted_and_unknown_tokens_refused(model):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from kray.config.actor_options import OWN_KEYS, REFUSED
 from kray.errors import ConfigError
-from kray.rollout.engine_spec import EngineSpec
+from kray.rollout.engine_spec import WORKER_EXTENSION, EngineSpec
 from kray.rollout.vllm_options import check_options, option_names
 
 SPEC = EngineSpec("model", "float32", 128, 16, 2, 0, 0.1, 0.85, eager=True, seed=3)
@@ -36,6 +38,25 @@ def test_without_vllm_the_engines_find_out(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert option_names() is None
     check_options(["nothing_of_that_name"])
+
+
+def test_several_gpus_divide_the_model():
+    two = dataclasses.replace(ON_GPU, gpus=2)
+    options = two.vllm_options()
+    assert (options["tensor_parallel_size"], options["distributed_executor_backend"]) == (2, "mp")
+    assert ON_GPU.vllm_options()["distributed_executor_backend"] == "uni"
+    on_cpu = dataclasses.replace(SPEC, cpus=4, tensor_parallel=2)
+    # Of each of the two processes.
+    assert on_cpu.vllm_options()["kv_cache_memory_bytes"] == SPEC.vllm_options()["kv_cache_memory_bytes"] // 2
+    assert on_cpu.environment()["OMP_NUM_THREADS"] == "2"
+    assert two.environment()["OMP_NUM_THREADS"] == "1"
+
+
+def test_vllm_imports_the_transport_by_its_name():
+    module, _, name = WORKER_EXTENSION.rpartition(".")
+    source = importlib.util.find_spec(module)
+    assert source is not None
+    assert f"class {name}:" in Path(source.origin).read_text()
 
 
 def test_names_are_read_without_importing_vllm():

@@ -55,6 +55,7 @@ def test_a_tiny_policy_has_its_sizes_before_it_is_made(tiny):
     assert [predicted.of_layer(k) for k in range(-1, tiny.layers)] == [made.of_layer(k) for k in range(-1, tiny.layers)]
     assert sum(w.shard(3) for w in predicted.weights) == sum(w.shard(3) for w in made.weights)
     assert (predicted.queries, predicted.keys, predicted.hidden) == (made.queries, made.keys, made.hidden)
+    assert predicted.counts == made.counts
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
