@@ -124,7 +124,7 @@ class RecordedEngine:
     async def call(self, method: str, *args: Any) -> Any:
         if not self.dead:
             try:
-                if method not in ("_collect", "_ready"):
+                if method not in ("_collect", "_ready", "_ping"):
                     await self.cards.called(self.name, method.strip("_"))
             except RayActorError:
                 self.kill()
@@ -135,8 +135,12 @@ class RecordedEngine:
     async def _ready(self) -> None:
         pass
 
-    async def _start(self) -> None:
+    async def _ping(self) -> None:
+        pass
+
+    async def _start(self) -> dict[str, Any]:
         self.cards.take(self.card, self.name, WEIGHTS + CACHE)
+        return {"process": {}}
 
     async def _submit(self, tasks: list[Any]) -> None:
         if self.asleep or self.weights is None or not self.cache:

@@ -26,6 +26,7 @@ from kray.config.rounding import rounding_problems
 from kray.config.schema import KrayConfig
 from kray.config.templates import check_template
 from kray.config.train_schema import aggregation_of
+from kray.config.turns import turn_problems
 from kray.errors import ConfigError
 
 # Kinds of prompt sources.
@@ -139,7 +140,7 @@ def problems(config: KrayConfig) -> list[Problem]:
         *_train(config),
         *_track(config),
         *_resources(config),
-        *_colocation(config),
+        *(Problem(keys, text) for keys, text in turn_problems(config)),
         *_hidden(dataclasses.asdict(config), ""),
         *_dotted(config),
     ]
@@ -357,34 +358,8 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
             "rollout.spare prepares engines on CPU alone: an engine on GPUs gets them from Ray when its process starts"
         )
         yield Problem(("rollout.spare", "rollout.gpus_per_engine"), text)
-    if rollout.spare and rollout.colocate:
-        text = (
-            "rollout.spare prepares engines that have their CPUs for themselves, and those of rollout.colocate do not"
-        )
-        yield Problem(("rollout.spare", "rollout.colocate"), text)
     yield from (Problem((key,), text) for key, text in option_problems(config.run.env, rollout.vllm))
     yield from (Problem((key,), text) for key, text in rounding_problems(rollout.vllm, rollout.gpus_per_engine))
-
-
-def _colocation(config: KrayConfig) -> Iterator[Problem]:
-    rollout, train = config.rollout, config.train
-    if not rollout.colocate:
-        return
-    if config.async_.max_staleness:
-        text = (
-            f"rollout.colocate has engines and learner take turns, and async.max_staleness {config.async_.max_staleness} "
-            "has them overlap: set it to 0"
-        )
-        yield Problem(("rollout.colocate", "async.max_staleness"), text)
-    fewest = rollout.engines if rollout.min_engines is None else rollout.min_engines
-    if not fewest == rollout.engines == train.ranks:
-        keys = ("rollout.colocate", "rollout.engines", "rollout.min_engines", "train.ranks")
-        text = f"rollout.engines {rollout.engines} and rollout.min_engines must equal train.ranks {train.ranks}"
-        yield Problem(keys, f"rollout.colocate places one engine beside each rank: {text}")
-    if rollout.gpus_per_engine != train.gpus_per_rank:
-        shared = ("rollout.colocate", "rollout.gpus_per_engine", "train.gpus_per_rank")
-        text = f"rollout.gpus_per_engine {rollout.gpus_per_engine} must equal train.gpus_per_rank {train.gpus_per_rank}"
-        yield Problem(shared, f"rollout.colocate has an engine and a rank share what they compute on: {text}")
 
 
 def _dotted(config: KrayConfig) -> Iterator[Problem]:

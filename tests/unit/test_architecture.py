@@ -186,8 +186,8 @@ def named_places() -> list[tuple[str, str, str]]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 for module, attribute in re.findall(r"\b(kray(?:\.\w+)+):([A-Za-z_]\w*)", node.value):
                     found.append((place(file, node.lineno), module, attribute))
-                if re.fullmatch(rf"kray\.(?:{packages})(\.\w+)*", node.value):
-                    found.append((place(file, node.lineno), node.value, ""))
+                if named := re.fullmatch(rf"(kray\.(?:{packages})(?:\.[a-z]\w*)*)(?:\.([A-Z]\w*))?", node.value):
+                    found.append((place(file, node.lineno), named[1], named[2] or ""))
     for file in sorted([*(ROOT / "configs").glob("*.yaml"), *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]):
         for number, line in enumerate(file.read_text().splitlines(), 1):
             for module, attribute in re.findall(r"\b(kray(?:\.\w+)+):([A-Za-z_]\w*)", line):

@@ -38,7 +38,7 @@ def qwen(
     if rank:
         pairs = [pair for rows, columns in linear for pair in ((rank, columns), (rows, rank))]
         weights += [Weight(*shape, True, layer) for layer in range(layers) for shape in pairs]
-    return ModelSizes(tuple(weights), served, vocabulary, layers, hidden, inner, queries, keys)
+    return ModelSizes(tuple(weights), served, vocabulary, layers, hidden, inner, queries, keys, heads, kv_heads)
 
 
 SIZES = {

@@ -128,7 +128,7 @@ def test_an_engine_that_waits_imports_first_and_loads_when_told(monkeypatch):
             loaded.set()
             raise RuntimeError("no model in this test")
 
-    engine = Waiting(None, waits=True)
+    engine = Waiting(SimpleNamespace(parts=1), waits=True)
     assert imported.wait(10.0)
     assert not loaded.is_set()
     engine.begin()
