@@ -151,5 +151,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.generation_config.do_sample = True
     tokenizer.model_max_length = model.config.max_position_embeddings
     folder.mkdir()
-    model.save_pretrained(folder)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -60,7 +60,7 @@ def start_engine(ray, folder, adapters):
         def _try(self, weights, loads):
             load = self._load
             if not loads:
-                self._load = lambda tensors: list(tensors)
+                self._load = lambda weights, clock: None
             try:
                 return self._update(0, weights, list(PROBE))
             except Exception as error:
