@@ -1,4 +1,4 @@
-"""How many threads a process may compute with on CPU."""
+"""How many threads a process may compute with on CPU, and how many kernels it keeps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 
 # Value of `rollout.threads_per_engine` and `train.threads_per_rank` for all cores of this machine.
 ALL_CORES = -1
+# Environment of processes that compute with torch on CPU. oneDNN keeps 1,024 kernels and torch 1,024 of its operations, one for
+# each shape of a matrix: in bfloat16 12 MB more with every micro-batch of another length, up to gigabytes. A micro-batch
+# needs about thirty.
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 
 
 def cores_here() -> int:

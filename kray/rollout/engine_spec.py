@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kray.config.threads import KERNEL_CACHES
 from kray.rollout.adapters import AdapterSpec
 
 # Name of kray's transport of weights in vLLM's registry, and the class whose module registers it: vLLM imports the module in
@@ -114,8 +115,7 @@ class EngineSpec:
             # New weights are repacked in memory that glibc would give back, to have each of its pages cleared next time.
             "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
             "MALLOC_MMAP_THRESHOLD_": str(2**30),
-            # oneDNN keeps 1,024 kernels, one for each batch size and layer: 300 MiB that take hundreds of steps to fill.
-            "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+            **KERNEL_CACHES,
         }
         return own | hidden | dict(self.env)
 

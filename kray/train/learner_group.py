@@ -25,7 +25,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from kray.config.schema import LoraConfig
-from kray.config.threads import threads_of
+from kray.config.threads import KERNEL_CACHES, threads_of
 from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.records import RolloutGroup
@@ -52,9 +52,11 @@ USES_DEVICE = ("configure", "update", "logprobs", "load", "export")
 # Share of a GPU that a rank asks for, and its engine, where they share one: Ray gives actors of one bundle the same GPU only if
 # their requests fit into it together. The share limits nothing else.
 GPU_SHARE = 0.5
-# glibc settings, bytes: freed activations, and on GPUs the weights that are gathered for engines, are kept for the next step
-# instead of being returned and cleared again.
+# glibc settings, bytes: freed activations are kept for the next micro-batch instead of being returned and cleared again. On CPU
+# blocks of 64 MiB and more are returned: clearing them takes little of the time in which they are used, and between smaller
+# blocks their places stay unused. On GPUs the weights that are gathered for engines are kept, too.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+CPU_MEMORY = KEEP_MEMORY | {"MALLOC_MMAP_THRESHOLD_": str(2**26)} | KERNEL_CACHES
 
 
 def _counts(resources: dict[str, float]) -> str:
@@ -311,7 +313,7 @@ class LearnerGroup:
 
     def _make_actor(self, rank: int, address: str, port: int, suffix: str) -> Any:
         threads = str(threads_of(self.train.threads_per_rank, self.train.cpus_per_rank))
-        environment = {"OMP_NUM_THREADS": threads} | KEEP_MEMORY
+        environment = {"OMP_NUM_THREADS": threads} | (KEEP_MEMORY if self.train.gpus_per_rank else CPU_MEMORY)
         if not self.train.gpus_per_rank:
             # Without this setting a process without GPUs sees all of them.
             environment["CUDA_VISIBLE_DEVICES"] = ""

@@ -10,7 +10,7 @@ from kray.config.train_schema import TrainConfig
 from kray.train import learner_group
 from kray.train.colocated_learner import ColocatedLearner
 from kray.train.learner import Learner
-from kray.train.learner_group import KEEP_MEMORY, LearnerGroup
+from kray.train.learner_group import CPU_MEMORY, KEEP_MEMORY, LearnerGroup
 from kray.train.rank_places import node_order
 
 
@@ -40,7 +40,7 @@ def environment(made, gpus: int, **env: str) -> dict[str, str]:
 
 
 def test_ranks_keep_their_memory_with_and_without_gpus(made):
-    assert KEEP_MEMORY.items() <= environment(made, 0).items()
+    assert CPU_MEMORY.items() <= environment(made, 0).items()
     assert KEEP_MEMORY.items() <= environment(made, 1).items()
 
 
