@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +124,14 @@ def serve_planner(arguments: Any) -> int:
             raise ConfigError(f"--state: cannot create {folder}: {error.strerror}") from error
     digest = key_digest(access)
     settings = (arguments.max_runs, arguments.max_prompts, str(folder or ""))
+
+    def build(*ticket: Any) -> Any:
+        return planner_application(access, digest, *settings, *ticket)
+
     if folder is None:
-        return _serve("kray-planner", lambda: planner_application(access, digest, *settings), access, 1, access.address)
+        return _serve("kray-planner", build, access, 1, access.address)
     with lock_folder(folder, "the planner's service") as lock:
-        made = partial(planner_application, access, digest, *settings, lock.ticket)
-        return _serve("kray-planner", made, access, 1, access.address, lock.check)
+        return _serve("kray-planner", lambda: build(lock.ticket), access, 1, access.address, lock.check)
 
 
 def planner_application(access: Access, digest: str, *settings: Any) -> Any:

@@ -57,7 +57,8 @@ def test_service_runs_until_sigint_logs_no_key_and_is_reached_from_here_alone(tm
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         environment.pop(name, None)
     environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "jobs/serve.py", "planner", "--port", str(port), "--drain-s", "2"]
+    state = tmp_path / "state"
+    command = [sys.executable, "jobs/serve.py", "planner", "--port", str(port), "--drain-s", "2", "--state", str(state)]
     running = subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
