@@ -8,11 +8,14 @@ from collections.abc import Iterable
 class Crashes:
     """Counts losses of engines, and excuses those that prompts have caused, each once.
 
-    A prompt is blamed only where engines have finished a task since another was: else the engines may be at fault.
+    A prompt is blamed only where the engine that it was alone on has finished a task since another was blamed there: else the
+    engine may be at fault, which dies with whatever it gets.
     """
 
     def __init__(self) -> None:
-        self._count = self._done_before = 0
+        self._count = 0
+        # Engines that have finished a task since a prompt was lost alone on them.
+        self._works: set[str] = set()
         # Number of a loss -> its engine.
         self._held: dict[int, str] = {}
         self._excused: list[str] = []
@@ -24,18 +27,22 @@ class Crashes:
         self._held[self._count] = engine
         return self._count
 
-    def identified(self, prompt_id: str, losses: Iterable[int], done: int) -> None:
+    def finished(self, engine: str) -> None:
+        """Record that an engine has finished a task."""
+        self._works.add(engine)
+
+    def identified(self, prompt_id: str, losses: Iterable[int], engine: str) -> None:
         """Record that an engine was lost with nothing but a task of this prompt.
 
         Args:
             prompt_id: The prompt.
             losses: Numbers of the losses that its tasks were in.
-            done: Tasks that engines have finished so far.
+            engine: The engine.
         """
-        if done > self._done_before or prompt_id in self._blamed:
+        if engine in self._works or prompt_id in self._blamed:
             self._blamed.add(prompt_id)
             self._excused += [self._held.pop(number) for number in sorted(set(losses)) if number in self._held]
-        self._done_before = done
+        self._works.discard(engine)
 
     def take_excused(self) -> list[str]:
         """Return the engines of losses that prompts have caused, one name a loss, each loss once."""

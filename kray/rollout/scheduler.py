@@ -172,17 +172,17 @@ class Schedule:
                 entry.losses.append(number)
         failed = [entry for entry in lost if not self._retry(entry)]
         if load and load.isolated and failed:
-            failed += self._identify(failed[0])
+            failed += self._identify(failed[0], engine)
         return [entry.task for entry in failed]
 
-    def _identify(self, guilty: _Entry) -> list[_Entry]:
-        """End the waiting tasks of a prompt that crashes engines; return them."""
+    def _identify(self, guilty: _Entry, engine: str) -> list[_Entry]:
+        """End the waiting tasks of a prompt that was lost alone on an engine; return them."""
         prompt_id = guilty.task.prompt_id
         same = [e for e in self._entries.values() if e.task.prompt_id == prompt_id and e.engine is None]
         for entry in same:
             self._end(entry, Ending.FAILED)
         losses = [number for entry in (guilty, *same) for number in entry.losses]
-        self.crashes.identified(prompt_id, losses, self.ended[Ending.DONE])
+        self.crashes.identified(prompt_id, losses, engine)
         return same
 
     def hold(self, engine: str, held: bool) -> None:
@@ -255,6 +255,7 @@ class Schedule:
         if entry is None or entry.engine != engine:
             return None
         self._engines[engine].last_progress = now
+        self.crashes.finished(engine)
         self._end(entry, Ending.DONE)
         return entry.task
 

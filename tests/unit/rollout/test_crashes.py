@@ -20,8 +20,8 @@ from kray.rollout.scheduler import Schedule
 class FakePool:
     """A pool of engines that exit as soon as they get a task of some prompts, and else finish what they get."""
 
-    def __init__(self, engines: int, deadly: set[str], max_restarts: int = 5):
-        self.deadly, self.lost = deadly, 0
+    def __init__(self, engines: int, deadly: set[str], max_restarts: int = 5, broken: str = ""):
+        self.deadly, self.broken, self.lost = deadly, broken, 0
         self.outcomes: asyncio.Queue[TaskOutcome] = asyncio.Queue()
         names = [f"engine-{i}" for i in range(engines)]
         rollout, spec = RolloutConfig(engines=engines, max_restarts=max_restarts), SimpleNamespace(max_sequences=16)
@@ -52,7 +52,7 @@ class FakePool:
             name, got = self.sent.pop(0)
             if not self.state.schedule.is_up(name):
                 continue
-            if any(task.prompt_id in self.deadly for task in got):
+            if name == self.broken or any(task.prompt_id in self.deadly for task in got):
                 self.lose(name)
                 continue
             for task in got:
@@ -105,13 +105,27 @@ def test_engines_that_finish_nothing_use_up_their_restarts():
     assert pool.lost == 2 * (5 + 1)
 
 
+@pytest.mark.parametrize("engines", [2, 3, 4])
+def test_an_engine_that_dies_with_every_task_uses_up_its_restarts_beside_others(engines):
+    pool = FakePool(engines, set(), broken="engine-0")
+    for step in range(12):
+        pool.run(step_of([f"fine-{i}" for i in range(8)], 4, first=100 * step))
+    states = {name: engine.health.state for name, engine in pool.state.engines.items()}
+    assert states.pop("engine-0") is State.GONE
+    assert set(states.values()) == {State.SERVING}
+    assert pool.lost == 5 + 1
+
+
 def test_each_loss_is_excused_once():
     crashes = Crashes()
     losses = [crashes.lost(name) for name in ("a", "b", "a")]
-    crashes.identified("bad", losses[:2], done=1)
+    crashes.finished("a")
+    crashes.identified("bad", losses[:2], "a")
     assert crashes.take_excused() == ["a", "b"]
     assert crashes.take_excused() == []
-    crashes.identified("other", losses, done=1)
-    assert crashes.take_excused() == [], "nothing was finished since the prompt before"
-    crashes.identified("other", losses, done=2)
+    crashes.finished("b")
+    crashes.identified("other", losses, "a")
+    assert crashes.take_excused() == [], "the engine has finished nothing since the prompt before"
+    crashes.finished("a")
+    crashes.identified("other", losses, "a")
     assert crashes.take_excused() == ["a"]
