@@ -5,6 +5,8 @@
 - The event loop stays free meanwhile, so that a refusal takes no longer when a call does.
 - A call is refused before any work, when those before it are expected to take longer than it may wait. One that finds nothing
   before it is admitted, however long it takes.
+- Who is refused is told to come back so late that about as many calls are refused as admitted, and not all at once: refusals
+  would else take the time in which calls could be carried out.
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ NEWEST_WEIGHT = 0.2
 # Seconds after which the thread yields the interpreter to the event loop; Python's default of 0.005 adds up over the turns
 # that one request needs.
 SWITCH_INTERVAL_S = 0.0005
+# Seconds after which a refused call may be sent again, at least and at most, and seconds between two changes of what is told.
+LEAST_RETRY_S, MOST_RETRY_S, RETRY_CHANGE_S = 1.0, 10.0, 1.0
+# Multiples of it are spread evenly between 0 and 1.
+GOLDEN_RATIO = 0.6180339887498949
 
 
 class Expected:
@@ -76,6 +82,29 @@ class Expected:
         self._running = None
 
 
+class RetryTimes:
+    """When refused calls are to be sent again. Pure: time comes in as an argument."""
+
+    def __init__(self) -> None:
+        self._interval_s, self._changed = LEAST_RETRY_S, float("-inf")
+        self._refused = self._admitted = self._numbers = 0
+
+    def admitted(self) -> None:
+        """Note a call that could have been refused."""
+        self._admitted += 1
+
+    def refused(self, now: float) -> float:
+        """Note a refusal; return the seconds after which to try again, between one and two of the present intervals."""
+        self._refused += 1
+        if now - self._changed >= RETRY_CHANGE_S:
+            # Callers come back once an interval: as many are refused as admitted when it is in proportion to both.
+            change = min(2.0, max(0.5, self._refused / max(1, self._admitted)))
+            self._interval_s = min(MOST_RETRY_S / 2, max(LEAST_RETRY_S, self._interval_s * change))
+            self._changed, self._refused, self._admitted = now, 0, 0
+        self._numbers += 1
+        return self._interval_s * (1 + self._numbers * GOLDEN_RATIO % 1)
+
+
 def yield_often() -> None:
     """Have threads of this process wait no longer than SWITCH_INTERVAL_S for one that computes."""
     sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
@@ -92,7 +121,7 @@ class WorkQueue:
             clock: Returns seconds.
         """
         self._most_wait_s, self._clock = dict(most_wait_s), clock
-        self._expected, self._lock = Expected(), threading.Lock()
+        self._expected, self._retries, self._lock = Expected(), RetryTimes(), threading.Lock()
         self._thread = ThreadPoolExecutor(1, "kray-work")
 
     def check(self, kind: str) -> None:
@@ -113,6 +142,8 @@ class WorkQueue:
         with self._lock:
             self._check(kind)
             self._expected.admitted(kind)
+            if self._most_wait_s[kind] <= min(self._most_wait_s.values()):
+                self._retries.admitted()
             work = self._thread.submit(self._carry_out, kind, call, arguments)
         work.add_done_callback(lambda done: self._note_cancelled(kind, done))
         return await asyncio.wrap_future(work)
@@ -122,10 +153,11 @@ class WorkQueue:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, kind: str) -> None:
-        wait_s, most_s = self._expected.wait_s(self._clock()), self._most_wait_s[kind]
+        now = self._clock()
+        wait_s, most_s = self._expected.wait_s(now), self._most_wait_s[kind]
         if wait_s > most_s:
             text = f"the requests before this one take about {wait_s:.1f} s; try again after the seconds of Retry-After"
-            raise Refusal(429, text, "queue", retry_after_s=math.ceil(wait_s))
+            raise Refusal(429, text, "queue", retry_after_s=math.ceil(max(wait_s, self._retries.refused(now))))
 
     def _carry_out(self, kind: str, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         with self._lock:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+import math
 import threading
 import time
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kray.serve.gate import Refusal
-from kray.serve.work_queue import FIRST_GUESS_S, Expected, WorkQueue
+from kray.serve.work_queue import FIRST_GUESS_S, MOST_RETRY_S, Expected, RetryTimes, WorkQueue
 
 EVENTS = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.001, 5)), max_size=30)
 
@@ -139,3 +141,26 @@ def test_error_of_a_call_reaches_its_caller_and_no_other():
     failed, fine = asyncio.run(scenario())
     assert isinstance(failed, ValueError)
     assert fine == 7
+
+
+@pytest.mark.parametrize("clients", [1, 20, 200])
+def test_who_is_refused_comes_back_so_late_that_refusals_do_not_outnumber_admissions_by_far(clients):
+    """Clients that all want to begin at once; a call takes 0.1 s and may wait for 0.4, a refusal takes 4 ms."""
+    retries, arrivals, now = RetryTimes(), [(0.0, number) for number in range(clients)], 0.0
+    free_at, answered, refusals, admissions = 0.0, 0.0, [], []
+    while now < 120:
+        now, number = heapq.heappop(arrivals)
+        if free_at - now <= 0.4:
+            free_at = max(free_at, now) + 0.1
+            admissions.append(now)
+            retries.admitted()
+            heapq.heappush(arrivals, (free_at, number))
+        else:
+            refusals.append(now)
+            answered = max(answered, now) + 0.004
+            wait_s = math.ceil(retries.refused(now))
+            assert 1 <= wait_s <= MOST_RETRY_S
+            heapq.heappush(arrivals, (answered + wait_s, number))
+    refused, admitted = (sum(20 <= at < 120 for at in found) for found in (refusals, admissions))
+    assert refused <= 5 * admitted
+    assert admitted > 900 or clients == 1, "nothing was done while clients waited"
