@@ -126,7 +126,7 @@ def test_moments_come_to_the_device_a_part_at_a_time():
     adamw.step = lambda: (steps.append([s.numel() for s in shards if s.grad is not None]), taken())
     for shard in shards[:4]:
         shard.grad = torch.ones_like(shard)
-    step_in_parts(adamw, 2 * 4 * 10)
+    step_in_parts(adamw, adamw.step, 2 * 4 * 10)
     # A parameter without a gradient is not touched; a large one is a part of its own.
     assert steps == [[3], [50], [7, 1]]
     assert all(adamw.state[shard]["exp_avg"] is homes[shard] for shard in shards)
