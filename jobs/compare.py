@@ -23,7 +23,6 @@ from kray.cluster.session import connect
 from kray.compare.failures import missing
 from kray.compare.report import Report, write_figures, write_report
 from kray.compare.study import Study, load_study
-from kray.compare.supervision import run_comparison
 from kray.compare.verdicts import Verdict, line
 from kray.driver.remote import share_prompts
 from kray.driver.run_lock import lock_folder
@@ -91,6 +90,9 @@ def report_of(study: Study) -> Report:
 
 def run(study: Study, lock: FolderLock) -> Any:
     """Run what is not done on the cluster; return its Outcome."""
+    # Loads torch and transformers, which takes seconds: whatever can be refused without them is refused before.
+    from kray.compare.supervision import run_comparison
+
     prompts = load_checked_prompts(study.widest)
     model = find_model(study.base)
     connect(study.base)
