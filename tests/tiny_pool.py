@@ -105,14 +105,14 @@ class RunningPool:
     leaves all engines serving.
     """
 
-    def __init__(self, folder, engines: int, label: str, parts: int = 1):
+    def __init__(self, folder, engines: int, label: str, parts: int = 1, **changes):
         self.learner = PlainLearner(folder)
         self._loop, self._version, self._task_id = asyncio.new_event_loop(), -1, 0
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self.pool = self.run(self._start(folder, engines, label, parts))
+        self.pool = self.run(self._start(folder, engines, label, parts=parts, **changes))
 
-    async def _start(self, folder, engines: int, label: str, parts: int):
-        pool = make_pool(folder, engines, label, parts=parts)
+    async def _start(self, folder, engines: int, label: str, **changes):
+        pool = make_pool(folder, engines, label, **changes)
         pool.start()
         return pool
 

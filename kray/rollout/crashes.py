@@ -8,7 +8,7 @@ from collections.abc import Iterable
 class Crashes:
     """Counts losses of engines, and excuses those that prompts have caused, each once.
 
-    A prompt is blamed only where the engine that it was alone on has finished a task since another was blamed there: else the
+    A prompt is blamed only where the engine that it was alone on has finished a task since it was lost so before: else the
     engine may be at fault, which dies with whatever it gets.
     """
 

@@ -128,6 +128,7 @@ class EngineSpec:
         if self.sleeps:
             device["enable_sleep_mode"] = True
         if self.gpus == 0:
+            # vLLM refuses its sleep mode there.
             device = cpu_options(self.kv_cache_gib / self.parts, self.context_tokens)
         own = {
             "model": self.model_path,

@@ -90,7 +90,7 @@ class RetryTimes:
         self._refused = self._admitted = self._numbers = 0
 
     def admitted(self) -> None:
-        """Note a call that could have been refused."""
+        """Note that a call was admitted of those that are refused first."""
         self._admitted += 1
 
     def refused(self, now: float) -> float:
@@ -121,6 +121,8 @@ class WorkQueue:
             clock: Returns seconds.
         """
         self._most_wait_s, self._clock = dict(most_wait_s), clock
+        # Of calls that begin something, which are refused first.
+        self._least_wait_s = min(self._most_wait_s.values())
         self._expected, self._retries, self._lock = Expected(), RetryTimes(), threading.Lock()
         self._thread = ThreadPoolExecutor(1, "kray-work")
 
@@ -142,7 +144,7 @@ class WorkQueue:
         with self._lock:
             self._check(kind)
             self._expected.admitted(kind)
-            if self._most_wait_s[kind] <= min(self._most_wait_s.values()):
+            if self._most_wait_s[kind] == self._least_wait_s:
                 self._retries.admitted()
             work = self._thread.submit(self._carry_out, kind, call, arguments)
         work.add_done_callback(lambda done: self._note_cancelled(kind, done))
