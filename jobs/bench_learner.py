@@ -1,10 +1,12 @@
 """How fast the learner trains: tokens a second and peak memory, against a plain torch loop on the same rows.
 
     python jobs/bench_learner.py --json learner.json
+    OMP_NUM_THREADS=2 python jobs/bench_learner.py --workloads chat --ranks 1    # 135M parameters, as in quickstart.yaml
     python jobs/bench_learner.py --device cuda --shape 1.5b --tokens 4096 --json mfu.json
 
-On the CPU: plain loop, the learner padded, and packed on 1 and 2 ranks, one thread a rank. --device cuda measures model
-FLOPs utilisation instead, in bf16 with random weights. --json FILE gets all figures, versions and settings.
+On the CPU: plain loop, the packed learner's matrix products and nothing else, the learner padded, and packed on 1 and 2 ranks,
+one thread a rank. --device cuda measures model FLOPs utilisation instead, in bf16 with random weights. --json FILE gets all
+figures, versions and settings.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--workloads", nargs="+", choices=list(bench.WORKLOADS), default=list(bench.WORKLOADS))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="cpu: default float32")
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2], help="cpu: numbers of ranks (default 1 2)")
     parser.add_argument("--steps", type=int, default=5, help="measured steps, after two of warm-up (default 5)")
     parser.add_argument("--shape", choices=list(bench.SHAPES), default="0.5b", help="cuda: the model (default 0.5b)")
@@ -44,12 +47,12 @@ def main() -> None:
     else:
         results = {}
         for name in options.workloads:
-            results[name] = bench.compare(name, options.steps, options.ranks, train, "cpu", "float32")
-            print(f"\n{name}{'':20}    tokens/s  x plain   step s    cpu s  first s  peak GiB  padding")
+            results[name] = bench.compare(name, options.steps, options.ranks, train, "cpu", options.dtype)
+            print(f"\n{name}{'':20}    tokens/s  x plain  x products   step s    cpu s  first s  peak GiB  padding")
             for label, r in results[name].items():
                 print(
-                    f"{label:26} {r['tokens_per_s']:12,.0f} {r['speedup']:8.2f} {r['step_s']:8.3f} {r['cpu_s']:8.3f} "
-                    f"{r['first_step_s']:8.3f} {r['peak_memory_gib']:9.2f} {r['padding_ratio']:8.1%}"
+                    f"{label:26} {r['tokens_per_s']:12,.0f} {r['speedup']:8.2f} {r['products']:11.2f} {r['step_s']:8.3f} "
+                    f"{r['cpu_s']:8.3f} {r['first_step_s']:8.3f} {r['peak_memory_gib']:9.2f} {r['padding_ratio']:8.1%}"
                 )
     if options.json:
         settings = {

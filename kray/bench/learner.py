@@ -1,4 +1,4 @@
-"""Measures the learner against a plain torch loop on the same rows. Used by jobs/bench_learner.py.
+"""Measures the learner against a plain torch loop and against its matrix products on the same rows; see jobs/bench_learner.py.
 
 Every measurement runs in processes of its own, so that peak memory is its own. Tokens are those of the rollouts, prompt and
 response, the prompt counted for each rollout: what a loop without packing computes, padding left out.
@@ -14,25 +14,30 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from kray.config.train_schema import TrainConfig
 from kray.metrics import TRAIN_ATTENTION_PADDING_RATIO, TRAIN_COMPUTED_TOKENS, TRAIN_GRAD_NORM, TRAIN_PADDING_RATIO
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.learner import Learner
+from kray.train.packing import collate, split_ranks
 from kray.train.training_rows import TrainingRows, step_rows
 
 # Dense bf16 peak, TFLOP/s, by a part of the device's name (vendors' data sheets).
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362}
+PRODUCTS = "matrix products alone"
 # hidden, layers, heads, kv heads, head dim, intermediate, vocabulary
 SHAPES = {
     "tiny": (128, 4, 4, 2, 32, 512, 17),
     "3m": (256, 6, 4, 2, 64, 512, 256),
     "100m": (768, 12, 12, 4, 64, 2304, 16384),
+    "135m": (576, 30, 9, 3, 64, 1536, 49152),  # SmolLM2-135M, but for Qwen3's norms of queries and keys
     "0.5b": (896, 24, 14, 2, 64, 4864, 151936),
     "1.5b": (1536, 28, 12, 2, 128, 8960, 151936),
 }
@@ -66,6 +71,8 @@ WORKLOADS = {
     "reasoning": Workload("3m", 6, 24, (60, 160), (40, 400), 0.5, 4096),
     # Groups of two: sharing prompts saves little.
     "singles": Workload("3m", 10, 20, (60, 160), (40, 400), 1e6, 4096),
+    # As configs/quickstart.yaml.
+    "chat": Workload("135m", 16, 64, (40, 60), (8, 24), 1e6, 2048),
 }
 
 
@@ -150,11 +157,43 @@ def plain_loop(folder: str, train: TrainConfig, dtype: str, device: str) -> Call
     return update
 
 
+def products_alone(
+    folder: str, train: TrainConfig, dtype: str, device: str
+) -> Callable[[TrainingRows], dict[str, float]]:
+    """Return an "update" that does nothing but the matrix products of the packed learner's linear layers.
+
+    One forward and two backward, of random numbers, in the sizes of its micro-batches; the output layer is computed where
+    a token is predicted. Nothing that computes a policy gradient with these layers can be faster.
+    """
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    model.to(device)
+    head = model.get_output_embeddings()
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+
+    @cache
+    def random(tokens: int, features: int) -> Tensor:
+        return torch.randn(tokens, features, device=device, dtype=head.weight.dtype)
+
+    @torch.no_grad()
+    def update(rows: TrainingRows) -> dict[str, float]:
+        split = split_ranks(rows, np.arange(len(rows)), train.microbatch_tokens, 1, packed=True)
+        for batch in (collate(rows, indices, True) for indices in split[0]):
+            for layer in layers:
+                tokens = len(batch.keep) if layer is head else batch.filled
+                inputs, gradients = random(tokens, layer.in_features), random(tokens, layer.out_features)
+                torch.mm(inputs, layer.weight.T)
+                torch.mm(gradients, layer.weight)
+                torch.mm(gradients.T, inputs)
+        return {TRAIN_PADDING_RATIO: 0.0, TRAIN_GRAD_NORM: float("nan")}
+
+    return update
+
+
 def _process(rank: int, job: dict[str, Any], answers: Any) -> None:
     train, ranks, device = job["train"], job["ranks"], job["device"]
     started = time.monotonic()
-    if job["plain"]:
-        update = plain_loop(job["folder"], train, job["dtype"], device)
+    if job["alone"] is not None:
+        update = job["alone"](job["folder"], train, job["dtype"], device)
     else:
         address = ("127.0.0.1", job["port"])
         learner = Learner(rank, ranks, *address, job["folder"], train, job["dtype"], 100, 0, device)
@@ -171,7 +210,7 @@ def _process(rank: int, job: dict[str, Any], answers: Any) -> None:
     cuda = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     peak = cuda or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     answers.put((rank, {"times": times, "cpu": cpu, "metrics": metrics, "peak_gib": peak / 2**30, "load_s": loaded_s}))
-    if not job["plain"]:
+    if job["alone"] is None:
         learner.shutdown()
 
 
@@ -213,20 +252,24 @@ def measure(job: dict[str, Any], warm: int = 2) -> dict[str, float]:
 
 
 def compare(name: str, steps: int, ranks: list[int], train: TrainConfig, device: str, dtype: str) -> dict[str, Any]:
-    """Compare the plain loop, the padded learner and the packed learner on each number of ranks, on the same rows."""
+    """Compare the plain loop, matrix products, padded learner, and packed learner on each number of ranks, on the same rows."""
     load = WORKLOADS[name]
     train = replace(train, microbatch_tokens=load.microbatch_tokens)
     rows = [step_rows(make_groups(load, seed), train) for seed in range(steps + 2)]
     with tempfile.TemporaryDirectory() as folder:
         make_model(load.shape, folder)
-        job = {"folder": folder, "rows": rows, "dtype": dtype, "device": device, "plain": False, "ranks": 1}
-        found = {"plain torch loop": measure(job | {"train": train, "plain": True})}
+        job = {"folder": folder, "rows": rows, "dtype": dtype, "device": device, "alone": None, "ranks": 1}
+        found = {"plain torch loop": measure(job | {"train": train, "alone": plain_loop})}
+        found[PRODUCTS] = measure(job | {"train": train, "alone": products_alone})
         found["learner, padded"] = measure(job | {"train": replace(train, packing=False)})
         for count in ranks:
             label = f"learner, packed, {count} rank{'s' if count > 1 else ''}"
             found[label] = measure(job | {"train": train, "ranks": count})
-    base = found["plain torch loop"]["tokens_per_s"]
-    return {label: values | {"speedup": values["tokens_per_s"] / base} for label, values in found.items()}
+    plain_s, products_s = found["plain torch loop"]["step_s"], found[PRODUCTS]["step_s"]
+    return {
+        label: values | {"speedup": plain_s / values["step_s"], "products": values["step_s"] / products_s}
+        for label, values in found.items()
+    }
 
 
 def flops(shape: str, rows: TrainingRows) -> float:
@@ -250,7 +293,7 @@ def utilisation(shape: str, tokens: int, steps: int, train: TrainConfig) -> dict
     rows = [step_rows(make_groups(load, seed), train) for seed in range(steps + 2)]
     with tempfile.TemporaryDirectory() as folder:
         make_model(shape, folder)
-        job = {"folder": folder, "rows": rows, "dtype": "bfloat16", "device": "cuda", "plain": False, "ranks": 1}
+        job = {"folder": folder, "rows": rows, "dtype": "bfloat16", "device": "cuda", "alone": None, "ranks": 1}
         found = measure(job | {"train": train})
     device = torch.cuda.get_device_name()
     peak = next((tflops for part, tflops in PEAK_TFLOPS.items() if part in device), float("nan"))

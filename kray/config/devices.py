@@ -30,7 +30,7 @@ def settle_by_device(config: KrayConfig, begun: KrayConfig | None) -> None:
     if begun is not None:
         config.model.dtype = dtype_of(begun) if config.model.dtype == "auto" else config.model.dtype
         config.rollout.eager = eager_of(begun) if config.rollout.eager is None else config.rollout.eager
-        if config.train.reduce_each_microbatch is None:
+        if config.train.reduce_each_microbatch is None and config.train.offload == begun.train.offload:
             config.train.reduce_each_microbatch = begun.train.reduce_each_microbatch
     config.model.dtype, config.rollout.eager = dtype_of(config), eager_of(config)
     if config.train.ranks == 1 and config.train.offload != "all" and config.train.reduce_each_microbatch is None:

@@ -90,6 +90,13 @@ def test_a_run_goes_on_with_the_type_of_its_first_devices(load, tmp_path):
     assert (config.model.dtype, config.rollout.eager) == ("bfloat16", False)
 
 
+def test_a_run_that_begins_to_offload_chooses_again(load, tmp_path):
+    old_run(tmp_path / "run", "reduce_each_microbatch: false")
+    settings = [ENGINES, RANKS, "train.ranks=4", "train.offload=all"]
+    config = load_resumed(str(tmp_path / "c.yaml"), settings, tmp_path / "run")
+    assert config.train.reduce_each_microbatch is None
+
+
 def test_one_rank_has_nothing_to_choose(load):
     assert load().train.reduce_each_microbatch is False
     assert load("train.ranks=2").train.reduce_each_microbatch is None
