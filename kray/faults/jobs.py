@@ -43,6 +43,8 @@ PARTS = {"raylet killed": "raylet/raylet", "GCS killed": "gcs/gcs_server"}
 SIGNALS = {f"{name} to the group": getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")}
 # Seconds for a job to start and to do its steps, to end after a fault, and for its processes to end.
 START_S, END_S, GONE_S = 300.0, 90.0, 30.0
+# Seconds for the processes of a job that was killed: two of Ray's try for a minute to tell its GCS.
+KILLED_GONE_S = 90.0
 # Seconds for a step, at most.
 STEP_S = 5.0
 # Seconds for which a driver is stopped: above those after which the job reports it.
@@ -232,7 +234,7 @@ class Resumed:
             self.problems.append(f"{fault.kind}: ended with a traceback: {job.text[-2000:]}")
         if code != -signal.SIGKILL and f"resume={self.run}" not in job.text:
             self.problems.append(f"{fault.kind}: no command that resumes was printed")
-        if left := left_over(started):
+        if left := left_over(started, KILLED_GONE_S if code == -signal.SIGKILL else GONE_S):
             self.problems.append(f"{fault.kind}: processes are left: {', '.join(left)[:300]}")
         job.kill()
         self.restarts += 1
