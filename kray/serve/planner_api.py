@@ -50,7 +50,7 @@ MAX_ROLLOUTS = 1_000_000
 MAX_ROLLOUTS_PER_PROMPT = 65_536
 # Seconds that a request may be expected to wait for those before it. What goes on with an open plan may wait longer than what
 # begins something: a step that has begun is to be completed.
-BEGIN_WAIT_S, CONTINUE_WAIT_S = 0.4, 2.0
+BEGIN_WAIT_S, CONTINUE_WAIT_S = 0.25, 2.0
 MOST_WAIT_S = dict.fromkeys(("allocate", "open", "load", "saved"), BEGIN_WAIT_S)
 MOST_WAIT_S |= dict.fromkeys(("take", "observe", "state", "close", "runs", "drop"), CONTINUE_WAIT_S)
 # Requests that are refused before their bodies are read.

