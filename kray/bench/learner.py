@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from kray.config.train_schema import TrainConfig
 from kray.metrics import TRAIN_ATTENTION_PADDING_RATIO, TRAIN_COMPUTED_TOKENS, TRAIN_GRAD_NORM, TRAIN_PADDING_RATIO
+from kray.ports import free_port
 from kray.records import Prompt, Rollout, RolloutGroup
 from kray.train.learner import Learner
 from kray.train.packing import collate, split_ranks
@@ -220,9 +220,7 @@ def measure(job: dict[str, Any], warm: int = 2) -> dict[str, float]:
     Peak memory is that of the rank that needed most.
     """
     spawn = multiprocessing.get_context("spawn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        job["port"] = free.getsockname()[1]
+    job["port"] = free_port()
     answers = spawn.Queue()
     ranks = [spawn.Process(target=_process, args=(rank, job, answers)) for rank in range(job["ranks"])]
     for process in ranks:

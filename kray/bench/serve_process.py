@@ -6,7 +6,6 @@ import contextlib
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kray.errors import KrayError
+from kray.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 # Seconds for the service to start, and to end.
@@ -33,9 +33,7 @@ def planner_service(key: str, max_runs: int) -> Iterator[str]:
     Raises:
         KrayError: It does not start.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # A short name: Ray's sockets lie in it.
     with tempfile.TemporaryDirectory(prefix="kr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         state = Path(folder) / "beliefs"

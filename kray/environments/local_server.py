@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+
+from kray.ports import free_port
 
 # Last lines of the server's output in messages, and how many bytes are read for them.
 _TAIL_LINES, _TAIL_BYTES = 4, 4000
@@ -80,7 +81,7 @@ class LocalServer:
         await asyncio.shield(self._starting)
 
     async def _start(self, answers: Callable[[str], Awaitable[bool]]) -> None:
-        port = _free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [part.replace("{port}", str(port)) for part in self.command]
         self._output.seek(0, os.SEEK_END)
@@ -136,9 +137,3 @@ class LocalServer:
         self._output.seek(max(0, end - _TAIL_BYTES))
         lines = self._output.read().decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]
         return "; its last output: " + " | ".join(line.strip() for line in lines) if lines else ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import statistics
 import subprocess
 import threading
@@ -26,6 +25,7 @@ from kray.faults.audit import audit, regenerated, surviving
 from kray.faults.cluster import Nodes, Server
 from kray.faults.injector import KINDS, Fault, Injector, plan_faults
 from kray.faults.instrumented import InstrumentedDriver, read
+from kray.ports import free_port
 from kray.prompts import load_prompts
 from kray.prompts.sampler import PromptSampler
 from kray.train.checkpoints import newest_checkpoint, read_state
@@ -235,10 +235,3 @@ def small_disk(folder: Path) -> Iterator[None]:
         kept = folder.with_name("checkpoints-kept")
         shutil.copytree(folder, kept, dirs_exist_ok=True)
         subprocess.run(["umount", "-l", str(folder)], check=False, timeout=10)
-
-
-def free_port() -> int:
-    """Return a port of the loopback address that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from kray.ports import free_port
+
 
 def free_address() -> tuple[str, int]:
     """Return this node's address and a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), probe.getsockname()[1]
+    return ray.util.get_node_ip_address(), free_port("")
 
 
 def node_order(node_of: Mapping[int, str]) -> list[int]:

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # From the lowest to the highest: a package imports only packages of lower layers. jobs/ stands above all of them.
 LAYERS = (
-    {"errors", "metrics", "plan_modes", "records", "reward_settings", "text"},
+    {"errors", "metrics", "plan_modes", "ports", "records", "reward_settings", "text"},
     {"config", "planner", "rewards", "weight_sync"},
     {"cluster", "environments", "prompts", "tracking"},
     {"monitor", "rollout", "simulate", "train"},
@@ -27,7 +27,7 @@ LAYERS = (
 )
 # What measures the product; nothing that is not in this list imports it.
 MEASUREMENT = {"bench", "compare", "faults", "simulate"}
-LOOSE_MODULES = 5
+LOOSE_MODULES = 6
 FILE_LINES = 400
 FUNCTION_LINES = 60
 
