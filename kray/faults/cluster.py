@@ -77,7 +77,7 @@ class Server:
         """Where the server answers."""
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, limit_s: float = 120.0) -> None:
+    def start(self, limit_s: float = 300.0) -> None:
         """Start the server and return when it answers.
 
         Raises:
