@@ -66,12 +66,16 @@ train: $(INSTALLED)
 check: $(INSTALLED)
 	@$(BIN)/python jobs/train.py --config $(CONFIG) --check $(ARGS)
 
+# Unit tests need neither Ray nor each other, so they share the cores; the others would be slow beside one another.
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-m "unit or smoke")
+	@$(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) -m unit $(PARALLEL) && $(PYTEST) -m smoke)
 
 # Installs what some tests would else be skipped without.
 test-all: $(INSTALLED) $(GEM) $(OPENENV)/.installed
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) -m unit $(PARALLEL) $(ARGS); unit=$$?; $(PYTEST) -m "not unit" $(ARGS) && exit $$unit
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy kray jobs
