@@ -10,7 +10,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# How long an example takes says something about the machine: no test is timed.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 # No test may depend on a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

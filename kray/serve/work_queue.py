@@ -24,7 +24,7 @@ from typing import Any
 from kray.serve.gate import Refusal
 
 # What a call is expected to take before one of its kind has run, in seconds.
-FIRST_GUESS_S = 0.1
+FIRST_GUESS_S = 0.05
 # Weight of the newest call in what its kind is expected to take.
 NEWEST_WEIGHT = 0.2
 # Seconds after which the thread yields the interpreter to the event loop; Python's default of 0.005 adds up over the turns

@@ -24,7 +24,7 @@ LENGTHS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=9), min_si
 PROMPT = st.integers(0, 500)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LENGTHS, PROMPT, st.integers(1, 5), st.integers(1, 6), st.sampled_from(["gpu", "cpu"]), st.integers(1, 12))
 def test_no_schedule_beats_the_bound(lengths, prompt_tokens, engines, sequences, kind, split):
     model = replace(ENGINE_MODELS[kind], engines=engines, max_sequences=sequences, latency_s=0.0)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -15,7 +15,6 @@ from kray.compare.stats import cost_to, has_spread, holm, interval, paired, rati
 numbers = st.floats(-10, 10)
 
 
-@settings(deadline=None)
 @given(st.lists(numbers, min_size=2, max_size=8, unique=True).filter(has_spread), numbers)
 def test_the_interval_is_that_of_the_paired_t_test(x, least):
     found = interval(x)

@@ -333,7 +333,7 @@ texts = words | st.sampled_from(
 plain = words.filter(lambda w: w != "<<" and not is_secret_key(f"reward.options.{w}"))  # secrets are not written down
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts, st.dictionaries(plain, texts | st.integers(0, 9) | st.none(), max_size=3))
 def test_a_dumped_configuration_loads_as_itself(tmp_path_factory, text, options):
     config = KrayConfig()
@@ -393,7 +393,7 @@ lines = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(edits, lines, st.integers(0, 400), st.binary(max_size=3))
 def test_a_mutated_configuration_loads_or_raises_config_error(tmp_path_factory, edits, lines, at, noise):
     text = "".join(f"{'  ' if i % 3 else ''}{key}: {value}\n" for i, (key, value) in enumerate(lines))

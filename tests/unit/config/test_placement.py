@@ -229,7 +229,7 @@ def clusters(draw):
 actors = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(clusters(), actors, actors)
 def test_all_requested_actors_are_placed_within_capacity(cluster, ranks, engines):
     try:
@@ -250,7 +250,7 @@ def test_all_requested_actors_are_placed_within_capacity(cluster, ranks, engines
     assert cluster.most_workers is None or workers <= cluster.most_workers
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(clusters(), actors, actors)
 def test_engines_at_most_is_tight(cluster, ranks, engines):
     try:
@@ -268,7 +268,7 @@ def test_engines_at_most_is_tight(cluster, ranks, engines):
         place(config(ranks, (most + 1, *engines[1:])), cluster)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(groups, min_size=1, max_size=3), actors)
 def test_ranks_fit_exactly_when_the_nodes_can_hold_them(made, ranks):
     workers = [Group(f"g{i}", *group) for i, group in enumerate(made)]

@@ -111,7 +111,7 @@ secret_values = st.text(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(secret_names, secret_values, min_size=1), st.text(max_size=20), st.data())
 def test_no_secret_survives_anywhere(environment, around, data):
     value = data.draw(st.sampled_from(sorted(environment.values())))

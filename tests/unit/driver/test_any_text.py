@@ -166,7 +166,6 @@ def ascii_stream() -> io.TextIOWrapper:
 
 
 @given(ANY_TEXT)
-@settings(deadline=None)
 def test_what_leaves_verifiers_judges_environments_and_engines_is_clean(text):
     for line in (*details_of(text), *reasons_of(text)):
         assert is_one_line(line, 2000)
@@ -177,7 +176,7 @@ def test_what_leaves_verifiers_judges_environments_and_engines_is_clean(text):
 
 
 @given(ANY_TEXT, st.booleans())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_observations_are_tokenized_with_a_mark_for_halves_of_characters(text, chat):
     observation = ({"role": "user", "content": text},) if chat else text
     turn = Turn.read(json.loads(json.dumps(Turn(b"", checked_observation(observation)).plain())))
@@ -193,7 +192,7 @@ def test_observations_are_tokenized_with_a_mark_for_halves_of_characters(text, c
 
 
 @given(ANY_TEXT)
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_tables_lines_reports_and_answers_take_it(tmp_path, text):
     collected = collected_of(text)
     rows = sample_rows(collected, 4, 0, lambda tokens: text)

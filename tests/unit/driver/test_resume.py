@@ -268,7 +268,7 @@ def plans(draw) -> tuple[str, ...]:
 
 
 @given(st.data())
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_plan_goes_on_under_any_other(tmp_path_factory, data):
     folder: Path = tmp_path_factory.mktemp("run")
     file = folder / "coin.yaml"

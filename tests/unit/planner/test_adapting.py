@@ -82,7 +82,7 @@ labels = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=0, max_size=6)
 
 
 @given(st.lists(st.tuples(labels, st.floats(0, 20), st.floats(0, 20), st.booleans()), min_size=1, max_size=8))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_signal_is_that_of_every_reward_by_itself(groups):
     ids = [str(i) for i in range(len(groups))]
     kinds = {i: f"kind-{int(i) % 2}" for i in ids} | {"other": "kind-1"}
@@ -125,7 +125,7 @@ def adapted(plan, notches, kinds):
 
 
 @given(st.data(), st.integers(1, 30), st.sampled_from([1.0, 2.0]), st.integers(2, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_limits_are_within_those_of_the_configuration_and_can_be_met(data, m, candidates, lower):
     plan = PlanConfig(lower=lower, upper=lower + data.draw(st.integers(0, 30)), value="paper", candidates=candidates)
     kinds = {str(i): str(data.draw(st.integers(0, 2))) for i in range(m)}

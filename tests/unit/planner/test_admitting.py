@@ -33,7 +33,7 @@ def optimum_in_blocks(value, budget, least, block, upper, cost):
 
 
 @given(st.lists(st.tuples(shapes, shapes), min_size=1, max_size=9), st.data(), st.floats(0, 20), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_choices_with_single_rollouts_are_exact(pairs, data, tau, many):
     alpha, beta = np.array(pairs * (3 if many else 1)).T
     value, m = BaselineValue(alpha, beta, tau=tau), len(alpha)
@@ -51,7 +51,7 @@ def test_choices_with_single_rollouts_are_exact(pairs, data, tau, many):
 
 
 @given(st.lists(st.tuples(shapes, shapes), min_size=1, max_size=6), st.data(), st.integers(1, 3), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_choices_in_blocks_or_tokens_are_within_one_block(pairs, data, block, tokens):
     alpha, beta = np.array(pairs).T
     value, m = BaselineValue(alpha, beta), len(alpha)
@@ -90,7 +90,7 @@ def carry_out(step, rates, rng):
 
 
 @given(st.integers(0, 2**32), st.booleans(), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_kept_candidates_give_the_plans_of_plain_lists(seed, labelled, online_offers):
     rng = np.random.default_rng(seed)
     ids = [f"p{i}" for i in range(40)]

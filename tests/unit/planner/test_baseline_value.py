@@ -45,7 +45,7 @@ def envelope(totals):
 
 
 @given(prompts, taus, st.sampled_from(GAINS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_gains_never_rise_and_add_up_to_the_total(pairs, tau, gain):
     value, m = make(pairs, gain, tau), len(pairs)
     gains = np.array([value.gain(np.full(m, n)) for n in range(160)])
@@ -58,7 +58,7 @@ def test_gains_never_rise_and_add_up_to_the_total(pairs, tau, gain):
 
 
 @given(strengths, st.one_of(st.sampled_from([0.0, 1.0, 50.0]), st.floats(0, 60)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_value_is_the_concave_envelope_of_its_definition(k, tau):
     # with tau <= 60 the first block ends before 12 rollouts, so that what lies beyond 30 changes nothing
     value = make([(k, 0.4)], "flat", tau)
@@ -89,7 +89,7 @@ def test_a_certain_belief_has_the_gain_of_its_rate_and_counts_every_rollout(kind
 
 
 @given(prompts, taus, st.sampled_from(GAINS), st.integers(0, 1), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_plans_match_the_dynamic_programme_also_where_prompts_may_be_skipped(pairs, tau, gain, least, data):
     value, m = make(pairs, gain, tau), len(pairs)
     lower = np.array(data.draw(st.lists(st.integers(least, 3), min_size=m, max_size=m)))
@@ -109,7 +109,7 @@ def test_one_rollout_each_where_breadth_is_worth_most():
 
 
 @given(prompts, st.integers(0, 60), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_costs_never_exceed_the_budget_and_are_within_one_rollout_of_the_optimum(pairs, budget, data):
     value, m = make(pairs), len(pairs)
     cost = np.array(data.draw(st.lists(st.integers(1, 5), min_size=m, max_size=m)))
@@ -120,7 +120,7 @@ def test_costs_never_exceed_the_budget_and_are_within_one_rollout_of_the_optimum
 
 
 @given(st.floats(0.05, 60), st.floats(0.05, 60), st.lists(st.sampled_from([0, 1, 0.5, "hold"]), max_size=40), taus)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_marginal_is_the_gain_at_the_updated_belief_with_the_baseline_as_it_was(a, b, events, tau):
     marginal = make_marginal("expected_gain", BaselineValue([a], [b], "sqrt", tau), np.array([1]), 8)
     n, passed, failed = 1, 0.0, 0.0

@@ -107,7 +107,7 @@ events = st.lists(
 
 
 @given(events, events, st.floats(0, 1), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_saved_beliefs_continue_exactly(before, after, discount, fit_discount):
     def live(beliefs, events):
         for prompt, rewards in events:

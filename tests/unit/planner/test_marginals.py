@@ -28,7 +28,7 @@ def test_grpo_value_is_the_integral_of_its_definition(a, b, n):
 
 
 @given(st.lists(st.tuples(shapes, shapes), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_values_at_nodes_are_what_the_solver_needs(pairs):
     alpha, beta = np.array(pairs).T
     for value in (GrpoValue(alpha, beta), CobaValue(alpha, beta, 0.6)):
@@ -62,7 +62,7 @@ events = st.lists(st.one_of(st.sampled_from([0, 1, "hold"]), st.floats(0, 1)), m
 
 
 @given(shapes, shapes, events, st.sampled_from(["paper", "grpo"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_updated_gain_equals_gain_of_updated_belief(a, b, events, kind):
     make = BetaValue if kind == "paper" else GrpoValue
     marginal = make_marginal("expected_gain", make([a], [b]), np.array([2]), 8)

@@ -27,7 +27,7 @@ def seen(planner, labels):
     st.integers(0, 12),
     st.data(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_mode_spends_the_budget_within_the_bounds(mode, history, lower, width, data):
     m = len(history)
     budget = data.draw(st.integers(lower * m, (lower + width) * m))

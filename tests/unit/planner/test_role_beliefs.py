@@ -20,7 +20,7 @@ def rewards(rng, rate=0.5):
     return [(rng.random(rng.integers(1, 5)) < rate).astype(float) for _ in IDS]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(SEEDS, st.booleans())
 def test_a_role_is_believed_as_the_planner_believes(seed, calibrate):
     """With the same rewards the baselines of a role are those that the planner has for its own."""
@@ -44,7 +44,7 @@ def test_a_role_is_believed_as_the_planner_believes(seed, calibrate):
         np.testing.assert_array_equal(found, expected)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(SEEDS)
 def test_state_survives_a_checkpoint(seed):
     rng, plan = np.random.default_rng(seed), PlanConfig()

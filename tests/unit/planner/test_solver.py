@@ -37,7 +37,7 @@ def table(value, upper):
 
 
 @given(problems())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_solve_matches_the_dynamic_programme(problem):
     value, budget, lower, upper = problem
     n = solve(value, budget, lower, upper)
@@ -49,7 +49,7 @@ def test_solve_matches_the_dynamic_programme(problem):
 
 
 @given(problems(lowest=0))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_skipping_prompts_is_within_one_block(problem):
     value, budget, lower, upper = problem
     n = solve(value, budget, lower, upper)
@@ -71,7 +71,7 @@ def test_skipping_frees_budget_for_valuable_prompts():
 
 
 @given(problems(most=30), st.integers(0, 40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_sorting_and_searching_agree(problem, table_limit):
     value, budget, lower, upper = problem
     np.testing.assert_array_equal(
@@ -123,7 +123,7 @@ def priced(draw, lowest):
 
 
 @given(priced(lowest=1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_costs_are_within_one_increment_of_the_optimum(problem):
     value, budget, lower, upper, cost = problem
     n = solve(value, budget, lower, upper, cost)
@@ -135,7 +135,7 @@ def test_costs_are_within_one_increment_of_the_optimum(problem):
 
 
 @given(priced(lowest=0))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_costs_and_skipping_are_within_one_block(problem):
     value, budget, lower, upper, cost = problem
     n = solve(value, budget, lower, upper, cost)
@@ -147,7 +147,7 @@ def test_costs_and_skipping_are_within_one_block(problem):
 
 
 @given(values(), st.floats(0.01, 50), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_fractional_costs_never_exceed_the_budget(value, spare, data):
     m = len(value)
     cost = np.array(data.draw(st.lists(st.floats(0.01, 3), min_size=m, max_size=m)))

@@ -62,7 +62,7 @@ options = st.fixed_dictionaries(
     st.one_of(st.none(), st.integers(1, 20)),
     st.sampled_from([0.0, 0.1, 0.6]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_interleaving_spends_the_budget_within_the_bounds(mode, options, m, width, seed, room, lose):
     rng = np.random.default_rng(seed)
     lower = options["lower"]
@@ -90,7 +90,7 @@ def test_any_interleaving_spends_the_budget_within_the_bounds(mode, options, m, 
 
 
 @given(st.sampled_from(MODES), st.sampled_from(MARGINALS), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equal_histories_give_equal_plans(mode, marginal, seed):
     found = []
     for _ in range(2):
@@ -275,7 +275,7 @@ COSTS = (1.0, 5.0, 10.0, 25.0, 100.0)
     st.sampled_from([0.3, 1.0, 1.2]),
     st.integers(0, 2**32),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_no_rollout_fits_in_what_a_plan_leaves(mode, unit, candidates, costs, lower, width, length, seed):
     rng = np.random.default_rng(seed)
     upper, m = max(1, lower + width), len(costs)
@@ -337,7 +337,7 @@ def test_lost_rollouts_are_reallocated_or_forfeited():
     st.sampled_from(["paper", "grpo", "coba"]),
     st.integers(0, 2**32),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_budget_of_tokens_is_met_within_one_rollout(mode, value, seed):
     rng = np.random.default_rng(seed)
     rates = population(rng, 30)
@@ -420,7 +420,7 @@ def test_dynamic_sampling_opens_all_due_prompts_once(due):
 
 
 @given(st.sampled_from(["static", "online"]), st.integers(2, 4), st.integers(0, 2**32), st.sampled_from([0, 6]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_only_candidates_that_are_not_due_may_be_left_out(mode, lower, seed, target):
     rng = np.random.default_rng(seed)
     rates = population(rng, 30)

@@ -20,7 +20,7 @@ def exact_total(p: float, n: int) -> Fraction:
 
 
 @given(rates, st.integers(0, 130))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_point_value_is_the_formula_of_the_paper(p, n):
     value = PointValue([p])
     total = float(exact_total(p, n))
@@ -30,7 +30,7 @@ def test_point_value_is_the_formula_of_the_paper(p, n):
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 130))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_beta_value_is_exact_on_rational_shapes(a, b, n):
     def beta_ratio(i, j):
         """B(a + i, b + j) / B(a, b) for integers."""
@@ -70,7 +70,7 @@ def test_a_certain_belief_is_the_point_value(p):
 
 
 @given(st.lists(rates, min_size=1, max_size=20), st.lists(st.tuples(shapes, shapes), min_size=1, max_size=20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_gains_are_differences_of_totals_and_never_rise(ps, ab):
     alpha, beta = np.array(ab).T
     for value in (PointValue(ps), BetaValue(alpha, beta)):

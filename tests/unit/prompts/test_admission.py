@@ -16,7 +16,7 @@ def waiting(prompts, candidates, max_wait, seed=0):
 
 
 @given(st.integers(1, 40), st.data(), st.integers(0, 6), st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_nobody_waits_beyond_the_bound(prompts, data, max_wait, seed):
     candidates = data.draw(st.integers(1, prompts))
     one, rng = waiting(prompts, candidates, max_wait), np.random.default_rng(seed)
@@ -40,7 +40,7 @@ def test_nobody_waits_beyond_the_bound(prompts, data, max_wait, seed):
 
 
 @given(st.integers(1, 40), st.data(), st.integers(0, 6), st.integers(1, 5), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_where_few_can_be_due_those_that_waited_longest_come_first(prompts, data, max_wait, most_due, new_ones_first):
     candidates = data.draw(st.integers(1, prompts))
     stream = PromptSampler([str(i) for i in range(prompts)], 1, 0)
@@ -91,7 +91,7 @@ def test_what_is_refused():
 
 
 @given(st.integers(1, 30), st.data(), st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_other_bounds_are_taken_up_at_once(prompts, data, seed):
     one = waiting(prompts, data.draw(st.integers(1, prompts)), data.draw(st.integers(0, 6)))
     rng, lateness = np.random.default_rng(seed), 0

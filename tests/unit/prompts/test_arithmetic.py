@@ -45,7 +45,7 @@ def test_the_kinds_come_in_turn():
     ]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 5), st.integers(0, 5))
 def test_the_splits_never_share_a_problem(seed, other):
     train = {problem.text for problem in make_problems(KINDS, 1300, seed, "train")}
@@ -53,7 +53,7 @@ def test_the_splits_never_share_a_problem(seed, other):
     assert not train & test
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 99), st.integers(0, 300), st.sampled_from(["train", "test"]))
 def test_a_smaller_set_is_the_head_of_a_larger(seed, size, split):
     assert make_problems(KINDS, size, seed, split) == make_problems(KINDS, 301, seed, split)[:size]

@@ -164,7 +164,7 @@ PIECES = st.lists(st.sampled_from(["<s>", "<|im_end|>", "<|im_", "«", "»", "a"
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(texts=st.lists(PIECES, min_size=1, max_size=4))
 def test_text_is_never_shown_as_a_special_token(texts):
     tokenizer = make_tokenizer()

@@ -17,7 +17,7 @@ def waiting(prompts, max_wait=3, most_due=2, seed=0):
 
 
 @given(st.integers(1, 40), st.integers(0, 9), st.integers(1, 8), st.integers(0, 4), st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_prompt_is_passed_over_beyond_the_bound(prompts, max_wait, most_due, chosen_freely, seed):
     one, rng = waiting(prompts, max_wait, most_due, seed), np.random.default_rng(seed)
     last = np.full(prompts, -1)

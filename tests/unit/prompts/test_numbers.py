@@ -84,7 +84,7 @@ def test_what_is_no_number_is_refused_with_its_place(tmp_path, written, message)
     assert message in str(caught.value)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_is_the_same_number_as_text(value):
     text = scalar(Row("p:1", "p", 1, {"json": parse_json(json.dumps(value))}), "json")
@@ -101,7 +101,7 @@ def in_column(value) -> str | None:
 
 
 @pytest.mark.parametrize("bits", [16, 32, 64])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_column_gives_each_float_exactly_or_not_at_all(bits, data):
     kind = {16: np.float16, 32: np.float32, 64: np.float64}[bits]

@@ -12,7 +12,7 @@ from kray.rewards.summary import verify_summary
 SEEDS, SPLITS = st.integers(0, 10**6), st.sampled_from(["train", "test"])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS, split=SPLITS)
 def test_references_score_1(seed, split):
     for task in PASSAGES.make([], 12, seed, split):
@@ -20,7 +20,7 @@ def test_references_score_1(seed, split):
         assert f"at most {MOST_WORDS} words" in task.text
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS, split=SPLITS)
 def test_the_passage_states_every_fact_in_one_of_its_forms(seed, split):
     for task in PASSAGES.make([], 12, seed, split):
@@ -29,7 +29,7 @@ def test_the_passage_states_every_fact_in_one_of_its_forms(seed, split):
             assert any(re.search(rf"\b{re.escape(form)}\b", passage) for form in forms), (task, forms)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS, split=SPLITS)
 def test_no_part_of_the_passage_scores(seed, split):
     for task in PASSAGES.make([], 6, seed, split):
@@ -40,7 +40,7 @@ def test_no_part_of_the_passage_scores(seed, split):
             assert verify_summary(copy, task.answer).value == 0, (task, copy)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS)
 def test_a_summary_of_another_passage_does_not_score(seed):
     tasks = {task.reference: task for task in PASSAGES.make([], 24, seed, "train")}

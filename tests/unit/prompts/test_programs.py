@@ -25,14 +25,14 @@ def same(value, right):
     return type(value) is type(right) and value == right
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS, split=SPLITS)
 def test_references_pass_their_tests(seed, split):
     for task in PROGRAMS.make([], 24, seed, split):
         assert passes(extract(task.reference), task.answer), task
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS, split=SPLITS)
 def test_constants_and_the_argument_do_not_pass(seed, split):
     for task in PROGRAMS.make([], 12, seed, split):
@@ -43,7 +43,7 @@ def test_constants_and_the_argument_do_not_pass(seed, split):
             assert not passes(f"{head}\n    return {body}", task.answer), (task, body)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS, split=SPLITS)
 def test_a_number_or_word_that_differs_does_not_pass(seed, split):
     for task in PROGRAMS.make([], 12, seed, split):
@@ -55,7 +55,7 @@ def test_a_number_or_word_that_differs_does_not_pass(seed, split):
         assert not passes(f"{head}return {near}", task.answer), (task, near)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS)
 def test_the_prompt_says_what_the_reference_uses(seed):
     for task in PROGRAMS.make([], 12, seed, "train"):

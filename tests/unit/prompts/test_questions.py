@@ -19,7 +19,7 @@ SOLVE = {
 }
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 10**6), split=st.sampled_from(["train", "test"]))
 def test_answers_follow_from_the_questions(seed, split):
     for question in QUESTIONS.make([], 24, seed, split):

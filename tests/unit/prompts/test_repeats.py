@@ -107,7 +107,7 @@ def test_what_messages_do_not_use_is_said(tmp_path):
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("12")), min_size=1, max_size=20))
 def test_what_is_left_are_the_first_rows_in_order(tmp_path_factory, pairs):
     prompts, _ = load(write(tmp_path_factory.mktemp("rows"), [row(*pair) for pair in pairs]))

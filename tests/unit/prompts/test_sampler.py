@@ -21,7 +21,7 @@ def like(sampler: PromptSampler) -> PromptSampler:
     return PromptSampler(ids, sampler.per_step, sampler.seed, sampler.shuffle)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(samplers(), st.integers(1, 6))
 def test_epochs_hold_every_prompt_once_and_steps_none_twice(sampler, epochs):
     needed = -(-epochs * sampler.prompts // sampler.per_step)
@@ -33,7 +33,7 @@ def test_epochs_hold_every_prompt_once_and_steps_none_twice(sampler, epochs):
         assert sorted(part) == list(range(sampler.prompts)), f"epoch {epoch}"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samplers(), st.integers(1, 200))
 def test_counts_of_prompts_differ_by_at_most_one(sampler, steps):
     counts = Counter(index for step in range(steps) for index in sampler.take(step))
@@ -41,7 +41,7 @@ def test_counts_of_prompts_differ_by_at_most_one(sampler, steps):
     assert all(counts[index] in (low, low + 1) for index in range(sampler.prompts))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samplers(), st.lists(st.integers(0, 300), min_size=1, max_size=8))
 def test_a_step_does_not_depend_on_the_steps_taken_before(sampler, steps):
     """Resuming needs the step alone."""

@@ -275,7 +275,7 @@ def test_a_limit_stops_reading(here):
     assert "limit must not be negative" in refused(jsonl("p.jsonl", limit=-1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=20))
 def test_whatever_is_written_is_read_back(tmp_path_factory, rows):
     rows = list(dict.fromkeys((q, a) for q, a in rows if q.strip() and a.strip())) or [("q", "a")]

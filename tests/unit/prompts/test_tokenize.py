@@ -160,7 +160,7 @@ def control(tokenizer, tokens) -> list[str]:
     return [ids[token] for token in tokens if token in ids]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(hostile, hostile, hostile, st.sampled_from(list(TEMPLATES)))
 def test_no_text_has_control_over_the_conversation(system, question, reply, template):
     """Special tokens stand where they stand for harmless texts, and nowhere else; the text itself is all there."""

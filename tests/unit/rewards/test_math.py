@@ -171,7 +171,7 @@ def test_collected_pairs_are_within_the_error_bounds():
     assert figures["false_negative_rate"] <= 0.05, wrong
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(sorted(FAMILIES)), st.integers(0, 2**32))
 def test_notation_counts_for_nothing_and_one_slip_for_all(family, seed):
     drawn = FAMILIES[family](random.Random(seed))
@@ -184,7 +184,7 @@ def test_generated_pairs_cover_every_family():
     assert {name for name, *_ in pairs(len(FAMILIES), 0)} == set(FAMILIES)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(FAMILIES)), st.integers(0, 2**32))
 def test_committing_to_a_second_answer_earns_nothing(family, seed):
     drawn = FAMILIES[family](random.Random(seed))
@@ -199,7 +199,7 @@ def test_committing_to_a_second_answer_earns_nothing(family, seed):
     assert judge(f"<think>{right}", drawn.answer) == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))
 def test_integers_are_equal_exactly_when_they_are(number, right):
     for form in (f"#### {number}", f"\\boxed{{{number:,}}}", f"It is {number}."):
@@ -207,14 +207,14 @@ def test_integers_are_equal_exactly_when_they_are(number, right):
         assert judge(form, str(number)) == 1.0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.decimals(-1000, 1000, places=9), st.decimals(-1000, 1000, places=9), st.integers(-12, 12))
 def test_decimals_are_compared_relatively_at_every_scale(a, b, exponent):
     first, second = (f"{number:f}e{exponent}" for number in (a, b))
     assert judge(f"\\boxed{{{first}}}", second) == float(a == b)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.fractions(), st.fractions())
 def test_fractions_are_compared_exactly(a, b):
     assert judge(f"\\boxed{{\\frac{{{a.numerator}}}{{{a.denominator}}}}}", f"{b.numerator}/{b.denominator}") == float(
@@ -222,14 +222,14 @@ def test_fractions_are_compared_exactly(a, b):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=60))
 def test_any_response_is_judged(response):
     assert judge(response, "72") in (0.0, 1.0)
     assert judge(f"\\boxed{{{response}}}", "\\frac{x}{2}") in (0.0, 1.0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=30))
 def test_any_mathematics_is_judged(parts):
     text = "".join(parts)
@@ -285,7 +285,7 @@ def _op(operator, operands):
         return None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(_expressions())
 def test_expressions_have_the_value_that_they_say(expression):
     text, value = expression

@@ -115,14 +115,14 @@ def entry(task: str, index: int):
     return pack_entry(task, found), str(found["answer"] or found["metadata"]["example_answer"])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(TASKS), st.integers(0, 7), st.sampled_from(ONE_LINE))
 def test_a_right_answer_in_a_sentence_earns_1(task, index, sentence):
     packed, right = entry(task, index)
     assert score("reasoning_gym", sentence.format(right), packed, extract=True).value == 1
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(TASKS), st.integers(0, 7), st.integers(0, 7), st.sampled_from(ONE_LINE))
 def test_a_wrong_one_earns_what_the_task_gives_it(task, index, other, sentence):
     packed, wrong = entry(task, index)[0], entry(task, other)[1]
@@ -132,7 +132,7 @@ def test_a_wrong_one_earns_what_the_task_gives_it(task, index, other, sentence):
     assert score("reasoning_gym", sentence.format(wrong), packed, extract=True, partial=False).value == full
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.sampled_from(TASKS), st.integers(0, 7))
 def test_thinking_and_hedging_earn_no_full_marks(task, index):
     packed, right = entry(task, index)

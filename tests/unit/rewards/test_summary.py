@@ -64,7 +64,7 @@ def test_partial_gives_the_share_of_the_facts_to_a_sentence():
         assert score("summary", response, ANSWER, partial=True).value == pytest.approx(value), response
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.text(st.sampled_from("Ann Leeds 9 the to.,!?'\n"), max_size=60) | st.text(max_size=60))
 def test_any_text_is_scored_and_partial_never_gives_less(response):
     full, share = (score("summary", response, ANSWER, partial=partial).value for partial in (False, True))

@@ -91,7 +91,7 @@ def described(collected):
     ]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.randoms(use_true_random=False),
     st.sampled_from([0, 0, 30]),
@@ -134,7 +134,7 @@ def test_sessions_hold_the_same_conversations_as_pickled_environments(failing, m
     assert noted.count("reset") == noted.count("close") > 4, "every session has been closed"
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(st.randoms(use_true_random=False))
 def test_single_turn_equals_no_environment(order):
     plain, one = collect(order), collect(order, max_turns=1, options={"times": 0})

@@ -63,7 +63,7 @@ def actions_of(rollout):
     return TOKENIZER.decode(tokens).split("<eos>")[:-1]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(ORDERS, st.sampled_from([0.0, 0.1, 0.5]))
 def test_views_are_the_games_that_were_played(order, illegal):
     """Each view is rebuilt from both sides' moves by the rules of the game."""
@@ -97,7 +97,7 @@ def test_views_are_the_games_that_were_played(order, illegal):
     assert games == 24
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(ORDERS)
 def test_sampled_tokens_are_kept_as_they_were_sampled(order):
     table = Table(order)
@@ -122,7 +122,7 @@ def test_sampled_tokens_are_kept_as_they_were_sampled(order):
         assert rest[: len(turn.tokens)] == turn.tokens.tolist()
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(ORDERS, st.sampled_from([{}, {"second": "random"}, {"first": "random"}, {"first": "perfect"}]))
 def test_arrival_does_not_change_episodes(order, players):
     found = collect(Table(order), players)
@@ -146,7 +146,7 @@ def test_seeds_differ_by_role_turn_and_index():
     assert derive_seed(derive_seed(group, "role", "second"), "turn", 1, 0) in seeds
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(ORDERS)
 def test_failure_of_one_role_costs_the_episode(order):
     found = collect(Table(order, failing=25))
@@ -349,7 +349,7 @@ def test_rating_is_finite_and_symmetric():
 # -- one role, and chat ------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(ORDERS, st.sampled_from([2, 7, 20, 200]), st.integers(1, 4), st.integers(0, 3), st.sampled_from(["", "12="]))
 def test_a_single_role_equals_an_environment_without_roles(order, max_tokens, max_turns, times, opening):
     """The same tokens, seeds, texts and rewards; a role without tokens, though, still has its turn, of no text."""

@@ -103,7 +103,7 @@ class Reference:
             assert schedule.load(name) == sum(hand.values())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(events=EVENTS, capacity=st.one_of(st.none(), st.integers(1, 50)), attempts=st.integers(1, 3))
 def test_every_task_ends_once_and_no_engine_idles(events, capacity, attempts):
     reference = Reference(attempts)

@@ -96,7 +96,7 @@ class AnyEvents(RuleBasedStateMachine):
 
 
 TestAnyEvents = AnyEvents.TestCase
-TestAnyEvents.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestAnyEvents.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_a_step_has_this_order():
     assert not done.cards.errors
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     ranks=st.integers(1, 2),
     learner=st.none() | st.integers(0, 40),

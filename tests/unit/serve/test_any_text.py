@@ -68,7 +68,7 @@ def scored(service: Service, texts: list[str], as_bytes: bool) -> list[dict]:
 
 
 @given(st.lists(ANY_TEXT, min_size=1, max_size=4), st.booleans())
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_responses_are_answered_one_by_one(service, texts, as_bytes):
     outcomes = scored(service, [*texts, "4"], as_bytes)
     assert len(outcomes) == 4 * len(texts) + 4

@@ -153,7 +153,7 @@ def test_nested_state_is_refused(place):
         st.none() | st.integers() | st.text() | st.booleans(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_json_in_parts_is_the_same(value):
     assert json.loads(to_json(value)) == value
 
@@ -249,7 +249,7 @@ JSON = st.recursive(NUMBERS | st.booleans() | st.text(max_size=3), lambda x: st.
 
 
 @given(key=st.sampled_from(KEYS), value=JSON | st.lists(NUMBERS, min_size=3, max_size=3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @example(key="prior_failures", value=[None, None, None])
 @example(key="discounts", value=[0.5, 7])
 @example(key="last_trials", value=[[1], [2], [3]])
@@ -410,7 +410,10 @@ def test_many_clients_get_the_planners_own_plans(planner):
     async def one(client, run: str) -> list[list[int]]:
         rng, budgets = random.Random(run), []
         for _ in range(3):
-            plan = (await client.post("/v1/plans", json=body | {"run": run})).json()["id"]
+            # On a busy machine some are told to come back.
+            while (opened := await client.post("/v1/plans", json=body | {"run": run})).status_code == 429:
+                await asyncio.sleep(0.1)
+            plan = opened.json()["id"]
             while not (now := (await client.post(f"/v1/plans/{plan}/take", json={"room": 32})).json())["done"]:
                 labels = [
                     {"prompt_id": x["prompt_id"], "rewards": rewards(x["prompt_id"], x["rollouts"], rng)}

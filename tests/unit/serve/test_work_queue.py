@@ -19,7 +19,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.001, 5)), max_si
 
 
 @given(events=EVENTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_expected_wait_is_that_of_what_has_not_ended(events):
     """0 exactly when nothing waits or runs; never negative."""
     expected, now = Expected(), 0.0

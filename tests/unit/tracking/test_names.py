@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kray.config import KrayConfig, ModelConfig, TrackConfig, load_config
@@ -28,7 +28,6 @@ def mlflow_takes(name: str) -> bool:
 
 
 @given(ANY)
-@settings(deadline=None)
 def test_mlflow_takes_every_name(text):
     name = name_of(text)
     assert is_valid(name)
@@ -37,7 +36,6 @@ def test_mlflow_takes_every_name(text):
     assert (name == text) == is_valid(text)
 
 
-@settings(deadline=None)
 @given(st.lists(ANY, unique=True, max_size=20))
 def test_different_texts_have_different_names(texts):
     assert len(set(named(texts).values())) == len(texts)
@@ -81,7 +79,6 @@ def test_keys_with_dots_that_fall_together_are_named(tmp_path):
 
 
 @given(st.text("ab/:.%\"'é ", max_size=6))
-@settings(deadline=None)
 def test_a_models_name_is_refused_as_mlflow_would(name):
     from mlflow.exceptions import MlflowException
     from mlflow.utils.validation import _validate_logged_model_name, _validate_model_name

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kray.config import check
@@ -76,7 +76,6 @@ ROUNDING = 1e-6  # a reward that equals its group's mean but for rounding may or
 AGGREGATIONS = ("token_mean", "sequence_mean", "prompt_mean")  # their weights sum to 1
 
 
-@settings(deadline=None)
 @given(st.lists(REWARDS, max_size=6), st.sampled_from(AGGREGATIONS), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_rows_are_the_rollouts_that_carry_a_gradient(rewards, aggregation, updates, seed):
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kray.train.logprobs import logprobs_and_entropy
@@ -50,7 +50,6 @@ def reference(kind, new, old, engine, advantages, weights, rollouts, tis=0.0, kl
     return loss, gradient, clipped, truncated
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(sorted(OBJECTIVES)),
     st.lists(st.integers(1, 6), max_size=7),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kray.train.attention import length_buckets, packed_attention, packed_layout
@@ -26,7 +26,6 @@ def some_rows(draw):
     return unscored_rows(found)
 
 
-@settings(deadline=None)
 @given(some_rows(), st.integers(1, 80), st.integers(1, 5), st.booleans())
 def test_every_row_is_in_one_microbatch_within_the_bound(rows, bound, ranks, packed):
     chosen = np.arange(len(rows))
@@ -60,7 +59,6 @@ def test_ranks_are_balanced_with_one_dominant_group():
         assert max(tokens) < 1.15 * min(tokens)
 
 
-@settings(deadline=None)
 @given(some_rows(), st.booleans(), st.randoms(use_true_random=False))
 def test_a_batch_knows_what_predicts_each_response_token(rows, packed, random):
     chosen = sorted(random.sample(range(len(rows)), random.randint(1, len(rows)))) if len(rows) else []
