@@ -41,6 +41,17 @@ def refusal(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def unanswered(error: BaseException) -> bool:
+    """Return whether an error says that no answer came, so that nothing is known of what was sent."""
+    from requests import exceptions
+
+    kinds = (exceptions.Timeout, exceptions.ConnectionError, TimeoutError, ConnectionError)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, kinds):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
+
+
 def deliver(entries: Sequence[Entry], send: Callable[[Sequence[Entry]], None]) -> list[tuple[Entry, str]]:
     """Send entries together; where they are refused, send halves of them, so that a bad entry does not hold back others.
 

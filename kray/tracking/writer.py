@@ -2,8 +2,9 @@
 
 The thread can neither block nor stop a run: metrics wait in the journal on disk, other items in a bounded queue, and both are
 delivered in order, metrics first. While the store does not answer, the waits between attempts double; what fails three times
-although the store answers is dropped and reported. What the store refuses for good (refusals.py) is reported once and not
-tried again, and does not hold back what is delivered with it.
+although the store answers is dropped and reported. Metrics whose delivery gets no answer in time, as from a busy server, are
+sent again in smaller portions for as long as that takes. What the store refuses for good (refusals.py) is reported once and
+not tried again, and does not hold back what is delivered with it.
 Every item that is put ends exactly once, delivered or lost; until then it waits.
 """
 
@@ -20,11 +21,11 @@ from typing import Any, Protocol
 from kray.config.redaction import redact
 from kray.errors import KrayError
 from kray.tracking.journal import Journal
-from kray.tracking.refusals import deliver_rows, refusal
+from kray.tracking.refusals import deliver_rows, refusal, unanswered
 
 logger = logging.getLogger(__name__)
-# Values of metrics that are sent together.
-BATCH_VALUES = 1000
+# Values of metrics that are sent together, at most, and where larger portions get no answer in time.
+BATCH_VALUES, LEAST_BATCH_VALUES = 1000, 60
 # Attempts at an item while the store answers.
 MAX_ATTEMPTS = 3
 # Rows of system metrics that are kept while the store does not answer, and those that are sent together.
@@ -80,6 +81,21 @@ class Item:
     attempts: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How an attempt to deliver something ended.
+
+    Attributes:
+        sent: It was accepted.
+        refusal: Why it never will be, "" where it may be.
+        answered: Whether the store said something.
+    """
+
+    sent: bool
+    refusal: str = ""
+    answered: bool = True
+
+
 class Writer:
     """Starts a daemon thread that calls `open_run` once and then delivers until `finish`.
 
@@ -128,7 +144,7 @@ class Writer:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._breaker = Breaker()
-        self._rows_attempts = 0
+        self._rows_attempts, self._batch_values = 0, BATCH_VALUES
         # Metric -> values of it that the store refused.
         self._refused: dict[str, int] = {}
         # The status to end with, and the deadline in monotonic seconds.
@@ -252,7 +268,7 @@ class Writer:
 
     def _send_all(self, deadline: float) -> bool:
         while time.monotonic() < deadline and self._may_deliver():
-            rows, mark = self._journal.pending(BATCH_VALUES)
+            rows, mark = self._journal.pending(self._batch_values)
             if rows and not self.refusal:
                 if not self._send_rows(rows, mark):
                     return False
@@ -268,13 +284,17 @@ class Writer:
 
     def _send_rows(self, rows: list[dict[str, Any]], mark: tuple[int, int]) -> bool:
         label = f"metrics of steps {rows[0]['step']} to {rows[-1]['step']}"
-        sent, why = self._attempt(label, lambda: self._send_values(rows))
+        attempt = self._attempt(label, lambda: self._send_values(rows))
         # The run as a whole is refused; its metrics wait in the journal for a resume.
-        if why:
-            self.refusal = why
+        if attempt.refusal:
+            self.refusal = attempt.refusal
             return True
-        if sent:
+        if attempt.sent:
             self._rows_attempts = 0
+            self._batch_values = min(BATCH_VALUES, self._batch_values * 5 // 4)
+        elif not attempt.answered:
+            self._batch_values = max(LEAST_BATCH_VALUES, self._batch_values // 2)
+            return False
         else:
             self._rows_attempts += self._run.answers()
             if self._rows_attempts < MAX_ATTEMPTS:
@@ -295,16 +315,17 @@ class Writer:
 
     def _send_samples(self) -> bool:
         batch = list(self._samples)[:BATCH_SAMPLES]
-        sent, why = self._attempt("system metrics", lambda: self._run.metrics(batch))
-        if not sent and not why and not self._run.answers():
+        attempt = self._attempt("system metrics", lambda: self._run.metrics(batch))
+        if not attempt.sent and not attempt.refusal and not self._run.answers():
             return False
         # What a store refuses that answers is not sent again.
         for _ in batch:
             self._samples.popleft()
-        return sent or bool(why)
+        return attempt.sent or bool(attempt.refusal)
 
     def _send_item(self, item: Item) -> bool:
-        sent, why = self._attempt(item.label, item.send)
+        attempt = self._attempt(item.label, item.send)
+        sent, why = attempt.sent, attempt.refusal
         if not sent and not why:
             item.attempts += self._run.answers()
             if item.attempts < MAX_ATTEMPTS:
@@ -317,20 +338,19 @@ class Writer:
                 self.lost.append(f"{item.label} ({why})" if why else item.label)
         return True
 
-    def _attempt(self, label: str, send: Callable[[], None]) -> tuple[bool, str]:
-        """Return whether it was accepted, and why it never will be."""
+    def _attempt(self, label: str, send: Callable[[], None]) -> Attempt:
         try:
             send()
         except Exception as error:
             if why := redact(refusal(error)):
                 self._breaker.worked()
                 logger.warning("MLflow refuses %s: %s", label, why)
-                return False, why
+                return Attempt(False, why)
             self._breaker.failed(time.monotonic())
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             logger.warning(
                 "MLflow did not accept %s: %s; next attempt in %.0f s", label, redact(reason), self._breaker.wait_s
             )
-            return False, ""
+            return Attempt(False, answered=not unanswered(error))
         self._breaker.worked()
-        return True, ""
+        return Attempt(True)

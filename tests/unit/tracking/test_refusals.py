@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
@@ -27,7 +28,7 @@ from kray.tracking.journal import Journal
 from kray.tracking.mlflow_store import MlflowRun
 from kray.tracking.refusals import deliver, refusal
 from kray.tracking.store import Store, unreachable
-from kray.tracking.writer import Writer
+from kray.tracking.writer import MAX_ATTEMPTS, Breaker, Writer
 
 PLAIN = TrackConfig(system_metrics=False)
 
@@ -117,6 +118,44 @@ def test_a_bad_metric_blocks_no_other(tmp_path):
     assert sorted(picky.got) == [(step, name) for step in range(30) for name in ("a", "b")]
     assert writer.lost == ["metric bad (bad name bad)"]
     assert journal.undelivered == []
+
+
+class Slow:
+    """A server that answers, but only to small requests, as one on a busy machine. calls: of `metrics`."""
+
+    def __init__(self, values: int):
+        self.values, self.got, self.calls = values, [], 0
+
+    def answers(self) -> bool:
+        return True
+
+    def metrics(self, rows) -> None:
+        self.calls += 1
+        try:
+            if sum(len(row) - 2 for row in rows) > self.values:
+                raise requests.exceptions.ReadTimeout("read timed out")
+        except requests.exceptions.ReadTimeout as error:
+            # Without a cause, as MLflow raises it.
+            raise MlflowException(f"API request failed with exception {error}")  # noqa: B904
+        self.got += [row["step"] for row in rows]
+
+    def end(self, status: str) -> None: ...
+
+
+def test_metrics_that_get_no_answer_are_sent_again_in_smaller_portions(tmp_path, monkeypatch):
+    monkeypatch.setattr(Breaker, "failed", lambda self, now: None)
+    slow, journal = Slow(values=100), Journal(tmp_path)
+    for step in range(40):
+        journal.append(step, {f"m{k}": 1.0 for k in range(50)}, 0.0)
+    writer = Writer(journal, slow, lambda: None)
+    while len(slow.got) < 40:
+        before = slow.calls
+        writer.wake()
+        wait_until(lambda before=before: slow.calls > before)
+    assert slow.calls > MAX_ATTEMPTS + 1
+    assert writer.finish("FINISHED", 5.0)
+    assert slow.got == list(range(40))
+    assert writer.lost == journal.undelivered == []
 
 
 def test_a_refused_run_keeps_its_metrics_for_a_resume(tmp_path):
