@@ -6,10 +6,10 @@ import json
 import math
 
 import pytest
-from tiny_runs import steps_of
 
 from kray.config.players import Player
 from kray.driver.past_policies import read
+from kray.faults.compared import metrics
 from kray.metrics import documented
 from kray.planner import Beliefs
 from kray.train.checkpoints import newest_checkpoint, read_state
@@ -21,7 +21,7 @@ def test_self_play_learns_from_both_roles_and_resumes(run_nim, tmp_path):
     assert (summary.steps, summary.rollouts) == (2, 2 * 24)
     before = read_state(newest_checkpoint(folder))
     run_nim("run", "run.steps=3", checkpoint=newest_checkpoint(folder))
-    lines = steps_of(folder)
+    lines = metrics(folder)
     assert {name for line in lines for name in line if name != "step" and not documented(name)} == set()
     steps = [line for line in lines if "reward/mean" in line]
     assert [line["step"] for line in steps] == [1, 2, 3]
