@@ -105,7 +105,7 @@ class RewardConfig:
 
     range: list[float] = field(default_factory=lambda: [0.0, 1.0])
     """Values of the verifier that stand for the rewards 0 and 1. A value outside is a data failure. Judges and `functions` have
-    ranges of their own."""
+    ranges of their own, and a verifier can declare its own by an attribute `reward_range`."""
 
     workers: int = 1
     """Scorer processes."""

@@ -40,6 +40,23 @@ class Echo(OneTurn):
         return min(1.0, len(self.seen) / (self.times + 1))
 
 
+class Ranged(OneTurn):
+    """Gives the number that the turn is, among those from -2 to 2."""
+
+    reward_range = (-2, 2)
+
+    def step(self, action):
+        self.given = float(action)
+        return "", True
+
+    def reward(self):
+        return self.given
+
+
+class WronglyRanged(Ranged):
+    reward_range = (2, -2)
+
+
 class Broken(OneTurn):
     """Fails in the way that the turn names: raise, hang, die, unpicklable, worth2, half (of a character), number."""
 

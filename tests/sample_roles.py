@@ -59,6 +59,15 @@ class Edge:
         return {"first": first, "second": 1.0 - first}
 
 
+class ZeroSum(Nim):
+    """Gives the winner 1 and the loser -1."""
+
+    reward_range = (-1, 1)
+
+    def rewards(self):
+        return {role: 2 * reward - 1 for role, reward in super().rewards().items()}
+
+
 class OneName(Nim):
     """Has the same role twice."""
 

@@ -1,5 +1,7 @@
 """Verifiers that tests name as pkg.mod:fn."""
 
+import functools
+
 from kray.rewards import Reward
 
 
@@ -59,3 +61,26 @@ def hostile(response: str, answer: str) -> Reward | float:
     if response[:1] in ("5", "7", "9"):
         return no_reward(response, answer)
     return echoes(response, answer)
+
+
+two_points_declared = functools.partial(two_points)
+two_points_declared.reward_range = (-1.0, 1.0)
+
+
+class Points:
+    """Twenty points for an even first digit, a hundred, which no range holds, for 9, none else."""
+
+    reward_range = (0, 20)
+
+    def __call__(self, response: str, answer: str) -> float:
+        return 100.0 if response[:1] == "9" else 20.0 * first_is_even(response, answer)
+
+
+points = Points()
+
+
+def no_range(response: str, answer: str) -> float:
+    return 1.0
+
+
+no_range.reward_range = (1, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -38,22 +37,6 @@ def run_tiny(ray_local, warm_policy, tmp_path):
         return run_on_cluster(config, str(warm_policy), tmp_path / folder, checkpoint, method)
 
     return run
-
-
-def steps_of(folder: Path) -> list[dict]:
-    """Return the lines of metrics.jsonl without what depends on the clock or the machine."""
-    clocked = (
-        "time",
-        "timing_s/",
-        "memory/",
-        "throughput/",
-        "pool/",
-        "train/update_s",
-        "train/peak",
-        "planner/seconds",
-    )
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.startswith(clocked)} for line in lines]
 
 
 def wait_for_line(file: Path, number: int, limit_s: float = 120.0) -> None:

@@ -5,6 +5,7 @@ Ray itself ends a process only about a minute after its GCS has gone, without a 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kray.cluster.address import answers
+from kray.cluster.process_identity import identity, is_dead, kill
 from kray.cluster.session import connected
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ NEEDED = ("raylet", "gcs_server")
 # Seconds for which the GCS of a cluster may not answer: below those after which Ray ends this process.
 GCS_AWAY_S = 40.0
 # Seconds for one answer of a GCS, and for Ray to leave.
-ANSWER_S, SHUTDOWN_S = 3.0, 10.0
+ANSWER_S, SHUTDOWN_S = 3.0, 3.0
 
 
 class RayLoss:
@@ -42,16 +44,21 @@ class RayLoss:
         self._address, self._node_id = context.gcs_address, context.get_node_id()
         self._answered_at = time.monotonic()
         self.local = bool(local_processes())
+        self._raylet = {} if self.local else _joined_raylet()
 
     def why(self) -> str:
         """Return why Ray is lost, "" while it is not."""
         if not connected():
             return "Ray has been disconnected"
-        if self.local:
-            codes = {kind: process.poll() for kind, process in local_processes() if kind in NEEDED}
-            ended = [f"its {kind} ended {_ending(code)}" for kind, code in codes.items() if code is not None]
-            return " and ".join(ended)
-        return self._cluster_loss(time.monotonic())
+        return self.node_ended() or ("" if self.local else self._cluster_loss(time.monotonic()))
+
+    def node_ended(self) -> str:
+        """Return how the Ray node of this process has ended, "" while it has not; waits for nothing."""
+        if not self.local:
+            return "the raylet of its node has ended" if is_dead(self._raylet) else ""
+        codes = {kind: process.poll() for kind, process in local_processes() if kind in NEEDED}
+        ended = [f"its {kind} ended {_ending(code)}" for kind, code in codes.items() if code is not None]
+        return " and ".join(ended)
 
     def _cluster_loss(self, now: float) -> str:
         if answers(self._address, ANSWER_S):
@@ -65,6 +72,19 @@ class RayLoss:
 
         alive = {node["NodeID"]: node["Alive"] for node in ray.nodes()}
         return alive.get(self._node_id, True)
+
+
+def _joined_raylet() -> dict[str, Any]:
+    """Return what identifies the raylet that this process has joined; {} where it is none of the processes seen here."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    name = f"--raylet_socket_name={node.raylet_socket_name}"
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if name.encode() in (folder / "cmdline").read_bytes().split(b"\0"):
+                return identity(int(folder.name))
+    return {}
 
 
 def this_job() -> dict[str, str]:
@@ -107,22 +127,31 @@ def local_processes() -> list[tuple[str, Any]]:
     return [(kind, info.process) for kind, infos in node.all_processes.items() for info in infos]
 
 
-def end_lost_ray() -> None:
-    """Leave a lost Ray; where it was started here, kill what is left of its processes."""
+def end_lost_ray(driver: Mapping[str, Any]) -> None:
+    """Leave a lost Ray, and kill the driver of this job, as nobody else can; where Ray was started here, kill all of it.
+
+    What the job has on other nodes ends with their raylets, which give up a GCS after 60 s.
+
+    Args:
+        driver: As `kray.cluster.process_identity.this_process` describes it; {} where it is not known.
+    """
+    kill(driver)
     sessions = {process.pid for _, process in local_processes()}
-    for pid in _in_sessions(sessions):
+    for pid in in_sessions(sessions):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
     if connected():
         import ray
+        from ray._private import worker
 
-        # It may wait for a GCS that is gone.
+        # It may wait for a GCS that is gone, and would do so once more at the end of this process.
+        atexit.unregister(worker.shutdown)
         leaving = threading.Thread(target=ray.shutdown, daemon=True)
         leaving.start()
         leaving.join(SHUTDOWN_S)
 
 
-def _in_sessions(sessions: set[int]) -> list[int]:
+def in_sessions(sessions: set[int]) -> list[int]:
     """Return the processes whose session is one of these: Ray's, each of which leads one, and what they have started."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

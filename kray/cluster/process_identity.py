@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import time
 from collections.abc import Mapping
@@ -15,10 +17,15 @@ STOPPED = "T"
 
 
 def this_process() -> dict[str, Any]:
-    """Return what identifies this process: host, machine, pid and its start in clock ticks since the machine's."""
-    state = _state(os.getpid())
+    """Return what identifies this process, see `identity`."""
+    return identity(os.getpid())
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """Return what identifies a process of this machine: host, machine, pid and its start in clock ticks since the machine's."""
+    state = _state(pid)
     started = state[1] if state else 0
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": started}
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": started}
 
 
 def is_dead(process: Mapping[str, Any]) -> bool:
@@ -43,6 +50,17 @@ def is_stopped(process: Mapping[str, Any]) -> bool:
     if not isinstance(pid, int) or not started or not machine or machine != _machine():
         return False
     return _state(pid) == (STOPPED, started)
+
+
+def kill(process: Mapping[str, Any]) -> None:
+    """Kill a process of this machine, unless it has ended or that cannot be told from here."""
+    pid, started, machine = process.get("pid"), process.get("started"), process.get("machine")
+    if not isinstance(pid, int) or not started or not machine or machine != _machine():
+        return
+    state = _state(pid)
+    if state is not None and state[1] == started:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def age_s() -> float:

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 
 from kray.cluster.folder_lock import Ticket
+from kray.cluster.process_identity import this_process
 from kray.config import KrayConfig, flat, to_yaml
 from kray.driver.components import Components, load_components, unlearned
 from kray.driver.console import Summary, start_line
@@ -164,8 +165,9 @@ class Driver:
         self._stop.ask(reason)
 
     @ray.method(concurrency_group="status")
-    async def alive(self) -> None:
-        """Return, as a sign of life."""
+    async def alive(self) -> dict[str, Any]:
+        """Return what identifies this process, as a sign of life."""
+        return this_process()
 
     @ray.method(concurrency_group="status")
     async def status(self) -> dict[str, Any]:

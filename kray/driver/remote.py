@@ -212,7 +212,7 @@ def follow_driver(
     finally:
         watch.close()
         if watch.lost:
-            end_lost_ray()
+            end_lost_ray(watch.driver_process)
         elif connected():
             ray.kill(driver)
         if lock is None or not lock.lost:
@@ -307,7 +307,7 @@ class _Followed:
 
 
 def _lost_ray(why: str) -> KrayError:
-    return KrayError(f"Ray was lost on the machine of this job, and the driver with it: {why}")
+    return KrayError(f"Ray was lost, and the driver of this run with it: {why}")
 
 
 def _driver_error(error: BaseException, stopping: bool) -> BaseException:

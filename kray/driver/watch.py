@@ -48,10 +48,11 @@ class Watch:
 
     Attributes:
         lost: Why Ray is lost, "" while it is not.
+        driver_process: What identifies the driver's process, {} until the driver has given a sign of life.
     """
 
     def __init__(self, driver: Any):
-        self.lost = ""
+        self.lost, self.driver_process = "", dict[str, Any]()
         self._driver, self._closed = driver, threading.Event()
         self._silence = Silence(time.monotonic(), time.time())
         self._loss = RayLoss()
@@ -70,8 +71,8 @@ class Watch:
     def lost_now(self) -> str:
         """Return why Ray is lost after an error of the driver, which dies with its node."""
         deadline = time.monotonic() + NOTICE_S
-        while not self.lost and self._loss.local and time.monotonic() < deadline:
-            self.lost = self._loss.why()
+        while not self.lost and time.monotonic() < deadline:
+            self.lost = self._loss.node_ended()
             time.sleep(NOTICE_S / 10)
         return self.lost
 
@@ -90,7 +91,7 @@ class Watch:
                 question = question or self._driver.alive.remote()
                 if ray.wait([question], timeout=ASK_S)[0]:
                     answer, question = question, None
-                    ray.get(answer)
+                    self.driver_process = ray.get(answer)
                     if line := self._silence.heard(time.monotonic(), time.time()):
                         logger.info(line)
 

@@ -123,7 +123,7 @@ class Sessions:
 
     async def _finish(self, request: dict[str, Any]) -> Turn:
         session = self._session(request["session"])
-        return reward_turn(await self._limited(session.reward(), "reward"), type(self.environment).__name__)
+        return reward_turn(await self._limited(session.reward(), "reward"), self.environment)
 
     async def _close(self, request: dict[str, Any]) -> Turn:
         return Turn(b"", ended=True)

@@ -29,10 +29,12 @@ class Environment(Protocol):
     Attributes:
         stops: Texts that end the policy's turn, besides its end-of-sequence token.
         gives_reward: `reward` never returns None, so that prompts need no answer.
+        reward_range: The values of `reward` that stand for 0 and 1, such as (-1, 1).
     """
 
     stops: tuple[str, ...] = ()
     gives_reward: bool = False
+    reward_range: tuple[float, float] = (0.0, 1.0)
 
     def reset(self, prompt: Prompt, seed: int) -> Observation:
         """Start a rollout.
@@ -63,7 +65,7 @@ class Environment(Protocol):
         Called once, at the end.
 
         Returns:
-            A reward in [0, 1]; None: the prompt's verifier scores the policy's last turn.
+            A reward in [0, 1], or in `reward_range`; None: the prompt's verifier scores the policy's last turn.
         """
 
 
@@ -78,11 +80,13 @@ class RoleEnvironment(Protocol):
         roles: The names of the roles, at least one; letters, digits, - and _.
         stops: Texts that end a turn, besides the policy's end-of-sequence token.
         players: Names of opponents that `play` can be.
+        reward_range: The values of `rewards` that stand for 0 and 1, such as (-1, 1).
     """
 
     roles: tuple[str, ...]
     stops: tuple[str, ...] = ()
     players: tuple[str, ...] = ()
+    reward_range: tuple[float, float] = (0.0, 1.0)
 
     def reset(self, prompt: Prompt, seed: int) -> tuple[str, Mapping[str, Observation]]:
         """Start an episode.
@@ -109,7 +113,7 @@ class RoleEnvironment(Protocol):
         """
 
     def rewards(self) -> Mapping[str, float | Reward]:
-        """Return the reward of every role in [0, 1].
+        """Return the reward of every role in [0, 1], or in `reward_range`.
 
         Called once, at the end, which may be before the environment is done: environment.max_turns ends an episode, too.
         """

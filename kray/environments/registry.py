@@ -12,6 +12,8 @@ from typing import Any
 from kray.config.players import Player
 from kray.environments.live import METHODS, is_live
 from kray.records import Prompt
+from kray.reward_settings import read_range
+from kray.rewards.outcome import UNIT
 
 ENVIRONMENTS = {
     "calculator": "kray.environments.calculator:Calculator",
@@ -149,6 +151,20 @@ def stops_of(name: str) -> tuple[str, ...]:
     return tuple(stops)
 
 
+def range_of(environment: object, name: str) -> tuple[float, float]:
+    """Return the ends of an environment's rewards: its attribute `reward_range`, else 0 and 1.
+
+    Args:
+        environment: The environment or its class.
+        name: Of it, for messages.
+
+    Raises:
+        ValueError: The attribute is no range.
+    """
+    given = getattr(environment, "reward_range", None)
+    return UNIT if given is None else read_range(given, f"{name}: its reward_range")
+
+
 def gives_reward(name: str) -> bool:
     """Return whether an environment always gives the reward, so that answers of prompts are not used."""
     environment = load_environment(name)
@@ -172,6 +188,7 @@ def check_environment(name: str, options: Mapping[str, Any]) -> None:
     """
     stops_of(name)
     environment = _created(name, options)
+    range_of(environment, f'"{name}"')
     if is_live(environment):
         environment.check()
         return

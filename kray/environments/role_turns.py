@@ -14,10 +14,8 @@ from typing import Any
 
 from kray.environments.interface import RoleEnvironment
 from kray.environments.registry import load_environment
-from kray.environments.turns import PlainObservation, checked_observation
+from kray.environments.turns import PlainObservation, checked_observation, unit_reward
 from kray.records import Prompt, derive_seed
-from kray.rewards.outcome import position
-from kray.rewards.verifiers import as_reward
 from kray.text import one_line
 
 # (role, what it reads), in the order in which it happened.
@@ -155,12 +153,4 @@ def _rewards(environment: RoleEnvironment) -> dict[str, tuple[float, str]]:
     given = environment.rewards()
     if missing := [role for role in environment.roles if role not in given]:
         raise ValueError(f"rewards() has none for {missing[0]}")
-    rewards = {role: as_reward(given[role], type(environment).__name__) for role in environment.roles}
-    found: dict[str, tuple[float, str]] = {}
-    for role, reward in rewards.items():
-        unit = position(reward.value, 0.0, 1.0)
-        if unit is None:
-            name = type(environment).__name__
-            raise ValueError(f"{name}: the reward of {role} is {reward.value:g}, not in [0, 1]")
-        found[role] = unit, reward.detail
-    return found
+    return {role: unit_reward(given[role], environment, role) for role in environment.roles}

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kray.environments.interface import Environment, Observation
-from kray.environments.registry import load_environment, options_of
+from kray.environments.registry import load_environment, options_of, range_of
 from kray.records import Prompt
-from kray.rewards.outcome import position
+from kray.rewards.outcome import position, shown
 from kray.rewards.verifiers import Reward, as_reward
 from kray.text import brief, one_line, well_formed
 
@@ -106,26 +106,44 @@ for _function in (begin, step, finish):
 
 
 def _ended(environment: Environment) -> Turn:
-    return reward_turn(environment.reward(), type(environment).__name__)
+    return reward_turn(environment.reward(), environment)
 
 
-def reward_turn(value: float | Reward | None, name: str) -> Turn:
+def reward_turn(value: float | Reward | None, environment: object) -> Turn:
     """Return the last turn of a rollout.
 
     Args:
         value: What the environment returned as its reward.
-        name: Of the environment's class.
+        environment: The environment.
 
     Raises:
-        ValueError: The reward is not a number in [0, 1].
+        ValueError: The reward is not a number in the environment's range.
     """
     if value is None:
         return Turn(b"", ended=True)
+    reward, detail = unit_reward(value, environment)
+    return Turn(b"", ended=True, reward=reward, detail=detail)
+
+
+def unit_reward(value: float | Reward, environment: object, role: str = "") -> tuple[float, str]:
+    """Return a reward as a number in [0, 1], and its explanation.
+
+    Args:
+        value: What an environment gave.
+        environment: Whose attribute `reward_range` says which values stand for 0 and 1, if it has one.
+        role: Whose reward it is, for messages.
+
+    Raises:
+        ValueError: The reward is not a number in the environment's range.
+    """
+    name = type(environment).__name__
     reward = as_reward(value, name)
-    unit = position(reward.value, 0.0, 1.0)
+    ends = range_of(environment, name)
+    unit = position(reward.value, *ends)
     if unit is None:
-        raise ValueError(f"{name}: the reward is {reward.value:g}, not in [0, 1]")
-    return Turn(b"", ended=True, reward=unit, detail=reward.detail)
+        of_role = f" of {role}" if role else ""
+        raise ValueError(f"{name}: the reward{of_role} is {reward.value:g}, not in {shown(ends)}, its reward_range")
+    return unit, reward.detail
 
 
 def checked_observation(observation: Observation) -> PlainObservation:

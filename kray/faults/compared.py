@@ -39,11 +39,17 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl without what depends on circumstances."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not _circumstance(name)} for line in lines]
+    return repeatable_lines(folder / "metrics.jsonl")
 
 
-def _circumstance(name: str) -> bool:
+def repeatable_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of metrics without those of GROUPS and SINGLE: what a repeated run has, too."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not is_circumstance(name)} for line in lines]
+
+
+def is_circumstance(name: str) -> bool:
+    """Return whether a metric depends on the clock, the machine, or on what happened to the run."""
     return name in SINGLE or name.partition("/")[0] in GROUPS
 
 

@@ -10,7 +10,7 @@ from kray.config import KrayConfig
 from kray.config.players import Player, read_players
 from kray.errors import ConfigError, DataError
 from kray.records import Prompt
-from kray.reward_settings import FUNCTIONS, JUDGE, judges_of, reward_functions
+from kray.reward_settings import FUNCTIONS, JUDGE, judges_of, read_range, reward_functions
 from kray.rollout.vllm_options import check_options
 
 if TYPE_CHECKING:
@@ -66,9 +66,11 @@ def _checks(config: KrayConfig, name: str) -> list[Callable[[Prompt], object]]:
     Raises:
         ConfigError: One cannot be used.
     """
-    from kray.rewards import check_prompt, check_verifier
+    from kray.rewards import check_prompt, check_verifier, load_verifier
     from kray.rewards.judge import api_key
     from kray.rewards.judge_text import judge_request
+    from kray.rewards.outcome import conflict
+    from kray.rewards.verifiers import declared_range
 
     reward = config.reward
     try:
@@ -92,6 +94,10 @@ def _checks(config: KrayConfig, name: str) -> list[Callable[[Prompt], object]]:
             continue
         try:
             check_verifier(verifier, **options)
+            if key == "reward.verifier" and verifier == reward.verifier:
+                declared = declared_range(load_verifier(verifier), verifier)
+                if wrong := conflict(verifier, declared, read_range(reward.range, "reward.range")):
+                    raise ConfigError(wrong)
         except (ValueError, ImportError, AttributeError, TypeError) as error:
             raise ConfigError(f"{key}: {error}") from error
         checks.append(partial(check_prompt, verifier, options=options))

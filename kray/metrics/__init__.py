@@ -62,7 +62,8 @@ TRAIN_EFFECTIVE_SAMPLE_SIZE = metric(
 TRAIN_EFFECTIVE_RATIO = metric(
     "train/effective_ratio",
     "ratio",
-    "train/effective_sample_size over the step's rollouts: 0 where every group has equal rewards and the baseline is group",
+    "mean of min(1, (A / a)^2) over the step's rollouts, where a is the advantage at even odds: near 0 where rewards were "
+    "expected, 0 where every group has equal rewards and the baseline is group",
     prometheus="kray_effective_ratio",
 )
 TRAIN_EPOCHS = metric(

@@ -9,7 +9,9 @@ over the functions that apply to the prompt. So a negative weight rewards low va
 this is the weighted sum that other trainers use: rewards of one prompt's responses are in the same order at the same relative
 distances. One outcome comes of each response:
 - a function that fails makes it a data failure that names the function; a function that exceeds its deadline makes it 0;
-- a value outside [0, 1] of a function without a range is a data failure; with a range it counts as the nearer end;
+- a value outside the range that a function declares (`reward_range`) is a data failure;
+- a value outside [0, 1] of a function without any range is a data failure; with reward.functions.NAME.range it counts as the
+  nearer end;
 - where no function with a weight applies, it is a data failure.
 """
 
@@ -22,7 +24,7 @@ from typing import Any
 from kray.records import Prompt
 from kray.reward_settings import FUNCTIONS, RewardFunction, function_key
 from kray.rewards.judge import Judge, JudgeUsage
-from kray.rewards.outcome import Outcome, position
+from kray.rewards.outcome import UNIT, Outcome, position, shown
 from kray.rewards.remote import RemoteScorer
 from kray.rewards.scorer import Scorer
 from kray.rewards.signatures import Sample
@@ -138,13 +140,13 @@ def combine(functions: Mapping[str, RewardFunction], outcomes: Mapping[str, Outc
         return Outcome(0.0, f"{detail} in {name}", timed_out=True, elapsed_s=elapsed_s)
     total = share = 0.0
     for name, value in parts.items():
-        weight, ends = functions[name].weight, functions[name].range
-        unit = position(value, *(ends or (0.0, 1.0)))
-        if unit is None and ends is None:
+        weight, ends, declared = functions[name].weight, functions[name].range, outcomes[name].ends
+        unit = position(value, *(ends or declared or UNIT))
+        if (ends is None and unit is None) or (declared and position(value, *declared) is None):
             hint = f"say which values it gives: reward.functions.{name}.range"
-            return Outcome(
-                None, error=f"reward.functions.{name}: {value:g} is not in [0, 1]; {hint}", elapsed_s=elapsed_s
-            )
+            hint = "the reward_range that it declares" if declared else hint
+            text = f"reward.functions.{name}: {value:g} is not in {shown(declared or UNIT)}; {hint}"
+            return Outcome(None, error=text, elapsed_s=elapsed_s)
         if unit is None:
             assert ends is not None
             unit = float(value > ends[1])

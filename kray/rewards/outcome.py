@@ -10,6 +10,8 @@ from kray.text import one_line
 
 # How the detail of an answer begins that took too long to judge.
 TIMED_OUT = "timeout after"
+# The range of rewards.
+UNIT = (0.0, 1.0)
 # Share of a range by which a value may lie beyond its ends: sums of floats do.
 _SLACK = 1e-6
 
@@ -27,6 +29,7 @@ class Outcome:
         given: Result of a function that gives no reward (see worker.py); the reward is 0.
         skipped: Whether there is no reward because the function does not apply to the prompt.
         parts: Value of each of several functions that applies, by name.
+        ends: Range that the function declares (`reward_range`) for the value as it gives it; None: it declares none.
     """
 
     reward: float | None
@@ -37,6 +40,7 @@ class Outcome:
     given: Any = None
     skipped: bool = False
     parts: Mapping[str, float] = field(default_factory=dict)
+    ends: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "detail", one_line(self.detail))
@@ -49,11 +53,11 @@ class Ranges:
 
     Attributes:
         verifier: The run's verifier (reward.verifier).
-        ends: Its ends (reward.range); those of all others are 0 and 1.
+        ends: Its ends (reward.range). Where these are 0 and 1, as those of all others are, a verifier may declare its own.
     """
 
     verifier: str
-    ends: tuple[float, float] = (0.0, 1.0)
+    ends: tuple[float, float] = UNIT
 
     def apply(self, verifier: str, outcome: Outcome) -> Outcome:
         """Return the outcome with its value mapped to [0, 1]; a data failure where it lies outside of its range.
@@ -64,15 +68,23 @@ class Ranges:
         """
         if outcome.reward is None or outcome.timed_out:
             return outcome
-        own = verifier in ("", self.verifier)
-        ends = self.ends if own else (0.0, 1.0)
+        own, name = verifier in ("", self.verifier), verifier or self.verifier
+        configured = self.ends if own else UNIT
+        if wrong := conflict(name, outcome.ends, configured):
+            return Outcome(None, error=wrong, elapsed_s=outcome.elapsed_s)
+        ends = outcome.ends or configured
         reward = position(outcome.reward, *ends)
         if reward is not None:
             return outcome if reward == outcome.reward else replace(outcome, reward=reward)
-        hint = "reward.range: [lowest, highest]" if own else "as a function of reward.functions with a range"
+        hint = (
+            "reward.range: [lowest, highest]"
+            if own
+            else "its attribute reward_range = (lowest, highest), or as a function of reward.functions with a range"
+        )
+        asks = f"; if it is right, declare which values stand for 0 and 1: {hint}"
         text = (
-            f'verifier "{verifier or self.verifier}" returned {outcome.reward:g}, which is not in '
-            f"[{ends[0]:g}, {ends[1]:g}]; if it is right, declare which values stand for 0 and 1: {hint}"
+            f'verifier "{name}" returned {outcome.reward:g}, which is not in {shown(ends)}'
+            f"{', the reward_range that it declares' if outcome.ends else asks}"
         )
         return Outcome(None, error=text, elapsed_s=outcome.elapsed_s)
 
@@ -84,6 +96,21 @@ class Ranges:
             outcome if verifier in named else self.apply(verifier, outcome)
             for verifier, outcome in zip(verifiers, outcomes, strict=True)
         ]
+
+
+def conflict(name: str, declared: tuple[float, float] | None, configured: tuple[float, float]) -> str:
+    """Return why a verifier's own range and that of the configuration (reward.range) exclude each other, else ""."""
+    if declared is None or configured in (UNIT, declared):
+        return ""
+    return (
+        f'reward.range is {shown(configured)}, but verifier "{name}" declares the reward_range {shown(declared)}: leave '
+        "reward.range out"
+    )
+
+
+def shown(ends: tuple[float, float]) -> str:
+    """Return a range as messages show it."""
+    return f"[{ends[0]:g}, {ends[1]:g}]"
 
 
 def position(value: float, low: float, high: float) -> float | None:

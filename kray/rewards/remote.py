@@ -23,6 +23,7 @@ import random
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kray.reward_settings import read_range
 from kray.rewards.outcome import Outcome, Ranges
 from kray.rewards.signatures import Sample
 from kray.text import brief, describe, one_line
@@ -253,6 +254,7 @@ def _outcome(found: Any) -> Outcome:
             found.get("given"),
             bool(found.get("skipped", False)),
             {_text(name): _number(value) for name, value in parts.items()},
+            None if (ends := found.get("ends")) is None else read_range(ends, "ends"),
         )
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         return Outcome(

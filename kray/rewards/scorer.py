@@ -319,6 +319,9 @@ class Scorer:
             job.batch.put(job.index, Outcome(0.0, elapsed_s=elapsed_s, given=message[1]))
         elif message[0] == "skipped":
             job.batch.put(job.index, Outcome(None, error=NO_REWARD, elapsed_s=elapsed_s, skipped=True))
+        elif message[0] == "ranged":
+            ends = (message[3], message[4])
+            job.batch.put(job.index, Outcome(message[1], message[2], elapsed_s=elapsed_s, ends=ends))
         elif message[0] == "scored":
             job.batch.put(job.index, Outcome(message[1], message[2], elapsed_s=elapsed_s))
         else:

@@ -1,8 +1,9 @@
 """Verifiers: functions that compare a response with the right answer.
 
 A verifier is `fn(response: str, answer: str, **options) -> float | bool | Reward`, or a reward function in the signature of
-another trainer (signatures.py). A wrong response earns 0; an exception means that the right answer or the verifier is broken (a
-data failure), never that the response is wrong.
+another trainer (signatures.py). Its values are in [0, 1], or in the range that its attribute `reward_range = (lowest, highest)`
+declares. A wrong response earns the lowest value; an exception means that the right answer or the verifier is broken (a data
+failure), never that the response is wrong.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from kray.records import Prompt
+from kray.reward_settings import read_range
 from kray.rewards.responses import outside_thinking
 from kray.rewards.reward import Reward, as_reward
 from kray.rewards.signatures import KRAY, NOT_APPLICABLE, Sample, call_reward, check_sample, signature_of
@@ -113,6 +115,20 @@ def _module_of_file(path: str) -> ModuleType:
     return sys.modules[name]
 
 
+def declared_range(function: Any, name: str) -> tuple[float, float] | None:
+    """Return the range of values that a verifier declares by its attribute `reward_range`; None: it declares none.
+
+    Args:
+        function: The verifier.
+        name: Of the verifier, for messages.
+
+    Raises:
+        ValueError: The attribute is no range.
+    """
+    given = getattr(function, "reward_range", None)
+    return None if given is None else read_range(given, f'verifier "{name}": its reward_range')
+
+
 def check_verifier(name: str, **options: Any) -> None:
     """Check that a verifier can be loaded, takes these options and finds what it needs on this machine.
 
@@ -122,6 +138,7 @@ def check_verifier(name: str, **options: Any) -> None:
         ValueError: It cannot be used; the message names the verifier.
     """
     function = load_verifier(name)
+    declared_range(function, name)
     try:
         known = signature_of(function)
     except ValueError as error:

@@ -4,7 +4,8 @@ Both directions use one socket and frames of a 4-byte length and a message. Requ
 them: (default, table, timeout_s, memory_gib) once, where the table has the verifier and the options behind a name, then lists
 of (name, response, answer or Sample); a name that is not in the table is a verifier without options. Replies are JSON, so that
 nothing a verifier writes can run code in the parent: ["ready"] once; ["loading"] and ["loaded"] around the import of a further
-verifier; one ["scored", value, detail, elapsed_s], ["failed", error, elapsed_s] or, of a function that does not apply to the
+verifier; one ["scored", value, detail, elapsed_s] or, of a function that declares its range, ["ranged", value, detail, low,
+high, elapsed_s], ["failed", error, elapsed_s] or, of a function that does not apply to the
 prompt, ["skipped", elapsed_s] per answer, in order. A function with an attribute `gives_no_reward` is called like a verifier,
 but the `plain()` of its result, which must be JSON-serializable, is sent as ["given", plain, elapsed_s].
 
@@ -30,7 +31,7 @@ from typing import Any, BinaryIO
 
 from kray.rewards.reward import as_reward
 from kray.rewards.signatures import NOT_APPLICABLE, call_reward
-from kray.rewards.verifiers import Verifier, load_verifier
+from kray.rewards.verifiers import Verifier, declared_range, load_verifier
 from kray.text import describe
 
 _HEADER = struct.Struct("<I")
@@ -43,6 +44,7 @@ _REPLIES: dict[str, tuple[type, ...]] = {
     "loading": (),
     "loaded": (),
     "scored": (float, str, float),
+    "ranged": (float, str, float, float, float),
     "failed": (str, float),
     "skipped": (float,),
     "given": (object, float),
@@ -76,13 +78,17 @@ def take_replies(buffer: bytearray) -> list[list[Any]]:
 
 
 def _decode_reply(body: bytearray) -> list[Any]:
-    message = json.loads(body)
+    message: Any = json.loads(body)
+    kind: Any
+    rest: list[Any]
     kind, *rest = message if isinstance(message, list) and message else [None]
     types = _REPLIES.get(kind) if isinstance(kind, str) else None
     if types is None or len(types) != len(rest) or not all(map(isinstance, rest, types)):
         raise ValueError(f"{kind!r:.40}")
     if not all(math.isfinite(value) for value in rest if isinstance(value, float)):
         raise ValueError(f"{kind} with a number that is not finite")
+    if kind == "ranged" and not 0 < rest[3] - rest[2] < math.inf:
+        raise ValueError(f"{kind} with no range")
     return message
 
 
@@ -138,6 +144,9 @@ def _score(function: Verifier | str, name: str, response: Any, answer: Any, opti
             json.dumps(plain)
             return ("given", plain, time.perf_counter() - started)
         reward = as_reward(result, name)
+        ends = declared_range(function, name)
+        if ends is not None:
+            return ("ranged", reward.value, reward.detail, *ends, time.perf_counter() - started)
         return ("scored", reward.value, reward.detail, time.perf_counter() - started)
     # SystemExit, too: a verifier that calls sys.exit must not end the process.
     except BaseException as error:

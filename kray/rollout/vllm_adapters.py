@@ -8,9 +8,7 @@ log-probabilities of the probe, and that they react to a change.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kray.errors import KrayError
+from kray.rollout.adapter_folder import adapter_folder
 from kray.rollout.adapters import AdapterSpec
 from kray.weight_sync.flat_weights import FlatWeights
 
@@ -47,15 +46,14 @@ def load_adapters(engine: Any, spec: AdapterSpec, tensors: Iterable[tuple[str, T
     """
     from vllm.lora.request import LoRARequest
 
-    # The public way in takes a folder; in memory where the machine has such a file system.
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="kray-adapters-", dir=memory if memory.is_dir() else None) as folder:
+    # The public way in takes a folder.
+    with adapter_folder() as folder:
         state = dict(tensors)
         targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in state})
         config = {"peft_type": "LORA", "r": spec.rank, "lora_alpha": spec.alpha, "target_modules": targets}
-        (Path(folder) / "adapter_config.json").write_text(json.dumps(config))
-        save_file(state, Path(folder) / "adapter_model.safetensors")
-        engine.add_lora(LoRARequest(ADAPTER_NAME, ADAPTER_ID, folder, load_inplace=True))
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        save_file(state, folder / "adapter_model.safetensors")
+        engine.add_lora(LoRARequest(ADAPTER_NAME, ADAPTER_ID, str(folder), load_inplace=True))
     for unused in engine.collective_rpc(_unused):
         if unused:
             raise KrayError(f"weights: {len(unused)} adapters have no layer in the engine, first {unused[0]}")

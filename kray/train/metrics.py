@@ -147,7 +147,7 @@ def update_metrics(
         TRAIN_ADVANTAGE_MAX: rows.advantage_max,
         TRAIN_ADVANTAGE_MEAN: rows.advantage_mean,
         TRAIN_EFFECTIVE_SAMPLE_SIZE: rows.effective_size,
-        TRAIN_EFFECTIVE_RATIO: rows.effective_size / rows.rollouts if rows.rollouts else np.nan,
+        TRAIN_EFFECTIVE_RATIO: rows.effective_share if rows.rollouts else np.nan,
         TRAIN_ADVANTAGE_CUT_GROUPS: float(rows.cut_groups),
         TRAIN_PEAK_MEMORY_GIB: _peak_memory_gib(device),
     }

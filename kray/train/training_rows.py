@@ -52,6 +52,8 @@ class TrainingRows:
         advantage_mean: Mean magnitude of the advantages of all rollouts that are not left out.
         effective_size: (sum |A|)^2 / sum A^2 over the same rollouts: as many rollouts of equal |A| would give as precise a
             gradient.
+        effective_share: Mean over the same rollouts of min(1, (A / a)^2), where a is the advantage of a rollout at even odds: 0
+            for rewards that were expected, 1 for those that nothing was known of.
         cut_groups: Number of groups in which the advantage clip changed a rollout.
         rollouts: Number of rollouts that are not left out.
         candidates: Number of rollouts with an advantage, of which R were drawn.
@@ -73,6 +75,7 @@ class TrainingRows:
     advantage_max: float = 0.0
     advantage_mean: float = 0.0
     effective_size: float = 0.0
+    effective_share: float = 0.0
     cut_groups: int = 0
     rollouts: int = 0
     candidates: int = 0
@@ -169,7 +172,12 @@ def step_rows(groups: Sequence[RolloutGroup], train: TrainConfig, seed: int = 0)
             return batch_advantages(rewards_R, scale, train.advantage_floor).numpy()
         return group_advantages(rewards_R, group_R, scale).numpy()
 
-    averaging = Averaging(aggregation_of(train), train.updates, train.constant_tokens, train.advantage_clip, train.thin)
+    # A reward of 0 or 1 is 1/2 away from what is expected of it at even odds, which is its standard deviation there.
+    even_odds = 1.0 if scale else 0.5
+    aggregation = aggregation_of(train)
+    averaging = Averaging(
+        aggregation, train.updates, train.constant_tokens, train.advantage_clip, train.thin, even_odds
+    )
     return make_rows(groups, compute, averaging, seed)
 
 
@@ -183,6 +191,7 @@ class Averaging:
         constant_tokens: See `token_weights`.
         advantage_clip: Largest magnitude of an advantage; 0 for no limit.
         thin: Share of the rollouts with an advantage that become rows.
+        even_odds: Magnitude of the advantage of a rollout whose reward is 0 or 1 at even odds.
     """
 
     aggregation: str
@@ -190,6 +199,7 @@ class Averaging:
     constant_tokens: int = 0
     advantage_clip: float = 0.0
     thin: float = 1.0
+    even_odds: float = 1.0
 
 
 def make_rows(
@@ -247,7 +257,7 @@ def make_rows(
         updates=len(steps),
         groups=len(groups),
         effective_groups=len(np.unique(group_of[candidates])),
-        **_figures(magnitude, group_of, bound),
+        **_figures(magnitude, group_of, bound, averaging.even_odds),
         rollouts=len(all_rollouts),
         candidates=len(candidates),
         seed=seed,
@@ -267,13 +277,15 @@ def _arrays(prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout]) -> di
     }
 
 
-def _figures(magnitude: np.ndarray, group_of: np.ndarray, bound: float) -> dict[str, Any]:
+def _figures(magnitude: np.ndarray, group_of: np.ndarray, bound: float, even_odds: float) -> dict[str, Any]:
     """Return what TrainingRows holds of the magnitudes (R,) of all advantages, of which those above `bound` are cut."""
     some = bool(magnitude.any())
+    shares = np.minimum(1.0, (magnitude / even_odds) ** 2)
     return {
         "advantage_max": float(magnitude.max(initial=0)),
         "advantage_mean": float(magnitude.mean()) if some else 0.0,
         "effective_size": float(magnitude.sum() ** 2 / (magnitude**2).sum()) if some else 0.0,
+        "effective_share": float(shares.mean()) if some else 0.0,
         "cut_groups": len(np.unique(group_of[magnitude > bound])),
     }
 

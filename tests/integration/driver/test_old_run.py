@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from old_files import unpack
-from tiny_runs import steps_of
 
 from kray.config import load_config
 from kray.driver.remote import run_on_cluster
 from kray.driver.state import RunState
+from kray.faults.compared import metrics
 from kray.train.checkpoints import checkpoint_at_step, read_state
 from kray.train.export import export_checkpoint
 from kray.train.start_model import find_model
@@ -32,9 +32,9 @@ def old_run(tmp_path, monkeypatch):
 def test_an_old_run_is_resumed_to_the_same_digits(ray_local, old_run):
     folder, config, checkpoint, model = old_run
     expected = json.loads((folder / "expected.json").read_text())
-    before = steps_of(folder)
+    before = metrics(folder)
     summary = run_on_cluster(config, model, folder, checkpoint, "run")
-    after = steps_of(folder)
+    after = metrics(folder)
     assert (summary.steps, summary.rollouts) == (4, 4 * 48)
     assert [line["step"] for line in after] == [0, 1, 2, 3, 4]
     same_build = torch.__version__ == expected["torch"]
@@ -53,9 +53,9 @@ def test_an_old_run_is_resumed_to_the_same_digits(ray_local, old_run):
 def test_an_old_checkpoint_is_evaluated(ray_local, old_run, tmp_path):
     folder, config, checkpoint, model = old_run
     evaluation = run_on_cluster(config, model, tmp_path / "evaluation", checkpoint, "judge")
-    assert evaluation.accuracy == pytest.approx(steps_of(folder)[2]["eval/accuracy"], abs=0.2)
+    assert evaluation.accuracy == pytest.approx(metrics(folder)[2]["eval/accuracy"], abs=0.2)
     if torch.__version__ == json.loads((folder / "expected.json").read_text())["torch"]:
-        assert evaluation.accuracy == steps_of(folder)[2]["eval/accuracy"]
+        assert evaluation.accuracy == metrics(folder)[2]["eval/accuracy"]
 
 
 def test_an_old_checkpoint_is_read_and_exported(old_run, tmp_path):

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chat_models import chat_model
-from tiny_runs import steps_of, wait_for_line
+from tiny_runs import wait_for_line
 
 from kray.config import load_config
 from kray.driver.remote import run_on_cluster
 from kray.errors import KrayError
+from kray.faults.compared import metrics
 from kray.planner import Beliefs
 from kray.train.checkpoints import newest_checkpoint, read_state
 
@@ -36,7 +37,7 @@ def test_online_plan_over_candidates_and_tokens(run_tiny, tmp_path):
         "evaluate.every=0",
     )
     assert summary.steps == 4
-    lines = [line for line in steps_of(tmp_path / "online") if line["step"] > 0]
+    lines = [line for line in metrics(tmp_path / "online") if line["step"] > 0]
     spent = np.diff([0, *(line["progress/tokens"] for line in lines)])
     assert spent[1:] == pytest.approx(170, rel=0.2)  # the first step knows no lengths; tiny groups vary
     assert max(line["prompts/longest_wait"] for line in lines) <= 2
@@ -54,7 +55,7 @@ def test_overlapped_generation_bounds_staleness(run_tiny, tmp_path):
     )
     summary = run_tiny("run", *overlap, "run.steps=8", "run.keep_checkpoints=9", "rollout.max_response_tokens=40")
     assert (summary.steps, summary.rollouts) == (8, 8 * 48)
-    lines = [line for line in steps_of(tmp_path / "run") if line["step"] > 0]
+    lines = [line for line in metrics(tmp_path / "run") if line["step"] > 0]
     oldest = [line["staleness/max"] for line in lines]
     assert max(oldest) > 0, "nothing was generated ahead"
     assert max(oldest) <= 2
@@ -101,7 +102,7 @@ def test_killed_engine_loses_no_rollout(run_tiny, tmp_path, capsys):
     assert "MB of adapters; whole weights would be" in capsys.readouterr().out
     assert summary.engine_deaths == 1
     assert (summary.steps, summary.rollouts) == (10, 10 * 96)
-    lines = steps_of(tmp_path / "run")
+    lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(11))
     assert all(line.get("reward/failed", 0) == 0 for line in lines)
 
@@ -127,7 +128,7 @@ def test_data_failures_quarantine_prompts_or_end_the_run(run_tiny, tmp_path):
     """Prompts whose answer ends in 0 or 5 have a reward that always fails; each epoch of 16 prompts takes two steps."""
     poison = ("reward.verifier=sample_verifiers:fails_on_fives", "prompts.quarantine_after=1", "plan.mode=uniform")
     summary = run_tiny("some", *poison, "evaluate.every=0", "run.max_failed_share=0.9")
-    lines = [line for line in steps_of(tmp_path / "some") if line["step"]]
+    lines = [line for line in metrics(tmp_path / "some") if line["step"]]
     failed = [line["reward/failed"] for line in lines]
     assert sum(failed[:2]) == 6 * len(summary.left_out) > 0
     assert failed[2:] == [0, 0]

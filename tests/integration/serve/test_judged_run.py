@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_runs import steps_of
 from transformers import PreTrainedTokenizerFast
+
+from kray.faults.compared import metrics
 
 # The served policy may write nothing but digits, of which the last is the verdict.
 JUDGE = (
@@ -32,7 +33,7 @@ def test_served_policy_judges_a_training(services, run_tiny, tmp_path):
     place = f"reward.judge.url={services.policy.address}/v1"
     summary = run_tiny("run", *JUDGE, place, f"reward.judge.request={{logit_bias: {json.dumps(bias)}}}")
     assert summary.steps == 2
-    lines = [line for line in steps_of(tmp_path / "run") if line["step"]]
+    lines = [line for line in metrics(tmp_path / "run") if line["step"]]
     assert len(lines) == 2
     for line in lines:
         assert 0 <= line["reward/function_judged"] <= 1

@@ -16,21 +16,11 @@ from tiny_runs import wait_for_line
 from kray.compare.study import RATES, VISITS, load_study
 from kray.compare.supervision import run_comparison
 from kray.driver.run_lock import lock_folder
+from kray.faults.compared import repeatable_lines
 from kray.train.start_model import find_model
 
 ROOT = Path(__file__).parents[3]
 QUICK = str(ROOT / "configs" / "compare-quick.yaml")
-CLOCKED = (
-    "driver/restarts",
-    "time",
-    "timing_s/",
-    "memory/",
-    "throughput/",
-    "pool/",
-    "train/update_s",
-    "train/peak",
-    "planner/seconds",
-)
 
 
 @pytest.fixture
@@ -71,11 +61,7 @@ def polled_status(name: str):
 
 def steps_of(folder: Path) -> list[dict]:
     """Return the lines of a run's files without what depends on the clock or on runs before it."""
-    found = []
-    for name in ("metrics.jsonl", VISITS, RATES):
-        lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
-        found += [{key: value for key, value in line.items() if not key.startswith(CLOCKED)} for line in lines]
-    return found
+    return [line for name in ("metrics.jsonl", VISITS, RATES) for line in repeatable_lines(folder / name)]
 
 
 def kill_driver(file: Path) -> None:

@@ -8,9 +8,10 @@ import time
 
 import pytest
 import ray
-from tiny_runs import same_weights, steps_of, wait_for_line
+from tiny_runs import same_weights, wait_for_line
 
 from kray.errors import KrayError
+from kray.faults.compared import metrics
 from kray.train.checkpoints import newest_checkpoint, read_state
 
 KILLS = [(2, "driver"), (5, "learner-0"), (8, "driver")]  # lines of metrics.jsonl, whose process dies then
@@ -50,11 +51,8 @@ def test_killed_driver_and_learner_change_no_bit(run_tiny, tmp_path):
     mine = {name: state for name, state in places.items() if name.startswith("kray-hit")}
     lives = ("hit", "hit-again-1", "hit-again-2")  # each driver had one for its ranks, and none is kept from the next
     assert mine == {f"kray-{life}-learner": "REMOVED" for life in lives}
-    straight, hit = (steps_of(tmp_path / name) for name in ("straight", "hit"))
+    straight, hit = (metrics(tmp_path / name) for name in ("straight", "hit"))
     assert [line["step"] for line in hit] == list(range(9))
-    for line in [*straight, *hit]:
-        line.pop("driver/restarts", None)
-        line.pop("learner/restarts", None)
     assert straight == hit
     ends = [newest_checkpoint(tmp_path / name) for name in ("straight", "hit")]
     one, other = (read_state(end) for end in ends)
@@ -94,6 +92,6 @@ def test_lost_rank_is_replaced_until_max_restarts(run_tiny, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "checkpoint of step 3 not written, there is no checkpoint yet" in said
     assert "lost the learner; restarting from step 0" in said
-    steps = [line["step"] for line in steps_of(tmp_path / "run")]
+    steps = [line["step"] for line in metrics(tmp_path / "run")]
     assert steps == list(range(len(steps)))
     assert read_state(newest_checkpoint(tmp_path / "run"))["step"] >= 3

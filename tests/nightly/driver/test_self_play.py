@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tiny_runs import same_weights, steps_of
+from tiny_runs import same_weights
 
 from kray.config.players import Player
 from kray.driver.past_policies import read
+from kray.faults.compared import metrics
 from kray.train.checkpoints import checkpoint_at_step, newest_checkpoint, read_state
 
 PAST = Player("past", every=1)
@@ -20,7 +21,7 @@ def test_resumed_self_play_equals_uninterrupted_self_play(run_nim, tmp_path):
     run_nim("straight", *settings, "run.steps=3")
     run_nim("broken", *settings)
     run_nim("broken", *settings, "run.steps=3", checkpoint=newest_checkpoint(tmp_path / "broken"))
-    straight, broken = (steps_of(tmp_path / name) for name in ("straight", "broken"))
+    straight, broken = (metrics(tmp_path / name) for name in ("straight", "broken"))
     assert [line["step"] for line in straight] == [0, 1, 2, 3]
     assert straight == broken
     one, other = (newest_checkpoint(tmp_path / name) for name in ("straight", "broken"))

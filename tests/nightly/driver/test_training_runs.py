@@ -9,8 +9,9 @@ import threading
 
 import numpy as np
 import pytest
-from tiny_runs import same_weights, steps_of, wait_for_line
+from tiny_runs import same_weights, wait_for_line
 
+from kray.faults.compared import metrics
 from kray.metrics import documented
 from kray.simulate.populations import find_population
 from kray.train.checkpoints import newest_checkpoint, read_state
@@ -26,7 +27,7 @@ def test_resumed_run_equals_uninterrupted_run(run_tiny, tmp_path, monkeypatch):
     run_tiny("broken", "run.steps=2")
     checkpoint = newest_checkpoint(tmp_path / "broken")
     run_tiny("broken", checkpoint=checkpoint)
-    straight, broken = (steps_of(tmp_path / name) for name in ("straight", "broken"))
+    straight, broken = (metrics(tmp_path / name) for name in ("straight", "broken"))
     assert [line["step"] for line in straight] == [line["step"] for line in broken] == [0, 1, 2, 3, 4]
     assert straight == broken
     assert {name for line in straight for name in line if name != "step" and not documented(name)} == set()
@@ -90,7 +91,7 @@ def test_stopped_run_with_fitted_priors_resumes_exactly(run_tiny, tmp_path):
     thread.join()
     assert 0 < summary.steps < 10
     run_tiny("broken", *learned, checkpoint=newest_checkpoint(tmp_path / "broken"))
-    straight, broken = (steps_of(tmp_path / name) for name in ("straight", "broken"))
+    straight, broken = (metrics(tmp_path / name) for name in ("straight", "broken"))
     assert [line["step"] for line in straight] == list(range(11))
     assert straight == broken
     one, other = (read_state(newest_checkpoint(tmp_path / name)) for name in ("straight", "broken"))

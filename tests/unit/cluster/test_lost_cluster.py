@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import ray
 
 from kray.cluster import lost_ray
 from kray.cluster.lost_ray import GCS_AWAY_S, RayLoss
+from kray.cluster.process_identity import identity, kill, this_process
 
 
 @pytest.fixture
@@ -15,6 +19,7 @@ def joined(monkeypatch):
     there = {"answers": True, "nodes": {"mine": True, "other": True}, "now": 100.0}
     loss = object.__new__(RayLoss)
     loss._address, loss._node_id, loss._answered_at, loss.local = "10.0.0.1:6379", "mine", 100.0, False
+    loss._raylet = this_process()
     monkeypatch.setattr(lost_ray, "connected", lambda: True)
     monkeypatch.setattr(lost_ray, "answers", lambda address, seconds: there["answers"])
     monkeypatch.setattr(lost_ray.time, "monotonic", lambda: there["now"])
@@ -48,3 +53,22 @@ def test_only_the_death_of_the_own_node_is_a_loss(joined):
     assert loss.why() == ""
     there["nodes"]["mine"] = False
     assert loss.why() == "the node that this job runs on is dead, by its GCS"
+
+
+def test_the_end_of_the_own_raylet_is_a_loss_before_the_head_knows_of_it(joined):
+    loss, _ = joined
+    raylet = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        loss._raylet = identity(raylet.pid)
+        assert loss.why() == loss.node_ended() == ""
+        kill(identity(raylet.pid) | {"started": 1})
+        assert raylet.poll() is None, "another process with this pid was killed"
+        kill(loss._raylet)
+        assert raylet.wait(20) == -9
+        assert loss.why() == loss.node_ended() == "the raylet of its node has ended"
+    finally:
+        raylet.kill()
+        raylet.wait(20)
+    # Where it cannot be seen from here, only the head tells.
+    loss._raylet = {}
+    assert loss.why() == ""

@@ -92,7 +92,7 @@ def test_a_lost_ray_ends_the_wait_with_its_reason():
     watch = QuietWatch()
     watch.lost = "its raylet ended by SIGKILL"
     one, _ = followed(watch=watch)
-    with pytest.raises(KrayError, match=r"Ray was lost on the machine of this job.*raylet ended by SIGKILL"):
+    with pytest.raises(KrayError, match=r"Ray was lost, and the driver of this run with it: .*raylet ended by SIGKILL"):
         one.result(items())
 
 

@@ -50,6 +50,7 @@ def test_every_shipped_environment_loads():
         ("calculator", {"leastfirst": True}, "leastfirst"),
         ("calculator", {"shown": "result"}, "shown must contain"),
         ("tools", {"tools": ["kray.environments.calculator:nothing"]}, "has no nothing"),
+        (f"{HERE}:WronglyRanged", {}, r'WronglyRanged": its reward_range must be two numbers of which the second'),
     ],
 )
 def test_invalid_environments_are_named(name, options, message):
@@ -230,3 +231,13 @@ def test_broken_environment_fails_its_own_rollout_only():
         assert broken[action].startswith("environment: "), action
         assert why in broken[action], action
     assert seconds < 30
+
+
+def test_an_environment_declares_the_range_of_its_rewards():
+    async def work(workers):
+        (opened,) = await workers.begin([(prompt(), 0)])
+        return await workers.step([(opened.state, action, False) for action in ("-2", "1", "2", "3")])
+
+    *turns, beyond = run_workers("Ranged", work)
+    assert [turn.reward for turn in turns] == [0.0, 0.75, 1.0]
+    assert "Ranged: the reward is 3, not in [-2, 2], its reward_range" in beyond

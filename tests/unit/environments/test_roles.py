@@ -202,6 +202,17 @@ def test_turns_survive_their_plain_form():
         assert RoleTurn.read(json.loads(json.dumps(each.plain()))) == each
 
 
+def test_rewards_of_roles_are_in_a_declared_range():
+    game = sample_roles.ZeroSum()
+    game.reset(START, 0)
+    game.step("first", "z")
+    assert set(game.rewards().values()) == {-1.0, 1.0}
+    assert dict(role_turns._rewards(game)) == {"first": (0.0, ""), "second": (1.0, "")}
+    game.reward_range = (0.0, 1.0)
+    with pytest.raises(ValueError, match=r"ZeroSum: the reward of first is -1, not in \[0, 1\], its reward_range"):
+        role_turns._rewards(game)
+
+
 def test_scripted_turns_depend_on_the_seed_alone():
     opened = role_turns.begin("", ("nim", {}, START, 1))
 

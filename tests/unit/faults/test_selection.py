@@ -12,10 +12,11 @@ import pytest
 from kray.errors import ConfigError
 from kray.faults import jobs
 from kray.faults.chaos import select
-from kray.faults.compared import metrics
+from kray.faults.compared import is_circumstance, metrics
 from kray.faults.injector import KINDS, plan_faults
 from kray.faults.instrumented import CLOCK, WallClock
 from kray.faults.jobs import STEPS, command_of, left_over, plan_endings
+from kray.metrics import METRICS
 
 
 def test_a_whole_run_has_all_kinds_and_a_selection_those_that_are_named():
@@ -89,3 +90,10 @@ def test_processes_that_do_not_end_are_found():
         lasting.kill()
         lasting.wait(10)
     assert left_over(started, limit_s=5.0) == []
+
+
+def test_no_metric_of_time_or_memory_is_compared():
+    clocked = [name for name, known in METRICS.items() if known.unit in ("s", "GiB") or known.unit.endswith("/s")]
+    assert len(clocked) > 10
+    assert [name for name in clocked if not is_circumstance(name)] == []
+    assert not is_circumstance("train/loss")

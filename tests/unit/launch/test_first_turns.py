@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 
 import pytest
 from inline_jobs import run_job
@@ -55,3 +56,20 @@ def test_an_environment_that_does_not_begin_is_refused(monkeypatch, tmp_path):
 def test_an_environment_without_an_opening_shows_none(monkeypatch, tmp_path):
     seen = inspect(opening(monkeypatch, tmp_path, "return ''"))
     assert not [line for line in seen.samples if "first turn" in line]
+
+
+def test_an_environment_that_hangs_is_refused_in_time(monkeypatch, tmp_path):
+    config = opening(monkeypatch, tmp_path, "__import__('time').sleep(600)")
+    config.environment.step_timeout_s = 1.5
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        inspect(config)
+    assert time.monotonic() - began < 30
+    assert "no episode of prompt" in str(caught.value)
+    assert "opening_env:Opening did not answer to its creation and reset within 1.5 s" in str(caught.value)
+    assert "environment.step_timeout_s" in str(caught.value)
+
+
+def test_an_environment_that_ends_its_process_is_refused(monkeypatch, tmp_path):
+    with pytest.raises(ConfigError, match=r"environment: no episode of prompt \S+ begins: .*died twice"):
+        inspect(opening(monkeypatch, tmp_path, "__import__('os')._exit(3)"))

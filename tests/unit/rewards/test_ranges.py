@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from kray.config import KrayConfig, RewardConfig, check
 from kray.driver.workers import make_scorer
+from kray.errors import ConfigError
+from kray.launch.preflight import check_prompts
+from kray.records import Prompt
 from kray.reward_settings import FUNCTIONS, JUDGE, JudgeConfig, read_range, reward_functions
 from kray.rewards.composed import combine
 from kray.rewards.outcome import Outcome, Ranges, position
@@ -124,6 +127,52 @@ def test_a_declared_range_is_that_of_the_runs_verifier_alone():
     (other,), _ = scored(RewardConfig("exact"), (name, "1", ""))
     assert other.reward is None
     assert "as a function of reward.functions with a range" in other.error
+
+
+POINTS, DECLARED = "sample_verifiers:points", "sample_verifiers:two_points_declared"
+
+
+def test_a_verifier_declares_its_own_range():
+    outcomes, scorer = scored(RewardConfig(POINTS), ("", "0", ""), ("", "1", ""), ("", "9", ""), (DECLARED, "1", ""))
+    assert [outcome.reward for outcome in outcomes] == [1.0, 0.0, None, 0.0]
+    assert outcomes[2].error == (
+        f'verifier "{POINTS}" returned 100, which is not in [0, 20], the reward_range that it declares'
+    )
+    assert scorer.failures == 1
+
+
+def test_a_range_of_the_configuration_must_agree_with_a_declared_one():
+    (same,), _ = scored(RewardConfig(DECLARED, range=[-1.0, 1.0]), ("", "1", ""))
+    assert same.reward == 0.0
+    (other,), _ = scored(RewardConfig(DECLARED, range=[0.0, 5.0]), ("", "0", ""))
+    wrong = (
+        f'reward.range is [0, 5], but verifier "{DECLARED}" declares the reward_range [-1, 1]: leave reward.range out'
+    )
+    assert (other.reward, other.error) == (None, wrong)
+    with pytest.raises(ConfigError) as caught:
+        check_prompts(KrayConfig(reward=RewardConfig(DECLARED, range=[0.0, 5.0])), [prompt(DECLARED)], [])
+    assert str(caught.value) == wrong
+    with pytest.raises(ConfigError, match=r"no_range.: its reward_range must be two numbers of which the second"):
+        check_prompts(
+            KrayConfig(reward=RewardConfig("sample_verifiers:no_range")), [prompt("sample_verifiers:no_range")], []
+        )
+
+
+def prompt(verifier: str) -> Prompt:
+    return Prompt("p", "1", verifier, "train", text="1 =")
+
+
+def test_functions_with_declared_ranges_are_combined():
+    reward = RewardConfig(
+        FUNCTIONS, functions={"points": {"verifier": POINTS, "weight": 3}, "sign": {"verifier": DECLARED}}
+    )
+    outcomes, _ = scored(reward, (FUNCTIONS, "0", ""), (FUNCTIONS, "1", ""), (FUNCTIONS, "9", ""))
+    assert [outcome.reward for outcome in outcomes] == [1.0, 0.0, None]
+    assert outcomes[2].error == "reward.functions.points: 100 is not in [0, 20]; the reward_range that it declares"
+    # The configuration says which of them count as 0 and 1.
+    narrow = RewardConfig(FUNCTIONS, functions={"points": {"verifier": POINTS, "range": [0, 10]}})
+    outcomes, _ = scored(narrow, (FUNCTIONS, "0", ""), (FUNCTIONS, "1", ""), (FUNCTIONS, "9", ""))
+    assert [outcome.reward for outcome in outcomes] == [1.0, 0.0, None]
 
 
 def test_values_of_functions_that_are_no_rewards_are_named_or_held():

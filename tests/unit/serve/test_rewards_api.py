@@ -314,3 +314,19 @@ def test_named_functions_are_requests_of_their_own():
     assert "cannot be sent to the reward service" in outcomes[5].error
     bodies = sorted((body["verifier"], body["options"], len(body["items"])) for body, _ in seen)
     assert bodies == [("exact", {"case_sensitive": False}, 2), ("mine:a", {"x": 1}, 2), ("mine:b", {}, 1)]
+
+
+def test_a_service_says_which_range_a_verifier_declares():
+    """The service's values are the verifier's own; the run maps them, and refuses those beyond the range."""
+    name = "sample_verifiers:points"
+    items = [{"response": digit, "answer": ""} for digit in "019"]
+    ((even, odd, nine),) = judged(ScoringSpec(verifiers=(name,)), {"verifier": name, "items": items})
+    assert [found["reward"] for found in (even, odd, nine)] == [20.0, 0.0, 100.0]
+    assert json.loads(json.dumps(even))["ends"] == [0.0, 20.0]
+    ranges, sent = Ranges(name), json.loads(json.dumps([even, odd, nine]))
+    received = [ranges.apply("", remote._outcome(found)) for found in sent]
+    assert [outcome.reward for outcome in received] == [1.0, 0.0, None]
+    assert received[2].error.endswith("returned 100, which is not in [0, 20], the reward_range that it declares")
+    assert "cannot be read" in remote._outcome(even | {"ends": [1, 1]}).error
+    earlier = {key: value for key, value in even.items() if key != "ends"}
+    assert remote._outcome(earlier).ends is None

@@ -108,3 +108,30 @@ def test_rows_take_the_belief_of_their_own_group():
 def test_the_batch_baseline_needs_no_groups():
     rows = step_rows([group_of("a", [1.0], (0, 0)), group_of("b", [0.0], (0, 0))], TrainConfig(baseline="batch"))
     assert rows.advantages.tolist() == pytest.approx([1.0, -1.0])
+
+
+@pytest.mark.parametrize("advantage", ["mean", "std"])
+def test_rollouts_whose_rewards_were_expected_are_not_effective(advantage):
+    """Where all of a step fail as they were believed to, (sum |A|)^2 / sum A^2 is the number of all rollouts."""
+    expected, surprising, unknown = (0.2, 39.8), (39.8, 0.2), (20.0, 20.0)
+    shares = {}
+    for belief in (expected, surprising, unknown):
+        groups = [group_of(str(i), [0.0] * 4, belief) for i in range(8)]
+        rows = step_rows(groups, TrainConfig(baseline="belief", advantage=advantage))
+        assert rows.effective_size == pytest.approx(32, rel=1e-3)
+        shares[belief] = rows.effective_share
+    assert shares[expected] < 0.01
+    assert shares[surprising] == 1.0
+    assert shares[unknown] == pytest.approx(1.0, abs=0.2)
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_the_effective_share_of_a_group_is_that_of_its_success_rate(successes, failures):
+    p = successes / (successes + failures)
+    one = group_of("a", [1.0] * successes + [0.0] * failures, (0.0, 0.0))
+    got = step_rows([one], TrainConfig(baseline="group", advantage="mean")).effective_share
+    assert got == pytest.approx(sum(q * min(1, 4 * (1 - q) ** 2) for q in (p, 1 - p)), rel=1e-5)
+    equal = group_of("b", [1.0] * (successes + failures), (0.0, 0.0))
+    half = step_rows([one, equal], TrainConfig(baseline="group", advantage="mean")).effective_share
+    assert half == pytest.approx(got / 2, rel=1e-5)
+    assert step_rows([equal], TrainConfig(baseline="group")).effective_share == 0.0
