@@ -39,7 +39,7 @@ from kray.train.optimizer import ShardedAdamW
 from kray.train.packing import MicroBatch, collate, own_part, split_ranks
 from kray.train.process_group import join_process_group, rank_device, run_on_rank_0
 from kray.train.schedule import learning_rate, update_order
-from kray.train.sharded_checkpoint import CheckpointWriter, read_checkpoint
+from kray.train.sharded_checkpoint import CheckpointWriter, random_states, read_checkpoint, set_random_states
 from kray.train.sharding import load_sharded, rank_mesh
 from kray.train.supported_models import check_length
 from kray.train.training_rows import TrainingRows, unscored_rows
@@ -358,10 +358,7 @@ class Learner:
         Raises:
             StorageError: A rank could not write.
         """
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state()
-        own = {"updates_done": self.updates_done, "steps_done": self.steps_done, "rng": rng}
+        own = {"updates_done": self.updates_done, "steps_done": self.steps_done, "rng": random_states(self.device)}
         self.writer.start(Path(folder), self._sharded_state(), own, background)
 
     def saved(self) -> bool:
@@ -384,9 +381,7 @@ class Learner:
         # Older checkpoints count optimizer steps only; they made one pass over each step.
         self.steps_done = own.get("steps_done", -(-self.updates_done // self.train.updates))
         if is_own:
-            torch.set_rng_state(own["rng"]["cpu"])
-            if self.device.type == "cuda" and "cuda" in own["rng"]:
-                torch.cuda.set_rng_state(own["rng"]["cuda"])
+            set_random_states(own["rng"], self.device)
         else:
             torch.manual_seed(self.seed + self.updates_done)
         dist.barrier()

@@ -105,3 +105,34 @@ def test_two_ranks_learn_as_one(run_ranks, make, case, models, some_groups, ragg
         case(scaled, [long_rollout(0, 5, 60)], baseline="belief", context_parallel=2),
     ]
     compare(run_ranks, make, 2, cases, tmp_path)
+
+
+def test_what_is_kept_for_the_backward_pass_is_divided(run_ranks, case, long_rollout, tmp_path):
+    """Two rollouts, one for each rank or one after the other on both.
+
+    Before that models that cannot be divided are refused, and in the end an exchange without partner ends in time.
+    """
+    model = saved(transformers.Qwen3Config, tmp_path / "model", num_key_value_heads=4, max_position_embeddings=2048)
+    steps = [[*long_rollout(0, 1500, 24), *long_rollout(1, 1500, 24)]]
+    setting = {"baseline": "belief", "microbatch_tokens": 1600}
+    cases = [case(model, steps, **setting, context_parallel=together) for together in (1, 2)]
+    odd = saved(
+        transformers.LlamaConfig, tmp_path / "odd", hidden_size=24, num_attention_heads=3, num_key_value_heads=1
+    )
+    bloom = saved(transformers.BloomConfig, tmp_path / "bloom", n_layer=2, n_head=2)
+    refused = [case(each, steps, context_parallel=2) for each in (odd, bloom)]
+    *reasons, alone, divided = zip(*run_ranks(2, refused + cases, "learner_activation_process.py"), strict=True)
+    for kind, reason, found in zip(
+        ("llama", "bloom"), ("does not divide 3 attention heads", "off by"), reasons, strict=True
+    ):
+        for each in found:
+            assert f"a model of type {kind} cannot be trained with train.context_parallel 2, which" in each["refused"]
+            assert reason in each["refused"]
+    (whole,) = {kept for found in alone for kept in found["kept"]}
+    for found in divided:
+        assert len(found["kept"]) == 2
+        for kept in found["kept"]:
+            print(f"\nkept for the backward pass: {kept / whole:.2f} of {whole / 2**20:.1f} MiB")
+            assert 0.45 < kept / whole < 0.6
+    assert divided[0]["error"]
+    assert 1.5 < divided[0]["waited_s"] < 5
