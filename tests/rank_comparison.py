@@ -69,5 +69,5 @@ def compare(run_ranks, make, ranks: int, cases: list[dict], folder: Path) -> Non
         assert equal(arrays(learner), first["state"])
         assert learner.updates_done == sum(m["train/optimizer_steps"] for m in metrics)
         for got, expected in zip(learner.logprobs(case["probe"]), first["probe"], strict=True):
-            np.testing.assert_allclose(got, expected, atol=1e-6)
+            np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
     print(f"\nlargest difference of a weight, {ranks} ranks to 1: {largest:.1e}; of a metric: {furthest:.1e}")
