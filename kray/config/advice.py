@@ -102,7 +102,7 @@ def _memory(config: KrayConfig) -> Iterator[str]:
     if tokens < longest:
         yield (
             f"train.microbatch_tokens {tokens} is below prompts.max_tokens + rollout.max_response_tokens = {longest}: a "
-            "rollout is never split, so a forward pass can need the memory of that many tokens"
+            "rollout is never split over micro-batches, so a forward pass can need the memory of that many tokens"
         )
 
 

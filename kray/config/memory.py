@@ -47,7 +47,8 @@ class RankMemory:
             needs beyond the memory of activations and logits, which are gone by then.
         gathered: Whole layers in the compute dtype, while they are used, and with train.offload all the float32 copy of one.
         buffers: Of the reduction of a layer's gradient.
-        activations: Of one micro-batch, without what train.activation_offload has moved to main memory.
+        activations: Of one micro-batch, or of this rank's part of it (train.context_parallel), without what
+            train.activation_offload has moved to main memory.
         logits: Of one chunk.
     """
 
@@ -84,7 +85,7 @@ def rank_memory(config: KrayConfig, sizes: ModelSizes) -> RankMemory:
     early = reduces_each_microbatch(train, sizes.trained)
     whole = 0 if early or (ranks == 1 and train.offload != "all") else 4 * sizes.trained
     largest, outside = sizes.largest_layer, sizes.of_layer(-1)
-    tokens = microbatch_tokens(config)
+    tokens = part_tokens(config)
     activations = tokens * activation_bytes(config, sizes)
     logits = LOGIT_BYTES * min(CHUNK_LOGITS, tokens * sizes.vocabulary)
     kept = 0 if train.offload == "all" else 1
@@ -127,20 +128,30 @@ def longest_rollout(config: KrayConfig) -> int:
 
 
 def microbatch_tokens(config: KrayConfig) -> int:
-    """Return the most tokens of one forward pass on a rank; a step of few rollouts has fewer than train allows."""
-    step = -(-config.plan.budget // (config.train.ranks * config.train.updates)) * longest_rollout(config)
-    return max(longest_rollout(config), min(config.train.microbatch_tokens, step))
+    """Return the most tokens of one forward pass; a step of few rollouts has fewer than train allows."""
+    train = config.train
+    step = -(-config.plan.budget // (train.ranks // train.context_parallel * train.updates)) * longest_rollout(config)
+    return max(longest_rollout(config), min(train.microbatch_tokens, step))
+
+
+def part_tokens(config: KrayConfig) -> int:
+    """Return the most tokens that a rank computes of one forward pass."""
+    return -(-microbatch_tokens(config) // config.train.context_parallel)
 
 
 def activation_bytes(config: KrayConfig, sizes: ModelSizes) -> int:
     """Return the bytes that the backward pass keeps for each token, with attention that stores no scores.
 
     Of a layer: the input of both norms in float32 and their outputs, queries, keys, values and the output of attention, and
-    four tensors of the feed-forward part.
+    four tensors of the feed-forward part. With context parallelism attention keeps as much of all tokens for some heads, and
+    the output of its own tokens besides.
     """
-    compute = ELEMENT_BYTES[dtype_of(config)]
+    compute, together = ELEMENT_BYTES[dtype_of(config)], config.train.context_parallel
     norms = 2 * (4 * sizes.hidden + 2 * compute * sizes.hidden)
     attention = 2 * compute * (sizes.queries + sizes.keys)
+    if together > 1:
+        keys = sizes.keys // sizes.key_heads * sizes.counts.key_heads_for(together)
+        attention = compute * (3 * sizes.queries + 2 * keys)
     layer = norms + attention + 4 * compute * sizes.intermediate
     outside = compute * sizes.hidden + norms // 2
     if config.train.activation_checkpointing:
@@ -230,7 +241,7 @@ def host_memory(config: KrayConfig, sizes: ModelSizes) -> HostMemory:
     train = config.train
     saved = (4 + 2 * ELEMENT_BYTES[train.moments]) * sizes.trained
     rows = 4 * train.ranks * max(weight.shard(train.ranks // train.replicas) for weight in sizes.weights)
-    inputs = ELEMENT_BYTES[dtype_of(config)] * sizes.layers * sizes.hidden * microbatch_tokens(config)
+    inputs = ELEMENT_BYTES[dtype_of(config)] * sizes.layers * sizes.hidden * part_tokens(config)
     activations = train.ranks * inputs if _offloads(config) else 0
     start = 4 * sizes.elements if sizes.read_whole else rows
     return HostMemory(start, 0 if own else version, version, activations, train.replicas * saved, saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from kray.config.memory import (
     host_memory,
     longest_rollout,
     microbatch_tokens,
+    part_tokens,
     rank_memory,
     state_in_main_memory,
     update_seconds,
@@ -67,6 +69,7 @@ def _rank_rows(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> list[
     how = "recomputed in the backward pass" if train.activation_checkpointing else "all kept for the backward pass"
     if train.activation_offload and train.gpus_per_rank:
         how = "recomputed, inputs of layers in main memory"
+    of_all = f" of {microbatch_tokens(config):,} (train.context_parallel)" if train.context_parallel > 1 else ""
     kept = f"{gib(rank.gradients)} gradients"
     if rank.whole_gradients:
         kept += f" + {gib(rank.whole_gradients)} whole ones (train.reduce_each_microbatch false)"
@@ -78,7 +81,7 @@ def _rank_rows(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> list[
             "  about",
             f"{gib(rank.gathered)} gathered layers, {gib(rank.buffers)} to reduce gradients, {gib(rank.logits)} logits",
         ),
-        ("  activations", f"about {gib(rank.activations)} at {microbatch_tokens(config):,} tokens, {how}"),
+        ("  activations", f"about {gib(rank.activations)} at {part_tokens(config):,} tokens{of_all}, {how}"),
         *_main_memory_rows(config, sizes),
     ]
 
@@ -159,7 +162,7 @@ def _require_rank(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
         known, beside = known - ENGINE_ASLEEP, f" beside the {gib(ENGINE_ASLEEP)} of an engine that sleeps"
     if rank.total <= known:
         return
-    for changes in _rank_changes(config, bool(rank.whole_gradients)):
+    for changes in _rank_changes(config, bool(rank.whole_gradients), sizes.heads):
         found = rank_memory(_changed(config, changes), sizes).total
         if found <= known:
             advice = f"{_overrides(changes)} needs {gib(found)}"
@@ -176,12 +179,13 @@ def _require_rank(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
     )
 
 
-def _rank_changes(config: KrayConfig, whole: bool) -> Iterator[dict[str, Any]]:
+def _rank_changes(config: KrayConfig, whole: bool, heads: int) -> Iterator[dict[str, Any]]:
     """Yield changes of `train` that save memory: on as few ranks as possible, and of those the ones that cost least.
 
     Args:
         config: The configuration.
         whole: Whether ranks hold whole gradients.
+        heads: Attention heads of the model.
     """
     train, least = config.train, longest_rollout(config)
     early: dict[str, Any] = {"train.reduce_each_microbatch": True} if whole else {}
@@ -201,6 +205,12 @@ def _rank_changes(config: KrayConfig, whole: bool) -> Iterator[dict[str, Any]]:
         yield from (
             each for each in [*single, *(ranks | early | single_copy | less | each for each in [{}, *shorter])] if each
         )
+        # Last what divides even a single rollout.
+        parts = math.gcd(heads, ranks.get("train.ranks", train.ranks)) if train.packing and not train.compile else 1
+        smallest = ranks | early | single_copy | less | (shorter[-1] if shorter else {})
+        for together in (train.context_parallel << k for k in range(1, 8)):
+            if not parts % together:
+                yield smallest | {"train.context_parallel": together}
 
 
 def _changed(config: KrayConfig, changes: Mapping[str, Any]) -> KrayConfig:

@@ -1,7 +1,8 @@
-"""Over how many GPUs the layers of a model can be divided in an engine. Pure."""
+"""Over how many GPUs the layers of a model can be divided in an engine, and its heads over learner ranks. Pure."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 # Most GPUs of an engine, more than a node has.
@@ -46,11 +47,34 @@ class LayerCounts:
         """Return why engines of so many GPUs are impossible, with the nearest numbers that are not; "" where they are."""
         if gpus <= 1 or not (found := self.obstacle(gpus)):
             return ""
-        possible = self.possible()
-        below, above = max(n for n in possible if n < gpus), min((n for n in possible if n > gpus), default=0)
-        nearest = f"{below} and {above} work" if above else f"{below} works"
+        nearest = _nearest(self.possible(), gpus)
         return f"rollout.gpus_per_engine {gpus}: the model has {found}, which {gpus} GPUs cannot divide; {nearest}"
+
+    def context_problem(self, together: int, ranks: int) -> str:
+        """Return why learner ranks cannot divide the attention heads, with the nearest numbers that can; "" where they can.
+
+        Args:
+            together: train.context_parallel.
+            ranks: train.ranks, a multiple of it.
+        """
+        heads = self.num_attention_heads
+        if not heads % together:
+            return ""
+        shared = math.gcd(heads, ranks)
+        nearest = _nearest([n for n in range(1, shared + 1) if not shared % n], together)
+        found = f"{heads} attention heads (num_attention_heads), which {together} ranks cannot divide"
+        return f"train.context_parallel {together}: the model has {found}; {nearest}"
+
+    def key_heads_for(self, together: int) -> int:
+        """Return how many key heads so many learner ranks hold together; they repeat some where they cannot divide them."""
+        return math.lcm(self.num_key_value_heads, together)
 
     def possible(self) -> list[int]:
         """Return the numbers of GPUs that can divide all of it, from 1 on."""
         return [gpus for gpus in range(1, MOST_GPUS + 1) if not self.obstacle(gpus)]
+
+
+def _nearest(possible: list[int], wanted: int) -> str:
+    """Return the possible numbers next to one that is not possible, as "4 works" or "4 and 8 work"."""
+    below, above = max(n for n in possible if n < wanted), min((n for n in possible if n > wanted), default=0)
+    return f"{below} and {above} work" if above else f"{below} works"

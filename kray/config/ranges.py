@@ -76,7 +76,10 @@ LIMITS: dict[Range, str] = {
         """,
     Range(2, 10**9): "plan.target_size",
     _PROMPTS: "prompts.per_step prompts.train.size prompts.test.size",
-    _FEW: "rollout.engines reward.workers reward.judge.concurrency environment.workers train.ranks train.replicas",
+    _FEW: """
+        rollout.engines reward.workers reward.judge.concurrency environment.workers train.ranks train.replicas
+        train.context_parallel
+        """,
     Range(1, 65_536): """
         model.tiny.hidden_size model.tiny.layers model.tiny.heads model.tiny.kv_heads model.tiny.intermediate_size
         model.tiny.batch_size model.lora.rank

@@ -17,6 +17,11 @@ class TrainConfig:
     copies once for each optimizer step. With as many ranks a copy as GPUs a node, layers are gathered within nodes; a rank
     then holds `replicas` times as much as with 1. Divides `ranks`."""
 
+    context_parallel: int = 1
+    """Ranks that compute one micro-batch together, each a part of its tokens (context parallelism by all-to-all over heads,
+    arXiv 2309.14509): memory of activations and logits is divided by it, also within one long rollout. Divides `ranks` and the
+    model's attention heads; needs `packing` and a model that can be packed."""
+
     cpus_per_rank: int = 1
     """CPU cores of a rank."""
 
@@ -131,7 +136,8 @@ class TrainConfig:
     expected, and those of which the policy was certain, are the ones that are left out."""
 
     microbatch_tokens: int = 16384
-    """Tokens of one forward pass on one rank, padding included."""
+    """Tokens of one forward pass, padding included, on one rank or on `context_parallel` ranks together. A longer rollout is a
+    forward pass of its own."""
 
     packing: bool = True
     """Put sequences one behind the other without padding and compute a group's prompt once. Models that cannot be packed are
@@ -166,6 +172,7 @@ class TrainConfig:
 BUILT_WITH = (
     "ranks",
     "replicas",
+    "context_parallel",
     "cpus_per_rank",
     "threads_per_rank",
     "gpus_per_rank",

@@ -332,6 +332,17 @@ def _train(config: KrayConfig) -> Iterator[Problem]:
     if train.ranks % train.replicas:
         text = f"train.ranks {train.ranks} cannot be divided evenly among train.replicas {train.replicas}"
         yield Problem(("train.replicas", "train.ranks"), text)
+    if train.ranks % train.context_parallel:
+        text = f"train.ranks {train.ranks} is not a multiple of train.context_parallel {train.context_parallel}"
+        yield Problem(("train.context_parallel", "train.ranks"), text)
+    if train.context_parallel > 1 and not train.packing:
+        text = f"train.context_parallel {train.context_parallel} divides packed micro-batches alone: set train.packing to true"
+        yield Problem(("train.context_parallel", "train.packing"), text)
+    if train.context_parallel > 1 and train.compile:
+        text = (
+            f"train.context_parallel {train.context_parallel} has not been tested with train.compile: set that to false"
+        )
+        yield Problem(("train.context_parallel", "train.compile"), text)
     if train.activation_offload and not train.activation_checkpointing:
         text = "train.activation_offload moves what train.activation_checkpointing keeps: set that, too"
         yield Problem(("train.activation_offload", "train.activation_checkpointing"), text)

@@ -123,11 +123,11 @@ def read_policy(config: KrayConfig, model_path: str) -> PolicyTokenizer:
     """Read what prompts need of a model's folder or hub id, no weights.
 
     Raises:
-        ConfigError: The model is not supported, the GPUs of an engine cannot divide it, its tokenizer cannot be used or is
-            larger than it, or it has fewer positions than prompt and response take.
+        ConfigError: The model is not supported, GPUs of an engine or learner ranks cannot divide it, its tokenizer cannot be
+            used or is larger than it, or it has fewer positions than prompt and response take.
     """
     check_supported(read_config(model_path), context_tokens(config))
-    check_divisible(model_path, config.rollout.gpus_per_engine)
+    check_divisible(model_path, config.rollout.gpus_per_engine, config.train.context_parallel, config.train.ranks)
     tokenizer, vocabulary = load_tokenizer(model_path)
     check_context(model_path, context_tokens(config))
     stops = stop_ids(model_path, tokenizer)
@@ -155,7 +155,9 @@ def read_tiny(config: KrayConfig, tiny: TinyPolicyConfig) -> PolicyTokenizer:
         keys = "prompts.max_tokens + rollout.max_response_tokens (or rollout.max_context_tokens)"
         raise ConfigError(f"{keys} = {needed} is above the {MAX_POSITIONS} positions of a tiny policy (model.tiny)")
     counts = LayerCounts(tiny.heads, tiny.kv_heads, tiny.intermediate_size, len(tokenizer))
-    if problem := counts.problem(config.rollout.gpus_per_engine):
+    train = config.train
+    problem = counts.problem(config.rollout.gpus_per_engine)
+    if problem := problem or counts.context_problem(train.context_parallel, train.ranks):
         raise ConfigError(f"{problem} (model.tiny)")
     return PolicyTokenizer(tokenizer, len(tokenizer), (tokenizer.eos_token_id,))
 

@@ -118,24 +118,26 @@ def check_context(model_path: str, needed: int) -> None:
         raise ConfigError(f"{keys} = {needed} is above the {most} positions of model.path {model_path}")
 
 
-def check_divisible(model_path: str, gpus: int) -> None:
-    """Check that the GPUs of an engine can divide the model's layers.
+def check_divisible(model_path: str, gpus: int, together: int = 1, ranks: int = 1) -> None:
+    """Check that the GPUs of an engine can divide the model's layers, and learner ranks its attention heads.
 
     Args:
         model_path: Folder or hub id.
         gpus: rollout.gpus_per_engine.
+        together: train.context_parallel.
+        ranks: train.ranks.
 
     Raises:
         ConfigError: They cannot; names the model's own number and the nearest that work.
     """
-    if gpus <= 1:
+    if gpus <= 1 and together == 1:
         return
     text = read_config(model_path).get_text_config()
     # Some families give one value for each layer, or none: what is not known is not checked.
     found = {name: value for name in COUNTED if isinstance(value := getattr(text, name, None), int)}
     heads = found.get("num_attention_heads", 0)
     counts = LayerCounts(**(dict.fromkeys(COUNTED, 0) | {"num_key_value_heads": heads} | found))
-    if problem := counts.problem(gpus):
+    if problem := counts.problem(gpus) or counts.context_problem(together, ranks):
         raise ConfigError(f"{problem} (model.path {model_path})")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError
 from kray.train.attention import ATTENTION
 from kray.train.model import OWN, set_attention
@@ -61,7 +62,9 @@ LAYOUTS = (
 )
 
 
-def choose_layout(model: Any, compute: ComputeLogprobs, dtype: str, packing: bool) -> tuple[LearnerLayout, list[str]]:
+def choose_layout(
+    model: Any, compute: ComputeLogprobs, dtype: str, train: TrainConfig
+) -> tuple[LearnerLayout, list[str]]:
     """Choose the first of LAYOUTS that agrees with the model's own forward pass, and set its attention on the model.
 
     A collective: all ranks choose the same layout, because it decides how they share a step's rows.
@@ -70,13 +73,14 @@ def choose_layout(model: Any, compute: ComputeLogprobs, dtype: str, packing: boo
         model: The sharded model.
         compute: Computes log-probabilities in a layout.
         dtype: Compute dtype, also of the model's own forward pass.
-        packing: Whether packed layouts may be chosen.
+        train: Says whether packed layouts may be chosen (packing), or no others (context_parallel above 1).
 
     Returns:
         The layout, and for each faster one the reason why it was rejected.
 
     Raises:
         ConfigError: The model's own forward pass is not that of a causal language model, or no layout agrees with it.
+            With context parallelism also a model whose tokens cannot be divided.
     """
     prompt, responses = _probe_tokens(model)
     rows = unscored_rows([(prompt, response) for response in responses])
@@ -84,7 +88,7 @@ def choose_layout(model: Any, compute: ComputeLogprobs, dtype: str, packing: boo
     problem = first_problem(problem)
     rejected: list[str] = []
     for layout in LAYOUTS if not problem else ():
-        if layout.packed and not packing:
+        if not (train.packing if layout.packed else train.context_parallel == 1):
             continue
         if not set_attention(model, layout.attention):
             rejected = ["its attention does not go through transformers' interface"]
@@ -97,8 +101,11 @@ def choose_layout(model: Any, compute: ComputeLogprobs, dtype: str, packing: boo
         if all(each <= MEAN_TOLERANCE_NATS[dtype] for each in gather_objects(gap)):
             return layout, rejected
         rejected.append(reason)
+    how = ""
+    if train.context_parallel > 1 and not problem:
+        how = f" with train.context_parallel {train.context_parallel}, which needs a model that can be packed"
     problem = problem or f"no layout gives the log-probabilities of its own forward pass ({'; '.join(rejected)})"
-    raise ConfigError(f"model.path: a model of type {model.config.model_type} cannot be trained: {problem}")
+    raise ConfigError(f"model.path: a model of type {model.config.model_type} cannot be trained{how}: {problem}")
 
 
 def _probe_tokens(model: Any) -> tuple[list[int], list[list[int]]]:

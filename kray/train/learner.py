@@ -1,7 +1,7 @@
 """One rank of the learner: a plain class that Ray (learner_group.py) or a test runs in a process of its own.
 
 Guarantees
-- Every public method except `describe`, `saved`, `lr` and `shutdown` is a collective: all ranks call it with the same
+- Every public method except `describe`, `saved` and `shutdown` is a collective: all ranks call it with the same
   arguments and in the same order.
 - An update does not depend on the number of ranks or micro-batches it is split over, up to float32 rounding.
 - A step without a rollout that has an advantage, or whose gradient is not finite, leaves weights and optimizer as they were.
@@ -30,22 +30,20 @@ from kray.config.train_schema import BUILT_WITH, TrainConfig, reduces_each_micro
 from kray.errors import ConfigError
 from kray.metrics import TRAIN_LOGPROB_GAP_MAX, TRAIN_LR, TRAIN_UPDATE_S
 from kray.train import model as policy
+from kray.train.context_parallel import context_ranks
 from kray.train.layout_choice import LearnerLayout, choose_layout
 from kray.train.lora import without_adapters
 from kray.train.loss import LossConfig, LossInputs, policy_loss
 from kray.train.metrics import SUMS, batch_sums, no_sums, update_metrics
 from kray.train.optimizer import ShardedAdamW
-from kray.train.packing import MicroBatch, collate, split_ranks
+from kray.train.packing import MicroBatch, collate, own_part, split_ranks
 from kray.train.process_group import join_process_group, rank_device, run_on_rank_0
-from kray.train.schedule import schedule_share, update_order
-from kray.train.sharded_checkpoint import CheckpointWriter, read_checkpoint
+from kray.train.schedule import learning_rate, update_order
+from kray.train.sharded_checkpoint import CheckpointWriter, random_states, read_checkpoint, set_random_states
 from kray.train.sharding import load_sharded, rank_mesh
 from kray.train.supported_models import check_length
 from kray.train.training_rows import TrainingRows, unscored_rows
 from kray.weight_sync.flat_weights import FlatWeights, Gathered
-
-# Exponent of the share of mixed groups in the learning rate, by train.lr_scaling.
-LR_EXPONENTS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 
 class Learner:
@@ -92,6 +90,7 @@ class Learner:
         join_process_group(rank, world_size, master_addr, master_port, self.device, train.timeout_s)
         try:
             self.mesh = rank_mesh(self.device.type, world_size, train.replicas)
+            self.context = context_ranks(train.context_parallel, train.timeout_s)
             # An FSDPModule and a PreTrainedModel.
             load = partial(load_sharded, model_path, dtype, self.mesh, train)
             self.model: Any = load(lora)
@@ -100,7 +99,7 @@ class Learner:
             self.reference: Any = start if train.kl else None
             self.configure(train, total_steps)
             self.writer = CheckpointWriter(rank, train.timeout_s)
-            self.layout, self.rejected_layouts = choose_layout(self.model, self._row_logprobs, dtype, train.packing)
+            self.layout, self.rejected_layouts = choose_layout(self.model, self._row_logprobs, dtype, train)
             if self.reference is not None and self.reference is not self.model:
                 policy.set_attention(self.reference, self.layout.attention)
             for layer in policy.decoder_layers(self.model) if train.compile else []:
@@ -154,17 +153,9 @@ class Learner:
             "rejected_layouts": self.rejected_layouts,
         }
 
-    def lr(self, done: float = 0.0, mixed_share: float = 1.0) -> float:
-        """Return the learning rate of the next optimizer step.
-
-        Args:
-            done: Optimizer steps of this step that come before it, as a share of all that it may take.
-            mixed_share: Share of the step's groups that carry a gradient; scales the rate as train.lr_scaling says.
-        """
-        optimizer_steps = self.train.updates * self.train.epochs
-        position = self.steps_done + done
-        share = schedule_share(self.train, position, position + 1 / optimizer_steps, self.total_steps)
-        return self.train.lr * share * mixed_share ** LR_EXPONENTS[self.train.lr_scaling]
+    def _lr(self, done: float, mixed_share: float) -> float:
+        """Return the learning rate of an optimizer step before which this share of the step's has been done."""
+        return learning_rate(self.train, self.steps_done + done, self.total_steps, mixed_share)
 
     def update(self, rows: TrainingRows) -> dict[str, float]:
         """Learn from one step by train.epochs passes of rows.updates optimizer steps each.
@@ -183,7 +174,7 @@ class Learner:
         old: list[list[Tensor | None]] = [[None] * len(batches) for batches in plan]
         if rows.updates > 1:
             old = self._old_logprobs(plan)
-        lr, order = self.lr(0.0, mixed_share), update_order(rows.updates, self.train.epochs, rows.seed)
+        lr, order = self._lr(0.0, mixed_share), update_order(rows.updates, self.train.epochs, rows.seed)
         for k, update in enumerate(order):
             pass_sums, pass_gap = self._accumulate(plan[update], old[update])
             if self._too_far(pass_sums):
@@ -191,7 +182,7 @@ class Learner:
                 break
             sums += pass_sums
             gap_max = torch.maximum(gap_max, pass_gap)
-            lr = self.lr(k / len(order), mixed_share)
+            lr = self._lr(k / len(order), mixed_share)
             norms.append(self.optimizer.step(lr))
             self.updates_done += bool(np.isfinite(norms[-1]))
         self.steps_done += 1
@@ -240,8 +231,13 @@ class Learner:
         check_length(self.model.config, int(rows.lengths.max(initial=0)))
         packed = self.layout.packed
         chosen = np.flatnonzero(rows.update == update)
-        split = split_ranks(rows, chosen, self.train.microbatch_tokens, self.world_size, packed)
-        return [collate(rows, indices, packed).to(self.device) for indices in split[self.rank]]
+        together = self.context.size
+        split = split_ranks(rows, chosen, self.train.microbatch_tokens, self.world_size // together, packed)
+        return [self._placed(collate(rows, indices, packed)) for indices in split[self.rank // together]]
+
+    def _placed(self, batch: MicroBatch) -> MicroBatch:
+        """Return what this rank computes of a micro-batch, on its device."""
+        return own_part(batch, self.context).to(self.device)
 
     def _forward(
         self,
@@ -254,7 +250,8 @@ class Learner:
         temperature = self.temperature if temperature is None else temperature
         all_logits = (layout or self.layout).all_logits
         model = self.model if model is None else model
-        return model.score(batch.inputs, batch.keep, batch.source, batch.targets, temperature, all_logits)
+        own = model.score(batch.inputs, batch.keep, batch.source, batch.targets, temperature, all_logits)
+        return own if batch.parts is None else batch.parts.gather(*own)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: MicroBatch) -> Tensor | None:
@@ -269,7 +266,8 @@ class Learner:
         """Add the batch's gradient.
 
         Returns:
-            SUMS (S,) float64, the largest gap to the engine's log-probabilities, and the old log-probabilities (N,).
+            SUMS (S,) float64, of ranks that compute together on the first alone; the largest gap to the engine's
+            log-probabilities; and the old log-probabilities (N,).
         """
         reference_N = self._reference_logprobs(batch)
         logprobs_N, entropy_N = self._forward(batch)
@@ -278,9 +276,11 @@ class Learner:
             LossInputs(logprobs_N, old_N, batch.logprobs, batch.advantages, batch.weights, batch.rollout, reference_N),
             self.loss,
         )
-        # FSDP averages gradients over the ranks; the loss is a sum.
+        # FSDP averages gradients over the ranks; the loss is a sum. Ranks that compute together have the same loss, and each
+        # the gradient of its own tokens.
         (result.loss * self.world_size).backward()
-        return *batch_sums(result, batch, entropy_N, old_N), old_N
+        sums, gap_max = batch_sums(result, batch, entropy_N, old_N)
+        return sums * (self.context.rank == 0), gap_max, old_N
 
     @torch.no_grad()
     def _row_logprobs(
@@ -290,7 +290,7 @@ class Learner:
         layout = layout or self.layout
         check_length(self.model.config, int(rows.lengths.max(initial=0)))
         try:
-            batch = collate(rows, np.arange(len(rows)), layout.packed).to(self.device)
+            batch = self._placed(collate(rows, np.arange(len(rows)), layout.packed))
             logprobs = self._forward(batch, temperature, layout=layout)[0].float().cpu()
         finally:
             self.model.reshard()
@@ -358,10 +358,7 @@ class Learner:
         Raises:
             StorageError: A rank could not write.
         """
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state()
-        own = {"updates_done": self.updates_done, "steps_done": self.steps_done, "rng": rng}
+        own = {"updates_done": self.updates_done, "steps_done": self.steps_done, "rng": random_states(self.device)}
         self.writer.start(Path(folder), self._sharded_state(), own, background)
 
     def saved(self) -> bool:
@@ -384,9 +381,7 @@ class Learner:
         # Older checkpoints count optimizer steps only; they made one pass over each step.
         self.steps_done = own.get("steps_done", -(-self.updates_done // self.train.updates))
         if is_own:
-            torch.set_rng_state(own["rng"]["cpu"])
-            if self.device.type == "cuda" and "cuda" in own["rng"]:
-                torch.cuda.set_rng_state(own["rng"]["cuda"])
+            set_random_states(own["rng"], self.device)
         else:
             torch.manual_seed(self.seed + self.updates_done)
         dist.barrier()

@@ -303,7 +303,7 @@ class LearnerGroup:
 
     def _strategy(self, rank: int) -> PlacementGroupSchedulingStrategy:
         assert self.placement is not None
-        return rank_strategy(self.placement, rank, self.train.replicas)
+        return rank_strategy(self.placement, rank, self.train)
 
     async def _rendezvous(self) -> tuple[str, int]:
         if self.train.ranks == 1:

@@ -1,7 +1,8 @@
 """Policy-gradient losses over the sampled tokens of whole rollouts.
 
 Guarantees: every loss is a sum, never a mean. The weights already contain the step's one global denominator, so any split
-of the rollouts over micro-batches and ranks adds up to the same loss and the same gradient. A rollout is never split.
+of the rollouts over micro-batches and ranks adds up to the same loss and the same gradient. A call has all tokens of its
+rollouts.
 
 GRPO, Dr. GRPO and DAPO differ in the advantages (advantages.py) and in the token weights (training_rows.py); their
 objective is PPO's clip. GSPO and CISPO have objectives of their own.

@@ -97,7 +97,7 @@ def batch_sums(result: LossResult, batch: MicroBatch, entropy_N: Tensor, old_N: 
         "gap": gap_N.sum(),
         "engine_kl": k3(old_N, batch.logprobs).sum(),
         "tokens": len(old_N),
-        "computed_tokens": batch.input_ids.numel(),
+        "computed_tokens": batch.computed_tokens,
         "filled": batch.filled,
         "rows": batch.rows,
         "keys": keys,

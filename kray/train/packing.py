@@ -1,7 +1,8 @@
 """Splits the rows of a step into the micro-batches of each rank, packed, or padded for models that cannot be packed.
 
 Guarantees
-- Every row is in exactly one micro-batch of exactly one rank, whole: a rollout is never split.
+- Every row is in exactly one micro-batch of exactly one rank, whole. With context parallelism the ranks that compute together
+  count as one, and each of them computes a part of the micro-batch's tokens; targets are found before they are divided.
 - Every rank gets the same number of micro-batches, because FSDP's collectives must match; missing ones are empty.
 - In a packed micro-batch a prompt's tokens occur once for all its rollouts there, and no token is padding. The last token
   of a response predicts nothing and is left out.
@@ -13,14 +14,16 @@ Shape suffixes: B sequences of T tokens (packed: B = 1), K places whose hidden s
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from kray.train.attention import PackedLayout, length_buckets, packed_layout
+from kray.train.context_parallel import ContextRanks, TargetParts
+from kray.train.packed_layout import PackedLayout, length_buckets, packed_layout
 from kray.train.training_rows import TrainingRows
 
 # A group is dealt to the ranks in pieces of at most 1 / (ranks * PIECES) of all tokens: enough pieces to balance the ranks,
@@ -30,15 +33,15 @@ PIECES = 4
 
 @dataclass(slots=True)
 class MicroBatch:
-    """One micro-batch.
+    """One micro-batch, of which this rank computes all or, after `own_part`, a part of the tokens.
 
     Attributes:
-        input_ids: (B, T) int64.
-        positions: (B, T) int64 position of each token in its own sequence.
+        input_ids: (B, T) int64; of a part, as all that is said to be of one, those of its T tokens.
+        positions: (B, T) int64 position of each token in its own sequence; of a part.
         layout: Which tokens see which; None for a padded micro-batch.
-        keep: (K,) int64 places in the flattened B * T.
-        source: (N,) int64, sorted; the index within K that predicts target n.
-        targets: (N,) int64 tokens.
+        keep: (K,) int64 places in the flattened B * T; of a part.
+        source: (N,) int64, sorted; the index within K that predicts target n; of a part.
+        targets: (N,) int64 tokens; of a part.
         rollout: (N,) int64 row of the micro-batch.
         order: (N,) int64 index of the target among the rows' sampled tokens, row after row.
         logprobs: (N,) float32 log-probabilities recorded by the engine, nats.
@@ -46,6 +49,7 @@ class MicroBatch:
         weights: (N,) float32 loss weights.
         filled: Number of the B * T places that hold a token.
         rows: Number of rows.
+        parts: How targets are divided over ranks; None where each rank computes all of them.
     """
 
     input_ids: Tensor
@@ -61,6 +65,7 @@ class MicroBatch:
     weights: Tensor
     filled: int
     rows: int
+    parts: TargetParts | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the micro-batch on a device."""
@@ -72,7 +77,7 @@ class MicroBatch:
             if isinstance(getattr(self, name), Tensor)
         }
         layout = None if self.layout is None else self.layout.to(device)
-        return MicroBatch(**moved, layout=layout, filled=self.filled, rows=self.rows)
+        return MicroBatch(**moved, layout=layout, filled=self.filled, rows=self.rows, parts=self.parts)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -91,6 +96,11 @@ class MicroBatch:
             "attention_mask": mask,
             "layout": self.layout,
         }
+
+    @property
+    def computed_tokens(self) -> int:
+        """Places that the layers compute, padding included, on all ranks that compute the micro-batch."""
+        return self.input_ids.numel() * (1 if self.parts is None else self.parts.ranks.size)
 
     @property
     def key_counts(self) -> tuple[int, int]:
@@ -229,6 +239,41 @@ def collate(rows: TrainingRows, indices: np.ndarray, packed: bool) -> MicroBatch
         weights=each(spread(rows.weights[indices]), np.float32),
         filled=input_ids.size if packed else int((prompts + responses - 1).sum()),
         rows=len(indices),
+    )
+
+
+def own_part(batch: MicroBatch, ranks: ContextRanks) -> MicroBatch:
+    """Return a micro-batch of which this rank computes its part of the tokens; a padded one is not divided.
+
+    Args:
+        batch: The whole micro-batch, on the CPU.
+        ranks: The ranks that compute it together.
+    """
+    if ranks.size == 1 or batch.layout is None:
+        return batch
+    tokens = batch.input_ids.shape[1]
+    part = ranks.part(tokens)
+    start = ranks.rank * part
+    # Padding is in no segment and predicts nothing.
+    padding = (0, ranks.size * part - tokens)
+    input_ids, positions = (
+        functional.pad(each, padding)[:, start : start + part] for each in (batch.input_ids, batch.positions)
+    )
+    # Places are sorted, and targets by place: what belongs to a part is contiguous.
+    bounds = torch.arange(ranks.size + 1) * part
+    kept = torch.searchsorted(batch.keep, bounds)
+    ends = torch.searchsorted(batch.source, kept).tolist()
+    first, last = kept[ranks.rank : ranks.rank + 2].tolist()
+    own = slice(*ends[ranks.rank : ranks.rank + 2])
+    return replace(
+        batch,
+        input_ids=input_ids,
+        positions=positions,
+        layout=replace(batch.layout, ranks=ranks),
+        keep=batch.keep[first:last] - start,
+        source=batch.source[own] - first,
+        targets=batch.targets[own],
+        parts=TargetParts(ranks, tuple(np.diff(ends).tolist())),
     )
 
 

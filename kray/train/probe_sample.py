@@ -36,7 +36,7 @@ def sample_tokens(learner: Any, prompt: Sequence[int], count: int, seed: int) ->
             # One target, of which only the place counts: the score of every token is asked for there.
             batch = collate(unscored_rows([(tokens, (0,))]), np.arange(1), learner.layout.packed)
             whole = replace(batch, source=torch.zeros(vocabulary, dtype=torch.int64), targets=torch.arange(vocabulary))
-            logprobs = learner._forward(whole.to(learner.device), 1.0)[0].double().cpu().numpy()
+            logprobs = learner._forward(learner._placed(whole), 1.0)[0].double().cpu().numpy()
             # The maximum of log-probabilities plus Gumbel noise is a sample.
             tokens.append(int(np.argmax(logprobs + noise.gumbel(size=vocabulary))))
     finally:

@@ -8,6 +8,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from kray.config.train_schema import TrainConfig
 from kray.ports import free_port
 
 
@@ -27,15 +28,15 @@ def node_order(node_of: Mapping[int, str]) -> list[int]:
     return sorted(bundles, key=lambda bundle: (first[node_of[bundle]], bundle))
 
 
-def rank_strategy(placement: PlacementGroup, rank: int, replicas: int) -> PlacementGroupSchedulingStrategy:
+def rank_strategy(placement: PlacementGroup, rank: int, train: TrainConfig) -> PlacementGroupSchedulingStrategy:
     """Return how Ray is asked for a rank's place.
 
     Args:
         placement: Has a bundle for each rank.
         rank: The rank.
-        replicas: train.replicas; above 1 ranks are numbered node by node.
+        train: Ranks are numbered node by node where neighbours belong together: with several replicas, or context parallelism.
     """
     bundle = rank
-    if replicas > 1:
+    if train.replicas > 1 or train.context_parallel > 1:
         bundle = node_order(placement_group_table(placement)["bundles_to_node_id"])[rank]
     return PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=bundle)

@@ -1,4 +1,4 @@
-"""The learning rate's course over a run, and the order of the optimizer steps of one step. Pure."""
+"""The learning rate of an optimizer step, by its place in the run, and the order of the optimizer steps of one step. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import math
 import numpy as np
 
 from kray.config.train_schema import TrainConfig
+
+# Exponent of the share of mixed groups in the learning rate, by train.lr_scaling.
+LR_EXPONENTS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 
 def schedule_share(train: TrainConfig, start: float, end: float, total_steps: int) -> float:
@@ -31,6 +34,19 @@ def schedule_share(train: TrainConfig, start: float, end: float, total_steps: in
     else:
         return rising
     return rising * (train.lr_final + (1 - train.lr_final) * falling)
+
+
+def learning_rate(train: TrainConfig, position: float, total_steps: int, mixed_share: float) -> float:
+    """Return the learning rate of an optimizer step.
+
+    Args:
+        train: The run's `train` section.
+        position: Steps of the run before it, a fraction for optimizer steps of the same step.
+        total_steps: Steps of the run.
+        mixed_share: Share of the step's groups that carry a gradient; scales the rate as train.lr_scaling says.
+    """
+    share = schedule_share(train, position, position + 1 / (train.updates * train.epochs), total_steps)
+    return train.lr * share * mixed_share ** LR_EXPONENTS[train.lr_scaling]
 
 
 def update_order(updates: int, epochs: int, seed: int) -> list[int]:

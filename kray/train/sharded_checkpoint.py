@@ -132,6 +132,19 @@ class CheckpointWriter:
             raise KrayError(f"checkpoint: rank {self.rank} could not write: {_reason(error)}") from error
 
 
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of this rank's random numbers, by "cpu" and where it has one "cuda"."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else states
+
+
+def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Restore `random_states`, also those of a rank on another kind of device."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
 def _reason(error: BaseException) -> str:
     """Return the error as one line; torch's checkpoints wrap the errors of each rank."""
     failures = getattr(error, "failures", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,9 +34,11 @@ def mixed_groups() -> list[RolloutGroup]:
 
 
 @pytest.mark.smoke
-def test_two_ranks_update_and_a_dead_rank_is_named(ray_local, tied_policy, tmp_path):
+@pytest.mark.parametrize("together", [1, 2], ids=["alone", "together"])
+def test_two_ranks_update_and_a_dead_rank_is_named(ray_local, tied_policy, together, tmp_path):
     async def train_and_lose_a_rank():
-        group = LearnerGroup(TRAIN, "float32", str(tied_policy), 10, 0)
+        train = replace(TRAIN, context_parallel=together)
+        group = LearnerGroup(train, "float32", str(tied_policy), 10, 0)
         try:
             ranks = await group.start()
             assert [rank["rank"] for rank in ranks] == [0, 1]

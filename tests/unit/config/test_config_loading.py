@@ -218,6 +218,19 @@ def test_interpolations_and_merge_keys(load, monkeypatch):
         (["prompts.train.template=no braces"], ["prompts.train.template must contain {prompt}"]),
         (["reward.verifier=exakt"], ["reward.verifier", "did you mean exact"]),
         (["reward.verifier=code", "reward.timeout_s=5"], ["reward.options.timeout_s 6", "below reward.timeout_s 5"]),
+        (
+            ["train.ranks=6", "train.context_parallel=4"],
+            ["train.ranks 6 is not a multiple of train.context_parallel 4"],
+        ),
+        (["train.context_parallel=2"], ["train.ranks 1 is not a multiple of train.context_parallel 2"]),
+        (
+            ["train.ranks=2", "train.context_parallel=2", "train.packing=false"],
+            ["train.context_parallel 2 divides packed micro-batches alone: set train.packing to true"],
+        ),
+        (
+            ["train.ranks=2", "train.context_parallel=2", "train.compile=true"],
+            ["train.context_parallel 2 has not been tested with train.compile"],
+        ),
         (["run.name=a/b"], ["run.name"]),
         (["run.dir=runs"], ["run.dir must be absolute"]),
         (["rollout.max_context_tokens=10"], ["rollout.max_context_tokens 10 is below"]),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kray.config import KrayConfig, ModelConfig, RolloutConfig, TrainConfig
-from kray.config.memory import GIB, engine_memory, host_memory, rank_memory, update_seconds
+from kray.config.memory import GIB, engine_memory, host_memory, microbatch_tokens, rank_memory, update_seconds
 from kray.config.memory_check import Devices, gib, memory_rows, require_fits
 from kray.config.model_sizes import ModelSizes, Weight
 from kray.config.schema import LoraConfig
@@ -41,6 +41,12 @@ def config(ranks: int = 8, engines: int = 8, gpus: int = 1, **train) -> KrayConf
     found.prompts.max_tokens = 1024
     found.plan.budget = 1024
     return found
+
+
+def longer(chosen: KrayConfig) -> KrayConfig:
+    """With responses of which one needs more memory than a GPU has left."""
+    chosen.rollout.max_response_tokens = 130_000
+    return chosen
 
 
 def test_the_models_have_the_sizes_that_their_publishers_state():
@@ -101,6 +107,32 @@ def test_copies_hold_more_and_moments_less():
     assert host_memory(config(replicas=2), QWEN_7B).saving == 2 * 12 * QWEN_7B.elements
     saved = host_memory(config(replicas=2, moments="bfloat16"), QWEN_7B)
     assert (saved.checkpoint, saved.saving) == (8 * QWEN_7B.elements, 16 * QWEN_7B.elements)
+
+
+def test_context_parallelism_divides_activations_and_logits():
+    checkpointing = {"activation_checkpointing": True, "microbatch_tokens": 4096}
+    plain = rank_memory(config(**checkpointing), QWEN_7B)
+    parts = rank_memory(config(**checkpointing, context_parallel=4), QWEN_7B)
+    assert parts.state == plain.state
+    # Of the layer that is computed: the output of attention is kept twice.
+    output = 2 * QWEN_7B.queries * 4096
+    assert parts.activations == (plain.activations + output) // 4
+    small = {"microbatch_tokens": 1024}
+    logits = [rank_memory(config(14, **small, context_parallel=n), QWEN_7B).logits for n in (1, 14)]
+    # A chunk holds fewer logits than a whole rollout has; only its part has fewer than a chunk.
+    assert logits == [27 * 2**26, 27 * -(-4096 // 14) * QWEN_7B.vocabulary]
+    moved = config(**checkpointing, activation_offload=True)
+    whole = host_memory(moved, QWEN_7B).activations
+    moved.train.context_parallel = 4
+    assert host_memory(moved, QWEN_7B).activations == whole // 4
+    shown = dict(memory_rows(moved, QWEN_7B, Devices()))["  activations"]
+    assert "at 1,024 tokens of 4,096 (train.context_parallel), recomputed" in shown
+    # Four ranks that compute together get four times as many rollouts of a small step.
+    few = config(microbatch_tokens=10**6)
+    few.plan.budget = 16
+    assert microbatch_tokens(few) == 2 * 4096
+    few.train.context_parallel = 4
+    assert microbatch_tokens(few) == 8 * 4096
 
 
 def test_inputs_of_layers_move_to_main_memory():
@@ -196,6 +228,15 @@ def test_bytes_as_text(count, text):
             "train.ranks=32 train.microbatch_tokens=8192 needs",
         ),
         (config(ranks=1024, activation_checkpointing=True), LLAMA_70B, 8 * GIB, "use model.lora, or a smaller model"),
+        (longer(config(activation_checkpointing=True)), QWEN_7B, A100, "train.context_parallel=2 needs"),
+        # Nothing else divides a rollout: not more ranks.
+        (
+            longer(config(ranks=1024, activation_checkpointing=True)),
+            QWEN_7B,
+            32 * GIB,
+            "train.context_parallel=4 needs",
+        ),
+        (longer(config(ranks=1024, activation_checkpointing=True, packing=False)), QWEN_7B, 32 * GIB, "use model.lora"),
     ],
 )
 def test_a_rank_that_cannot_fit_is_refused_with_the_nearest_setting(chosen, sizes, gpu, advice):

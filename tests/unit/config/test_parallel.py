@@ -55,5 +55,17 @@ def test_key_heads_are_divided_or_repeated():
     assert [LLAMA_70B.key_heads_on_each(gpus) for gpus in (1, 2, 8, 16)] == [8, 4, 1, 1]
 
 
+def test_learner_ranks_divide_attention_heads():
+    assert [n for n in range(1, 33) if not QWEN_7B.context_problem(n, 32 * n)] == [1, 2, 4, 7, 14, 28]
+    problem = QWEN_7B.context_problem(8, 16)
+    assert problem.startswith("train.context_parallel 8: the model has 28 attention heads (num_attention_heads)")
+    # 7 and 14 divide the heads, but not the ranks.
+    assert problem.endswith("which 8 ranks cannot divide; 4 works")
+    assert QWEN_7B.context_problem(8, 56).endswith("; 7 and 14 work")
+    # Key heads are repeated where there are fewer, or where they cannot be divided.
+    assert [QWEN_7B.key_heads_for(n) for n in (2, 4, 7, 14)] == [4, 4, 28, 28]
+
+
 def test_what_is_not_known_is_not_refused():
     assert LayerCounts(0, 0, 0, 0).problem(3) == ""
+    assert LayerCounts(0, 0, 0, 0).context_problem(3, 3) == ""

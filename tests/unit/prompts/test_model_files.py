@@ -99,6 +99,11 @@ def test_the_gpus_of_an_engine_must_divide_the_model(tmp_path):
         ConfigError, match=r"rollout\.gpus_per_engine 4: the model has 6 attention heads .*; 2 and 6 work"
     ):
         check_divisible(str(tmp_path), 4)
+    for together in (2, 3, 6):
+        check_divisible(str(tmp_path), 1, together, 12)
+    message = r"train\.context_parallel 4: the model has 6 attention heads .*, which 4 ranks cannot divide; 2 works"
+    with pytest.raises(ConfigError, match=message):
+        check_divisible(str(tmp_path), 1, 4, 8)
     write(num_key_value_heads=4)
     with pytest.raises(ConfigError, match=r"4 key-value heads \(num_key_value_heads\), which 3 GPUs cannot divide"):
         check_divisible(str(tmp_path), 3)

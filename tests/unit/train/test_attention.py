@@ -9,7 +9,8 @@ import torch
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from kray.errors import ConfigError
-from kray.train.attention import packed_attention, packed_layout
+from kray.train.attention import packed_attention
+from kray.train.packed_layout import packed_layout
 
 HEADS, KV_HEADS, D = 4, 2, 8
 PROMPT, RESPONSES = 5, (3, 7, 1)

@@ -47,6 +47,7 @@ CHANGES = {
 ELSEWHERE = {
     "ranks": "test_learner_ranks.py",
     "replicas": "test_learner_ranks.py",
+    "context_parallel": "test_context_parallel.py",
     "activation_offload": "test_activations.py",
     "gpus_per_rank": "needs a GPU",
     "compile": "takes a compiler minutes",

@@ -8,9 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kray.train.attention import length_buckets, packed_attention, packed_layout
-from kray.train.packing import collate, split_ranks
-from kray.train.training_rows import unscored_rows
+from kray.train.attention import packed_attention
+from kray.train.context_parallel import ContextRanks
+from kray.train.packed_layout import length_buckets, packed_layout
+from kray.train.packing import collate, own_part, split_ranks
+from kray.train.training_rows import step_rows, unscored_rows
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 
@@ -40,6 +42,37 @@ def test_every_row_is_in_one_microbatch_within_the_bound(rows, bound, ranks, pac
             assert batch.rows == len(indices)
             if packed:
                 assert batch.filled == (batch.input_ids.numel() if len(indices) else 0)
+
+
+@settings(deadline=None)
+@given(some_rows(), st.integers(2, 9))
+def test_parts_of_a_batch_add_up_to_it(rows, size):
+    whole = collate(rows, np.arange(len(rows)), True)
+    parts = [own_part(whole, ContextRanks(size, rank)) for rank in range(size)]
+    tokens = whole.input_ids.shape[1]
+    (each,) = {part.input_ids.shape[1] for part in parts}
+    assert tokens <= each * size < tokens + size
+    for name in ("input_ids", "positions"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts], 1)[:, :tokens], getattr(whole, name))
+    assert torch.equal(torch.cat([part.keep + rank * each for rank, part in enumerate(parts)]), whole.keep)
+    predicting = [part.keep[part.source] + rank * each for rank, part in enumerate(parts)]
+    assert torch.equal(torch.cat(predicting), whole.keep[whole.source])
+    assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
+    for rank, part in enumerate(parts):
+        assert part.parts is not None
+        assert part.parts.counts == tuple(len(other.targets) for other in parts)
+        assert (part.layout.ranks.rank, part.computed_tokens, part.filled) == (rank, each * size, whole.filled)
+        # What the loss needs stays whole.
+        assert torch.equal(part.weights, whole.weights)
+        assert torch.equal(part.rollout, whole.rollout)
+
+
+def test_what_is_not_packed_is_not_divided(some_groups, train):
+    rows = step_rows(some_groups(0, [[0, 1, 0]]), train)
+    padded = collate(rows, np.arange(len(rows)), False)
+    assert own_part(padded, ContextRanks(4, 1)) is padded
+    packed = collate(rows, np.arange(len(rows)), True)
+    assert own_part(packed, ContextRanks()) is packed
 
 
 def test_ranks_are_balanced_with_one_dominant_group():
