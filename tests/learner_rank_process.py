@@ -13,6 +13,17 @@ from listening_sockets import open_to_others
 from state_digest import state_digest
 
 from kray.train.learner import Learner
+from kray.train.model import gathered_state
+from kray.train.weight_source import WeightSource
+
+
+def same_piece_by_piece(model, dtype: str) -> bool:
+    """Return whether what buckets are filled with is what is gathered in one piece, bit for bit."""
+    source = WeightSource(model, dtype)
+    sizes = source.sizes()
+    pieces = [*source.take(0, 3), *source.take(3, len(sizes))]
+    assert [tensor.nbytes for _, tensor in pieces] == sizes
+    return state_digest(pieces) == state_digest(gathered_state(model, dtype))
 
 
 def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
@@ -24,6 +35,7 @@ def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
         probe = learner.logprobs(case["probe"])
         learner.save(case["checkpoint"], background=True)
         state = [(name, tensor.numpy()) for name, tensor in learner.state()]
+        pieces = [same_piece_by_piece(learner.model, dtype) for dtype in ("float32", "bfloat16")]
         learner.update(case["rows"][0])  # goes on while the checkpoint is written, and must not show in it
         uninterrupted = state_digest(learner.state())
         learner.load(case["checkpoint"])
@@ -32,6 +44,7 @@ def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
         learner.load(case["start"])  # written by one rank
         loaded = [(name, tensor.numpy()) for name, tensor in learner.state()]
         found = {"metrics": metrics, "probe": probe, "state": state, "digests": digests, "loaded": loaded}
+        found["pieces"] = pieces
         results.append(found | {"open": open_to_others([os.getpid()])})
         learner.shutdown()
     job.with_name(f"result-{rank}").write_bytes(pickle.dumps(results))

@@ -227,6 +227,11 @@ class RolloutConfig:
     sync_timeout_s: float = 300.0
     """Deadline for an engine to load and verify new weights, in seconds."""
 
+    sync_bucket_mib: int = 0
+    """MiB of a bucket in which new weights go to the engines, for example 512: by shared memory on each node, by gloo or nccl
+    between nodes. Rank 0 then holds two buckets instead of the whole model. 0: in one piece, through Ray's object store, which
+    is the faster way for small models. Refused with the opponent `past`, which keeps whole weights."""
+
     max_attempts: int = 3
     """Attempts at one rollout task, over lost engines and time-outs, before its rollouts count as data failures."""
 

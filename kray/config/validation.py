@@ -16,12 +16,12 @@ from kray import plan_modes as plan_rules
 from kray import reward_settings as reward_rules
 from kray.config.actor_options import option_problems
 from kray.config.export import flat
-from kray.config.players import player_problems
+from kray.config.players import PAST, frozen_players, player_problems
 from kray.config.prompts_schema import SourceConfig
 from kray.config.ranges import FIXED, RANGES, WEIGHT, number_problem
 from kray.config.reading import attribute
 from kray.config.redaction import HIDDEN, is_secret_key
-from kray.config.schema import KrayConfig
+from kray.config.schema import EnvironmentConfig, KrayConfig
 from kray.config.templates import check_template
 from kray.config.train_schema import aggregation_of
 from kray.errors import ConfigError
@@ -339,7 +339,20 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
     if rollout.gpus_per_engine > 1:
         text = f"rollout.gpus_per_engine {rollout.gpus_per_engine}: an engine on several GPUs is not supported yet, use 0 or 1"
         yield Problem(("rollout.gpus_per_engine",), text)
+    if rollout.sync_bucket_mib and _plays_past(config.environment):
+        text = (
+            f"rollout.sync_bucket_mib {rollout.sync_bucket_mib}: the opponent past keeps whole weights, use 0 with it"
+        )
+        yield Problem(("rollout.sync_bucket_mib",), text)
     yield from (Problem((key,), text) for key, text in option_problems(config.run.env, rollout.vllm))
+
+
+def _plays_past(environment: EnvironmentConfig) -> bool:
+    try:
+        return any(player.name == PAST for player in frozen_players(environment))
+    except ConfigError:
+        # `player_problems` names it.
+        return False
 
 
 def _dotted(config: KrayConfig) -> Iterator[Problem]:

@@ -17,6 +17,7 @@ from kray.config import KrayConfig, RewardConfig, SourceConfig
 from kray.config.actor_options import variables_of
 from kray.config.devices import dtype_of
 from kray.config.players import START, Player
+from kray.driver.broadcasts import Broadcasts, HandedOver
 from kray.driver.components import Components, engine_spec
 from kray.driver.opponents import Opponents, training_players
 from kray.driver.stop import Stop
@@ -49,6 +50,7 @@ class Workers:
         ready: The learner holds the policy.
         learners: The learner ranks.
         pool: The engines.
+        broadcasts: Sends weights by buckets; None: they go through the object store.
         scorer: Computes rewards.
         environments: Processes of the environment; None without one.
         roles: Of the environment; () for one without.
@@ -81,6 +83,8 @@ class Workers:
         )
         self.restarts = {"learner": 0, "driver": 0}
         self.pool = Pool(config.rollout, engine_spec(config, model_path), label)
+        bucket_mib = config.rollout.sync_bucket_mib
+        self.broadcasts = Broadcasts(self.learners, self.pool, bucket_mib) if bucket_mib else None
         sources = [config.prompts.train, *test_sources(config.prompts).values()]
         self.scorer = make_scorer(config.reward, [source.verifier for source in sources])
         environment, memory_gib = config.environment, config.reward.memory_gib
@@ -153,10 +157,10 @@ class Workers:
         Returns:
             The largest gap on the probe in nats; NaN without an engine.
         """
-        gathered, weights = await self.learners.gather_weights()
+        handed = await self._hand_over()
         # The learner computes them while the engines load.
-        logprobs = asyncio.ensure_future(self._probe_logprobs(probe))
-        published = Published(version, weights, gathered.checksum, probe, logprobs)
+        logprobs = asyncio.ensure_future(self._probe_logprobs(probe, handed.checksum))
+        published = Published(version, handed.weights, handed.checksum, probe, logprobs, handed.joined)
         publishing = asyncio.ensure_future(self.pool.publish(published))
         try:
             await asyncio.wait({logprobs, publishing}, return_when=asyncio.FIRST_EXCEPTION)
@@ -186,7 +190,16 @@ class Workers:
         gathered, weights = await self.learners.gather_weights()
         return Published(0, weights, gathered.checksum, probe, await self._probe_logprobs(probe))
 
-    async def _probe_logprobs(self, probe: tuple[int, ...]) -> np.ndarray:
+    async def _hand_over(self) -> HandedOver:
+        """Put the learner's weights into the object store, or begin to send them by buckets."""
+        if self.broadcasts is not None:
+            return await self.broadcasts.begin()
+        gathered, weights = await self.learners.gather_weights()
+        return HandedOver(weights, gathered.checksum)
+
+    async def _probe_logprobs(self, probe: tuple[int, ...], sent: str | asyncio.Future = "") -> np.ndarray:
+        if isinstance(sent, asyncio.Future):
+            await asyncio.shield(sent)
         return (await self.learners.logprobs([(probe[:1], probe[1:])]))[0]
 
     def drop_learners(self) -> None:
@@ -202,6 +215,8 @@ class Workers:
     async def close(self) -> None:
         """End all processes, in any state."""
         await self.pool.close()
+        if self.broadcasts is not None:
+            await self.broadcasts.close()
         self.learners.close()
         self.scorer.close()
         await self.opponents.close()

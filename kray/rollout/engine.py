@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,9 +29,13 @@ import ray
 
 from kray.cluster.gpus import require_device
 from kray.records import Rollout, RolloutTask
+from kray.rollout.bucket_loading import JoinedTransfer, load_buckets
 from kray.rollout.engine_spec import EngineSpec
 from kray.rollout.outcome import EngineReport
+from kray.rollout.stopwatch import Stopwatch
 from kray.rollout.vllm_transport import TRANSPORT, register_transport
+from kray.weight_sync.buckets import joined
+from kray.weight_sync.channel import Feed, TransferBroken
 from kray.weight_sync.flat_weights import FlatWeights
 from kray.weight_sync.proof import ProbeHistory, Proof, perturbed
 
@@ -45,34 +49,6 @@ class _RunningTask:
 
     task: RolloutTask
     finished: list[Rollout] = field(default_factory=list)
-
-
-class Stopwatch:
-    """Measures the seconds of each part of an operation, from its creation on."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
-
-    def done(self, part: str) -> None:
-        """Count the time since the last call, without what `each` has counted meanwhile, as this part's."""
-        now = time.monotonic()
-        self.seconds[part] = now - self._since
-        self._since = now
-
-    def each(self, part: str, items: Iterable[Any]) -> Iterator[Any]:
-        """Yield the items and count the time that it takes to produce them as this part's."""
-        self.seconds[part] = 0.0
-        iterator = iter(items)
-        while True:
-            started = time.monotonic()
-            item = next(iterator, None)
-            passed = time.monotonic() - started
-            self.seconds[part] += passed
-            self._since += passed
-            if item is None:
-                return
-            yield item
 
 
 class Engine:
@@ -95,6 +71,7 @@ class Engine:
         # Tokens of the step under way.
         self._sampled = 0
         self._probe_history = ProbeHistory()
+        self._transfer = JoinedTransfer()
         self._ready: Future = Future()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
@@ -104,7 +81,7 @@ class Engine:
         """Wait until the model is loaded.
 
         Returns:
-            "pid", the process id, and "vllm", the version of vLLM.
+            "pid", the process id, "vllm", the version of vLLM, "node", Ray's id of the node, and "gpus", the ids of the GPUs.
         """
         return self._ready.result()
 
@@ -144,15 +121,34 @@ class Engine:
             self._report_changed.notify_all()
 
     @ray.method(concurrency_group="commands")
-    def update(self, version: int, weights: FlatWeights, probe: list[int]) -> Proof:
+    def update(self, version: int, weights: FlatWeights | list[ray.ObjectRef], probe: list[int]) -> Proof:
         """Load new weights and prove them.
 
         Args:
             version: The policy version of the weights.
-            weights: The weights.
+            weights: The weights, or references to buckets of them.
             probe: (P,) token ids to score with them.
         """
+        if isinstance(weights, list):
+            weights = joined(ray.get(weights))
         return self._command(self._update, version, weights, probe)
+
+    def join(self, feed: Feed) -> None:
+        """Join a transfer of weights, which `receive` then loads."""
+        self._transfer.join(feed)
+
+    @ray.method(concurrency_group="commands")
+    def receive(self, version: int, probe: list[int]) -> Proof | str:
+        """Load the weights of the transfer that was joined, while they arrive, and prove them.
+
+        Args:
+            version: The policy version of the weights.
+            probe: (P,) token ids to score with them.
+
+        Returns:
+            The proof; or, where `update` has to load them from the object store, the reason.
+        """
+        return self._command(self._receive, version, probe)
 
     def _command(self, function: Callable[..., Any], *args: Any) -> Any:
         self._raise_failure()
@@ -170,7 +166,8 @@ class Engine:
         try:
             self._engine = self._make_engine()
             self._count_tokens()
-            self._ready.set_result({"pid": os.getpid(), "vllm": _vllm_version()})
+            place = {"node": ray.get_runtime_context().get_node_id(), "gpus": ray.get_gpu_ids()}
+            self._ready.set_result({"pid": os.getpid(), "vllm": _vllm_version(), **place})
             while True:
                 self._run_pending_commands()
                 self._step()
@@ -294,11 +291,7 @@ class Engine:
     def _update(self, version: int, weights: FlatWeights, probe: list[int]) -> Proof:
         clock = Stopwatch()
         self._load(clock.each("verify", weights.verified()))
-        self._engine.set_weight_version(str(version))
-        self._version = version
-        clock.done("load")
-        logprobs = self._score_probe(probe)
-        clock.done("probe")
+        logprobs = self._serve_version(version, probe, clock)
         # In a batch with other requests the last bits of the probe's logprobs vary.
         if not self._tasks:
             unchanged = self._probe_history.changed_without_effect(weights, probe, logprobs)
@@ -307,6 +300,29 @@ class Engine:
                 clock.done("sensitivity")
             self._probe_history.record(weights, probe, logprobs)
         return Proof(logprobs, weights.checksum, clock.seconds)
+
+    def _receive(self, version: int, probe: list[int]) -> Proof | str:
+        clock = Stopwatch()
+        try:
+            weights = FlatWeights(load_buckets(self._rpc, clock.each("wait", self._transfer.buckets())), [])
+        except TransferBroken as error:
+            return str(error)
+        logprobs = self._serve_version(version, probe, clock)
+        if not self._tasks:
+            if self._probe_history.changed_without_effect(weights, probe, logprobs):
+                # `update` finds out which, with all tensors at hand.
+                return "the logprobs of the probe are those of the version before"
+            self._probe_history.record(weights, probe, logprobs)
+        return Proof(logprobs, weights.checksum, clock.seconds)
+
+    def _serve_version(self, version: int, probe: list[int], clock: Stopwatch) -> np.ndarray:
+        """Name the version that was loaded and return its logprobs of the probe."""
+        self._engine.set_weight_version(str(version))
+        self._version = version
+        clock.done("load")
+        logprobs = self._score_probe(probe)
+        clock.done("probe")
+        return logprobs
 
     def _load(self, tensors: Iterable[tuple[str, Any]]) -> None:
         self._rpc("start_weight_update", {})

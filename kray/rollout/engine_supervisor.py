@@ -19,6 +19,7 @@ from kray.rollout.engine import EngineActor
 from kray.rollout.health import State
 from kray.rollout.outcome import EngineReport, TaskOutcome
 from kray.rollout.pool_state import PooledEngine, PoolState, Published, event_set
+from kray.weight_sync.proof import Proof
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class EngineSupervisor:
             raise EngineLost(str(error)) from error
         if not await self._wait_for_placement():
             return False
-        await self._call("start", self.pool.rollout.start_timeout_s)
+        engine.place = await self._call("start", self.pool.rollout.start_timeout_s)
         engine.up_since = time.monotonic()
         engine.health.mark_started()
         self.pool.engine_changed.set()
@@ -188,23 +189,30 @@ class EngineSupervisor:
             EngineLost: The engine failed, or its weights are not the learner's.
             WeightsUnavailable: The weights or their learner are lost.
         """
-        version, limit_s = published.version, self.pool.rollout.sync_timeout_s
-        proof = await self._call("update", limit_s, version, published.weights, list(published.probe))
-        self.engine.proof = proof
-        if proof.checksum != published.checksum:
+        version = published.version
+        proof = self.engine.proof = await self._load(published)
+        if proof.checksum != await _result(published.checksum):
             raise EngineLost(f"it loaded other weights than those of version {version}")
-        expected = published.logprobs
-        if isinstance(expected, asyncio.Future):
-            try:
-                expected = await asyncio.shield(expected)
-            except KrayError as error:
-                raise WeightsUnavailable(str(error)) from error
+        expected = await _result(published.logprobs)
         self.engine.gap = gap = float(np.abs(proof.logprobs - expected).mean())
         if not gap <= self.pool.tolerance:
             raise EngineLost(
                 f"its weights of version {version} are not the learner's: logprobs of the probe differ by {gap:.1e} nats, "
                 f"rollout.probe_tolerance is {self.pool.tolerance:.0e}"
             )
+
+    async def _load(self, published: Published) -> Proof:
+        """Load weights: from the transfer that the engine has joined, or from the object store."""
+        engine, version, limit_s = self.engine, published.version, self.pool.rollout.sync_timeout_s
+        probe, weights = list(published.probe), published.weights
+        if published.joined.get(engine.name) is engine.actor:
+            found = await self._call("receive", limit_s, version, probe)
+            if isinstance(found, Proof):
+                return found
+            logger.warning(f"pool: {engine.name} loads version {version} from the object store: {found}")
+        if callable(weights):
+            weights = await _result(asyncio.ensure_future(weights()))
+        return await self._call("update", limit_s, version, weights, probe)
 
     async def _collect_report(self) -> None:
         """Collect what the engine has finished; without tasks, wait for a change or check that the engine replies."""
@@ -280,6 +288,16 @@ class EngineSupervisor:
             if method == "update" and isinstance(cause, ObjectLostError):  # the weights' node is gone
                 raise WeightsUnavailable(_last_line(cause)) from error
             raise EngineLost(f"{method}: {_last_line(error)}", _preempted(error)) from error
+
+
+async def _result(value: Any) -> Any:
+    """Return a value or the result of a future; raise WeightsUnavailable where the learner failed to compute it."""
+    if not isinstance(value, asyncio.Future):
+        return value
+    try:
+        return await asyncio.shield(value)
+    except KrayError as error:
+        raise WeightsUnavailable(str(error)) from error
 
 
 def _preempted(error: RayError) -> bool:

@@ -1,7 +1,8 @@
 """How new weights enter a vLLM engine, and what proves that they did. Imports vLLM lazily, like engine.py.
 
 Weights go through vLLM's weight-transfer protocol with kray's own transport, TRANSPORT: the tensors are views of an object in
-Ray's store, in shared memory on the engine's node. Tied embeddings are supported. What is proved, and how:
+Ray's store, or of buckets (bucket_loading.py), in shared memory on the engine's node. Tied embeddings are supported. What is
+proved, and how:
 - The bytes that arrived are those that were sent: checksums, verified before a tensor is loaded.
 - They are the newest ones: Proof.checksum, which must equal the learner's Gathered.checksum.
 - vLLM loaded every parameter that it has: it returns the names of those it loaded.
@@ -40,6 +41,8 @@ def register_transport() -> None:
     class UpdateInfo(WeightTransferUpdateInfo):
         # Iterable of (name, tensor).
         tensors: Any
+        # The rest of the weights will not come; what was loaded is not used.
+        abandoned: bool = False
 
     class ObjectStoreTransfer(WeightTransferEngine):
         init_info_cls = InitInfo
@@ -58,6 +61,8 @@ def register_transport() -> None:
         def receive_weights(self, update_info: UpdateInfo) -> None:
             model: Any = self.model
             self.missing -= model.load_weights(update_info.tensors)
+            if update_info.abandoned:
+                self.missing = set()
 
         def finish_weight_update(self) -> None:
             if self.missing:

@@ -30,8 +30,8 @@ from kray.config.threads import threads_of
 from kray.config.train_schema import TrainConfig
 from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.records import RolloutGroup
-from kray.train.learner import Learner
 from kray.train.metrics import count_nonfinite_steps
+from kray.train.sending_learner import SendingLearner
 from kray.train.training_rows import step_rows
 from kray.weight_sync.flat_weights import Gathered
 
@@ -182,6 +182,14 @@ class LearnerGroup:
         """Return the reference of `gather_weights`."""
         return (await self.gather_weights())[1]
 
+    async def call(self, method: str, purpose: str, *arguments: Any) -> list[Any]:
+        """Call a method of every rank, as all methods of this class do, and return their results, rank 0's first."""
+        return await self._all(method, purpose, *arguments)
+
+    async def wait(self, calls: Sequence[Any], purpose: str, limit_s: float | None = None) -> list[Any]:
+        """Wait for calls of ranks as for all others: at most `limit_s` or train.timeout_s, and errors say what failed."""
+        return await self._wait(list(calls), purpose, limit_s)
+
     async def logprobs(
         self, token_rows: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float = 1.0
     ) -> list[np.ndarray]:
@@ -285,7 +293,7 @@ class LearnerGroup:
         if not self.train.gpus_per_rank:
             # Without this setting a process without GPUs sees all of them.
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        options = ray.remote(Learner).options(
+        options = ray.remote(SendingLearner).options(
             name=f"kray-{self.label}-learner-{rank}-{suffix}",
             num_cpus=self.train.cpus_per_rank,
             num_gpus=self.train.gpus_per_rank,
@@ -301,7 +309,7 @@ class LearnerGroup:
             raise InfrastructureError(f"learner: cannot {purpose.removeprefix('to ')}: it is not running")
         return await self._wait([getattr(actor, method).remote(*arguments) for actor in self.actors], purpose)
 
-    async def _wait(self, refs: list[ray.ObjectRef], purpose: str, limit_s: float | None = None) -> list[Any]:
+    async def _wait(self, refs: list[Any], purpose: str, limit_s: float | None = None) -> list[Any]:
         timeout_s = limit_s or self.train.timeout_s
         tasks = [asyncio.ensure_future(_value(ref)) for ref in refs]
         try:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kray.rollout.engine import Stopwatch
+from kray.rollout.stopwatch import Stopwatch
 from kray.weight_sync.flat_weights import FlatWeights
 from kray.weight_sync.proof import ProbeHistory, perturbed
 
