@@ -22,7 +22,8 @@ BUCKET = 40_000
 
 def make_state(seed: int) -> list[tuple[str, torch.Tensor]]:
     rng = np.random.default_rng(seed)
-    sizes = rng.integers(1, 8000, 24)
+    # The same in every version, as a policy's are.
+    sizes = np.random.default_rng(0).integers(1, 8000, 24)
     return [
         (f"layers.{i}.weight", torch.from_numpy(rng.normal(size=size).astype(np.float32)))
         for i, size in enumerate(sizes)
