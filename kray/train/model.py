@@ -161,14 +161,6 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in state_tensors(model) if name not in frozen}
 
 
-def _policy_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """(name in the model, name without adapters, tensor) of each tensor that leaves the learner."""
-    for name, tensor in state_tensors(model):
-        plain = plain_name(name)
-        if plain is not None:
-            yield name, plain, tensor
-
-
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole tensor: itself where one rank holds all of it, else gathered. A collective."""
     if not isinstance(tensor, DTensor):
@@ -176,14 +168,39 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.to_local() if tensor.device_mesh.size() == 1 else tensor.full_tensor()
 
 
-def _gathered(model: nn.Module, dtype: str | None) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole tensor) of the state, one at a time on the model's device, floats in `dtype`. A collective."""
-    merge_of = lora_merges(model)
-    for name, plain, tensor in _policy_tensors(model):
-        tensor = whole(tensor.detach())
-        if name in merge_of:
-            tensor = merge_of[name](tensor, whole)
-        yield plain, tensor.to(DTYPES[dtype]) if dtype and tensor.is_floating_point() else tensor
+class WeightSource:
+    """The state as it leaves the learner, adapters merged, tensor by tensor."""
+
+    def __init__(self, model: nn.Module, dtype: str | None):
+        """List the tensors; nothing is gathered.
+
+        Args:
+            model: The model, sharded or not.
+            dtype: Dtype of floating-point tensors; None keeps theirs.
+        """
+        self._dtype = DTYPES[dtype] if dtype else None
+        self._merge_of = lora_merges(model)
+        named = [(name, plain_name(name), tensor) for name, tensor in state_tensors(model)]
+        self._tensors = [(name, plain, tensor.detach()) for name, plain, tensor in named if plain is not None]
+
+    def sizes(self) -> list[int]:
+        """Return the bytes of each tensor."""
+        return [tensor.numel() * self._dtype_of(tensor).itemsize for _, _, tensor in self._tensors]
+
+    def take(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, whole tensor on the model's device), one at a time. A collective.
+
+        A tensor is cast before it is gathered, unless an adapter is merged into it, which happens in float32.
+        """
+        for name, plain, tensor in self._tensors[start:stop]:
+            if name in self._merge_of:
+                merged = self._merge_of[name](whole(tensor), whole)
+                yield plain, merged.to(self._dtype_of(merged))
+            else:
+                yield plain, whole(tensor.to(self._dtype_of(tensor)))
+
+    def _dtype_of(self, tensor: Tensor) -> torch.dtype:
+        return self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
 def full_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
@@ -197,12 +214,12 @@ def full_state(model: nn.Module, dtype: str | None = None, keep: bool = True) ->
     Returns:
         (name, tensor) in the model's order.
     """
-    return [(name, tensor.to("cpu", copy=True)) for name, tensor in _gathered(model, dtype) if keep]
+    return [(name, tensor.to("cpu", copy=True)) for name, tensor in WeightSource(model, dtype).take() if keep]
 
 
 def gathered_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
     """Return `full_state` without copies: whole CPU tensors of the right dtype are the live ones. A collective."""
-    return [(name, tensor.to("cpu")) for name, tensor in _gathered(model, dtype) if keep]
+    return [(name, tensor.to("cpu")) for name, tensor in WeightSource(model, dtype).take() if keep]
 
 
 def export_policy(model: Any, state: list[tuple[str, Tensor]], dtype: str, source: str, folder: Path) -> None:
