@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,8 @@ class Engine:
             self.reader.close()
         self.reader = ChannelReader(feed)
 
-    def read(self, fault: str = "", bucket: int = 0, keep: bool = True) -> dict[str, Any]:
-        """Copy all tensors; a fault ("kill" or "hang") happens at a bucket.
-
-        Args:
-            fault: What happens.
-            bucket: Where.
-            keep: Keep the copies of all tensors; else only one of each shape.
+    def read(self, fault: str = "", bucket: int = 0) -> dict[str, Any]:
+        """Copy all tensors into memory of this process; a fault ("kill" or "hang") happens at a bucket.
 
         Returns:
             checksum of what was read, seconds of waiting, and of verifying and copying; or broken, why it was not.
@@ -103,10 +98,9 @@ class Engine:
                     _end(fault)
                 started = time.monotonic()
                 for name, tensor in found:
-                    key = name if keep else str(tensor.shape)
-                    if key not in self.own:
-                        self.own[key] = torch.empty_like(tensor)
-                    self.own[key].copy_(tensor)
+                    if name not in self.own:
+                        self.own[name] = torch.empty_like(tensor)
+                    self.own[name].copy_(tensor)
                 copied_s += time.monotonic() - started
                 self.reader.release(index)
                 manifest += found.manifest
@@ -115,14 +109,15 @@ class Engine:
             return {"broken": f"{type(error).__name__}: {error}"}
         return {"checksum": FlatWeights(manifest, []).checksum, "wait_s": waited_s, "copy_s": copied_s}
 
-    def copy_s(self, nbytes: int, at_a_time: int) -> float:
-        """Return the seconds of a plain copy of so many bytes of shared memory, so many at a time."""
-        shared = np.frombuffer(mmap.mmap(-1, at_a_time), dtype=np.uint8)
-        own = np.ones_like(shared)
-        shared[:] = own
-        started = time.monotonic()
-        for _ in range(max(1, round(nbytes / at_a_time))):
-            own[:] = shared
+    def reload_s(self, at_a_time: int) -> float:
+        """Return the seconds in which all tensors that were read are copied again, from so many bytes of shared memory."""
+        shared = torch.frombuffer(mmap.mmap(-1, at_a_time), dtype=torch.uint8)
+        shared.fill_(1)
+        started, place = time.monotonic(), 0
+        for tensor in self.own.values():
+            place = place if place + tensor.nbytes <= at_a_time else 0
+            tensor.copy_(shared[place : place + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
+            place += tensor.nbytes
         return time.monotonic() - started
 
     def digest(self) -> str:
@@ -131,14 +126,16 @@ class Engine:
 
 
 class Learner:
-    """The sender, with the weights of a policy that never changes, in bfloat16."""
+    """The sender, with the weights of a policy that never changes: float32, sent in bfloat16."""
 
     def __init__(self, parameters: int, limit_s: float):
         """Fill the weights: matrices of 4 million parameters."""
         self.sender = Sender(limit_s)
         size = 2**22
-        numbers = torch.randn(size, dtype=torch.float32).bfloat16().view(2048, 2048)
+        numbers = torch.randn(size, dtype=torch.float32).view(2048, 2048)
         self.state = [(f"layers.{i}.weight", numbers + i / 8) for i in range(max(1, round(parameters / size)))]
+        Path("/proc/self/clear_refs").write_text("5")
+        self.resident = resident_bytes("VmRSS")
 
     def port(self) -> int:
         """Return the port of the store."""
@@ -146,20 +143,37 @@ class Learner:
 
     def plan(self, bucket_bytes: int) -> BucketPlan:
         """Divide the weights."""
-        return plan_buckets([tensor.nbytes for _, tensor in self.state], bucket_bytes)
+        return plan_buckets([2 * tensor.numel() for _, tensor in self.state], bucket_bytes)
 
     def open(self, readers: int, capacity: int) -> list[Feed]:
         """Begin a transfer."""
         return self.sender.channel.open(readers, capacity)
 
-    def send(self, transfer: str, receivers: list[str], bucket_bytes: int) -> tuple[Sent, float, int]:
-        """Send the weights; return the report, seconds, and by how many bytes the process grew meanwhile at most."""
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident_bytes("VmRSS")
+    def send(self, transfer: str, receivers: list[str], bucket_bytes: int) -> tuple[Sent, float]:
+        """Send the weights; return the report and the seconds."""
         started = time.monotonic()
-        plan = self.plan(bucket_bytes)
-        sent = self.sender.send(transfer, receivers, plan, lambda start, stop: self.state[start:stop])
-        return sent, time.monotonic() - started, resident_bytes("VmHWM") - before
+        sent = self.sender.send(transfer, receivers, self.plan(bucket_bytes), self._take)
+        return sent, time.monotonic() - started
+
+    def _take(self, start: int, stop: int) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((name, tensor.to(torch.bfloat16)) for name, tensor in self.state[start:stop])
+
+    def copy_s(self, nbytes: int, at_a_time: int) -> float:
+        """Return the seconds of one copy of so many bytes into shared memory, so many at a time."""
+        shared = np.frombuffer(mmap.mmap(-1, at_a_time), dtype=np.uint8)
+        shared[:] = 1
+        started, left = time.monotonic(), nbytes
+        for _, tensor in self.state:
+            part = tensor.view(-1).view(torch.uint8).numpy()[: min(left, at_a_time)]
+            place = (nbytes - left) % at_a_time if (nbytes - left) % at_a_time + len(part) <= at_a_time else 0
+            shared[place : place + len(part)] = part
+            left -= len(part)
+        assert left <= 0
+        return time.monotonic() - started
+
+    def peak_bytes(self) -> int:
+        """Return by how many bytes the process has grown beside its weights at most, since they were filled."""
+        return resident_bytes("VmHWM") - self.resident
 
 
 def resident_bytes(name: str) -> int:
