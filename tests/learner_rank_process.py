@@ -22,7 +22,8 @@ def cast_before_the_gather(model, dtype: str) -> bool:
     """Return whether what buckets are filled with, piece by piece, is what is gathered in float32 and cast then."""
     source = WeightSource(model, dtype)
     sizes = source.sizes()
-    pieces = [*source.take(0, 3), *source.take(3, len(sizes))]
+    taken = [*source.take(0, 3), *source.take(3, len(sizes))]
+    pieces = [(name, source.cast(tensor)) for name, tensor in taken]
     assert [tensor.nbytes for _, tensor in pieces] == sizes
     return state_digest(pieces) == state_digest((name, t.to(DTYPES[dtype])) for name, t in full_state(model))
 

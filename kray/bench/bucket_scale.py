@@ -1,8 +1,9 @@
 """Measures transfers by buckets between processes without Ray and vLLM. Used by jobs/bench_sync.py.
 
-The learner holds float32 and sends bfloat16; engines verify every tensor and copy it to memory of their own. The floor is one copy
-of the bytes into shared memory by the learner, and then one copy out of shared memory, which stands for the engine's reload, by all
-engines at once. A node is a receiver that gets the bytes by gloo over the loopback interface, which the floor does not count.
+The learner holds float32 and sends bfloat16; engines verify every tensor and copy it to memory of their own. The floor is one
+copy of the bytes into shared memory by the learner, and then one copy out of shared memory, which stands for the reload of an
+engine, by all engines at once. A node is a receiver that gets the bytes by gloo over the loopback interface, which the floor
+does not count.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +152,9 @@ class Learner:
     def send(self, transfer: str, receivers: list[str], bucket_bytes: int) -> tuple[Sent, float]:
         """Send the weights; return the report and the seconds."""
         started = time.monotonic()
-        sent = self.sender.send(transfer, receivers, self.plan(bucket_bytes), self._take)
+        plan = self.plan(bucket_bytes)
+        sent = self.sender.send(transfer, receivers, plan, lambda start, stop: self.state[start:stop], torch.bfloat16)
         return sent, time.monotonic() - started
-
-    def _take(self, start: int, stop: int) -> Iterator[tuple[str, torch.Tensor]]:
-        return ((name, tensor.to(torch.bfloat16)) for name, tensor in self.state[start:stop])
 
     def copy_s(self, nbytes: int, at_a_time: int) -> float:
         """Return the seconds of one copy of so many bytes into shared memory, so many at a time."""

@@ -165,11 +165,20 @@ def whole(tensor: Tensor) -> Tensor:
     """Return the whole tensor: itself where one rank holds all of it, else gathered. A collective."""
     if not isinstance(tensor, DTensor):
         return tensor
-    return tensor.to_local() if tensor.device_mesh.size() == 1 else tensor.full_tensor()
+    return tensor.full_tensor() if is_divided(tensor) else tensor.to_local()
+
+
+def is_divided(tensor: Tensor) -> bool:
+    """Return whether several ranks hold parts or copies of a tensor."""
+    return isinstance(tensor, DTensor) and tensor.device_mesh.size() > 1
 
 
 class WeightSource:
-    """The state as it leaves the learner, adapters merged, tensor by tensor."""
+    """The state as it leaves the learner, adapters merged, tensor by tensor.
+
+    Attributes:
+        dtype: Dtype of floating-point tensors; None keeps theirs.
+    """
 
     def __init__(self, model: nn.Module, dtype: str | None):
         """List the tensors; nothing is gathered.
@@ -178,7 +187,7 @@ class WeightSource:
             model: The model, sharded or not.
             dtype: Dtype of floating-point tensors; None keeps theirs.
         """
-        self._dtype = DTYPES[dtype] if dtype else None
+        self.dtype = DTYPES[dtype] if dtype else None
         self._merge_of = lora_merges(model)
         named = [(name, plain_name(name), tensor) for name, tensor in state_tensors(model)]
         self._tensors = [(name, plain, tensor.detach()) for name, plain, tensor in named if plain is not None]
@@ -190,17 +199,21 @@ class WeightSource:
     def take(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, whole tensor on the model's device), one at a time. A collective.
 
-        A tensor is cast before it is gathered, unless an adapter is merged into it, which happens in float32.
+        A tensor is cast before it is gathered. One that a rank has as a whole, or that an adapter was merged into, in float32,
+        is left to `cast`, or to the copy that is made of it.
         """
         for name, plain, tensor in self._tensors[start:stop]:
             if name in self._merge_of:
-                merged = self._merge_of[name](whole(tensor), whole)
-                yield plain, merged.to(self._dtype_of(merged))
+                yield plain, self._merge_of[name](whole(tensor), whole)
             else:
-                yield plain, whole(tensor.to(self._dtype_of(tensor)))
+                yield plain, whole(self.cast(tensor) if is_divided(tensor) else tensor)
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in the dtype in which it leaves the learner."""
+        return tensor.to(self._dtype_of(tensor))
 
     def _dtype_of(self, tensor: Tensor) -> torch.dtype:
-        return self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
 def full_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
@@ -214,12 +227,14 @@ def full_state(model: nn.Module, dtype: str | None = None, keep: bool = True) ->
     Returns:
         (name, tensor) in the model's order.
     """
-    return [(name, tensor.to("cpu", copy=True)) for name, tensor in WeightSource(model, dtype).take() if keep]
+    source = WeightSource(model, dtype)
+    return [(name, source.cast(tensor).to("cpu", copy=True)) for name, tensor in source.take() if keep]
 
 
 def gathered_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
     """Return `full_state` without copies: whole CPU tensors of the right dtype are the live ones. A collective."""
-    return [(name, tensor.to("cpu")) for name, tensor in WeightSource(model, dtype).take() if keep]
+    source = WeightSource(model, dtype)
+    return [(name, source.cast(tensor).to("cpu")) for name, tensor in source.take() if keep]
 
 
 def export_policy(model: Any, state: list[tuple[str, Tensor]], dtype: str, source: str, folder: Path) -> None:

@@ -67,7 +67,7 @@ class SendingLearner(Learner):
         source = WeightSource(self.model, self.dtype)
         plan = plan_buckets(source.sizes(), bucket_mib * MIB)
         if self._sender is not None:
-            return self._sender.send(transfer, receivers, plan, source.take)
+            return self._sender.send(transfer, receivers, plan, source.take, source.dtype)
         for _ in source.take(0, plan.bounds[-1]):
             pass
         return None
@@ -81,7 +81,8 @@ class SendingLearner(Learner):
         plan = plan_buckets(source.sizes(), bucket_mib * MIB)
         manifest: list[Entry] = []
         for start, stop in pairwise(plan.bounds):
-            state = [(name, tensor.to("cpu")) for name, tensor in source.take(start, stop) if self.rank == 0]
+            taken = source.take(start, stop)
+            state = [(name, source.cast(tensor).to("cpu")) for name, tensor in taken if self.rank == 0]
             if self.rank == 0:
                 bucket = FlatWeights.pack(state)
                 manifest += bucket.manifest

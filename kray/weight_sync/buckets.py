@@ -103,22 +103,25 @@ class Header:
             raise KrayError(f"weights: the header of a bucket cannot be read: {error}") from error
 
 
-def fill(payload: np.ndarray, tensors: Iterable[tuple[str, Tensor]]) -> tuple[Entry, ...]:
+def fill(
+    payload: np.ndarray, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None
+) -> tuple[Entry, ...]:
     """Copy tensors, from any device, into a bucket and return their entries.
 
     Args:
         payload: (capacity,) writable uint8.
         tensors: (name, tensor) pairs that fit.
+        dtype: What floating-point tensors are cast to on the way; None: nothing.
     """
     entries, start = [], 0
-    target = torch.from_numpy(payload)
     for name, tensor in tensors:
-        part = target[start : start + tensor.nbytes]
-        if tensor.nbytes:
-            part.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
-        value = checksum(payload[start : start + tensor.nbytes])
-        entries.append(Entry(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), value))
-        start += padded(tensor.nbytes)
+        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        part = payload[start : start + tensor.numel() * kind.itemsize]
+        if part.nbytes:
+            torch.from_numpy(part).view(kind).view(tensor.shape).copy_(tensor.detach())
+        # At once, while the bytes are in the processor's caches.
+        entries.append(Entry(name, tuple(tensor.shape), str(kind).removeprefix("torch."), checksum(part)))
+        start += padded(part.nbytes)
     return tuple(entries)
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kray.weight_sync.buckets import BucketPlan, Header, fill, nbytes_of
@@ -89,6 +90,7 @@ class Sender:
         receivers: Sequence[str],
         plan: BucketPlan,
         take: Callable[[int, int], Iterable[tuple[str, Tensor]]],
+        dtype: torch.dtype | None = None,
     ) -> Sent:
         """Send the weights to the readers of this node's channel, which must be open, and to the receivers.
 
@@ -97,9 +99,10 @@ class Sender:
             receivers: Names of the receivers that were asked to receive it; none before `listen`.
             plan: How the weights are divided.
             take: Yields (name, tensor) from one position to another.
+            dtype: What floating-point tensors are cast to while they are copied; None: nothing.
         """
         try:
-            return self._send(transfer, receivers, plan, take)
+            return self._send(transfer, receivers, plan, take, dtype)
         except BaseException:
             self._give_up()
             raise
@@ -110,6 +113,7 @@ class Sender:
         receivers: Sequence[str],
         plan: BucketPlan,
         take: Callable[[int, int], Iterable[tuple[str, Tensor]]],
+        dtype: torch.dtype | None = None,
     ) -> Sent:
         writer, root = self.channel.writer, self.root
         assert writer is not None
@@ -123,7 +127,8 @@ class Sender:
                     # Raised after the last tensor was taken, if it failed.
                     sending[index - SLOTS + 1].exception()
                 payload = writer.payload(index)
-                header = Header(index, plan.count, fill(payload, take(plan.bounds[index], plan.bounds[index + 1])))
+                tensors = take(plan.bounds[index], plan.bounds[index + 1])
+                header = Header(index, plan.count, fill(payload, tensors, dtype))
                 writer.publish(header)
                 entries += header.entries
                 if root is not None:

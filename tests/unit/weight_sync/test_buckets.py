@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from weights_of_chance import cut, random_state, same, states
 
 from kray.errors import KrayError
-from kray.weight_sync.buckets import ALIGNMENT, Bucket, Header, joined, plan_buckets
+from kray.weight_sync.buckets import ALIGNMENT, Bucket, Header, fill, joined, padded, plan_buckets
 from kray.weight_sync.flat_weights import FlatWeights
 
 
@@ -59,3 +59,15 @@ def test_bytes_that_are_no_header_are_refused():
     for text in (b"", b"[]", b"[0, 1, [[1, 2]]]", np.random.default_rng(0).bytes(40)):
         with pytest.raises(KrayError, match="header of a bucket"):
             Header.decode(text)
+
+
+@settings(deadline=None)
+@given(states)
+def test_floats_are_cast_while_they_are_copied(kinds):
+    state = random_state(kinds)
+    cast = [(name, tensor.bfloat16() if tensor.is_floating_point() else tensor) for name, tensor in state]
+    payload = np.zeros(sum(padded(tensor.nbytes) for _, tensor in cast), dtype=np.uint8)
+    arrived = unpack(Header(0, 1, fill(payload, state, torch.bfloat16)), payload)
+    assert [(name, tensor.dtype) for name, tensor in arrived.verified()] == [(n, t.dtype) for n, t in cast]
+    for (_, got), (_, expected) in zip(arrived.tensors(), cast, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
