@@ -9,17 +9,22 @@ does not count.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kray.bench.transfer_processes import LOOPBACK, Engine, Learner, Node, Process
+from kray.errors import KrayError
 from kray.weight_sync.buckets import MIB
 
 # Limit of one bucket and of every wait, seconds.
 LIMIT_S = 120.0
 # Transfers before the measured ones: until all memory has been touched.
 WARM_UP = 2
+# Memory of a process with torch loaded, in bytes.
+PROCESS_BYTES = 300 * MIB
+GIB = 2**30
 
 HEAD = (
     "medians: parameters  bucket MiB  engines  other nodes  floor ms (copy + reload)  time ms  ratio  GB/s to each  "
@@ -27,10 +32,16 @@ HEAD = (
 )
 
 
-def memory_gib(parameters: int, engines: int, nodes: int, bucket_mib: int) -> float:
+def needed_bytes(parameters: int, engines: int, nodes: int, bucket_mib: int) -> float:
     """Return the memory that a measurement takes: float32 in the learner, bfloat16 in each engine, two buckets a node."""
-    processes = 0.3 * (1 + engines + nodes)
-    return (4 + 2 * engines) * parameters / 2**30 + 2 * (1 + nodes) * bucket_mib / 2**10 + processes
+    return (4 + 2 * engines) * parameters + 2 * (1 + nodes) * bucket_mib * MIB + PROCESS_BYTES * (1 + engines + nodes)
+
+
+def _require_memory(needed: float) -> None:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    if needed > free:
+        raise KrayError(f"the next measurement needs {needed / GIB:.1f} GiB of memory, {free / GIB:.1f} are free")
 
 
 def measure(parameters: int, engines: int, nodes: int, bucket_mib: int, rounds: int) -> dict[str, Any]:
@@ -45,7 +56,11 @@ def measure(parameters: int, engines: int, nodes: int, bucket_mib: int, rounds: 
 
     Returns:
         Medians of seconds and bytes; peak_bytes is the largest of all rounds.
+
+    Raises:
+        KrayError: It takes more memory than is free.
     """
+    _require_memory(needed_bytes(parameters, engines, nodes, bucket_mib))
     made: list[Process] = []
 
     def process(*arguments: Any) -> Process:
