@@ -32,7 +32,6 @@ from kray.rollout.replies import value_of
 from kray.train.learner_group import LearnerGroup
 from kray.train.learner_transfer import LearnerTransfer
 from kray.weight_sync.channel import Feed
-from kray.weight_sync.transfer import Sent
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +48,15 @@ class HandedOver:
     weights: Any
     checksum: str | asyncio.Future
     joined: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """An engine as it is when a transfer begins; it may be lost at any time."""
+
+    name: str
+    actor: Any
+    node: str
 
 
 @dataclass(slots=True)
@@ -81,7 +89,6 @@ class Broadcasts:
         self.pool, self.node_of, self.env = pool, node_of, learners.env
         self.limit_s = BUCKET_SHARE * min(pool.state.rollout.sync_timeout_s, learners.train.timeout_s)
         self.receivers: dict[str, _NodeReceiver] = {}
-        self.last_sent: Sent | None = None
         self._numbers = count()
         self._background: set[asyncio.Task] = set()
 
@@ -95,10 +102,10 @@ class Broadcasts:
             InfrastructureError: The learner cannot send.
         """
         place = await self.transfer.place(self.limit_s)
-        engines: dict[str, list[PooledEngine]] = {}
+        engines: dict[str, list[_Reader]] = {}
         for engine in self.pool.engines:
             if engine.health.state in (State.STALE, State.SERVING) and engine.actor is not None:
-                engines.setdefault(self.node_of(engine), []).append(engine)
+                engines.setdefault(self.node_of(engine), []).append(_Reader(engine.name, engine.actor, engine.node))
         others = {node: found for node, found in engines.items() if node != place.node}
         if others or self.receivers:
             self._keep_receivers(others, await self.transfer.listen())
@@ -140,7 +147,7 @@ class Broadcasts:
         for node in list(self.receivers):
             self._drop(node)
 
-    def _keep_receivers(self, engines: Mapping[str, list[PooledEngine]], root: tuple[str, int]) -> None:
+    def _keep_receivers(self, engines: Mapping[str, list[_Reader]], root: tuple[str, int]) -> None:
         """Start the receivers that are missing and end those that nobody needs."""
         for node, receiver in list(self.receivers.items()):
             if node not in engines or receiver.root != root:
@@ -151,7 +158,7 @@ class Broadcasts:
                 actor = start_receiver(of_node[0].node, name, root, self.limit_s, self.env)
                 self.receivers[node] = _NodeReceiver(actor, name, root)
 
-    async def _open(self, node: str, engines: list[PooledEngine], capacity: int) -> dict[str, Any]:
+    async def _open(self, node: str, engines: list[_Reader], capacity: int) -> dict[str, Any]:
         """Open the channel of a node and let its engines join; without its receiver they load from the object store."""
         receiver = self.receivers[node]
         limit_s = JOIN_S if receiver.started else START_S
@@ -163,31 +170,27 @@ class Broadcasts:
         receiver.started = True
         return await self._join(engines, feeds)
 
-    async def _join(self, engines: list[PooledEngine], feeds: list[Feed]) -> dict[str, Any]:
+    async def _join(self, engines: list[_Reader], feeds: list[Feed]) -> dict[str, Any]:
         """Return (name, actor) of those engines that have joined."""
-        actors = [engine.actor for engine in engines]
-        calls = [actor.join.remote(feed) for actor, feed in zip(actors, feeds, strict=True)]
+        calls = [engine.actor.join.remote(feed) for engine, feed in zip(engines, feeds, strict=True)]
         results = await asyncio.gather(
             *(asyncio.wait_for(value_of(call), JOIN_S) for call in calls), return_exceptions=True
         )
         # The supervisor of an engine that failed notices it by itself.
-        joined = [not isinstance(result, BaseException) for result in results]
-        return {engine.name: actor for engine, actor, has in zip(engines, actors, joined, strict=True) if has}
+        pairs = zip(engines, results, strict=True)
+        return {engine.name: engine.actor for engine, result in pairs if not isinstance(result, BaseException)}
 
     async def _send(self, transfer: str) -> str:
         """Send the weights and return their checksum."""
         receivers = dict(self.receivers)
         calls = [asyncio.ensure_future(value_of(each.actor.receive.remote(transfer))) for each in receivers.values()]
-        receiving = dict(zip(receivers, calls, strict=True))
+        receiving, lost = dict(zip(receivers, calls, strict=True)), set(receivers)
         try:
-            self.last_sent = sent = await self.transfer.send(transfer, [each.name for each in receivers.values()])
+            sent = await self.transfer.send(transfer, [each.name for each in receivers.values()])
             lost = {node for node, receiver in receivers.items() if receiver.name in sent.lost}
             if sent.dropped:
                 logger.warning(f"weights: {len(sent.dropped)} engines of the learner's node died or were too slow")
             return sent.checksum
-        except KrayError:
-            lost = set(receiving)
-            raise
         finally:
             self._begin(self._end_receiving(receivers, receiving, lost))
 
