@@ -75,15 +75,13 @@ def test_engine_loads_buckets_and_recovers_from_a_transfer_that_ends_early(ray_l
     # Rollouts that run go on with the next version that is complete, and sample nothing in between.
     learner.shake()
     assert "given up before bucket 4" in send(3, stop=4, orders=tasks(1, max_tokens=60))
-    before = ray_local.get(engine.collect.remote(0.0), timeout=60)
+    assert not ray_local.get(engine.collect.remote(0.0), timeout=60).finished
     assert ray_local.get(engine.collect.remote(1.0), timeout=60).sampled == 0
     check(store(3))
-    sampled, finished = before.sampled, before.finished
+    finished = []
     while not finished:
-        report = ray_local.get(engine.collect.remote(5.0), timeout=60)
-        sampled, finished = sampled + report.sampled, report.finished
+        finished = ray_local.get(engine.collect.remote(5.0), timeout=60).finished
     ((_, rollouts),) = finished
-    assert sampled == sum(len(rollout.tokens) for rollout in rollouts)
     assert {version for rollout in rollouts for version, _, _ in rollout.policy_versions} <= {2, 3}
     assert any(rollout.policy_versions[-1][0] == 3 for rollout in rollouts)
 
