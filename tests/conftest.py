@@ -121,6 +121,13 @@ def make_warm(cache: Path, **settings) -> Path:
     return ensure_tiny_policy(TinyPolicyConfig(**(shape | {"warmup_steps": 20} | settings)), cache)
 
 
+@pytest.fixture(scope="session")
+def wide_policy(tmp_path_factory) -> Path:
+    """Return such a policy of some 4 MB."""
+    shape = {"hidden_size": 128, "layers": 4, "heads": 4, "kv_heads": 2, "intermediate_size": 384}
+    return make_warm(tmp_path_factory.mktemp("cache"), **shape)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with the folder of tests/ that it lies in, and run the fast ones first."""
     tests = Path(__file__).parent

@@ -14,7 +14,18 @@ from state_digest import state_digest
 
 from kray.train.adapter_weights import adapter_weights
 from kray.train.learner import Learner
+from kray.train.model import DTYPES, WeightSource, full_state
 from kray.train.probe_sample import sample_tokens
+
+
+def cast_before_the_gather(model, dtype: str) -> bool:
+    """Return whether what buckets are filled with, piece by piece, is what is gathered in float32 and cast then."""
+    source = WeightSource(model, dtype)
+    sizes = source.sizes()
+    taken = [*source.take(0, 3), *source.take(3, len(sizes))]
+    pieces = [(name, source.cast(tensor)) for name, tensor in taken]
+    assert [tensor.nbytes for _, tensor in pieces] == sizes
+    return state_digest(pieces) == state_digest((name, t.to(DTYPES[dtype])) for name, t in full_state(model))
 
 
 def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
@@ -28,6 +39,7 @@ def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
         adapters = adapter_weights(learner)[1].tensors() if case["lora"] else []
         learner.save(case["checkpoint"], background=True)
         state = [(name, tensor.numpy()) for name, tensor in learner.state()]
+        pieces = [cast_before_the_gather(learner.model, dtype) for dtype in ("float32", "bfloat16")]
         learner.update(case["rows"][0])  # goes on while the checkpoint is written, and must not show in it
         uninterrupted = state_digest(learner.state())
         learner.load(case["checkpoint"])
@@ -37,6 +49,7 @@ def learn(job: Path, rank: int, ranks: int, cases: list[dict]) -> None:
         loaded = [(name, tensor.numpy()) for name, tensor in learner.state()]
         found = {"metrics": metrics, "probe": probe, "state": state, "digests": digests, "loaded": loaded}
         found |= {"sampled": sampled, "adapters": [(name, tensor.numpy()) for name, tensor in adapters]}
+        found["pieces"] = pieces
         results.append(found | {"open": open_to_others([os.getpid()])})
         learner.shutdown()
     job.with_name(f"result-{rank}").write_bytes(pickle.dumps(results))

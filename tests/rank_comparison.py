@@ -44,6 +44,7 @@ def compare(run_ranks, make, ranks: int, cases: list[dict], folder: Path) -> Non
         first, others = results[0][number], [result[number] for result in results[1:]]
         assert all(other["state"] == other["loaded"] == [] for other in others)
         assert [result[number]["open"] for result in results] == [[]] * ranks
+        assert [result[number]["pieces"] for result in results] == [[True, True]] * ranks
         for step, expected in enumerate(metrics):
             assert first["metrics"][step].keys() == expected.keys()
             for name in set(expected) - {f"train/{name}" for name in OF_THE_SPLIT}:

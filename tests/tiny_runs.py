@@ -30,11 +30,17 @@ track: {every: 2, samples: 4, system_metrics: false}
 def run_tiny(ray_local, warm_policy, tmp_path):
     """Run CONFIG with overrides in a folder; return the Summary, or the Evaluation for method="judge"."""
 
-    def run(folder: str = "run", *overrides: str, checkpoint: Path | None = None, method: str = "run"):
+    def run(
+        folder: str = "run",
+        *overrides: str,
+        checkpoint: Path | None = None,
+        method: str = "run",
+        policy: Path = warm_policy,
+    ):
         file = tmp_path / "tiny.yaml"
         file.write_text(CONFIG)
-        config = load_config(str(file), [f"model.path={warm_policy}", f"run.dir={tmp_path}", *overrides])
-        return run_on_cluster(config, str(warm_policy), tmp_path / folder, checkpoint, method)
+        config = load_config(str(file), [f"model.path={policy}", f"run.dir={tmp_path}", *overrides])
+        return run_on_cluster(config, str(policy), tmp_path / folder, checkpoint, method)
 
     return run
 

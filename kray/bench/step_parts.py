@@ -19,7 +19,7 @@ from kray.errors import KrayError
 from kray.metrics import TRAIN_UPDATE_S
 from kray.records import EncodedPrompt, Rollout, RolloutGroup, RolloutTask, Sampling, derive_seed
 from kray.rewards import score
-from kray.rollout.engine import EngineActor
+from kray.rollout.receiving_engine import EngineActor
 from kray.train.learner_group import LearnerGroup
 from kray.train.training_rows import step_rows
 

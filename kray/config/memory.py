@@ -218,8 +218,9 @@ class HostMemory:
     Attributes:
         start: While the ranks read the model: beside its shards each holds one tensor's rows. The whole model where rank 0
             must read it whole.
-        gathered: Rank 0's whole weights at an update; a single rank on CPU in float32 hands over its own.
-        version: One version of the weights in the object store.
+        gathered: Rank 0's whole weights at an update; a single rank on CPU in float32 hands over its own. With
+            rollout.sync_bucket_mib two buckets and one whole tensor.
+        version: One version of the weights in the object store; with rollout.sync_bucket_mib only where an engine starts late.
         activations: Inputs of layers that all ranks keep there (train.activation_offload).
         saving: Copies of the shards of all ranks while a checkpoint is written.
         checkpoint: A checkpoint on disk, without what the driver adds.
@@ -244,7 +245,11 @@ def host_memory(config: KrayConfig, sizes: ModelSizes) -> HostMemory:
     inputs = ELEMENT_BYTES[dtype_of(config)] * sizes.layers * sizes.hidden * part_tokens(config)
     activations = train.ranks * inputs if _offloads(config) else 0
     start = 4 * sizes.elements if sizes.read_whole else rows
-    return HostMemory(start, 0 if own else version, version, activations, train.replicas * saved, saved)
+    gathered = 0 if own else version
+    if bucket := config.rollout.sync_bucket_mib * 2**20:
+        largest = ELEMENT_BYTES[dtype_of(config)] * max(weight.elements for weight in sizes.weights)
+        gathered = 2 * max(min(bucket, version), largest) + largest
+    return HostMemory(start, gathered, version, activations, train.replicas * saved, saved)
 
 
 def update_seconds(config: KrayConfig, sizes: ModelSizes) -> dict[str, float]:

@@ -125,16 +125,18 @@ def _engine_rows(config: KrayConfig, engine: EngineMemory, devices: Devices) -> 
 def _host_rows(config: KrayConfig, sizes: ModelSizes) -> list[tuple[str, str]]:
     host, seconds = host_memory(config, sizes), update_seconds(config, sizes)
     gathered = f"{gib(host.gathered)} gathered + " if host.gathered else ""
+    update = f"{gathered}{gib(host.version)} in the object store, twice while one version replaces another"
+    if config.rollout.sync_bucket_mib:
+        update = (
+            f"{gib(host.gathered)} in buckets + {gib(host.version)} in the object store where an engine starts late"
+        )
     rates = ", ".join(f"{name} {BANDWIDTHS[name] / 1e9:g}" for name in seconds)
     return [
         (
             "host of rank 0",
             f"{gib(host.start)} while {'it reads the model' if sizes.read_whole else 'ranks read their rows'}",
         ),
-        (
-            "  at an update",
-            f"{gathered}{gib(host.version)} in the object store, twice while one version replaces another",
-        ),
+        ("  at an update", update),
         *([("  in an update", f"{gib(host.activations)} inputs of layers, of all ranks")] if host.activations else []),
         ("  while a checkpoint waits", f"{gib(host.saving)}, with all ranks on this node"),
         ("a checkpoint", f"{gib(host.checkpoint)} on disk, {config.run.keep_checkpoints} are kept"),

@@ -88,6 +88,7 @@ LIMITS: dict[Range, str] = {
     # More than a node has.
     Range(0, 64): "rollout.gpus_per_engine",
     Range(0, 10**7): "model.tiny.warmup_steps",
+    Range(1, 2**20, also=(0,)): "rollout.sync_bucket_mib",
     Range(0, 1000): "model.tiny.draft_digits",
     Range(1, 100_000, also=(-1, 0)): "rollout.threads_per_engine train.threads_per_rank",
     Range(0, 1): "train.gpus_per_rank",

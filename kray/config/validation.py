@@ -24,6 +24,7 @@ from kray.config.reading import attribute
 from kray.config.redaction import HIDDEN, is_secret_key
 from kray.config.rounding import rounding_problems
 from kray.config.schema import KrayConfig
+from kray.config.sync_buckets import bucket_problems
 from kray.config.templates import check_template
 from kray.config.train_schema import aggregation_of
 from kray.config.turns import turn_problems
@@ -141,6 +142,7 @@ def problems(config: KrayConfig) -> list[Problem]:
         *_track(config),
         *_resources(config),
         *(Problem(keys, text) for keys, text in turn_problems(config)),
+        *(Problem(keys, text) for keys, text in bucket_problems(config)),
         *_hidden(dataclasses.asdict(config), ""),
         *_dotted(config),
     ]

@@ -12,11 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kray.config import KrayConfig, RewardConfig, SourceConfig
 from kray.config.actor_options import variables_of
 from kray.config.devices import dtype_of
 from kray.config.memory import ELEMENT_BYTES
 from kray.config.players import START, Player
+from kray.driver.broadcasts import Broadcasts, HandedOver
 from kray.driver.colocation import Colocation
 from kray.driver.components import Components, engine_spec
 from kray.driver.model_on_nodes import look_everywhere
@@ -53,6 +56,7 @@ class Workers:
         ready: The learner holds the policy.
         learners: The learner ranks.
         pool: The engines.
+        broadcasts: Sends weights by buckets; None: they go through the object store in one piece.
         scorer: Computes rewards.
         environments: Processes of the environment; None without one.
         roles: Of the environment; () for one without.
@@ -91,6 +95,8 @@ class Workers:
         self.colocation = Colocation(config.rollout, self.learners) if config.rollout.colocate else None
         self.adapters, self._update_bytes = adapters_of(config), 0
         self.pool = self._make_pool(model_path, label)
+        bucket_mib = config.rollout.sync_bucket_mib
+        self.broadcasts = Broadcasts(self.learners, self.pool, bucket_mib) if bucket_mib else None
         sources = [config.prompts.train, *test_sources(config.prompts).values()]
         self.scorer = make_scorer(config.reward, [source.verifier for source in sources])
         environment, memory_gib = config.environment, config.reward.memory_gib
@@ -193,17 +199,16 @@ class Workers:
         Returns:
             The largest gap on the probe in nats; NaN without an engine.
         """
-        gathered, weights = await self.learners.gather_weights(adapters=self.adapters is not None)
-        self._update_bytes = gathered.nbytes
+        handed, probe = await self._hand_over(), self.probe
         if self.colocation is not None:
-            probe = self.probe
             expected = await probe.logprobs(probe.tokens)
-            published = Published(version, weights, gathered.checksum, probe.tokens, expected, probe.start)
+            published = Published(version, handed.weights, handed.checksum, probe.tokens, expected, probe.start)
             return await self.colocation.hand_over(published)
         # The learner computes them while the engines load.
-        probe = self.probe
-        logprobs = asyncio.ensure_future(probe.logprobs(probe.tokens))
-        published = Published(version, weights, gathered.checksum, probe.tokens, logprobs, probe.start)
+        logprobs = asyncio.ensure_future(self._logprobs_after(handed.checksum))
+        published = Published(
+            version, handed.weights, handed.checksum, probe.tokens, logprobs, probe.start, handed.joined
+        )
         publishing = asyncio.ensure_future(self.pool.publish(published))
         try:
             await asyncio.wait({logprobs, publishing}, return_when=asyncio.FIRST_EXCEPTION)
@@ -215,6 +220,20 @@ class Workers:
         finally:
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
+
+    async def _hand_over(self) -> HandedOver:
+        """Put the learner's weights into the object store, or begin to send them by buckets."""
+        if self.broadcasts is not None:
+            return await self.broadcasts.begin()
+        gathered, weights = await self.learners.gather_weights(adapters=self.adapters is not None)
+        self._update_bytes = gathered.nbytes
+        return HandedOver(weights, gathered.checksum)
+
+    async def _logprobs_after(self, sent: str | asyncio.Future) -> np.ndarray:
+        """Return the learner's logprobs of the probe, when it has sent its weights."""
+        if isinstance(sent, asyncio.Future):
+            await asyncio.shield(sent)
+        return await self.probe.logprobs(self.probe.tokens)
 
     async def restore_opponents(self, checkpoint: Path | None) -> None:
         """Give older versions of the policy, as opponents, what they had at a checkpoint, else the learner's weights.
@@ -236,7 +255,8 @@ class Workers:
     async def weights_checksum(self) -> str:
         """Return the checksum of the learner's whole weights, which are published unless engines take adapters."""
         if self.adapters is None and self.pool.published is not None:
-            return self.pool.published.checksum
+            checksum = self.pool.published.checksum
+            return checksum if isinstance(checksum, str) else await asyncio.shield(checksum)
         return (await self.learners.gather_weights())[0].checksum
 
     def drop_learners(self) -> None:
@@ -254,6 +274,8 @@ class Workers:
     async def close(self) -> None:
         """End all processes, in any state."""
         await self.pool.close()
+        if self.broadcasts is not None:
+            await self.broadcasts.close()
         self.learners.close()
         self.scorer.close()
         await self.opponents.close()

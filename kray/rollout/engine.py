@@ -34,7 +34,7 @@ from kray.cluster.gpus import require_device
 from kray.cluster.process_identity import this_process
 from kray.records import Rollout, RolloutTask
 from kray.rollout.engine_spec import EngineSpec
-from kray.rollout.outcome import EngineReport
+from kray.rollout.outcome import EngineReport, rollout_of
 from kray.rollout.stopwatch import Stopwatch
 from kray.rollout.vllm_adapters import adapter_request, load_adapters, perturbed_adapters
 from kray.weight_sync.flat_weights import FlatWeights
@@ -189,9 +189,12 @@ class Engine:
                 function, _, future = self._commands.get()
                 future.set_exception(RuntimeError(f"{function.__name__.strip('_')}: {self._failure}"))
 
+    def _may_step(self) -> bool:
+        return self._engine.has_unfinished_requests()
+
     def _run_pending_commands(self) -> None:
-        """Run every pending command; without unfinished requests, wait for one."""
-        while not self._commands.empty() or not self._engine.has_unfinished_requests():
+        """Run every pending command; where there is nothing to compute, wait for one."""
+        while not self._commands.empty() or not self._may_step():
             function, args, future = self._commands.get()
             try:
                 future.set_result(function(*args))
@@ -286,7 +289,7 @@ class Engine:
                 others.append(output)
                 continue
             ended += 1
-            running.finished.append(_rollout(running.task, int(i), output.outputs[0]))
+            running.finished.append(rollout_of(running.task, int(i), output.outputs[0]))
             if len(running.finished) == running.task.rollouts:
                 del self._tasks[int(name)]
                 finished.append((int(name), sorted(running.finished, key=lambda rollout: rollout.index)))
@@ -307,16 +310,9 @@ class Engine:
         return others
 
     def _update(self, version: int, weights: FlatWeights, probe: list[int]) -> Proof:
-        # Calibrates the engine: with the weights of the model's folder, which the learner has read as well.
-        start = None if self._version >= 0 or self._tasks else self._score_probe(probe)
-        clock = Stopwatch()
+        start, clock = self._start_logprobs(probe), Stopwatch()
         self._load(weights, clock)
-        self._engine.set_weight_version(str(version))
-        self._version = version
-        clock.done("load")
-        self._loaded(clock)
-        logprobs = self._score_probe(probe)
-        clock.done("probe")
+        logprobs = self._serve_version(version, probe, clock)
         # In a batch with other requests the last bits of the probe's logprobs vary.
         if not self._tasks:
             unchanged = self._probe_history.changed_without_effect(weights, probe, logprobs)
@@ -325,6 +321,20 @@ class Engine:
                 clock.done("sensitivity")
             self._probe_history.record(weights, probe, logprobs)
         return Proof(logprobs, weights.checksum, clock.seconds, start)
+
+    def _start_logprobs(self, probe: list[int]) -> np.ndarray | None:
+        """Return the probe's logprobs with the weights of the model's folder, which the learner has read as well."""
+        return None if self._version >= 0 or self._tasks else self._score_probe(probe)
+
+    def _serve_version(self, version: int, probe: list[int], clock: Stopwatch) -> np.ndarray:
+        """Name the version that was loaded and return its logprobs of the probe."""
+        self._engine.set_weight_version(str(version))
+        self._version = version
+        clock.done("load")
+        self._loaded(clock)
+        logprobs = self._score_probe(probe)
+        clock.done("probe")
+        return logprobs
 
     def _loaded(self, clock: Stopwatch) -> None:
         """Do what is due between new weights and their proof; see sleeping_engine.py."""
@@ -373,24 +383,7 @@ class Engine:
         return np.array([position[token].logprob for token, position in pairs], dtype=np.float32)
 
 
-def _rollout(task: RolloutTask, number: int, output: Any) -> Rollout:
-    """Convert vLLM's CompletionOutput to the task's rollout of this number, counted from 0."""
-    flat = output.logprobs
-    return Rollout(
-        prompt_id=task.prompt_id,
-        index=task.first_index + number,
-        tokens=np.array(output.token_ids, dtype=np.int32),
-        logprobs=np.array([flat.logprobs[i] for i in flat.start_indices], dtype=np.float32),
-        finish_reason=str(output.finish_reason),
-        policy_versions=tuple((int(s.version), s.start, s.end) for s in output.weight_versions or ()),
-    )
-
-
 def _vllm_version() -> str:
     import vllm
 
     return vllm.__version__
-
-
-# The actor class; commands have a thread of their own, so that they run in order and block no report.
-EngineActor: Any = ray.remote(concurrency_groups={"commands": 1})(Engine)  # type: ignore[call-overload]

@@ -16,12 +16,12 @@ import numpy as np
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from kray.cluster.process_identity import is_stopped
-from kray.errors import KrayError
-from kray.rollout.engine import EngineActor
 from kray.rollout.health import State
 from kray.rollout.outcome import EngineReport, TaskOutcome
 from kray.rollout.pool_state import PooledEngine, PoolState, Published, event_set
+from kray.rollout.receiving_engine import EngineActor
 from kray.rollout.replies import last_line, value_of, was_preempted, while_alive, within
+from kray.rollout.weight_loading import WeightsUnavailable, learned, load
 from kray.weight_sync.proof import Proof
 from kray.weight_sync.tolerance import Calibration, mean_gap
 
@@ -40,6 +40,8 @@ PLACEMENT_POLL_S = 1.0
 STALL_WARNING_S = 30.0
 # Seconds without a reply to `collect` or `ping`, which wait for no computation, after which an engine counts as lost.
 RESPONSE_TIMEOUT_S = 30.0
+# Methods that load new weights, which take long: meanwhile pings tell whether the engine is alive.
+LOADING = ("update", "receive")
 # Seconds between an answer to a ping and the next one, while an engine loads new weights.
 PING_S = 5.0
 
@@ -55,10 +57,6 @@ class EngineLost(Exception):
         """Create the error from the reason, for people."""
         super().__init__(reason)
         self.preempted = preempted
-
-
-class WeightsUnavailable(Exception):
-    """The published weights or their learner are lost; the engine is fine and waits for the next version."""
 
 
 class EngineSupervisor:
@@ -134,7 +132,7 @@ class EngineSupervisor:
         self._process, self.engine.calibrated = {}, None
         if await self._take_spare() or await self._place_actor():
             started = await self._call("start", self.pool.rollout.start_timeout_s)
-            self._process = started["process"]
+            self._process, self.engine.node = started["process"], started.get("node", "")
             self.engine.up_since = time.monotonic()
             self.engine.health.mark_started()
             self.pool.engine_changed.set()
@@ -252,15 +250,12 @@ class EngineSupervisor:
             EngineLost: The engine failed, or its weights are not the learner's.
             WeightsUnavailable: The weights or their learner are lost.
         """
-        version, limit_s = published.version, self.pool.rollout.sync_timeout_s
-        proof = await self._call("update", limit_s, version, published.weights, list(published.probe))
+        version = published.version
+        proof = await load(self.engine, published, self._call, self.pool.rollout.sync_timeout_s)
         self.engine.proof = proof
-        if proof.checksum != published.checksum:
+        if proof.checksum != await learned(published.checksum):
             raise EngineLost(f"it loaded other weights than those of version {version}")
-        try:
-            expected: np.ndarray = await _settled(published.logprobs)
-        except KrayError as error:
-            raise WeightsUnavailable(str(error)) from error
+        expected: np.ndarray = await learned(published.logprobs)
         self._calibrate(published, proof)
         self.engine.gap = gap = mean_gap(proof.logprobs, expected)
         limit = self.pool.limit(self.engine, published.probe, expected)
@@ -372,20 +367,16 @@ class EngineSupervisor:
         """Call the actor with a deadline; raise EngineLost on any failure, WeightsUnavailable when weights are lost."""
         try:
             reply = value_of(getattr(self.engine.actor, method).remote(*args))
-            if method != "update":
+            if method not in LOADING:
                 return await within(reply, limit_s, self._stopped)
             return await while_alive(reply, limit_s, self._ping, PING_S)
         except TimeoutError:
             if self._stopped():
                 raise EngineLost(f"its process is stopped and does not reply to {method}") from None
-            silent = f", or to a ping within {RESPONSE_TIMEOUT_S:g} s" if method == "update" else ""
+            silent = f", or to a ping within {RESPONSE_TIMEOUT_S:g} s" if method in LOADING else ""
             raise EngineLost(f"no reply to {method} within {limit_s:g} s{silent}") from None
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if method == "update" and isinstance(cause, ObjectLostError):  # the weights' node is gone
                 raise WeightsUnavailable(last_line(cause)) from error
             raise EngineLost(f"{method}: {last_line(error)}", was_preempted(error)) from error
-
-
-async def _settled(value: Any) -> Any:
-    return await asyncio.shield(value) if isinstance(value, asyncio.Future) else value

@@ -96,3 +96,16 @@ def _unpack(
     )
     finished = [(task_id, [next(rollouts) for _ in range(count)]) for task_id, count in tasks]
     return EngineReport(progress, finished, refused, busy_s, sampled)
+
+
+def rollout_of(task: RolloutTask, number: int, output: Any) -> Rollout:
+    """Convert vLLM's CompletionOutput to the task's rollout of this number, counted from 0."""
+    flat = output.logprobs
+    return Rollout(
+        prompt_id=task.prompt_id,
+        index=task.first_index + number,
+        tokens=np.array(output.token_ids, dtype=np.int32),
+        logprobs=np.array([flat.logprobs[i] for i in flat.start_indices], dtype=np.float32),
+        finish_reason=str(output.finish_reason),
+        policy_versions=tuple((int(s.version), s.start, s.end) for s in output.weight_versions or ()),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,21 +28,24 @@ class Published:
 
     Attributes:
         version: The policy version.
-        weights: Reference to `FlatWeights` in the object store.
-        checksum: `FlatWeights.checksum` of the weights.
+        weights: Reference to `FlatWeights` in the object store; or a function that puts them there, for engines that do not get
+            them otherwise, and returns references to buckets of them.
+        checksum: `FlatWeights.checksum` of the weights, or a future of it.
         probe: (P,) token ids of the probe.
         logprobs: (P - 1,) the learner's logprobs of probe[1:], or a future of them, so that learner and engines can compute
             at the same time.
         start: (P - 1,) the learner's logprobs of probe[1:] with the start model, by which engines are calibrated; None where
             they are not known.
+        joined: Engine -> its actor, of the engines that have joined a transfer of the weights.
     """
 
     version: int
     weights: Any
-    checksum: str
+    checksum: str | asyncio.Future
     probe: tuple[int, ...]
     logprobs: np.ndarray | asyncio.Future
     start: np.ndarray | None = None
+    joined: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PooledEngine:
@@ -51,6 +55,7 @@ class PooledEngine:
         name: Its name in the pool, such as "engine-0".
         health: Its state and restarts.
         actor: Handle of its current actor; None while there is none.
+        node: Ray's id of the node of its current actor; "" where it is not known.
         needed: Whether the pool needs it; if not, it finishes its tasks and is stopped.
         proof: Its reply to the newest weights.
         gap: Mean absolute difference in nats between its and the learner's logprobs at its last proof.
@@ -68,6 +73,7 @@ class PooledEngine:
         self.name = name
         self.health = Health(max_restarts)
         self.actor: Any = None
+        self.node = ""
         self.needed = False
         self.proof: Proof | None = None
         self.gap = 0.0

@@ -14,8 +14,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kray.rollout.engine import EngineActor
 from kray.rollout.engine_spec import EngineSpec
+from kray.rollout.receiving_engine import EngineActor
 
 logger = logging.getLogger(__name__)
 

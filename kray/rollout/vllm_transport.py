@@ -4,8 +4,8 @@ Imported by vLLM itself, in every process that holds a part of the model, before
 option worker_extension_cls (kray/rollout/engine_spec.py). So it needs no plugin that an installation would have to know.
 
 Weights go through vLLM's weight-transfer protocol with kray's own transport, TRANSPORT. In an engine of one process the tensors
-are views of an object in Ray's store, in shared memory on the engine's node; the processes of a larger engine read them from
-memory that the actor shares with them, a bucket at a time. Tied embeddings are supported. What is proved, and how:
+are views of an object in Ray's store, in shared memory on the engine's node, or of buckets (receiving_engine.py); the processes
+of a larger engine read buckets from memory that is shared with them. Tied embeddings are supported. What is proved, and how:
 - The bytes that arrived are those that were sent: checksums, verified by each process before a tensor is loaded.
 - They are the newest ones: Proof.checksum, which must equal the learner's Gathered.checksum.
 - vLLM loaded every parameter that it has: it returns the names of those it loaded.
@@ -36,7 +36,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from kray.errors import KrayError
 from kray.rollout.engine_spec import TRANSPORT
-from kray.weight_sync.shared_buckets import Bucket
+from kray.weight_sync.buckets import Bucket
 
 # prctl's option, of linux/prctl.h.
 PR_SET_PDEATHSIG = 1
@@ -57,9 +57,11 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
     Attributes:
         tensors: Iterable of (name, tensor); a Bucket in an engine of several processes.
+        abandoned: The rest of the version will not come, and another one is loaded before the model is used.
     """
 
     tensors: Any
+    abandoned: bool = False
 
 
 class SharedMemoryTransfer(WeightTransferEngine):
@@ -89,6 +91,8 @@ class SharedMemoryTransfer(WeightTransferEngine):
         self.missing -= model.load_weights(iter(update_info.tensors))
         if isinstance(update_info.tensors, Bucket):
             own_buffered(model, update_info.tensors)
+        if update_info.abandoned:
+            self.missing = set()
 
     def finish_weight_update(self) -> None:
         """Compute with the version from now on.

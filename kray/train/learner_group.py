@@ -31,10 +31,10 @@ from kray.errors import ConfigError, InfrastructureError, KrayError
 from kray.records import RolloutGroup
 from kray.train.adapter_weights import adapter_weights
 from kray.train.colocated_learner import ColocatedLearner
-from kray.train.learner import Learner
 from kray.train.metrics import count_nonfinite_steps
 from kray.train.probe_sample import sample_tokens
 from kray.train.rank_places import free_address, rank_strategy
+from kray.train.sending_learner import SendingLearner
 from kray.train.training_rows import step_rows
 from kray.weight_sync.flat_weights import Gathered
 
@@ -126,7 +126,7 @@ class LearnerGroup:
 
     async def move(self, method: str) -> list[Any]:
         """Have ranks that share their device `enter_device` or `leave_device`; return what each of them returned."""
-        return await self._all(method, f"to {method.replace('_', ' the ')}")
+        return await self.call(method, f"to {method.replace('_', ' the ')}")
 
     async def start(self) -> list[dict[str, Any]]:
         """Place the ranks, let them join and load the model; closes the group when that fails.
@@ -148,7 +148,7 @@ class LearnerGroup:
             self.actors = [self._make_actor(rank, address, port, suffix) for rank in range(self.train.ranks)]
             loading = [actor.describe.remote() for actor in self.actors]
             limit_s = max(self.placement_timeout_s, self.train.timeout_s)
-            return await self._wait(loading, "to load the model and join the process group", limit_s)
+            return await self.wait(loading, "to load the model and join the process group", limit_s)
         except BaseException:
             self.close()
             raise
@@ -163,7 +163,7 @@ class LearnerGroup:
         Raises:
             ConfigError: A key differs that the ranks were built with.
         """
-        await self._all("configure", "to begin another run", train, total_steps)
+        await self.call("configure", "to begin another run", train, total_steps)
         self.train, self.nonfinite_steps = train, 0
 
     async def update(self, groups: Sequence[RolloutGroup], seed: int = 0) -> dict[str, float]:
@@ -181,7 +181,7 @@ class LearnerGroup:
             KrayError: The gradients of train.max_nonfinite steps in a row were not finite.
         """
         rows = await asyncio.to_thread(step_rows, groups, self.train, seed)
-        metrics = (await self._all("update", "to update", ray.put(rows)))[0]
+        metrics = (await self.call("update", "to update", ray.put(rows)))[0]
         self.nonfinite_steps = count_nonfinite_steps(self.nonfinite_steps, metrics, self.train.max_nonfinite)
         return metrics
 
@@ -203,7 +203,7 @@ class LearnerGroup:
             pairs = [actor.__ray_call__.options(num_returns=2).remote(adapter_weights) for actor in self.actors]
         else:
             pairs = [actor.weights.options(num_returns=2).remote() for actor in self.actors]
-        gathered = await self._wait([gathered for gathered, _ in pairs], "to gather the weights")
+        gathered = await self.wait([gathered for gathered, _ in pairs], "to gather the weights")
         return gathered[0], pairs[0][1]
 
     async def weights(self) -> ray.ObjectRef:
@@ -222,11 +222,11 @@ class LearnerGroup:
         Returns:
             For each pair (T,) float32, nats.
         """
-        return (await self._all("logprobs", "to compute log-probabilities", list(token_rows), temperature))[0]
+        return (await self.call("logprobs", "to compute log-probabilities", list(token_rows), temperature))[0]
 
     async def sample(self, prompt: Sequence[int], count: int, seed: int) -> tuple[int, ...]:
         """Continue a prompt by so many tokens of the policy; see `sample_tokens`."""
-        return (await self._all("__ray_call__", "to sample a probe", sample_tokens, tuple(prompt), count, seed))[0]
+        return (await self.call("__ray_call__", "to sample a probe", sample_tokens, tuple(prompt), count, seed))[0]
 
     async def save(self, folder: str | Path, wait: bool = True) -> None:
         """Write a sharded checkpoint; an earlier write is waited for.
@@ -236,7 +236,7 @@ class LearnerGroup:
             wait: Whether to return when the checkpoint is on disk; else as soon as every rank has taken a copy, and
                 `saved` then waits for the write.
         """
-        await self._all("save", f"to save {folder}", str(folder), not wait)
+        await self.call("save", f"to save {folder}", str(folder), not wait)
 
     async def saved(self) -> None:
         """Wait until no rank is writing a checkpoint; may be awaited while other calls are made.
@@ -245,7 +245,7 @@ class LearnerGroup:
             KrayError: The write failed or took longer than train.timeout_s.
         """
         deadline = time.monotonic() + self.train.timeout_s
-        while not all(await self._all("saved", "to report whether the checkpoint is written")):
+        while not all(await self.call("saved", "to report whether the checkpoint is written")):
             if time.monotonic() > deadline:
                 raise InfrastructureError(f"learner: a checkpoint was not written after {self.train.timeout_s:.0f} s")
             await asyncio.sleep(SAVED_POLL_S)
@@ -256,15 +256,15 @@ class LearnerGroup:
         limit_s = 2 * self.train.timeout_s
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
-            await self._wait([actor.__ray_ready__.remote() for actor in self.actors], "to respond", limit_s)
+            await self.wait([actor.__ray_ready__.remote() for actor in self.actors], "to respond", limit_s)
 
     async def load(self, folder: str | Path) -> None:
         """Load a checkpoint of any number of ranks."""
-        await self._all("load", f"to load {folder}", str(folder))
+        await self.call("load", f"to load {folder}", str(folder))
 
     async def export(self, folder: str | Path) -> None:
         """Write a Hugging Face folder."""
-        await self._all("export", f"to export {folder}", str(folder))
+        await self.call("export", f"to export {folder}", str(folder))
 
     def kill(self) -> None:
         """Kill all ranks; their resources stay reserved for the next ones."""
@@ -309,7 +309,7 @@ class LearnerGroup:
         if self.train.ranks == 1:
             return "", 0
         task = ray.remote(free_address).options(num_cpus=0, scheduling_strategy=self._strategy(0))
-        return (await self._wait([task.remote()], "to find a free address"))[0]
+        return (await self.wait([task.remote()], "to find a free address"))[0]
 
     def _make_actor(self, rank: int, address: str, port: int, suffix: str) -> Any:
         threads = str(threads_of(self.train.threads_per_rank, self.train.cpus_per_rank))
@@ -318,7 +318,7 @@ class LearnerGroup:
             # Without this setting a process without GPUs sees all of them.
             environment["CUDA_VISIBLE_DEVICES"] = ""
         alone = self.before_use is None
-        options = ray.remote(Learner if alone else ColocatedLearner).options(
+        options = ray.remote(SendingLearner if alone else ColocatedLearner).options(
             name=f"kray-{self.label}-learner-{rank}-{suffix}",
             num_cpus=self.train.cpus_per_rank,
             num_gpus=self.train.gpus_per_rank * (1 if alone else GPU_SHARE),
@@ -328,15 +328,16 @@ class LearnerGroup:
         device = "cuda" if self.train.gpus_per_rank else "cpu"
         return options.remote(rank, self.train.ranks, address, port, *self.arguments, device, *self.options)
 
-    async def _all(self, method: str, purpose: str, *arguments: Any) -> list[Any]:
+    async def call(self, method: str, purpose: str, *arguments: Any) -> list[Any]:
         """Call a method on all ranks and return their results, rank 0's first."""
         if not self.actors:
             raise InfrastructureError(f"learner: cannot {purpose.removeprefix('to ')}: it is not running")
         if self.before_use is not None and method in USES_DEVICE:
             await self.before_use()
-        return await self._wait([getattr(actor, method).remote(*arguments) for actor in self.actors], purpose)
+        return await self.wait([getattr(actor, method).remote(*arguments) for actor in self.actors], purpose)
 
-    async def _wait(self, refs: list[ray.ObjectRef], purpose: str, limit_s: float | None = None) -> list[Any]:
+    async def wait(self, refs: list[Any], purpose: str, limit_s: float | None = None) -> list[Any]:
+        """Wait for calls of ranks, at most `limit_s` or train.timeout_s, and return their results."""
         timeout_s = limit_s or self.train.timeout_s
         tasks = [asyncio.ensure_future(_value(ref)) for ref in refs]
         try:

@@ -161,29 +161,59 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in state_tensors(model) if name not in frozen}
 
 
-def _policy_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """(name in the model, name without adapters, tensor) of each tensor that leaves the learner."""
-    for name, tensor in state_tensors(model):
-        plain = plain_name(name)
-        if plain is not None:
-            yield name, plain, tensor
-
-
 def whole(tensor: Tensor) -> Tensor:
     """Return the whole tensor: itself where one rank holds all of it, else gathered. A collective."""
     if not isinstance(tensor, DTensor):
         return tensor
-    return tensor.to_local() if tensor.device_mesh.size() == 1 else tensor.full_tensor()
+    return tensor.full_tensor() if is_divided(tensor) else tensor.to_local()
 
 
-def _gathered(model: nn.Module, dtype: str | None) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole tensor) of the state, one at a time on the model's device, floats in `dtype`. A collective."""
-    merge_of = lora_merges(model)
-    for name, plain, tensor in _policy_tensors(model):
-        tensor = whole(tensor.detach())
-        if name in merge_of:
-            tensor = merge_of[name](tensor, whole)
-        yield plain, tensor.to(DTYPES[dtype]) if dtype and tensor.is_floating_point() else tensor
+def is_divided(tensor: Tensor) -> bool:
+    """Return whether several ranks hold parts or copies of a tensor."""
+    return isinstance(tensor, DTensor) and tensor.device_mesh.size() > 1
+
+
+class WeightSource:
+    """The state as it leaves the learner, adapters merged, tensor by tensor.
+
+    Attributes:
+        dtype: Dtype of floating-point tensors; None keeps theirs.
+    """
+
+    def __init__(self, model: nn.Module, dtype: str | None):
+        """List the tensors; nothing is gathered.
+
+        Args:
+            model: The model, sharded or not.
+            dtype: Dtype of floating-point tensors; None keeps theirs.
+        """
+        self.dtype = DTYPES[dtype] if dtype else None
+        self._merge_of = lora_merges(model)
+        named = [(name, plain_name(name), tensor) for name, tensor in state_tensors(model)]
+        self._tensors = [(name, plain, tensor.detach()) for name, plain, tensor in named if plain is not None]
+
+    def sizes(self) -> list[int]:
+        """Return the bytes of each tensor."""
+        return [tensor.numel() * self._dtype_of(tensor).itemsize for _, _, tensor in self._tensors]
+
+    def take(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, whole tensor on the model's device), one at a time. A collective.
+
+        A tensor is cast before it is gathered. One that a rank has as a whole, or that an adapter was merged into, in float32,
+        is left to `cast`, or to the copy that is made of it.
+        """
+        for name, plain, tensor in self._tensors[start:stop]:
+            if name in self._merge_of:
+                yield plain, self._merge_of[name](whole(tensor), whole)
+            else:
+                yield plain, whole(self.cast(tensor) if is_divided(tensor) else tensor)
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in the dtype in which it leaves the learner."""
+        return tensor.to(self._dtype_of(tensor))
+
+    def _dtype_of(self, tensor: Tensor) -> torch.dtype:
+        return self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
 def full_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
@@ -197,12 +227,14 @@ def full_state(model: nn.Module, dtype: str | None = None, keep: bool = True) ->
     Returns:
         (name, tensor) in the model's order.
     """
-    return [(name, tensor.to("cpu", copy=True)) for name, tensor in _gathered(model, dtype) if keep]
+    source = WeightSource(model, dtype)
+    return [(name, source.cast(tensor).to("cpu", copy=True)) for name, tensor in source.take() if keep]
 
 
 def gathered_state(model: nn.Module, dtype: str | None = None, keep: bool = True) -> list[tuple[str, Tensor]]:
     """Return `full_state` without copies: whole CPU tensors of the right dtype are the live ones. A collective."""
-    return [(name, tensor.to("cpu")) for name, tensor in _gathered(model, dtype) if keep]
+    source = WeightSource(model, dtype)
+    return [(name, source.cast(tensor).to("cpu")) for name, tensor in source.take() if keep]
 
 
 def export_policy(model: Any, state: list[tuple[str, Tensor]], dtype: str, source: str, folder: Path) -> None:

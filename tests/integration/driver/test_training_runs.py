@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chat_models import chat_model
-from tiny_runs import wait_for_line
+from tiny_runs import same_weights, wait_for_line
 
 from kray.config import load_config
 from kray.driver.remote import run_on_cluster
@@ -201,3 +201,18 @@ def test_chat_model_trains_on_gsm8k(ray_local, tmp_path):
         )
         assert row["rendered_prompt"].startswith(start)
         assert row["rendered_prompt"].endswith("«<|im_end|>»\n«<|im_start|>»assistant\n")
+
+
+def test_weights_by_buckets_change_nothing(run_tiny, tmp_path, wide_policy, capsys):
+    """The same seed: in one piece through the object store, and in some four buckets of shared memory, from two ranks."""
+    ranks = ("train.ranks=2", "run.steps=3", "run.checkpoint_every=3", "rollout.max_response_tokens=12")
+    for folder, bucket_mib in (("one", 0), ("buckets", 1)):
+        summary = run_tiny(folder, *ranks, f"rollout.sync_bucket_mib={bucket_mib}", policy=wide_policy)
+        assert (summary.steps, summary.engine_deaths) == (3, 0)
+    one, other = (tmp_path / folder for folder in ("one", "buckets"))
+    assert metrics(one) == metrics(other)
+    assert "from the object store" not in capsys.readouterr().out
+    tables = [sorted((folder / "samples").glob("*.json")) for folder in (one, other)]
+    assert tables[0]
+    assert [file.read_text() for file in tables[0]] == [file.read_text() for file in tables[1]]
+    assert same_weights(newest_checkpoint(one), newest_checkpoint(other))

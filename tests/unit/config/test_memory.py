@@ -189,6 +189,17 @@ def test_host_store_and_update():
     assert "network" not in update_seconds(config(gpus=0), SMALL)
 
 
+def test_buckets_take_as_much_for_every_model():
+    found = []
+    for sizes in (QWEN_7B, QWEN_32B):
+        chosen = config()
+        chosen.rollout.sync_bucket_mib = 512
+        tensor = 2 * sizes.vocabulary * sizes.hidden
+        assert host_memory(chosen, sizes).gathered == 2 * max(GIB // 2, tensor) + tensor
+        found.append(dict(memory_rows(chosen, sizes, Devices()))["  at an update"])
+    assert found[0] == "3.05 GiB in buckets + 14.2 GiB in the object store where an engine starts late"
+
+
 def test_the_table_names_every_part():
     rows = dict(memory_rows(config(), QWEN_7B, Devices(gpu=A100)))
     assert rows["parameters"] == "7,615,616,512, all trained; computed in bfloat16"

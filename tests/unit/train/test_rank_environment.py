@@ -9,9 +9,9 @@ import pytest
 from kray.config.train_schema import TrainConfig
 from kray.train import learner_group
 from kray.train.colocated_learner import ColocatedLearner
-from kray.train.learner import Learner
 from kray.train.learner_group import CPU_MEMORY, KEEP_MEMORY, LearnerGroup
 from kray.train.rank_places import node_order
+from kray.train.sending_learner import SendingLearner
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_rank_beside_an_engine_asks_for_half_of_the_bundles_gpu(made, gpus, sh
     group = LearnerGroup(TrainConfig(gpus_per_rank=gpus, cpus_per_rank=3), "float32", "x", 1, 0)
     group._make_actor(0, "", 0, "a")
     (kind, (options, _)) = made
-    assert (kind, options["num_gpus"]) == (Learner, gpus)
+    assert (kind, options["num_gpus"]) == (SendingLearner, gpus)
     made.clear()
     group.share(2, turn)
     assert group.bundle == {"CPU": 5.0} | ({"GPU": 1.0} if gpus else {})

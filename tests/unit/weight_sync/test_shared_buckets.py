@@ -62,16 +62,16 @@ def test_a_bucket_is_at_most_so_large_unless_a_tensor_is():
     largest = max(part.nbytes for part in weights.parts)
     for limit in (largest + 64, 3 * largest):
         for bucket in SharedBuckets(limit).fill(weights):
-            assert sum(bucket.lengths) <= limit
-            assert all(offset % 64 == 0 for offset in bucket.offsets)
-    assert list(SharedBuckets(64).fill(FlatWeights([], []))) == []
+            assert sum(length for _, length in bucket.spans()) <= limit
+            assert all(offset % 64 == 0 for offset, _ in bucket.spans())
+    assert [list(bucket) for bucket in SharedBuckets(64).fill(FlatWeights([], []))] == [[]]
 
 
 def test_a_changed_byte_is_detected_by_the_reader():
     buckets = SharedBuckets(2**20)
     (bucket,) = buckets.fill(FlatWeights.pack(state()))
     assert dict(bucket).keys() == dict(state()).keys()
-    buckets._memory[bucket.offsets[3] + 5] ^= 1
+    buckets._memory[bucket.spans()[3][0] + 5] ^= 1
     with pytest.raises(KrayError, match=r"layer\.3 arrived with checksum"):
         list(bucket)
 
