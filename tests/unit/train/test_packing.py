@@ -44,7 +44,6 @@ def test_every_row_is_in_one_microbatch_within_the_bound(rows, bound, ranks, pac
                 assert batch.filled == (batch.input_ids.numel() if len(indices) else 0)
 
 
-@settings(deadline=None)
 @given(some_rows(), st.integers(2, 9))
 def test_parts_of_a_batch_add_up_to_it(rows, size):
     whole = collate(rows, np.arange(len(rows)), True)

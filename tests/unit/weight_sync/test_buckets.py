@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from weights_of_chance import cut, random_state, same, states
 
@@ -19,7 +19,6 @@ def unpack(header: Header, payload: np.ndarray) -> FlatWeights:
     return FlatWeights(list(header.entries), [payload[start : start + length] for start, length in spans])
 
 
-@settings(deadline=None)
 @given(states, st.integers(1, 4000))
 def test_buckets_hold_what_one_piece_holds(kinds, bucket_bytes):
     state = random_state(kinds)
@@ -32,7 +31,6 @@ def test_buckets_hold_what_one_piece_holds(kinds, bucket_bytes):
     assert all(header.nbytes == len(payload) for header, payload in found)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 5000), max_size=30), st.integers(1, 6000))
 def test_every_tensor_is_in_one_bucket_and_only_a_large_one_exceeds_the_size(sizes, bucket_bytes):
     plan = plan_buckets(sizes, bucket_bytes)
@@ -61,7 +59,6 @@ def test_bytes_that_are_no_header_are_refused():
             Header.decode(text)
 
 
-@settings(deadline=None)
 @given(states)
 def test_floats_are_cast_while_they_are_copied(kinds):
     state = random_state(kinds)
