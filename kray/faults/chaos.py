@@ -112,7 +112,7 @@ def study(chosen: Selection, seed: int, steps: int, calm: int, folder: Path) -> 
     found: dict[str, Any] = {"problems": [], "kinds": {}}
     kinds, count = chosen.inside
     if count:
-        found = inside(kinds, count, seed, steps or 30 * count, calm, folder)
+        found = inside(kinds, count, seed, steps or 40 * count, calm, folder)
     kinds, count = chosen.ending
     if count:
         model = find_model(load_config(str(folder / "chaos.yaml"), []))
