@@ -102,7 +102,7 @@ def study(chosen: Selection, seed: int, steps: int, calm: int, folder: Path) -> 
     Args:
         chosen: The faults.
         seed: Of kinds and moments.
-        steps: Of the run that survives faults; 0: thirty for each.
+        steps: Of the run that survives faults; 0: forty for each.
         calm: Steps of a run without faults; 0: none.
         folder: For runs and their logs, emptied first.
     """
