@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of kinds and moments (default 0)")
     parser.add_argument("--kinds", default="", help="parts of names, separated by commas (default: all kinds)")
     parser.add_argument("--list", action="store_true", help="print the kinds of faults; inject none")
-    parser.add_argument("--steps", type=int, default=0, help="of the first run (default: thirty for each fault)")
+    parser.add_argument("--steps", type=int, default=0, help="of the first run (default: forty for each fault)")
     parser.add_argument("--calm", type=int, default=20, help="steps of the run without faults (default 20; 0: none)")
     parser.add_argument("--dir", default="/tmp/kray-chaos", help="for runs and their logs, emptied first")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")

@@ -102,7 +102,7 @@ def study(chosen: Selection, seed: int, steps: int, calm: int, folder: Path) -> 
     Args:
         chosen: The faults.
         seed: Of kinds and moments.
-        steps: Of the run that survives faults; 0: thirty for each.
+        steps: Of the run that survives faults; 0: forty for each.
         calm: Steps of a run without faults; 0: none.
         folder: For runs and their logs, emptied first.
     """
@@ -112,7 +112,7 @@ def study(chosen: Selection, seed: int, steps: int, calm: int, folder: Path) -> 
     found: dict[str, Any] = {"problems": [], "kinds": {}}
     kinds, count = chosen.inside
     if count:
-        found = inside(kinds, count, seed, steps or 30 * count, calm, folder)
+        found = inside(kinds, count, seed, steps or 40 * count, calm, folder)
     kinds, count = chosen.ending
     if count:
         model = find_model(load_config(str(folder / "chaos.yaml"), []))

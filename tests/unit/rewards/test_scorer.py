@@ -71,10 +71,10 @@ def test_options_belong_to_the_default_verifier():
 def test_endless_answer_scores_0_and_others_are_scored(verifier):
     responses = ["fine"] * 40
     responses[3] = responses[20] = "endless"
-    scorer = Scorer(verifier, timeout_s=0.5)
+    scorer = Scorer(verifier, timeout_s=1.5)
     outcomes = scored(scorer, [("", response, "") for response in responses])
     assert [outcome.reward for outcome in outcomes] == [0.0 if r == "endless" else 1.0 for r in responses]
-    assert outcomes[3] == Outcome(0.0, "timeout after 0.5 s", timed_out=True, elapsed_s=0.5)
+    assert outcomes[3] == Outcome(0.0, "timeout after 1.5 s", timed_out=True, elapsed_s=1.5)
     assert (scorer.timeouts, scorer.failures) == (2, 0)
 
 
