@@ -11,9 +11,9 @@ def first_is_even(response: str, answer: str) -> float:
 
 
 def fails_on_odd(response: str, answer: str) -> float:
-    """Raise for some responses."""
+    """Raise for some responses, with text that no terminal takes."""
     if response[:1] in ("1", "3", "5", "7", "9"):
-        raise RuntimeError("an odd digit")
+        raise RuntimeError("an odd digit\ud800\0\x1b[1m")
     return float(response[:1] == "0")
 
 

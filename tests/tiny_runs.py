@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from kray.config import load_config
+from kray.driver.console import Summary
 from kray.driver.remote import run_on_cluster
+from kray.faults.compared import tensors
 
 CONFIG = """
 run: {name: tiny, steps: 4, checkpoint_every: 2, keep_checkpoints: 4}
@@ -25,22 +27,40 @@ evaluate: {every: 2, samples: 2}
 track: {every: 2, samples: 4, system_metrics: false}
 """
 
+# The policy -> what `straight_run` returns.
+_STRAIGHT: dict[Path, tuple[Summary, Path]] = {}
+
 
 @pytest.fixture
 def run_tiny(ray_local, warm_policy, tmp_path):
     """Run CONFIG with overrides in a folder; return the Summary, or the Evaluation for method="judge"."""
+    return runner(warm_policy, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def straight_run(ray_local, warm_policy, tmp_path_factory):
+    """Run CONFIG as it is, once for all tests; return the Summary and the folder, which others only read."""
+    # Each folder of tests that imports this fixture has one of its own.
+    if warm_policy not in _STRAIGHT:
+        folder = tmp_path_factory.mktemp("straight")
+        _STRAIGHT[warm_policy] = runner(warm_policy, folder)("run"), folder / "run"
+    return _STRAIGHT[warm_policy]
+
+
+def runner(policy: Path, parent: Path):
+    """Return what runs CONFIG in folders of `parent`."""
 
     def run(
         folder: str = "run",
         *overrides: str,
         checkpoint: Path | None = None,
         method: str = "run",
-        policy: Path = warm_policy,
+        policy: Path = policy,
     ):
-        file = tmp_path / "tiny.yaml"
+        file = parent / "tiny.yaml"
         file.write_text(CONFIG)
-        config = load_config(str(file), [f"model.path={policy}", f"run.dir={tmp_path}", *overrides])
-        return run_on_cluster(config, str(policy), tmp_path / folder, checkpoint, method)
+        config = load_config(str(file), [f"model.path={policy}", f"run.dir={parent}", *overrides])
+        return run_on_cluster(config, str(policy), parent / folder, checkpoint, method)
 
     return run
 
@@ -58,15 +78,7 @@ def wait_for_line(file: Path, number: int, limit_s: float = 120.0) -> None:
 def same_weights(one: Path, other: Path) -> bool:
     """Return whether two checkpoints hold the same learner, bit for bit."""
     import torch
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    states = []
-    for checkpoint in (one, other):
-        flat = checkpoint / "flat.pt"
-        dcp_to_torch_save(checkpoint / "learner", flat)
-        states.append(torch.load(flat, weights_only=False))
-    tensors = [{name: value for name, value in state.items() if isinstance(value, torch.Tensor)} for state in states]
-    assert len(tensors[0]) > 20
-    return tensors[0].keys() == tensors[1].keys() and all(
-        torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0]
-    )
+    mine, its = tensors(one), tensors(other)
+    assert len(mine) > 20
+    return mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)

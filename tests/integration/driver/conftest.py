@@ -1,4 +1,3 @@
-"""Makes the fixtures of nim_runs.py and tiny_runs.py known to this folder's tests."""
+"""Makes the fixtures of tiny_runs.py known to this folder's tests."""
 
-from nim_runs import nim_policy, run_nim  # noqa: F401
-from tiny_runs import run_tiny  # noqa: F401
+from tiny_runs import run_tiny, straight_run  # noqa: F401

@@ -107,23 +107,6 @@ def test_killed_engine_loses_no_rollout(run_tiny, tmp_path, capsys):
     assert all(line.get("reward/failed", 0) == 0 for line in lines)
 
 
-def test_stopped_run_saves_and_resumes(run_tiny, tmp_path):
-    def stop():
-        wait_for_line(tmp_path / "run/metrics.jsonl", 4)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    summary = run_tiny("run", "run.steps=100000", "run.checkpoint_every=0", "evaluate.every=0")
-    thread.join()
-    assert summary.stopped == "by SIGTERM"
-    assert 0 < summary.steps < 100000
-    assert read_state(newest_checkpoint(tmp_path / "run"))["step"] == summary.steps
-    more = run_tiny("run", f"run.steps={summary.steps + 2}", checkpoint=newest_checkpoint(tmp_path / "run"))
-    assert more.steps == summary.steps + 2
-    assert more.rollouts == more.steps * 48
-
-
 def test_data_failures_quarantine_prompts_or_end_the_run(run_tiny, tmp_path):
     """Prompts whose answer ends in 0 or 5 have a reward that always fails; each epoch of 16 prompts takes two steps."""
     poison = ("reward.verifier=sample_verifiers:fails_on_fives", "prompts.quarantine_after=1", "plan.mode=uniform")
@@ -136,7 +119,7 @@ def test_data_failures_quarantine_prompts_or_end_the_run(run_tiny, tmp_path):
     assert summary.rollouts == 4 * 48 - sum(failed)  # uniform gives lost rollouts up; later the others get them all
     state = read_state(newest_checkpoint(tmp_path / "some"))
     assert state["quarantine"]["left_out"] == summary.left_out
-    with pytest.raises(KrayError, match=r"run\.max_failed_share is 0\.01.*an odd digit"):
+    with pytest.raises(KrayError, match=r"run\.max_failed_share is 0\.01.*an odd digit.*ud800"):
         run_tiny("none", "reward.verifier=sample_verifiers:fails_on_odd", "run.max_failed_share=0.01")
 
 
@@ -152,8 +135,6 @@ def test_text_and_values_of_any_kind_end_no_run(run_tiny, tmp_path):
     details = [dict(zip(table["columns"], row, strict=True))["detail"] for row in table["data"]]
     assert details
     assert all(detail.isprintable() and detail.endswith(r"\ud800\x00\x1b[1m\n") for detail in details)
-    with pytest.raises(KrayError, match=r"run\.max_failed_share is 0.*(ud800|not in \[0, 1\]|not a finite number)"):
-        run_tiny("none", *hostile, "run.max_failed_share=0")
 
 
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not at hand")

@@ -17,25 +17,25 @@ from kray.simulate.populations import find_population
 from kray.train.checkpoints import newest_checkpoint, read_state
 
 
-def test_resumed_run_equals_uninterrupted_run(run_tiny, tmp_path, monkeypatch):
+def test_resumed_run_equals_uninterrupted_run(run_tiny, straight_run, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
-    summary = run_tiny("straight")
+    summary, undisturbed = straight_run
     assert (summary.steps, summary.rollouts, summary.stopped) == (4, 4 * 48, "")
     assert summary.accuracy_after > summary.accuracy_before
     # the same run again, but ended after two steps and gone on from its checkpoint
     run_tiny("broken", "run.steps=2")
     checkpoint = newest_checkpoint(tmp_path / "broken")
     run_tiny("broken", checkpoint=checkpoint)
-    straight, broken = (metrics(tmp_path / name) for name in ("straight", "broken"))
+    straight, broken = metrics(undisturbed), metrics(tmp_path / "broken")
     assert [line["step"] for line in straight] == [line["step"] for line in broken] == [0, 1, 2, 3, 4]
     assert straight == broken
     assert {name for line in straight for name in line if name != "step" and not documented(name)} == set()
-    ends = [read_state(newest_checkpoint(tmp_path / name)) for name in ("straight", "broken")]
-    assert ends[0]["planner"] == ends[1]["planner"]
-    assert same_weights(*(newest_checkpoint(tmp_path / name) for name in ("straight", "broken")))
+    ends = [newest_checkpoint(folder) for folder in (undisturbed, tmp_path / "broken")]
+    assert read_state(ends[0])["planner"] == read_state(ends[1])["planner"]
+    assert same_weights(*ends)
 
-    client = MlflowClient(f"sqlite:///{tmp_path}/straight/mlflow.db")
+    client = MlflowClient(f"sqlite:///{undisturbed}/mlflow.db")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert run.info.status == "FINISHED"
     assert run.data.params["plan.budget"] == "48"
@@ -48,16 +48,16 @@ def test_resumed_run_equals_uninterrupted_run(run_tiny, tmp_path, monkeypatch):
         "figures",
     }
     assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"train", "test"}
-    rows = json.loads((tmp_path / "straight/samples/step-000002.json").read_text())
+    rows = json.loads((undisturbed / "samples/step-000002.json").read_text())
     assert {"prompt", "response", "reward", "belief", "budget"} <= set(rows["columns"])
     assert len(rows["data"]) == 4
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/straight/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{undisturbed}/mlflow.db")
     population = find_population(f"mlflow:{run.info.run_id}")(100, np.random.default_rng(0))
     assert population.shape == (100,)
     assert 0 < population.mean() < 1
 
-    judged = run_tiny("judged", checkpoint=newest_checkpoint(tmp_path / "straight"), method="judge")
+    judged = run_tiny("judged", checkpoint=newest_checkpoint(undisturbed), method="judge")
     assert judged.accuracy == pytest.approx(summary.accuracy_after)  # the same seed on the same policy
     assert judged.prompts == 12
 
@@ -89,8 +89,13 @@ def test_stopped_run_with_fitted_priors_resumes_exactly(run_tiny, tmp_path):
     thread.start()
     summary = run_tiny("broken", *learned)
     thread.join()
+    assert summary.stopped == "by SIGTERM"
     assert 0 < summary.steps < 10
-    run_tiny("broken", *learned, checkpoint=newest_checkpoint(tmp_path / "broken"))
+    # No other step was to be saved.
+    saved = newest_checkpoint(tmp_path / "broken")
+    assert read_state(saved)["step"] == summary.steps
+    more = run_tiny("broken", *learned, checkpoint=saved)
+    assert (more.steps, more.rollouts) == (10, 10 * 128)
     straight, broken = (metrics(tmp_path / name) for name in ("straight", "broken"))
     assert [line["step"] for line in straight] == list(range(11))
     assert straight == broken
