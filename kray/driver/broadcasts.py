@@ -91,6 +91,7 @@ class Broadcasts:
         self.receivers: dict[str, _NodeReceiver] = {}
         self._numbers = count()
         self._background: set[asyncio.Task] = set()
+        self._told = False
 
     async def begin(self) -> HandedOver:
         """Begin to send the learner's weights to all engines that are up.
@@ -115,6 +116,12 @@ class Broadcasts:
             *(self._open(node, of_node, place.capacity) for node, of_node in others.items())
         ):
             joined |= found
+        if joined and not self._told:
+            nodes = f" and {len(others)} receivers on other nodes" if others else ""
+            logger.info(
+                f"new weights go in buckets of {self.transfer.bucket_mib} MiB to {len(joined)} of the engines{nodes}"
+            )
+            self._told = True
         sending = self._begin(self._send(f"{next(self._numbers)}-{secrets.token_hex(2)}"))
         stored: list[asyncio.Future] = []
 

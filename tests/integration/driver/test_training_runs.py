@@ -192,7 +192,9 @@ def test_weights_by_buckets_change_nothing(run_tiny, tmp_path, wide_policy, caps
         assert (summary.steps, summary.engine_deaths) == (3, 0)
     one, other = (tmp_path / folder for folder in ("one", "buckets"))
     assert metrics(one) == metrics(other)
-    assert "from the object store" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("new weights go in buckets of 1 MiB to 1 of the engines") == 1
+    assert "from the object store" not in said
     tables = [sorted((folder / "samples").glob("*.json")) for folder in (one, other)]
     assert tables[0]
     assert [file.read_text() for file in tables[0]] == [file.read_text() for file in tables[1]]
