@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -76,14 +77,15 @@ class NodeCluster:
 
         wait_until(is_up, f"node {name} is up, see {log}")
 
-    def find(self, part: str) -> dict[int, str]:
-        """Return the processes whose command holds this, with the names of their nodes."""
+    def find(self, kind: str) -> dict[int, str]:
+        """Return the actors of a kind (Driver, Engine, Learner), whatever else they do, with the names of their nodes."""
+        title = re.compile(rf"ray::[A-Za-z]*{kind}\b")
         places = {pid: name for name in self.nodes for pid in self.processes(name)}
-        return {pid: name for pid, name in places.items() if part in command_of(pid)}
+        return {pid: name for pid, name in places.items() if title.search(command_of(pid))}
 
-    def place_of(self, part: str) -> str:
-        """Return the node of the one process whose command holds this."""
-        (name,) = self.find(part).values()
+    def place_of(self, kind: str) -> str:
+        """Return the node of the one actor of this kind."""
+        (name,) = self.find(kind).values()
         return name
 
     def processes(self, name: str) -> list[int]:
@@ -103,11 +105,7 @@ class NodeCluster:
 
     def left(self) -> dict[int, str]:
         """Return the processes of drivers, learners and engines, with their nodes."""
-        return {
-            pid: name
-            for part in ("ray::Driver", "ray::Learner", "ray::Engine")
-            for pid, name in self.find(part).items()
-        }
+        return {pid: name for kind in ("Driver", "Learner", "Engine") for pid, name in self.find(kind).items()}
 
     def close(self) -> None:
         """Kill all that is left."""

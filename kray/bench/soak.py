@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -50,7 +51,9 @@ OVERRIDES = (
 )
 # Generation runs ahead of the learner, and each step's rollouts teach twice, half of them each time.
 OVERLAP = ("async.max_staleness=1", "train.tis=2", "train.epochs=2", "train.thin=0.5")
-ROLES = {"ray::Driver": "driver", "ray::Engine": "engine", "ray::Learner": "learner"}
+# What Ray's actors are called, whatever the engines and learners of this run can do besides: ray::ReceivingEngine.update.
+TITLE = re.compile(r"ray::[A-Za-z]*(Driver|Engine|Learner)\b")
+ROLES = ("driver", "engine", "learner")
 RECORDS = ("metrics.jsonl", "mlflow.db", "mlruns-artifacts", "samples", "transitions", "beliefs", "figures")
 MIB = 2**20
 # Largest gain in 100 steps of a series that counts as flat: this share of its median, or this much in MiB, number or
@@ -128,8 +131,8 @@ def processes() -> dict[str, float]:
     for process in psutil.Process().children(recursive=True):
         try:
             command = " ".join(process.cmdline()[:4])
-            role = next((name for title, name in ROLES.items() if command.startswith(title)), "")
-            role = role or ("scorer" if "kray.rewards.worker" in command else "")
+            actor = TITLE.match(command)
+            role = actor[1].lower() if actor else "scorer" if "kray.rewards.worker" in command else ""
             role = role or next((name for name in ("gcs_server", "raylet") if f"/{name} " in f"{command} "), "others")
             with process.oneshot():
                 memory, fds, threads = process.memory_full_info(), process.num_fds(), process.num_threads()
@@ -222,7 +225,7 @@ def verdict(series: dict[str, dict[str, Any]], steps: int) -> dict[str, Any]:
         steps: That the run was to do.
     """
     failed = {name: row["must"] for name, row in series.items() if not row["holds"]}
-    missing = [role for role in ROLES.values() if f"{role} rss_mib" not in series]
+    missing = [role for role in ROLES if f"{role} rss_mib" not in series]
     if missing:
         sentence = (
             f"{steps:,} steps: no verdict, since {', '.join(missing)} had too few samples (a shorter --every helps)"

@@ -73,19 +73,19 @@ def ends_with_one_message(job: Job, why: str) -> int:
 def test_a_run_survives_its_nodes_or_says_how_to_resume(cluster, start, tmp_path):
     job = start("hit", "run.steps=100000", env=cluster.joined_from("job"))
     job.wait_for(r"step +3/")
-    assert cluster.place_of("ray::Driver") == "job"
+    assert cluster.place_of("Driver") == "job"
 
     # The node of the engine: another engine on the one that is free.
-    lost = cluster.place_of("ray::Engine")
+    lost = cluster.place_of("Engine")
     cluster.kill(lost)
     job.wait_for(r"pool: lost \S*engine", 90)
-    wait_until(lambda: cluster.find("ray::Engine"), f"there is another engine:\n{job.text}")
-    assert cluster.place_of("ray::Engine") != lost
+    wait_until(lambda: cluster.find("Engine"), f"there is another engine:\n{job.text}")
+    assert cluster.place_of("Engine") != lost
     some_steps(job)
 
     # The node of the learner, with one that is started in its place: back to the newest checkpoint.
     cluster.add("four", 1)
-    cluster.kill(cluster.place_of("ray::Learner"))
+    cluster.kill(cluster.place_of("Learner"))
     job.wait_for(r"lost the learner; restarting from step \d+", 90)
     some_steps(job)
     assert job.process.poll() is None
@@ -102,7 +102,7 @@ def test_a_run_survives_its_nodes_or_says_how_to_resume(cluster, start, tmp_path
     some_steps(again)
     cluster.kill("head")
     saved = ends_with_one_message(again, r"its GCS at \S+ has not answered for 4\d s$")
-    assert not cluster.find("ray::Driver")
+    assert not cluster.find("Driver")
     # Raylets give up their head after a minute.
     wait_until(lambda: not cluster.left(), f"nothing of the run is left, but {cluster.left()}", 60.0)
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from kray.bench.soak import ROLES, check_series, soak_config, verdict
+from kray.bench.soak import ROLES, TITLE, check_series, soak_config, verdict
+from kray.driver.actor import Driver
 from kray.metrics import TIMING_S_STEP, timing
+from kray.rollout.engine import Engine
+from kray.rollout.receiving_engine import ReceivingEngine
+from kray.rollout.sleeping_engine import SleepingEngine
+from kray.train.colocated_learner import ColocatedLearner
+from kray.train.learner import Learner
+from kray.train.sending_learner import SendingLearner
 
 STEPS = 300
 
 
 def samples(**grown: float) -> list[dict[str, float]]:
     """Samples of a healthy run, but for series that grow by so much in 100 steps."""
-    flat = {f"{role} {name}": 100.0 for role in ROLES.values() for name in ("rss_mib", "descriptors", "threads")}
+    flat = {f"{role} {name}": 100.0 for role in ROLES for name in ("rss_mib", "descriptors", "threads")}
     flat |= {"object store objects": 20.0, "metrics.jsonl kib": 0.0}
     linear = {"metrics.jsonl kib": 50.0} | grown
     names = flat | {name: flat.get(name, 100.0) for name in grown}
@@ -24,6 +31,18 @@ def samples(**grown: float) -> list[dict[str, float]]:
 def rows() -> list[dict[str, float]]:
     parts = {timing(part): 0.1 for part in ("generate", "update")}
     return [{"time": 0.0}, *({"step": s, "time": 0.5 * s, TIMING_S_STEP: 0.5} | parts for s in range(1, STEPS + 1))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "role"),
+    [
+        (Driver, "driver"), (Engine, "engine"), (ReceivingEngine, "engine"), (SleepingEngine, "engine"),
+        (Learner, "learner"), (SendingLearner, "learner"), (ColocatedLearner, "learner"),
+    ],
+)  # fmt: skip
+def test_every_kind_of_actor_is_sampled(kind, role):
+    assert TITLE.match(f"ray::{kind.__name__}.update")[1].lower() == role in ROLES
+    assert not TITLE.match("ray::DashboardAgent")
 
 
 def test_a_healthy_run_holds_and_its_records_may_grow():
