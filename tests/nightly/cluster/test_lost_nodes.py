@@ -70,6 +70,7 @@ def ends_with_one_message(job: Job, why: str) -> int:
     return saved
 
 
+@pytest.mark.timeout(1200)
 def test_a_run_survives_its_nodes_or_says_how_to_resume(cluster, start, tmp_path):
     job = start("hit", "run.steps=100000", env=cluster.joined_from("job"))
     job.wait_for(r"step +3/")
