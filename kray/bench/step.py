@@ -167,7 +167,7 @@ def measure(config: KrayConfig, steps: int, warm: int, trl_python: str | None, b
     import ray
 
     from kray.bench.step_parts import run_alone
-    from kray.bench.trl import find_python, run_trl
+    from kray.bench.trl_process import find_python, run_trl
 
     python = None if trl_python is None else find_python(trl_python)
     model = find_model(config)

@@ -2,7 +2,7 @@
 
     python trl_child.py JOB.json ANSWER.json
 
-JOB is written by kray/bench/trl.py. Each candidate setting is tried for a few steps; the fastest then runs all of them.
+JOB is written by kray/bench/trl_process.py. Each candidate setting is tried for a few steps; the fastest then runs all of them.
 TRL generates with Hugging Face's `generate` or with its continuous batching: its vLLM path wants a GPU.
 """
 

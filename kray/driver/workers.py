@@ -19,6 +19,7 @@ from kray.config.actor_options import variables_of
 from kray.config.devices import dtype_of
 from kray.config.memory import ELEMENT_BYTES
 from kray.config.players import START, Player
+from kray.config.threads import ALL_CORES
 from kray.driver.broadcasts import Broadcasts, HandedOver
 from kray.driver.colocation import Colocation
 from kray.driver.components import Components, engine_spec
@@ -107,6 +108,14 @@ class Workers:
         elif environment.name:
             self.environments = EnvironmentWorkers(environment, memory_gib)
         self.opponents = Opponents(config, model_path, label)
+
+    @property
+    def _share_cores(self) -> bool:
+        """Whether engines and ranks each compute with all cores of their node."""
+        rollout, train = self.config.rollout, self.config.train
+        on_cpu = not rollout.gpus_per_engine and not train.gpus_per_rank
+        threads = (rollout.threads_per_engine, train.threads_per_rank)
+        return on_cpu and self.colocation is None and threads == (ALL_CORES, ALL_CORES)
 
     def _make_pool(self, model_path: str, label: str) -> Pool:
         rollout, spec = self.config.rollout, engine_spec(self.config, model_path, self.adapters)
@@ -199,13 +208,16 @@ class Workers:
         Returns:
             The largest gap on the probe in nats; NaN without an engine.
         """
-        handed, probe = await self._hand_over(), self.probe
+        probe = self.probe
+        # A learner and engines that compute with all cores of a node slow each other down, so they take turns.
+        early = await probe.logprobs(probe.tokens) if self._share_cores else None
+        handed = await self._hand_over()
         if self.colocation is not None:
             expected = await probe.logprobs(probe.tokens)
             published = Published(version, handed.weights, handed.checksum, probe.tokens, expected, probe.start)
             return await self.colocation.hand_over(published)
-        # The learner computes them while the engines load.
-        logprobs = asyncio.ensure_future(self._logprobs_after(handed.checksum))
+        # Elsewhere the learner computes them while the engines load.
+        logprobs = asyncio.ensure_future(self._logprobs_after(handed.checksum, early))
         published = Published(
             version, handed.weights, handed.checksum, probe.tokens, logprobs, probe.start, handed.joined
         )
@@ -229,8 +241,10 @@ class Workers:
         self._update_bytes = gathered.nbytes
         return HandedOver(weights, gathered.checksum)
 
-    async def _logprobs_after(self, sent: str | asyncio.Future) -> np.ndarray:
-        """Return the learner's logprobs of the probe, when it has sent its weights."""
+    async def _logprobs_after(self, sent: str | asyncio.Future, early: np.ndarray | None) -> np.ndarray:
+        """Return the learner's logprobs of the probe: those computed before, else when it has sent its weights."""
+        if early is not None:
+            return early
         if isinstance(sent, asyncio.Future):
             await asyncio.shield(sent)
         return await self.probe.logprobs(self.probe.tokens)

@@ -17,6 +17,9 @@ WORKER_EXTENSION = "kray.rollout.vllm_transport.WorkerExtension"
 BUCKET_BYTES = 512 * 2**20
 # Prompt tokens that one step of an engine may process on CPU.
 CPU_STEP_TOKENS = 8192
+# Tokens whose keys and values are kept, and shared by the rollouts of a prompt, together: the fewest for which vLLM's kernel on
+# CPU is made. With vLLM's 128, prompts of fewer tokens are computed again for each rollout.
+CPU_BLOCK_TOKENS = 32
 
 
 def vllm_environment(threads: int) -> dict[str, str]:
@@ -51,6 +54,7 @@ def cpu_options(kv_cache_gib: float, context_tokens: int) -> dict[str, Any]:
         # With chunked prefill vLLM 0.32 crashes on CPU when a seeded request's prompt is cut by a chunk.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(CPU_STEP_TOKENS, context_tokens),
+        "block_size": CPU_BLOCK_TOKENS,
     }
 
 

@@ -41,6 +41,8 @@ SERVER_START_S = 20.0
 LOCAL_START_S = 300.0
 # Seconds between two samples of system metrics.
 SYSTEM_EVERY_S = 5.0
+# Least seconds between two deliveries to MLflow.
+GATHER_S = 2.0
 # The most prompts of a dataset that MLflow shows.
 DATASET_ROWS = 10_000
 # What logs every migration of the tables of a new SQLite store.
@@ -117,7 +119,8 @@ class Tracker:
         def sample() -> Any:
             return SystemSamples(self._run.started_s, SYSTEM_EVERY_S).take
 
-        writer = Writer(self._journal, self._run, open_run, sample if system_metrics else None, SYSTEM_EVERY_S)
+        sampled = sample if system_metrics else None
+        writer = Writer(self._journal, self._run, open_run, sampled, SYSTEM_EVERY_S, gather_s=GATHER_S)
         writer.check = self._check
         start_s = SERVER_START_S if store.remote else LOCAL_START_S
         if not writer.opened.wait(start_s):

@@ -117,6 +117,7 @@ class Writer:
         sample: Callable[[], Callable[[], dict[str, Any]]] | None = None,
         sample_every_s: float = 5.0,
         capacity: int = 10_000,
+        gather_s: float = 0.0,
     ):
         """Start the thread.
 
@@ -127,6 +128,7 @@ class Writer:
             sample: Called once after opening; returns a function that measures one row of system metrics.
             sample_every_s: Seconds between two rows.
             capacity: Items that may wait.
+            gather_s: Least seconds between two deliveries: one of several short steps costs little more than one of one.
         """
         self.opened = threading.Event()
         self.failure: BaseException | None = None
@@ -140,9 +142,9 @@ class Writer:
         self._take: Callable[[], dict[str, Any]] | None = None
         self._samples: deque[dict[str, Any]] = deque(maxlen=MAX_SAMPLES)
         self._queue: deque[Item] = deque()
-        self._capacity = capacity
+        self._capacity, self._gather_s = capacity, gather_s
         self._lock = threading.Lock()
-        self._wake = threading.Event()
+        self._wake, self._ending = threading.Event(), threading.Event()
         self._breaker = Breaker()
         self._rows_attempts, self._batch_values = 0, BATCH_VALUES
         # Metric -> values of it that the store refused.
@@ -186,17 +188,22 @@ class Writer:
             Whether the store has recorded the end of the run.
         """
         self._closing = (status, time.monotonic() + deadline_s)
-        self._wake.set()
+        self._end_waits()
         self._thread.join(deadline_s + 10.0)
         return self._ended
 
     def abandon(self) -> None:
         """Give up a run that does not open: if it opens later, it ends at once as FAILED."""
         self._closing = ("FAILED", time.monotonic())
+        self._end_waits()
 
     def halt(self) -> None:
         """Deliver nothing more, and leave the run as it is."""
         self._halted = True
+        self._end_waits()
+
+    def _end_waits(self) -> None:
+        self._ending.set()
         self._wake.set()
 
     def _may_deliver(self) -> bool:
@@ -215,19 +222,21 @@ class Writer:
             return
         finally:
             self.opened.set()
-        sample_at = time.monotonic()
+        sample_at = deliver_at = time.monotonic()
         while self._closing is None and self._may_deliver():
             now = time.monotonic()
             if self._take and now >= sample_at:
                 self._measure()
                 sample_at = now + self._sample_every_s
-            if self._breaker.ready(now):
+            if self._breaker.ready(now) and now >= deliver_at:
                 self._deliver(float("inf"))
+                deliver_at = time.monotonic() + self._gather_s
             pauses = [60.0]
             pauses += [sample_at - time.monotonic()] if self._take else []
             pauses += [self._breaker.until - time.monotonic()] if self._breaker.until else []
             self._wake.wait(max(0.05, min(pauses)))
             self._wake.clear()
+            self._ending.wait(max(0.0, deliver_at - time.monotonic()))
         if self._closing is not None:
             self._close(*self._closing)
 

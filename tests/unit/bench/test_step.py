@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from logged_lines import logged_lines
 
-from kray.bench import step, trl
+from kray.bench import step, trl_process
 from kray.errors import ConfigError, KrayError
 
 ROOT = Path(__file__).parents[3]
@@ -62,15 +63,30 @@ def test_a_step_of_the_benchmark_is_prompts_times_rollouts(tmp_path):
 def test_trl_failure_reports_last_lines_and_logs_progress():
     program = "import sys; print('TRL: tries'); print('noise'); sys.exit('no such setting')"
     with logged_lines() as lines, pytest.raises(KrayError, match=r"(?s)ended with 1 .*no such setting"):
-        trl._call([sys.executable, "-c", program], 60.0, dict(os.environ))
+        trl_process._call([sys.executable, "-c", program], 60.0, dict(os.environ))
     assert lines == ["TRL: tries"]
 
 
 def test_trl_is_killed_at_its_deadline():
     with pytest.raises(KrayError, match=r"limit 1 s"):
-        trl._call([sys.executable, "-c", "import time; time.sleep(60)"], 1.0, dict(os.environ))
+        trl_process._call([sys.executable, "-c", "import time; time.sleep(60)"], 1.0, dict(os.environ))
 
 
 def test_a_python_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="--trl-python nowhere/python"):
-        trl.find_python("nowhere/python")
+        trl_process.find_python("nowhere/python")
+
+
+def test_no_module_beside_trls_script_hides_a_package_that_it_imports():
+    """Python puts the folder of a script first on its path."""
+    script = ROOT / "kray/bench/trl_child.py"
+    imports = [
+        node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    names = {name.split(".")[0] for node in imports for name in imported(node)}
+    assert {"trl", "torch", "transformers", "datasets"} <= names
+    assert not names & {path.stem for path in script.parent.iterdir()}
+
+
+def imported(node: ast.Import | ast.ImportFrom) -> list[str]:
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]

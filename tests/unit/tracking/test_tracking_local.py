@@ -113,6 +113,7 @@ class Flaky:
 
     def __init__(self):
         self.up, self.refuses, self.got, self.ended, self.hang = True, False, [], None, threading.Event()
+        self.portions: list[int] = []
 
     def answers(self):
         return self.up
@@ -120,6 +121,7 @@ class Flaky:
     def metrics(self, rows):
         if not self.up or self.refuses:
             raise ConnectionError("down")
+        self.portions.append(len(rows))
         self.got += [row["step"] for row in rows]
 
     def send(self, label):
@@ -156,6 +158,21 @@ def test_nothing_is_lost_over_outages(tmp_path, fast, seed):
     assert [got for got in flaky.got if isinstance(got, int)] == list(range(40))
     assert writer.put_items == writer.delivered_items + len(writer.lost) + len(writer.waiting)
     assert set(flaky.got) - set(range(40)) == {f"item {step}" for step in range(40)} - set(writer.lost)
+
+
+def test_steps_that_end_soon_after_each_other_are_delivered_together(tmp_path):
+    flaky, journal = Flaky(), Journal(tmp_path)
+    writer = Writer(journal, flaky, lambda: None, gather_s=60.0)
+    assert writer.opened.wait(5)
+    for step in range(20):
+        journal.append(step, {"a": 1.0}, 0.0)
+        writer.wake()
+        time.sleep(0.005)
+    began = time.monotonic()
+    assert writer.finish("FINISHED", 10.0), "the wait for more ends with the run"
+    assert time.monotonic() - began < 10
+    assert flaky.got == list(range(20))
+    assert len(flaky.portions) <= 2
 
 
 def test_what_a_living_store_refuses_is_given_up_and_told(tmp_path, fast):
