@@ -1,6 +1,7 @@
 """How fast a whole step is: kray through its driver, its engine and its learner alone, and TRL on the same work.
 
     python jobs/bench_step.py --json step.json
+    python jobs/bench_step.py rollout.threads_per_engine=-1 train.threads_per_rank=-1   # all cores, in turn
     python jobs/bench_step.py --skip-trl --steps 10 train.microbatch_tokens=8192
 
 The policy of configs/tiny.yaml, 64 prompts x 8 rollouts a step, every prompt the same number, one core for the engine and

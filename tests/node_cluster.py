@@ -6,18 +6,17 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from training_job import command_of
-
 from kray.cluster.lost_ray import in_sessions
 from kray.cluster.session import LOCAL_RAY
 from kray.cluster.token import AUTH_MODE, protect_token
+from kray.faults.jobs import command_of
+from kray.ports import free_port
 
 # Ray replaces 127.0.0.1 by the machine's address in a cluster of several nodes, and takes other loopback addresses as they are.
 RAY = Path(sys.executable).parent / "ray"
@@ -112,13 +111,6 @@ class NodeCluster:
         for name, process in self.nodes.items():
             self.kill(name)
             process.wait(20)
-
-
-def free_port() -> int:
-    """Return a port of the loopback address that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(reached: Callable[[], object], what: str, limit_s: float = 90.0) -> float:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from kray.faults.jobs import command_of
 from kray.train.checkpoints import newest_checkpoint, read_state
 
 ROOT = Path(__file__).parents[1]
@@ -104,14 +105,6 @@ class Job:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self.process.wait(20)
-
-
-def command_of(pid: int) -> str:
-    """Return a process's command, "" where there is none."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def gone(processes: dict[int, str], limit_s: float = 15.0) -> dict[int, str]:

@@ -9,6 +9,7 @@ to the receivers, which do the same on theirs. Filling, sending and loading over
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -101,45 +102,34 @@ class Sender:
             take: Yields (name, tensor) from one position to another.
             dtype: What floating-point tensors are cast to while they are copied; None: nothing.
         """
-        try:
-            return self._send(transfer, receivers, plan, take, dtype)
-        except BaseException:
-            self._give_up()
-            raise
-
-    def _send(
-        self,
-        transfer: str,
-        receivers: Sequence[str],
-        plan: BucketPlan,
-        take: Callable[[int, int], Iterable[tuple[str, Tensor]]],
-        dtype: torch.dtype | None = None,
-    ) -> Sent:
         writer, root = self.channel.writer, self.root
         assert writer is not None
         entries: list[Entry] = []
         sending: list[Future] = []
-        with ThreadPoolExecutor(1, "weights") as thread:
-            if root is not None:
-                sending.append(thread.submit(root.form, transfer, receivers))
-            for index in range(plan.count):
-                if sending and index >= SLOTS:
-                    # Raised after the last tensor was taken, if it failed.
-                    sending[index - SLOTS + 1].exception()
-                payload = writer.payload(index)
-                tensors = take(plan.bounds[index], plan.bounds[index + 1])
-                header = Header(index, plan.count, fill(payload, tensors, dtype))
-                writer.publish(header)
-                entries += header.entries
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._give_up)
+            with ThreadPoolExecutor(1, "weights") as thread:
                 if root is not None:
-                    sending.append(thread.submit(_broadcast, root, transfer, header, payload[: header.nbytes]))
-            for future in sending:
-                future.result()
-            if root is not None:
-                root.broadcast(f"{transfer}/end", None)
-        weights = FlatWeights(entries, [])
+                    sending.append(thread.submit(root.form, transfer, receivers))
+                for index in range(plan.count):
+                    if sending and index >= SLOTS:
+                        # Raised after the last tensor was taken, if it failed.
+                        sending[index - SLOTS + 1].exception()
+                    payload = writer.payload(index)
+                    tensors = take(plan.bounds[index], plan.bounds[index + 1])
+                    header = Header(index, plan.count, fill(payload, tensors, dtype))
+                    writer.publish(header)
+                    entries += header.entries
+                    if root is not None:
+                        sending.append(thread.submit(_broadcast, root, transfer, header, payload[: header.nbytes]))
+                for future in sending:
+                    future.result()
+                if root is not None:
+                    root.broadcast(f"{transfer}/end", None)
+            failed.pop_all()
         nbytes = sum(map(nbytes_of, entries))
-        return Sent(nbytes, weights.checksum, tuple(writer.dropped), tuple(root.lost if root else ()))
+        checksum = FlatWeights(entries, []).checksum
+        return Sent(nbytes, checksum, tuple(writer.dropped), tuple(root.lost if root else ()))
 
     def _give_up(self) -> None:
         """Tell readers and receivers that nothing more comes."""

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,18 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from kray.ports import free_port
+
 ROOT = Path(__file__).parents[3]
 
 
 def job(name: str, *arguments: str, limit_s: float = 120.0) -> subprocess.CompletedProcess:
     command = [sys.executable, f"jobs/{name}.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_submit_trains_stops_on_ctrl_c_and_evaluates(tmp_path, warm_policy):

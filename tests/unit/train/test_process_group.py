@@ -14,6 +14,7 @@ from listening_sockets import open_to_others
 
 from kray.cluster import gpus
 from kray.errors import ConfigError
+from kray.ports import free_port
 from kray.train import process_group
 from kray.train.process_group import _listening, interface_to, interface_variables, join_process_group, rank_device
 
@@ -28,12 +29,6 @@ def no_interface(monkeypatch):
         # Set first, so that it is restored to its absence.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_store_of_ranks_listens_at_its_address():
