@@ -19,8 +19,9 @@ Deadlines: ENTER, each call of LEARN, and LEAVE end with train.timeout_s and an 
 sleep, wake or load within rollout.sync_timeout_s is lost; SLEEP and WAKE as a whole end with rollout.start_timeout_s.
 
 What a loss leads to
-- An engine: its memory is free. In WAKE and GENERATE it may start again at once and proves the published weights; in SLEEP it
-  counts as asleep; in the learner's phases it starts when these are over (`may_start`).
+- An engine: its memory is free, on a GPU a moment later, for which a rank that enters waits. In WAKE and GENERATE it may start
+  again at once and proves the published weights; in SLEEP it counts as asleep; in the learner's phases it starts when these are
+  over (`may_start`).
 - The learner: nothing that it held is left, so new ranks start and load a checkpoint. In GENERATE and WAKE the engines go to
   sleep first; in SLEEP they are about to; in ENTER, LEARN and LEAVE the device is free at once.
 """

@@ -12,6 +12,7 @@ FSDP2's CPUOffloadPolicy: a layer is copied to the device while it is used, and 
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from kray.config.train_schema import OFFLOAD_PART_BYTES
 
 # Storages up to so many bytes stay: AdamW's step counts.
 SMALL_BYTES = 8
+# Seconds until a GPU has got back the memory of a process that was killed, such as an engine's.
+FREED_S = 20.0
 
 
 def fsdp_options(offload: str, mesh: DeviceMesh) -> dict[str, Any]:
@@ -142,6 +145,8 @@ class DeviceState:
         """Bring everything back to the device; does nothing when it is there."""
         if self.present:
             return
+        if self.device.type == "cuda":
+            wait_for_memory(self.nbytes, lambda: torch.cuda.mem_get_info(self.device)[0])
         for i, storage in enumerate(self._storages):
             if storage.resizable():
                 storage.resize_(self._sizes[i])
@@ -182,6 +187,19 @@ def _bytes(storage: torch.UntypedStorage) -> Tensor:
     whole = torch.empty(0, dtype=torch.uint8, device=storage.device)
     whole.set_(storage, 0, (storage.nbytes(),), (1,))
     return whole
+
+
+def wait_for_memory(nbytes: int, free: Callable[[], int], limit_s: float = FREED_S) -> None:
+    """Wait until so many bytes of a device are free, or for the limit: allocating them then fails with the reason.
+
+    Args:
+        nbytes: Needed bytes.
+        free: Returns the free bytes.
+        limit_s: Longest wait in seconds.
+    """
+    deadline = time.monotonic() + limit_s
+    while free() < nbytes and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def release_memory(device: torch.device) -> None:

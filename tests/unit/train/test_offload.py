@@ -132,3 +132,15 @@ def test_moments_come_to_the_device_a_part_at_a_time():
     assert all(adamw.state[shard]["exp_avg"] is homes[shard] for shard in shards)
     assert [bool(home.any()) for home in homes.values()] == [True, True, True, True, False]
     assert all(shard.grad is not None for shard in shards[:4])
+
+
+def test_state_enters_a_device_when_a_killed_process_has_given_its_memory_back():
+    left = iter((10, 60, 99, 100, 200))
+    offload.wait_for_memory(100, lambda: next(left), limit_s=60.0)
+    assert next(left) == 200
+
+
+def test_state_that_finds_no_memory_is_not_waited_for_without_end():
+    asked = []
+    offload.wait_for_memory(100, lambda: asked.append(1) or 99, limit_s=0.25)
+    assert len(asked) >= 2
