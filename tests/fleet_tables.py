@@ -14,7 +14,7 @@ from paper_models import PAPER, paper_sizes
 from kray.config import load_config
 from kray.config.cluster_file import load_cluster
 from kray.config.memory import GIB, rank_memory
-from kray.config.memory_check import Devices, memory_rows, require_fits
+from kray.config.memory_check import CONTEXT, Devices, memory_rows, require_fits
 from kray.config.node_memory import node_rows
 from kray.config.placement import cluster_rows
 
@@ -36,10 +36,11 @@ def table(fleet: str) -> str:
         ConfigError: It does not fit.
     """
     config, path = load_config(ROOT / "configs" / f"{fleet}.yaml"), f"cluster/{fleet}.yaml"
-    sizes, devices = paper_sizes(config.model.path), Devices(gpu=GPU_GIB * GIB)
+    cluster = load_cluster(ROOT / path)
+    sizes, devices = paper_sizes(config.model.path), Devices(gpu=GPU_GIB * GIB, cluster=cluster)
     require_fits(config, sizes, devices)
     placed = [(k, v.replace(str(ROOT / path), path)) for k, v in cluster_rows(config, str(ROOT / path))]
-    rows = [*placed, *memory_rows(config, sizes, devices), *node_rows(config, sizes, load_cluster(ROOT / path))]
+    rows = [*placed, *memory_rows(config, sizes, devices), *node_rows(config, sizes, cluster)]
     return "".join(f"{label:<26} {value}\n" for label, value in rows)
 
 
@@ -51,7 +52,7 @@ def ranks_table() -> str:
         cells = []
         for ranks in RANKS:
             config.train.ranks = ranks
-            needed = rank_memory(config, paper_sizes(path)).total
+            needed = rank_memory(config, paper_sizes(path)).total + CONTEXT
             cells.append(f"{needed / GIB:.1f}" if needed <= GPU_GIB * GIB else f"({needed / GIB:.1f})")
         lines.append(f"| {path.partition('/')[2]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -88,9 +88,11 @@ def rank_memory(config: KrayConfig, sizes: ModelSizes) -> RankMemory:
     tokens = part_tokens(config)
     activations = tokens * activation_bytes(config, sizes)
     logits = LOGIT_BYTES * min(CHUNK_LOGITS, tokens * sizes.vocabulary)
-    kept = 0 if train.offload == "all" else 1
+    # On CPU the device is main memory: what leaves it is still there.
+    offload = train.offload if train.gpus_per_rank else "none"
+    kept = 0 if offload == "all" else 1
     moments = 2 * ELEMENT_BYTES[train.moments] * trained * kept
-    if train.offload == "optimizer":
+    if offload == "optimizer":
         largest_shard = max((w.shard(shared) for w in sizes.weights if w.trained), default=0)
         part = max(OFFLOAD_PART_BYTES, 2 * ELEMENT_BYTES[train.moments] * largest_shard)
         moments = max(0, min(part, moments) - activations - logits)
@@ -218,9 +220,10 @@ class HostMemory:
     Attributes:
         start: While the ranks read the model: beside its shards each holds one tensor's rows. The whole model where rank 0
             must read it whole.
-        gathered: Rank 0's whole weights at an update; a single rank on CPU in float32 hands over its own. With
-            rollout.sync_bucket_mib two buckets and one whole tensor.
-        version: One version of the weights in the object store; with rollout.sync_bucket_mib only where an engine starts late.
+        gathered: Rank 0's whole weights at an update, or its adapters (rollout.lora adapter); a single rank on CPU in float32
+            hands over its own. With rollout.sync_bucket_mib two buckets and one whole tensor.
+        version: One version of these in the object store; 0 with rollout.sync_bucket_mib.
+        late: The same, which is there with rollout.sync_bucket_mib only while an engine starts late.
         activations: Inputs of layers that all ranks keep there (train.activation_offload).
         saving: Copies of the shards of all ranks while a checkpoint is written.
         checkpoint: A checkpoint on disk, without what the driver adds.
@@ -229,14 +232,21 @@ class HostMemory:
     start: int
     gathered: int
     version: int
+    late: int
     activations: int
     saving: int
     checkpoint: int
 
 
+def sent_bytes(config: KrayConfig, sizes: ModelSizes) -> int:
+    """Return the bytes that engines get at an update: the whole weights, or adapters."""
+    adapters = config.model.lora is not None and config.rollout.lora == "adapter"
+    return ELEMENT_BYTES[dtype_of(config)] * (sizes.trained if adapters else sizes.served)
+
+
 def host_memory(config: KrayConfig, sizes: ModelSizes) -> HostMemory:
     """Return what the node of rank 0 and the disk need, with all ranks on that node."""
-    version = ELEMENT_BYTES[dtype_of(config)] * sizes.served
+    version = sent_bytes(config, sizes)
     own = config.train.ranks == 1 and not config.train.gpus_per_rank and dtype_of(config) == "float32"
     own = own and config.model.lora is None
     train = config.train
@@ -245,17 +255,29 @@ def host_memory(config: KrayConfig, sizes: ModelSizes) -> HostMemory:
     inputs = ELEMENT_BYTES[dtype_of(config)] * sizes.layers * sizes.hidden * part_tokens(config)
     activations = train.ranks * inputs if _offloads(config) else 0
     start = 4 * sizes.elements if sizes.read_whole else rows
-    gathered = 0 if own else version
+    gathered, late = 0 if own else version, 0
     if bucket := config.rollout.sync_bucket_mib * 2**20:
         largest = ELEMENT_BYTES[dtype_of(config)] * max(weight.elements for weight in sizes.weights)
         gathered = 2 * max(min(bucket, version), largest) + largest
-    return HostMemory(start, gathered, version, activations, train.replicas * saved, saved)
+        version, late = 0, version
+    return HostMemory(start, gathered, version, late, activations, train.replicas * saved, saved)
 
 
-def update_seconds(config: KrayConfig, sizes: ModelSizes) -> dict[str, float]:
-    """Return the seconds of each part of a weight update by BANDWIDTHS; the network is used where there are GPUs."""
-    version = ELEMENT_BYTES[dtype_of(config)] * sizes.served
-    parts = {name: version / rate for name, rate in BANDWIDTHS.items()}
+def update_seconds(config: KrayConfig, sizes: ModelSizes, one_node: bool) -> dict[str, float]:
+    """Return the seconds of each part of a weight update by BANDWIDTHS.
+
+    Args:
+        config: The configuration.
+        sizes: Of the model.
+        one_node: Ranks and engines are on one node.
+    """
+    sent = sent_bytes(config, sizes)
+    parts = {name: sent / rate for name, rate in BANDWIDTHS.items()}
     if not (config.rollout.gpus_per_engine or config.train.gpus_per_rank):
-        del parts["network"], parts["gather and copy to the host"]
+        del parts["gather and copy to the host"]
+        one_node = True
+    if one_node:
+        del parts["network"]
+    if config.rollout.sync_bucket_mib:
+        del parts["into the object store"]
     return parts

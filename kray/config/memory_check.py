@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kray.config.cluster_file import Cluster
 from kray.config.devices import dtype_of
 from kray.config.memory import (
     BANDWIDTHS,
@@ -22,12 +23,15 @@ from kray.config.memory import (
     update_seconds,
 )
 from kray.config.model_sizes import ModelSizes
+from kray.config.placement import place, requested
 from kray.config.schema import KrayConfig
 from kray.errors import ConfigError
 
-# Bytes of a GPU that an engine which sleeps and a rank whose state is away keep, assumed: contexts of CUDA, graphs, buffers of
-# nccl.
-ENGINE_ASLEEP, RANK_AWAY = 2 * GIB, GIB
+# Bytes of a GPU that an engine keeps while it sleeps, and a rank always, beside what is counted: contexts of CUDA, graphs,
+# buffers of nccl. Assumed.
+ENGINE_ASLEEP, CONTEXT = 2 * GIB, GIB
+# GPUs of a node where no cluster is given.
+NODE_GPUS = 8
 # Most learner ranks that are proposed, and shares of a GPU's memory for engines.
 MOST_RANKS = 1024
 SHARES = (0.9, 0.95)
@@ -40,10 +44,30 @@ class Devices:
     Attributes:
         gpu: Of one GPU.
         machine: Main memory of the machine on which all actors run.
+        cluster: On whose nodes they run.
     """
 
     gpu: int | None = None
     machine: int | None = None
+    cluster: Cluster | None = None
+
+    def have_places(self, config: KrayConfig) -> bool:
+        """Return whether the cluster, where it is known, has places for all actors."""
+        try:
+            if self.cluster is not None:
+                place(config, self.cluster)
+        except ConfigError:
+            return False
+        return True
+
+    def one_node(self, config: KrayConfig) -> bool:
+        """Return whether one node holds all ranks and engines."""
+        cpus, gpus = requested(config)
+        if self.cluster is None:
+            return gpus <= NODE_GPUS
+        fit = place(config, self.cluster)
+        used = [group for group in self.cluster.groups if fit.ranks[group.name] or fit.engines[group.name]]
+        return len(used) == 1 and cpus <= used[0].cpus and gpus <= used[0].gpus
 
 
 def gib(count: float) -> str:
@@ -60,7 +84,7 @@ def memory_rows(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> list
         ("parameters", f"{sizes.elements:,}, {trained}; computed in {dtype_of(config)}"),
         *_rank_rows(config, sizes, devices),
         *_engine_rows(config, engine_memory(config, sizes, devices.gpu), devices),
-        *_host_rows(config, sizes),
+        *_host_rows(config, sizes, devices.one_node(config)),
     ]
 
 
@@ -74,12 +98,15 @@ def _rank_rows(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> list[
     if rank.whole_gradients:
         kept += f" + {gib(rank.whole_gradients)} whole ones (train.reduce_each_microbatch false)"
     reference = f" + {gib(rank.reference)} start model" if rank.reference else ""
+    context = f", {gib(CONTEXT)} of CUDA and nccl" if train.gpus_per_rank else ""
+    total = rank.total + (CONTEXT if train.gpus_per_rank else 0)
     return [
-        ("memory of a rank", f"{gib(rank.total)}{_of(devices.gpu if train.gpus_per_rank else None)}"),
+        ("memory of a rank", f"{gib(total)}{_of(devices.gpu if train.gpus_per_rank else None)}"),
         ("  exactly", f"{gib(rank.parameters)} parameters + {kept} + {gib(rank.optimizer)} optimizer{reference}"),
         (
             "  about",
-            f"{gib(rank.gathered)} gathered layers, {gib(rank.buffers)} to reduce gradients, {gib(rank.logits)} logits",
+            f"{gib(rank.gathered)} gathered layers, {gib(rank.buffers)} to reduce gradients, {gib(rank.logits)} logits"
+            f"{context}",
         ),
         ("  activations", f"about {gib(rank.activations)} at {part_tokens(config):,} tokens{of_all}, {how}"),
         *_main_memory_rows(config, sizes),
@@ -122,14 +149,12 @@ def _engine_rows(config: KrayConfig, engine: EngineMemory, devices: Devices) -> 
     return [*rows, ("  keys and values", cache)]
 
 
-def _host_rows(config: KrayConfig, sizes: ModelSizes) -> list[tuple[str, str]]:
-    host, seconds = host_memory(config, sizes), update_seconds(config, sizes)
+def _host_rows(config: KrayConfig, sizes: ModelSizes, one_node: bool) -> list[tuple[str, str]]:
+    host, seconds = host_memory(config, sizes), update_seconds(config, sizes, one_node)
     gathered = f"{gib(host.gathered)} gathered + " if host.gathered else ""
     update = f"{gathered}{gib(host.version)} in the object store, twice while one version replaces another"
     if config.rollout.sync_bucket_mib:
-        update = (
-            f"{gib(host.gathered)} in buckets + {gib(host.version)} in the object store where an engine starts late"
-        )
+        update = f"{gib(host.gathered)} in buckets + {gib(host.late)} in the object store where an engine starts late"
     rates = ", ".join(f"{name} {BANDWIDTHS[name] / 1e9:g}" for name in seconds)
     return [
         (
@@ -140,8 +165,12 @@ def _host_rows(config: KrayConfig, sizes: ModelSizes) -> list[tuple[str, str]]:
         *([("  in an update", f"{gib(host.activations)} inputs of layers, of all ranks")] if host.activations else []),
         ("  while a checkpoint waits", f"{gib(host.saving)}, with all ranks on this node"),
         ("a checkpoint", f"{gib(host.checkpoint)} on disk, {config.run.keep_checkpoints} are kept"),
-        ("new weights in engines", f"about {sum(seconds.values()):.2g} s, if GB/s are: {rates}"),
+        ("new weights in engines", f"about {_seconds(sum(seconds.values()))} s, if GB/s are: {rates}"),
     ]
+
+
+def _seconds(count: float) -> str:
+    return f"{count:.2g}" if count < 10 else f"{count:,.0f}"
 
 
 def require_fits(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> None:
@@ -151,65 +180,75 @@ def require_fits(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> Non
         ConfigError: Names the parts, what is there, and the nearest setting that fits.
     """
     if devices.gpu is not None and config.train.gpus_per_rank:
-        _require_rank(config, sizes, devices.gpu)
+        _require_rank(config, sizes, devices)
     if devices.gpu is not None and config.rollout.gpus_per_engine:
         _require_engine(config, sizes, devices.gpu)
     if devices.machine is not None:
         _require_machine(config, sizes, devices.machine)
 
 
-def _require_rank(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
-    rank, beside = rank_memory(config, sizes), ""
-    if config.rollout.colocate:
-        known, beside = known - ENGINE_ASLEEP, f" beside the {gib(ENGINE_ASLEEP)} of an engine that sleeps"
+def _require_rank(config: KrayConfig, sizes: ModelSizes, devices: Devices) -> None:
+    rank, colocated = rank_memory(config, sizes), config.rollout.colocate
+    known = max(0, (devices.gpu or 0) - CONTEXT - (ENGINE_ASLEEP if colocated else 0))
+    beside = f"the {gib(CONTEXT)} of CUDA and nccl"
+    if colocated:
+        beside += f" and the {gib(ENGINE_ASLEEP)} of an engine that sleeps"
     if rank.total <= known:
         return
-    for changes in _rank_changes(config, bool(rank.whole_gradients), sizes.heads):
-        found = rank_memory(_changed(config, changes), sizes).total
-        if found <= known:
+    for changes in _rank_changes(config, bool(rank.whole_gradients), sizes.heads, devices.cluster is not None):
+        changed = _changed(config, changes)
+        found = rank_memory(changed, sizes).total
+        if found <= known and devices.have_places(changed):
             advice = f"{_overrides(changes)} needs {gib(found)}"
             break
     else:
-        ways = "offload" if config.rollout.colocate else "number of ranks"
-        advice = f"no {ways}, micro-batches or recomputation makes it fit: use model.lora, or a smaller model"
+        lora, ranks = "" if config.model.lora else "model.lora, ", "" if colocated else ", number of ranks"
+        advice = (
+            f"no offload{ranks}, micro-batches or recomputation makes it fit: use {lora}a smaller model or GPUs with more "
+            "memory"
+        )
     parts = (
         f"parameters, gradients and optimizer {gib(rank.state)}, gathered layers and buffers "
         f"{gib(rank.gathered + rank.buffers)}, activations {gib(rank.activations)}, logits {gib(rank.logits)}"
     )
     raise ConfigError(
-        f"train.ranks: a rank needs {gib(rank.total)} and its GPU has {gib(known)}{beside} ({parts}); {advice}"
+        f"train.ranks: a rank needs {gib(rank.total)} and its GPU has {gib(known)} beside {beside} ({parts}); {advice}"
     )
 
 
-def _rank_changes(config: KrayConfig, whole: bool, heads: int) -> Iterator[dict[str, Any]]:
+def _rank_changes(config: KrayConfig, whole: bool, heads: int, clustered: bool) -> Iterator[dict[str, Any]]:
     """Yield changes of `train` that save memory: on as few ranks as possible, and of those the ones that cost least.
 
     Args:
         config: The configuration.
         whole: Whether ranks hold whole gradients.
         heads: Attention heads of the model.
+        clustered: Whether a cluster is known.
     """
     train, least = config.train, longest_rollout(config)
     early: dict[str, Any] = {"train.reduce_each_microbatch": True} if whole else {}
     single_copy: dict[str, Any] = {"train.replicas": 1} if train.replicas > 1 else {}
     less: dict[str, Any] = {} if train.activation_checkpointing else {"train.activation_checkpointing": True}
+    moved: dict[str, Any] = {} if train.activation_offload else {"train.activation_offload": True}
     sizes = [train.microbatch_tokens >> k for k in range(1, 32) if train.microbatch_tokens >> k >= least]
     shorter = [{"train.microbatch_tokens": tokens} for tokens in sizes]
-    more: list[dict[str, Any]] = [
-        {"train.ranks": train.ranks << k} for k in range(1, 11) if train.ranks << k <= MOST_RANKS
-    ]
-    if config.rollout.colocate:
-        # As many engines would be needed as ranks.
-        places = ("none", "optimizer", "all")
-        more = [{"train.offload": place} for place in places[places.index(train.offload) + 1 :]]
+    places = ("none", "optimizer", "all")
+    away: list[dict[str, Any]] = [{"train.offload": place} for place in places[places.index(train.offload) + 1 :]]
+    many: list[dict[str, Any]] = []
+    if not config.rollout.colocate:
+        # There, as many engines would be needed as ranks.
+        many = [{"train.ranks": train.ranks << k} for k in range(1, 11) if train.ranks << k <= MOST_RANKS]
+    # AdamW on the CPU is slow, so GPUs that are there come first; a machine has no more than it has.
+    more = [*away[:-1], *many, *away[-1:]] if clustered else [*away, *many]
     for ranks in [{}, *more]:
-        single = [ranks, *(ranks | each for each in (early, single_copy, less, *shorter) if each)]
+        single = [ranks, *(ranks | each for each in (early, single_copy, less, less | moved, *shorter) if each)]
+        saving = [early | single_copy | less, early | single_copy | less | moved]
         yield from (
-            each for each in [*single, *(ranks | early | single_copy | less | each for each in [{}, *shorter])] if each
+            each for each in [*single, *(ranks | some | each for some in saving for each in [{}, *shorter])] if each
         )
         # Last what divides even a single rollout.
         parts = math.gcd(heads, ranks.get("train.ranks", train.ranks)) if train.packing and not train.compile else 1
-        smallest = ranks | early | single_copy | less | (shorter[-1] if shorter else {})
+        smallest = ranks | early | single_copy | less | moved | (shorter[-1] if shorter else {})
         for together in (train.context_parallel << k for k in range(1, 8)):
             if not parts % together:
                 yield smallest | {"train.context_parallel": together}
@@ -237,12 +276,14 @@ def _context(config: KrayConfig) -> int:
 
 def _require_engine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
     rollout, engine = config.rollout, engine_memory(config, sizes, known)
-    most = int(100 * (known - RANK_AWAY) / known) / 100
-    if rollout.colocate and rollout.gpu_memory_share > most:
+    most = int(100 * (known - CONTEXT) / known) / 100
+    if known > 2 * CONTEXT and rollout.gpu_memory_share > most:
+        rest = "CUDA takes of it"
+        if rollout.colocate:
+            rest = "a rank keeps of it while the engine generates (rollout.colocate)"
         raise ConfigError(
             f"rollout.gpu_memory_share {rollout.gpu_memory_share:g} leaves less of a GPU of {gib(known)} than the "
-            f"{gib(RANK_AWAY)} that a rank keeps of it while the engine generates (rollout.colocate); "
-            f"rollout.gpu_memory_share={most:g} fits"
+            f"{gib(CONTEXT)} that {rest}; rollout.gpu_memory_share={most:g} fits"
         )
     if engine.sequences(_context(config)):
         return
@@ -275,7 +316,9 @@ def _engine_changes(config: KrayConfig, sizes: ModelSizes, known: int) -> Iterat
         yield f"rollout.max_response_tokens={room} fits one"
     more = (gpus for gpus in sizes.counts.possible() if gpus > rollout.gpus_per_engine)
     if gpus := next((gpus for gpus in more if fits("gpus_per_engine", gpus)), 0):
-        yield f"rollout.gpus_per_engine={gpus} fits one"
+        # An engine that shares the device of a rank has one GPU.
+        apart = "rollout.colocate=false " if rollout.colocate else ""
+        yield f"{apart}rollout.gpus_per_engine={gpus} fits one"
     if dtype_of(config) == "float32":
         yield "model.dtype=bfloat16 halves it"
 

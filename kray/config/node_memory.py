@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kray.config.cluster_file import Cluster, Group
-from kray.config.memory import GIB, host_memory
+from kray.config.memory import GIB, host_memory, state_in_main_memory
 from kray.config.memory_check import gib
 from kray.config.model_sizes import ModelSizes
 from kray.config.placement import Fit, place
@@ -31,17 +31,26 @@ class NodeNeed:
         gathered: Rank 0's whole weights at an update; 0 on other nodes.
         store: Of Ray's object store: two versions of the weights on rank 0's node, one where engines are.
         saving: Copies of the shards of this node's ranks while a checkpoint is written.
+        state: Of this node's ranks by train.offload, or while engines have their GPUs (rollout.colocate).
+        activations: Inputs of layers of this node's ranks while they learn (train.activation_offload).
     """
 
     start: int
     gathered: int
     store: int
     saving: int
+    state: int = 0
+    activations: int = 0
+
+    @property
+    def least(self) -> int:
+        """Bytes that are held for sure, at some moment."""
+        return self.state + max(self.start, self.store + max(self.gathered, self.activations))
 
     @property
     def most(self) -> int:
         """Bytes at the worst moment: an update while a checkpoint is still being written."""
-        return max(self.start, self.gathered + self.store + self.saving)
+        return self.state + max(self.start, self.store + self.saving + max(self.gathered, self.activations))
 
 
 def node_needs(config: KrayConfig, sizes: ModelSizes, cluster: Cluster, fit: Fit) -> Mapping[str, NodeNeed]:
@@ -54,10 +63,15 @@ def node_needs(config: KrayConfig, sizes: ModelSizes, cluster: Cluster, fit: Fit
         if not (fit.ranks[group.name] or engines):
             continue
         here = min(fit.ranks[group.name], _ranks_in(group, config))
-        saving = -(-host.saving * here // train.ranks)
+        saving, inputs = (-(-whole * here // train.ranks) for whole in (host.saving, host.activations))
         own = group.name == first
         found[group.name] = NodeNeed(
-            host.start if own else 0, host.gathered if own else 0, host.version * (2 if own else bool(engines)), saving
+            start=host.start if own else 0,
+            gathered=host.gathered if own else 0,
+            store=host.version * (2 if own else bool(engines)),
+            saving=saving,
+            state=here * state_in_main_memory(config, sizes),
+            activations=inputs,
         )
     return found
 
@@ -96,7 +110,9 @@ def node_rows(config: KrayConfig, sizes: ModelSizes, cluster: Cluster) -> list[t
 
 
 def _memory(group: Group, need: NodeNeed) -> str:
-    parts = [f"{gib(need.start)} while the model is read"] if need.start else []
+    parts = [f"{gib(need.state)} of the state of ranks"] if need.state else []
+    parts += [f"{gib(need.start)} while the model is read"] if need.start else []
+    parts += [f"{gib(need.activations)} of inputs of layers"] if need.activations else []
     parts += [f"{gib(need.gathered)} gathered at an update"] if need.gathered else []
     parts += [f"{gib(need.saving)} while a checkpoint waits"] if need.saving else []
     given = "" if group.memory is None else f" of {gib(group.memory)}"
@@ -111,6 +127,11 @@ def _store(group: Group, need: NodeNeed) -> str:
 
 
 def _notes(group: Group, need: NodeNeed) -> Iterator[str]:
+    if group.memory is not None and need.most > group.memory:
+        yield (
+            f"nodes of {group.name} have {gib(group.memory)} of memory, and one needs up to {gib(need.most)} beside its "
+            f"processes when an update comes while a checkpoint is written; give it {-(-need.most // GIB)}Gi or more"
+        )
     store = store_of(group)
     if store is not None and need.store > store:
         yield (
@@ -130,10 +151,12 @@ def _larger(group: Group, need: NodeNeed) -> str:
 
 def _require(group: Group, need: NodeNeed, path: str) -> None:
     """Refuse a node without the memory for what is held for sure: weights while they are read or handed over."""
-    least = max(need.start, need.gathered + need.store)
-    if group.memory is not None and group.memory < least:
+    if group.memory is not None and group.memory < need.least:
+        whose = "the one of rank 0" if need.gathered or need.start else "one"
+        parts = [f"{gib(need.start)} while weights are read", f"{gib(need.gathered + need.store)} at an update"]
+        parts += [f"{gib(need.state)} of the state of ranks"] if need.state else []
+        parts += [f"{gib(need.activations)} of inputs of layers"] if need.activations else []
         raise ConfigError(
-            f"{path}: nodes of {group.name} have {gib(group.memory)} of memory, and the one of rank 0 needs {gib(least)} for "
-            f"weights alone ({gib(need.start)} while they are read, {gib(need.gathered + need.store)} at an update); give it "
-            f"{-(-least // GIB)}Gi or more"
+            f"{path}: nodes of {group.name} have {gib(group.memory)} of memory, and {whose} needs {gib(need.least)} beside its "
+            f"processes ({', '.join(parts)}); give it {-(-need.least // GIB)}Gi or more"
         )

@@ -234,8 +234,8 @@ class RolloutConfig:
 
     sync_bucket_mib: int = 0
     """MiB of a bucket in which new weights go to the engines, usually 512: by shared memory on each node, by gloo between
-    nodes. Rank 0 then holds two buckets instead of the whole model. 0: in one piece, through Ray's object store, the faster way
-    for small models on one node. Not with `colocate`, with `lora: adapter`, or with the opponent `past`."""
+    nodes. Rank 0 then holds two buckets instead of the whole model. 0: in one piece, through Ray's object store, where
+    engines that start late find it. Not with `colocate`, with `lora: adapter`, or with the opponent `past`."""
 
     max_attempts: int = 3
     """Attempts at one rollout task, over lost engines and time-outs, before its rollouts count as data failures."""

@@ -11,7 +11,7 @@ from kray.cluster.resources import missing_gpus, required_gpus
 from kray.config import KrayConfig, load_config
 from kray.config.cluster_file import Cluster, Group
 from kray.config.memory import GIB, rank_memory, state_in_main_memory
-from kray.config.memory_check import RANK_AWAY, Devices, memory_rows, require_fits
+from kray.config.memory_check import CONTEXT, Devices, memory_rows, require_fits
 from kray.config.model_sizes import ModelSizes, Weight
 from kray.config.placement import place, requested
 from kray.config.preview import derived
@@ -145,7 +145,9 @@ def test_a_rank_is_offered_the_memory_that_an_engine_leaves(name, overrides, gib
     if not advice:
         require_fits(config, SIZES[name], Devices(gpu=int(gib * GIB)))
         return
-    with pytest.raises(ConfigError, match=r"its GPU has .* GiB beside the 2\.00 GiB of an engine that sleeps") as error:
+    with pytest.raises(
+        ConfigError, match=r"its GPU has .* and nccl and the 2\.00 GiB of an engine that sleeps"
+    ) as error:
         require_fits(config, SIZES[name], Devices(gpu=int(gib * GIB)))
     assert advice in str(error.value)
 
@@ -154,7 +156,7 @@ def test_an_engine_leaves_room_for_a_rank_that_is_away():
     config = one_card("0.5b", "rollout.gpu_memory_share=0.99")
     with pytest.raises(ConfigError, match=r"rollout\.gpu_memory_share=0\.95 fits"):
         require_fits(config, SIZES["0.5b"], Devices(gpu=CARD))
-    assert (1 - 0.95) * CARD >= RANK_AWAY
+    assert (1 - 0.95) * CARD >= CONTEXT
 
 
 def test_bytes_of_a_rank_by_place():

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from kray.config import KrayConfig, ModelConfig, RolloutConfig, TrainConfig
+from kray.config.cluster_file import Cluster, Group
 from kray.config.memory import GIB, engine_memory, host_memory, microbatch_tokens, rank_memory, update_seconds
-from kray.config.memory_check import Devices, gib, memory_rows, require_fits
+from kray.config.memory_check import CONTEXT, Devices, gib, memory_rows, require_fits
 from kray.config.model_sizes import ModelSizes, Weight
 from kray.config.schema import LoraConfig
 from kray.errors import ConfigError
@@ -185,8 +187,69 @@ def test_host_store_and_update():
     assert host.saving == host.checkpoint == 12 * QWEN_7B.elements
     # A single rank on CPU hands over the tensors that it trains.
     assert host_memory(config(ranks=1, gpus=0), SMALL).gathered == 0
-    assert 20 < sum(update_seconds(config(), QWEN_7B).values()) < 30
-    assert "network" not in update_seconds(config(gpus=0), SMALL)
+    assert 20 < sum(update_seconds(config(), QWEN_7B, one_node=False).values()) < 30
+    assert "network" not in update_seconds(config(gpus=0), SMALL, one_node=False)
+    # Nothing crosses a network on one node, and buckets are not put into the object store.
+    alone = update_seconds(config(), QWEN_7B, one_node=True)
+    assert set(alone) == set(update_seconds(config(), QWEN_7B, one_node=False)) - {"network"}
+    bucketed = config()
+    bucketed.rollout.sync_bucket_mib = 512
+    assert set(update_seconds(bucketed, QWEN_7B, one_node=True)) == set(alone) - {"into the object store"}
+    shown = dict(memory_rows(config(ranks=32, engines=32), LLAMA_70B, Devices()))["new weights in engines"]
+    assert shown.startswith("about 230 s, if GB/s are: ")
+    assert "network" in shown
+    assert "network" not in dict(memory_rows(config(ranks=4, engines=4), QWEN_7B, Devices()))["new weights in engines"]
+
+
+def test_adapters_are_what_is_sent_where_engines_take_them():
+    chosen = config()
+    chosen.model.lora, chosen.rollout.lora = LoraConfig(rank=16), "adapter"
+    sizes = replace(QWEN_7B, weights=(*(replace(w, trained=False) for w in QWEN_7B.weights), Weight(3584, 16, True, 0)))
+    host = host_memory(chosen, sizes)
+    assert (host.version, host.gathered) == (2 * 3584 * 16, 2 * 3584 * 16)
+    assert sum(update_seconds(chosen, sizes, one_node=False).values()) < 0.001
+    chosen.rollout.lora = "merged"
+    assert host_memory(chosen, sizes).version == 2 * sizes.served
+
+
+def test_offload_saves_nothing_where_the_device_is_main_memory():
+    kept = rank_memory(config(gpus=0), QWEN_7B)
+    for place in ("optimizer", "all"):
+        found = rank_memory(config(gpus=0, offload=place, reduce_each_microbatch=True), QWEN_7B)
+        assert (found.parameters, found.gradients, found.optimizer) == (kept.parameters, kept.gradients, kept.optimizer)
+
+
+def test_a_rank_leaves_room_for_cuda():
+    chosen = config(activation_checkpointing=True)
+    chosen.rollout.gpus_per_engine = 0
+    needed = rank_memory(chosen, QWEN_7B).total + CONTEXT
+    require_fits(chosen, QWEN_7B, Devices(gpu=needed))
+    with pytest.raises(ConfigError, match=r"beside the 1\.00 GiB of CUDA and nccl"):
+        require_fits(chosen, QWEN_7B, Devices(gpu=needed - 1))
+    chosen.train.gpus_per_rank, chosen.rollout.gpus_per_engine, chosen.rollout.gpu_memory_share = 0, 1, 1.0
+    with pytest.raises(ConfigError, match=r"than the 1\.00 GiB that CUDA takes of it; rollout\.gpu_memory_share=0\.98"):
+        require_fits(chosen, QWEN_7B, Devices(gpu=A100))
+
+
+def test_no_more_ranks_are_proposed_than_the_cluster_holds():
+    chosen = config(ranks=8, activation_checkpointing=True, activation_offload=True, microbatch_tokens=4096)
+    chosen.rollout.gpus_per_engine = 0
+
+    def advice(nodes: int) -> str:
+        cluster = Cluster("c.yaml", "RayCluster", (Group("head", 1000, 8 * nodes, 1, 1),), None)
+        with pytest.raises(ConfigError) as error:
+            require_fits(chosen, LLAMA_70B, Devices(gpu=A100, cluster=cluster))
+        return str(error.value).partition("); ")[2]
+
+    assert advice(4).startswith("train.ranks=32 needs")
+    assert advice(1).startswith("train.offload=all needs")
+
+
+def test_an_engine_beside_a_rank_is_not_told_to_take_several_gpus():
+    chosen = config(ranks=8, offload="all", activation_checkpointing=True, activation_offload=True)
+    chosen.rollout.colocate = True
+    with pytest.raises(ConfigError, match=r"tokens; rollout\.colocate=false rollout\.gpus_per_engine=2 fits one"):
+        require_fits(chosen, LLAMA_70B, Devices(gpu=A100))
 
 
 def test_buckets_take_as_much_for_every_model():
@@ -230,22 +293,40 @@ def test_bytes_as_text(count, text):
             "train.reduce_each_microbatch=true needs",
         ),
         (config(), QWEN_7B, A100, "train.activation_checkpointing=true needs"),
-        (config(activation_checkpointing=True), QWEN_7B, CARD, "train.ranks=16 train.microbatch_tokens=8192 needs"),
-        (config(ranks=1, activation_checkpointing=True), QWEN_7B, A100, "train.ranks=2 needs"),
+        (
+            config(activation_checkpointing=True),
+            QWEN_7B,
+            CARD,
+            "train.offload=optimizer train.activation_offload=true needs",
+        ),
+        (config(ranks=1, activation_checkpointing=True), QWEN_7B, A100, "train.offload=optimizer needs"),
+        (config(ranks=4, activation_checkpointing=True), LLAMA_70B, A100, "); train.offload=all needs"),
+        (
+            config(ranks=4, activation_checkpointing=True, offload="all", activation_offload=True),
+            LLAMA_70B,
+            16 * GIB,
+            "; no offload, number of ranks",
+        ),
         (
             config(ranks=16, activation_checkpointing=True),
             LLAMA_70B,
             A100,
-            "train.ranks=32 train.microbatch_tokens=8192 needs",
+            "train.offload=optimizer train.activation_offload=true needs",
         ),
-        (config(ranks=1024, activation_checkpointing=True), LLAMA_70B, 8 * GIB, "use model.lora, or a smaller model"),
-        (longer(config(activation_checkpointing=True)), QWEN_7B, A100, "train.context_parallel=2 needs"),
+        (config(ranks=1024, activation_checkpointing=True), LLAMA_70B, 8 * GIB, "use model.lora, a smaller model"),
+        (longer(config(activation_checkpointing=True)), QWEN_7B, A100, "train.activation_offload=true needs"),
+        (
+            longer(config(activation_checkpointing=True, activation_offload=True)),
+            QWEN_7B,
+            48 * GIB,
+            "train.context_parallel=2 needs",
+        ),
         # Nothing else divides a rollout: not more ranks.
         (
             longer(config(ranks=1024, activation_checkpointing=True)),
             QWEN_7B,
             32 * GIB,
-            "train.context_parallel=4 needs",
+            "train.activation_offload=true train.context_parallel=2 needs",
         ),
         (longer(config(ranks=1024, activation_checkpointing=True, packing=False)), QWEN_7B, 32 * GIB, "use model.lora"),
     ],
@@ -277,7 +358,7 @@ def test_what_is_proposed_fits():
                         continue
                     values = dict(part.removeprefix("train.").split("=") for part in proposed.split())
                     for name, text in values.items():
-                        setattr(chosen.train, name, text == "true" if text in ("true", "false") else int(text))
+                        setattr(chosen.train, name, yaml.safe_load(text))
                     require_fits(chosen, sizes, Devices(gpu=gpu))
 
 

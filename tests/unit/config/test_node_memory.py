@@ -104,7 +104,9 @@ def test_rows_and_the_note_of_a_store_that_is_too_small(kuberay):
     assert "need 28.4 GiB of the object store on learner, which has 7.60 GiB" in notes[0]
     assert notes[0].endswith("give /dev/shm 29.9 GiB")
     notes = [value for label, value in node_rows(config(), SIZES, kuberay(memory="80Gi")) if label == "note"]
-    assert notes[0].endswith(f"give ray start --object-store-memory={2 * VERSION} and /dev/shm 29.9 GiB")
+    assert notes[0].startswith("nodes of learner have 80.0 GiB of memory, and one needs up to 127.7 GiB")
+    assert notes[0].endswith("give it 128Gi or more")
+    assert notes[1].endswith(f"give ray start --object-store-memory={2 * VERSION} and /dev/shm 29.9 GiB")
 
 
 def test_a_node_without_the_memory_for_the_weights_is_refused(kuberay):
@@ -112,6 +114,32 @@ def test_a_node_without_the_memory_for_the_weights_is_refused(kuberay):
         ConfigError, match=r"nodes of learner have 40.0 GiB of memory.* needs 42.6 GiB .*give it 43Gi or more"
     ):
         node_rows(config(), SIZES, kuberay(memory="40Gi"))
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_what_ranks_keep_in_main_memory_counts(kuberay, nodes):
+    chosen = config()
+    chosen.train.offload, chosen.train.activation_checkpointing, chosen.train.activation_offload = "all", True, True
+    cluster = kuberay(memory="2000Gi", nodes=nodes)
+    need = node_needs(chosen, SIZES, cluster, place(chosen, cluster))["learner"]
+    # Parameters, gradients and moments in float32, of the ranks of this node.
+    assert need.state == pytest.approx(16 * SIZES.elements / nodes, rel=0.01)
+    assert need.activations > 0
+    assert need.least == need.state + max(need.start, need.store + max(need.gathered, need.activations))
+    row = dict(node_rows(chosen, SIZES, cluster))["host memory on learner"]
+    assert "of the state of ranks" in row
+    assert "of inputs of layers" in row
+    assert need.least > 90 * GIB
+    with pytest.raises(ConfigError, match=r"of the state of ranks"):
+        node_rows(chosen, SIZES, kuberay(memory="90Gi", nodes=nodes))
+
+
+def test_buckets_and_adapters_need_no_weights_in_the_object_store(kuberay):
+    chosen = config()
+    chosen.rollout.sync_bucket_mib = 512
+    need = node_needs(chosen, SIZES, kuberay(), place(chosen, kuberay()))["learner"]
+    assert need.store == 0
+    assert need.gathered < VERSION
 
 
 def test_a_ray_up_file_tells_shm_alone():

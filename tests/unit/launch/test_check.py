@@ -293,10 +293,10 @@ def test_bytes_are_printed_and_what_cannot_fit_is_refused(chat):
     assert done.returncode == 0, done.stderr
     assert " of 80.0 GiB\n" in done.stdout
     assert "computed in bfloat16\n" in done.stdout
-    done = check("--gpu-gib", "0.001", *on_gpus)
+    done = check("--gpu-gib", "1.001", *on_gpus)
     assert done.returncode == 2
     assert "config error: train.ranks: a rank needs" in done.stderr
-    assert "its GPU has 1.02 MiB" in done.stderr
+    assert "its GPU has 1.02 MiB beside the 1.00 GiB of CUDA and nccl" in done.stderr
 
 
 def test_options_of_vllm_are_checked_by_name(chat):
