@@ -12,6 +12,7 @@ from kray.config.memory import (
     BANDWIDTHS,
     GIB,
     EngineMemory,
+    context_tokens,
     engine_memory,
     host_memory,
     longest_rollout,
@@ -100,7 +101,7 @@ def _of(known: int | None) -> str:
 
 
 def _engine_rows(config: KrayConfig, engine: EngineMemory, devices: Devices) -> list[tuple[str, str]]:
-    context, rollout = _context(config), config.rollout
+    context, rollout = context_tokens(config), config.rollout
     fitting = engine.sequences(context)
     if engine.cache is None:
         cache = f"{engine.token:,} bytes a token; give --gpu-gib to see how many sequences fit"
@@ -231,10 +232,6 @@ def _overrides(changes: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
 
 
-def _context(config: KrayConfig) -> int:
-    return config.rollout.max_context_tokens or longest_rollout(config)
-
-
 def _require_engine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
     rollout, engine = config.rollout, engine_memory(config, sizes, known)
     most = int(100 * (known - RANK_AWAY) / known) / 100
@@ -244,7 +241,7 @@ def _require_engine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
             f"{gib(RANK_AWAY)} that a rank keeps of it while the engine generates (rollout.colocate); "
             f"rollout.gpu_memory_share={most:g} fits"
         )
-    if engine.sequences(_context(config)):
+    if engine.sequences(context_tokens(config)):
         return
     share = gib(rollout.gpu_memory_share * known)
     advice = (
@@ -253,8 +250,8 @@ def _require_engine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
     whose = "its GPU" if rollout.gpus_per_engine == 1 else f"each of its {rollout.gpus_per_engine} GPUs"
     raise ConfigError(
         f"rollout.gpu_memory_share: an engine has {share} of {whose}, and needs {gib(engine.weights)} for weights, about "
-        f"{gib(engine.working)} to compute, and {gib(engine.token * _context(config))} for one sequence of "
-        f"{_context(config):,} tokens; {advice}"
+        f"{gib(engine.working)} to compute, and {gib(engine.token * context_tokens(config))} for one sequence of "
+        f"{context_tokens(config):,} tokens; {advice}"
     )
 
 
@@ -263,7 +260,7 @@ def _engine_changes(config: KrayConfig, sizes: ModelSizes, known: int) -> Iterat
 
     def fits(key: str, value: Any) -> bool:
         changed = replace(config, rollout=replace(config.rollout, **{key: value}))
-        return bool(engine_memory(changed, sizes, known).sequences(_context(changed)))
+        return bool(engine_memory(changed, sizes, known).sequences(context_tokens(changed)))
 
     rollout, engine = config.rollout, engine_memory(config, sizes, known)
     for share in SHARES:

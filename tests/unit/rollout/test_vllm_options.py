@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kray.config.actor_options import OWN_KEYS, REFUSED
+from kray.config.engine_options import STEP_TOKENS
 from kray.errors import ConfigError
 from kray.rollout.engine_spec import WORKER_EXTENSION, EngineSpec
 from kray.rollout.vllm_options import check_options, option_names
@@ -99,3 +100,23 @@ def test_a_gpu_engine_gets_graphs_and_its_share_of_the_memory():
     assert options["async_scheduling"] is False
     assert "kv_cache_memory_bytes" not in options
     assert "gpu_memory_utilization" not in SPEC.vllm_options()
+
+
+@pytest.mark.parametrize(
+    ("change", "tokens"),
+    [
+        ({}, STEP_TOKENS),
+        ({"gpus": 0}, STEP_TOKENS),
+        # A step has a token of every sequence: vLLM refuses fewer.
+        ({"max_sequences": 10_000}, 10_000),
+        ({"max_sequences": 10_000, "gpus": 0}, 10_000),
+        # A prompt that is not computed in chunks must fit into a step.
+        ({"context_tokens": 30_000}, STEP_TOKENS),
+        ({"context_tokens": 30_000, "gpus": 0}, 30_000),
+        ({"context_tokens": 30_000, "vllm": {"enable_chunked_prefill": False}}, 30_000),
+        ({"context_tokens": 30_000, "gpus": 0, "vllm": {"enable_chunked_prefill": True}}, STEP_TOKENS),
+        ({"max_sequences": 10_000, "vllm": {"max_num_batched_tokens": 16_384}}, 16_384),
+    ],
+)
+def test_the_tokens_of_a_step_are_set_and_never_left_to_vllm(change, tokens):
+    assert dataclasses.replace(ON_GPU, **change).vllm_options()["max_num_batched_tokens"] == tokens
