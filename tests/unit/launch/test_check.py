@@ -186,6 +186,20 @@ def test_a_hub_that_cannot_be_asked_leaves_a_warning(monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "warning: model.path nobody/has-this-model cannot be read here" in done.stdout
     assert "first prompts, as the data has them" in done.stdout
+    placed = check("model.tiny=null", "model.path=nobody/has-this-model", "--cluster", "cluster/kuberay-cpu.yaml")
+    assert placed.returncode == 0, placed.stderr
+    told = [line for line in placed.stdout.splitlines() if line.startswith("warning: model.path nobody/has-this-model")]
+    assert "memory (of ranks, engines and nodes) are not checked" in told[0]
+    assert "learner ranks on" in placed.stdout
+
+
+def test_memory_that_was_asked_for_and_cannot_be_compared_is_refused():
+    done = check("model.tiny=null", "model.path=nobody/has-this-model", "--gpu-gib", "48")
+    assert done.returncode == 2, done.stdout
+    assert (
+        "--gpu-gib 48: memory cannot be compared, for model.path nobody/has-this-model cannot be read here"
+        in done.stderr
+    )
 
 
 def test_check_reads_no_weights(changed):
