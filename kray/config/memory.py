@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from kray.config.devices import dtype_of
-from kray.config.engine_options import step_tokens
+from kray.config.engine_options import CACHE_KEY, step_tokens
 from kray.config.model_sizes import ModelSizes
 from kray.config.rounding import rounds_cache, rounds_weights
 from kray.config.schema import KrayConfig
@@ -212,7 +212,8 @@ def engine_memory(config: KrayConfig, sizes: ModelSizes, gpu_bytes: int | None) 
     cache: int | None = int(rollout.kv_cache_gib * GIB)
     if rollout.gpus_per_engine:
         cache = None if gpu_bytes is None else int(rollout.gpu_memory_share * gpu_bytes) - weights - working
-    return EngineMemory(weights, working, cache, token)
+    # Of each GPU, and whatever the share of it.
+    return EngineMemory(weights, working, rollout.vllm.get(CACHE_KEY) or cache, token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kray.config.devices import dtype_of
+from kray.config.engine_advice import given_cache_fits, smaller_steps, without_given_cache
+from kray.config.engine_options import CACHE_KEY
 from kray.config.memory import (
     BANDWIDTHS,
     GIB,
@@ -116,7 +118,7 @@ def _engine_rows(config: KrayConfig, engine: EngineMemory, devices: Devices) -> 
     if rollout.gpus_per_engine:
         share = (
             ""
-            if devices.gpu is None
+            if devices.gpu is None or CACHE_KEY in rollout.vllm
             else f" of {gib(rollout.gpu_memory_share * devices.gpu)} (rollout.gpu_memory_share)"
         )
         rows = [(rows[0][0], f"{rows[0][1]} + about {gib(engine.working)} to compute{share}")]
@@ -241,11 +243,16 @@ def _require_engine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
             f"{gib(RANK_AWAY)} that a rank keeps of it while the engine generates (rollout.colocate); "
             f"rollout.gpu_memory_share={most:g} fits"
         )
+    if given_cache_fits(config, engine, known - (RANK_AWAY if rollout.colocate else 0)):
+        return
+    config = without_given_cache(config)
+    engine = engine_memory(config, sizes, known)
     if engine.sequences(context_tokens(config)):
         return
     share = gib(rollout.gpu_memory_share * known)
     advice = (
-        " or ".join(_engine_changes(config, sizes, known)) or "no number of GPUs makes it fit: choose a smaller model"
+        " or ".join([*_engine_changes(config, sizes, known), *smaller_steps(config, sizes, known)])
+        or "no number of GPUs makes it fit: choose a smaller model"
     )
     whose = "its GPU" if rollout.gpus_per_engine == 1 else f"each of its {rollout.gpus_per_engine} GPUs"
     raise ConfigError(

@@ -313,7 +313,10 @@ def test_bytes_are_printed_and_what_cannot_fit_is_refused(chat):
     assert "its GPU has 1.02 MiB" in done.stderr
 
 
-def test_options_of_vllm_are_checked_by_name(chat):
+def test_options_of_vllm_are_checked_by_name_and_type(chat):
     done = check(*arguments(chat, "rollout.vllm.max_batched_tokens=9"))
     assert done.returncode == 2
     assert "rollout.vllm.max_batched_tokens is not an option" in done.stderr
+    done = check(*arguments(chat, "rollout.vllm.cpu_offload_gb=much"))
+    assert done.returncode == 2, done.stdout
+    assert "rollout.vllm.cpu_offload_gb must be float for the vLLM that is installed, not 'much'" in done.stderr
