@@ -1,7 +1,7 @@
 """Train a policy: GRPO whose rollouts are spent by a knapsack planner.
 
     python jobs/train.py --config configs/quickstart.yaml --check
-    python jobs/train.py --config configs/gsm8k.yaml --check --cluster cluster/aws.yaml --gpu-gib 48
+    python jobs/train.py --config configs/gsm8k.yaml --check --cluster cluster/aws.yaml --gpu-gib 44
     python jobs/train.py --config configs/gsm8k.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct train.lr=2e-6
     python jobs/train.py --config configs/quickstart.yaml resume=auto
 

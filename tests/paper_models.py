@@ -66,3 +66,37 @@ def paper_sizes(path: str) -> ModelSizes:
         "key_heads": key_heads,
     }
     return ModelSizes(**{field.name: known[field.name] for field in fields(ModelSizes) if field.name in known})
+
+
+def qwen(
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    head: int,
+    inner: int,
+    vocabulary: int,
+    tied: bool,
+    rank: int = 0,
+) -> ModelSizes:
+    """The sizes of a Qwen2.5, with adapters of this rank if it is not 0."""
+    queries, keys, whole = heads * head, kv_heads * head, not rank
+    linear = [(queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)]
+    linear += [(inner, hidden), (inner, hidden), (hidden, inner)]
+    small = [(queries, 1), (keys, 1), (keys, 1), (hidden, 1), (hidden, 1)]
+    weights = [Weight(*shape, whole, layer) for layer in range(layers) for shape in linear + small]
+    outside = [(vocabulary, hidden), (hidden, 1), *([] if tied else [(vocabulary, hidden)])]
+    weights += [Weight(*shape, whole, -1) for shape in outside]
+    served = sum(weight.elements for weight in weights)
+    if rank:
+        pairs = [pair for rows, columns in linear for pair in ((rank, columns), (rows, rank))]
+        weights += [Weight(*shape, True, layer) for layer in range(layers) for shape in pairs]
+    return ModelSizes(tuple(weights), served, vocabulary, layers, hidden, inner, queries, keys, heads, kv_heads)
+
+
+# Models of the configurations for small cards.
+SMALL_PAPER = {
+    "0.5b": qwen(896, 24, 14, 2, 64, 4864, 151936, True),
+    "1.5b": qwen(1536, 28, 12, 2, 128, 8960, 151936, True),
+    "7b-lora": qwen(3584, 28, 28, 4, 128, 18944, 152064, False, 16),
+}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from kray.config.devices import dtype_of
+from kray.config.engine_options import CACHE_KEY, step_tokens
 from kray.config.model_sizes import ModelSizes
 from kray.config.rounding import rounds_cache, rounds_weights
 from kray.config.schema import KrayConfig
@@ -20,8 +21,7 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 # dtype, in float32, divided by the temperature, their probabilities and three terms of the entropy, and a mask.
 CHUNK_LOGITS = 2**26
 LOGIT_BYTES = 27
-# Tokens that one step of an engine processes on a GPU, by vLLM's default, and bytes that its sampler needs for each logit.
-STEP_TOKENS = 8192
+# Bytes that an engine's sampler needs for each logit.
 SAMPLER_BYTES = 12
 # Seconds of a weight update are computed from these bytes a second, which are assumed, not measured on the machine.
 BANDWIDTHS = {
@@ -129,6 +129,11 @@ def longest_rollout(config: KrayConfig) -> int:
     return config.prompts.max_tokens + config.rollout.max_response_tokens
 
 
+def context_tokens(config: KrayConfig) -> int:
+    """Return the context length of the engines."""
+    return config.rollout.max_context_tokens or longest_rollout(config)
+
+
 def microbatch_tokens(config: KrayConfig) -> int:
     """Return the most tokens of one forward pass; a step of few rollouts has fewer than train allows."""
     train = config.train
@@ -203,14 +208,14 @@ def engine_memory(config: KrayConfig, sizes: ModelSizes, gpu_bytes: int | None) 
     weights = -(-(compute * (sizes.served - rounded) + rounded) // gpus)
     keys = sizes.counts.key_heads_on_each(gpus) * sizes.keys // sizes.key_heads
     token = 2 * sizes.layers * keys * (1 if rounds_cache(rollout.vllm) else compute)
-    given = rollout.vllm.get("max_num_batched_tokens")
-    tokens = given if isinstance(given, int) else STEP_TOKENS
+    tokens = step_tokens(rollout.vllm, rollout.gpus_per_engine, rollout.max_sequences, context_tokens(config))
     width = (2 * sizes.intermediate + sizes.queries) // gpus + 2 * keys + 3 * sizes.hidden
     working = tokens * compute * width + SAMPLER_BYTES * rollout.max_sequences * sizes.vocabulary
     cache: int | None = int(rollout.kv_cache_gib * GIB)
     if rollout.gpus_per_engine:
         cache = None if gpu_bytes is None else int(rollout.gpu_memory_share * gpu_bytes) - weights - working
-    return EngineMemory(weights, working, cache, token)
+    # Of each GPU, and whatever the share of it.
+    return EngineMemory(weights, working, rollout.vllm.get(CACHE_KEY) or cache, token)
 
 
 @dataclass(frozen=True, slots=True)

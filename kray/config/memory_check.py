@@ -9,10 +9,13 @@ from typing import Any
 
 from kray.config.cluster_file import Cluster
 from kray.config.devices import dtype_of
+from kray.config.engine_advice import given_cache_fits, smaller_steps, without_given_cache
+from kray.config.engine_options import CACHE_KEY
 from kray.config.memory import (
     BANDWIDTHS,
     GIB,
     EngineMemory,
+    context_tokens,
     engine_memory,
     host_memory,
     longest_rollout,
@@ -127,7 +130,7 @@ def _of(known: int | None) -> str:
 
 
 def _engine_rows(config: KrayConfig, engine: EngineMemory, devices: Devices) -> list[tuple[str, str]]:
-    context, rollout = _context(config), config.rollout
+    context, rollout = context_tokens(config), config.rollout
     fitting = engine.sequences(context)
     if engine.cache is None:
         cache = f"{engine.token:,} bytes a token; give --gpu-gib to see how many sequences fit"
@@ -142,7 +145,7 @@ def _engine_rows(config: KrayConfig, engine: EngineMemory, devices: Devices) -> 
     if rollout.gpus_per_engine:
         share = (
             ""
-            if devices.gpu is None
+            if devices.gpu is None or CACHE_KEY in rollout.vllm
             else f" of {gib(rollout.gpu_memory_share * devices.gpu)} (rollout.gpu_memory_share)"
         )
         rows = [(rows[0][0], f"{rows[0][1]} + about {gib(engine.working)} to compute{share}")]
@@ -270,10 +273,6 @@ def _overrides(changes: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
 
 
-def _context(config: KrayConfig) -> int:
-    return config.rollout.max_context_tokens or longest_rollout(config)
-
-
 def _require_engine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
     rollout, engine = config.rollout, engine_memory(config, sizes, known)
     most = int(100 * (known - CONTEXT) / known) / 100
@@ -285,17 +284,22 @@ def _require_engine(config: KrayConfig, sizes: ModelSizes, known: int) -> None:
             f"rollout.gpu_memory_share {rollout.gpu_memory_share:g} leaves less of a GPU of {gib(known)} than the "
             f"{gib(CONTEXT)} that {rest}; rollout.gpu_memory_share={most:g} fits"
         )
-    if engine.sequences(_context(config)):
+    if given_cache_fits(config, engine, known - CONTEXT):
+        return
+    config = without_given_cache(config)
+    engine = engine_memory(config, sizes, known)
+    if engine.sequences(context_tokens(config)):
         return
     share = gib(rollout.gpu_memory_share * known)
     advice = (
-        " or ".join(_engine_changes(config, sizes, known)) or "no number of GPUs makes it fit: choose a smaller model"
+        " or ".join([*_engine_changes(config, sizes, known), *smaller_steps(config, sizes, known)])
+        or "no number of GPUs makes it fit: choose a smaller model"
     )
     whose = "its GPU" if rollout.gpus_per_engine == 1 else f"each of its {rollout.gpus_per_engine} GPUs"
     raise ConfigError(
         f"rollout.gpu_memory_share: an engine has {share} of {whose}, and needs {gib(engine.weights)} for weights, about "
-        f"{gib(engine.working)} to compute, and {gib(engine.token * _context(config))} for one sequence of "
-        f"{_context(config):,} tokens; {advice}"
+        f"{gib(engine.working)} to compute, and {gib(engine.token * context_tokens(config))} for one sequence of "
+        f"{context_tokens(config):,} tokens; {advice}"
     )
 
 
@@ -304,7 +308,7 @@ def _engine_changes(config: KrayConfig, sizes: ModelSizes, known: int) -> Iterat
 
     def fits(key: str, value: Any) -> bool:
         changed = replace(config, rollout=replace(config.rollout, **{key: value}))
-        return bool(engine_memory(changed, sizes, known).sequences(_context(changed)))
+        return bool(engine_memory(changed, sizes, known).sequences(context_tokens(changed)))
 
     rollout, engine = config.rollout, engine_memory(config, sizes, known)
     for share in SHARES:

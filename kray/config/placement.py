@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kray.config.cluster_file import Cluster, Group, load_cluster
 from kray.config.players import frozen_players
@@ -73,6 +73,13 @@ def place(config: KrayConfig, cluster: Cluster) -> Fit:
     Raises:
         ConfigError: they do not fit; the message has one line with what is missing and what to change.
     """
+    try:
+        return _place(config, cluster)
+    except _NoRoom as error:
+        raise ConfigError(error.told(_fewer_cpus(config, cluster))) from None
+
+
+def _place(config: KrayConfig, cluster: Cluster) -> Fit:
     rollout, train = config.rollout, config.train
     beside = rollout.cpus_per_engine if rollout.colocate else 0
     rank = Shape(train.cpus_per_rank + beside, train.gpus_per_rank)
@@ -82,15 +89,16 @@ def place(config: KrayConfig, cluster: Cluster) -> Fit:
     for placed in range(train.ranks):
         group = capacity.take_one(rank)
         if group is None:
-            raise ConfigError(_ranks_missing(cluster, rank, train.ranks, placed, rollout.colocate))
+            raise _ranks_missing(cluster, rank, train.ranks, placed, rollout.colocate)
         fit.ranks[group.name] += 1
     for player in frozen_players(config.environment):
         group = capacity.take_one(engine)
         if group is None:
-            raise ConfigError(
+            beside_ranks = f"beside {train.ranks} learner ranks ({_where(fit.ranks)})"
+            start = (
                 f"environment: the opponent {player} needs an engine of {engine} of its own, for which {cluster.path} "
-                f"has no place beside {train.ranks} learner ranks ({_where(fit.ranks)}); raise a group's maximum"
             )
+            raise _NoRoom(f"{start}has no place {beside_ranks}: ", engine, "", "raise a group's maximum")
         fit.opponents[group.name] += 1
     if rollout.colocate:
         fit.engines, fit.nodes = fit.ranks.copy(), Counter(node.group.name for node in capacity.nodes)
@@ -101,7 +109,7 @@ def place(config: KrayConfig, cluster: Cluster) -> Fit:
     fit.engines_at_most = fit.engines_always + sum(count for _, count in capacity.startable(engine))
     least = rollout.engines if rollout.min_engines is None else max(1, rollout.min_engines)
     if fit.engines_at_most < least:
-        raise ConfigError(_engines_missing(cluster, capacity, engine, rollout, least, fit))
+        raise _engines_missing(cluster, capacity, engine, rollout, least, fit)
     placed = min(rollout.engines, fit.engines_at_most)
     fit.engines = capacity.take(engine, placed)
     fit.nodes = Counter(node.group.name for node in capacity.nodes)
@@ -109,6 +117,62 @@ def place(config: KrayConfig, cluster: Cluster) -> Fit:
     if placed < rollout.engines:
         fit.notes.append(f"{placed} of rollout.engines {rollout.engines} fit; a run goes on with those")
     return fit
+
+
+class _NoRoom(Exception):
+    """Actors that do not fit; told says so with what would help.
+
+    Attributes:
+        start: What does not fit.
+        lacking: CPUs and GPUs that are missing, of all these actors together.
+        offers: What there is.
+        advice: What to change where the GPUs do not suffice either.
+    """
+
+    def __init__(self, start: str, lacking: Shape, offers: str, advice: str):
+        super().__init__(start)
+        self.start, self.lacking, self.offers, self.advice = start, lacking, offers, advice
+
+    def told(self, fewer: str) -> str:
+        """Return a message.
+
+        Args:
+            fewer: Numbers of CPUs with which all would fit; "": none, GPUs are missing too.
+        """
+        if not fewer:
+            return f"{self.start}{self.lacking} are missing{self.offers}; {self.advice}"
+        only = f"{amounts(self.lacking.cpus, 0)} are missing{', but no GPUs' if self.lacking.gpus else ''}"
+        return f"{self.start}{only}{self.offers}; {fewer} fits, else {self.advice}"
+
+
+def _fewer_cpus(config: KrayConfig, cluster: Cluster) -> str:
+    """Return as many CPUs of a rank and of an engine as fit, as overrides; "" where the actors do not fit with one CPU each."""
+
+    def capped(most: int) -> KrayConfig:
+        train = replace(config.train, cpus_per_rank=min(config.train.cpus_per_rank, most))
+        rollout = replace(config.rollout, cpus_per_engine=min(config.rollout.cpus_per_engine, most))
+        return replace(config, train=train, rollout=rollout)
+
+    def fits(most: int) -> bool:
+        try:
+            _place(capped(most), cluster)
+        except (_NoRoom, ConfigError):
+            return False
+        return True
+
+    if not fits(1):
+        return ""
+    # The first fits, the second does not.
+    found, above = 1, max(config.train.cpus_per_rank, config.rollout.cpus_per_engine)
+    while above - found > 1:
+        middle = (found + above) // 2
+        found, above = (middle, above) if fits(middle) else (found, middle)
+    changed, texts = capped(found), []
+    if changed.train.cpus_per_rank != config.train.cpus_per_rank:
+        texts.append(f"train.cpus_per_rank={changed.train.cpus_per_rank}")
+    if changed.rollout.cpus_per_engine != config.rollout.cpus_per_engine:
+        texts.append(f"rollout.cpus_per_engine={changed.rollout.cpus_per_engine}")
+    return " ".join(texts)
 
 
 class _Capacity:
@@ -236,22 +300,23 @@ def _notes(cluster: Cluster, fit: Fit, rank: Shape, engine: Shape) -> Iterable[s
             yield f"{what} request no GPU, so those of {', '.join(idle)} stay idle{reason}"
 
 
-def _ranks_missing(cluster: Cluster, rank: Shape, ranks: int, placed: int, colocated: bool) -> str:
+def _ranks_missing(cluster: Cluster, rank: Shape, ranks: int, placed: int, colocated: bool) -> _NoRoom:
     offers = "; ".join(
         f"{g.name} takes {rank.times_in(g.cpus, g.gpus)} a node on {_nodes(g.most)} of {amounts(g.cpus, g.gpus)}"
         for g in cluster.groups
     )
     lacking, each = ranks - placed, "learner ranks, each with its engine," if colocated else "learner ranks"
-    return (
-        f"train.ranks: {ranks} {each} of {rank} do not fit on {cluster.path}: {placed} do, "
-        f"{amounts(lacking * rank.cpus, lacking * rank.gpus)} are missing ({offers}{_limit(cluster)}); "
-        "lower train.ranks or raise a group's maximum"
+    return _NoRoom(
+        f"train.ranks: {ranks} {each} of {rank} do not fit on {cluster.path}: {placed} do, ",
+        Shape(lacking * rank.cpus, lacking * rank.gpus),
+        f" ({offers}{_limit(cluster)})",
+        "lower train.ranks or raise a group's maximum",
     )
 
 
 def _engines_missing(
     cluster: Cluster, capacity: _Capacity, engine: Shape, rollout: RolloutConfig, engines: int, fit: Fit
-) -> str:
+) -> _NoRoom | ConfigError:
     key = "rollout.engines" if rollout.min_engines is None else "rollout.min_engines"
     offers: Counter[str] = Counter()
     for node in capacity.nodes:
@@ -261,15 +326,16 @@ def _engines_missing(
     lacking = engines - fit.engines_at_most
     most_gpus = max(group.gpus for group in cluster.groups)
     if engine.gpus > max(1, most_gpus):
-        return (
+        return ConfigError(
             f"rollout.gpus_per_engine: the {engine.gpus:g} GPUs of an engine must be on one node, and none of {cluster.path} "
             f"has more than {most_gpus:g}; lower it or use nodes with more GPUs"
         )
-    return (
+    return _NoRoom(
         f"{key}: {engines} engines of {engine} do not fit on {cluster.path} beside {fit.ranks.total()} learner "
-        f"ranks ({_where(fit.ranks)}): at most {fit.engines_at_most} do ({_where(offers)}{_limit(cluster)}), "
-        f"{amounts(lacking * engine.cpus, lacking * engine.gpus)} are missing; "
-        f"lower {key} or raise a group's maximum"
+        f"ranks ({_where(fit.ranks)}): at most {fit.engines_at_most} do ({_where(offers)}{_limit(cluster)}), ",
+        Shape(lacking * engine.cpus, lacking * engine.gpus),
+        "",
+        f"lower {key} or raise a group's maximum",
     )
 
 

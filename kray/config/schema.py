@@ -257,9 +257,10 @@ class RolloutConfig:
     update, beside base weights that never move; tested on CPU with Qwen3."""
 
     vllm: dict[str, Any] = field(default_factory=dict)
-    """Further options of vLLM, by the names of its EngineArgs, such as `{max_num_batched_tokens: 16384}`. Refused: those that
-    another key sets, and those with which an engine would compute another model than the learner. `{quantization:
-    fp8_per_tensor}` and `{kv_cache_dtype: fp8}` round to 8 bits, for which `train.tis` corrects."""
+    """Further options of vLLM, by the names of its EngineArgs, such as `{max_num_batched_tokens: 16384}`, which is 8192, or
+    `max_sequences` if that is more, without it. Refused: those that another key sets, and those with which an engine would
+    compute another model than the learner. `{quantization: fp8_per_tensor}` and `{kv_cache_dtype: fp8}` round to 8 bits, for
+    which `train.tis` corrects."""
 
 
 @dataclass

@@ -16,6 +16,7 @@ from kray import plan_modes as plan_rules
 from kray import reward_settings as reward_rules
 from kray.config.actor_options import option_problems
 from kray.config.adapters import adapters_impossible
+from kray.config.engine_options import counted_problems
 from kray.config.export import flat
 from kray.config.players import player_problems
 from kray.config.prompts_schema import SourceConfig
@@ -373,6 +374,8 @@ def _resources(config: KrayConfig) -> Iterator[Problem]:
         yield Problem(("rollout.spare", "rollout.gpus_per_engine"), text)
     yield from (Problem((key,), text) for key, text in option_problems(config.run.env, rollout.vllm))
     yield from (Problem((key,), text) for key, text in rounding_problems(rollout.vllm, rollout.gpus_per_engine))
+    context = rollout.max_context_tokens or needed
+    yield from (Problem((key,), text) for key, text in counted_problems(rollout, context))
 
 
 def _dotted(config: KrayConfig) -> Iterator[Problem]:

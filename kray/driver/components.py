@@ -12,8 +12,9 @@ import numpy as np
 from kray.config import KrayConfig
 from kray.config.actor_options import variables_of
 from kray.config.devices import dtype_of, eager_of
+from kray.config.memory import context_tokens
 from kray.config.threads import threads_of
-from kray.driver.prepare import LoadedPrompts, context_tokens, encode, load_prompts, read_policy, turn_stops
+from kray.driver.prepare import LoadedPrompts, encode, load_prompts, read_policy, turn_stops
 from kray.driver.restore import make_admission, prior_labels, restore
 from kray.driver.state import RunState
 from kray.planner import KnapsackPlanner

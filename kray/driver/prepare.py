@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kray.config import KrayConfig, TinyPolicyConfig
+from kray.config.memory import context_tokens
 from kray.config.parallel import LayerCounts
 from kray.config.prompts_schema import SourceConfig
 from kray.environments import stops_of
@@ -100,11 +101,6 @@ class EncodedSource:
     loaded: LoadedSource
     encoded: list[EncodedPrompt]
     dropped: list[str]
-
-
-def context_tokens(config: KrayConfig) -> int:
-    """Return the tokens that prompt and response may have together."""
-    return config.rollout.max_context_tokens or config.prompts.max_tokens + config.rollout.max_response_tokens
 
 
 def turn_stops(config: KrayConfig) -> tuple[str, ...]:

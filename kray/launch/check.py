@@ -65,7 +65,8 @@ def check(config: KrayConfig, checkpoint: Path | None, cluster: str, gpu_gib: fl
         What would run, as text for people.
 
     Raises:
-        ConfigError, DataError: What the run would refuse, or what does not fit into memory.
+        ConfigError, DataError: What the run would refuse, or what does not fit into memory; or gpu_gib is given and the model
+            cannot be read.
     """
     for line in note_changes(config, checkpoint.parent.parent) if checkpoint else []:
         logger.info(line)
@@ -84,6 +85,11 @@ def check(config: KrayConfig, checkpoint: Path | None, cluster: str, gpu_gib: fl
         memory = memory_rows(config, seen.sizes, devices)
         memory += node_rows(config, seen.sizes, load_cluster(cluster)) if cluster else []
         require_fits(config, seen.sizes, devices)
+    elif gpu_gib:
+        raise ConfigError(
+            f"--gpu-gib {gpu_gib:g}: memory cannot be compared, for model.path {config.model.path} cannot be read here; check "
+            "where its hub can be reached, give a folder that holds its config.json and tokenizer, or leave --gpu-gib out"
+        )
     shortages = [] if cluster else [f"warning: on this machine alone: {line}" for line in shortages_here(config)]
     return "\n".join([preview(config, seen.train, seen.test, cluster, seen.samples, memory), *shortages])
 
@@ -142,7 +148,8 @@ def _reader(config: KrayConfig) -> PolicyTokenizer | None:
         if Path(path).is_dir() or not _unreachable(error):
             raise
         unchecked = (
-            "its tokenizer, chat template and positions are not checked, and prompts are shown as the data has them"
+            "its tokenizer, chat template, positions and memory (of ranks, engines and nodes) are not checked, and prompts are "
+            "shown as the data has them"
         )
         logger.warning(f"model.path {path} cannot be read here, offline or without an answer from its hub: {unchecked}")
         return None

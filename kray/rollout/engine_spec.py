@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kray.config.engine_options import step_tokens
 from kray.config.threads import KERNEL_CACHES
 from kray.rollout.adapters import AdapterSpec
 
@@ -15,8 +16,6 @@ TRANSPORT = "kray_shared_memory"
 WORKER_EXTENSION = "kray.rollout.vllm_transport.WorkerExtension"
 # Most bytes of weights that an engine's actor hands to vLLM's processes at a time, unless a single tensor is larger.
 BUCKET_BYTES = 512 * 2**20
-# Prompt tokens that one step of an engine may process on CPU.
-CPU_STEP_TOKENS = 8192
 # Tokens whose keys and values are kept, and shared by the rollouts of a prompt, together: the fewest for which vLLM's kernel on
 # CPU is made. With vLLM's 128, prompts of fewer tokens are computed again for each rollout.
 CPU_BLOCK_TOKENS = 32
@@ -42,18 +41,16 @@ def vllm_environment(threads: int) -> dict[str, str]:
     }
 
 
-def cpu_options(kv_cache_gib: float, context_tokens: int) -> dict[str, Any]:
+def cpu_options(kv_cache_gib: float) -> dict[str, Any]:
     """Return the options that vLLM needs on CPU.
 
     Args:
         kv_cache_gib: Memory for keys and values, in GiB.
-        context_tokens: Longest prompt plus response, in tokens.
     """
     return {
         "kv_cache_memory_bytes": int(kv_cache_gib * 2**30),
         # With chunked prefill vLLM 0.32 crashes on CPU when a seeded request's prompt is cut by a chunk.
         "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(CPU_STEP_TOKENS, context_tokens),
         "block_size": CPU_BLOCK_TOKENS,
     }
 
@@ -133,7 +130,7 @@ class EngineSpec:
             device["enable_sleep_mode"] = True
         if self.gpus == 0:
             # vLLM refuses its sleep mode there.
-            device = cpu_options(self.kv_cache_gib / self.parts, self.context_tokens)
+            device = cpu_options(self.kv_cache_gib / self.parts)
         own = {
             "model": self.model_path,
             "dtype": self.dtype,
@@ -141,6 +138,7 @@ class EngineSpec:
             "skip_tokenizer_init": not self.reads_text,
             "max_model_len": self.context_tokens,
             "max_num_seqs": self.max_sequences,
+            "max_num_batched_tokens": step_tokens(self.vllm, self.gpus, self.max_sequences, self.context_tokens),
             "enforce_eager": self.eager,
             # A group shares its prompt, a conversation's turn all that came before it.
             "enable_prefix_caching": True,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from kray.config.engine_options import step_tokens
 from kray.rollout.engine_spec import cpu_options, vllm_environment
 from kray.serve.gate import Gate, Limits, Refusal, health
 from kray.serve.replica_server import stay_local
@@ -72,6 +73,7 @@ class PolicySpec:
             "default_chat_template_kwargs": dict(self.chat_template_kwargs) or None,
             "max_model_len": self.context,
             "max_num_seqs": self.sequences,
+            "max_num_batched_tokens": step_tokens({}, self.gpus, self.sequences, self.context),
             "enforce_eager": self.eager,
             "enable_prefix_caching": True,
             "distributed_executor_backend": "uni",
@@ -80,7 +82,7 @@ class PolicySpec:
         }
         if self.gpus:
             return options | {"gpu_memory_utilization": self.gpu_memory_share}
-        return options | cpu_options(self.kv_cache_gib, self.context)
+        return options | cpu_options(self.kv_cache_gib)
 
 
 class Policy:

@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from paper_models import SMALL_PAPER as SIZES
 
 from kray.cluster.resources import missing_gpus, required_gpus
 from kray.config import KrayConfig, load_config
 from kray.config.cluster_file import Cluster, Group
 from kray.config.memory import GIB, rank_memory, state_in_main_memory
 from kray.config.memory_check import CONTEXT, Devices, memory_rows, require_fits
-from kray.config.model_sizes import ModelSizes, Weight
 from kray.config.placement import place, requested
 from kray.config.preview import derived
 from kray.config.validation import problems
@@ -21,31 +21,6 @@ from kray.errors import ConfigError
 CONFIGS = Path(__file__).parents[3] / "configs"
 # What a card of 24 GB has at least.
 CARD = int(22.5 * GIB)
-
-
-def qwen(
-    hidden: int, layers: int, heads: int, kv_heads: int, head: int, inner: int, vocabulary: int, tied: bool, rank=0
-):
-    """The sizes of a Qwen2.5, with adapters of this rank if it is not 0."""
-    queries, keys, whole = heads * head, kv_heads * head, not rank
-    linear = [(queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)]
-    linear += [(inner, hidden), (inner, hidden), (hidden, inner)]
-    small = [(queries, 1), (keys, 1), (keys, 1), (hidden, 1), (hidden, 1)]
-    weights = [Weight(*shape, whole, layer) for layer in range(layers) for shape in linear + small]
-    outside = [(vocabulary, hidden), (hidden, 1), *([] if tied else [(vocabulary, hidden)])]
-    weights += [Weight(*shape, whole, -1) for shape in outside]
-    served = sum(weight.elements for weight in weights)
-    if rank:
-        pairs = [pair for rows, columns in linear for pair in ((rank, columns), (rows, rank))]
-        weights += [Weight(*shape, True, layer) for layer in range(layers) for shape in pairs]
-    return ModelSizes(tuple(weights), served, vocabulary, layers, hidden, inner, queries, keys, heads, kv_heads)
-
-
-SIZES = {
-    "0.5b": qwen(896, 24, 14, 2, 64, 4864, 151936, True),
-    "1.5b": qwen(1536, 28, 12, 2, 128, 8960, 151936, True),
-    "7b-lora": qwen(3584, 28, 28, 4, 128, 18944, 152064, False, 16),
-}
 
 
 def one_card(name: str, *overrides: str) -> KrayConfig:

@@ -13,6 +13,7 @@ from kray.config.memory import GIB, engine_memory, host_memory, microbatch_token
 from kray.config.memory_check import CONTEXT, Devices, gib, memory_rows, require_fits
 from kray.config.model_sizes import ModelSizes, Weight
 from kray.config.schema import LoraConfig
+from kray.driver.components import engine_spec
 from kray.errors import ConfigError
 
 H200, A100, CARD = 140 * GIB, 80 * GIB, 24 * GIB
@@ -159,6 +160,22 @@ def test_keys_and_values_of_an_engine():
     on_cpu = engine_memory(config(gpus=0), SMALL, None)
     assert on_cpu.cache == GIB
     assert on_cpu.weights == 4 * SMALL.elements
+
+
+@pytest.mark.parametrize("sequences", [256, 4096, 16_384])
+@pytest.mark.parametrize("gpus", [0, 1])
+@pytest.mark.parametrize("vllm", [{}, {"max_num_batched_tokens": 20_000}, {"enable_chunked_prefill": False}])
+def test_the_step_that_is_counted_is_the_one_that_engines_are_started_with(sequences, gpus, vllm):
+    chosen = config(gpus=gpus)
+    chosen.rollout.max_sequences, chosen.rollout.vllm = sequences, vllm
+    chosen.rollout.max_context_tokens = 30_000
+    tokens = engine_spec(chosen, "x").vllm_options()["max_num_batched_tokens"]
+    chosen.rollout.vllm = {**vllm, "max_num_batched_tokens": tokens}
+    given = engine_memory(chosen, SMALL, A100).working
+    chosen.rollout.vllm = vllm
+    assert engine_memory(chosen, SMALL, A100).working == given
+    chosen.rollout.vllm = {"max_num_batched_tokens": tokens + 1}
+    assert engine_memory(chosen, SMALL, A100).working > given
 
 
 def test_gpus_of_an_engine_divide_weights_and_keys():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kray.config import KrayConfig
+from kray.config import KrayConfig, load_config
 from kray.config.cluster_file import Cluster, Group, load_cluster
 from kray.config.placement import Shape, cluster_rows, place, requested
 from kray.config.threads import ALL_CORES, cores_here, threads_of
@@ -168,7 +170,11 @@ def test_ranks_on_spot_nodes_and_unused_gpus_are_noted(cluster_file):
         (config(ranks=(9, 1, 1)), ["train.ranks: 9 learner ranks of {CPU: 1, GPU: 1}", "8 do", "{CPU: 1, GPU: 1} are"]),
         (
             config(ranks=(2, 16, 1)),
-            ["0 do", "{CPU: 32, GPU: 2} are missing", "learner takes 0 a node on 1 node of {CPU: 8"],
+            [
+                "0 do, {CPU: 32} are missing, but no GPUs (",
+                "learner takes 0 a node on 1 node of {CPU: 8",
+                "; train.cpus_per_rank=4 fits, else lower train.ranks or",
+            ],
         ),
         (
             config(ranks=(4, 1, 1), engines=(7, 1, 1)),
@@ -181,6 +187,44 @@ def test_actors_that_do_not_fit_are_named_with_numbers(cluster_file, asked, part
         place(asked, load_cluster(cluster_file(RAY_UP)))
     assert all(part in str(error.value) for part in parts), str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (
+            ["rollout.colocate=true", "rollout.engines=8", "train.ranks=8"],
+            [
+                "6 do, {CPU: 32} are missing, but no GPUs (",
+                "; train.cpus_per_rank=6 rollout.cpus_per_engine=6 fits, else lower train.ranks",
+            ],
+        ),
+        (
+            ["train.cpus_per_rank=40"],
+            ["2 do, {CPU: 80} are missing, but no GPUs", "; train.cpus_per_rank=16 fits, else"],
+        ),
+        (
+            ["rollout.cpus_per_engine=20"],
+            ["3 do", "{CPU: 20} are missing, but no", "; rollout.cpus_per_engine=16 fits, else"],
+        ),
+        (["rollout.engines=5"], ["{CPU: 8, GPU: 1} are missing; lower rollout.engines or raise"]),
+        (["rollout.engines=5", "rollout.cpus_per_engine=30"], ["{CPU: 90, GPU: 3} are missing; lower rollout.engines"]),
+    ],
+)
+def test_where_only_cpus_are_short_numbers_that_fit_are_named(overrides, parts):
+    root = Path(__file__).parents[3]
+    asked = load_config(root / "configs" / "fleet-7b.yaml", overrides)
+    with pytest.raises(ConfigError) as error:
+        place(asked, load_cluster(root / "cluster" / "fleet-7b.yaml"))
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_opponents_that_lack_cpus_alone_are_told_so(cluster_file):
+    asked = config(ranks=(2, 3, 1), engines=(1, 6, 1))
+    asked.environment.roles = {"second": {"opponent": "past", "every": 5}}
+    told = r"no place beside .*\{CPU: 6\} are missing, but no GPUs; rollout.cpus_per_engine=4 fits, else raise"
+    with pytest.raises(ConfigError, match=told):
+        place(asked, load_cluster(cluster_file(RAY_UP)))
 
 
 def test_an_elastic_pool_needs_capacity_for_min_engines_only(cluster_file):
@@ -248,6 +292,26 @@ def test_all_requested_actors_are_placed_within_capacity(cluster, ranks, engines
         assert gpus <= used * group.gpus
         workers += used if group is not cluster.head else 0
     assert cluster.most_workers is None or workers <= cluster.most_workers
+
+
+@settings(max_examples=300)
+@given(clusters(), actors, actors)
+def test_numbers_of_cpus_that_are_named_fit(cluster, ranks, engines):
+    try:
+        place(config(ranks, engines), cluster)
+    except ConfigError as error:
+        named = dict(re.findall(r"(cpus_per_\w+)=(\d+)", str(error)))
+        least = ((ranks[0], 1, ranks[2]), (engines[0], 1, engines[2]))
+        if named:
+            rank, engine = (
+                int(named.get(f"cpus_per_{who}", n)) for who, n in (("rank", ranks[1]), ("engine", engines[1]))
+            )
+            assert rank <= ranks[1]
+            assert engine <= engines[1]
+            place(config((ranks[0], rank, ranks[2]), (engines[0], engine, engines[2])), cluster)
+        else:
+            with pytest.raises(ConfigError):
+                place(config(*least), cluster)
 
 
 @settings(max_examples=300)

@@ -186,6 +186,20 @@ def test_a_hub_that_cannot_be_asked_leaves_a_warning(monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "warning: model.path nobody/has-this-model cannot be read here" in done.stdout
     assert "first prompts, as the data has them" in done.stdout
+    placed = check("model.tiny=null", "model.path=nobody/has-this-model", "--cluster", "cluster/kuberay-cpu.yaml")
+    assert placed.returncode == 0, placed.stderr
+    told = [line for line in placed.stdout.splitlines() if line.startswith("warning: model.path nobody/has-this-model")]
+    assert "memory (of ranks, engines and nodes) are not checked" in told[0]
+    assert "learner ranks on" in placed.stdout
+
+
+def test_memory_that_was_asked_for_and_cannot_be_compared_is_refused():
+    done = check("model.tiny=null", "model.path=nobody/has-this-model", "--gpu-gib", "48")
+    assert done.returncode == 2, done.stdout
+    assert (
+        "--gpu-gib 48: memory cannot be compared, for model.path nobody/has-this-model cannot be read here"
+        in done.stderr
+    )
 
 
 def test_check_reads_no_weights(changed):
@@ -299,7 +313,10 @@ def test_bytes_are_printed_and_what_cannot_fit_is_refused(chat):
     assert "its GPU has 1.02 MiB beside the 1.00 GiB of CUDA and nccl" in done.stderr
 
 
-def test_options_of_vllm_are_checked_by_name(chat):
+def test_options_of_vllm_are_checked_by_name_and_type(chat):
     done = check(*arguments(chat, "rollout.vllm.max_batched_tokens=9"))
     assert done.returncode == 2
     assert "rollout.vllm.max_batched_tokens is not an option" in done.stderr
+    done = check(*arguments(chat, "rollout.vllm.cpu_offload_gb=much"))
+    assert done.returncode == 2, done.stdout
+    assert "rollout.vllm.cpu_offload_gb must be float for the vLLM that is installed, not 'much'" in done.stderr

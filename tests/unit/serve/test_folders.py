@@ -64,6 +64,9 @@ def test_policy_spec_follows_from_the_folder(warm_policy, tmp_path):
     assert spec.name == warm_policy.name
     assert spec.engine_options()["load_format"] == "safetensors"
     assert spec.engine_options()["default_chat_template_kwargs"] is None
+    # vLLM refuses more sequences than tokens of a step, and would take 2,048 of those.
+    many = replace(spec, sequences=9000)
+    assert [replace(many, gpus=gpus).engine_options()["max_num_batched_tokens"] for gpus in (0, 1)] == [9000, 9000]
     quiet = replace(spec, chat_template_kwargs={"enable_thinking": False})
     assert quiet.engine_options()["default_chat_template_kwargs"] == {"enable_thinking": False}
     with pytest.raises(ConfigError, match=r"--context .* is above the"):
