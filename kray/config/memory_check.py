@@ -239,7 +239,7 @@ def _rank_changes(config: KrayConfig, whole: bool, heads: int, clustered: bool) 
     away: list[dict[str, Any]] = [{"train.offload": place} for place in places[places.index(train.offload) + 1 :]]
     many: list[dict[str, Any]] = []
     if not config.rollout.colocate:
-        # There, as many engines would be needed as ranks.
+        # With colocation as many engines would be needed as ranks.
         many = [{"train.ranks": train.ranks << k} for k in range(1, 11) if train.ranks << k <= MOST_RANKS]
     # AdamW on the CPU is slow, so GPUs that are there come first; a machine has no more than it has.
     more = [*away[:-1], *many, *away[-1:]] if clustered else [*away, *many]

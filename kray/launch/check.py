@@ -81,9 +81,9 @@ def check(config: KrayConfig, checkpoint: Path | None, cluster: str, gpu_gib: fl
     if seen.sizes is not None:
         devices = devices_here(config, bool(cluster))
         devices = replace(devices, gpu=int(gpu_gib * GIB)) if gpu_gib else devices
-        devices = replace(devices, cluster=load_cluster(cluster)) if cluster else devices
+        devices = replace(devices, cluster=load_cluster(cluster) if cluster else None)
         memory = memory_rows(config, seen.sizes, devices)
-        memory += node_rows(config, seen.sizes, load_cluster(cluster)) if cluster else []
+        memory += node_rows(config, seen.sizes, devices.cluster) if devices.cluster else []
         require_fits(config, seen.sizes, devices)
     elif gpu_gib:
         raise ConfigError(
